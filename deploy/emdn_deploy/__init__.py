@@ -1,0 +1,1 @@
+"""Denoise stacks of frames with onnxruntime; no torch."""

@@ -1,0 +1,32 @@
+"""The contract that training and deployment share; torch-free but for ``nets``."""
+
+from importlib.metadata import version
+
+from emdn_models.errors import (
+    CheckpointError,
+    DeviceError,
+    EmdnError,
+    FormatError,
+    MissingExtraError,
+    ModelError,
+    OutputError,
+    ParityError,
+)
+from emdn_models.spec import MODELS, ModelSpec, Preset
+
+__version__ = version("emdn")
+
+__all__ = [
+    "MODELS",
+    "CheckpointError",
+    "DeviceError",
+    "EmdnError",
+    "FormatError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelSpec",
+    "OutputError",
+    "ParityError",
+    "Preset",
+    "__version__",
+]

@@ -1,0 +1,39 @@
+"""How both commands start and how they fail: one line, no traceback."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from emdn_models.errors import EmdnError
+
+
+def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
+    """Run a command line to its end and leave the process.
+
+    Raises
+    ------
+    SystemExit
+        0 when all went well, 1 on an error that emdn or the system names,
+        2 on wrong usage, 130 when the user interrupts, 141 on a closed pipe.
+    """
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    try:
+        app(args=None if argv is None else list(argv))
+    except EmdnError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; keep the interpreter's own flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
+    sys.exit(status)

@@ -1,0 +1,47 @@
+"""What can go wrong, as one tree.
+
+::
+
+    EmdnError
+    ├── FormatError         a file of frames is not what it should be
+    ├── CheckpointError     an em_denoise_model.h5 is not what it should be
+    ├── ModelError          a model's name or ONNX file is not usable
+    ├── DeviceError         the device asked for cannot be had
+    ├── OutputError         an output exists already or cannot be written
+    ├── ParityError         an exported graph does not compute what its net does
+    └── MissingExtraError   an optional part of emdn is not installed
+
+A message names the file, what was found, what was expected and what to do.
+"""
+
+
+class EmdnError(Exception):
+    """Any error that emdn raises on purpose; its text is meant for the user."""
+
+
+class FormatError(EmdnError):
+    """A file of frames that cannot be read as asked."""
+
+
+class CheckpointError(EmdnError):
+    """A checkpoint that cannot be read."""
+
+
+class ModelError(EmdnError):
+    """A model that is unknown, damaged or not made by emdn."""
+
+
+class DeviceError(EmdnError):
+    """A device that was asked for by name and is not available."""
+
+
+class OutputError(EmdnError):
+    """An output that exists already or cannot be written."""
+
+
+class ParityError(EmdnError):
+    """An exported graph whose numbers differ from its net's."""
+
+
+class MissingExtraError(EmdnError):
+    """A part of emdn that needs an extra which is not installed."""

@@ -1,0 +1,36 @@
+"""The few layers that several nets share."""
+
+import torch
+from torch import Tensor, nn
+
+
+def conv3x3(inputs: int, outputs: int, *, bias: bool = True, dilation: int = 1) -> nn.Conv2d:
+    """Return a 3 x 3 convolution, zero-padded to the input's own size."""
+    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Mirror the right and bottom edges until both sides are a multiple.
+
+    The edge pixel is repeated (``d c b a | a b c d | d c b a``), and the mirrored
+    indices are gathered, so that a side may be shorter than its padding: a plain
+    reflection pad fails there.
+
+    Parameters
+    ----------
+    x
+        (N, C, H, W).
+    """
+    if multiple == 1:
+        return x
+    for axis in (-2, -1):
+        size = x.shape[axis]
+        padded = (size + multiple - 1) // multiple * multiple
+        period = torch.arange(padded, device=x.device) % (2 * size)
+        x = x.index_select(axis, torch.minimum(period, 2 * size - 1 - period))
+    return x
+
+
+def crop_to(y: Tensor, x: Tensor) -> Tensor:
+    """Cut ``y`` back to the height and width of ``x``."""
+    return y[..., : x.shape[-2], : x.shape[-1]]

@@ -1,0 +1,135 @@
+"""The seven models by name: the one list that every command, test and export follows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of a model.
+
+    Attributes
+    ----------
+    options
+        Arguments of the net's constructor.
+    parameters
+        Trainable numbers.
+    receptive_field
+        Side, in pixels, of the square of input that one output pixel can see
+        (the largest over all output positions).
+    multiple
+        Step that height and width are padded to inside the net.
+    """
+
+    options: Mapping[str, int | bool | str]
+    parameters: int
+    receptive_field: int
+    multiple: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is known of a model without torch.
+
+    Attributes
+    ----------
+    name
+        Key in ``MODELS`` and ``NETS``, and the stem of the ONNX file.
+    title
+        The name that its authors use.
+    source
+        The publication that defines the net.
+    predicts
+        What the last layer gives.
+    presets
+        ``paper`` follows the publication, ``shipped`` is what the packaged
+        weights use.
+    """
+
+    name: str
+    title: str
+    source: str
+    predicts: str
+    presets: Mapping[str, Preset]
+
+
+_SPECS = (
+    ModelSpec(
+        "cafcn",
+        "Class-aware fully convolutional network",
+        "Remez, Litany, Giryes, Bronstein, IEEE TIP 2018, arXiv:1808.06562",
+        "input + sum of the layers' noise estimates / 10",
+        {
+            "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, 41, 1),
+            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2}, 0, 50, 2),
+        },
+    ),
+    ModelSpec(
+        "dncnn",
+        "DnCNN",
+        "Zhang, Zuo, Chen, Meng, Zhang, IEEE TIP 26(7), 2017, arXiv:1608.03981",
+        "the noise",
+        {
+            "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, 35, 1),
+            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2}, 0, 50, 2),
+        },
+    ),
+    ModelSpec(
+        "ffdnet",
+        "FFDNet",
+        "Zhang, Zuo, Zhang, IEEE TIP 27(9), 2018, arXiv:1710.04026",
+        "the clean frame",
+        {
+            "paper": Preset({"features": 64, "depth": 15}, 485_316, 62, 2),
+            "shipped": Preset({"features": 48, "depth": 12}, 0, 50, 2),
+        },
+    ),
+    ModelSpec(
+        "unet",
+        "U-Net",
+        "Ronneberger, Fischer, Brox, MICCAI 2015, arXiv:1505.04597; "
+        "paper preset: the net of the SciML-Bench em_denoise benchmark",
+        "the clean frame",
+        {
+            "paper": Preset(
+                {"features": 8, "levels": 4, "shuffle": 1, "benchmark": True}, 122_737, 108, 8
+            ),
+            "shipped": Preset(
+                {"features": 24, "levels": 4, "shuffle": 2, "benchmark": False}, 0, 0, 16
+            ),
+        },
+    ),
+    ModelSpec(
+        "rednet",
+        "Deep encoder-decoder with skip connections (RED-Net)",
+        "Mao, Shen, Yang, NIPS 2016, arXiv:1603.09056",
+        "output + input",
+        {
+            "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, 61, 1),
+            "shipped": Preset({"features": 32, "depth": 20, "shuffle": 2}, 0, 82, 2),
+        },
+    ),
+    ModelSpec(
+        "mcnn",
+        "Multiscale CNN",
+        "Wang et al., arXiv:1810.12183 (identified by name and field: "
+        "the benchmark gives no reference)",
+        "the clean frame",
+        {
+            "paper": Preset({"features": 64, "levels": 7, "in_channels": 4}, 0, 638, 128),
+            "shipped": Preset({"features": 16, "levels": 5, "in_channels": 1}, 0, 158, 32),
+        },
+    ),
+    ModelSpec(
+        "msdnet",
+        "Mixed-scale dense network",
+        "Pelt, Sethian, PNAS 115(2), 2018",
+        "the clean frame",
+        {
+            "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, 1101, 1),
+            "shipped": Preset({"depth": 40, "width": 2, "shuffle": 2}, 0, 882, 2),
+        },
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}

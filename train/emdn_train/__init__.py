@@ -1,0 +1,1 @@
+"""Fit the seven models, simulate their data and export them to ONNX."""
