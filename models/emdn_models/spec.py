@@ -15,15 +15,17 @@ class Preset:
     parameters
         Trainable numbers.
     receptive_field
-        Side, in pixels, of the square of input that one output pixel can see
-        (the largest over all output positions).
+        Side, in pixels, of the square of input that one output pixel can see: the
+        smallest and the largest over the output positions, which differ in nets
+        that change the resolution. Papers quote the smallest, tiles need the
+        largest.
     multiple
         Step that height and width are padded to inside the net.
     """
 
     options: Mapping[str, int | bool | str]
     parameters: int
-    receptive_field: int
+    receptive_field: tuple[int, int]
     multiple: int
 
 
@@ -60,8 +62,8 @@ _SPECS = (
         "Remez, Litany, Giryes, Bronstein, IEEE TIP 2018, arXiv:1808.06562",
         "input + sum of the layers' noise estimates / 10",
         {
-            "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, 41, 1),
-            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2}, 0, 50, 2),
+            "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, (41, 41), 1),
+            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2}, 193_924, (50, 50), 2),
         },
     ),
     ModelSpec(
@@ -70,8 +72,8 @@ _SPECS = (
         "Zhang, Zuo, Chen, Meng, Zhang, IEEE TIP 26(7), 2017, arXiv:1608.03981",
         "the noise",
         {
-            "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, 35, 1),
-            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2}, 0, 50, 2),
+            "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, (35, 35), 1),
+            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2, "batch_norm": False}, 211_348, (50, 50), 2),
         },
     ),
     ModelSpec(
@@ -80,8 +82,8 @@ _SPECS = (
         "Zhang, Zuo, Zhang, IEEE TIP 27(9), 2018, arXiv:1710.04026",
         "the clean frame",
         {
-            "paper": Preset({"features": 64, "depth": 15}, 485_316, 62, 2),
-            "shipped": Preset({"features": 48, "depth": 12}, 0, 50, 2),
+            "paper": Preset({"features": 64, "depth": 15}, 485_316, (62, 62), 2),
+            "shipped": Preset({"features": 48, "depth": 12}, 211_780, (50, 50), 2),
         },
     ),
     ModelSpec(
@@ -92,10 +94,10 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset(
-                {"features": 8, "levels": 4, "shuffle": 1, "benchmark": True}, 122_737, 108, 8
+                {"features": 8, "levels": 4, "shuffle": 1, "benchmark": True}, 122_737, (108, 116), 8
             ),
             "shipped": Preset(
-                {"features": 24, "levels": 4, "shuffle": 2, "benchmark": False}, 0, 0, 16
+                {"features": 24, "levels": 4, "shuffle": 2, "benchmark": False}, 1_096_612, (184, 200), 16
             ),
         },
     ),
@@ -105,8 +107,8 @@ _SPECS = (
         "Mao, Shen, Yang, NIPS 2016, arXiv:1603.09056",
         "output + input",
         {
-            "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, 61, 1),
-            "shipped": Preset({"features": 32, "depth": 20, "shuffle": 2}, 0, 82, 2),
+            "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, (61, 61), 1),
+            "shipped": Preset({"features": 32, "depth": 20, "shuffle": 2}, 168_804, (82, 82), 2),
         },
     ),
     ModelSpec(
@@ -116,8 +118,8 @@ _SPECS = (
         "the benchmark gives no reference)",
         "the clean frame",
         {
-            "paper": Preset({"features": 64, "levels": 7, "in_channels": 4}, 0, 638, 128),
-            "shipped": Preset({"features": 16, "levels": 5, "in_channels": 1}, 0, 158, 32),
+            "paper": Preset({"features": 64, "levels": 7}, 41_880_966, (638, 766), 128),
+            "shipped": Preset({"features": 16, "levels": 5}, 1_048_932, (158, 190), 32),
         },
     ),
     ModelSpec(
@@ -126,8 +128,8 @@ _SPECS = (
         "Pelt, Sethian, PNAS 115(2), 2018",
         "the clean frame",
         {
-            "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, 1101, 1),
-            "shipped": Preset({"depth": 40, "width": 2, "shuffle": 2}, 0, 882, 2),
+            "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),
+            "shipped": Preset({"depth": 40, "width": 2, "dilations": 5, "shuffle": 2}, 31_380, (482, 482), 2),
         },
     ),
 )

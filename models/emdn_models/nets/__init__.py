@@ -1,0 +1,46 @@
+"""The seven architectures in torch, one file each.
+
+Each is an ``nn.Module`` with ``forward(x, noise=None)``: x is (N, 1, H, W) in noise
+units (`emdn_models.nets.electrons`), any H and W; noise is the standard deviation of
+the noise, of the same shape and units, or None. ``multiple`` is the step to which a
+net pads H and W inside itself. Modules stand in the order of their paper, so that
+published weights can be loaded tensor by tensor.
+"""
+
+from torch import nn
+
+from emdn_models.errors import ModelError
+from emdn_models.nets.cafcn import CAFCN
+from emdn_models.nets.dncnn import DnCNN
+from emdn_models.nets.ffdnet import FFDNet
+from emdn_models.nets.mcnn import MCNN
+from emdn_models.nets.msdnet import MSDNet
+from emdn_models.nets.rednet import REDNet
+from emdn_models.nets.unet import UNet
+from emdn_models.spec import MODELS
+
+NETS: dict[str, type[nn.Module]] = {
+    "cafcn": CAFCN,
+    "dncnn": DnCNN,
+    "ffdnet": FFDNet,
+    "unet": UNet,
+    "rednet": REDNet,
+    "mcnn": MCNN,
+    "msdnet": MSDNet,
+}
+
+
+def build(name: str, preset: str = "shipped") -> nn.Module:
+    """Return a new net with freshly drawn weights.
+
+    Raises
+    ------
+    ModelError
+        If the model or the preset is unknown.
+    """
+    if name not in MODELS:
+        raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
+    presets = MODELS[name].presets
+    if preset not in presets:
+        raise ModelError(f"{name} has no preset {preset!r}; it has {', '.join(presets)}")
+    return NETS[name](**presets[preset].options)

@@ -9,11 +9,27 @@ def conv3x3(inputs: int, outputs: int, *, bias: bool = True, dilation: int = 1) 
     return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
 
 
+def initialise(net: nn.Module, last: nn.Conv2d | nn.ConvTranspose2d | None = None) -> None:
+    """Draw the weights for ReLU layers and set the last layer to zero.
+
+    He, Zhang, Ren, Sun, ICCV 2015, eq. 10. With a last layer of zeros, a net
+    that predicts a correction starts as the identity, one that predicts the
+    frame starts at its mean.
+    """
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    if last is not None:
+        nn.init.zeros_(last.weight)
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Mirror the right and bottom edges until both sides are a multiple.
 
-    The edge pixel is repeated (``d c b a | a b c d | d c b a``), and the mirrored
-    indices are gathered, so that a side may be shorter than its padding: a plain
+    The edge pixel is repeated (``a b c d | d c b a``) and the mirrored indices
+    are gathered, so that a side may be shorter than its padding: a plain
     reflection pad fails there.
 
     Parameters
@@ -26,8 +42,8 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     for axis in (-2, -1):
         size = x.shape[axis]
         padded = (size + multiple - 1) // multiple * multiple
-        period = torch.arange(padded, device=x.device) % (2 * size)
-        x = x.index_select(axis, torch.minimum(period, 2 * size - 1 - period))
+        phase = torch.arange(padded, device=x.device) % (2 * size)
+        x = x.index_select(axis, torch.minimum(phase, 2 * size - 1 - phase))
     return x
 
 

@@ -1,0 +1,152 @@
+"""The seven nets against the figures of their papers, which spec.py lists."""
+
+import numpy as np
+import pytest
+import torch
+from emdn_models import MODELS, ModelError
+from emdn_models.nets import NETS, build
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+CASES = [(name, preset) for name, spec in MODELS.items() for preset in spec.presets]
+
+# GFLOP of the convolutions for 1 x 1 x 256 x 256, from the papers' layer lists.
+PAPER_GFLOP = {
+    "cafcn": 85.8,
+    "dncnn": 72.6,
+    "ffdnet": 15.9,
+    "unet": 1.34,
+    "rednet": 135.4,
+    "mcnn": 35.5,
+    "msdnet": 5.97,
+}
+
+
+def test_the_seven_are_listed_once():
+    assert list(MODELS) == list(NETS)
+    assert all(name == spec.name for name, spec in MODELS.items())
+    assert all({"paper", "shipped"} <= set(spec.presets) for spec in MODELS.values())
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_parameter_count(name, preset):
+    net = build(name, preset)
+    assert sum(p.numel() for p in net.parameters()) == MODELS[name].presets[preset].parameters
+
+
+def test_shipped_presets_stay_within_three_million_parameters():
+    assert sum(spec.presets["shipped"].parameters for spec in MODELS.values()) <= 3_000_000
+
+
+@pytest.mark.parametrize("name", PAPER_GFLOP)
+def test_paper_gflop(name):
+    net = build(name, "paper").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 1, 256, 256))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(PAPER_GFLOP[name], rel=0.006)
+
+
+def test_mcnn_paper_layers():
+    # 64 ... 512 over seven halvings; the decoder's inputs are doubled by the skips.
+    net = build("mcnn", "paper")
+    shapes = [tuple(p.shape[:2]) for p in net.encoder.parameters() if p.dim() == 4]
+    assert shapes == [
+        (64, 1), (128, 64), (256, 128), (512, 256), (512, 512), (512, 512), (512, 512)
+    ]  # fmt: skip
+    shapes = [tuple(p.shape[:2]) for p in net.decoder.parameters() if p.dim() == 4]
+    assert shapes == [(512, 512), (512, 1024), (512, 1024), (256, 1024), (128, 512), (64, 256)]
+    assert len(net.heads) == 6
+
+
+def _positive(net: nn.Module) -> nn.Module:
+    """Make every path through the net contribute with one sign: none can cancel."""
+    for p in net.parameters():
+        p.data = 0.5 + torch.rand_like(p) / 2
+        if p.dim() > 1:
+            p.data /= p[0].numel()
+    return net.double().eval()
+
+
+@pytest.mark.parametrize(("name", "preset"), CASES)
+def test_receptive_field(name, preset, monkeypatch):
+    # Which pixel of a window is the largest is chance: averaging sees them all.
+    monkeypatch.setattr(functional, "max_pool2d", functional.avg_pool2d)
+    expected = MODELS[name].presets[preset]
+    options = dict(expected.options)
+    if "features" in options:
+        options["features"] = 1 if name == "mcnn" else 8  # width does not change the field
+    net = _positive(NETS[name](**options))
+    step = expected.multiple
+    width = (2 * expected.receptive_field[1] // step + 2) * step
+    x = torch.rand(1, 1, max(step, 4), width, dtype=torch.double, requires_grad=True)
+    row = net(x)[0, 0, step // 2]
+    seen = set()
+    for position in range(min(step, 32)):
+        centre = width // 2 // step * step + position
+        (gradient,) = torch.autograd.grad(row[centre], x, retain_graph=True)
+        columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
+        seen.add(int(columns[-1] - columns[0] + 1))
+    assert (min(seen), max(seen)) == expected.receptive_field
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 16), (33, 70), (64, 64)])
+def test_any_size_comes_back(name, size):
+    x = torch.randn(2, 1, *size)
+    net = build(name).eval()
+    assert net.multiple == MODELS[name].presets["shipped"].multiple
+    with torch.no_grad():
+        y = net(x, torch.ones_like(x))
+    assert y.shape == x.shape
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_mirrors_the_edges(name):
+    torch.manual_seed(1)
+    net = build(name).eval()
+    for p in net.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    step = net.multiple
+    x = torch.randn(1, 1, step + 1, 2 * step + 1)
+    padding = [(0, 0), (0, 0), (0, step - 1), (0, step - 1)]
+    padded = torch.from_numpy(np.pad(x.numpy(), padding, mode="symmetric"))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), net(padded)[..., : step + 1, : 2 * step + 1])
+
+
+def test_ffdnet_follows_its_noise_map():
+    torch.manual_seed(0)
+    net = build("ffdnet").eval()
+    nn.init.normal_(net.layers[-1].weight)
+    x = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        quiet, loud = net(x, torch.full_like(x, 0.1)), net(x, torch.full_like(x, 3))
+        assert not torch.allclose(quiet, loud)
+        torch.testing.assert_close(net(x), net(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("name", ["dncnn", "unet", "rednet", "mcnn"])
+def test_corrections_start_as_the_identity(name):
+    x = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(build(name)(x), x)
+
+
+def test_mcnn_scales_are_what_forward_gives():
+    net = build("mcnn").eval()
+    for head in net.heads:
+        nn.init.normal_(head.conv.weight)
+    x = torch.randn(1, 1, 64, 32)
+    with torch.no_grad():
+        scales = net.scales(x)
+        torch.testing.assert_close(scales[0], net(x))
+    assert [tuple(s.shape[-2:]) for s in scales] == [(64, 32), (32, 16), (16, 8), (8, 4)]
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(ModelError, match="cafcn, dncnn"):
+        build("resnet")
+    with pytest.raises(ModelError, match="paper, shipped"):
+        build("unet", "huge")
