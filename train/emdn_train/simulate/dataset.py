@@ -1,0 +1,172 @@
+"""A whole data set in the layout of em_graphene_sim, made by several processes."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import polars as pl
+import tifffile
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from emdn_models import __version__
+from emdn_models.errors import OutputError
+from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SPLIT_SEEDS, SimulateConfig
+from emdn_train.simulate.shard import SCENES, Job, run
+
+_log = logging.getLogger(__name__)
+
+STEM = "graphene_img"
+SETTINGS = "simulation.json"
+
+
+def simulate(config: SimulateConfig) -> Path:
+    """Make a data set, or finish the one that an interrupted run has begun.
+
+    Returns
+    -------
+    The folder, with ``train/``, ``test/`` (frames in HDF5, ``*_metadata.parquet``,
+    ``*_structures.h5``) and ``inference/raw|truth``.
+
+    Raises
+    ------
+    OutputError
+        If the folder holds anything else than a data set of this very config.
+    """
+    out = Path(config.out)
+    _claim(out, config)
+    jobs = [job for split in SPLIT_SEEDS for job in _jobs(config, split, out)]
+    todo = [job for job in jobs if not job.path.exists() and not _finished(out, job.split)]
+    total = sum(config.count(split) for split in SPLIT_SEEDS)
+    done = total - sum(job.frames for job in todo)
+    if done:
+        _log.info("%s: %d of %d frames are there already", out, done, total)
+    with Progress(
+        "simulating",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        bar = progress.add_task("", total=total, completed=done)
+        for frames in _work(todo, config.workers):
+            progress.advance(bar, frames)
+    for split in SPLIT_SEEDS:
+        if not _finished(out, split):
+            _assemble(out, split, [job for job in jobs if job.split == split], config)
+    shutil.rmtree(out / ".partial", ignore_errors=True)
+    return out
+
+
+def _claim(out: Path, config: SimulateConfig) -> None:
+    """Mark the folder as this config's, or refuse one that is another's."""
+    settings = out / SETTINGS
+    if settings.exists():
+        if settings.read_text(encoding="utf-8") != config.identity():
+            raise OutputError(
+                f"{out}: holds a data set of other settings (see {settings}); "
+                "give the same settings to continue it, or another folder"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise OutputError(f"{out}: is not empty and no simulated data set; give another folder")
+    (out / ".partial").mkdir(parents=True, exist_ok=True)
+    with _renamed(settings) as partial:
+        partial.write_text(config.identity(), encoding="utf-8")
+
+
+def _jobs(config: SimulateConfig, split: str, out: Path) -> Iterator[Job]:
+    per, count = config.images_per_structure, config.count(split)
+    for first in range(0, -(-count // per), SCENES):
+        frames = min(SCENES * per, count - first * per)
+        yield Job(config, split, first, frames, out / ".partial" / f"{split}-{first:07d}.h5")
+
+
+def _work(jobs: list[Job], workers: int) -> Iterable[int]:
+    if workers == 1 or len(jobs) < 2:
+        yield from map(run, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(run, jobs)
+
+
+def _finished(out: Path, split: str) -> bool:
+    if split == "inference":
+        return (out / "inference").is_dir()
+    return (out / split / f"{STEM}_clean.h5").exists()
+
+
+def _assemble(out: Path, split: str, jobs: list[Job], config: SimulateConfig) -> None:
+    """Put the shards of one split together; its clean file comes last and means: finished."""
+    if split == "inference":
+        _assemble_inference(out, jobs)
+        return
+    folder = out / split
+    folder.mkdir(exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    shape = (config.count(split), config.size, config.size, 1)
+    with (
+        _renamed(folder / f"{STEM}_clean.h5") as clean_path,
+        _renamed(folder / f"{STEM}_structures.h5") as structures_path,
+        _renamed(folder / f"{STEM}_noise.h5") as noise_path,
+        h5py.File(clean_path, "w") as clean,
+        h5py.File(noise_path, "w") as noisy,
+        h5py.File(structures_path, "w") as structures,
+    ):
+        for file in (clean, noisy, structures):
+            file.attrs["format"] = FORMAT
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs["emdn_version"] = __version__
+            file.attrs["settings"] = config.identity()
+        for file in (clean, noisy):
+            images = file.create_dataset("images", shape, "f4", chunks=(1, *shape[1:]))
+            images.attrs["units"] = "electrons"
+        for job in jobs:
+            with h5py.File(job.path, "r") as shard:
+                here = slice(len(rows), len(rows) + job.frames)
+                clean["images"][here, :, :, 0] = shard["clean"][()]
+                noisy["images"][here, :, :, 0] = shard["noise"][()]
+                rows += json.loads(shard["rows"][()])
+                for name, group in shard["structures"].items():
+                    structures.copy(group, name)
+        table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
+        with _renamed(folder / f"{STEM}_metadata.parquet") as table_path:
+            table.write_parquet(table_path)
+    for job in jobs:
+        job.path.unlink()
+
+
+def _assemble_inference(out: Path, jobs: list[Job]) -> None:
+    folder = out / ".partial" / "inference"
+    shutil.rmtree(folder, ignore_errors=True)
+    rows: list[dict[str, Any]] = []
+    for part in ("raw", "truth"):
+        (folder / part).mkdir(parents=True)
+    for job in jobs:
+        with h5py.File(job.path, "r") as shard:
+            for key, part in (("noise", "raw"), ("clean", "truth")):
+                for offset, frame in enumerate(np.asarray(shard[key])):
+                    name = f"frame_{len(rows) + offset:04d}.tif"
+                    tifffile.imwrite(folder / part / name, frame)
+            rows += json.loads(shard["rows"][()])
+    table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
+    table.write_parquet(folder / "metadata.parquet")
+    folder.replace(out / "inference")
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to, and move it there once it is on disk."""
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,116 @@
+"""One specimen and the clean images that are taken of it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from emdn_train.simulate import hrtem, stem
+from emdn_train.simulate.mesh import Image, Spectrum
+from emdn_train.simulate.optics import Optics, draw_optics
+from emdn_train.simulate.specimens import RECIPES, SHARES, Kind
+from emdn_train.simulate.structure import Structure
+
+LEAST_CONTRAST = 0.005
+LEAST_ELECTRONS = 0.2
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A specimen in its field, and what every image of it shares."""
+
+    structure: Structure
+    field: hrtem.Field
+    recipe: str
+    mode: str
+    voltage_kv: float
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One clean image and how it was taken.
+
+    Attributes
+    ----------
+    clean
+        (size, size) float32; mean = 1 for STEM, vacuum = 1 otherwise.
+    contrast
+        Standard deviation over mean.
+    share
+        Electrons that reach the detector, of those that meet the specimen.
+    optics
+        Every number of the lens and, for STEM, of the scan, by name.
+    """
+
+    clean: Image
+    contrast: float
+    share: float
+    optics: dict[str, float]
+
+
+def make_scene(kind: Kind, size: int, rng: np.random.Generator) -> Scene:
+    """Draw a specimen, its pixel size and its voltage."""
+    shares = SHARES[kind]
+    mode = "hrtem"
+    if kind == "stem" or (kind == "mixed" and rng.random() < 0.15):
+        mode, shares = "stem", SHARES["stem"]
+    weights = np.array(list(shares.values()))
+    recipe = str(rng.choice(list(shares), p=weights / weights.sum()))
+    light = recipe in ("graphene", "dichalcogenide", "amorphous carbon")
+    pixel_a = float(rng.uniform(0.08, 0.25 if light else 0.35))
+    voltage_kv = float(rng.choice([60.0, 80.0] if light else [80.0, 200.0, 300.0]))
+    field = hrtem.make_field(size, pixel_a)
+    structure = RECIPES[recipe].make(rng, field.side_a + 1.0, size * pixel_a / 2)
+    return Scene(structure, field, recipe, mode, voltage_kv)
+
+
+def shots(scene: Scene, count: int, rng: np.random.Generator) -> Iterator[Shot]:
+    """Take ``count`` images, each at its own optics, none of nearly no contrast."""
+    if scene.mode == "stem":
+        take = _stem_shot
+        wave = None
+    else:
+        take = _hrtem_shot
+        recipe = RECIPES[scene.recipe]
+        wave = hrtem.exit_wave(
+            scene.structure,
+            scene.field,
+            scene.voltage_kv,
+            sampling_a=recipe.sampling_a,
+            slice_a=recipe.slice_a,
+        )
+    for _ in range(count):
+        best = take(scene, wave, rng)
+        for _ in range(_TRIES):
+            if best.contrast >= LEAST_CONTRAST:
+                break
+            again = take(scene, wave, rng)
+            best = max(best, again, key=lambda shot: shot.contrast)
+        yield best
+
+
+def _hrtem_shot(scene: Scene, wave: Spectrum | None, rng: np.random.Generator) -> Shot:
+    assert wave is not None
+    optics = draw_optics(rng, scene.voltage_kv)
+    clean = hrtem.image(wave, scene.field, optics)
+    return _shot(clean, 1.0, asdict(optics))
+
+
+def _stem_shot(scene: Scene, wave: Spectrum | None, rng: np.random.Generator) -> Shot:
+    optics = Optics(
+        voltage_kv=scene.voltage_kv,
+        defocus_a=float(rng.normal(0, 20.0)),
+        cs_um=float(rng.uniform(-2.0, 2.0)),
+        astigmatism_a=float(abs(rng.normal(0, 8.0))),
+        astigmatism_rad=float(rng.uniform(0, np.pi)),
+        blur_a=0.0,
+    )
+    scan = stem.draw_scan(rng)
+    share = stem.scanned(scene.structure, scene.field, optics, scan)
+    mean = float(share.mean())
+    return _shot(share / np.float32(mean), mean, asdict(optics) | asdict(scan))
+
+
+def _shot(clean: Image, share: float, optics: dict[str, float]) -> Shot:
+    return Shot(clean, float(clean.std() / clean.mean()), share, optics)

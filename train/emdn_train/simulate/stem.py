@@ -1,0 +1,96 @@
+"""Annular dark-field STEM: scattering at the atoms, convolved with the probe.
+
+The incoherent approximation of Kirkland (2010), section 3.3, with a signal of Z^n an atom,
+n = 1.64 to 1.8 (Krivanek et al., Nature 464, 571, 2010): it agrees with multislice to
+a correlation of 0.998 for single layers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+
+from emdn_train.simulate.hrtem import Field
+from emdn_train.simulate.mesh import Image, deposit, fast_even, resize_half, sharpen
+from emdn_train.simulate.optics import Optics
+from emdn_train.simulate.scattering import wavelength
+from emdn_train.simulate.structure import Structure
+
+# Share of the incident electrons that one carbon atom per square angstrom sends to the
+# detector, from 6e-4 for graphene (0.382 atoms per square angstrom).
+_CARBON = 6e-4 / 0.382
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One setting of the scanned probe.
+
+    Attributes
+    ----------
+    aperture_mrad
+        Semi-angle of convergence.
+    source_a
+        Standard deviation of the source's image, angstrom.
+    exponent
+        Of the atomic number, in the signal of an atom.
+    background
+        Signal of the detector with no specimen, as a share of graphene's.
+    """
+
+    aperture_mrad: float
+    source_a: float
+    exponent: float
+    background: float
+
+
+def draw_scan(rng: np.random.Generator) -> Scan:
+    """Draw one setting of an aberration-corrected 60-80 kV instrument."""
+    return Scan(
+        aperture_mrad=float(rng.uniform(25.0, 35.0)),
+        source_a=float(rng.uniform(0.25, 0.5)),
+        exponent=float(rng.uniform(1.64, 1.8)),
+        background=float(rng.uniform(0.05, 0.5)),
+    )
+
+
+def scanned(structure: Structure, field: Field, optics: Optics, scan: Scan) -> Image:
+    """Expected share of the incident electrons that is detected, (size, size) float32."""
+    n = fast_even(field.side_a / 0.15)
+    inside = np.abs(structure.positions[:, :2]).max(1) < field.side_a / 2
+    total = np.zeros((n, n // 2 + 1), np.complex64)
+    q = np.fft.fftfreq(n, field.side_a / n).astype(np.float32)
+    half = np.fft.rfftfreq(n, field.side_a / n).astype(np.float32)
+    q2 = half[None, :] ** 2 + q[:, None] ** 2
+    for number in np.unique(structure.numbers[inside]):
+        chosen = inside & (structure.numbers == number)
+        u = float(structure.vibration[chosen][0])
+        mesh = deposit(structure.positions[chosen, :2], field.side_a, n)
+        # The detector sees the core only: a Gaussian of about the atom's vibration.
+        core = np.exp(np.float32(-2 * np.pi**2 * (u**2 + 0.1**2)) * q2)
+        total += scipy.fft.rfft2(mesh) * core * np.float32(float(number / 6) ** scan.exponent)
+    sharpen(total, n)
+    total *= probe_transfer(optics, scan, q) * np.exp(-2 * (np.pi * scan.source_a) ** 2 * q2)
+    total *= np.float32(_CARBON * (n / field.side_a) ** 2 / n**2)
+    full = scipy.fft.irfft2(
+        resize_half(total, field.total), s=(field.total, field.total), norm="forward"
+    )
+    start = (field.total - field.size) // 2
+    frame = full[start : start + field.size, start : start + field.size]
+    floor = np.float32(scan.background * 6e-4)
+    return np.ascontiguousarray(np.maximum(frame, 0) + floor, dtype=np.float32)
+
+
+def probe_transfer(optics: Optics, scan: Scan, q: Image) -> Image:
+    """Incoherent transfer of the probe's intensity, (n, n // 2 + 1), 1 at q = 0."""
+    n = len(q)
+    lam = np.float32(wavelength(optics.voltage_kv))
+    ax, ay = lam * q[None, :], lam * q[:, None]
+    a2 = ax * ax + ay * ay
+    c1, c3 = -optics.defocus_a, optics.cs_um * 1e4
+    a1 = optics.astigmatism_a * np.exp(-2j * optics.astigmatism_rad)
+    chi = (c1 * a2 + (ax * ax - ay * ay) * a1.real - 2 * ax * ay * a1.imag) / 2 + c3 * a2 * a2 / 4
+    inside = a2 <= (scan.aperture_mrad * 1e-3) ** 2
+    wave = inside * np.exp(np.float32(-2 * np.pi / lam) * 1j * chi)
+    probe = np.abs(scipy.fft.ifft2(wave.astype(np.complex64))) ** 2
+    transfer = scipy.fft.rfft2(probe / probe.sum())
+    return np.asarray(transfer[:, : n // 2 + 1].real, np.float32)
