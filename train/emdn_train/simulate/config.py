@@ -38,6 +38,8 @@ class SimulateConfig:
         detected ones for STEM), drawn log-uniformly.
     dose_e_per_a2
         Range of the dose instead, drawn log-uniformly.
+    pixel_size_nm
+        Range of the pixel size, drawn uniformly.
     detector
         ``counting`` or ``ccd`` for TEM frames; STEM has its own.
     images_per_structure
@@ -54,6 +56,7 @@ class SimulateConfig:
     size: int = 256
     snr: tuple[float, float] = (0.05, 3.0)
     dose_e_per_a2: tuple[float, float] | None = None
+    pixel_size_nm: tuple[float, float] = (0.008, 0.025)
     detector: Literal["counting", "ccd"] = "counting"
     images_per_structure: int = 4
     seed: int = 0
@@ -65,7 +68,7 @@ class SimulateConfig:
             raise FormatError("frames, images_per_structure and workers must be at least 1")
         if self.size < 32:
             raise FormatError(f"size is {self.size}; a frame needs at least 32 pixels a side")
-        for name in ("snr", "dose_e_per_a2"):
+        for name in ("snr", "dose_e_per_a2", "pixel_size_nm"):
             limits = getattr(self, name)
             if limits is not None and not 0 < limits[0] <= limits[1]:
                 raise FormatError(f"{name} is {limits}; expected 0 < MIN <= MAX")

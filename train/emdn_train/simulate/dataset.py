@@ -2,11 +2,9 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,14 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from emdn_models import __version__
-from emdn_models.errors import OutputError
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SPLIT_SEEDS, SimulateConfig
+from emdn_train.simulate.files import claim, renamed
+from emdn_train.simulate.movie import simulate_movie
 from emdn_train.simulate.shard import SCENES, Job, run
 
 _log = logging.getLogger(__name__)
 
 STEM = "graphene_img"
-SETTINGS = "simulation.json"
 
 
 def simulate(config: SimulateConfig) -> Path:
@@ -34,7 +32,8 @@ def simulate(config: SimulateConfig) -> Path:
 
     Returns
     -------
-    The folder, with ``train/``, ``test/`` (frames in HDF5, ``*_metadata.parquet``,
+    The folder, with ``movie.h5`` and ``movie_truth.h5``, or with ``train/``, ``test/``
+    (frames in HDF5, ``*_metadata.parquet``,
     ``*_structures.h5``) and ``inference/raw|truth``.
 
     Raises
@@ -42,8 +41,11 @@ def simulate(config: SimulateConfig) -> Path:
     OutputError
         If the folder holds anything else than a data set of this very config.
     """
+    if config.kind == "movie":
+        return simulate_movie(config)
     out = Path(config.out)
-    _claim(out, config)
+    claim(out, config)
+    (out / ".partial").mkdir(exist_ok=True)
     jobs = [job for split in SPLIT_SEEDS for job in _jobs(config, split, out)]
     todo = [job for job in jobs if not job.path.exists() and not _finished(out, job.split)]
     total = sum(config.count(split) for split in SPLIT_SEEDS)
@@ -65,22 +67,6 @@ def simulate(config: SimulateConfig) -> Path:
             _assemble(out, split, [job for job in jobs if job.split == split], config)
     shutil.rmtree(out / ".partial", ignore_errors=True)
     return out
-
-
-def _claim(out: Path, config: SimulateConfig) -> None:
-    """Mark the folder as this config's, or refuse one that is another's."""
-    settings = out / SETTINGS
-    if settings.exists():
-        if settings.read_text(encoding="utf-8") != config.identity():
-            raise OutputError(
-                f"{out}: holds a data set of other settings (see {settings}); "
-                "give the same settings to continue it, or another folder"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise OutputError(f"{out}: is not empty and no simulated data set; give another folder")
-    (out / ".partial").mkdir(parents=True, exist_ok=True)
-    with _renamed(settings) as partial:
-        partial.write_text(config.identity(), encoding="utf-8")
 
 
 def _jobs(config: SimulateConfig, split: str, out: Path) -> Iterator[Job]:
@@ -114,9 +100,9 @@ def _assemble(out: Path, split: str, jobs: list[Job], config: SimulateConfig) ->
     rows: list[dict[str, Any]] = []
     shape = (config.count(split), config.size, config.size, 1)
     with (
-        _renamed(folder / f"{STEM}_clean.h5") as clean_path,
-        _renamed(folder / f"{STEM}_structures.h5") as structures_path,
-        _renamed(folder / f"{STEM}_noise.h5") as noise_path,
+        renamed(folder / f"{STEM}_clean.h5") as clean_path,
+        renamed(folder / f"{STEM}_structures.h5") as structures_path,
+        renamed(folder / f"{STEM}_noise.h5") as noise_path,
         h5py.File(clean_path, "w") as clean,
         h5py.File(noise_path, "w") as noisy,
         h5py.File(structures_path, "w") as structures,
@@ -138,7 +124,7 @@ def _assemble(out: Path, split: str, jobs: list[Job], config: SimulateConfig) ->
                 for name, group in shard["structures"].items():
                     structures.copy(group, name)
         table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
-        with _renamed(folder / f"{STEM}_metadata.parquet") as table_path:
+        with renamed(folder / f"{STEM}_metadata.parquet") as table_path:
             table.write_parquet(table_path)
     for job in jobs:
         job.path.unlink()
@@ -160,13 +146,3 @@ def _assemble_inference(out: Path, jobs: list[Job]) -> None:
     table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
     table.write_parquet(folder / "metadata.parquet")
     folder.replace(out / "inference")
-
-
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to, and move it there once it is on disk."""
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)

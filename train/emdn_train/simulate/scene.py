@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from emdn_train.simulate import hrtem, stem
+from emdn_train.simulate.config import SimulateConfig
 from emdn_train.simulate.mesh import Image, Spectrum
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.specimens import RECIPES, SHARES, Kind
@@ -49,7 +50,9 @@ class Shot:
     optics: dict[str, float]
 
 
-def make_scene(kind: Kind, size: int, rng: np.random.Generator) -> Scene:
+def make_scene(
+    kind: Kind, size: int, pixel_size_nm: tuple[float, float], rng: np.random.Generator
+) -> Scene:
     """Draw a specimen, its pixel size and its voltage."""
     shares = SHARES[kind]
     mode = "hrtem"
@@ -58,7 +61,7 @@ def make_scene(kind: Kind, size: int, rng: np.random.Generator) -> Scene:
     weights = np.array(list(shares.values()))
     recipe = str(rng.choice(list(shares), p=weights / weights.sum()))
     light = recipe in ("graphene", "dichalcogenide", "amorphous carbon")
-    pixel_a = float(rng.uniform(0.08, 0.25 if light else 0.35))
+    pixel_a = 10 * float(rng.uniform(*pixel_size_nm))
     voltage_kv = float(rng.choice([60.0, 80.0] if light else [80.0, 200.0, 300.0]))
     field = hrtem.make_field(size, pixel_a)
     structure = RECIPES[recipe].make(rng, field.side_a + 1.0, size * pixel_a / 2)
@@ -114,3 +117,22 @@ def _stem_shot(scene: Scene, wave: Spectrum | None, rng: np.random.Generator) ->
 
 def _shot(clean: Image, share: float, optics: dict[str, float]) -> Shot:
     return Shot(clean, float(clean.std() / clean.mean()), share, optics)
+
+
+def exposure(
+    config: SimulateConfig,
+    contrast: float,
+    share: float,
+    pixel_a: float,
+    rng: np.random.Generator,
+) -> float:
+    """Draw the mean electrons per pixel that meet the detector, at least 0.2."""
+    if config.dose_e_per_a2 is None:
+        electrons = (_log_uniform(rng, config.snr) / contrast) ** 2
+    else:
+        electrons = _log_uniform(rng, config.dose_e_per_a2) * pixel_a**2 * share
+    return max(electrons, LEAST_ELECTRONS)
+
+
+def _log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    return float(np.exp(rng.uniform(np.log(limits[0]), np.log(limits[1]))))

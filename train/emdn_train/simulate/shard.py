@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from emdn_train import noise
 from emdn_train.simulate.config import SPLIT_SEEDS, SimulateConfig
 from emdn_train.simulate.hrtem import to_pixels
-from emdn_train.simulate.scene import LEAST_ELECTRONS, Scene, Shot, make_scene, shots
+from emdn_train.simulate.scene import Scene, Shot, exposure, make_scene, shots
 
 SCENES = 8
 
@@ -49,7 +49,7 @@ def run(job: Job) -> int:
     index = job.first
     while len(rows) < job.frames:
         rng = np.random.default_rng([job.config.seed, SPLIT_SEEDS[job.split], index])
-        scene = make_scene(job.config.kind, job.config.size, rng)
+        scene = make_scene(job.config.kind, job.config.size, job.config.pixel_size_nm, rng)
         count = min(per, job.frames - len(rows))
         for shot in shots(scene, count, rng):
             pair, row = expose(job.config, scene, shot, rng)
@@ -74,12 +74,7 @@ def expose(
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], dict[str, Any]]:
     """Choose a dose and record one image: (clean, noisy) in electrons, and its table row."""
     pixel_a = scene.field.pixel_a
-    if config.dose_e_per_a2 is None:
-        snr = _log_uniform(rng, config.snr)
-        detected = (snr / shot.contrast) ** 2
-    else:
-        detected = _log_uniform(rng, config.dose_e_per_a2) * pixel_a**2 * shot.share
-    detected = max(detected, LEAST_ELECTRONS)
+    detected = exposure(config, shot.contrast, shot.share, pixel_a, rng)
     seed = int(rng.integers(2**62))
     generator = torch.Generator().manual_seed(seed)
     detector = "stem" if scene.mode == "stem" else config.detector
@@ -116,10 +111,6 @@ def expose(
         **shot.optics,
     }
     return (target[0, 0].numpy(), noisy[0, 0].numpy()), row
-
-
-def _log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
-    return float(np.exp(rng.uniform(np.log(limits[0]), np.log(limits[1]))))
 
 
 def _write_scene(group: h5py.Group, scene: Scene) -> None:

@@ -67,10 +67,10 @@ def graphene(rng: np.random.Generator, side: float, reach: float) -> Structure:
         under = perfect_sheet(cover, twist, rng.uniform(0, 1, 2))
         layers.append(as_structure(under, [], [], vibration, LAYER_A))
     whole = stacked(f"graphene {morphology}", layers)
-    return replace(whole, positions=_rippled(whole.positions, rng))
+    return replace(whole, positions=rippled(whole.positions, rng))
 
 
-def _rippled(positions: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def rippled(positions: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Ripple (up to 1 angstrom rms, 15-60 angstrom long), tilt and strain a sheet.
 
     Ripples of that size are what Meyer et al., Nature 446, 60 (2007), found.
