@@ -1,0 +1,145 @@
+"""Denoise arrays: a session that stays open, and the one-call form of it."""
+
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emdn_deploy import intensity, tiling
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.session import Device, open_session
+from emdn_models.errors import FormatError
+
+# Pixels of one session.run on a CPU: batching gains little there and costs memory.
+_BATCH_PIXELS = 2**19
+
+
+class Denoiser:
+    """A model held open on a device.
+
+    Parameters
+    ----------
+    model
+        A shipped name, the path of an ``.onnx`` file, or None for the default.
+    device
+        ``cuda`` never falls back; ``auto`` says what it took.
+    threads
+        CPU threads; None takes those that the affinity mask allows.
+
+    Raises
+    ------
+    ModelError, DeviceError
+        As `emdn_deploy.session.open_session`.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | None = None,
+        device: Device = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self.session = open_session(model, device, threads)
+
+    def denoise(
+        self,
+        frames: ArrayLike,
+        *,
+        gain: float | None = None,
+        offset: float | None = None,
+        batch: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Denoise a stack.
+
+        Parameters
+        ----------
+        frames
+            (N, H, W), any real dtype, any units linear in electrons.
+        gain, offset
+            Units per electron and reading without electrons; None to estimate.
+        batch
+            Frames per run; None chooses.
+
+        Returns
+        -------
+        ndarray
+            (N, H, W) float32 in the units of ``frames``.
+
+        Raises
+        ------
+        FormatError
+            If ``frames`` is not a stack of finite real numbers.
+        """
+        stack = as_stack(frames)
+        scale = intensity.estimate(
+            lambda start, stop: stack[start:stop], len(stack), stack.shape[1:], gain, offset
+        )
+        size = batch or self.batch_for(stack.shape[1:])
+        output = np.empty(stack.shape, np.float32)
+        for start in range(0, len(stack), size):
+            output[start : start + size] = self.run(stack[start : start + size], scale)
+        return output
+
+    def run(self, frames: NDArray[np.float32], scale: Intensity) -> NDArray[np.float32]:
+        """Denoise one batch (n, H, W) with a known scale, by tiles where it is too large."""
+
+        def whole(tile: NDArray[np.float32]) -> NDArray[np.float32]:
+            return self.session.run(tile, scale.scale, scale.offset, scale.gain)
+
+        return tiling.apply(whole, frames, self.session.info)
+
+    def batch_for(self, size: tuple[int, ...]) -> int:
+        """Choose the frames per run for frames of (H, W)."""
+        return int(np.clip(_BATCH_PIXELS // (size[0] * size[1]), 1, 8))
+
+
+def denoise(
+    frames: ArrayLike,
+    model: str | PathLike[str] | None = None,
+    device: Device = "cpu",
+) -> NDArray[np.float32]:
+    """Denoise a stack (N, H, W) in one call; see `Denoiser` for several.
+
+    Returns
+    -------
+    ndarray
+        (N, H, W) float32 in the units of ``frames``.
+
+    Raises
+    ------
+    EmdnError
+        As `Denoiser` and `Denoiser.denoise`.
+    """
+    return Denoiser(model, device).denoise(frames)
+
+
+def as_stack(frames: ArrayLike) -> NDArray[np.float32]:
+    """Check an array and return it as (N, H, W) float32.
+
+    Raises
+    ------
+    FormatError
+        Naming the remedy, if the rank, the dtype or a pixel is wrong.
+    """
+    array: NDArray[Any] = np.asarray(frames)
+    if array.ndim != 3:
+        hint = {
+            2: "pass frames[None] for a single frame",
+            4: "drop the channel axis, frames[..., 0]",
+        }
+        raise FormatError(
+            f"frames has shape {array.shape}, expected (N, H, W); "
+            + hint.get(array.ndim, "stack the frames along the first axis")
+        )
+    if array.dtype.kind not in "buif":
+        raise FormatError(f"frames has dtype {array.dtype}, expected real numbers")
+    if 0 in array.shape:
+        raise FormatError(f"frames is empty (shape {array.shape})")
+    stack = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(stack).all():
+        bad = np.flatnonzero(~np.isfinite(stack).all(axis=(1, 2)))
+        raise FormatError(
+            f"frames {bad[:5].tolist()} have pixels that are not finite (NaN or infinity); "
+            "replace them first, for example by numpy.nan_to_num with the mean"
+        )
+    return stack

@@ -1,0 +1,76 @@
+"""Say what a file holds: an exported model, a checkpoint, or frames."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+from emdn_deploy import intensity
+from emdn_deploy.readers import Choice, open_frames
+from emdn_models import checkpoint
+from emdn_models.errors import EmdnError, FormatError
+
+
+def describe(path: Path, choice: Choice) -> Iterator[str]:
+    """Yield lines about a file.
+
+    Raises
+    ------
+    EmdnError
+        If it is none of the three kinds, or is damaged.
+    """
+    if not path.exists():
+        raise FormatError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        return _model(path)
+    if path.is_file() and h5py.is_hdf5(path) and _is_checkpoint(path):
+        return _checkpoint(path)
+    return _frames(path, choice)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    with h5py.File(path, "r") as file:
+        return bool(file.attrs.get("format") == checkpoint.FORMAT)
+
+
+def _model(path: Path) -> Iterator[str]:
+    from emdn_deploy.session import open_session
+
+    info = open_session(path, "cpu", 1).info
+    yield f"{path}: an emdn model"
+    yield f"  sha256  {info.sha256}"
+    for key, value in info.text.items():
+        yield f"  {key}  {value}"
+
+
+def _checkpoint(path: Path) -> Iterator[str]:
+    yield f"{path}: weights of models, written by emdn-train"
+    for name, weights in checkpoint.load(path).items():
+        size = sum(array.size for array in weights.state.values())
+        yield f"  {name}  preset {weights.preset}, {len(weights.state)} tensors, {size:,} numbers"
+        for key, value in weights.metadata.items():
+            yield f"    {key}  {value}"
+
+
+def _frames(path: Path, choice: Choice) -> Iterator[str]:
+    with open_frames(path, choice) as frames:
+        count, height, width = frames.shape
+        yield f"{path}: {frames.format}"
+        yield f"  taken    {frames.dataset or 'the whole file'} ({frames.why})"
+        yield f"  frames   {count} of {height} x {width}, {frames.dtype}"
+        yield f"  stored   {frames.stored_shape}, axes {frames.order}"
+        for letter, axis in zip(frames.order, frames.axes, strict=True):
+            step = "not calibrated" if axis.step is None else f"{axis.step:g} {axis.units}".strip()
+            name = f" ({axis.name})" if axis.name and axis.name != letter else ""
+            yield f"  axis {letter}   {step}{name}"
+        for key, value in frames.metadata.items():
+            yield f"  {key}   {value}"
+        try:
+            scale = intensity.estimate(frames.read, count, (height, width))
+        except EmdnError as error:
+            yield f"  intensity   {error}"
+            return
+        yield (
+            f"  intensity   {scale.scale:.4g} e/px, gain {scale.gain:.4g}, "
+            f"offset {scale.offset:.4g} ({scale.note})"
+        )

@@ -1,0 +1,294 @@
+"""From intensities to electrons: the one affine scale of a stack.
+
+A net expects x = (e - s) / sqrt(s), with e the electrons of a pixel and s their
+mean, so that the noise has unit variance at the mean. With frames f = gain * e +
+offset, x depends only on the mean and the noise of the data at the mean:
+gain = sigma**2 / (mean - offset) and s = (mean - offset)**2 / sigma**2. A camera's
+gain is rarely written down, so sigma is measured, on frames sampled over the stack.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_models.errors import EmdnError
+
+BLOCK = 16
+MAX_FRAMES = 64
+MAX_PIXELS = 8 * 2**20
+RUN = 3  # neighbouring frames per sample: lags 1 and 2
+
+# Estimated gains this close to 1 are counts, when the data are whole numbers.
+_COUNTS_TOLERANCE = 0.2
+
+Reader = Callable[[int, int], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The affine scale of a stack and where it comes from.
+
+    Attributes
+    ----------
+    scale
+        Mean electrons per pixel.
+    gain
+        Intensity units per electron.
+    offset
+        Intensity of a pixel without electrons.
+    sigma
+        Standard deviation of the noise at the mean, in intensity units.
+    note
+        What was measured and what was assumed, for people.
+    """
+
+    scale: float
+    gain: float
+    offset: float
+    sigma: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Statistics of blocks of about `BLOCK` x `BLOCK` pixels, over all samples.
+
+    Attributes
+    ----------
+    level
+        Mean intensity of all pixels.
+    mean
+        (B,) mean intensity.
+    temporal
+        (B,) half the mean square difference of neighbouring frames; empty for one frame.
+    lagged
+        (B',) the same for frames two apart.
+    temporal_high
+        (B,) noise variance from the high-passed differences.
+    spatial
+        (B'',) noise variance from the high-passed frames.
+    low
+        0.1 % quantile of the pixels.
+    whole
+        Whether every pixel is a whole number.
+    """
+
+    level: float
+    mean: NDArray[np.float64]
+    temporal: NDArray[np.float64]
+    lagged: NDArray[np.float64]
+    temporal_high: NDArray[np.float64]
+    spatial: NDArray[np.float64]
+    low: float
+    whole: bool
+
+
+def estimate(
+    read: Reader,
+    count: int,
+    size: tuple[int, int],
+    gain: float | None = None,
+    offset: float | None = None,
+) -> Intensity:
+    """Find the scale of a stack.
+
+    Parameters
+    ----------
+    read
+        ``read(start, stop)`` gives (k, H, W) float32.
+    count
+        Frames in the stack.
+    size
+        (H, W).
+    gain, offset
+        What is known of the camera; None to estimate.
+
+    Raises
+    ------
+    EmdnError
+        If a sampled pixel is not finite, or ``gain`` is not positive.
+    """
+    if gain is not None and not (np.isfinite(gain) and gain > 0):
+        raise EmdnError(f"gain is {gain}, expected units per electron, more than 0")
+    return from_blocks(collect(read, count, size), gain, offset)
+
+
+def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
+    """Spread runs of neighbouring frames over a stack: their starts and their length."""
+    frames = int(np.clip(MAX_PIXELS // max(1, size[0] * size[1]), 1, MAX_FRAMES))
+    run = min(RUN, count, frames)
+    runs = min(max(1, frames // run), max(1, count // run))
+    return [int(start) for start in np.linspace(0, count - run, runs).round()], run
+
+
+def collect(read: Reader, count: int, size: tuple[int, int]) -> Blocks:
+    """Measure the blocks of at most `MAX_FRAMES` frames, a few in memory at a time."""
+    starts, run = sample_starts(count, size)
+    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _PARTS}
+    levels, quantiles, whole = [], [], True
+    for start in starts:
+        frames = read(start, start + run)
+        if not np.isfinite(frames).all():
+            bad = start + int(np.flatnonzero(~np.isfinite(frames).all(axis=(1, 2)))[0])
+            raise EmdnError(
+                f"frame {bad} has pixels that are not finite (NaN or infinity); "
+                "replace them before denoising"
+            )
+        whole = whole and bool(np.equal(frames, np.rint(frames)).all())
+        levels.append(float(frames.mean(dtype=np.float64)))
+        quantiles.append(float(np.quantile(frames, 0.001)))
+        wide = frames.astype(np.float64)
+        pairs = np.diff(wide, axis=0) / np.sqrt(2)
+        parts["mean"].append(_block_means(wide[:-1] + np.diff(wide, axis=0) / 2))
+        parts["temporal"].append(_block_means(pairs**2))
+        parts["lagged"].append(_block_means((wide[2:] - wide[:-2]) ** 2 / 2))
+        parts["temporal_high"].append(_block_means(high_pass(pairs) ** 2))
+        parts["spatial"].append(_block_means(high_pass(wide) ** 2))
+        if run == 1:
+            parts["mean"].append(_block_means(wide))
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    level, low = float(np.mean(levels)), float(np.median(quantiles))
+    return Blocks(level, **joined, low=low, whole=whole)
+
+
+def from_blocks(blocks: Blocks, gain: float | None, offset: float | None) -> Intensity:
+    """Turn block statistics into the scale (see the module's head for the algebra)."""
+    mean = blocks.level
+    variance, method = noise_variance(blocks)
+    sigma = float(np.sqrt(variance))
+    if sigma <= 1e-6 * max(1.0, abs(mean)):
+        return Intensity(1.0, 1.0, mean - 1.0, 0.0, "no noise found: a constant or synthetic stack")
+    notes = []
+    if offset is None:
+        offset, said = _offset(blocks, mean, variance)
+        notes.append(said)
+    elif offset >= mean:
+        raise EmdnError(f"offset {offset:g} is not below the mean of the frames, {mean:g}")
+    else:
+        notes.append("offset given")
+    if gain is not None:
+        notes.append("gain given")
+    else:
+        gain = variance / (mean - offset)
+        if blocks.whole and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
+            gain = 1.0
+            notes.append("whole numbers with the noise of counts")
+        else:
+            notes.append(f"gain from {method}")
+    scale = (mean - offset) / gain
+    return Intensity(scale, gain, offset, float(np.sqrt(gain * gain * scale)), ", ".join(notes))
+
+
+def noise_variance(blocks: Blocks) -> tuple[float, str]:
+    """Choose and average the estimate of the noise variance at the mean.
+
+    Differences of neighbouring frames see no fixed structure. Where they are not
+    white, either the noise is correlated from pixel to pixel or the specimen
+    moves; motion makes frames two apart differ more than neighbours, correlated
+    noise does not. In the first case the differences stand, in the second the
+    high-passed part of them does, which smooth structure does not reach.
+    """
+    spatial = _lower_mean(blocks.spatial)
+    if not blocks.temporal.size:
+        return spatial, "the high-passed frame"
+    temporal, high = _trimmed_mean(blocks.temporal), _trimmed_mean(blocks.temporal_high)
+    if temporal <= 1.1 * high or not (moves(blocks) or not blocks.lagged.size):
+        return temporal, "differences of neighbouring frames"
+    return min(high, spatial), "high-passed differences of neighbouring frames (the frames move)"
+
+
+def moves(blocks: Blocks) -> bool:
+    """Say whether frames two apart differ more than neighbours do."""
+    if not blocks.lagged.size:
+        return False
+    return _trimmed_mean(blocks.lagged) > 1.03 * _trimmed_mean(blocks.temporal)
+
+
+def high_pass(frames: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Filter (k, H, W) by [1, -2, 1] along both axes, with unit gain for white noise.
+
+    After Immerkaer, Computer Vision and Image Understanding 64 (1996) 300. Lines
+    along an axis and anything smooth are removed.
+    """
+    size = frames.shape[1:]
+    if min(size) < 3:
+        return np.zeros((len(frames), 0, 0))
+    rows = frames[:, :-2] - 2 * frames[:, 1:-1] + frames[:, 2:]
+    return (rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 6
+
+
+def _offset(blocks: Blocks, mean: float, variance: float) -> tuple[float, str]:
+    """Choose the reading without electrons: zero unless the data say otherwise."""
+    fitted = fit_offset(blocks)
+    if fitted is not None and fitted < mean:
+        return fitted, "offset from the variance-mean relation"
+    sigma = float(np.sqrt(variance))
+    if mean > 0 and blocks.low > -0.5 * sigma:
+        return 0.0, "offset taken as 0"
+    # Below zero there are no electrons: the darkest pixels stand for none.
+    return min(blocks.low, mean - sigma), "offset taken from the darkest pixels"
+
+
+def fit_offset(blocks: Blocks) -> float | None:
+    """Fit variance = gain * (mean - offset) over the blocks of a stack.
+
+    Returns
+    -------
+    float or None
+        None where the frames are too even or too few to tell the offset from 0, or
+        where motion adds to their differences.
+    """
+    if blocks.temporal.size < 256 or moves(blocks):
+        return None
+    edges = np.quantile(blocks.mean, np.linspace(0, 1, 13))
+    which = np.clip(np.searchsorted(edges, blocks.mean, side="right") - 1, 0, 11)
+    bins = [blocks.temporal[which == one] for one in range(12)]
+    centres = np.array([blocks.mean[which == one].mean() for one in range(12) if bins[one].size])
+    kept = [values for values in bins if values.size]
+    if len(kept) < 6 or min(values.size for values in kept) < 8:
+        return None
+    levels = np.array([_trimmed_mean(values) for values in kept])
+    errors = np.array([values.std(ddof=1) / np.sqrt(values.size) for values in kept])
+    if not (errors > 0).all():
+        return None
+    design = np.stack([centres, np.ones_like(centres)], axis=1) / errors[:, None]
+    covariance = np.linalg.pinv(design.T @ design)
+    slope, constant = covariance @ design.T @ (levels / errors)
+    chi = float(np.mean(((levels - slope * centres - constant) / errors) ** 2))
+    slope_error, constant_error = np.sqrt(np.diag(covariance) * max(1.0, chi))
+    if slope < 10 * slope_error or abs(constant) < 5 * constant_error:
+        return None
+    offset = float(-constant / slope)
+    # Moving structure and saturation bend the relation; electrons are not negative.
+    return offset if offset < blocks.low else None
+
+
+def _block_means(stack: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average (k, H, W) over blocks of about `BLOCK` pixels that cover all of it."""
+    if not stack.size:
+        return np.zeros(0)
+    sums = stack
+    for axis in (1, 2):
+        length = stack.shape[axis]
+        edges = np.linspace(0, length, max(1, length // BLOCK) + 1).astype(int)
+        widths = np.diff(edges).reshape((-1, 1) if axis == 1 else (-1,))
+        sums = np.add.reduceat(sums, edges[:-1], axis=axis) / widths
+    return sums.ravel()
+
+
+def _trimmed_mean(values: NDArray[np.float64]) -> float:
+    """Average all but the upper and lower 2 %: a few hot or dead pixels do no harm."""
+    if not values.size:
+        return 0.0
+    cut = int(0.02 * values.size)
+    return float(np.sort(values)[cut : values.size - cut].mean())
+
+
+def _lower_mean(values: NDArray[np.float64]) -> float:
+    """Return the median: structure raises the variance of some blocks, noise that of all."""
+    return float(np.median(values)) if values.size else 0.0
+
+
+_PARTS = ("mean", "temporal", "lagged", "temporal_high", "spatial")

@@ -1,0 +1,111 @@
+"""What an exported model says about itself, and which file a name stands for."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from emdn_models import pretrained
+from emdn_models.errors import ModelError
+
+SCHEMA = "1"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The metadata of an exported ONNX file.
+
+    Attributes
+    ----------
+    sha256
+        Of the ONNX file.
+    multiple
+        Step that height and width are padded to inside the graph.
+    receptive_field
+        Side, in pixels, of the square that one output pixel sees.
+    tiling_exact
+        Whether halo tiles give the whole frame's result.
+    gflop_256
+        GFLOP for one 256 x 256 frame.
+    recipe, quality
+        How the weights were trained and what they were measured to do.
+    text
+        All of it as the file has it.
+    """
+
+    path: Path
+    sha256: str
+    name: str
+    preset: str
+    multiple: int
+    receptive_field: int
+    tiling_exact: bool
+    parameters: int
+    gflop_256: float
+    recipe: Mapping[str, Any]
+    quality: Mapping[str, Any]
+    text: Mapping[str, str]
+
+
+def resolve(model: str | PathLike[str] | None) -> Path:
+    """Return the ONNX file of a shipped model's name or of a path.
+
+    Parameters
+    ----------
+    model
+        A shipped name, the path of an ``.onnx`` file, or None for the default.
+
+    Raises
+    ------
+    ModelError
+        If there is no such name or file.
+    """
+    if model is None:
+        return pretrained.onnx_path(pretrained.default_model())
+    text = str(model)
+    if text.endswith(".onnx") or "/" in text or "\\" in text or not isinstance(model, str):
+        path = Path(model)
+        if not path.is_file():
+            raise ModelError(f"{path}: no such ONNX file")
+        return path
+    return pretrained.onnx_path(text)
+
+
+def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
+    """Read the metadata that ``emdn-train export`` writes.
+
+    Raises
+    ------
+    ModelError
+        If the file is not one of emdn's, or is of a newer schema.
+    """
+    schema = text.get("emdn_schema")
+    if schema is None or inputs != ["frames", "scale", "offset", "gain"]:
+        raise ModelError(
+            f"{path}: is not a model exported by emdn (inputs {', '.join(inputs)}, "
+            f"emdn_schema {schema}); export one with emdn-train export"
+        )
+    if schema != SCHEMA:
+        raise ModelError(f"{path}: has emdn_schema {schema}, this emdn reads {SCHEMA}; update emdn")
+    try:
+        return ModelInfo(
+            path=path,
+            sha256=pretrained.sha256(path),
+            name=text["model"],
+            preset=text["preset"],
+            multiple=int(text["multiple"]),
+            receptive_field=int(text["receptive_field"]),
+            tiling_exact=text["tiling_exact"] == "true",
+            parameters=int(text["parameters"]),
+            gflop_256=float(text["gflop_256"]),
+            recipe=json.loads(text["recipe"]),
+            quality=json.loads(text["quality"]),
+            text=dict(text),
+        )
+    except (KeyError, ValueError) as error:
+        raise ModelError(
+            f"{path}: its metadata is incomplete or damaged ({error!r}); "
+            "export it again with emdn-train export"
+        ) from error

@@ -1,0 +1,240 @@
+"""Where each HDF5 convention keeps its frames, and how it calibrates them.
+
+Each finder lists what a file offers under one convention; `CONVENTIONS` is the
+order in which they are asked, and the first that offers anything decides.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+from emdn_deploy.readers.frames import Axis, default_order
+
+# Narrower arrays in a plain file are lists of positions and the like, not pictures.
+_SMALLEST = 8
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dataset that could be the frames.
+
+    Attributes
+    ----------
+    path
+        Inside the file that was opened; behind an external link the dataset's
+        own name is another.
+    order
+        One letter per stored axis (see `emdn_deploy.readers.frames.Choice`).
+    axes
+        Calibration, one per stored axis.
+    """
+
+    path: str
+    dataset: h5py.Dataset
+    convention: str
+    order: str
+    axes: tuple[Axis, ...]
+
+
+def velox(file: h5py.File) -> list[Candidate]:
+    """Thermo Fisher Velox: ``/Data/Image/<uuid>/Data``, stored (y, x, frame)."""
+    images = file.get("Data/Image")
+    if not isinstance(images, h5py.Group):
+        return []
+    found = []
+    for name, group in images.items():
+        data = group.get("Data") if isinstance(group, h5py.Group) else None
+        if data is not None and _is_image(data) and data.ndim == 3:
+            path = f"/Data/Image/{name}/Data"
+            found.append(Candidate(path, data, "Velox", "yxt", _velox_axes(group)))
+    return found
+
+
+def hyperspy(file: h5py.File) -> list[Candidate]:
+    """HyperSpy: ``/Experiments/<title>/data``, one ``axis-<i>`` group per stored axis."""
+    if _text(file.attrs.get("file_format")) != "HyperSpy":
+        return []
+    found = []
+    for title, group in file.get("Experiments", {}).items():
+        data = group.get("data")
+        if not _is_image(data):
+            continue
+        notes = [_attrs(group.get(f"axis-{i}")) for i in range(data.ndim)]
+        signal = [i for i, note in enumerate(notes) if not bool(note.get("navigate", False))]
+        if len(signal) != 2:
+            continue  # spectra, or a plain array
+        order = _letters(data.ndim, signal[0], signal[1])
+        axes = tuple(
+            Axis(
+                _text(note.get("name")),
+                _text(note.get("units")),
+                _number(note.get("scale")),
+                _number(note.get("offset")) or 0.0,
+            )
+            for note in notes
+        )
+        found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", order, axes))
+    return found
+
+
+def nexus(file: h5py.File) -> list[Candidate]:
+    """NeXus: follow ``default`` to an NXdata group and its ``signal``; else every NXdata."""
+    group: Any = file
+    while isinstance(group, h5py.Group) and (default := _text(group.attrs.get("default"))):
+        group = group.get(default)
+    groups = [group] if isinstance(group, h5py.Group) and group != file else []
+    if not groups or "signal" not in groups[0].attrs:
+        groups = []
+        file.visititems(lambda _, item: groups.append(item) if _is_nxdata(item) else None)
+    found: list[Candidate] = []
+    for item in groups:
+        signal = _text(item.attrs.get("signal"))
+        data = item.get(signal)
+        if _is_image(data) and not any(data == other.dataset for other in found):
+            path, order = f"{item.name}/{signal}", default_order(data.shape)
+            found.append(Candidate(path, data, "NeXus", order, _nexus_axes(item, data)))
+    return found
+
+
+def emd(file: h5py.File) -> list[Candidate]:
+    """EMD (Berkeley 0.x and emdfile 1.0): groups with ``emd_group_type`` and dim vectors."""
+    found: list[Candidate] = []
+
+    def visit(_: str, group: h5py.Group | h5py.Dataset) -> None:
+        if not isinstance(group, h5py.Group) or "emd_group_type" not in group.attrs:
+            return
+        data = group.get("data")
+        if _is_image(data):
+            first = 0 if "dim0" in group else 1
+            dims = [group.get(f"dim{i + first}") for i in range(data.ndim)]
+            axes = tuple(_vector_axis(dim) for dim in dims)
+            order = default_order(data.shape)
+            found.append(Candidate(f"{group.name}/data", data, "EMD", order, axes))
+
+    file.visititems(visit)
+    return found
+
+
+def benchmark(file: h5py.File) -> list[Candidate]:
+    """The em_denoise benchmark's data set: ``/images``, (N, H, W, 1)."""
+    data = file.get("images")
+    if not _is_image(data) or data.ndim not in (3, 4):
+        return []
+    order = "tyxc" if data.ndim == 4 else "tyx"
+    return [Candidate("/images", data, "em_denoise benchmark", order, (Axis(),) * data.ndim)]
+
+
+def plain(file: h5py.File) -> list[Candidate]:
+    """Any HDF5: the numeric datasets of three or more axes, or else of two.
+
+    When one is at least eight times as large as every other, it alone counts.
+    """
+    images: list[h5py.Dataset] = []
+
+    def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
+        if _is_image(item) and sorted(item.shape)[-2] >= _SMALLEST:
+            images.append(item)
+
+    file.visititems(visit)
+    stacks = [item for item in images if item.ndim >= 3] or images
+    stacks.sort(key=lambda item: item.size, reverse=True)
+    if len(stacks) > 1 and stacks[0].size >= 8 * stacks[1].size:
+        del stacks[1:]
+    return [
+        Candidate(str(item.name), item, "plain HDF5", default_order(item.shape), _scale_axes(item))
+        for item in stacks
+    ]
+
+
+CONVENTIONS: tuple[Callable[[h5py.File], list[Candidate]], ...] = (
+    velox,
+    hyperspy,
+    nexus,
+    emd,
+    benchmark,
+    plain,
+)
+
+
+def _is_image(item: Any) -> bool:
+    # Complex and compound data stay in the list: they are refused by name when chosen.
+    return (
+        isinstance(item, h5py.Dataset)
+        and item.shape is not None
+        and item.ndim >= 2
+        and (item.dtype.kind in "buifc" or bool(item.dtype.names))
+        and not h5py.check_dtype(ref=item.dtype)
+    )
+
+
+def _is_nxdata(item: Any) -> bool:
+    return (
+        isinstance(item, h5py.Group)
+        and _text(item.attrs.get("NX_class")) == "NXdata"
+        and "signal" in item.attrs
+    )
+
+
+def _letters(ndim: int, y: int, x: int) -> str:
+    rest = iter(default_order((2,) * ndim)[:-2])
+    return "".join("y" if i == y else "x" if i == x else next(rest) for i in range(ndim))
+
+
+def _velox_axes(group: h5py.Group) -> tuple[Axis, ...]:
+    """Read the pixel size, in metres, from the JSON of the first frame."""
+    try:
+        raw = np.asarray(group["Metadata"][:, 0], dtype=np.uint8).tobytes()
+        result = json.loads(raw.split(b"\0", 1)[0])["BinaryResult"]
+        size, units = result["PixelSize"], str(result.get("PixelUnitX", "m"))
+        y, x = float(size["height"]), float(size["width"])
+    except (KeyError, ValueError, TypeError, OSError):
+        return Axis("y"), Axis("x"), Axis("frame")
+    return Axis("y", units, y), Axis("x", units, x), Axis("frame")
+
+
+def _nexus_axes(group: h5py.Group, data: h5py.Dataset) -> tuple[Axis, ...]:
+    names = group.attrs.get("axes", ())
+    names = [names] if isinstance(names, str | bytes) else list(names)
+    names = [_text(name) for name in names][: data.ndim]
+    names += ["."] * (data.ndim - len(names))
+    return tuple(Axis() if name == "." else _vector_axis(group.get(name), name) for name in names)
+
+
+def _scale_axes(data: h5py.Dataset) -> tuple[Axis, ...]:
+    """Follow netCDF-style dimension scales where there are any."""
+    return tuple(
+        _vector_axis(dim[0], dim.label) if len(dim) else Axis(dim.label) for dim in data.dims
+    )
+
+
+def _vector_axis(vector: Any, name: str = "") -> Axis:
+    """Turn a vector of coordinates into an axis with a constant step."""
+    if not isinstance(vector, h5py.Dataset) or vector.dtype.kind not in "iuf":
+        return Axis(name)
+    name = name or _text(vector.attrs.get("name"))
+    units = _text(vector.attrs.get("units")).strip("[]").replace("_", "")
+    if vector.ndim != 1 or vector.size < 2:
+        return Axis(name, units)
+    first, second = (float(value) for value in vector[:2])
+    return Axis(name, units, second - first, first)
+
+
+def _attrs(group: Any) -> dict[str, Any]:
+    return dict(group.attrs) if isinstance(group, h5py.Group) else {}
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,208 @@
+"""Open an ONNX model on a device and run it: the only user of onnxruntime."""
+
+import contextlib
+import ctypes
+import io
+import logging
+import os
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from emdn_deploy import model as models
+from emdn_deploy.model import ModelInfo
+from emdn_models.errors import DeviceError, EmdnError, ModelError
+
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# TF32 rounds the inputs of a convolution to 10 bits: never under the name of float32.
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+_FATAL = 4  # onnxruntime's own log lines would follow ours
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open model.
+
+    Attributes
+    ----------
+    device
+        Where it runs: ``cpu`` or ``cuda``.
+    threads
+        Threads of the CPU provider.
+    """
+
+    info: ModelInfo
+    device: Literal["cpu", "cuda"]
+    threads: int
+    handle: ort.InferenceSession
+
+    def run(
+        self, frames: NDArray[np.float32], scale: float, offset: float, gain: float
+    ) -> NDArray[np.float32]:
+        """Denoise one batch.
+
+        Parameters
+        ----------
+        frames
+            (n, H, W) in the input's own units.
+        scale
+            Mean electrons per pixel of the stack.
+        offset, gain
+            Reading of a pixel without electrons, and units per electron.
+
+        Returns
+        -------
+        ndarray
+            (n, H, W), same units.
+
+        Raises
+        ------
+        DeviceError
+            If the device gives up, most often for lack of memory.
+        """
+        column = (len(frames), 1, 1, 1)
+        feed = {
+            "frames": frames[:, None],
+            "scale": np.full(column, scale, np.float32),
+            "offset": np.full(column, offset, np.float32),
+            "gain": np.full(column, gain, np.float32),
+        }
+        try:
+            output: NDArray[np.float32] = self.handle.run(["denoised"], feed)[0]
+        except Exception as error:  # onnxruntime raises bare Exceptions
+            raise DeviceError(
+                f"{self.info.name} failed on {self.device} for frames of "
+                f"{frames.shape[1]} x {frames.shape[2]}: {_first_line(error)}; "
+                "if memory ran out, use a smaller --batch"
+            ) from error
+        return output[:, 0]
+
+
+def affinity_threads() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def open_session(
+    model: str | PathLike[str] | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+) -> Session:
+    """Open a model.
+
+    Parameters
+    ----------
+    model
+        A shipped name, the path of an ``.onnx`` file, or None for the default.
+    device
+        ``cuda`` never falls back; ``auto`` takes CUDA where it works and says so.
+    threads
+        CPU threads; None takes those that the affinity mask allows.
+
+    Raises
+    ------
+    ModelError
+        If the model is unknown, damaged or foreign.
+    DeviceError
+        If the device asked for cannot be had; the message names what is missing.
+    """
+    if device not in DEVICES:
+        raise DeviceError(f"no device is called {device!r}; there are {', '.join(DEVICES)}")
+    if threads is not None and threads < 1:
+        raise EmdnError(f"threads is {threads}, expected 1 or more")
+    path = models.resolve(model)
+    count = threads or affinity_threads()
+    missing = cuda_obstacle() if device != "cpu" else "not asked for"
+    if device == "cuda" and missing:
+        raise DeviceError(f"CUDA is not available: {missing}")
+    take: Literal["cpu", "cuda"] = "cpu" if missing else "cuda"
+    handle = _inference_session(path, count, take)
+    got = handle.get_providers()[0]
+    if take == "cuda" and got != CUDA:
+        if device == "cuda":
+            raise DeviceError(
+                f"CUDA is not available: onnxruntime fell back to {got}; "
+                "check the driver with nvidia-smi"
+            )
+        take, missing = "cpu", "onnxruntime could not start it"
+    if device == "auto":
+        _log.info("device: %s", take if take == "cuda" else f"cpu (no CUDA: {missing})")
+    meta = handle.get_modelmeta().custom_metadata_map
+    info = models.parse(path, meta, [one.name for one in handle.get_inputs()])
+    return Session(info, take, count, handle)
+
+
+def cuda_obstacle() -> str:
+    """Say what keeps CUDA from working, or return an empty string.
+
+    onnxruntime lists the CUDA provider even where its libraries are missing and
+    then quietly runs on the CPU, so the libraries are loaded here first.
+    """
+    if CUDA not in ort.get_available_providers():
+        return (
+            f"the installed onnxruntime {ort.__version__} has no CUDA provider; "
+            "install emdn[cuda] and nothing that brings plain onnxruntime"
+        )
+    if hasattr(ort, "preload_dlls"):
+        # It prints what it does not find; the check below says it better.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            ort.preload_dlls()
+    folder = Path(ort.__file__).parent / "capi"
+    try:
+        for name in ("shared", "cuda"):
+            for library in sorted(folder.glob(f"*onnxruntime_providers_{name}.*")):
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        missing = str(error).split(":", 1)[0]
+        return f"{missing} cannot be loaded; install emdn[cuda] and an NVIDIA driver"
+    return "" if _driver_devices() else "no NVIDIA driver or GPU found"
+
+
+def _driver_devices() -> int:
+    """Count GPUs with the driver's own library."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        count = ctypes.c_int(0)
+        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
+            return count.value
+    return 0
+
+
+def _inference_session(path: Path, threads: int, device: str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    # Spinning threads take the cores from the reader, the writer and other processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    providers: list[Any] = [CPU] if device == "cpu" else [(CUDA, CUDA_OPTIONS), CPU]
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises bare Exceptions
+        raise ModelError(
+            f"{path}: onnxruntime cannot load it ({_first_line(error)}); "
+            "is it a complete ONNX file written by emdn-train export?"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

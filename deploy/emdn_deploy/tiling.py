@@ -1,0 +1,106 @@
+"""Frames too large for one run: tiles with a halo, bit for bit the whole frame.
+
+The halo is the receptive field's radius rounded up to the size multiple, and tiles
+begin on multiples, so that every kept pixel sees exactly what it sees in the whole
+frame. Halos are cropped, never blended.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.model import ModelInfo
+from emdn_models.errors import ModelError
+
+# Pixels of one session.run: the largest frame that is denoised whole.
+MAX_PIXELS = 2048 * 2048
+
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One tile along one axis: pixels ``keep`` of the frame come from pixels ``read``."""
+
+    read: slice
+    keep: slice
+
+    @property
+    def inner(self) -> slice:
+        """Return where the kept pixels lie in the tile."""
+        return slice(self.keep.start - self.read.start, self.keep.stop - self.read.start)
+
+
+def apply(
+    run: Run, frames: NDArray[np.float32], info: ModelInfo, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.float32]:
+    """Denoise (n, H, W), whole where a frame has at most ``max_pixels``, else by tiles.
+
+    Raises
+    ------
+    ModelError
+        If the frames need tiles and the model's tiles are not exact, or the halo
+        leaves nothing of a tile.
+    """
+    height, width = frames.shape[1:]
+    if height * width <= max_pixels:
+        return run(frames)
+    if not info.tiling_exact:
+        raise ModelError(
+            f"frames of {height} x {width} need tiles, and {info.name} ({info.preset}) does not "
+            "give the same result by tiles; use another model"
+        )
+    output = np.empty_like(frames)
+    rows, columns = tiles((height, width), info, max_pixels)
+    for row in rows:
+        for column in columns:
+            for index in range(len(frames)):
+                # A contiguous copy: the crop of a frame is not, and a session wants one.
+                tile = np.ascontiguousarray(frames[index : index + 1, row.read, column.read])
+                output[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
+    return output
+
+
+def halo(info: ModelInfo) -> int:
+    """Return the border, in pixels, that a tile needs on every inner side.
+
+    A pixel's field of view is centred on its cell of ``multiple`` pixels, not on
+    itself, so it reaches up to half a cell further to one side.
+    """
+    radius = (info.receptive_field + 1) // 2 + info.multiple // 2
+    return -(-radius // info.multiple) * info.multiple
+
+
+def tiles(
+    size: tuple[int, int], info: ModelInfo, max_pixels: int = MAX_PIXELS
+) -> tuple[list[Span], list[Span]]:
+    """Cut a frame of (H, W) into row and column spans of at most ``max_pixels`` together."""
+    side = int(np.sqrt(max_pixels))
+    if size[0] <= side:
+        limits = size[0], max_pixels // size[0]
+    elif size[1] <= side:
+        limits = max_pixels // size[1], size[1]
+    else:
+        limits = side, side
+    return _spans(size[0], limits[0], info), _spans(size[1], limits[1], info)
+
+
+def _spans(length: int, limit: int, info: ModelInfo) -> list[Span]:
+    if limit >= length:
+        return [Span(slice(0, length), slice(0, length))]
+    border = halo(info)
+    core = (limit - 2 * border) // info.multiple * info.multiple
+    if core < 1:
+        raise ModelError(
+            f"{info.name} sees {info.receptive_field} pixels at once: tiles of {limit} pixels "
+            f"have nothing left inside their borders of {border}; use another model"
+        )
+    return [
+        Span(
+            slice(max(0, start - border), min(length, start + core + border)),
+            slice(start, min(length, start + core)),
+        )
+        for start in range(0, length, core)
+    ]

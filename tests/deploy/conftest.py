@@ -1,0 +1,104 @@
+"""A small real model in the ONNX contract, and simulated stacks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, parser
+
+BOX = """
+<ir_version: 8, opset_import: ["" : 17]>
+box (float[n,1,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
+    => (float[n,1,h,w] denoised)
+<float[1,1,3,3] k = {0.0625, 0.125, 0.0625, 0.125, 0.25, 0.125, 0.0625, 0.125, 0.0625},
+ int64[1] two = {2}, int64[2] zeros2 = {0, 0}, int64[2] front = {0, 0}, int64[2] hw = {2, 3},
+ float[4] up = {1.0, 1.0, 2.0, 2.0}, float half = {0.5}>
+{
+    dark = Sub(frames, offset)
+    e = Div(dark, gain)
+    root = Sqrt(scale)
+    centred = Sub(e, scale)
+    x = Div(centred, root)
+    size = Shape <start = 2, end = 4> (frames)
+    rest = Mod(size, two)
+    more = Sub(two, rest)
+    tail = Mod(more, two)
+    pads = Concat <axis = 0> (zeros2, zeros2, zeros2, tail)
+    padded = Pad <mode = "edge"> (x, pads)
+    a = Conv <pads = [1, 1, 1, 1]> (padded, k)
+    b = Conv <pads = [1, 1, 1, 1]> (a, k)
+    c = Conv <pads = [1, 1, 1, 1]> (b, k)
+    pooled = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (c)
+    wide = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric",
+        nearest_mode = "floor"> (pooled, , up)
+    both = Add(c, wide)
+    mixed = Mul(both, half)
+    cut = Slice(mixed, front, size, hw)
+    scaled = Mul(cut, root)
+    out = Add(scaled, scale)
+    charged = Mul(out, gain)
+    denoised = Add(charged, offset)
+}
+"""
+
+METADATA = {
+    "emdn_schema": "1",
+    "model": "box",
+    "preset": "test",
+    "weights_sha256": "0" * 64,
+    "multiple": "2",
+    "receptive_field": "8",
+    "tiling_exact": "true",
+    "parameters": "9",
+    "gflop_256": "0.0035",
+    "recipe": json.dumps({"data": "none"}),
+    "quality": json.dumps({"psnr_db": 20.0}),
+    "emdn_version": "0",
+    "licence": "MIT",
+}
+
+
+def save_model(path: Path, **changes: str | None) -> Path:
+    """Save the blur with some of its metadata changed, or left out (None)."""
+    model = parser.parse_model(BOX)
+    metadata = {key: value for key, value in {**METADATA, **changes}.items() if value is not None}
+    helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """Give tests `save_model`."""
+    return save_model
+
+
+@pytest.fixture(scope="session")
+def box_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weighted box blur with padding to even sizes: receptive field 8, multiple 2."""
+    return save_model(tmp_path_factory.mktemp("model") / "box.onnx")
+
+
+@pytest.fixture
+def lattice() -> Callable[..., np.ndarray[Any, Any]]:
+    """Make electrons (N, H, W): a hexagonal lattice with counting noise."""
+
+    def make(
+        dose: float, shape: tuple[int, int, int] = (12, 128, 128), seed: int = 0, drift: float = 0.0
+    ) -> np.ndarray[Any, Any]:
+        rng = np.random.default_rng(seed)
+        frame, y, x = np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")
+        y = y + drift * frame
+        waves = sum(
+            np.cos(2 * np.pi / 9 * (np.cos(angle) * y + np.sin(angle) * x))
+            for angle in np.deg2rad((10, 70, 130))
+        )
+        truth = dose * (1 + 0.12 * waves + 0.3 * (x / shape[2] - 0.5))
+        return rng.poisson(np.maximum(truth, 0)).astype(np.float64)
+
+    return make

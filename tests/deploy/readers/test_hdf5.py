@@ -1,0 +1,231 @@
+"""Which dataset is taken from each HDF5 convention, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from emdn_deploy.readers import Choice, open_frames
+from emdn_models.errors import FormatError
+
+STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
+
+
+def velox(file: h5py.File) -> None:
+    group = file.create_group("Data/Image/0123abcd")
+    group["Data"] = np.moveaxis(STACK, 0, 2)
+    text = json.dumps({"BinaryResult": {"PixelSize": {"width": "2e-11", "height": "2e-11"},
+                                        "PixelUnitX": "m"}})  # fmt: skip
+    raw = np.zeros((200, 5), np.uint8)
+    raw[: len(text)] = np.frombuffer(text.encode(), np.uint8)[:, None]
+    group["Metadata"] = raw
+    file["Thumbnail"] = np.zeros((512, 512), np.uint8)
+
+
+def hyperspy(file: h5py.File) -> None:
+    file.attrs["file_format"] = "HyperSpy"
+    group = file.create_group("Experiments/movie")
+    group["data"] = STACK
+    for i, (name, scale, navigate) in enumerate(
+        [("time", 0.5, True), ("y", 0.02, False), ("x", 0.02, False)]
+    ):
+        axis = group.create_group(f"axis-{i}")
+        axis.attrs.update(
+            {"name": name, "scale": scale, "offset": 0.0, "navigate": navigate, "size": 5}
+        )
+        axis.attrs["units"] = "s" if navigate else "nm"
+    spectrum = file.create_group("Experiments/spectrum")
+    spectrum["data"] = np.zeros((4, 4, 900))
+    for i in range(3):
+        spectrum.create_group(f"axis-{i}").attrs["navigate"] = i < 2
+
+
+def nexus(file: h5py.File) -> None:
+    file.attrs["default"] = "entry"
+    entry = file.create_group("entry")
+    entry.attrs.update({"NX_class": "NXentry", "default": "frames"})
+    data = entry.create_group("frames")
+    data.attrs.update({"NX_class": "NXdata", "signal": "counts"})
+    data.attrs["axes"] = ["time", "y", "x"]
+    data["counts"] = STACK
+    data["time"] = np.arange(5) * 0.5
+    data["y"], data["x"] = np.arange(16) * 0.02, np.arange(24) * 0.02
+    for name, units in (("time", "s"), ("y", "nm"), ("x", "nm")):
+        data[name].attrs["units"] = units
+    # Larger, but not what the file points to.
+    file["entry/raw"] = np.zeros((9, 64, 64), np.uint16)
+
+
+def emd_0(file: h5py.File) -> None:
+    file.attrs["version_major"] = 0
+    group = file.create_group("data/movie")
+    group.attrs["emd_group_type"] = 1
+    group["data"] = STACK
+    for i, (name, units, step) in enumerate(
+        [("t", "[s]", 0.5), ("y", "[n_m]", 0.02), ("x", "[n_m]", 0.02)], start=1
+    ):
+        group[f"dim{i}"] = np.arange(STACK.shape[i - 1]) * step
+        group[f"dim{i}"].attrs.update({"name": name, "units": units})
+
+
+def emd_1(file: h5py.File) -> None:
+    file.attrs["emd_group_type"] = "file"
+    root = file.create_group("root")
+    root.attrs["emd_group_type"] = "root"
+    group = root.create_group("movie")
+    group.attrs["emd_group_type"] = "array"
+    group["data"] = STACK
+    for i, (name, units, step) in enumerate(
+        [("t", "s", 0.5), ("y", "nm", 0.02), ("x", "nm", 0.02)]
+    ):
+        group[f"dim{i}"] = np.array([0, step])
+        group[f"dim{i}"].attrs.update({"name": name, "units": units})
+
+
+def benchmark(file: h5py.File) -> None:
+    file["images"] = STACK[..., None]
+
+
+def plain(file: h5py.File) -> None:
+    file["some/where/frames"] = STACK
+    file["thumbnails"] = STACK[:, ::4, ::4]
+    file["positions"] = np.zeros((400, 2))
+    file["names"] = ["a", "b"]
+
+
+CONVENTIONS: list[tuple[Callable[[h5py.File], None], str, str, str, float | None]] = [
+    (velox, "/Data/Image/0123abcd/Data", "Velox", "m", 2e-11),
+    (hyperspy, "/Experiments/movie/data", "HyperSpy", "nm", 0.02),
+    (nexus, "/entry/frames/counts", "NeXus", "nm", 0.02),
+    (emd_0, "/data/movie/data", "EMD", "nm", 0.02),
+    (emd_1, "/root/movie/data", "EMD", "nm", 0.02),
+    (benchmark, "/images", "benchmark", "", None),
+    (plain, "/some/where/frames", "plain HDF5", "", None),
+]
+
+
+@pytest.mark.parametrize(("fill", "path", "name", "units", "step"), CONVENTIONS)
+def test_each_convention_leads_to_its_frames(tmp_path: Path, fill, path, name, units, step) -> None:
+    file = tmp_path / "movie.h5"
+    with h5py.File(file, "w") as opened:
+        fill(opened)
+    with open_frames(file) as frames:
+        assert frames.dataset == path
+        assert name in frames.format
+        assert frames.shape == STACK.shape
+        assert frames.axis("x").units == units
+        assert frames.axis("x").step == (None if step is None else pytest.approx(step))
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+        np.testing.assert_array_equal(frames.read(2, 3), STACK[2:3])
+        assert frames.read(1, 2).dtype == np.float32
+
+
+def test_several_stacks_are_listed(tmp_path: Path) -> None:
+    file = tmp_path / "two.h5"
+    with h5py.File(file, "w") as opened:
+        opened["a"], opened["b/c"] = STACK, STACK + 1
+    with pytest.raises(FormatError, match=r"2 stacks.*/a \(5, 16, 24\) uint16; /b/c .*--dataset"):
+        open_frames(file)
+    with open_frames(file, Choice(dataset="b/c")) as frames:
+        np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[0] + 1)
+    with open_frames(file, Choice(dataset="/b")) as frames:
+        assert frames.dataset == "/b/c"
+
+
+def test_two_velox_detectors_are_listed(tmp_path: Path) -> None:
+    file = tmp_path / "two.emd"
+    with h5py.File(file, "w") as opened:
+        velox(opened)
+        opened["Data/Image/ffff/Data"] = np.moveaxis(STACK, 0, 2)
+    with pytest.raises(FormatError, match="2 stacks"):
+        open_frames(file)
+
+
+@pytest.mark.parametrize("order", ["tyx", "ytx", "yxt", "xyt", "utyx", "tyuxc", "yx", "cyx"])
+def test_any_axis_order_reads_the_same_frames(tmp_path: Path, order: str) -> None:
+    lengths = {"t": 3, "u": 2, "y": 9, "x": 12, "c": 1}
+    shape = tuple(lengths[letter] for letter in order)
+    stored = np.random.default_rng(0).integers(0, 99, shape)
+    file = tmp_path / "a.h5"
+    with h5py.File(file, "w") as opened:
+        opened["data"] = stored
+    lead = [i for i, letter in enumerate(order) if letter not in "yx"]
+    expected = np.transpose(stored, (*lead, order.index("y"), order.index("x"))).reshape(-1, 9, 12)
+    with open_frames(file, Choice(dataset="data", axes=order)) as frames:
+        assert frames.shape == expected.shape
+        np.testing.assert_array_equal(frames.read(0, len(expected)), expected)
+        np.testing.assert_array_equal(frames.read(len(expected) - 1, len(expected)), expected[-1:])
+
+
+@pytest.mark.parametrize(
+    ("value", "choice", "message"),
+    [
+        (STACK + 0j, Choice(), "complex"),
+        (np.zeros((9, 16, 3), np.uint8), Choice(), "colour"),
+        (np.zeros((2, 16, 16, 3), np.uint8), Choice(), "colour"),
+        (np.zeros((9, 16), [("r", "u1"), ("g", "u1")]), Choice(), r"compound values \(r, g\)"),
+        (STACK, Choice(axes="tyy"), "axes 'tyy' do not fit"),
+        (STACK, Choice(axes="yx"), "do not fit shape"),
+        (STACK, Choice(axes="cyx"), "5 channels"),
+        (STACK, Choice(dataset="nothing"), "no dataset 'nothing'; it offers /data"),
+        (np.zeros((0, 16, 16)), Choice(dataset="data"), "is empty"),
+        (np.arange(10), Choice(), "no numeric dataset of two or more axes"),
+        (np.arange(10), Choice(dataset="data"), "expected two axes"),
+    ],
+)
+def test_what_is_not_frames_is_refused(tmp_path: Path, value, choice, message) -> None:
+    file = tmp_path / "odd.h5"
+    with h5py.File(file, "w") as opened:
+        opened["data"] = value
+    with pytest.raises(FormatError, match=message):
+        open_frames(file, choice)
+
+
+def test_a_checkpoint_is_not_frames(tmp_path: Path) -> None:
+    file = tmp_path / "em_denoise_model.h5"
+    with h5py.File(file, "w") as opened:
+        opened.attrs["format"] = "emdn-checkpoint"
+        opened["unet/weight"] = np.zeros((64, 64, 3, 3))
+    with pytest.raises(FormatError, match="weights of models, not frames"):
+        open_frames(file)
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    good = tmp_path / "good.h5"
+    with h5py.File(good, "w") as opened:
+        opened["data"] = np.random.default_rng(0).integers(0, 99, (50, 64, 64))
+    cases = {
+        "cut.h5": (good.read_bytes()[:100_000], "truncated"),
+        "text.h5": (b"time,intensity\n1,2\n", "not an HDF5 file"),
+        "empty.h5": (b"", "is empty"),
+        "frames.xyz": (b"abc", "unknown kind of file '.xyz'"),
+    }
+    for name, (content, message) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FormatError, match=f"{name}: .*{message}"):
+            open_frames(tmp_path / name)
+    with pytest.raises(FormatError, match="no such file"):
+        open_frames(tmp_path / "none.h5")
+
+
+def test_an_hdf5_file_of_another_name_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "movie.dat"
+    with h5py.File(file, "w") as opened:
+        plain(opened)
+    with open_frames(file) as frames:
+        assert frames.shape == STACK.shape
+
+
+def test_external_links_are_followed(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "data_000001.h5", "w") as opened:
+        opened["entry/data/data"] = STACK
+    with h5py.File(tmp_path / "master.h5", "w") as opened:
+        nexus_group = opened.create_group("entry/data")
+        nexus_group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
+        nexus_group["data_000001"] = h5py.ExternalLink("data_000001.h5", "/entry/data/data")
+    with open_frames(tmp_path / "master.h5") as frames:
+        assert frames.dataset == "/entry/data/data_000001"
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)

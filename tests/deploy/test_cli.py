@@ -1,0 +1,204 @@
+"""The command as a user meets it: what it prints, how it fails, how fast it starts."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from emdn_deploy import cli, listing
+from emdn_models import pretrained
+from emdn_models.checkpoint import Weights, save
+
+
+@pytest.fixture
+def source(tmp_path: Path, lattice) -> Path:
+    path = tmp_path / "movie.h5"
+    with h5py.File(path, "w") as file:
+        file["frames"] = lattice(20.0, (6, 32, 40)).astype(np.uint16)
+        file["wave"] = np.zeros((8, 8), complex)
+    return path
+
+
+def call(*arguments: object) -> int:
+    """Run the command in this process and return its exit status."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must fail with one line, and return that line."""
+    assert call(*arguments) == 1
+    text = capsys.readouterr().err.strip()
+    assert "Traceback" not in text
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert text.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+def test_denoise_says_what_it_did(source: Path, box_model: Path, capsys) -> None:
+    assert call("denoise", source, "--model", box_model, "--device", "cpu") == 0
+    printed = capsys.readouterr().out
+    lines = dict(line.split(maxsplit=1) for line in printed.strip().splitlines())
+    assert lines["frames"].startswith("6 from")
+    assert lines["speed"].split()[1].startswith("frames/s")
+    assert lines["model"] == "box on cpu"
+    assert "e/px, gain 1, offset 0 (offset taken as 0, whole numbers" in lines["intensity"]
+    assert float(lines["ratio"].split(",")[0]) == pytest.approx(1, abs=0.01)
+    assert lines["output"] == str(source.with_name("movie_denoised.h5"))
+    with h5py.File(lines["output"]) as file:
+        assert file["frames"].shape == (6, 32, 40)
+
+
+def test_options_reach_the_run(source: Path, box_model: Path, tmp_path: Path, capsys) -> None:
+    target = tmp_path / "other.h5"
+    status = call(
+        "denoise", source, "-o", target, "--model", box_model, "--device", "cpu", "--batch", 4,
+        "--threads", 1, "--dataset", "/frames", "--axes", "tyx", "--gain", 2, "--offset", -5,
+        "--preview", tmp_path / "p.png",
+    )  # fmt: skip
+    assert status == 0
+    with h5py.File(target) as file:
+        facts = dict(file["emdn"].attrs)
+    assert (facts["batch"], facts["threads"], facts["gain"], facts["offset"]) == (4, 1, 2.0, -5.0)
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"preview    {tmp_path / 'p.png'}" in capsys.readouterr().out
+
+
+def test_errors_are_one_line(source: Path, box_model: Path, tmp_path: Path, capsys) -> None:
+    text, cut = tmp_path / "text.h5", tmp_path / "cut.h5"
+    text.write_text("not HDF5")
+    cut.write_bytes(source.read_bytes()[:3000])
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(box_model.read_bytes()[:200])
+    model = ("--model", box_model, "--device", "cpu")
+    cases = [
+        (("denoise", tmp_path / "none.h5", *model), "no such file"),
+        (("denoise", tmp_path, *model), "is a folder"),
+        (("denoise", text, *model), "is not an HDF5 file"),
+        (("denoise", cut, *model), "truncated"),
+        (("denoise", source, "--dataset", "/nothing", *model), "has no dataset '/nothing'"),
+        (("denoise", source, "--dataset", "/wave", *model), "complex numbers"),
+        (("denoise", source, "--model", damaged), "onnxruntime cannot load it"),
+        (("denoise", source, "--model", tmp_path / "none.onnx"), "no such ONNX file"),
+        (("denoise", source, "-o", source, "--overwrite", *model), "is the input itself"),
+        (("denoise", source, "-o", tmp_path / "no/out.h5", *model), "no such folder"),
+        (("denoise", source, "--gain", "-1", *model), "gain is -1"),
+        (("inspect", tmp_path / "none.h5"), "no such file"),
+        (("inspect", damaged), "onnxruntime cannot load it"),
+        (("inspect", text), "is not an HDF5 file"),
+    ]
+    for arguments, message in cases:
+        line = failure(capsys, *arguments)
+        assert message in line, (arguments, line)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cut.h5", "damaged.onnx", "movie.h5", "text.h5",
+    ]  # fmt: skip
+
+
+def test_frames_that_are_not_finite_are_an_error(tmp_path: Path, box_model: Path, capsys) -> None:
+    path = tmp_path / "nan.h5"
+    frames = np.random.default_rng(0).poisson(9, (4, 16, 16)).astype(np.float32)
+    frames[3, 2, 2] = np.nan
+    with h5py.File(path, "w") as file:
+        file["frames"] = frames
+    line = failure(capsys, "denoise", path, "--model", box_model, "--device", "cpu")
+    assert "frame 3 has pixels that are not finite" in line
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("denoise",),
+        ("denoise", "a.h5", "--device", "tpu"),
+        ("denoise", "a.h5", "--batch", "0"),
+        ("denoise", "a.h5", "--nonsense"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_exits_2(arguments: tuple[str, ...], capsys) -> None:
+    assert call(*arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_leaves_no_file(source: Path, box_model: Path, monkeypatch, capsys) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emdn_deploy.denoiser.Denoiser.run", interrupted)
+    assert call("denoise", source, "--model", box_model, "--device", "cpu") == 130
+    assert "Traceback" not in capsys.readouterr().err
+    assert not source.with_name("movie_denoised.h5").exists()
+
+
+def test_inspect_shows_what_would_be_taken(source: Path, capsys) -> None:
+    assert call("inspect", source) == 0
+    printed = capsys.readouterr().out
+    assert "/frames (the only large numeric dataset)" in printed
+    assert "6 of 32 x 40, uint16" in printed
+    assert "gain 1, offset 0" in printed
+
+
+def test_inspect_shows_a_model(box_model: Path, capsys) -> None:
+    assert call("inspect", box_model) == 0
+    printed = capsys.readouterr().out
+    assert "receptive_field  8" in printed
+    assert "licence  MIT" in printed
+
+
+def test_inspect_shows_a_checkpoint(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "em_denoise_model.h5"
+    save(path, {"dncnn": Weights("paper", {"w": np.zeros((2, 3), np.float32)}, {"seed": 7})})
+    assert call("inspect", path) == 0
+    printed = capsys.readouterr().out
+    assert "dncnn  preset paper, 1 tensors, 6 numbers" in printed
+    assert "seed  7" in printed
+
+
+@pytest.fixture
+def shipped(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of two models, as emdn-train export writes it."""
+    entry = {
+        "file": box_model.name, "sha256": pretrained.sha256(box_model), "preset": "shipped",
+        "parameters": 1_234_567, "gflop_256": 1.23456, "recipe": {},
+    }  # fmt: skip
+    index = {
+        "default": "unet",
+        "models": {"unet": {**entry, "quality": {"psnr_db": 31.25}}, "dncnn": entry},
+    }
+    monkeypatch.setattr(pretrained, "WEIGHTS", box_model.parent)
+    monkeypatch.setattr(pretrained, "index", lambda: index)
+
+
+def test_models_are_listed(shipped: None, capsys) -> None:
+    assert call("models") == 0
+    printed = capsys.readouterr().out
+    assert "unet *" in printed
+    assert "1,234,567" in printed
+    table = listing.table()
+    assert table["name"].to_list() == ["unet *", "dncnn"]
+    assert table["psnr_db"].to_list() == [31.25, None]
+
+
+def test_the_default_model_is_used(shipped: None, source: Path, capsys) -> None:
+    assert call("denoise", source, "--device", "cpu") == 0
+    line = failure(capsys, "denoise", source, "--overwrite", "--model", "nonet")
+    assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
+
+
+def test_help_is_quick() -> None:
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "emdn_deploy", "--help"], capture_output=True, check=True
+        )
+        took.append(time.perf_counter() - began)
+    assert b"denoise" in done.stdout
+    assert min(took) < 0.3

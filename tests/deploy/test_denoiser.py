@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import emdn_deploy
+from emdn_deploy import Denoiser, denoise
+from emdn_models.errors import EmdnError, FormatError
+
+
+def test_the_package_offers_what_it_lists() -> None:
+    assert emdn_deploy.__all__ == ["Denoiser", "denoise"]
+    assert all(getattr(emdn_deploy, name) for name in emdn_deploy.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        emdn_deploy.nothing  # noqa: B018
+
+
+def test_noise_goes_down_and_the_mean_stays(box_model: Path, lattice) -> None:
+    frames = lattice(20.0)
+    output = denoise(frames, model=box_model, device="cpu")
+    assert output.shape == frames.shape
+    assert output.dtype == np.float32
+    assert output.mean() == pytest.approx(frames.mean(), rel=2e-3)
+    # Half the difference of neighbouring frames is noise only.
+    assert np.var(np.diff(output, axis=0)) < 0.2 * np.var(np.diff(frames, axis=0))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["<u2", ">u2", "<i4", ">f4", "f2", "f8", "u1", "i8"]
+)  # every kind and both endiannesses
+def test_any_real_dtype_gives_the_same(box_model: Path, lattice, dtype: str) -> None:
+    frames = lattice(20.0, (3, 32, 40))
+    model = Denoiser(box_model)
+    expected = model.denoise(frames.astype(np.float32), gain=1.0, offset=0.0)
+    np.testing.assert_array_equal(
+        model.denoise(frames.astype(dtype), gain=1.0, offset=0.0), expected
+    )
+
+
+def test_units_come_back(box_model: Path, lattice) -> None:
+    electrons = lattice(20.0)
+    model = Denoiser(box_model)
+    counts = model.denoise(electrons, gain=1.0, offset=0.0)
+    camera = model.denoise(3.5 * electrons + 70, gain=3.5, offset=70.0)
+    np.testing.assert_allclose(camera, 3.5 * counts + 70, rtol=1e-5)
+    # A measured gain must lead to the same frames as the true one.
+    guessed = model.denoise(3.5 * electrons + 70)
+    assert np.abs(guessed - camera).max() < 0.02 * camera.std()
+
+
+def test_the_batch_does_not_matter(box_model: Path, lattice) -> None:
+    frames = lattice(5.0, (7, 40, 33))
+    model = Denoiser(box_model)
+    expected = model.denoise(frames, batch=7)
+    for batch in (1, 3):
+        np.testing.assert_array_equal(model.denoise(frames, batch=batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((4, 4)), r"frames\[None\]"),
+        (np.zeros((2, 4, 4, 1)), r"frames\[\.\.\., 0\]"),
+        (np.zeros((0, 4, 4)), "empty"),
+        (np.zeros((2, 4, 4), complex), "complex128, expected real"),
+        (np.array([[[1.0, np.nan]]]), "not finite"),
+        (np.array([[["a"]]]), "expected real numbers"),
+    ],
+)
+def test_what_cannot_be_denoised_names_the_remedy(box_model: Path, frames, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        denoise(frames, model=box_model)
+
+
+def test_nonsense_gains_are_refused(box_model: Path) -> None:
+    model, frames = Denoiser(box_model), np.ones((2, 8, 8))
+    for gain in (0.0, -1.0, float("nan")):
+        with pytest.raises(EmdnError, match="gain is"):
+            model.denoise(frames, gain=gain)
+    with pytest.raises(EmdnError, match="not below the mean"):
+        model.denoise(np.random.default_rng(0).poisson(4, (2, 32, 32)), offset=100.0)
+
+
+def test_a_constant_stack_comes_back(box_model: Path) -> None:
+    for value in (0.0, 7.0, -3.0, 1e6):
+        output = denoise(np.full((2, 24, 24), value), model=box_model)
+        np.testing.assert_allclose(output, value, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,114 @@
+"""The scale on simulated stacks whose gain, offset and dose are known."""
+
+import numpy as np
+import pytest
+
+from emdn_deploy import intensity
+from emdn_models.errors import EmdnError
+
+
+def measure(frames, gain: float | None = None, offset: float | None = None) -> intensity.Intensity:
+    stack = np.asarray(frames, np.float32)
+    return intensity.estimate(
+        lambda start, stop: stack[start:stop], len(stack), stack.shape[1:], gain, offset
+    )
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.3])
+@pytest.mark.parametrize("count", [1, 2, 12])
+@pytest.mark.parametrize("dose", [1.0, 10.0, 100.0, 1000.0])
+@pytest.mark.parametrize(("gain", "offset"), [(7.3, 0.0), (0.02, 0.0), (2.5, 100.0)])
+def test_the_noise_is_found(lattice, dose, count, gain, offset, drift) -> None:
+    frames = gain * lattice(dose, (count, 128, 128), drift=drift) + offset
+    found = measure(frames)
+    tolerance = 0.07 if count == 1 else 0.03
+    assert found.sigma == pytest.approx(gain * np.sqrt(dose), rel=tolerance)
+    known = measure(frames, offset=offset)
+    assert known.gain == pytest.approx(gain, rel=2.2 * tolerance)
+    assert known.scale == pytest.approx(dose, rel=2.2 * tolerance)
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+@pytest.mark.parametrize("dose", [0.1, 1.0, 10.0, 1000.0])
+def test_counts_are_recognised(lattice, dose: float, count: int) -> None:
+    frames = lattice(dose, (count, 128, 128))
+    found = measure(frames)
+    assert (found.gain, found.offset) == (1.0, 0.0)
+    assert found.scale == pytest.approx(frames.mean(), rel=1e-2)
+    assert "counts" in found.note
+
+
+def test_a_bright_offset_is_fitted_where_the_contrast_allows(lattice) -> None:
+    found = measure(2.5 * lattice(10.0, (60, 128, 128)) + 100)
+    assert found.offset == pytest.approx(100, abs=3)
+    assert found.gain == pytest.approx(2.5, rel=0.1)
+    assert "variance-mean" in found.note
+
+
+def test_hot_pixels_do_not_change_the_scale(lattice) -> None:
+    frames = 4.0 * lattice(50.0)
+    clean = measure(frames).sigma
+    frames[:, 5::37, 3::41] = 65535
+    frames[:, 9::41, 7::53] = 0
+    assert measure(frames).sigma == pytest.approx(clean, rel=0.03)
+
+
+def test_data_around_zero_get_an_offset() -> None:
+    rng = np.random.default_rng(0)
+    for mean in (-2.0, 0.0, 0.5):
+        frames = rng.normal(mean, 3.0, (6, 96, 96))
+        found = measure(frames)
+        assert found.sigma == pytest.approx(3.0, rel=0.03)
+        assert found.offset < mean - 3
+        assert found.scale > 1
+        assert "darkest" in found.note
+
+
+def test_correlated_noise_is_not_taken_for_motion() -> None:
+    """The camera's blur lowers the high-passed part; the pixels' noise is what counts."""
+    white = np.random.default_rng(1).normal(0, 5.0, (12, 130, 130))
+    blurred = (white[:, 1:-1, 1:-1] + white[:, :-2, 1:-1] + white[:, 1:-1, :-2]) / np.sqrt(3)
+    found = measure(blurred + 200)
+    assert found.sigma == pytest.approx(5.0, rel=0.03)
+
+
+def test_given_values_are_taken(lattice) -> None:
+    found = measure(3.0 * lattice(40.0) + 10, gain=3.0, offset=10.0)
+    assert (found.gain, found.offset) == (3.0, 10.0)
+    assert found.note == "offset given, gain given"
+    assert found.sigma == pytest.approx(3 * np.sqrt(40), rel=0.02)
+
+
+def test_a_constant_stack_is_named() -> None:
+    found = measure(np.full((3, 40, 40), 5.0))
+    assert found.sigma == 0
+    assert "no noise found" in found.note
+    assert found.scale > 0
+
+
+def test_frames_that_are_not_finite_are_named() -> None:
+    frames = np.ones((3, 20, 20))
+    frames[2, 4, 4] = np.inf
+    with pytest.raises(EmdnError, match="frame 2 has pixels"):
+        measure(frames)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 50), (3, 3), (17, 5)])
+def test_tiny_frames_have_a_scale(size: tuple[int, int]) -> None:
+    frames = np.random.default_rng(0).poisson(30, (8, *size))
+    found = measure(frames)
+    assert np.isfinite([found.scale, found.gain, found.offset]).all()
+    assert found.scale > 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000])
+@pytest.mark.parametrize("size", [(64, 64), (512, 512), (4096, 4096)])
+def test_samples_are_bounded_and_spread(count: int, size: tuple[int, int]) -> None:
+    starts, run = intensity.sample_starts(count, size)
+    assert len(starts) * run <= intensity.MAX_FRAMES
+    assert len(starts) * run * size[0] * size[1] <= max(intensity.MAX_PIXELS, size[0] * size[1])
+    assert starts[0] == 0
+    assert max(starts) + run <= count
+    if count == 1000 and size == (64, 64):
+        assert starts[-1] == 997
+        assert len(starts) == 21
