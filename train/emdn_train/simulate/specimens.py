@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_train.simulate import materials
+from emdn_train.simulate.grain_boundary import bicrystal
 from emdn_train.simulate.graphene import (
     LAYER_A,
     as_structure,
@@ -45,13 +46,18 @@ class Recipe:
 def graphene(rng: np.random.Generator, side: float, reach: float) -> Structure:
     """Draw graphene of one morphology, with point defects four times out of five."""
     morphology = rng.choice(
-        ["sheet", "hole", "edge", "bilayer"],
-        p=[0.62, 0.13, 0.15, 0.1],
+        ["sheet", "hole", "edge", "bilayer", "grain boundary"],
+        p=[0.58, 0.12, 0.14, 0.1, 0.06],
     )
     cover = side + 6.0
     vibration = float(rng.uniform(0.04, 0.07))
-    sheet = perfect_sheet(cover, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2))
     marks: list[Defect] = []
+    if morphology == "grain boundary":
+        sheet, boundary = bicrystal(cover, reach, rng)
+        x, y = boundary[np.argmin((boundary**2).sum(1))]
+        marks.append(Defect("grain boundary", float(x), float(y)))
+    else:
+        sheet = perfect_sheet(cover, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2))
     if morphology == "hole":
         cut(sheet, hole(sheet.xy, reach, rng))
     elif morphology == "edge":
