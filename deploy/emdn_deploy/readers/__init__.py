@@ -1,4 +1,4 @@
-"""Open any supported file of frames.
+"""Open any supported file, folder or pattern of frames.
 
 A format is one module with ``open_frames(path, choice) -> Frames`` and one line
 in `READERS`.
@@ -8,20 +8,27 @@ import importlib
 from os import PathLike
 from pathlib import Path
 
+from emdn_deploy.readers import folder
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
     "hdf5": (".h5", ".hdf5", ".hdf", ".hspy", ".nxs", ".nx", ".emd", ".he5", ".mat"),
+    "dm": (".dm3", ".dm4"),
+    "ser": (".ser",),
+    "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st"),
+    "tiff": (".tif", ".tiff", ".btf", ".tf8"),
+    "npy": (".npy",),
 }
 
-__all__ = ["READERS", "Axis", "Choice", "Frames", "open_frames"]
+__all__ = ["READERS", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "open_frames"]
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SUFFIXES = {suffix for suffixes in READERS.values() for suffix in suffixes}
 
 
 def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:  # noqa: B008
-    """Open a file of frames by its suffix, or by its content where that says HDF5.
+    """Open frames: a file by its suffix (or its content, for HDF5), a folder, a pattern.
 
     Returns
     -------
@@ -34,28 +41,46 @@ def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:
         If there is no such file, its format is unknown, or it is not what its
         name says.
     """
-    file = Path(path)
-    if not file.exists():
-        raise FormatError(f"{file}: no such file")
-    if file.is_dir():
-        raise FormatError(f"{file}: is a folder; give a file of frames")
+    source = Path(path)
+    if source.is_dir() or is_pattern(source):
+        return folder.open_frames(source, choice, _SUFFIXES, _open_file)
+    return _open_file(source, choice)
+
+
+def is_pattern(source: Path) -> bool:
+    """Say whether a path is a pattern such as ``run/*.dm4`` and not a file."""
+    return any(mark in str(source) for mark in "*?[") and not source.exists()
+
+
+def is_hdf5(path: Path) -> bool:
+    """Say whether a file begins as HDF5 does."""
     try:
-        with file.open("rb") as opened:
+        with path.open("rb") as opened:
+            return opened.read(8) == _HDF5_SIGNATURE
+    except OSError:
+        return False
+
+
+def _open_file(path: Path, choice: Choice) -> Frames:
+    if not path.exists():
+        raise FormatError(f"{path}: no such file")
+    try:
+        with path.open("rb") as opened:
             head = opened.read(8)
     except OSError as error:
-        raise FormatError(f"{file}: cannot be read ({error.strerror})") from error
+        raise FormatError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
-        raise FormatError(f"{file}: is empty (0 bytes)")
-    module = "hdf5" if head == _HDF5_SIGNATURE else module_for(file)
+        raise FormatError(f"{path}: is empty (0 bytes)")
+    module = "hdf5" if head == _HDF5_SIGNATURE else _module_for(path)
     opener = importlib.import_module(f"emdn_deploy.readers.{module}")
-    frames: Frames = opener.open_frames(file, choice)
+    frames: Frames = opener.open_frames(path, choice)
     return frames
 
 
-def module_for(path: Path) -> str:
-    """Return the reader's module for a suffix."""
+def _module_for(path: Path) -> str:
     for module, suffixes in READERS.items():
         if path.suffix.lower() in suffixes:
             return module
-    known = " ".join(suffix for suffixes in READERS.values() for suffix in suffixes)
-    raise FormatError(f"{path}: unknown kind of file {path.suffix!r}; emdn reads {known}")
+    raise FormatError(
+        f"{path}: unknown kind of file {path.suffix!r}; emdn reads {' '.join(sorted(_SUFFIXES))}"
+    )

@@ -1,22 +1,11 @@
 """HDF5 of every convention: choose the dataset, then read it lazily."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
-import numpy as np
-from numpy.typing import NDArray
 
-from emdn_deploy.readers.frames import (
-    Axis,
-    Choice,
-    Frames,
-    check_dtype,
-    check_order,
-    default_order,
-    stack_shape,
-)
+from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate
 from emdn_models import checkpoint
 from emdn_models.errors import FormatError
@@ -105,52 +94,27 @@ def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Ca
     return Candidate("/" + name.strip("/"), item, "plain HDF5", order, axes)
 
 
+def _load_filters(path: Path, one: Candidate) -> None:
+    """Import hdf5plugin (bitshuffle, LZ4, Blosc, zstd) only where a dataset needs it."""
+    settings = one.dataset.id.get_create_plist()
+    filters = [settings.get_filter(i) for i in range(settings.get_nfilters())]
+    if all(h5py.h5z.filter_avail(code) for code, *_ in filters):
+        return
+    import hdf5plugin  # noqa: F401
+
+    for code, *_, name in filters:
+        if not h5py.h5z.filter_avail(code):
+            raise FormatError(
+                f"{path}: {one.path} is compressed by filter {code} ({name.decode()}), "
+                "which hdf5plugin does not have; store it with gzip, LZ4 or zstd"
+            )
+
+
 def _frames(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: str) -> Frames:
-    data, where = one.dataset, f"{path}: {one.path}"
-    check_dtype(where, data.dtype)
-    order = choice.axes or one.order
-    check_order(where, data.shape, order, said=choice.axes is not None)
-    return Frames(
-        path=path,
-        format=f"HDF5 ({one.convention})" if one.convention != "plain HDF5" else one.convention,
-        shape=stack_shape(data.shape, order),
-        dtype=data.dtype,
-        order=order,
-        stored_shape=data.shape,
-        axes=one.axes,
-        read_block=_block_reader(data, order),
-        release=file.close,
-        dataset=one.path,
-        why=why,
-        metadata={"chunks": str(data.chunks or "contiguous")},
-    )
-
-
-def _block_reader(data: h5py.Dataset, order: str) -> Callable[[int, int], NDArray[Any]]:
-    """Return ``read(start, stop) -> (k, H, W)`` for any axis order."""
-    lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
-    lead_shape = tuple(data.shape[axis] for axis in lead)
-    long = [axis for axis in lead if data.shape[axis] > 1]
-
-    def one(number: int) -> NDArray[Any]:
-        index = iter(np.unravel_index(number, lead_shape))
-        where = tuple(slice(None) if letter in "yx" else int(next(index)) for letter in order)
-        frame: NDArray[Any] = data[where]
-        return frame
-
-    def several(start: int, stop: int) -> NDArray[Any]:
-        # One stack axis: a single selection reads the whole block.
-        where: list[Any] = [slice(None) if letter in "yx" else 0 for letter in order]
-        where[long[0]] = slice(start, stop)
-        before = sum(letter in "yx" for letter in order[: long[0]])
-        return np.moveaxis(data[tuple(where)], before, 0)
-
-    def read(start: int, stop: int) -> NDArray[Any]:
-        block = (
-            several(start, stop)
-            if len(long) == 1
-            else np.stack([one(number) for number in range(start, stop)])
-        )
-        return block.swapaxes(1, 2) if order.index("x") < order.index("y") else block
-
-    return read
+    _load_filters(path, one)
+    order = None if one.order == default_order(one.dataset.shape) else one.order
+    name = one.convention if one.convention == "plain HDF5" else f"HDF5 ({one.convention})"
+    return array_frames(
+        path, name, one.dataset, choice, order=order, axes=one.axes, dataset=one.path,
+        why=why, metadata={"chunks": str(one.dataset.chunks or "contiguous")}, release=file.close,
+    )  # fmt: skip

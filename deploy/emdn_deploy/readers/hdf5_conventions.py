@@ -5,6 +5,7 @@ order in which they are asked, and the first that offers anything decides.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -92,11 +93,11 @@ def nexus(file: h5py.File) -> list[Candidate]:
         file.visititems(lambda _, item: groups.append(item) if _is_nxdata(item) else None)
     found: list[Candidate] = []
     for item in groups:
-        signal = _text(item.attrs.get("signal"))
-        data = item.get(signal)
-        if _is_image(data) and not any(data == other.dataset for other in found):
-            path, order = f"{item.name}/{signal}", default_order(data.shape)
-            found.append(Candidate(path, data, "NeXus", order, _nexus_axes(item, data)))
+        for name in _signals(item):
+            data = item.get(name)
+            if _is_image(data) and not any(data == other.dataset for other in found):
+                path, order = f"{item.name}/{name}", default_order(data.shape)
+                found.append(Candidate(path, data, "NeXus", order, _nexus_axes(item, data)))
     return found
 
 
@@ -177,6 +178,19 @@ def _is_nxdata(item: Any) -> bool:
         and _text(item.attrs.get("NX_class")) == "NXdata"
         and "signal" in item.attrs
     )
+
+
+def _signals(group: h5py.Group) -> list[str]:
+    """Return the signal, with its siblings where a detector counts its parts.
+
+    A Dectris master has ``data_000001``, ``data_000002`` and so on, one of them
+    marked: taking that one alone would lose the others without a word.
+    """
+    signal = _text(group.attrs.get("signal"))
+    part = re.fullmatch(r"(.*_)\d{6}", signal)
+    if not part:
+        return [signal]
+    return [name for name in group if re.fullmatch(re.escape(part.group(1)) + r"\d{6}", name)]
 
 
 def _letters(ndim: int, y: int, x: int) -> str:

@@ -1,0 +1,101 @@
+"""Frames of formats whose data are one array with ``array[index]`` access."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.readers.frames import (
+    Axis,
+    Choice,
+    Frames,
+    check_dtype,
+    check_order,
+    default_order,
+    stack_shape,
+)
+from emdn_models.errors import FormatError
+
+
+def array_frames(
+    path: Path,
+    name: str,
+    array: Any,
+    choice: Choice,
+    *,
+    order: str | None = None,
+    axes: tuple[Axis, ...] = (),
+    dataset: str = "",
+    why: str = "the only stack in the file",
+    metadata: Mapping[str, str] | None = None,
+    release: Callable[[], None] = lambda: None,
+) -> Frames:
+    """Wrap a memory map, an h5py dataset or anything that is indexed like one.
+
+    Parameters
+    ----------
+    array
+        Has ``shape``, ``dtype`` and basic indexing; at least two axes.
+    order
+        The format's own axis order; None for frames last.
+    axes
+        Calibration, one per axis, or empty.
+
+    Raises
+    ------
+    FormatError
+        If the data are not frames, or ``choice`` does not fit them.
+    """
+    where = f"{path}: {dataset}" if dataset else str(path)
+    shape: tuple[int, ...] = tuple(array.shape)
+    check_dtype(where, array.dtype)
+    if len(shape) < 2:
+        raise FormatError(f"{where}: has shape {shape}, expected two axes or more")
+    letters = choice.axes or order or default_order(shape)
+    check_order(where, shape, letters, said=choice.axes is not None or order is not None)
+    return Frames(
+        path=path,
+        format=name,
+        shape=stack_shape(shape, letters),
+        dtype=array.dtype,
+        order=letters,
+        stored_shape=shape,
+        axes=axes if len(axes) == len(shape) else (Axis(),) * len(shape),
+        read_block=block_reader(array, letters),
+        release=release,
+        dataset=dataset,
+        why=why,
+        metadata=metadata or {},
+    )
+
+
+def block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:
+    """Return ``read(start, stop) -> (k, H, W)`` for any axis order."""
+    lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
+    lead_shape = tuple(array.shape[axis] for axis in lead)
+    long = [axis for axis in lead if array.shape[axis] > 1]
+
+    def one(number: int) -> NDArray[Any]:
+        index = iter(np.unravel_index(number, lead_shape))
+        where = tuple(slice(None) if letter in "yx" else int(next(index)) for letter in order)
+        frame: NDArray[Any] = array[where]
+        return frame
+
+    def several(start: int, stop: int) -> NDArray[Any]:
+        # One stack axis: a single selection reads the whole block.
+        where: list[Any] = [slice(None) if letter in "yx" else 0 for letter in order]
+        where[long[0]] = slice(start, stop)
+        before = sum(letter in "yx" for letter in order[: long[0]])
+        return np.moveaxis(array[tuple(where)], before, 0)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        block = (
+            several(start, stop)
+            if len(long) == 1
+            else np.stack([one(number) for number in range(start, stop)])
+        )
+        return block.swapaxes(1, 2) if order.index("x") < order.index("y") else block
+
+    return read

@@ -1,0 +1,114 @@
+"""A folder or a pattern of single-frame files: one stack, in natural order.
+
+In-situ cameras write trees such as ``Hour_00/Minute_03/Second_07/..._Frame_0012.dm4``.
+"""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.readers.frames import Axis, Choice, Frames
+from emdn_models.errors import FormatError
+
+Opener = Callable[[Path, Choice], Frames]
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort numbers inside names by value: ``frame_9`` before ``frame_10``."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def find(source: Path, suffixes: set[str]) -> list[Path]:
+    """List the frames of a folder (searched to any depth) or a pattern.
+
+    Raises
+    ------
+    FormatError
+        If there are none, or files of several kinds.
+    """
+    if source.is_dir():
+        paths = [path for path in source.rglob("*") if path.suffix.lower() in suffixes]
+    else:
+        paths = [Path(name) for name in glob.glob(str(source), recursive=True)]
+    paths = [
+        path
+        for path in paths
+        if path.is_file() and not path.name.startswith(".") and "_denoised" not in path.stem
+    ]
+    if not paths:
+        raise FormatError(f"{source}: holds no files of frames that emdn reads")
+    kinds = Counter(path.suffix.lower() for path in paths)
+    if len(kinds) > 1:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        raise FormatError(
+            f"{source}: holds files of several kinds ({listed}); "
+            f"choose one with a pattern in quotes, such as '{source}/*{kinds.most_common()[0][0]}'"
+        )
+    return sorted(paths, key=natural)
+
+
+def open_frames(source: Path, choice: Choice, suffixes: set[str], opener: Opener) -> Frames:
+    """Open a folder or pattern as one stack.
+
+    Parameters
+    ----------
+    suffixes
+        Kinds of files that count as frames in a folder.
+    opener
+        Opens one of the files.
+
+    Raises
+    ------
+    FormatError
+        As `find`, or if a file does not fit the first.
+    """
+    paths = find(source, suffixes)
+    with opener(paths[0], choice) as first:
+        shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))
+        name, dataset, order = first.format, first.dataset, first.order
+    counts = [shape[0]] * len(paths)
+    if shape[0] > 1:
+        counts = [_count(path, choice, opener) for path in paths]
+    ends = np.cumsum(counts)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        parts = []
+        while start < stop:
+            index = int(np.searchsorted(ends, start, side="right"))
+            begin = int(ends[index]) - counts[index]
+            end = min(stop, int(ends[index]))
+            with opener(paths[index], choice) as frames:
+                if frames.shape != (counts[index], *shape[1:]):
+                    raise FormatError(
+                        f"{paths[index]}: has shape {frames.shape}, {paths[0].name} has {shape}; "
+                        "a stack needs frames of one size"
+                    )
+                parts.append(np.array(frames.read_block(start - begin, end - begin)))
+            start = end
+        return np.concatenate(parts)
+
+    return Frames(
+        path=source,
+        format=f"{len(paths)} files, {name}",
+        shape=(int(ends[-1]), *shape[1:]),
+        dtype=dtype,
+        order="tyx",
+        stored_shape=(int(ends[-1]), *shape[1:]),
+        axes=(Axis("frame"), *axes),
+        read_block=read,
+        release=lambda: None,
+        why=f"in natural order, {paths[0].name} to {paths[-1].name}",
+        metadata={"in each": f"{dataset} {order}"} if dataset else {},
+    )
+
+
+def _count(path: Path, choice: Choice, opener: Opener) -> int:
+    with opener(path, choice) as frames:
+        return frames.shape[0]

@@ -1,0 +1,261 @@
+"""Every other format: the same frames, calibration and errors from each."""
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import mrcfile
+import numpy as np
+import pytest
+import tifffile
+
+from emdn_deploy.readers import Choice, open_frames
+from emdn_models.errors import FormatError, MissingExtraError
+
+STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
+
+
+def expect(path: Path, frames: np.ndarray[Any, Any], choice: Choice = Choice()) -> Any:  # noqa: B008
+    """Open, compare all frames and a single one, and return the x axis."""
+    with open_frames(path, choice) as opened:
+        assert opened.shape == frames.shape
+        count = len(frames)
+        np.testing.assert_array_equal(opened.read(0, count), frames.astype(np.float32))
+        np.testing.assert_array_equal(opened.read(count - 1, count), frames[-1:])
+        assert opened.why
+        return opened.axis("x")
+
+
+@pytest.mark.parametrize("suffix", [".dm3", ".dm4"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32"])
+def test_dm(tmp_path: Path, dm_file: Callable[..., Path], suffix: str, dtype: str) -> None:
+    frames = STACK.astype(dtype)
+    axis = expect(dm_file(tmp_path / f"movie{suffix}", frames), frames)
+    assert (axis.units, axis.step) == ("nm", 0.02)
+    expect(dm_file(tmp_path / f"one{suffix}", frames[0]), frames[:1])
+
+
+def test_dm_spectra_are_refused(tmp_path: Path, dm_file: Callable[..., Path]) -> None:
+    path = dm_file(tmp_path / "si.dm4", STACK, kind="Spectrum image")
+    with pytest.raises(FormatError, match="holds spectrum images"):
+        open_frames(path)
+    with pytest.raises(FormatError, match="no image '3'; it has 0 to 0"):
+        open_frames(dm_file(tmp_path / "a.dm4", STACK), Choice(dataset="3"))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32"])
+def test_ser(tmp_path: Path, ser_file: Callable[..., Path], dtype: str) -> None:
+    frames = STACK.astype(dtype)
+    axis = expect(ser_file(tmp_path / "movie_1.ser", frames), frames)
+    assert (axis.units, axis.step) == ("m", 2e-11)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "uint16", "float32", "float16"])
+def test_mrc(tmp_path: Path, dtype: str) -> None:
+    frames = (STACK % 100).astype(dtype)
+    path = tmp_path / "movie.mrc"
+    with mrcfile.new(path, frames) as file:
+        file.set_image_stack()
+        file.voxel_size = 0.2
+    axis = expect(path, frames)
+    assert axis.units == "Å"
+    assert axis.step == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("stamp", "flags"), [(1146047817, 0), (0, 0)])
+def test_mrc_bytes_are_read_as_they_were_meant(tmp_path: Path, stamp: int, flags: int) -> None:
+    frames = (STACK % 256).astype(np.uint8)
+    path = tmp_path / "old.mrc"
+    with mrcfile.new(path, frames.view(np.int8)):
+        pass
+    content = bytearray(path.read_bytes())
+    content[152:160] = struct.pack("<ii", stamp, flags)
+    if not stamp:
+        content[76:84] = struct.pack("<ff", 0.0, 255.0)  # dmin, dmax
+    path.write_bytes(content)
+    expect(path, frames)
+    content[152:160] = struct.pack("<ii", 1146047817, 1)
+    path.write_bytes(content)
+    expect(path, frames.view(np.int8))
+
+
+def test_mrc_transforms_and_cut_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fft.mrc"
+    with mrcfile.new(path, np.zeros((16, 16), np.complex64)):
+        pass
+    with pytest.raises(FormatError, match="complex"):
+        open_frames(path)
+    with mrcfile.new(tmp_path / "cut.mrc", STACK):
+        pass
+    content = (tmp_path / "cut.mrc").read_bytes()
+    (tmp_path / "cut.mrc").write_bytes(content[:2000])
+    with pytest.raises(FormatError, match="truncated or damaged"):
+        open_frames(tmp_path / "cut.mrc")
+    (tmp_path / "short.mrc").write_bytes(content[:100])
+    with pytest.raises(FormatError, match="MRC"):
+        open_frames(tmp_path / "short.mrc")
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"bigtiff": True}, {"imagej": True}, {"compression": "zlib"}, {"byteorder": ">"},
+    {"compression": "zlib", "predictor": True}, {"tile": (16, 16)}, {"ome": True},
+])  # fmt: skip
+@pytest.mark.parametrize("count", [1, 5])
+def test_tiff(tmp_path: Path, options: dict[str, Any], count: int) -> None:
+    path = tmp_path / "movie.tif"
+    tifffile.imwrite(path, STACK[:count], photometric="minisblack", **options)
+    expect(path, STACK[:count])
+
+
+def test_tiff_calibrations(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "ij.tif", STACK, imagej=True, resolution=(50, 50), metadata={"unit": "nm"}
+    )
+    axis = expect(tmp_path / "ij.tif", STACK)
+    assert (axis.units, axis.step) == ("nm", pytest.approx(0.02))
+    tifffile.imwrite(
+        tmp_path / "o.ome.tif", STACK, ome=True, photometric="minisblack",
+        metadata={"axes": "TYX", "PhysicalSizeX": 0.3, "PhysicalSizeXUnit": "nm"},
+    )  # fmt: skip
+    axis = expect(tmp_path / "o.ome.tif", STACK)
+    assert (axis.units, axis.step) == ("nm", pytest.approx(0.3))
+    tifffile.imwrite(
+        tmp_path / "dm.tif", STACK, photometric="minisblack",
+        extratags=[(65003, "s", 0, "nm", True), (65009, "d", 1, 0.25, True)],
+    )  # fmt: skip
+    axis = expect(tmp_path / "dm.tif", STACK)
+    assert (axis.units, axis.step) == ("nm", 0.25)
+    tifffile.imwrite(tmp_path / "print.tif", STACK, photometric="minisblack", resolution=(72, 72))
+    assert expect(tmp_path / "print.tif", STACK).step is None
+
+
+def test_tiff_colours_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((16, 16, 3), np.uint8), photometric="rgb")
+    with pytest.raises(FormatError, match="colour"):
+        open_frames(tmp_path / "rgb.tif")
+
+
+def test_tiff_series_are_listed(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "two.tif") as file:
+        file.write(STACK[0], photometric="minisblack", metadata=None)
+        file.write(STACK[0, :, :20], photometric="minisblack", metadata=None)
+    with pytest.raises(FormatError, match=r"2 series .*--dataset NUMBER"):
+        open_frames(tmp_path / "two.tif")
+    expect(tmp_path / "two.tif", STACK[:1, :, :20], Choice(dataset="1"))
+
+
+def test_a_tiff_that_needs_imagecodecs_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, photometric="minisblack", compression="zlib")
+
+    def missing(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)
+    with (
+        open_frames(path) as frames,
+        pytest.raises(MissingExtraError, match="pip install imagecodecs"),
+    ):
+        frames.read(0, 1)
+
+
+def test_damaged_tiffs_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, photometric="minisblack")
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(FormatError, match=r"a\.tif"), open_frames(path) as frames:
+        frames.read(0, 5)
+    path.write_bytes(b"II*\0 nothing else")
+    with pytest.raises(FormatError, match=r"a\.tif"):
+        open_frames(path)
+    path.write_bytes(b"plain text, no TIFF")
+    with pytest.raises(FormatError, match="cannot be read as TIFF"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", ">f4", "f2", "?", "i8"])
+def test_npy(tmp_path: Path, dtype: str) -> None:
+    frames = (STACK % 2).astype(dtype)
+    np.save(tmp_path / "movie.npy", frames)
+    expect(tmp_path / "movie.npy", frames)
+    np.save(tmp_path / "one.npy", frames[0])
+    expect(tmp_path / "one.npy", frames[:1])
+
+
+def test_npy_objects_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(FormatError, match=r"a\.npy"):
+        open_frames(tmp_path / "a.npy")
+    (tmp_path / "b.npy").write_bytes(b"\x93NUMPY\x01")
+    with pytest.raises(FormatError, match=r"b\.npy"):
+        open_frames(tmp_path / "b.npy")
+
+
+def test_a_dectris_master(tmp_path: Path) -> None:
+    """Bitshuffle-LZ4 parts behind external links; no part is taken without asking."""
+    with h5py.File(tmp_path / "run_master.h5", "w") as master:
+        group = master.create_group("entry/data")
+        group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
+        for part in (1, 2):
+            name = f"data_{part:06}"
+            with h5py.File(tmp_path / f"run_{name}.h5", "w") as file:
+                file.create_dataset(
+                    "entry/data/data", data=STACK + part, chunks=(1, 16, 24),
+                    compression=hdf5plugin.Bitshuffle(),
+                )  # fmt: skip
+            group[name] = h5py.ExternalLink(f"run_{name}.h5", "/entry/data/data")
+    with pytest.raises(FormatError, match=r"2 stacks .*data_000001 .*data_000002"):
+        open_frames(tmp_path / "run_master.h5")
+    choice = Choice(dataset="/entry/data/data_000002")
+    expect(tmp_path / "run_master.h5", STACK + 2, choice)
+
+
+def tree(folder: Path, dm_file: Callable[..., Path]) -> None:
+    """Make the files of an in-situ camera, out of order."""
+    for number in (11, 2, 10, 1, 3):
+        place = folder / "Hour_00" / "Minute_00" / f"Second_{number // 5:02}"
+        place.mkdir(parents=True, exist_ok=True)
+        dm_file(place / f"run_Hour_00_Frame_{number}.dm4", STACK[0] + number)
+
+
+def test_a_folder_is_a_stack_in_natural_order(tmp_path: Path, dm_file) -> None:
+    folder = tmp_path / "run"
+    tree(folder, dm_file)
+    (folder / "notes.txt").write_text("ignored")
+    (folder / ".hidden.dm4").write_text("ignored")
+    expected = np.stack([STACK[0] + number for number in (1, 2, 3, 10, 11)])
+    axis = expect(folder, expected)
+    assert (axis.units, axis.step) == ("nm", 0.02)
+
+
+def test_a_pattern_is_a_stack(tmp_path: Path) -> None:
+    for number in (9, 10, 100):
+        np.save(tmp_path / f"f{number}.npy", STACK[:2] + number)
+    (tmp_path / "other.tif").write_text("not taken")
+    expected = np.concatenate([STACK[:2] + number for number in (9, 10, 100)])
+    expect(tmp_path / "f*.npy", expected)
+    with open_frames(tmp_path / "*.npy") as frames:
+        np.testing.assert_array_equal(frames.read(1, 5), expected[1:5])
+
+
+def test_folders_that_are_no_stack_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="no files of frames"):
+        open_frames(tmp_path)
+    with pytest.raises(FormatError, match="no files of frames"):
+        open_frames(tmp_path / "*.dm4")
+    np.save(tmp_path / "a.npy", STACK[0])
+    tifffile.imwrite(tmp_path / "b.tif", STACK[0])
+    with pytest.raises(FormatError, match=r"several kinds \(1 .npy, 1 .tif\)"):
+        open_frames(tmp_path)
+    (tmp_path / "b.tif").unlink()
+    np.save(tmp_path / "b.npy", STACK[0, :, :20])
+    with (
+        open_frames(tmp_path) as frames,
+        pytest.raises(FormatError, match="a stack needs frames of one size"),
+    ):
+        frames.read(0, 2)
