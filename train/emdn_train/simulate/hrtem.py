@@ -15,11 +15,12 @@ from emdn_train.simulate.mesh import (
     Spectrum,
     deposit,
     fast_even,
+    padded,
     resize,
     resize_half,
     sharpen,
 )
-from emdn_train.simulate.optics import Optics, transfer
+from emdn_train.simulate.optics import Optics, information_limit, transfer
 from emdn_train.simulate.scattering import phase_per_scattering, scattering_factor, wavelength
 from emdn_train.simulate.structure import Structure
 
@@ -131,7 +132,10 @@ def image(
     """
     n = min(fast_even(field.side_a / sampling_a), wave.shape[0])
     q = np.fft.fftfreq(n, field.side_a / n).astype(np.float32)
-    psi = scipy.fft.ifft2(resize(wave, n) * transfer(optics, q, q), norm="forward")
+    m = min(n, fast_even(2 * information_limit(optics) * field.side_a))
+    passing = np.fft.fftfreq(m, field.side_a / m).astype(np.float32)
+    passed = resize(wave, m) * transfer(optics, passing, passing)
+    psi = scipy.fft.ifft2(padded(passed, n), norm="forward", overwrite_x=True)
     intensity = psi.real**2 + psi.imag**2
     spectrum = scipy.fft.rfft2(intensity, norm="forward")
     damping = np.exp(-2 * (np.pi * optics.blur_a * q) ** 2)

@@ -136,7 +136,7 @@ def random_lattice(rng: np.random.Generator, side: float, reach: float) -> Struc
     area = abs(np.linalg.det(cell))
     atoms = int(rng.integers(1, 1 + min(3, max(1, int(area / 4.0)))))
     layers = int(rng.integers(1, 7))
-    basis = np.column_stack([rng.uniform(0, 1, (atoms, 2)), rng.uniform(0, 2.0, atoms)])
+    basis = _spaced_basis(rng, cell, atoms)
     column = lattice_points(cell, basis, side)
     kinds = rng.choice(ELEMENTS, atoms)
     heights = (np.arange(layers) - (layers - 1) / 2) * rng.uniform(2.5, 4.0)
@@ -150,6 +150,23 @@ def random_lattice(rng: np.random.Generator, side: float, reach: float) -> Struc
         keep &= ~edge(points[:, :2], reach, rng)
     vibration = float(rng.uniform(0.05, 0.1))
     return _structure("random lattice", points[keep], numbers[keep], vibration, defects)
+
+
+def _spaced_basis(
+    rng: np.random.Generator, cell: NDArray[np.float64], atoms: int
+) -> NDArray[np.float64]:
+    """Place atoms in a cell, the best of some draws: (atoms, 3), as ``lattice_points`` wants."""
+    best, widest = np.zeros((atoms, 3)), -1.0
+    images = np.array([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    for _ in range(20):
+        basis = np.column_stack([rng.uniform(0, 1, (atoms, 2)), rng.uniform(0, 2.0, atoms)])
+        apart = (basis[:, None, None, :2] - basis[None, :, None, :2] + images) @ cell
+        height = (basis[:, None, 2] - basis[None, :, 2])[:, :, None]
+        distance = np.sqrt((apart**2).sum(-1) + height**2)
+        distance[distance < 1e-9] = np.inf
+        if distance.min() > widest:
+            best, widest = basis, float(distance.min())
+    return best
 
 
 def _structure(

@@ -58,6 +58,16 @@ def resize(spectrum: Spectrum, n: int) -> Spectrum:
     return np.concatenate([rows[:, :h], rows[:, -h:]], axis=1)
 
 
+def padded(spectrum: Spectrum, n: int) -> Spectrum:
+    """Fill a full spectrum with zeros up to n frequencies a side (n at least its own)."""
+    h = spectrum.shape[0] // 2
+    result = np.zeros((n, n), np.complex64)
+    for rows in (slice(None, h), slice(-h, None)):
+        for columns in (slice(None, h), slice(-h, None)):
+            result[rows, columns] = spectrum[rows, columns]
+    return result
+
+
 def resize_half(spectrum: Spectrum, n: int) -> Spectrum:
     """Crop or zero-pad a half spectrum to the one of an n x n image, Nyquist left out."""
     m = spectrum.shape[0]

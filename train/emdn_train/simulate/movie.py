@@ -7,7 +7,6 @@ of the beam and the camera's faulty pixels.
 import logging
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -24,7 +23,7 @@ from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_shee
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.relax import Sheet, relax
 from emdn_train.simulate.scene import exposure
-from emdn_train.simulate.specimens import rippled
+from emdn_train.simulate.specimens import warped
 from emdn_train.simulate.structure import Defect, Structure, moved
 
 _log = logging.getLogger(__name__)
@@ -127,8 +126,7 @@ def _specimens(
             flat = _with_adatom(sheet, site, vibration)
             if not adatom:
                 flat = _with_vacancy(sheet, site, vibration, np.random.default_rng(shape_seed))
-            same = np.random.default_rng(ripple_seed)
-            current = replace(flat, positions=rippled(flat.positions, same))
+            current = warped(flat, np.random.default_rng(ripple_seed))
         yield moved(current, (drift_a[frame, 0], drift_a[frame, 1], 0.0))
 
 

@@ -6,6 +6,8 @@ chi = 2 pi / lambda (A0/2 + A1/2 + B2/3 + A2/3 + Cs/4) alpha^n. A positive defoc
 underfocus (C1 = -defocus).
 """
 
+import cmath
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +59,10 @@ def transfer(
     ax, ay = np.float32(lam) * qx[None, :], np.float32(lam) * qy[:, None]
     a2 = ax * ax + ay * ay
     c1, c3 = -optics.defocus_a, optics.cs_um * 1e4
-    a1 = optics.astigmatism_a * np.exp(-2j * optics.astigmatism_rad)
-    b2 = optics.coma_a * np.exp(-1j * optics.coma_rad)
-    t2 = optics.trefoil_a * np.exp(-3j * optics.trefoil_rad)
+    # Python numbers, or numpy would compute in double precision.
+    a1 = cmath.rect(optics.astigmatism_a, -2 * optics.astigmatism_rad)
+    b2 = cmath.rect(optics.coma_a, -optics.coma_rad)
+    t2 = cmath.rect(optics.trefoil_a, -3 * optics.trefoil_rad)
     # Re(A1 w^2), Re(B2 w) and Re(A2 w^3), w = ax + i ay, and their slopes, as polynomials
     u, v = ax * ax - ay * ay, ax * ay
     even, odd = u * a1.real - 2 * v * a1.imag, ax * b2.real - ay * b2.imag
@@ -79,8 +82,8 @@ def transfer(
         - 2 * v * t2.real
         - u * t2.imag
     )
-    k = 2 * np.pi / lam
-    damping = (np.pi / lam * optics.focal_spread_a) ** 2 / 2 * (a2 * a2)
+    k = 2 * math.pi / lam
+    damping = (math.pi / lam * optics.focal_spread_a) ** 2 / 2 * (a2 * a2)
     damping += (k * optics.convergence_mrad * 1e-3 / 2) ** 2 * (slope_x**2 + slope_y**2)
     phase = np.float32(k) * chi
     amplitude = np.exp(-damping).astype(np.float32)
@@ -88,6 +91,13 @@ def transfer(
     result.real = amplitude * np.cos(phase)
     result.imag = -amplitude * np.sin(phase)
     return result
+
+
+def information_limit(optics: Optics, least: float = 1e-4) -> float:
+    """Frequency, 1/angstrom, beyond which the focal spread lets less than ``least`` pass."""
+    lam = wavelength(optics.voltage_kv)
+    exponent = 2 * math.log(1 / least)
+    return math.sqrt(math.sqrt(exponent) / (math.pi * lam * max(optics.focal_spread_a, 1.0)))
 
 
 def draw_optics(rng: np.random.Generator, voltage_kv: float, mean_height: float = 0.0) -> Optics:

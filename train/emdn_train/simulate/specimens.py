@@ -72,8 +72,19 @@ def graphene(rng: np.random.Generator, side: float, reach: float) -> Structure:
         twist = rng.uniform(0, 2 * np.pi)
         under = perfect_sheet(cover, twist, rng.uniform(0, 1, 2))
         layers.append(as_structure(under, [], [], vibration, LAYER_A))
-    whole = stacked(f"graphene {morphology}", layers)
-    return replace(whole, positions=rippled(whole.positions, rng))
+    return warped(stacked(f"graphene {morphology}", layers), rng)
+
+
+def warped(structure: Structure, rng: np.random.Generator) -> Structure:
+    """Ripple, tilt and strain a specimen together with the places of its defects."""
+    places = np.array([[defect.x, defect.y, 0.0] for defect in structure.defects]).reshape(-1, 3)
+    points = rippled(np.concatenate([structure.positions, places]), rng)
+    atoms = len(structure.positions)
+    defects = tuple(
+        Defect(defect.name, float(x), float(y))
+        for defect, (x, y, _) in zip(structure.defects, points[atoms:], strict=True)
+    )
+    return replace(structure, positions=points[:atoms], defects=defects)
 
 
 def rippled(positions: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

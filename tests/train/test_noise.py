@@ -1,0 +1,203 @@
+"""Noise: its statistics, its order and its units."""
+
+import math
+
+import pytest
+import torch
+
+from emdn_train import noise
+from emdn_train.detectors import DETECTORS
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ),
+]
+
+
+def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def flat(n: int, side: int = 128) -> torch.Tensor:
+    return torch.ones(n, 1, side, side)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_shapes_types_and_devices(detector: str, device: str) -> None:
+    clean = flat(3, 64).to(device)
+    result = noise.draw(clean, torch.tensor([1.0, 10.0, 100.0]), detector, generator(0, device))
+    for tensor, kind in zip(result, (torch.float32, torch.float32, torch.bool), strict=True):
+        assert tensor.shape == clean.shape
+        assert tensor.dtype == kind
+        assert tensor.device.type == device
+
+
+@pytest.mark.parametrize("electrons", [0.3, 5.0, 200.0])
+def test_counting_is_poisson_after_dqe(electrons: float) -> None:
+    noisy, target, valid = noise.draw(
+        flat(8), torch.full((8,), electrons), "counting", generator(), profile=False, defects=False
+    )
+    expected = DETECTORS["counting"].dqe0 * electrons
+    torch.testing.assert_close(target, torch.full_like(target, expected))
+    n = noisy.numel()
+    assert torch.equal(noisy, noisy.round())
+    # four standard errors of a Poisson mean and variance
+    assert abs(noisy.mean() - expected) < 4 * math.sqrt(expected / n)
+    assert noisy.var() / expected == pytest.approx(1.0, abs=4 * math.sqrt((2 + 1 / expected) / n))
+    assert valid.all()
+
+
+def test_variance_follows_the_mean_over_a_gradient() -> None:
+    ramp = torch.linspace(0.2, 1.8, 256).expand(16, 1, 256, 256).contiguous()
+    noisy, target, _ = noise.draw(
+        ramp, torch.full((16,), 50.0), "counting", generator(), profile=False, defects=False
+    )
+    residual = ((noisy - target) ** 2).mean((0, 1, 2))
+    mean = target.mean((0, 1, 2))
+    slope = (residual * mean).sum() / (mean * mean).sum()
+    assert slope == pytest.approx(1.0, abs=0.02)
+
+
+def test_noise_of_a_counting_camera_is_white() -> None:
+    noisy, target, _ = noise.draw(
+        flat(32), torch.full((32,), 20.0), "counting", generator(), profile=False, defects=False
+    )
+    power = torch.fft.rfft2(noisy - target).abs().pow(2).mean((0, 1))
+    rings = power[:, :64].reshape(8, 16, 8, 8).mean((1, 3)) / power.mean()
+    assert rings.sub(1).abs().max() < 0.15
+
+
+def test_ccd_noise_has_the_spectrum_of_its_ntf() -> None:
+    """Counted noise goes through the NTF, dark and read-out noise do not."""
+    camera = DETECTORS["ccd"]
+    electrons = 400.0
+    noisy, target, _ = noise.draw(
+        flat(48), torch.full((48,), electrons), "ccd", generator(), profile=False, defects=False
+    )
+    power = torch.fft.rfft2(noisy - target).abs().pow(2).mean((0, 1)) / 128**2
+    along = power[0, 1:].double()
+    q = torch.arange(1, 65, dtype=torch.float64) / 64
+    mtf = 1 / (1 + (q / camera.mtf_knee) ** camera.mtf_power)
+    expected = (
+        camera.dqe0 * electrons * mtf
+        + power[64, 64]
+        - (camera.dqe0 * electrons / (1 + (math.sqrt(2) / camera.mtf_knee) ** camera.mtf_power))
+    )
+    ratio = (along / expected).reshape(8, 8).mean(1)
+    assert ratio.sub(1).abs().max() < 0.25
+
+
+def test_ccd_target_is_blurred_by_the_mtf() -> None:
+    """A sine at half of Nyquist keeps MTF(0.5) of its contrast; the mean keeps DQE(0)."""
+    camera = DETECTORS["ccd"]
+    wave = 1 + 0.5 * torch.cos(math.pi / 2 * torch.arange(128.0)).expand(1, 1, 128, 128)
+    _, target, _ = noise.draw(
+        wave.contiguous(), torch.tensor([100.0]), "ccd", generator(), profile=False, defects=False
+    )
+    inner = target[0, 0, 16:-16, 16:-16] / (100 * camera.dqe0)
+    expected = 0.5 / (1 + (0.5 / camera.mtf_knee) ** camera.mtf_power)
+    assert inner.mean() == pytest.approx(1.0, abs=0.005)
+    assert (inner.max() - inner.min()) / 2 == pytest.approx(expected, rel=0.03)
+
+
+def test_ccd_counts_are_unbiased() -> None:
+    noisy, target, _ = noise.draw(
+        flat(64, 64), torch.full((64,), 30.0), "ccd", generator(), profile=False, defects=False
+    )
+    assert (noisy - target).mean() == pytest.approx(0.0, abs=0.1)
+
+
+def test_beam_has_mean_one_over_the_field_and_is_uneven() -> None:
+    beams = noise.draw_profile(64, generator())
+    maps = noise.profile_map(beams, (256, 256), 256)
+    torch.testing.assert_close(maps.mean((1, 2, 3)), torch.ones(64), rtol=2e-3, atol=0)
+    ratio = maps.amin((1, 2, 3)) / maps.amax((1, 2, 3))
+    assert ratio.min() < 0.2
+    assert ratio.max() > 0.8
+    assert (maps > 0).all()
+
+
+def test_a_patch_sees_the_beam_of_the_field_it_is_cut_from() -> None:
+    beams = noise.draw_profile(4, generator())
+    whole = noise.profile_map(beams, (256, 256), 256)
+    corner = torch.tensor([[0.0, 0.0], [10.0, 70.0], [192.0, 192.0], [100.0, 3.0]])
+    patches = noise.profile_map(beams, (64, 64), 256, corner)
+    for index, (row, column) in enumerate(corner.int().tolist()):
+        expected = whole[index, :, row : row + 64, column : column + 64]
+        torch.testing.assert_close(patches[index], expected)
+    drawn = noise.draw(flat(256, 64), torch.full((256,), 1e3), "counting", generator(), field=256)
+    spread = drawn.target.mean((1, 2, 3)) / (1e3 * DETECTORS["counting"].dqe0)
+    # patches lie in the bright and in the dark parts of their fields
+    assert spread.mean() == pytest.approx(1.0, abs=0.15)
+    assert spread.std() > 0.1
+
+
+def test_defects_come_in_their_shares() -> None:
+    bad, level = noise.draw_defects(2000, (64, 64), generator(), line_chance=0.0)
+    dead = (bad & (level == 0)).float().mean().item()
+    hot = (bad & (level > 0)).float().mean().item()
+    # means of the log-uniform ranges 1e-5 to 1e-3 and 1e-5 to 1e-4
+    assert dead == pytest.approx((1e-3 - 1e-5) / math.log(100), rel=0.15)
+    assert hot == pytest.approx((1e-4 - 1e-5) / math.log(10), rel=0.25)
+    values = level[bad & (level > 0)]
+    assert values.min() >= 2
+    assert values.max() <= 20
+    assert (level[~bad] == 0).all()
+
+
+def test_a_tenth_of_the_defects_are_squares() -> None:
+    bad, _ = noise.draw_defects(2000, (64, 64), generator(), line_chance=0.0)
+    square = bad[..., :-1, :-1] & bad[..., 1:, :-1] & bad[..., :-1, 1:] & bad[..., 1:, 1:]
+    faults = bad.sum() / 1.3
+    assert square.sum() / faults == pytest.approx(0.1, abs=0.02)
+
+
+def test_lines_fail_as_often_as_asked() -> None:
+    bad, _ = noise.draw_defects(3000, (32, 32), generator(), line_chance=0.02)
+    lines = bad.all(-1).any(-1) | bad.all(-2).any(-1)
+    assert lines.float().mean() == pytest.approx(0.02, abs=0.008)
+    rows, columns = bad.all(-1).any(), bad.all(-2).any()
+    assert rows
+    assert columns
+
+
+def test_faulty_pixels_are_masked_and_leave_the_target_alone() -> None:
+    noisy, target, valid = noise.draw(
+        flat(64), torch.full((64,), 100.0), "counting", generator(), profile=False
+    )
+    assert not valid.all()
+    torch.testing.assert_close(target, torch.full_like(target, 85.0))
+    off = ((noisy - target).abs() > 8 * math.sqrt(85)) & valid
+    assert not off.any()
+    assert ((noisy - target).abs() > 8 * math.sqrt(85))[~valid].float().mean() > 0.95
+
+
+def test_scan_lines_jitter_and_flicker_around_a_steady_target() -> None:
+    x = torch.arange(256.0)
+    clean = (1 + 0.5 * torch.sin(2 * math.pi * x / 16)).expand(64, 1, 256, 256).contiguous()
+    noisy, target, valid = noise.draw(clean, torch.full((64,), 1e4), "stem", generator())
+    torch.testing.assert_close(target, 1e4 * clean)
+    assert valid.all()
+    basis = torch.exp(-2j * math.pi * x / 16)
+    phase = torch.angle((noisy[:, 0] * basis).mean(-1) * torch.conj((clean[:, 0] * basis).mean(-1)))
+    shift = (phase * 16 / (2 * math.pi)).std(1)
+    assert 0.08 < shift.min() < 0.3
+    assert 0.6 < shift.max() < 1.2
+    # flicker of 0 to 2 %, over 0.06 % of counting noise in a line of 256 pixels
+    bright = (noisy.mean((1, 3)) / 1e4).std(1)
+    assert bright.min() < 0.004
+    assert 0.012 < bright.max() < 0.03
+
+
+def test_same_generator_same_noise() -> None:
+    clean, electrons = flat(2, 64), torch.tensor([3.0, 30.0])
+    for detector in DETECTORS:
+        first, second, other = (
+            noise.draw(clean, electrons, detector, generator(seed)) for seed in (1, 1, 2)
+        )
+        assert torch.equal(first.noisy, second.noisy)
+        assert not torch.equal(first.noisy, other.noisy)

@@ -1,0 +1,203 @@
+"""Data sets: layout, determinism, truth, resuming."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+import tifffile
+
+from emdn_models import FormatError, OutputError
+from emdn_train.data import open_split
+from emdn_train.simulate import SimulateConfig, dataset, shard, simulate
+
+SMALL = SimulateConfig("", frames=20, kind="mixed", size=64, images_per_structure=2, seed=5)
+
+
+def make(out: Path, **changes: object) -> Path:
+    return simulate(dataclasses.replace(SMALL, out=out, **changes))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("data") / "set")
+
+
+def test_layout_is_the_originals(made: Path) -> None:
+    assert {p.name for p in made.iterdir()} == {"train", "test", "inference", "simulation.json"}
+    for split, frames in (("train", 20), ("test", 4)):
+        for name in ("clean", "noise"):
+            with h5py.File(made / split / f"graphene_img_{name}.h5") as file:
+                images = file["images"]
+                assert images.shape == (frames, 64, 64, 1)
+                assert images.dtype == np.float32
+                assert images.chunks == (1, 64, 64, 1)
+                assert images.attrs["units"] == "electrons"
+    raw = sorted(p.name for p in (made / "inference" / "raw").iterdir())
+    assert raw == sorted(p.name for p in (made / "inference" / "truth").iterdir())
+    assert raw == ["frame_0000.tif", "frame_0001.tif"]
+    frame = tifffile.imread(made / "inference" / "truth" / raw[0])
+    assert frame.shape == (64, 64)
+    assert frame.dtype == np.float32
+
+
+def test_table_says_how_every_frame_was_made(made: Path) -> None:
+    with open_split(made, "train") as split:
+        table = split.table
+        assert table is not None
+        assert table["frame"].to_list() == list(range(20))
+        assert table["structure"].n_unique() == 10
+        relative = split.relative(slice(None))
+        spread = relative.std((1, 2)) / relative.mean((1, 2))
+        np.testing.assert_allclose(spread, table["contrast"], rtol=1e-3)
+        snr = table["contrast"] * table["electrons_per_pixel"] ** 0.5
+        np.testing.assert_allclose(snr, table["snr"], rtol=1e-6)
+        area = (10 * table["pixel_size_nm"]) ** 2
+        dose = table["dose_e_per_a2"] * area
+        tem = table["mode"] == "hrtem"
+        np.testing.assert_allclose(
+            dose.filter(tem), table["electrons_per_pixel"].filter(tem), rtol=1e-6
+        )
+        assert (dose.filter(~tem) > 50 * table["electrons_per_pixel"].filter(~tem)).all()
+        clean, noisy = split.clean(slice(None)), split.noisy(slice(None))
+        np.testing.assert_allclose(clean.mean((1, 2)), table["recorded_per_pixel"], rtol=1e-4)
+        # noisy frames are the clean ones plus counting noise
+        error = (noisy - clean).mean((1, 2)) / np.sqrt(clean.mean((1, 2)) / 64**2)
+        assert np.median(np.abs(error)) < 2
+
+
+def test_beam_in_the_table_is_the_beam_in_the_frames(tmp_path: Path) -> None:
+    """What is left of a hole when the beam is divided out is flat vacuum at 1."""
+    out = make(tmp_path / "set", kind="graphene", frames=24, snr=(3.0, 3.0))
+    with open_split(out, "train") as split:
+        relative = split.relative(slice(None))
+    block = relative.reshape(24, 4, 16, 4, 16)
+    smooth = block.mean((2, 4))
+    assert np.abs(smooth - 1).max() < 0.2
+    assert np.abs(relative.mean((1, 2)) - 1).max() < 0.05
+
+
+def test_atoms_lie_on_the_columns_of_the_image(tmp_path: Path) -> None:
+    out = make(tmp_path / "set", kind="stem", frames=8, images_per_structure=1, snr=(3, 3))
+    with (
+        open_split(out, "train") as split,
+        h5py.File(out / "train" / "graphene_img_structures.h5") as file,
+    ):
+        assert split.table is not None
+        relative = split.relative(slice(None))
+        for row in split.table.iter_rows(named=True):
+            if row["kind"] not in ("graphene", "dichalcogenide"):
+                continue
+            atoms = file[f"{row['structure']}/atoms"][()]
+            heavy = file[f"{row['structure']}/numbers"][()] >= 6
+            x, y = np.clip(np.rint(atoms[heavy]).astype(int), 0, 63).T
+            frame = relative[row["frame"]]
+            assert frame[y, x].mean() > 1.02 * frame.mean()
+
+
+def test_same_seed_same_frames_whatever_the_workers(made: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "set", workers=2)
+    assert contents(other) == contents(made)
+
+
+def test_another_seed_gives_other_frames(made: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "set", seed=6)
+    with open_split(made, "train") as a, open_split(other, "train") as b:
+        first, second = a.relative(slice(None)), b.relative(slice(None))
+    for frame in first:
+        assert min(float(np.abs(frame - f).mean()) for f in second) > 1e-4
+
+
+def test_splits_share_no_structure(made: Path) -> None:
+    with open_split(made, "train") as a, open_split(made, "test") as b:
+        train, test = a.relative(slice(None)), b.relative(slice(None))
+    for frame in test:
+        assert min(float(np.abs(frame - f).mean()) for f in train) > 1e-4
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_run_is_continued_and_leaves_no_half_file(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "set", []
+
+    def failing(job: shard.Job) -> int:
+        if len(calls) == 2:
+            # what a killed process leaves: the start of a file, beside its name
+            job.path.with_name(job.path.name + ".partial").write_bytes(b"half")
+            raise Interrupted
+        calls.append(job)
+        return shard.run(job)
+
+    monkeypatch.setattr(dataset, "run", failing)
+    monkeypatch.setattr(dataset, "SCENES", 2)
+    with pytest.raises(Interrupted):
+        make(out)
+    assert not list(out.rglob("graphene_img_*"))
+    done = sorted((out / ".partial").glob("*.h5"))
+    assert len(done) == 2
+
+    seen = []
+
+    def counting(job: shard.Job) -> int:
+        seen.append(job)
+        return shard.run(job)
+
+    monkeypatch.setattr(dataset, "run", counting)
+    make(out)
+    assert not {job.path for job in seen} & set(done)
+    # Smaller shards, the same frames.
+    assert contents(out) == contents(made)
+
+
+def test_finished_set_is_not_made_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(made)
+    monkeypatch.setattr(dataset, "run", None)
+    make(made)
+    assert contents(made) == before
+
+
+def test_other_settings_or_foreign_files_are_refused(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="other settings"):
+        make(made, seed=99)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        make(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"frames": 0},
+        {"size": 8},
+        {"snr": (1.0, 0.5)},
+        {"dose_e_per_a2": (0.0, 5.0)},
+        {"workers": 0},
+    ],
+)
+def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(FormatError):
+        make(tmp_path, **wrong)
+
+
+def test_dose_can_be_asked_for(tmp_path: Path) -> None:
+    out = make(tmp_path / "set", frames=6, dose_e_per_a2=(500.0, 4000.0), detector="ccd")
+    table = pl.read_parquet(out / "train" / "graphene_img_metadata.parquet")
+    tem = table.filter(pl.col("mode") == "hrtem")
+    assert tem["dose_e_per_a2"].is_between(499, 4001).all()
+    assert set(tem["detector"]) == {"ccd"}
+    settings = json.loads((out / "simulation.json").read_text())
+    assert settings["dose_e_per_a2"] == [500.0, 4000.0]

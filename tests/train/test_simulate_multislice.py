@@ -1,0 +1,185 @@
+"""The simulator against abTEM's multislice: other code, other potentials, finite slices."""
+
+import logging
+import warnings
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from emdn_train.simulate import hrtem, stem
+from emdn_train.simulate.mesh import resize_half
+from emdn_train.simulate.optics import Optics
+from emdn_train.simulate.scattering import ELEMENTS, scattering_factor
+from emdn_train.simulate.structure import Structure, lattice_points
+
+# abTEM and what it imports warn of their own deprecations, which are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+log = logging.getLogger(__name__)
+
+SIDE_A, HEIGHT_A, PIXEL_A, SIZE = 42.0, 12.0, 0.12, 180
+OPTICS = Optics(
+    voltage_kv=80.0,
+    defocus_a=60.0,
+    cs_um=5.0,
+    focal_spread_a=25.0,
+    convergence_mrad=0.2,
+    astigmatism_a=12.0,
+    astigmatism_rad=0.4,
+    coma_a=250.0,
+    coma_rad=1.1,
+    trefoil_a=350.0,
+    trefoil_rad=0.7,
+    blur_a=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def abtem() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import abtem
+        import abtem.parametrizations
+        import dask
+
+    abtem.config.set({"diagnostics.progress_bar": False})
+    dask.config.set(scheduler="synchronous")
+    return abtem
+
+
+def flake(cell: NDArray, basis: NDArray, numbers: list[int]) -> Structure:
+    """A round flake of at most 19 angstrom about the centre, of atoms that do not vibrate."""
+    points = lattice_points(cell, basis, SIDE_A - 4)
+    points = points[np.hypot(points[:, 0], points[:, 1]) < 19.0]
+    kinds = np.array(numbers)[points[:, 3].astype(int)]
+    return Structure("flake", points[:, :3], kinds, np.zeros(len(points)))
+
+
+def honeycomb(a: float) -> NDArray:
+    return np.array([[a, 0.0], [a / 2, a * np.sqrt(3) / 2]])
+
+
+GRAPHENE = flake(honeycomb(2.46), np.array([[0, 0, 0], [1 / 3, 1 / 3, 0]], float), [6, 6])
+MOS2 = flake(
+    honeycomb(3.16),
+    np.array([[0, 0, 0], [1 / 3, 1 / 3, -1.56], [1 / 3, 1 / 3, 1.56]], float),
+    [42, 16, 16],
+)
+
+
+def atoms_of(structure: Structure):
+    from ase import Atoms
+
+    shifted = structure.positions + np.array([SIDE_A, SIDE_A, HEIGHT_A]) / 2
+    return Atoms(structure.numbers, positions=shifted, cell=[SIDE_A, SIDE_A, HEIGHT_A], pbc=True)
+
+
+def frame_of(array: NDArray, field: hrtem.Field) -> NDArray:
+    """Interpolate abTEM's (x, y) array to the pixels of the frame, (y, x)."""
+    spectrum = np.fft.rfft2(array.T, norm="forward").astype(np.complex64)
+    half = resize_half(spectrum, field.total)
+    full = np.fft.irfft2(half, s=(field.total, field.total), norm="forward")
+    start = (field.total - field.size) // 2
+    return full[start : start + field.size, start : start + field.size]
+
+
+def multislice_image(abtem: ModuleType, structure: Structure, field: hrtem.Field) -> NDArray:
+    potential = abtem.Potential(
+        atoms_of(structure), sampling=0.07, slice_thickness=1.0, projection="finite"
+    )
+    ctf = abtem.CTF(
+        energy=1e3 * OPTICS.voltage_kv,
+        # The wave leaves at the top of the cell; our defocus counts from the sheet.
+        defocus=OPTICS.defocus_a + HEIGHT_A / 2,
+        C30=1e4 * OPTICS.cs_um,
+        C12=OPTICS.astigmatism_a,
+        phi12=OPTICS.astigmatism_rad,
+        C21=OPTICS.coma_a,
+        phi21=OPTICS.coma_rad,
+        C23=OPTICS.trefoil_a,
+        phi23=OPTICS.trefoil_rad,
+        # abTEM's focal spread is sqrt(2) standard deviations.
+        focal_spread=np.sqrt(2) * OPTICS.focal_spread_a,
+        angular_spread=OPTICS.convergence_mrad,
+    )
+    wave = abtem.PlaneWave(energy=1e3 * OPTICS.voltage_kv).multislice(potential)
+    return frame_of(wave.apply_ctf(ctf).intensity().compute().array, field)
+
+
+@pytest.mark.parametrize("number", ELEMENTS)
+def test_scattering_factors_agree_with_another_fit(abtem: ModuleType, number: int) -> None:
+    """Lobato and Van Dyck, Acta Cryst. A70, 636 (2014), out to 0.4 angstrom."""
+    from ase.data import chemical_symbols
+
+    q2 = (np.linspace(0.01, 2.5, 40) ** 2).astype(np.float32)
+    other = abtem.parametrizations.LobatoParametrization()
+    expected = other.scattering_factor(chemical_symbols[number])(q2)
+    np.testing.assert_allclose(scattering_factor(number, q2), expected, rtol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("structure", "limit"),
+    [
+        pytest.param(GRAPHENE, 0.03, id="graphene"),
+        pytest.param(MOS2, 0.05, id="MoS2"),
+    ],
+)
+def test_phase_object_agrees_with_multislice(
+    abtem: ModuleType, structure: Structure, limit: float
+) -> None:
+    field = hrtem.Field(SIZE, PIXEL_A, round(SIDE_A / PIXEL_A))
+    expected = multislice_image(abtem, structure, field)
+    wave = hrtem.exit_wave(structure, field, OPTICS.voltage_kv, sampling_a=0.15)
+    found = hrtem.image(wave, field, OPTICS)
+    correlation = np.corrcoef(found.ravel(), expected.ravel())[0, 1]
+    error = np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
+    log.info(f"correlation {correlation:.6f}, RMS error / contrast {error:.4f}")
+    assert correlation > 0.9995
+    assert error < limit
+
+
+def test_slices_agree_with_multislice_on_a_thick_specimen(abtem: ModuleType) -> None:
+    layers = [MOS2.positions + np.array([0.5 * i, 0.3 * i, 3.1 * (i - 1)]) for i in range(3)]
+    thick = Structure(
+        "stack", np.concatenate(layers), np.tile(MOS2.numbers, 3), np.zeros(3 * len(MOS2.numbers))
+    )
+    field = hrtem.Field(SIZE, PIXEL_A, round(SIDE_A / PIXEL_A))
+    expected = multislice_image(abtem, thick, field)
+    errors = []
+    for slice_a in (np.inf, 1.6):
+        wave = hrtem.exit_wave(thick, field, OPTICS.voltage_kv, sampling_a=0.12, slice_a=slice_a)
+        found = hrtem.image(wave, field, OPTICS)
+        errors.append(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
+    log.info(f"RMS error / contrast: one phase object {errors[0]:.4f}, slices {errors[1]:.4f}")
+    assert errors[1] < 0.05
+    assert errors[1] < errors[0] / 2
+
+
+def test_dark_field_correlates_with_multislice(abtem: ModuleType) -> None:
+    """Two elements at one probe: a wrong exponent or probe lowers the correlation."""
+    side, size, pixel = 18.0, 14, 0.4
+    near = np.hypot(MOS2.positions[:, 0], MOS2.positions[:, 1]) < 7.5
+    flake = Structure("MoS2", MOS2.positions[near], MOS2.numbers[near], np.zeros(int(near.sum())))
+    scan = stem.Scan(aperture_mrad=30.0, source_a=0.0, exponent=1.7, background=0.0)
+    field = hrtem.Field(size, pixel, round(side / pixel))
+    found = stem.scanned(flake, field, Optics(voltage_kv=80.0), scan)
+    atoms = atoms_of(flake)
+    atoms.positions[:, :2] += (side - SIDE_A) / 2
+    atoms.cell = [side, side, HEIGHT_A]
+    potential = abtem.Potential(atoms, sampling=0.05, slice_thickness=3.0, projection="infinite")
+    start = (field.total - size) // 2 * pixel
+    probe = abtem.Probe(energy=80e3, semiangle_cutoff=30.0, defocus=HEIGHT_A / 2)
+    grid = abtem.GridScan(
+        start=(start, start), end=(start + size * pixel,) * 2, gpts=size, endpoint=False
+    )
+    detector = abtem.AnnularDetector(inner=80.0, outer=200.0)
+    expected = probe.scan(potential, scan=grid, detectors=detector).compute().array.T
+    correlation = np.corrcoef(found.ravel(), expected.ravel())[0, 1]
+    wrong = stem.Scan(aperture_mrad=30.0, source_a=0.0, exponent=1.0, background=0.0)
+    without = stem.scanned(flake, field, Optics(voltage_kv=80.0), wrong)
+    wrong_correlation = np.corrcoef(without.ravel(), expected.ravel())[0, 1]
+    log.info(f"correlation {correlation:.4f}, with Z^1 {wrong_correlation:.4f}")
+    assert correlation > 0.99
+    assert correlation > wrong_correlation + 0.02
