@@ -3,14 +3,14 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.options import DenoiseOptions, Device, Kind
 from emdn_models import console
+from emdn_models.errors import EmdnError
 
 app = typer.Typer(
     help="Denoise electron-microscopy frames.",
@@ -22,17 +22,9 @@ app = typer.Typer(
 
 _DEFAULT = DenoiseOptions()
 
-
-class DeviceName(StrEnum):
-    """Devices as the command line spells them."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 Dataset = Annotated[
-    str | None, typer.Option(metavar="PATH", help="Path of the frames inside the file.")
+    str | None,
+    typer.Option(metavar="PATH", help="The frames inside the file (TIFF, DM: a number)."),
 ]
 Axes = Annotated[
     str | None,
@@ -42,17 +34,29 @@ Axes = Annotated[
 
 @app.command()
 def denoise(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A file of frames.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IN...", help="Files; a folder or a quoted pattern is one stack of its files."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="OUT", help="Default: <stem>_denoised beside IN."),
     ] = _DEFAULT.output,
+    to: Annotated[
+        Kind | None, typer.Option(help="Kind of output; HDF5 is mirrored, others become hspy.")
+    ] = _DEFAULT.to,
+    out_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for the outputs.")
+    ] = _DEFAULT.out_dir,
+    suffix: Annotated[str, typer.Option(help="What output names end in.")] = _DEFAULT.suffix,
     model: Annotated[
         str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
     ] = _DEFAULT.model,
     device: Annotated[
-        DeviceName, typer.Option(help="auto says what it took; cuda never falls back.")
-    ] = DeviceName(_DEFAULT.device),
+        Device, typer.Option(help="auto says what it took; cuda never falls back.")
+    ] = _DEFAULT.device,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Frames per run; chosen if not given.")
     ] = _DEFAULT.batch,
@@ -61,40 +65,72 @@ def denoise(
     ] = _DEFAULT.threads,
     dataset: Dataset = _DEFAULT.dataset,
     axes: Axes = _DEFAULT.axes,
+    frames: Annotated[
+        str | None, typer.Option(metavar="A:B:STEP", help="Only these frames, counted from 0.")
+    ] = _DEFAULT.frames,
     gain: Annotated[
         float | None, typer.Option(help="Units per electron; measured if not given.")
     ] = _DEFAULT.gain,
     offset: Annotated[
         float | None, typer.Option(help="Reading without electrons; measured if not given.")
     ] = _DEFAULT.offset,
+    dark: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Dark reference, subtracted.")
+    ] = _DEFAULT.dark,
+    gain_map: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Gain reference, multiplied.")
+    ] = _DEFAULT.gain_map,
+    defects: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Mask of bad pixels, not zero where bad.")
+    ] = _DEFAULT.defects,
+    keep_bad_pixels: Annotated[
+        bool, typer.Option("--keep-bad-pixels", help="Do not look for hot and dead pixels.")
+    ] = _DEFAULT.keep_bad_pixels,
     preview: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw the middle frame before and after.")
     ] = _DEFAULT.preview,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing output.")
     ] = _DEFAULT.overwrite,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON per input instead of text.")
+    ] = False,
 ) -> None:
-    """Denoise a file of frames into a file of the same shape and units."""
-    from emdn_deploy import job
-
+    """Denoise files of frames into files of the same shape and units."""
+    if len(sources) > 1 and (output is not None or preview is not None):
+        raise typer.BadParameter("-o and --preview take a single input; use --out-dir for several")
     options = DenoiseOptions(
-        output=output, model=model, device=device.value, batch=batch, threads=threads,
-        dataset=dataset, axes=axes, gain=gain, offset=offset, preview=preview,
-        overwrite=overwrite,
+        output=output, to=to, out_dir=out_dir, suffix=suffix,
+        model=model, device=device, batch=batch, threads=threads, dataset=dataset, axes=axes,
+        frames=frames, gain=gain, offset=offset, dark=dark, gain_map=gain_map, defects=defects,
+        keep_bad_pixels=keep_bad_pixels, preview=preview, overwrite=overwrite,
     )  # fmt: skip
-    report = job.run(source, options, _progress())
-    scale = report.intensity
-    print(f"frames     {report.frames} from {source} {report.dataset}".rstrip())
-    print(f"speed      {report.frames_per_s:.1f} frames/s, file to file")
-    print(f"model      {report.model} on {report.device}")
-    print(
-        f"intensity  {scale.scale:.4g} e/px, gain {scale.gain:.4g}, offset {scale.offset:.4g} "
-        f"({scale.note})"
-    )
-    print(f"ratio      {report.ratio:.5f}, mean(out) / mean(in)")
-    print(f"output     {report.output}")
-    if preview is not None:
-        print(f"preview    {preview}")
+    from emdn_deploy import job, reporting, targets
+    from emdn_deploy.denoiser import Denoiser
+
+    pairs = targets.each(sources, options)
+    opened = None
+    failed = []
+    for source, own in pairs:
+        try:
+            if dry_run:
+                plan = job.plan(source, own)
+                print(reporting.as_json(plan) if as_json else "\n".join(reporting.planned(plan)))
+                continue
+            if len(pairs) > 1:
+                opened = opened or Denoiser(own.model, own.device, own.threads)
+            report = job.run(source, own, _progress(), opened)
+            print(reporting.as_json(report) if as_json else "\n".join(reporting.lines(report)))
+        except EmdnError as error:
+            if len(pairs) == 1:
+                raise
+            failed.append(str(source))
+            print(f"error: {error}", file=sys.stderr)
+    if failed:
+        raise EmdnError(f"{len(failed)} of {len(pairs)} inputs failed: {', '.join(failed)}")
 
 
 @app.command()

@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from emdn_deploy import intensity, tiling
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.session import Device, open_session
+from emdn_deploy.options import Device
+from emdn_deploy.session import open_session
 from emdn_models.errors import FormatError
 
 # Pixels of one session.run on a CPU: batching gains little there and costs memory.

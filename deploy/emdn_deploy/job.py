@@ -1,5 +1,6 @@
 """Denoise one file into another: the whole of ``emdn-deploy denoise``."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import intensity, pipeline, writers
+from emdn_deploy import correction, pipeline, selection, targets, writers
+from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
@@ -17,7 +19,6 @@ from emdn_deploy.output import Output, check_target
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.writers import Provenance
 from emdn_models import __version__
-from emdn_models.errors import EmdnError, FormatError
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
@@ -27,100 +28,147 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a run would do (``--dry-run``).
+
+    Attributes
+    ----------
+    shape
+        (N, H, W).
+    size_bytes
+        Of the output's pixels.
+    """
+
+    source: Path
+    output: Path
+    format: str
+    dataset: str
+    why: str
+    shape: tuple[int, int, int]
+    dtype: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What a run did.
 
     Attributes
     ----------
+    frames
+        In the output.
+    resumed
+        How many of them an earlier, interrupted run had made.
     seconds
-        From the first frame read to the last written.
+        From the first frame read to the last written, in this run.
     ratio
         mean(output) / mean(input), both above the offset.
+    bad_pixels
+        Pixels that were filled in from their neighbours, in every frame.
     """
 
     source: Path
     output: Path
     dataset: str
     frames: int
+    resumed: int
     seconds: float
     model: str
     device: str
     intensity: Intensity
     ratio: float
+    bad_pixels: int
+    preview: Path | None
 
     @property
     def frames_per_s(self) -> float:
         """Return the rate from file to file."""
-        return self.frames / max(self.seconds, 1e-9)
+        return (self.frames - self.resumed) / max(self.seconds, 1e-9)
+
+
+def open_selected(source: Path, options: DenoiseOptions) -> Frames:
+    """Open an input and take the frames that ``options`` select."""
+    frames = open_frames(source, Choice(options.dataset, options.axes))
+    if options.frames is None:
+        return frames
+    try:
+        return selection.select(frames, options.frames)
+    except BaseException:
+        frames.release()
+        raise
+
+
+def plan(source: Path, options: DenoiseOptions) -> Plan:
+    """Say what `run` would do, and raise what it would raise before reading pixels."""
+    target, _ = targets.target_of(source, options)
+    with open_selected(source, options) as frames:
+        check_target(target, source, overwrite=options.overwrite)
+        size = 4 * int(np.prod(frames.shape))
+        return Plan(
+            source, target, frames.format, frames.dataset, frames.why, frames.shape,
+            str(frames.dtype), size,
+        )  # fmt: skip
 
 
 def run(
-    source: Path, options: DenoiseOptions, progress: Progress = lambda done, count: None
+    source: Path,
+    options: DenoiseOptions,
+    progress: Progress = lambda done, count: None,
+    denoiser: Denoiser | None = None,
 ) -> Report:
     """Denoise a file of frames.
+
+    Parameters
+    ----------
+    denoiser
+        An open model, to be used for several inputs; None to open one.
 
     Raises
     ------
     EmdnError
         One of its kinds, naming the file and the remedy.
     """
-    target = options.output or default_target(source)
-    with open_frames(source, Choice(options.dataset, options.axes)) as frames:
+    target, module = targets.target_of(source, options)
+    with open_selected(source, options) as frames:
         check_target(target, source, overwrite=options.overwrite)
-        module = writers.module_for(target)
-        denoiser = Denoiser(options.model, options.device, options.threads)
-        scale = measure(frames, options)
-        if not scale.sigma:
-            _log.warning("warning: %s: %s", source, scale.note)
+        denoiser = denoiser or Denoiser(options.model, options.device, options.threads)
+        ready = correction.prepare(frames, options)
+        if not ready.scale.sigma:
+            _log.warning("warning: %s: %s", source, ready.scale.note)
         batch = options.batch or denoiser.batch_for(frames.shape[1:])
-        facts = provenance(frames, options, denoiser, scale, batch)
+        facts = provenance(frames, options, denoiser, ready, batch)
         with Output(
-            target, lambda partial: writers.lay_out(module, partial, frames, facts)
-        ) as output:
+            target, module, lambda partial: writers.lay_out(module, partial, frames, facts),
+            _key(source, facts), overwrite=options.overwrite,
+        ) as output:  # fmt: skip
+            resumed = output.done
+            if resumed:
+                _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
             began = time.perf_counter()
-            ratio, pair = _stream(frames, denoiser, scale, output, batch, progress)
+            _stream(frames.shape[0], ready, denoiser, output, batch, progress)
             seconds = time.perf_counter() - began
-            output.complete({"intensity_ratio": ratio})
+            late = output.sums.facts(ready.scale.offset)
+            output.complete(late)
         if options.preview is not None:
-            from emdn_deploy import preview  # matplotlib takes half a second to import
-
-            title = f"{source.name}, frame {frames.shape[0] // 2}"
-            preview.draw(options.preview, pair[0], pair[1], scale, frames.axis("x"), title)
-    if abs(ratio - 1) > RATIO_TOLERANCE:
-        _log.warning(
-            "warning: the mean intensity changed by %.1f %%; do not use these frames for "
-            "quantitative work before you know why",
-            100 * (ratio - 1),
-        )
-    name = denoiser.session.info.name
+            _preview(options.preview, frames, ready, denoiser)
+    _warn(source, late["intensity_ratio"], ready)
     return Report(
-        source, target, frames.dataset, frames.shape[0], seconds, name,
-        denoiser.session.device, scale, ratio,
+        source, target, frames.dataset, frames.shape[0], resumed, seconds,
+        denoiser.session.info.name, denoiser.session.device, ready.scale,
+        late["intensity_ratio"], ready.bad_pixels, options.preview,
     )  # fmt: skip
 
 
-def default_target(source: Path) -> Path:
-    """Return ``<stem>_denoised<suffix>`` beside the input."""
-    suffix = source.suffix if source.suffix.lower() in writers.WRITERS["mirror"] else ".h5"
-    return source.with_name(f"{source.stem}_denoised{suffix}")
-
-
-def measure(frames: Frames, options: DenoiseOptions) -> Intensity:
-    """Find the affine scale of an open stack."""
-    count, height, width = frames.shape
-    try:
-        return intensity.estimate(frames.read, count, (height, width), options.gain, options.offset)
-    except FormatError:
-        raise
-    except EmdnError as error:
-        raise FormatError(f"{frames.path}: {error}") from error
-
-
 def provenance(
-    frames: Frames, options: DenoiseOptions, denoiser: Denoiser, scale: Intensity, batch: int
+    frames: Frames, options: DenoiseOptions, denoiser: Denoiser, ready: Prepared, batch: int
 ) -> Provenance:
     """Say how the output comes about."""
-    info = denoiser.session.info
+    info, scale = denoiser.session.info, ready.scale
+    references = {
+        name: str(path)
+        for name in ("dark", "gain_map", "defects")
+        if (path := getattr(options, name)) is not None
+    }
     return {
         "program": "emdn-deploy",
         "version": __version__,
@@ -135,58 +183,62 @@ def provenance(
         "input_dataset": frames.dataset,
         "input_axes": frames.order,
         "input_dtype": str(frames.dtype),
+        "input_frames": options.frames or "all",
         "scale_e_per_px": scale.scale,
         "gain": scale.gain,
         "offset": scale.offset,
         "intensity": scale.note,
-        "intensity_ratio": float("nan"),
+        "bad_pixels": ready.bad_pixels,
+        **references,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
+def _key(source: Path, facts: Provenance) -> Provenance:
+    """Say what decides the pixels: a partial file is continued only if all is equal."""
+    paths = [source] if source.exists() else []
+    paths += [Path(str(facts[name])) for name in ("dark", "gain_map", "defects") if name in facts]
+    stamps = []
+    for path in paths:
+        members = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stamps += [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in members]
+    key = {name: value for name, value in facts.items() if name not in ("date", "threads")}
+    return {**key, "input_files": hashlib.sha256(repr(stamps).encode()).hexdigest()}
+
+
 def _stream(
-    frames: Frames,
-    denoiser: Denoiser,
-    scale: Intensity,
-    output: Output,
-    batch: int,
-    progress: Progress,
-) -> tuple[float, list[NDArray[np.float32]]]:
-    """Pass all frames through.
-
-    Returns
-    -------
-    ratio
-        mean(output) / mean(input), both above the offset.
-    pair
-        The middle frame (H, W) before and after.
-    """
-    count, height, width = frames.shape
-    sums = np.zeros(2)
-    pair: list[NDArray[np.float32]] = []
-
-    def read(start: int, stop: int) -> NDArray[np.float32]:
-        block = frames.read(start, stop)
-        finite = np.isfinite(block).all(axis=(1, 2))
-        if not finite.all():
-            bad = start + int(np.flatnonzero(~finite)[0])
-            raise FormatError(
-                f"{frames.path}: frame {bad} has pixels that are not finite (NaN or infinity); "
-                "replace them before denoising"
-            )
-        return block
+    count: int, ready: Prepared, denoiser: Denoiser, output: Output, batch: int, progress: Progress
+) -> None:
+    def compute(block: NDArray[np.float32]) -> NDArray[np.float32]:
+        return denoiser.run(block, ready.scale)
 
     def write(start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
-        output.write(start, after)
-        sums[:] += before.sum(dtype=np.float64), after.sum(dtype=np.float64)
-        if start <= count // 2 < start + len(after):
-            pair.extend(stack[count // 2 - start].copy() for stack in (before, after))
+        output.write(start, before, after)
         progress(start + len(after), count)
 
-    def compute(block: NDArray[np.float32]) -> NDArray[np.float32]:
-        return denoiser.run(block, scale)
+    pipeline.stream(ready.read, compute, write, pipeline.blocks(output.done, count, batch))
 
-    pipeline.stream(read, compute, write, pipeline.blocks(0, count, batch))
-    # Above the offset, the ratio keeps its meaning where the mean is near or below zero.
-    dark, bright = sums / (count * height * width) - scale.offset
-    return float(bright / dark) if dark else 1.0, pair
+
+def _preview(path: Path, frames: Frames, ready: Prepared, denoiser: Denoiser) -> None:
+    """Draw the middle frame; it is denoised once more, which an interrupted run needs."""
+    from emdn_deploy import preview  # matplotlib takes half a second to import
+
+    number = frames.shape[0] // 2
+    before = ready.read(number, number + 1)
+    after = denoiser.run(before, ready.scale)
+    title = f"{frames.path.name}, frame {number}"
+    preview.draw(path, before[0], after[0], ready.scale, frames.axis("x"), title)
+
+
+def _warn(source: Path, ratio: float, ready: Prepared) -> None:
+    if ready.lost:
+        _log.warning(
+            "warning: %s: %d pixels were not finite in some frames; filled from their neighbours",
+            source, sum(ready.lost.values()),
+        )  # fmt: skip
+    if abs(ratio - 1) > RATIO_TOLERANCE:
+        _log.warning(
+            "warning: %s: the mean intensity changed by %.1f %%; do not use these frames for "
+            "quantitative work before you know why",
+            source, 100 * (ratio - 1),
+        )  # fmt: skip

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+Device = Literal["auto", "cpu", "cuda"]
+Kind = Literal["h5", "hspy", "tif", "mrc", "npy"]
+
 
 @dataclass(frozen=True)
 class DenoiseOptions:
@@ -12,7 +15,11 @@ class DenoiseOptions:
     Attributes
     ----------
     output
-        None for ``<stem>_denoised`` beside the input.
+        None for a name made from the input's.
+    to
+        Kind of output; None mirrors HDF5 and writes ``.hspy`` for all others.
+    out_dir, suffix
+        Where an output without a name goes, and what its name ends in.
     model
         A shipped name, the path of an ``.onnx`` file, or None for the default.
     batch
@@ -21,22 +28,38 @@ class DenoiseOptions:
         CPU threads; None takes those that the affinity mask allows.
     dataset, axes
         Which frames (see `emdn_deploy.readers.frames.Choice`).
+    frames
+        A slice, ``start:stop:step``; None for all.
     gain
         Intensity units per electron; None to estimate.
     offset
         Intensity without electrons; None to estimate.
+    dark, gain_map
+        Reference frames: frames become (frames - dark) * gain_map.
+    defects
+        A mask of bad pixels, not zero where bad, besides those that are found.
+    keep_bad_pixels
+        Whether to leave outlying pixels as they are.
     preview
         PNG of one frame before and after; None for none.
     """
 
     output: Path | None = None
+    to: Kind | None = None
+    out_dir: Path | None = None
+    suffix: str = "_denoised"
     model: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     batch: int | None = None
     threads: int | None = None
     dataset: str | None = None
     axes: str | None = None
+    frames: str | None = None
     gain: float | None = None
     offset: float | None = None
+    dark: Path | None = None
+    gain_map: Path | None = None
+    defects: Path | None = None
+    keep_bad_pixels: bool = False
     preview: Path | None = None
     overwrite: bool = False

@@ -1,8 +1,17 @@
-"""An output file that appears under its name only when it is complete."""
+"""An output file that appears under its name only when it is complete.
+
+While a run lasts there are ``NAME.partial``, the file itself, and
+``NAME.partial.map``, which frames of it are done and of which run it is a part. A run
+that was interrupted is continued by the same command.
+"""
 
 import contextlib
+import importlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +21,42 @@ from numpy.typing import NDArray
 
 from emdn_deploy.writers.layout import Layout, Provenance
 from emdn_models.errors import OutputError
+
+# Work that a power failure may cost.
+_SYNC_SECONDS = 2.0
+
+
+@dataclass
+class Sums:
+    """What is summed up over the frames written so far, for the record."""
+
+    pixels: int = 0
+    before: float = 0.0
+    after: float = 0.0
+    squares: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    def add(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
+        """Count in a block (k, H, W) of input and output."""
+        wide = after.astype(np.float64)
+        self.pixels += after.size
+        self.before += float(before.sum(dtype=np.float64))
+        self.after += float(wide.sum())
+        self.squares += float((wide * wide).sum())
+        self.low, self.high = min(self.low, float(after.min())), max(self.high, float(after.max()))
+
+    def facts(self, offset: float) -> dict[str, float]:
+        """Return the statistics of the whole output, and mean(out) / mean(in)."""
+        mean, dark = self.after / self.pixels, self.before / self.pixels - offset
+        return {
+            # Above the offset, the ratio keeps its meaning where the mean is near zero.
+            "intensity_ratio": (mean - offset) / dark if dark else 1.0,
+            "output_min": self.low,
+            "output_max": self.high,
+            "output_mean": mean,
+            "output_std": max(0.0, self.squares / self.pixels - mean * mean) ** 0.5,
+        }
 
 
 def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
@@ -25,8 +70,6 @@ def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
     """
     if target.exists() and source.exists() and target.samefile(source):
         raise OutputError(f"{target}: is the input itself; emdn never overwrites it, use -o")
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; give the name of a file with -o")
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; add --overwrite, or another name with -o")
     folder = target.parent
@@ -41,43 +84,72 @@ class Output:
 
     Parameters
     ----------
+    module
+        The writer (see `emdn_deploy.writers`).
     make
         Writes everything but the pixels to a path and returns the layout.
+    key
+        What decides the pixels: input, model, options. A partial file is continued
+        only where it is equal.
+    overwrite
+        Whether a partial file of another key may be thrown away.
 
     Raises
     ------
     OutputError
-        From any method, when the disk refuses.
+        From any method, when the disk refuses; here, if the partial file is of
+        another run.
     """
 
-    def __init__(self, target: Path, make: Callable[[Path], Layout]) -> None:
-        self.target = target
+    def __init__(
+        self,
+        target: Path,
+        module: str,
+        make: Callable[[Path], Layout],
+        key: Provenance,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.target, self.module = target, module
         self.partial = target.with_name(target.name + ".partial")
+        self._map = target.with_name(target.name + ".partial.map")
+        self._key = json.dumps(dict(key), sort_keys=True)
+        self._synced = time.monotonic()
+        self.sums = Sums()
+        self.done = 0
         with self._disk():
-            self.partial.unlink(missing_ok=True)
-            self.layout = make(self.partial)
+            if not self._continued(overwrite=overwrite):
+                self._discard()
+                self.layout = make(self.partial)
+                self._save_map()
             self._file = self.partial.open("r+b", buffering=0)
 
-    def write(self, start: int, frames: NDArray[np.float32]) -> None:
+    def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
         """Write frames (k, H, W), the first of which is number ``start``."""
         layout = self.layout
         with self._disk():
-            for number, frame in enumerate(frames, start):
+            for number, frame in enumerate(after, start):
                 turned = frame.T if layout.transposed else frame
-                pixels = np.ascontiguousarray(turned, layout.dtype).data.cast("B")
+                pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype)).data.cast("B")
                 self._file.seek(int(layout.offsets[number]))
                 while pixels:
                     pixels = pixels[self._file.write(pixels) :]
+            self.sums.add(before, after)
+            self.done = start + len(after)
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                self._save_map()
 
     def complete(self, late: Provenance) -> None:
         """Make the file durable and give it its name."""
         with self._disk():
-            os.fsync(self._file.fileno())
+            self._save_map()
             self._file.close()
-            self.layout.finish(late)
+            writer = importlib.import_module(f"emdn_deploy.writers.{self.module}")
+            writer.finish(self.partial, late)
             with self.partial.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(self.partial, self.target)
+            self._map.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -88,9 +160,65 @@ class Output:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None:
+            return
+        # An interruption, or a full disk, can be mended and the run continued.
+        if isinstance(error, KeyboardInterrupt | OutputError) and self.done:
+            with contextlib.suppress(OSError, ValueError):
+                self._save_map()
+            self._file.close()
+            return
         self._file.close()
-        if error is not None:
-            self.partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._discard()
+
+    def _continued(self, *, overwrite: bool) -> bool:
+        """Take up a partial file of the same key, if there is one."""
+        if not (self.partial.exists() and self._map.exists()):
+            return False
+        try:
+            with np.load(self._map, allow_pickle=False) as saved:
+                key, sums = str(saved["key"]), saved["sums"]
+                layout = Layout(saved["offsets"], str(saved["dtype"]), bool(saved["transposed"]))
+                done = saved["done"]
+        except (OSError, ValueError, KeyError):
+            return False
+        if key != self._key:
+            if overwrite:
+                return False
+            differs = _difference(key, self._key)
+            raise OutputError(
+                f"{self.partial}: is an interrupted run with another {differs}; "
+                "repeat that run's command to continue it, or add --overwrite to begin anew"
+            )
+        self.layout, self.done = layout, int(np.argmin(done)) if not done.all() else len(done)
+        self.sums = Sums(int(sums[0]), *(float(value) for value in sums[1:]))
+        return True
+
+    def _save_map(self) -> None:
+        """Make the frames durable, then say that they are done."""
+        if hasattr(self, "_file"):
+            os.fsync(self._file.fileno())
+        fresh = self._map.with_name(self._map.name + ".new")
+        layout, sums = self.layout, self.sums
+        with fresh.open("wb") as file:
+            np.savez(
+                file,
+                key=self._key,
+                offsets=layout.offsets,
+                dtype=layout.dtype,
+                transposed=layout.transposed,
+                done=np.arange(len(layout.offsets)) < self.done,
+                sums=[sums.pixels, sums.before, sums.after, sums.squares, sums.low, sums.high],
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, self._map)
+        self._synced = time.monotonic()
+
+    def _discard(self) -> None:
+        for suffix in ("", ".map", ".map.new", ".json"):
+            Path(f"{self.partial}{suffix}").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
@@ -99,3 +227,9 @@ class Output:
         except OSError as error:
             reason = error.strerror or str(error)
             raise OutputError(f"{self.partial}: cannot be written ({reason})") from error
+
+
+def _difference(one: str, other: str) -> str:
+    """Name what two keys disagree in."""
+    old, new = json.loads(one), json.loads(other)
+    return ", ".join(sorted(name for name in {*old, *new} if old.get(name) != new.get(name)))

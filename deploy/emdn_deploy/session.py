@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime as ort
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from emdn_deploy import model as models
 from emdn_deploy.model import ModelInfo
+from emdn_deploy.options import Device
 from emdn_models.errors import DeviceError, EmdnError, ModelError
 
-Device = Literal["auto", "cpu", "cuda"]
-DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
+DEVICES: tuple[Device, ...] = get_args(Device)
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 rounds the inputs of a convolution to 10 bits: never under the name of float32.

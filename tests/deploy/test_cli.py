@@ -73,13 +73,14 @@ def test_options_reach_the_run(source: Path, box_model: Path, tmp_path: Path, ca
 def test_errors_are_one_line(source: Path, box_model: Path, tmp_path: Path, capsys) -> None:
     text, cut = tmp_path / "text.h5", tmp_path / "cut.h5"
     text.write_text("not HDF5")
+    (tmp_path / "sub").mkdir()
     cut.write_bytes(source.read_bytes()[:3000])
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(box_model.read_bytes()[:200])
     model = ("--model", box_model, "--device", "cpu")
     cases = [
         (("denoise", tmp_path / "none.h5", *model), "no such file"),
-        (("denoise", tmp_path, *model), "is a folder"),
+        (("denoise", tmp_path / "sub", *model), "no files of frames"),
         (("denoise", text, *model), "is not an HDF5 file"),
         (("denoise", cut, *model), "truncated"),
         (("denoise", source, "--dataset", "/nothing", *model), "has no dataset '/nothing'"),
@@ -97,19 +98,29 @@ def test_errors_are_one_line(source: Path, box_model: Path, tmp_path: Path, caps
         line = failure(capsys, *arguments)
         assert message in line, (arguments, line)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "cut.h5", "damaged.onnx", "movie.h5", "text.h5",
+        "cut.h5", "damaged.onnx", "movie.h5", "sub", "text.h5",
     ]  # fmt: skip
 
 
-def test_frames_that_are_not_finite_are_an_error(tmp_path: Path, box_model: Path, capsys) -> None:
+def test_pixels_that_are_not_finite_are_filled_and_told(
+    tmp_path: Path, box_model: Path, capsys, caplog
+) -> None:
     path = tmp_path / "nan.h5"
     frames = np.random.default_rng(0).poisson(9, (4, 16, 16)).astype(np.float32)
     frames[3, 2, 2] = np.nan
+    frames[:, 9, 9] = np.nan
     with h5py.File(path, "w") as file:
         file["frames"] = frames
-    line = failure(capsys, "denoise", path, "--model", box_model, "--device", "cpu")
-    assert "frame 3 has pixels that are not finite" in line
-    assert sorted(tmp_path.iterdir()) == [path]
+    assert call("denoise", path, "--model", box_model, "--device", "cpu") == 0
+    assert "bad        1 pixels" in capsys.readouterr().out
+    assert "1 pixels were not finite in some frames" in caplog.text
+    with h5py.File(tmp_path / "nan_denoised.h5") as file:
+        assert np.isfinite(file["frames"][()]).all()
+    frames[2] = np.nan
+    with h5py.File(path, "r+") as file:
+        file["frames"][()] = frames
+    line = failure(capsys, "denoise", path, "--overwrite", "--model", box_model, "--device", "cpu")
+    assert "frame 2 has no finite pixels; leave it out with --frames" in line
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,11 @@
 """An output appears whole or not at all."""
 
+import contextlib
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -9,6 +14,8 @@ import pytest
 
 from emdn_deploy import job, output
 from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.pipeline import blocks
+from emdn_deploy.readers import open_frames
 from emdn_models.errors import OutputError
 
 
@@ -44,22 +51,116 @@ def test_the_input_is_never_overwritten(source: Path, box_model: Path, overwrite
     assert source.read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", [OSError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing(
-    source: Path, box_model: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
-) -> None:
-    before = sorted(source.parent.iterdir())
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
+    """Make the writer raise when it comes to a frame."""
     write = output.Output.write
 
-    def failing(self: output.Output, start: int, frames: np.ndarray) -> None:
-        if start >= 4:
-            raise kind(28, "No space left on device")
-        write(self, start, frames)
+    def arm(frame: int, error: BaseException) -> None:
+        def failing(self: output.Output, start: int, *blocks: np.ndarray) -> None:
+            if start >= frame:
+                raise error
+            write(self, start, *blocks)
 
-    monkeypatch.setattr(output.Output, "write", failing)
-    with pytest.raises(kind):
+        monkeypatch.setattr(output.Output, "write", failing)
+
+    return arm
+
+
+@pytest.mark.parametrize(("frame", "error"), [(4, ValueError("a bug")), (0, KeyboardInterrupt())])
+def test_a_failure_leaves_nothing(source: Path, box_model: Path, stop_at, frame, error) -> None:
+    """Neither an error, nor an interruption before anything is done."""
+    before = sorted(source.parent.iterdir())
+    stop_at(frame, error)
+    with pytest.raises(type(error)):
         run(source, box_model, batch=2)
     assert sorted(source.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OutputError("No space left")])
+def test_an_interrupted_run_is_continued(
+    source: Path, box_model: Path, stop_at, monkeypatch, suffix: str, error: BaseException
+) -> None:
+    frames = "0:8" if suffix == ".hspy" else None
+    whole = run(source, box_model, batch=2, output=source.parent / f"whole{suffix}", frames=frames)
+    target = source.parent / f"cut{suffix}"
+    stop_at(4, error)
+    with pytest.raises(type(error)):
+        run(source, box_model, batch=2, output=target, frames=frames)
+    assert not target.exists()
+    monkeypatch.undo()
+    read = []
+    monkeypatch.setattr(job.pipeline, "blocks", lambda *span: read.append(span) or blocks(*span))
+    report = run(source, box_model, batch=2, output=target, frames=frames)
+    assert report.resumed == 4
+    assert read == [(4, 8, 2)]
+    assert report.ratio == pytest.approx(whole.ratio, rel=1e-12)
+    assert pixels(target) == pixels(whole.output)
+    assert not list(source.parent.glob("*.partial*"))
+
+
+def pixels(path: Path) -> bytes:
+    with open_frames(path) as frames:
+        return frames.read(0, frames.shape[0]).tobytes()
+
+
+def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
+    """SIGKILL, so that nothing is tidied up, while frames are being written."""
+    with h5py.File(source, "r+") as file:
+        del file["frames"]
+        rng = np.random.default_rng(0)
+        file["frames"] = rng.poisson(20, (400, 64, 64)).astype(np.uint16)
+    target, code = source.parent / "cut.h5", (
+        "import sys, time\n"
+        "from emdn_deploy import cli, denoiser, output\n"
+        "output._SYNC_SECONDS = 0.0\n"
+        "run = denoiser.Denoiser.run\n"
+        "def slow(*a):\n    time.sleep(0.02)\n    return run(*a)\n"
+        "denoiser.Denoiser.run = slow\n"
+        "cli.main(sys.argv[1:])\n"
+    )  # fmt: skip
+    arguments = ["denoise", str(source), "-o", str(target), "--model", str(box_model),
+                 "--device", "cpu", "--batch", "2"]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    partial_map = source.parent / "cut.h5.partial.map"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception), np.load(partial_map) as saved:
+            if saved["done"].sum() >= 10:
+                break
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not target.exists()
+    report = run(source, box_model, batch=2, output=target)
+    assert 10 <= report.resumed < 400
+    whole = run(source, box_model, batch=2, output=source.parent / "whole.h5")
+    assert pixels(target) == pixels(whole.output)
+
+
+@pytest.mark.parametrize("change", ["gain", "model", "input", "batch"])
+def test_another_run_is_not_continued(
+    source: Path, box_model: Path, make_model, stop_at, monkeypatch, change: str
+) -> None:
+    stop_at(4, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(source, box_model, batch=2)
+    monkeypatch.undo()
+    model, options = box_model, {"batch": 2}
+    if change == "gain":
+        options["gain"] = 2.0
+    elif change == "batch":
+        options["batch"] = 3
+    elif change == "model":
+        model = make_model(source.parent / "other.onnx", model="other")
+    else:
+        os.utime(source, (1, 1))
+    named = {"input": "input_files", "model": "model, model_sha256"}.get(change, change)
+    with pytest.raises(OutputError, match=f"interrupted run with another .*{named}"):
+        run(source, model, **options)
+    report = run(source, model, overwrite=True, **options)
+    assert report.resumed == 0
 
 
 def test_a_failure_keeps_the_earlier_output(
@@ -83,7 +184,7 @@ def test_a_full_disk_is_named(source: Path, box_model: Path) -> None:
         open("/dev/full", "r+b", buffering=0) as opened._file,
         pytest.raises(OutputError, match="No space left on device"),
     ):
-        opened.write(0, np.zeros((1, 4, 4), np.float32))
+        opened.write(0, *np.zeros((2, 1, 4, 4), np.float32))
 
 
 @pytest.mark.parametrize(

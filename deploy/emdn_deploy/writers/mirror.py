@@ -13,9 +13,10 @@ import numpy as np
 
 from emdn_deploy.readers.frames import Frames
 from emdn_deploy.readers.hdf5 import open_file
+from emdn_deploy.writers.hdf5_frames import chunk_offsets, create_frames, finish, record
 from emdn_deploy.writers.layout import Layout, Provenance
 
-GROUP = "emdn"
+__all__ = ["finish", "lay_out"]
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
@@ -23,53 +24,10 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
     with open_file(frames.path) as source, h5py.File(target, "w") as copy:
         _copy_tree(source, copy, frames, Path(target).parent)
         _copy_references(source, copy)
-        group = copy.create_group(_free_name(copy))
-        group.attrs["NX_class"] = "NXprocess"
-        group.attrs["frames"] = frames.dataset
-        for name, value in provenance.items():
-            group.attrs[name] = value
-        where = group.name
-    offsets = chunk_offsets(target, frames)
-
-    def finish(late: Provenance) -> None:
-        with h5py.File(target, "r+") as file:
-            for name, value in late.items():
-                file[where].attrs[name] = value
-
+        record(copy, frames.dataset, provenance)
+    offsets = chunk_offsets(target, frames.dataset, frames.stored_shape, frames.order)
     flip = frames.order.index("x") < frames.order.index("y")
-    return Layout(offsets, transposed=flip, finish=finish)
-
-
-def create_frames(parent: h5py.Group, name: str, frames: Frames) -> h5py.Dataset:
-    """Create the float32 dataset with its space on disk, one frame a chunk."""
-    chunk = tuple(
-        length if letter in "yx" else 1
-        for length, letter in zip(frames.stored_shape, frames.order, strict=True)
-    )
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_chunk(chunk)
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
-    space = h5py.h5s.create_simple(frames.stored_shape)
-    kind = h5py.h5t.IEEE_F32LE
-    return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
-
-
-def chunk_offsets(path: Path, frames: Frames) -> Any:
-    """Return the byte at which each frame's chunk begins, (N,)."""
-    lead = [axis for axis, letter in enumerate(frames.order) if letter not in "yx"]
-    lead_shape = tuple(frames.stored_shape[axis] for axis in lead)
-    offsets = np.full(frames.shape[0], -1, np.int64)
-
-    def note(chunk: Any) -> None:
-        index = tuple(chunk.chunk_offset[axis] for axis in lead)
-        number = int(np.ravel_multi_index(index, lead_shape)) if lead else 0
-        offsets[number] = chunk.byte_offset
-
-    with h5py.File(path, "r") as file:
-        file[frames.dataset].id.chunk_iter(note)
-    return offsets
+    return Layout(offsets, transposed=flip)
 
 
 def _copy_tree(source: h5py.File, copy: h5py.File, frames: Frames, folder: Path) -> None:
@@ -98,7 +56,8 @@ def _copy_tree(source: h5py.File, copy: h5py.File, frames: Frames, folder: Path)
             if isinstance(item, h5py.Group):
                 walk(item, into.create_group(name, track_order=True))
             elif item == chosen:
-                _copy_attributes(item, create_frames(into, name, frames))
+                made_frames = create_frames(into, name, frames.stored_shape, frames.order)
+                _copy_attributes(item, made_frames)
             else:
                 group.copy(name, into, name=name)
 
@@ -167,10 +126,3 @@ def _refers(item: h5py.Group | h5py.Dataset, name: str) -> bool:
             for i in range(kind.get_nmembers())
         )
     return isinstance(kind, h5py.h5t.TypeReferenceID)
-
-
-def _free_name(file: h5py.File) -> str:
-    number, name = 1, GROUP
-    while name in file:
-        number, name = number + 1, f"{GROUP}_{number + 1}"
-    return name

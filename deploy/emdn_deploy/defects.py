@@ -1,0 +1,167 @@
+"""Pixels that carry no image: found per stack, filled in from their neighbours.
+
+Dead and hot pixels change from one acquisition to the next, so they are looked for in
+the frames themselves: in the mean of the sampled frames, a pixel is bad when it stands
+out from its eight neighbours by far more than counting noise and than they differ among
+each other. Pixels that are never finite, or always at the largest number of their type
+(how detectors mark gaps), are bad as well.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.intensity import sample_starts
+
+# Standing out: by this many standard deviations of the noise, plus a few electrons
+# for sparse counts, and by this many times the spread of the neighbours.
+_SIGMAS, _ELECTRONS, _SPREADS = 8.0, 20.0, 4.0
+# More outliers than this are the specimen (or sparse events), not the camera.
+_MOST = 0.01
+_FARTHEST = 32
+
+Mask = NDArray[np.bool_]
+Reader = Callable[[int, int], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How to replace the bad pixels of a frame.
+
+    Attributes
+    ----------
+    bad
+        (B,) flat positions.
+    sources
+        (S,) flat positions of good neighbours, those of each bad pixel together.
+    starts
+        (B,) where in ``sources`` each bad pixel's neighbours begin.
+    """
+
+    bad: NDArray[np.intp]
+    sources: NDArray[np.intp]
+    starts: NDArray[np.intp]
+
+    def apply(self, frames: NDArray[np.float32]) -> None:
+        """Replace, in place, each bad pixel of (k, H, W) by the mean of its neighbours."""
+        if not self.bad.size:
+            return
+        flat = frames.reshape(len(frames), -1)
+        counts = np.diff(np.append(self.starts, self.sources.size))
+        flat[:, self.bad] = np.add.reduceat(flat[:, self.sources], self.starts, axis=1) / counts
+
+
+def plan(mask: Mask) -> Fill:
+    """Find, for each bad pixel of (H, W), the nearest good ones.
+
+    Where there is none within `_FARTHEST` pixels, good pixels from all over the
+    frame stand in: the middle of a large gap becomes the mean.
+
+    Raises
+    ------
+    ValueError
+        If no pixel is good.
+    """
+    if mask.all():
+        raise ValueError("no pixel has a value")
+    height, width = mask.shape
+    left = np.argwhere(mask)
+    bad, sources, counts = [], [], []
+    for radius in range(1, _FARTHEST + 1):
+        if not len(left):
+            break
+        steps = np.arange(-radius, radius + 1)
+        rows = left[:, 0, None, None] + steps[None, :, None]
+        columns = left[:, 1, None, None] + steps[None, None, :]
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        flat = np.where(inside, rows * width + columns, 0)
+        good = inside & ~mask.ravel()[flat]
+        found = good.any(axis=(1, 2))
+        bad.append(left[found, 0] * width + left[found, 1])
+        sources.append(flat[found][good[found]])
+        counts.append(good[found].sum(axis=(1, 2)))
+        left = left[~found]
+    if len(left):
+        usable = np.flatnonzero(~mask)
+        spread = usable[:: max(1, usable.size // 500)]
+        bad.append(left[:, 0] * width + left[:, 1])
+        sources.append(np.tile(spread, len(left)))
+        counts.append(np.full(len(left), spread.size))
+    joined = np.concatenate([*counts, np.zeros(0, np.intp)])
+    return Fill(
+        np.concatenate([*bad, np.zeros(0, np.intp)]).astype(np.intp),
+        np.concatenate([*sources, np.zeros(0, np.intp)]).astype(np.intp),
+        (np.cumsum(joined) - joined).astype(np.intp),
+    )
+
+
+def unusable(read: Reader, count: int, size: tuple[int, int], dtype: np.dtype[Any]) -> Mask:
+    """Return the pixels of (H, W) that no sampled frame has a value for."""
+    top = float(np.iinfo(dtype).max) if dtype.kind in "iu" and dtype.itemsize > 1 else None
+    mask = np.ones(size, bool)
+    for frames in _samples(read, count, size):
+        lost = ~np.isfinite(frames)
+        if top is not None:
+            lost |= frames >= np.float32(top)
+        mask &= lost.all(axis=0)
+    return mask
+
+
+def outliers(read: Reader, count: int, size: tuple[int, int], gain: float, offset: float) -> Mask:
+    """Return the pixels of (H, W) that stand out from their neighbours in all frames.
+
+    Parameters
+    ----------
+    gain, offset
+        Of the stack (see `emdn_deploy.intensity`).
+
+    Returns
+    -------
+    ndarray
+        All False where so many stand out that they cannot be the camera's.
+    """
+    total, number = np.zeros(size), 0
+    for frames in _samples(read, count, size):
+        total += frames.sum(axis=0, dtype=np.float64)
+        number += len(frames)
+    electrons = (total / number - offset) / gain * number
+    mask = np.zeros(size, bool)
+    if min(size) < 3:
+        return mask
+    for top in range(0, size[0], 256):
+        # In strips: eight neighbours of a large frame take much memory.
+        rows = np.arange(top - 1, min(top + 257, size[0] + 1))
+        strip = electrons[np.abs(np.where(rows < size[0], rows, 2 * size[0] - 2 - rows))]
+        mask[top : top + 256] = _standing_out(strip)
+    return mask if mask.mean() <= _MOST else np.zeros(size, bool)
+
+
+def _standing_out(strip: NDArray[np.float64]) -> Mask:
+    """Compare the inner rows of (h + 2, W) electrons with their eight neighbours."""
+    wide = np.pad(strip, ((0, 0), (1, 1)), mode="reflect")
+    height, width = strip.shape[0] - 2, strip.shape[1]
+    around = np.stack(
+        [
+            wide[1 + y : 1 + y + height, 1 + x : 1 + x + width]
+            for y in (-1, 0, 1)
+            for x in (-1, 0, 1)
+            if (y, x) != (0, 0)
+        ]
+    )
+    around.sort(axis=0)
+    middle = (around[3] + around[4]) / 2
+    # Two bad neighbours, as in a dead column, must not hide a third.
+    spread = around[5] - around[2]
+    level = np.maximum(middle, float(np.median(strip)))
+    distance = np.abs(strip[1:-1] - middle)
+    noise = _SIGMAS * np.sqrt(np.maximum(level, 0)) + _ELECTRONS
+    result: Mask = (distance > noise) & (distance > _SPREADS * spread)
+    return result
+
+
+def _samples(read: Reader, count: int, size: tuple[int, int]) -> Any:
+    starts, run = sample_starts(count, size)
+    return (read(start, start + run) for start in starts)

@@ -1,0 +1,45 @@
+"""A run in words for people, and as one JSON line for programs."""
+
+import json
+from dataclasses import asdict
+
+from emdn_deploy.job import Plan, Report
+
+
+def lines(report: Report) -> list[str]:
+    """Return what is printed after a run."""
+    scale = report.intensity
+    resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
+    text = [
+        f"frames     {report.frames} from {report.source} {report.dataset}".rstrip() + resumed,
+        f"speed      {report.frames_per_s:.1f} frames/s, file to file",
+        f"model      {report.model} on {report.device}",
+        f"intensity  {scale.scale:.4g} e/px, gain {scale.gain:.4g}, offset {scale.offset:.4g} "
+        f"({scale.note})",
+        f"ratio      {report.ratio:.5f}, mean(out) / mean(in)",
+    ]
+    if report.bad_pixels:
+        text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
+    text.append(f"output     {report.output}")
+    if report.preview:
+        text.append(f"preview    {report.preview}")
+    return text
+
+
+def planned(plan: Plan) -> list[str]:
+    """Return what is printed by a dry run."""
+    count, height, width = plan.shape
+    what = f"{plan.format} {plan.dataset}".rstrip()
+    return [
+        f"{plan.source} -> {plan.output}",
+        f"  {count} frames of {height} x {width}, {plan.dtype}, {what} ({plan.why})",
+        f"  {plan.size_bytes / 1e6:.1f} MB to write",
+    ]
+
+
+def as_json(result: Report | Plan) -> str:
+    """Return one line of JSON."""
+    facts = asdict(result)
+    if isinstance(result, Report):
+        facts["frames_per_s"] = result.frames_per_s
+    return json.dumps(facts, default=str)

@@ -1,0 +1,77 @@
+"""What both HDF5 writers share: the frames' space on disk and the record of the run."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.writers.layout import Provenance
+
+GROUP = "emdn"
+
+
+def create_frames(
+    parent: h5py.Group, name: str, shape: tuple[int, ...], order: str
+) -> h5py.Dataset:
+    """Create the float32 dataset with its space on disk, one frame a chunk.
+
+    Parameters
+    ----------
+    shape, order
+        Stored shape and one letter per axis, ``y`` and ``x`` the frame.
+    """
+    chunk = tuple(
+        length if letter in "yx" else 1 for length, letter in zip(shape, order, strict=True)
+    )
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk(chunk)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
+    space = h5py.h5s.create_simple(shape)
+    kind = h5py.h5t.IEEE_F32LE
+    return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
+
+
+def chunk_offsets(
+    path: Path, dataset: str, shape: tuple[int, ...], order: str
+) -> NDArray[np.int64]:
+    """Return the byte at which each frame's chunk begins, (N,)."""
+    lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
+    lead_shape = tuple(shape[axis] for axis in lead)
+    offsets = np.full(int(np.prod(lead_shape)), -1, np.int64)
+
+    def note(chunk: Any) -> None:
+        index = tuple(chunk.chunk_offset[axis] for axis in lead)
+        number = int(np.ravel_multi_index(index, lead_shape)) if lead else 0
+        offsets[number] = chunk.byte_offset
+
+    with h5py.File(path, "r") as file:
+        file[dataset].id.chunk_iter(note)
+    return offsets
+
+
+def record(file: h5py.File, frames: str, provenance: Provenance) -> None:
+    """Write the provenance group; an earlier one is kept."""
+    number, name = 1, GROUP
+    while name in file:
+        number += 1
+        name = f"{GROUP}_{number}"
+    group = file.create_group(name)
+    group.attrs["NX_class"] = "NXprocess"
+    group.attrs["frames"] = frames
+    for key, value in provenance.items():
+        group.attrs[key] = value
+
+
+def finish(path: Path, late: Provenance) -> None:
+    """Add what is known at the end only to the newest provenance group."""
+    with h5py.File(path, "r+") as file:
+        number = 1
+        while f"{GROUP}_{number + 1}" in file:
+            number += 1
+        group = file[GROUP if number == 1 else f"{GROUP}_{number}"]
+        for key, value in late.items():
+            group.attrs[key] = value

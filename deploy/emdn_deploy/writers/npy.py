@@ -1,0 +1,40 @@
+"""NumPy ``.npy``, with the calibration and the record of the run in a JSON file beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emdn_deploy.readers.frames import Frames
+from emdn_deploy.writers.layout import Layout, Provenance
+
+
+def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
+    """Write the header and the space for the pixels."""
+    array = np.lib.format.open_memmap(target, "w+", np.dtype("<f4"), frames.shape)
+    start = int(array.offset)
+    del array
+    count, height, width = frames.shape
+    offsets = start + np.arange(count, dtype=np.int64) * height * width * 4
+    axes = [
+        {"name": name, "units": axis.units, "step": axis.step, "origin": axis.origin}
+        for name, axis in (("y", frames.axis("y")), ("x", frames.axis("x")))
+    ]
+    _draft(target).write_text(
+        json.dumps({"axes": axes, "emdn": dict(provenance)}), encoding="utf-8"
+    )
+    return Layout(offsets)
+
+
+def finish(path: Path, late: Provenance) -> None:
+    """Complete the record."""
+    facts: dict[str, Any] = json.loads(_draft(path).read_text(encoding="utf-8"))
+    facts["emdn"].update(late)
+    beside = path.with_name(path.name.removesuffix(".partial") + ".json")
+    beside.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    _draft(path).unlink()
+
+
+def _draft(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".json")
