@@ -67,13 +67,13 @@ def prepare(frames: Frames, options: DenoiseOptions) -> Prepared:
         return read
 
     fill = _plan(frames.path, mask)
-    scale = _measure(frames, reader(fill), options)
+    scale = _measure(frames, reader(fill), options, mask)
     if not options.keep_bad_pixels and scale.sigma:
         found = defects.outliers(reader(fill), count, size, scale.gain, scale.offset)
         if found.any():
             mask |= found
             fill = _plan(frames.path, mask)
-            scale = _measure(frames, reader(fill), options)
+            scale = _measure(frames, reader(fill), options, mask)
     return Prepared(reader(fill), scale, int(mask.sum()), lost)
 
 
@@ -85,11 +85,14 @@ def _plan(path: Path, mask: defects.Mask) -> defects.Fill:
 
 
 def _measure(
-    frames: Frames, read: Callable[[int, int], Stack], options: DenoiseOptions
+    frames: Frames,
+    read: Callable[[int, int], Stack],
+    options: DenoiseOptions,
+    bad: defects.Mask,
 ) -> Intensity:
     count, height, width = frames.shape
     try:
-        return intensity.estimate(read, count, (height, width), options.gain, options.offset)
+        return intensity.estimate(read, count, (height, width), options.gain, options.offset, bad)
     except FormatError:
         raise
     except EmdnError as error:

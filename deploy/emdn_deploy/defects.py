@@ -7,7 +7,7 @@ each other. Pixels that are never finite, or always at the largest number of the
 (how detectors mark gaps), are bad as well.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,33 +133,83 @@ def outliers(read: Reader, count: int, size: tuple[int, int], gain: float, offse
         return mask
     for top in range(0, size[0], 256):
         # In strips: eight neighbours of a large frame take much memory.
-        rows = np.arange(top - 1, min(top + 257, size[0] + 1))
-        strip = electrons[np.abs(np.where(rows < size[0], rows, 2 * size[0] - 2 - rows))]
-        mask[top : top + 256] = _standing_out(strip)
+        mask[top : top + 256] = _suspects(electrons, top, min(top + 256, size[0]))
+    if mask.mean() <= 5 * _MOST:
+        mask = _confirmed(electrons, mask)
+    mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
 
 
-def _standing_out(strip: NDArray[np.float64]) -> Mask:
-    """Compare the inner rows of (h + 2, W) electrons with their eight neighbours."""
-    wide = np.pad(strip, ((0, 0), (1, 1)), mode="reflect")
-    height, width = strip.shape[0] - 2, strip.shape[1]
+def _suspects(electrons: NDArray[np.float64], top: int, bottom: int) -> Mask:
+    """Compare rows ``top`` to ``bottom`` with their eight neighbours: quick, and not strict."""
+    around = np.stack(list(_shifted(electrons, top, bottom, 1)))
+    around.sort(axis=0)
+    return _stands_out(electrons[top:bottom], around, (2, 5))
+
+
+def _confirmed(electrons: NDArray[np.float64], suspects: Mask) -> Mask:
+    """Compare suspects with the 24 pixels around them.
+
+    Crests of a lattice are single pixels wide too, but fall off further out, while
+    the surroundings of a bad pixel, or of a dead column, are level. The pixel itself
+    is among the 25: one of them does not move the inner half.
+    """
+    rows, columns = np.nonzero(suspects)
+    values = electrons[rows, columns]
+    # At the frame's edge the window moves inwards: mirrored neighbours would be too alike.
+    height, width = electrons.shape
+    inner_rows = np.clip(rows, 2, max(2, height - 3)) - 2
+    inner_columns = np.clip(columns, 2, max(2, width - 3)) - 2
     around = np.stack(
         [
-            wide[1 + y : 1 + y + height, 1 + x : 1 + x + width]
-            for y in (-1, 0, 1)
-            for x in (-1, 0, 1)
-            if (y, x) != (0, 0)
+            electrons[
+                np.minimum(inner_rows + y, height - 1), np.minimum(inner_columns + x, width - 1)
+            ]
+            for y in range(5)
+            for x in range(5)
         ]
     )
     around.sort(axis=0)
-    middle = (around[3] + around[4]) / 2
-    # Two bad neighbours, as in a dead column, must not hide a third.
-    spread = around[5] - around[2]
-    level = np.maximum(middle, float(np.median(strip)))
-    distance = np.abs(strip[1:-1] - middle)
-    noise = _SIGMAS * np.sqrt(np.maximum(level, 0)) + _ELECTRONS
+    mask = np.zeros_like(suspects)
+    mask[rows, columns] = _stands_out(values, around, (6, 18))
+    return mask
+
+
+def _lines(electrons: NDArray[np.float64]) -> Mask:
+    """Find whole columns that stand out from the three on either side."""
+    profile = np.median(electrons, axis=0)
+    if profile.size < 7:
+        return np.zeros(profile.size, bool)
+    wide = np.pad(profile, 3, mode="reflect")
+    around = np.stack([wide[step : step + profile.size] for step in (0, 1, 2, 4, 5, 6)])
+    around.sort(axis=0)
+    return _stands_out(profile, around, (1, 4))
+
+
+def _stands_out(
+    values: NDArray[np.float64], around: NDArray[np.float64], half: tuple[int, int]
+) -> Mask:
+    """Compare electrons with sorted neighbours, whose inner half is from ``half``."""
+    middle = (around[(len(around) - 1) // 2] + around[len(around) // 2]) / 2
+    spread = around[half[1]] - around[half[0]]
+    distance = np.abs(values - middle)
+    noise = _SIGMAS * np.sqrt(np.maximum(middle, 0)) + _ELECTRONS
     result: Mask = (distance > noise) & (distance > _SPREADS * spread)
     return result
+
+
+def _shifted(
+    electrons: NDArray[np.float64], top: int, bottom: int, reach: int
+) -> Iterator[NDArray[np.float64]]:
+    """Yield rows ``top`` to ``bottom`` moved by every step but none, reflected at the edge."""
+    height, width = electrons.shape
+    rows = np.abs(np.arange(top - reach, bottom + reach))
+    rows = np.where(rows < height, rows, 2 * height - 2 - rows)
+    strip = np.pad(electrons[rows], ((0, 0), (reach, reach)), mode="reflect")
+    for y in range(2 * reach + 1):
+        for x in range(2 * reach + 1):
+            if (y, x) != (reach, reach):
+                yield strip[y : y + bottom - top, x : x + width]
 
 
 def _samples(read: Reader, count: int, size: tuple[int, int]) -> Any:

@@ -91,6 +91,7 @@ def estimate(
     size: tuple[int, int],
     gain: float | None = None,
     offset: float | None = None,
+    bad: NDArray[np.bool_] | None = None,
 ) -> Intensity:
     """Find the scale of a stack.
 
@@ -104,6 +105,8 @@ def estimate(
         (H, W).
     gain, offset
         What is known of the camera; None to estimate.
+    bad
+        (H, W), pixels that do not count.
 
     Raises
     ------
@@ -112,7 +115,7 @@ def estimate(
     """
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise EmdnError(f"gain is {gain}, expected units per electron, more than 0")
-    return from_blocks(collect(read, count, size), gain, offset)
+    return from_blocks(collect(read, count, size, bad), gain, offset)
 
 
 def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
@@ -123,31 +126,40 @@ def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
     return [int(start) for start in np.linspace(0, count - run, runs).round()], run
 
 
-def collect(read: Reader, count: int, size: tuple[int, int]) -> Blocks:
+def collect(
+    read: Reader, count: int, size: tuple[int, int], bad: NDArray[np.bool_] | None = None
+) -> Blocks:
     """Measure the blocks of at most `MAX_FRAMES` frames, a few in memory at a time."""
     starts, run = sample_starts(count, size)
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _PARTS}
     levels, quantiles, whole = [], [], True
+    good = np.ones(size, bool) if bad is None else ~bad
+    # A filter's output is good where its whole window is.
+    inner = np.asarray(
+        np.lib.stride_tricks.sliding_window_view(good, (3, 3)).all(axis=(2, 3))
+        if min(size) > 2
+        else good
+    )
     for start in starts:
         frames = read(start, start + run)
         if not np.isfinite(frames).all():
-            bad = start + int(np.flatnonzero(~np.isfinite(frames).all(axis=(1, 2)))[0])
+            number = start + int(np.flatnonzero(~np.isfinite(frames).all(axis=(1, 2)))[0])
             raise EmdnError(
-                f"frame {bad} has pixels that are not finite (NaN or infinity); "
+                f"frame {number} has pixels that are not finite (NaN or infinity); "
                 "replace them before denoising"
             )
-        whole = whole and bool(np.equal(frames, np.rint(frames)).all())
-        levels.append(float(frames.mean(dtype=np.float64)))
-        quantiles.append(float(np.quantile(frames, 0.001)))
+        pixels = frames[:, good]
+        whole = whole and bool(np.equal(pixels, np.rint(pixels)).all())
+        levels.append(float(pixels.mean(dtype=np.float64)))
+        quantiles.append(float(np.quantile(pixels, 0.001)))
         wide = frames.astype(np.float64)
         pairs = np.diff(wide, axis=0) / np.sqrt(2)
-        parts["mean"].append(_block_means(wide[:-1] + np.diff(wide, axis=0) / 2))
-        parts["temporal"].append(_block_means(pairs**2))
-        parts["lagged"].append(_block_means((wide[2:] - wide[:-2]) ** 2 / 2))
-        parts["temporal_high"].append(_block_means(high_pass(pairs) ** 2))
-        parts["spatial"].append(_block_means(high_pass(wide) ** 2))
-        if run == 1:
-            parts["mean"].append(_block_means(wide))
+        centres = wide if run == 1 else (wide[:-1] + wide[1:]) / 2
+        parts["mean"].append(_block_means(centres, good))
+        parts["temporal"].append(_block_means(pairs**2, good))
+        parts["lagged"].append(_block_means((wide[2:] - wide[:-2]) ** 2 / 2, good))
+        parts["temporal_high"].append(_block_means(high_pass(pairs) ** 2, inner))
+        parts["spatial"].append(_block_means(high_pass(wide) ** 2, inner))
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     level, low = float(np.mean(levels)), float(np.median(quantiles))
     return Blocks(level, **joined, low=low, whole=whole)
@@ -265,17 +277,26 @@ def fit_offset(blocks: Blocks) -> float | None:
     return offset if offset < blocks.low else None
 
 
-def _block_means(stack: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average (k, H, W) over blocks of about `BLOCK` pixels that cover all of it."""
+def _block_means(stack: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Average the good pixels of (k, H, W) over blocks; blocks with few are left out."""
     if not stack.size:
         return np.zeros(0)
-    sums = stack
+    if good.all():
+        return _blocks(stack).ravel()
+    share = _blocks(good[None].astype(np.float64))[0]
+    kept = share > 0.25
+    means: NDArray[np.float64] = _blocks(stack * good)[:, kept] / share[kept]
+    return means.ravel()
+
+
+def _blocks(stack: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Average (k, H, W) over blocks of about `BLOCK` pixels that cover all of it."""
     for axis in (1, 2):
         length = stack.shape[axis]
         edges = np.linspace(0, length, max(1, length // BLOCK) + 1).astype(int)
         widths = np.diff(edges).reshape((-1, 1) if axis == 1 else (-1,))
-        sums = np.add.reduceat(sums, edges[:-1], axis=axis) / widths
-    return sums.ravel()
+        stack = np.add.reduceat(stack, edges[:-1], axis=axis) / widths
+    return stack
 
 
 def _trimmed_mean(values: NDArray[np.float64]) -> float:
