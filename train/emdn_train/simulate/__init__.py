@@ -2,5 +2,6 @@
 
 from emdn_train.simulate.config import SimulateConfig
 from emdn_train.simulate.dataset import simulate
+from emdn_train.simulate.testset import write_test_split
 
-__all__ = ["SimulateConfig", "simulate"]
+__all__ = ["SimulateConfig", "simulate", "write_test_split"]

@@ -17,14 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from emdn_models import __version__
+from emdn_train.data import STEM
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SPLIT_SEEDS, SimulateConfig
 from emdn_train.simulate.files import claim, renamed
 from emdn_train.simulate.movie import simulate_movie
 from emdn_train.simulate.shard import SCENES, Job, run
 
 _log = logging.getLogger(__name__)
-
-STEM = "graphene_img"
 
 
 def simulate(config: SimulateConfig) -> Path:

@@ -18,11 +18,11 @@ from emdn_models import __version__
 from emdn_train import noise
 from emdn_train.simulate import hrtem
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SimulateConfig
+from emdn_train.simulate.exposure import draw_electrons
 from emdn_train.simulate.files import claim, renamed
 from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.relax import Sheet, relax
-from emdn_train.simulate.scene import exposure
 from emdn_train.simulate.specimens import warped
 from emdn_train.simulate.structure import Defect, Structure, moved
 
@@ -65,7 +65,7 @@ def simulate_movie(config: SimulateConfig) -> Path:
         clean = hrtem.image(wave, field, optics)
         if electrons is None:
             contrast = float(clean.std() / clean.mean())
-            electrons = exposure(config, contrast, 1.0, pixel_a, rng)
+            electrons = draw_electrons(config, contrast, 1.0, pixel_a, rng)
         signal = electrons * beam * torch.from_numpy(clean)[None, None]
         noisy, target = noise.record(signal, config.detector, generator)
         frames[index] = noise.apply_defects(noisy, bad, level)[0, 0].numpy()

@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from emdn_train.simulate import hrtem, stem
-from emdn_train.simulate.config import SimulateConfig
 from emdn_train.simulate.mesh import Image, Spectrum
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.specimens import RECIPES, SHARES, Kind
 from emdn_train.simulate.structure import Structure
 
 LEAST_CONTRAST = 0.005
-LEAST_ELECTRONS = 0.2
 _TRIES = 20
 
 
@@ -53,13 +51,24 @@ class Shot:
 def make_scene(
     kind: Kind, size: int, pixel_size_nm: tuple[float, float], rng: np.random.Generator
 ) -> Scene:
-    """Draw a specimen, its pixel size and its voltage."""
+    """Draw what to look at, how, and the specimen itself."""
     shares = SHARES[kind]
     mode = "hrtem"
     if kind == "stem" or (kind == "mixed" and rng.random() < 0.15):
         mode, shares = "stem", SHARES["stem"]
     weights = np.array(list(shares.values()))
     recipe = str(rng.choice(list(shares), p=weights / weights.sum()))
+    return specimen_scene(recipe, mode, size, pixel_size_nm, rng)
+
+
+def specimen_scene(
+    recipe: str,
+    mode: str,
+    size: int,
+    pixel_size_nm: tuple[float, float],
+    rng: np.random.Generator,
+) -> Scene:
+    """Draw a specimen of one recipe, its pixel size and its voltage."""
     light = recipe in ("graphene", "dichalcogenide", "amorphous carbon")
     pixel_a = 10 * float(rng.uniform(*pixel_size_nm))
     voltage_kv = float(rng.choice([60.0, 80.0] if light else [80.0, 200.0, 300.0]))
@@ -117,22 +126,3 @@ def _stem_shot(scene: Scene, wave: Spectrum | None, rng: np.random.Generator) ->
 
 def _shot(clean: Image, share: float, optics: dict[str, float]) -> Shot:
     return Shot(clean, float(clean.std() / clean.mean()), share, optics)
-
-
-def exposure(
-    config: SimulateConfig,
-    contrast: float,
-    share: float,
-    pixel_a: float,
-    rng: np.random.Generator,
-) -> float:
-    """Draw the mean electrons per pixel that meet the detector, at least 0.2."""
-    if config.dose_e_per_a2 is None:
-        electrons = (_log_uniform(rng, config.snr) / contrast) ** 2
-    else:
-        electrons = _log_uniform(rng, config.dose_e_per_a2) * pixel_a**2 * share
-    return max(electrons, LEAST_ELECTRONS)
-
-
-def _log_uniform(rng: np.random.Generator, limits: tuple[float, float]) -> float:
-    return float(np.exp(rng.uniform(np.log(limits[0]), np.log(limits[1]))))

@@ -10,15 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emdn_train import noise
 from emdn_train.simulate.config import SPLIT_SEEDS, SimulateConfig
+from emdn_train.simulate.exposure import Exposure, draw_electrons, expose
 from emdn_train.simulate.hrtem import to_pixels
-from emdn_train.simulate.scene import Scene, Shot, exposure, make_scene, shots
+from emdn_train.simulate.scene import Scene, Shot, make_scene, shots
 
 SCENES = 8
-
-# A beam without a profile, as of a scanned probe.
-_EVEN = noise.Profile(*(torch.tensor([v]) for v in (0.0, 0.0, 1e6, 1e6, 0.0, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,18 @@ def run(job: Job) -> int:
     clean: list[NDArray[np.float32]] = []
     noisy: list[NDArray[np.float32]] = []
     scenes: list[Scene] = []
-    per = job.config.images_per_structure
-    index = job.first
+    config, index = job.config, job.first
     while len(rows) < job.frames:
-        rng = np.random.default_rng([job.config.seed, SPLIT_SEEDS[job.split], index])
-        scene = make_scene(job.config.kind, job.config.size, job.config.pixel_size_nm, rng)
-        count = min(per, job.frames - len(rows))
+        rng = np.random.default_rng([config.seed, SPLIT_SEEDS[job.split], index])
+        scene = make_scene(config.kind, config.size, config.pixel_size_nm, rng)
+        pixel_a = scene.field.pixel_a
+        count = min(config.images_per_structure, job.frames - len(rows))
         for shot in shots(scene, count, rng):
-            pair, row = expose(job.config, scene, shot, rng)
-            rows.append({"structure": index, **row})
-            clean.append(pair[0])
-            noisy.append(pair[1])
+            electrons = draw_electrons(config, shot.contrast, shot.share, pixel_a, rng)
+            exposure = exposed(scene, shot, electrons, config.detector, rng)
+            rows.append({"structure": index, **exposure.row})
+            clean.append(exposure.clean)
+            noisy.append(exposure.noisy)
         scenes.append(scene)
         index += 1
     partial = job.path.with_name(job.path.name + ".partial")
@@ -64,56 +62,35 @@ def run(job: Job) -> int:
         file["noise"] = np.stack(noisy)
         file["rows"] = json.dumps(rows)
         for number, scene in zip(range(job.first, index), scenes, strict=True):
-            _write_scene(file.create_group(f"structures/{number}"), scene)
+            write_scene(file.create_group(f"structures/{number}"), scene)
     partial.replace(job.path)
     return len(rows)
 
 
-def expose(
-    config: SimulateConfig, scene: Scene, shot: Shot, rng: np.random.Generator
-) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], dict[str, Any]]:
-    """Choose a dose and record one image: (clean, noisy) in electrons, and its table row."""
+def exposed(
+    scene: Scene, shot: Shot, electrons: float, detector: str, rng: np.random.Generator
+) -> Exposure:
+    """Record one image of a scene, and say in its row how it was made."""
+    detector = "stem" if scene.mode == "stem" else detector
+    exposure = expose(shot.clean, electrons, detector, int(rng.integers(2**62)))
     pixel_a = scene.field.pixel_a
-    detected = exposure(config, shot.contrast, shot.share, pixel_a, rng)
-    seed = int(rng.integers(2**62))
-    generator = torch.Generator().manual_seed(seed)
-    detector = "stem" if scene.mode == "stem" else config.detector
-    clean = torch.from_numpy(shot.clean)[None, None]
-    electrons = torch.tensor([detected])
-    beam = _EVEN
-    valid = torch.ones_like(clean, dtype=torch.bool)
-    if detector == "stem":
-        noisy, target = noise.scan(clean, electrons, detector, generator)
-    else:
-        beam = noise.draw_profile(1, generator)
-        signal = (
-            electrons * noise.profile_map(beam, (config.size, config.size), config.size) * clean
-        )
-        noisy, target = noise.record(signal, detector, generator)
-        bad, level = noise.draw_defects(1, (config.size, config.size), generator)
-        noisy, valid = noise.apply_defects(noisy, bad, level), ~bad
-    row: dict[str, Any] = {
+    row = {
         "kind": scene.recipe,
         "material": scene.structure.material,
         "mode": scene.mode,
         "crystalline": scene.structure.crystalline,
         "defects": len(scene.structure.defects),
-        "detector": detector,
         "contrast": shot.contrast,
-        "snr": shot.contrast * detected**0.5,
-        "electrons_per_pixel": detected,
-        "recorded_per_pixel": float(target.mean()),
+        "snr": shot.contrast * electrons**0.5,
         "pixel_size_nm": pixel_a / 10,
-        "dose_e_per_a2": detected / shot.share / pixel_a**2,
-        "noise_seed": seed,
-        "bad_pixels": int((~valid).sum()),
-        **{f"beam_{name}": float(value) for name, value in beam._asdict().items()},
+        "dose_e_per_a2": electrons / shot.share / pixel_a**2,
+        **exposure.row,
         **shot.optics,
     }
-    return (target[0, 0].numpy(), noisy[0, 0].numpy()), row
+    return exposure._replace(row=row)
 
 
-def _write_scene(group: h5py.Group, scene: Scene) -> None:
+def write_scene(group: h5py.Group, scene: Scene) -> None:
     """Write the atoms and defects that lie in the frame, in pixels."""
     field = scene.field
     places = to_pixels(scene.structure.positions[:, :2], field)
