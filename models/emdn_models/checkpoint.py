@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 from numpy.typing import NDArray
 
 from emdn_models import __version__
 from emdn_models.errors import CheckpointError, ModelError
 
+FILE_NAME = "em_denoise_model.h5"
 FORMAT = "emdn-checkpoint"
 FORMAT_VERSION = 1
 

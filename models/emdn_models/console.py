@@ -19,7 +19,9 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
         0 when all went well, 1 on an error that emdn or the system names,
         2 on wrong usage, 130 when the user interrupts, 141 on a closed pipe.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    for package in ("emdn_models", "emdn_deploy", "emdn_train"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         app(args=None if argv is None else list(argv))
     except EmdnError as error:

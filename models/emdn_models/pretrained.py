@@ -44,7 +44,7 @@ def onnx_path(name: str) -> Path:
             "(or give the path of an .onnx file)"
         )
     entry = shipped[name]
-    path = WEIGHTS / entry["file"]
+    path = WEIGHTS / str(entry["file"])
     if not path.is_file() or sha256(path) != entry["sha256"]:
         raise ModelError(f"{path}: missing or damaged; reinstall emdn")
     return path

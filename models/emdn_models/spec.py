@@ -73,7 +73,12 @@ _SPECS = (
         "the noise",
         {
             "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, (35, 35), 1),
-            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2, "batch_norm": False}, 211_348, (50, 50), 2),
+            "shipped": Preset(
+                {"features": 48, "depth": 12, "shuffle": 2, "batch_norm": False},
+                211_348,
+                (50, 50),
+                2,
+            ),
         },
     ),
     ModelSpec(
@@ -94,10 +99,16 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset(
-                {"features": 8, "levels": 4, "shuffle": 1, "benchmark": True}, 122_737, (108, 116), 8
+                {"features": 8, "levels": 4, "shuffle": 1, "benchmark": True},
+                122_737,
+                (108, 116),
+                8,
             ),
             "shipped": Preset(
-                {"features": 24, "levels": 4, "shuffle": 2, "benchmark": False}, 1_096_612, (184, 200), 16
+                {"features": 24, "levels": 4, "shuffle": 2, "benchmark": False},
+                1_096_612,
+                (184, 200),
+                16,
             ),
         },
     ),
@@ -129,7 +140,9 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),
-            "shipped": Preset({"depth": 40, "width": 2, "dilations": 5, "shuffle": 2}, 31_380, (482, 482), 2),
+            "shipped": Preset(
+                {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2}, 31_380, (482, 482), 2
+            ),
         },
     ),
 )

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from emdn_models import MODELS, ModelError
-from emdn_models.nets import NETS, build
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+
+from emdn_models import MODELS, ModelError
+from emdn_models.nets import NETS, build
 
 CASES = [(name, preset) for name, spec in MODELS.items() for preset in spec.presets]
 

@@ -7,8 +7,11 @@ net pads H and W inside itself. Modules stand in the order of their paper, so th
 published weights can be loaded tensor by tensor.
 """
 
+import numpy as np
+import torch
 from torch import nn
 
+from emdn_models.checkpoint import Weights
 from emdn_models.errors import ModelError
 from emdn_models.nets.cafcn import CAFCN
 from emdn_models.nets.dncnn import DnCNN
@@ -44,3 +47,20 @@ def build(name: str, preset: str = "shipped") -> nn.Module:
     if preset not in presets:
         raise ModelError(f"{name} has no preset {preset!r}; it has {', '.join(presets)}")
     return NETS[name](**presets[preset].options)
+
+
+def load_state(net: nn.Module, name: str, weights: Weights) -> None:
+    """Put a checkpoint's tensors into a net.
+
+    Raises
+    ------
+    ModelError
+        If names or shapes are not the net's.
+    """
+    state = {key: torch.from_numpy(np.array(array)) for key, array in weights.state.items()}
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{name}: the checkpoint's tensors do not fit preset {weights.preset!r} ({error})"
+        ) from error

@@ -42,8 +42,11 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     for axis in (-2, -1):
         size = x.shape[axis]
         padded = (size + multiple - 1) // multiple * multiple
-        phase = torch.arange(padded, device=x.device) % (2 * size)
-        x = x.index_select(axis, torch.minimum(phase, 2 * size - 1 - phase))
+        indices = torch.arange(padded, device=x.device)
+        # A tensor and not a number: the exporter has no remainder by a symbolic size.
+        period = torch.full_like(indices, 2 * size)
+        phase = indices % period
+        x = x.index_select(axis, torch.minimum(phase, period - 1 - phase))
     return x
 
 

@@ -22,6 +22,7 @@ class FFDNet(nn.Module):
     """
 
     multiple = 2
+    uses_noise = True
 
     def __init__(self, features: int = 64, depth: int = 15) -> None:
         super().__init__()
@@ -43,6 +44,4 @@ class FFDNet(nn.Module):
             level = torch.ones_like(packed[:, :1])
         else:
             level = functional.avg_pool2d(pad_to_multiple(noise, 2), 2)
-        return crop_to(
-            functional.pixel_shuffle(self.layers(torch.cat([packed, level], 1)), 2), x
-        )
+        return crop_to(functional.pixel_shuffle(self.layers(torch.cat([packed, level], 1)), 2), x)

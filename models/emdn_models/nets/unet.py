@@ -37,6 +37,7 @@ class UNet(nn.Module):
         super().__init__()
         self.shuffle = shuffle
         self.benchmark = benchmark
+        self.tiling_exact = not benchmark
         self.multiple = shuffle * 2 ** (levels - 1)
         widths = [features * 2**level for level in range(levels)]
         self.down = nn.ModuleList(
@@ -71,7 +72,5 @@ class UNet(nn.Module):
 
     def _upsample(self, flow: Tensor) -> Tensor:
         if self.benchmark:
-            return functional.interpolate(
-                flow, scale_factor=2, mode="bilinear", align_corners=True
-            )
+            return functional.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True)
         return functional.interpolate(flow, scale_factor=2, mode="nearest")

@@ -1,0 +1,60 @@
+# Every target is a task, not a file; the stamps in .venv record what is installed.
+.PHONY: help denoise test train simulate export ship bench check clean
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+FRAMES ?= deploy/examples/frames.h5
+DATA   ?= data
+OUT    ?= outputs
+EPOCHS ?= 2
+ARGS   ?=
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+denoise: $(VENV)/.deploy  ## Denoise FRAMES (default: the example) with the default model, no torch
+	$(BIN)/emdn-deploy denoise $(FRAMES) --overwrite --preview $(basename $(FRAMES))_denoised.png $(ARGS)
+
+test: $(VENV)/.dev  ## Install what the tests need and run all of them
+	$(BIN)/python -m pytest tests $(ARGS)
+
+train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated first if missing)
+	@test -e $(DATA)/train/graphene_img_clean.h5 || $(MAKE) simulate
+	$(BIN)/emdn-train fit --data $(DATA) --out $(OUT) --epochs $(EPOCHS) $(ARGS)
+
+simulate: $(VENV)/.train  ## Simulate a small data set in DATA
+	$(BIN)/emdn-train simulate $(DATA) --frames 1024 --workers 2
+
+export: $(VENV)/.train  ## Convert OUT/em_denoise_model.h5 to ONNX in OUT/onnx
+	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out $(OUT)/onnx $(ARGS)
+
+ship: $(VENV)/.train  ## Export OUT/em_denoise_model.h5 into the package as the shipped models
+	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out models/emdn_models/weights $(ARGS)
+
+bench: $(VENV)/.dev  ## Time every shipped model; tables in benchmarks/results
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+check: $(VENV)/.dev  ## Lint, format and strict types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## Remove the environment and everything that commands made, but not DATA and OUT
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .benchmarks benchmarks/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.deploy: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	@touch $@ $(VENV)/.deploy
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.train $(VENV)/.deploy

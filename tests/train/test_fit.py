@@ -1,0 +1,197 @@
+"""The training loop: what it learns, what it leaves behind, and how it fails."""
+
+import json
+import math
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from emdn_models import DeviceError, ModelError, checkpoint
+from emdn_models.nets import build
+from emdn_train import fit as fitting
+from emdn_train.batches import Specimens, validation
+from emdn_train.data import open_split
+from emdn_train.fit import FitConfig, evaluate, fit, pick_device
+from emdn_train.recipes import RECIPES, loss, rate
+
+CPU = torch.device("cpu")
+
+
+def config(gratings, out, **changes) -> FitConfig:
+    defaults = {
+        "data": gratings, "out": out, "models": ("ffdnet",), "batch_size": 16, "patch": 32,
+        "epochs": 2, "device": "cpu", "lr": 1e-3,
+    }  # fmt: skip
+    return FitConfig(**(defaults | changes))
+
+
+def test_defaults_are_the_benchmarks():
+    default = FitConfig()
+    assert (default.batch_size, default.epochs) == (128, 2)
+    assert default.recipe == "benchmark"
+    assert RECIPES["benchmark"].lr == 0.01
+    assert len(default.models) == 7
+
+
+def test_a_run_leaves_everything_behind(gratings, tmp_path):
+    results = fit(config(gratings, tmp_path, models=("ffdnet", "msdnet")))
+    assert [result.status for result in results] == ["fitted", "fitted"]
+    weights = checkpoint.load(tmp_path / "em_denoise_model.h5")
+    assert list(weights) == ["ffdnet", "msdnet"]
+    assert weights["ffdnet"].metadata["recipe"]["steps"] == 4
+    assert weights["ffdnet"].metadata["recipe"]["recipe_details"]["lr"] == 1e-3
+    history = pl.read_csv(tmp_path / "history.csv")
+    assert history["model"].to_list() == ["ffdnet"] * 2 + ["msdnet"] * 2
+    assert history["epoch"].to_list() == [1, 2, 1, 2]
+    assert history["loss"].is_finite().all()
+    arguments = json.loads((tmp_path / "arguments.json").read_text())
+    assert arguments["msdnet"]["batch_size"] == 16
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics["ffdnet"]["gain_db"]) == {"0.12", "0.4", "1.2"}
+    throughput = json.loads((tmp_path / "throughput.json").read_text())
+    assert throughput["ffdnet"]["images_per_s"] > 0
+    assert throughput["ffdnet"]["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_second_run_keeps_the_other_models(gratings, tmp_path):
+    fit(config(gratings, tmp_path, models=("ffdnet", "msdnet"), epochs=1))
+    before = checkpoint.load(tmp_path / "em_denoise_model.h5")
+    fit(config(gratings, tmp_path, models=("msdnet",), epochs=2, seed=1))
+    after = checkpoint.load(tmp_path / "em_denoise_model.h5")
+    key = "layers.0.weight"
+    assert (before["ffdnet"].state[key] == after["ffdnet"].state[key]).all()
+    assert (before["msdnet"].state[key] != after["msdnet"].state[key]).any()
+    assert pl.read_csv(tmp_path / "history.csv")["model"].to_list() == ["ffdnet"] + ["msdnet"] * 2
+    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"ffdnet", "msdnet"}
+
+
+def test_one_seed_gives_one_result(gratings, tmp_path):
+    states = [_state(gratings, tmp_path / str(n), seed) for n, seed in enumerate((4, 4, 5))]
+    assert (states[0] == states[1]).all()
+    assert (states[0] != states[2]).any()
+
+
+def _state(gratings, out, seed):
+    fit(config(gratings, out, seed=seed))
+    return checkpoint.load(out / "em_denoise_model.h5")["ffdnet"].state["layers.2.weight"]
+
+
+def test_it_learns(gratings, tmp_path):
+    (result,) = fit(
+        config(
+            gratings, tmp_path, models=("unet",), recipe="quality", lr=4e-3, epochs=12, batch_size=8
+        )
+    )
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+    assert sum(result.gain_db.values()) / 3 > 1.5
+    assert result.mean_ratio == pytest.approx(1, abs=0.05)
+
+
+def test_starting_from_a_checkpoint_goes_on_where_it_was(gratings, tmp_path):
+    fit(config(gratings, tmp_path / "a", epochs=3))
+    saved = tmp_path / "a" / "em_denoise_model.h5"
+    net = build("ffdnet")
+    fitting.start_from(net, "ffdnet", config(gratings, tmp_path, start=saved))
+    state = checkpoint.load(saved)["ffdnet"].state
+    assert all((state[key] == value.numpy()).all() for key, value in net.state_dict().items())
+    with pytest.raises(ModelError, match="paper"):
+        fitting.start_from(net, "ffdnet", config(gratings, tmp_path, start=saved, preset="paper"))
+    with pytest.raises(ModelError, match="holds no model 'unet'"):
+        fit(config(gratings, tmp_path / "b", models=("unet",), start=saved))
+
+
+def test_a_time_limit_completes_the_schedule(gratings, tmp_path):
+    (result,) = fit(
+        config(gratings, tmp_path, recipe="quality", epochs=100_000, max_minutes=0.05, lr=1e-3)
+    )
+    last = result.history[-1]
+    assert last["seconds"] < 20
+    assert last["lr"] < 0.3 * 1e-3
+    assert last["gain_db"] is not None
+
+
+def test_divergence_is_named_and_not_saved(gratings, tmp_path):
+    (result,) = fit(config(gratings, tmp_path, models=("rednet",), lr=1e6))
+    assert result.status in ("diverged", "no gain")
+    path = tmp_path / "em_denoise_model.h5"
+    if result.status == "diverged":
+        assert not path.exists()
+    else:
+        assert checkpoint.load(path)["rednet"].metadata["status"] == "no gain"
+
+
+def test_a_loss_that_is_not_finite_ends_the_model(gratings, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    (result,) = fit(config(gratings, tmp_path))
+    assert result.status == "diverged"
+    assert not (tmp_path / "em_denoise_model.h5").exists()
+    assert json.loads((tmp_path / "metrics.json").read_text())["ffdnet"]["status"] == "diverged"
+
+
+def test_unknown_names_are_told_at_once(gratings, tmp_path):
+    with pytest.raises(ModelError, match="no model is called 'resnet'"):
+        config(gratings, tmp_path, models=("resnet",))
+    with pytest.raises(ModelError, match="benchmark, quality"):
+        config(gratings, tmp_path, recipe="best")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the refusal without a GPU")
+def test_cuda_is_never_replaced_silently():
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(DeviceError, match="--device cpu"):
+        pick_device("cuda")
+
+
+class _Known(nn.Module):
+    """Returns its input moved a share of the way towards a known answer."""
+
+    def __init__(self, answers, share):
+        super().__init__()
+        self.answers, self.share, self.calls = answers, share, 0
+
+    def forward(self, x, noise=None):
+        y = self.answers[self.calls]
+        self.calls += 1
+        return x + self.share * (y - x)
+
+
+@pytest.mark.parametrize(("share", "gain"), [(0.0, 0.0), (0.9, 20.0)])
+def test_evaluate_measures_decibels_over_the_noisy_frame(gratings, share, gain):
+    with open_split(gratings, "test") as split:
+        held = validation(Specimens.of(split), fitting.LEVELS, 4, 64, seed=0)
+    answers = [(b.target - b.scale) / b.scale.sqrt() for b in held]
+    gains, ratio = evaluate(_Known(answers, share), held, CPU)
+    assert list(gains.values()) == pytest.approx([gain] * 3, abs=0.01)
+    assert ratio == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["cafcn", "dncnn", "ffdnet", "unet", "rednet", "msdnet"])
+def test_micro_batches_add_up_to_the_batch(name):
+    torch.manual_seed(0)
+    net, x, y = build(name), torch.randn(6, 1, 32, 32), torch.randn(6, 1, 32, 32)
+    noise, recipe = torch.ones(6, 1, 32, 32), RECIPES["quality"]
+    loss(recipe, net, x, y, noise).backward()
+    whole = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    for part in (slice(0, 4), slice(4, 6)):
+        (loss(recipe, net, x[part], y[part], noise[part]) * len(x[part]) / 6).backward()
+    for expected, p in zip(whole, net.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_deep_supervision_reaches_every_scale():
+    net, x = build("mcnn"), torch.randn(2, 1, 64, 64)
+    loss(RECIPES["benchmark"], net, x, torch.zeros_like(x), torch.ones_like(x)).backward()
+    assert all(head.conv.weight.grad.abs().sum() > 0 for head in net.heads)
+
+
+def test_schedules():
+    quality, benchmark = RECIPES["quality"], RECIPES["benchmark"]
+    assert [rate(benchmark, p) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
+    assert rate(quality, 0.0) < 0.05
+    assert rate(quality, quality.warmup) == pytest.approx(1)
+    assert rate(quality, 1.0) == pytest.approx(0.01)

@@ -1,0 +1,183 @@
+"""Training and validation batches: clean patches, with fresh noise at every step."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emdn_train import noise
+from emdn_train.data import Split
+
+CACHE_BYTES = 4 << 30
+"""A split of up to this size is kept in memory; a larger one is read as it is needed."""
+
+ELECTRONS = (0.05, 1e5)
+"""Least and most incident electrons per pixel that are drawn, whatever the contrast."""
+
+
+class Batch(NamedTuple):
+    """Frames or patches in electrons.
+
+    ``noisy`` and ``target`` (the expected counts) are (N, 1, H, W); ``scale``, the
+    expected mean of the frame that a patch comes from, is (N, 1, 1, 1).
+    """
+
+    noisy: Tensor
+    target: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Specimens:
+    """Clean frames of one split, from which recordings are drawn.
+
+    Attributes
+    ----------
+    split
+        Open data set.
+    cached
+        All relative clean frames, (N, H, W), or None where they are too many.
+    contrast, mean
+        Standard deviation over mean, and mean, of each relative frame, (N,).
+    scanned
+        Which frames were recorded by a scanned probe, (N,) bool.
+    """
+
+    split: Split
+    cached: Tensor | None
+    contrast: Tensor
+    mean: Tensor
+    scanned: Tensor
+
+    @classmethod
+    def of(cls, split: Split) -> "Specimens":
+        """Look through a split once for the statistics that set the dose."""
+        keep = split.frames * split.shape[0] * split.shape[1] * 4 <= CACHE_BYTES
+        kept, means, deviations = [], [], []
+        for start in range(0, split.frames, 64):
+            block = torch.from_numpy(split.relative(slice(start, start + 64)))
+            means.append(block.mean((1, 2)))
+            deviations.append(block.std((1, 2)))
+            if keep:
+                kept.append(block)
+        mean = torch.cat(means)
+        scanned = torch.zeros(split.frames, dtype=torch.bool)
+        if split.table is not None:
+            scanned = torch.from_numpy((split.table["detector"] == "stem").to_numpy().copy())
+        return cls(
+            split,
+            torch.cat(kept) if keep else None,
+            (torch.cat(deviations) / mean).clamp_min(1e-3),
+            mean,
+            scanned,
+        )
+
+    def relative(self, indices: Tensor) -> Tensor:
+        """Give relative clean frames, (n, H, W)."""
+        if self.cached is not None:
+            return self.cached[indices]
+        return torch.from_numpy(self.split.relative(np.asarray(indices)))
+
+
+def crops(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Cut one square patch from each frame, in one of the eight orientations.
+
+    Parameters
+    ----------
+    frames
+        (N, H, W).
+
+    Returns
+    -------
+    (N, 1, size, size); smaller where the frames are.
+    """
+    height, width = frames.shape[-2:]
+    size = min(size, height, width)
+    draws = torch.rand(len(frames), 3, generator=generator)
+    patches = []
+    for frame, (down, right, turn) in zip(frames, draws.tolist(), strict=True):
+        top, left = int(down * (height - size + 1)), int(right * (width - size + 1))
+        orientation = int(turn * 8)
+        patch = frame[top : top + size, left : left + size].rot90(orientation % 4)
+        patches.append(patch.flip(-1) if orientation >= 4 else patch)
+    return torch.stack(patches)[:, None]
+
+
+def record(
+    specimens: Specimens,
+    indices: Tensor,
+    clean: Tensor,
+    snr: Tensor,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Batch:
+    """Record clean images with fresh noise, each at its own signal to noise per pixel.
+
+    Parameters
+    ----------
+    indices
+        (N,), the frame that each image comes from.
+    clean
+        (N, 1, H, W) relative images.
+    snr
+        (N,) contrast x sqrt(electrons per pixel), the contrast being the whole frame's.
+    generator
+        Source of chance on ``device``.
+    """
+    electrons = ((snr / specimens.contrast[indices]) ** 2).clamp(*ELECTRONS)
+    noisy, target = torch.empty_like(clean), torch.empty_like(clean)
+    scale = torch.empty(len(clean))
+    for detector, chosen in (
+        ("stem", specimens.scanned[indices]),
+        ("counting", ~specimens.scanned[indices]),
+    ):
+        if not chosen.any():
+            continue
+        frames = noise.draw(
+            clean[chosen].to(device),
+            electrons[chosen].to(device),
+            detector,
+            generator,
+            field=max(specimens.split.shape),
+            defects=False,
+        )
+        noisy[chosen], target[chosen] = frames.noisy.cpu(), frames.target.cpu()
+        dqe = noise.DETECTORS[detector].dqe0
+        scale[chosen] = electrons[chosen] * dqe * specimens.mean[indices[chosen]]
+    return Batch(noisy.to(device), target.to(device), scale.view(-1, 1, 1, 1).to(device))
+
+
+def log_uniform(limits: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """Draw (count,) numbers whose logarithm is uniform between the limits."""
+    low, high = limits
+    return low * (high / low) ** torch.rand(count, generator=generator)
+
+
+def validation(
+    specimens: Specimens, levels: tuple[float, ...], count: int, side: int, seed: int
+) -> list[Batch]:
+    """Draw the same recordings for every model: one batch a level of signal to noise.
+
+    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.linspace(0, specimens.split.frames - 1, min(count, specimens.split.frames))
+    indices = indices.long()
+    frames = specimens.relative(indices)
+    height, width = frames.shape[-2:]
+    side = min(side, height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    clean = frames[:, None, top : top + side, left : left + side]
+    return [
+        record(
+            specimens,
+            indices,
+            clean,
+            torch.full((len(indices),), level),
+            generator,
+            torch.device("cpu"),
+        )
+        for level in levels
+    ]

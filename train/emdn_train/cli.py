@@ -1,0 +1,218 @@
+"""The command ``emdn-train``: it only wires."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emdn_models import MODELS, MissingExtraError, console
+
+app = typer.Typer(
+    help="Simulate data, fit the models and export them to ONNX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float}
+"""What the SciML-Bench em_denoise benchmark lets its user set with -b KEY=VALUE."""
+
+
+class DeviceName(StrEnum):
+    """Devices as the command line spells them."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class KindName(StrEnum):
+    """Kinds of simulated data."""
+
+    graphene = "graphene"
+    mixed = "mixed"
+    stem = "stem"
+    movie = "movie"
+
+
+class DetectorName(StrEnum):
+    """Cameras of simulated TEM frames."""
+
+    counting = "counting"
+    ccd = "ccd"
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    frames: Annotated[int, typer.Option(min=1, help="Training pairs, or frames of a movie.")] = (
+        1000
+    ),
+    kind: Annotated[KindName, typer.Option(help="Specimens and imaging mode.")] = (
+        KindName.graphene
+    ),
+    size: Annotated[int, typer.Option(min=32, help="Side of a frame in pixels.")] = 256,
+    dose_e_per_a2: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="MIN MAX", help="Electrons per square angstrom, instead of --snr."),
+    ] = None,
+    snr: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
+    ] = (0.05, 3.0),
+    detector: Annotated[DetectorName, typer.Option(help="Camera of TEM frames.")] = (
+        DetectorName.counting
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="The whole data set follows from it.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
+) -> None:
+    """Simulate micrographs in the layout of em_graphene_sim; continues where it stopped."""
+    _need_torch()
+    from emdn_train.simulate import SimulateConfig
+    from emdn_train.simulate import simulate as run
+
+    config = SimulateConfig(
+        out=out, frames=frames, kind=kind.value, size=size, snr=snr,
+        dose_e_per_a2=dose_e_per_a2, detector=detector.value, seed=seed, workers=workers,
+    )  # fmt: skip
+    print(f"saved {run(config)}")
+
+
+@app.command()
+def fit(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Data set with train/ and test/.")] = (
+        Path("data")
+    ),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = (
+        Path("outputs")
+    ),
+    models: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Models to fit, or all.")
+    ] = "all",
+    preset: Annotated[str, typer.Option(help="Size of the nets: shipped or paper.")] = "shipped",
+    recipe: Annotated[
+        str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")
+    ] = "benchmark",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 2,
+    batch_size: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 128,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Learning rate; the recipe's own if not given.")
+    ] = None,
+    patch: Annotated[int, typer.Option(min=8, help="Side of a patch in pixels.")] = 64,
+    device: Annotated[
+        DeviceName, typer.Option(help="auto takes a GPU if there is one; cuda insists.")
+    ] = DeviceName.auto,
+    seed: Annotated[int, typer.Option(help="Start of every random number.")] = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="CHECKPOINT", help="Start from these weights."),
+    ] = None,
+    max_minutes: Annotated[
+        float, typer.Option(min=0, help="Time a model, schedule completed; 0: no limit.")
+    ] = 0.0,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-b",
+            "--benchmark-specific",
+            "--benchmark_specific",
+            metavar="KEY=VALUE",
+            help="batch_size, epochs or lr in the benchmark's own spelling; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Fit models and save them in OUT/em_denoise_model.h5."""
+    _need_torch()
+    from emdn_train import outputs
+    from emdn_train.fit import FitConfig
+    from emdn_train.fit import fit as run
+
+    values: dict[str, Any] = {
+        "data": data, "out": out, "models": _names(models), "preset": preset, "recipe": recipe,
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "patch": patch,
+        "device": device.value, "seed": seed, "start": start, "max_minutes": max_minutes,
+    }  # fmt: skip
+    assert values.keys() == {field.name for field in fields(FitConfig)}
+    results = run(FitConfig(**(values | _benchmark_options(benchmark or []))))
+    print(outputs.text(results))
+    for result in results:
+        if result.status != "fitted":
+            print(f"{result.name}: {result.status}; it will not be exported")
+    print(f"saved {out / 'em_denoise_model.h5'}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint written by fit.")
+    ] = Path("outputs/em_denoise_model.h5"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: onnx/ beside the checkpoint.")
+    ] = None,
+    models: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Models to export, or all.")
+    ] = "all",
+) -> None:
+    """Convert fitted models to ONNX and prove that they compute the same."""
+    _need_torch()
+    from emdn_train.export import export as run
+
+    folder = out or checkpoint.parent / "onnx"
+    names = None if models == "all" else _names(models)
+    for done in run(checkpoint, folder, names):
+        print(
+            f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  {done.nodes} nodes  "
+            f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
+        )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Split a list of models; an unknown one is wrong usage."""
+    if text == "all":
+        return tuple(MODELS)
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in MODELS]
+    if unknown or not names:
+        raise typer.BadParameter(
+            f"{', '.join(unknown) or 'nothing'}; choose from {', '.join(MODELS)}",
+            param_hint="--models",
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def _benchmark_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; several may stand in one, separated by commas or spaces."""
+    options: dict[str, Any] = {}
+    for pair in " ".join(pairs).replace(",", " ").split():
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = BENCHMARK_KEYS[key](value)
+        except (KeyError, ValueError):
+            raise typer.BadParameter(
+                f"{pair!r}; expected KEY=VALUE with a number and KEY one of "
+                f"{', '.join(BENCHMARK_KEYS)}",
+                param_hint="-b",
+            ) from None
+        if options[key] <= 0:
+            raise typer.BadParameter(f"{pair!r}; expected more than 0", param_hint="-b")
+    return options
+
+
+def _need_torch() -> None:
+    """Say how to get torch where it is missing."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "this command needs torch, which the deploy side does without; "
+            "install it with: pip install 'emdn[train]'"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; see `emdn_models.console.run` for how it leaves."""
+    console.run(app, argv)

@@ -1,0 +1,147 @@
+"""What a training run leaves behind: arguments, history, metrics, throughput, a picture."""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import torch
+
+from emdn_models import __version__, checkpoint
+from emdn_train.data import Split
+
+if TYPE_CHECKING:
+    from emdn_train.fit import FitConfig, Fitted
+
+
+def describe(device: torch.device) -> str:
+    """Name the hardware and how much of it is used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def describe_data(split: Split) -> str:
+    """Say in a few words what a split holds."""
+    height, width = split.shape
+    text = f"{split.frames} frames of {height} x {width}"
+    if split.table is None:
+        return text
+    kinds = ", ".join(sorted(split.table["kind"].unique().to_list()))
+    return f"{text}, simulated ({kinds})"
+
+
+def existing(out: Path) -> dict[str, checkpoint.Weights]:
+    """Load the models that an earlier run left in the folder."""
+    path = out / checkpoint.FILE_NAME
+    return checkpoint.load(path) if path.exists() else {}
+
+
+def write_results(
+    out: Path, config: "FitConfig", results: Sequence["Fitted"], device: torch.device
+) -> None:
+    """Write what is known of each model; models of earlier runs keep their entries.
+
+    ``arguments.json``, ``metrics.json`` and ``throughput.json`` hold one entry a
+    model, ``history.csv`` one row a model and epoch; ``loss.png`` draws all of them.
+    """
+    names = [result.name for result in results]
+    arguments = dataclasses.asdict(config)
+    _merge(out / "arguments.json", dict.fromkeys(names, arguments))
+    _merge(
+        out / "metrics.json",
+        {
+            result.name: {
+                "status": result.status,
+                "gain_db": result.gain_db,
+                "mean_ratio": result.mean_ratio,
+            }
+            for result in results
+        },
+    )
+    machine = {
+        "machine": platform.node(),
+        "hardware": describe(device),
+        "system": platform.platform(),
+        "versions": {
+            "emdn": __version__,
+            "python": platform.python_version(),
+            "torch": version("torch"),
+        },
+    }
+    _merge(
+        out / "throughput.json",
+        {result.name: {"images_per_s": result.images_per_s, **machine} for result in results},
+    )
+    path = out / "history.csv"
+    rows = pl.read_csv(path).to_dicts() if path.exists() else []
+    rows = [row for row in rows if row["model"] not in names]
+    rows += [row for result in results for row in result.history]
+    if rows:
+        _replace(path, pl.DataFrame(rows, infer_schema_length=None).write_csv())
+        draw_losses(out / "loss.png", rows)
+
+
+def text(results: Sequence["Fitted"]) -> str:
+    """Put the results in a table, a row a model."""
+    rows = [
+        {
+            "model": result.name,
+            "status": result.status,
+            **{f"dB at {level}": round(gain, 2) for level, gain in result.gain_db.items()},
+            "mean out/in": round(result.mean_ratio, 4),
+            "images/s": round(result.images_per_s, 1),
+        }
+        for result in results
+    ]
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True
+    ):
+        return str(pl.DataFrame(rows, infer_schema_length=None))
+
+
+def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw loss and validation gain against time, a line a model."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        checked = [row for row in own if row.get("gain_db") is not None]
+        left.plot([row["step"] for row in own], [row["loss"] for row in own], ".-", label=name)
+        right.plot(
+            [row["seconds"] / 60 for row in checked], [row["gain_db"] for row in checked], ".-"
+        )
+    left.set(xlabel="optimiser step", ylabel="training loss (mean over the epoch)")
+    right.set(xlabel="minutes", ylabel="gain over the noisy frame (dB)")
+    left.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _merge(path: Path, entries: dict[str, Any]) -> None:
+    """Add entries to a JSON object, replacing those of the same name."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    _replace(path, json.dumps(earlier | entries, indent=2, default=os.fspath) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

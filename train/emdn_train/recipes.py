@@ -1,0 +1,93 @@
+"""How a net is fitted: the benchmark's way, and the way to good weights."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from emdn_models.nets.mcnn import MCNN
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is not the size of the run.
+
+    Attributes
+    ----------
+    lr
+        Learning rate if none is given.
+    optimizer
+        ``adam`` or ``adamw`` (weight decay 1e-4).
+    loss
+        ``mse`` over the batch, or ``log-mse``, the mean over patches of
+        log(MSE + 1e-3): proportional to the mean improvement in dB, so that no
+        bright or dim frame dominates.
+    warmup
+        Share of the run over which the learning rate rises.
+    cosine
+        Whether it then falls to nearly zero along a half cosine.
+    ema
+        Decay of the exponential moving average of the weights; 0 for none.
+    clip
+        Largest norm of the gradient; 0 for any.
+    snr
+        Range of the signal to noise per pixel, drawn log-uniformly.
+    """
+
+    lr: float
+    optimizer: Literal["adam", "adamw"]
+    loss: Literal["mse", "log-mse"]
+    warmup: float
+    cosine: bool
+    ema: float
+    clip: float
+    snr: tuple[float, float]
+
+
+RECIPES: dict[str, Recipe] = {
+    "benchmark": Recipe(0.01, "adam", "mse", 0.0, False, 0.0, 0.0, (0.05, 3.0)),
+    "quality": Recipe(2e-3, "adamw", "log-mse", 0.03, True, 0.999, 1.0, (0.05, 3.0)),
+}
+
+
+def optimizer(recipe: Recipe, net: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser for a net's weights."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-4, fused=True)
+    return torch.optim.Adam(net.parameters(), lr=lr, fused=True)
+
+
+def rate(recipe: Recipe, progress: float) -> float:
+    """Return the share of the learning rate at a point of the run in [0, 1]."""
+    if progress < recipe.warmup:
+        return (progress + 1e-3) / (recipe.warmup + 1e-3)
+    if not recipe.cosine:
+        return 1.0
+    along = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+
+
+def loss(recipe: Recipe, net: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """Return the mean loss over patches, each (N, 1, H, W) in noise units.
+
+    A multiscale net is also held to the averaged frame at its coarser scales
+    (deep supervision), each counting a quarter of the next finer one.
+    """
+    if isinstance(net, MCNN) and x.shape[-1] % net.multiple == 0 == x.shape[-2] % net.multiple:
+        total = x.new_zeros(())
+        for scale, prediction in enumerate(net.scales(x, noise)):
+            total = total + _patch_loss(recipe, prediction, functional.avg_pool2d(y, 2**scale)) / (
+                4**scale
+            )
+        return total
+    return _patch_loss(recipe, net(x, noise), y)
+
+
+def _patch_loss(recipe: Recipe, prediction: Tensor, y: Tensor) -> Tensor:
+    error = (prediction - y).square().mean((1, 2, 3))
+    if recipe.loss == "log-mse":
+        error = torch.log(error + 1e-3)
+    return error.mean()
