@@ -73,16 +73,16 @@ def plan(mask: Mask) -> Fill:
     for radius in range(1, _FARTHEST + 1):
         if not len(left):
             break
-        steps = np.arange(-radius, radius + 1)
-        rows = left[:, 0, None, None] + steps[None, :, None]
-        columns = left[:, 1, None, None] + steps[None, None, :]
+        ring = _ring(radius)
+        rows = left[:, :1] + ring[:, 0]
+        columns = left[:, 1:] + ring[:, 1]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         flat = np.where(inside, rows * width + columns, 0)
         good = inside & ~mask.ravel()[flat]
-        found = good.any(axis=(1, 2))
+        found = good.any(axis=1)
         bad.append(left[found, 0] * width + left[found, 1])
         sources.append(flat[found][good[found]])
-        counts.append(good[found].sum(axis=(1, 2)))
+        counts.append(good[found].sum(axis=1))
         left = left[~found]
     if len(left):
         usable = np.flatnonzero(~mask)
@@ -96,6 +96,13 @@ def plan(mask: Mask) -> Fill:
         np.concatenate([*sources, np.zeros(0, np.intp)]).astype(np.intp),
         (np.cumsum(joined) - joined).astype(np.intp),
     )
+
+
+def _ring(radius: int) -> NDArray[np.intp]:
+    """Return the steps (8 * radius, 2) to the pixels of a square around one."""
+    steps = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1)] * 2, indexing="ij"), axis=-1)
+    flat = steps.reshape(-1, 2)
+    return np.asarray(flat[np.abs(flat).max(axis=1) == radius], dtype=np.intp)
 
 
 def unusable(read: Reader, count: int, size: tuple[int, int], dtype: np.dtype[Any]) -> Mask:

@@ -26,7 +26,8 @@ def parse(text: str) -> slice:
     if len(numbers) == 1 and numbers[0] is not None:
         first = numbers[0]
         return slice(first, first + 1 if first != -1 else None)
-    if len(numbers) not in (2, 3) or (len(numbers) == 3 and (numbers[2] or 1) < 1):
+    step = numbers[2] if len(numbers) == 3 else None
+    if len(numbers) not in (2, 3) or (step is not None and step < 1):
         raise FormatError(
             f"--frames {text!r} is no selection; give start:stop:step with a positive step, "
             "such as 0:500:2, or one number"

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emdn_deploy import selection
+from emdn_deploy.readers import Choice, open_frames
+from emdn_models.errors import FormatError
+
+STACK = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0:5", STACK[:5]), ("::3", STACK[::3]), ("2:9:2", STACK[2:9:2]), ("-3:", STACK[-3:]),
+        ("4", STACK[4:5]), ("-1", STACK[-1:]), (":", STACK), ("5:100", STACK[5:]),
+    ],
+)  # fmt: skip
+def test_frames_are_counted_as_python_does(tmp_path: Path, text: str, expected) -> None:
+    np.save(tmp_path / "a.npy", STACK)
+    with open_frames(tmp_path / "a.npy") as frames:
+        taken = selection.select(frames, text)
+        assert taken.shape == expected.shape
+        np.testing.assert_array_equal(taken.read(0, len(expected)), expected)
+        np.testing.assert_array_equal(taken.read(len(expected) - 1, len(expected)), expected[-1:])
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:b", "0:5:0", "5:0:-1", "1:2:3:4", "1.5"])
+def test_nonsense_is_named(text: str) -> None:
+    with pytest.raises(FormatError, match="is no selection; give start:stop:step"):
+        selection.parse(text)
+
+
+def test_an_empty_selection_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", STACK)
+    with (
+        open_frames(tmp_path / "a.npy") as frames,
+        pytest.raises(FormatError, match="takes none of 10 frames"),
+    ):
+        selection.select(frames, "10:20")
+
+
+def test_any_axis_order_becomes_a_stack(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.moveaxis(STACK, 0, 2))
+    with open_frames(tmp_path / "a.npy", Choice(axes="yxt")) as frames:
+        taken = selection.select(frames, "1:4")
+        assert taken.stored_shape == (3, 8, 9)
+        np.testing.assert_array_equal(taken.read(0, 3), STACK[1:4])

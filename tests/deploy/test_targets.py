@@ -1,0 +1,126 @@
+"""Names of outputs, and runs over several inputs."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from emdn_deploy import cli, targets
+from emdn_deploy.options import DenoiseOptions
+from emdn_models.errors import OutputError
+
+
+@pytest.fixture
+def hdf5(tmp_path: Path, lattice) -> Path:
+    path = tmp_path / "movie.nxs"
+    with h5py.File(path, "w") as file:
+        file["frames"] = lattice(20.0, (4, 24, 24)).astype(np.uint16)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected", "module"),
+    [
+        ("movie.nxs", {}, "movie_denoised.nxs", "mirror"),
+        ("movie.nxs", {"suffix": "-clean"}, "movie-clean.nxs", "mirror"),
+        ("movie.nxs", {"to": "tif"}, "movie_denoised.tif", "tiff"),
+        ("movie.nxs", {"to": "hspy"}, "movie_denoised.hspy", "combined"),
+        ("movie.nxs", {"to": "h5"}, "movie_denoised.h5", "mirror"),
+        ("movie.nxs", {"frames": "0:2"}, "movie_denoised.hspy", "combined"),
+        ("movie.dm4", {}, "movie_denoised.hspy", "combined"),
+        ("a.b.tif", {}, "a.b_denoised.hspy", "combined"),
+        ("movie.ser", {"to": "mrc", "out_dir": Path("out")}, "out/movie_denoised.mrc", "mrc"),
+        ("run/*.dm4", {}, "run_denoised.hspy", "combined"),
+        ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "combined"),
+    ],
+)
+def test_outputs_lie_beside_their_inputs(hdf5: Path, name, options, expected, module) -> None:
+    target, writer = targets.target_of(hdf5.parent / name, DenoiseOptions(**options))
+    if "out_dir" not in options:
+        assert target == hdf5.parent / expected
+    else:
+        assert target == Path(expected)
+    assert writer == module
+
+
+def test_a_folder_gives_its_name(tmp_path: Path) -> None:
+    (tmp_path / "run.1").mkdir()
+    target, _ = targets.target_of(tmp_path / "run.1", DenoiseOptions())
+    assert target == tmp_path / "run.1_denoised.hspy"
+
+
+def test_contradictions_are_named(hdf5: Path) -> None:
+    options = DenoiseOptions(output=hdf5.parent / "out.tif", to="mrc")
+    with pytest.raises(OutputError, match=r"out\.tif: is no name for --to mrc"):
+        targets.target_of(hdf5, options)
+    with pytest.raises(OutputError, match="is a folder; give it by --out-dir"):
+        targets.target_of(hdf5, DenoiseOptions(output=hdf5.parent))
+
+
+def test_two_inputs_never_share_an_output(tmp_path: Path) -> None:
+    sources = [tmp_path / "a.tif", tmp_path / "a.mrc"]
+    with pytest.raises(OutputError, match="would both be written to"):
+        targets.each(sources, DenoiseOptions())
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def test_several_inputs_and_one_that_fails(
+    tmp_path: Path, hdf5: Path, box_model: Path, lattice, capsys
+) -> None:
+    np.save(tmp_path / "b.npy", lattice(20.0, (3, 24, 24)))
+    out = tmp_path / "out"
+    out.mkdir()
+    status = call(
+        "denoise", tmp_path / "b.npy", tmp_path / "none.h5", hdf5, "--model", box_model,
+        "--device", "cpu", "--out-dir", out, "--json",
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    assert status == 1
+    assert "1 of 3 inputs failed" in printed.err.splitlines()[-1]
+    assert "none.h5: no such file" in printed.err
+    facts = [json.loads(line) for line in printed.out.splitlines()]
+    assert [fact["frames"] for fact in facts] == [3, 4]
+    assert facts[1]["output"] == str(out / "movie_denoised.nxs")
+    assert facts[1]["intensity"]["gain"] == 1.0
+    assert facts[1]["frames_per_s"] > 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "b_denoised.hspy", "movie_denoised.nxs",
+    ]  # fmt: skip
+
+
+def test_one_name_for_several_inputs_is_wrong_usage(hdf5: Path, capsys) -> None:
+    assert call("denoise", hdf5, hdf5, "-o", "a.h5") == 2
+    assert "single input" in capsys.readouterr().err
+
+
+def test_a_dry_run_only_tells(hdf5: Path, capsys) -> None:
+    before = sorted(hdf5.parent.iterdir())
+    assert call("denoise", hdf5, "--dry-run", "--frames", "1:3") == 0
+    printed = capsys.readouterr().out
+    assert f"{hdf5} -> {hdf5.parent / 'movie_denoised.hspy'}" in printed
+    assert "2 frames of 24 x 24, uint16, plain HDF5 /frames" in printed
+    assert sorted(hdf5.parent.iterdir()) == before
+
+
+def test_a_folder_of_frames_from_end_to_end(
+    tmp_path: Path, box_model: Path, lattice, capsys
+) -> None:
+    frames = lattice(20.0, (12, 24, 24)).astype(np.uint16)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number, frame in enumerate(frames):
+        np.save(folder / f"frame_{number}.npy", frame)
+    common = ("--model", box_model, "--device", "cpu", "--to", "npy")
+    assert call("denoise", folder, *common) == 0
+    np.save(tmp_path / "all.npy", frames)
+    assert call("denoise", tmp_path / "all.npy", *common) == 0
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "run_denoised.npy"), np.load(tmp_path / "all_denoised.npy")
+    )
