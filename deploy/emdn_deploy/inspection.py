@@ -5,9 +5,11 @@ from pathlib import Path
 
 import h5py
 
-from emdn_deploy import intensity
-from emdn_deploy.readers import Choice, open_frames
-from emdn_models import checkpoint
+from emdn_deploy import correction, tiling
+from emdn_deploy.calibration import step_in
+from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_models import checkpoint, pretrained
 from emdn_models.errors import EmdnError, FormatError
 
 
@@ -56,21 +58,39 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
     with open_frames(path, choice) as frames:
         count, height, width = frames.shape
         yield f"{path}: {frames.format}"
-        yield f"  taken    {frames.dataset or 'the whole file'} ({frames.why})"
-        yield f"  frames   {count} of {height} x {width}, {frames.dtype}"
-        yield f"  stored   {frames.stored_shape}, axes {frames.order}"
+        yield _row("taken", f"{frames.dataset or 'all of it'} ({frames.why})")
+        yield _row("frames", f"{count} of {height} x {width}, {frames.dtype}")
+        yield _row("stored", f"{frames.stored_shape}, axes {frames.order}")
         for letter, axis in zip(frames.order, frames.axes, strict=True):
             step = "not calibrated" if axis.step is None else f"{axis.step:g} {axis.units}".strip()
             name = f" ({axis.name})" if axis.name and axis.name != letter else ""
-            yield f"  axis {letter}   {step}{name}"
+            yield _row(f"axis {letter}", step + name)
         for key, value in frames.metadata.items():
-            yield f"  {key}   {value}"
+            yield _row(key, value)
         try:
-            scale = intensity.estimate(frames.read, count, (height, width))
+            ready = correction.prepare(frames, DenoiseOptions())
         except EmdnError as error:
-            yield f"  intensity   {error}"
+            yield _row("intensity", f"{error}")
             return
-        yield (
-            f"  intensity   {scale.scale:.4g} e/px, gain {scale.gain:.4g}, "
-            f"offset {scale.offset:.4g} ({scale.note})"
+        scale = ready.scale
+        yield _row(
+            "intensity",
+            f"{scale.scale:.4g} e/px, gain {scale.gain:.4g}, offset {scale.offset:.4g} "
+            f"({scale.note})",
         )
+        if dose := _dose(frames, scale.scale):
+            yield _row("dose", f"{dose:.4g} e/Å² a frame, if the gain is right")
+        yield _row("bad pixels", f"{ready.bad_pixels}")
+        model = pretrained.default_model()
+        whole = "whole frames" if height * width <= tiling.MAX_PIXELS else "by tiles"
+        yield _row("model", f"{model} unless --model says otherwise, {whole}")
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:10} {value}"
+
+
+def _dose(frames: Frames, electrons: float) -> float | None:
+    """Return electrons per square angstrom, None where a pixel's size is not known."""
+    steps = [step_in(frames.axis(letter), "Å") for letter in "yx"]
+    return electrons / (steps[0] * steps[1]) if steps[0] and steps[1] else None

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import h5py
+import mrcfile
 import numpy as np
 import pytest
 
@@ -148,12 +149,25 @@ def test_an_interrupt_leaves_no_file(source: Path, box_model: Path, monkeypatch,
     assert not source.with_name("movie_denoised.h5").exists()
 
 
-def test_inspect_shows_what_would_be_taken(source: Path, capsys) -> None:
+def test_inspect_shows_what_would_be_taken(shipped: None, source: Path, capsys) -> None:
     assert call("inspect", source) == 0
     printed = capsys.readouterr().out
     assert "/frames (the only large numeric dataset)" in printed
     assert "6 of 32 x 40, uint16" in printed
     assert "gain 1, offset 0" in printed
+    assert "bad pixels 0" in printed
+    assert "unet unless --model says otherwise, whole frames" in printed
+
+
+def test_inspect_tells_the_dose_of_a_calibrated_stack(
+    shipped: None, tmp_path: Path, lattice, capsys
+) -> None:
+    with mrcfile.new(tmp_path / "a.mrc", lattice(20.0, (6, 32, 40)).astype(np.uint16)) as file:
+        file.set_image_stack()
+        file.voxel_size = 0.5
+        dose = file.data.mean() / 0.25
+    assert call("inspect", tmp_path / "a.mrc") == 0
+    assert f"{dose:.4g} e/Å² a frame" in capsys.readouterr().out
 
 
 def test_inspect_shows_a_model(box_model: Path, capsys) -> None:

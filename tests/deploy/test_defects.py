@@ -50,6 +50,13 @@ def test_hot_and_dead_pixels_are_found(lattice) -> None:
     assert found[:, 77].all()
 
 
+def test_repeated_frames_have_none(lattice) -> None:
+    """A video with every frame three times, and a loop of four frames."""
+    frames = lattice(20.0, (20, 128, 128))
+    assert find(np.repeat(frames, 3, axis=0)).sum() == 0
+    assert find(np.tile(frames[:4], (15, 1, 1))).sum() == 0
+
+
 def test_upright_lattice_rows_are_not_lines() -> None:
     x = np.arange(128)
     truth = 400 * (1 + 0.8 * np.cos(2 * np.pi * x / 8)) * np.ones((128, 1))

@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate
 from emdn_models import checkpoint
 from emdn_models.errors import FormatError
-
-# Chunks of several frames are decoded once, not once per frame.
-_CHUNK_CACHE_BYTES = 64 * 2**20
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
@@ -26,16 +24,23 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     file = open_file(path)
     try:
         candidate, why = choose(path, file, choice)
+        need = _cache_bytes(candidate)
+        if need:
+            # HDF5 sizes its chunk cache when a file is opened.
+            file.close()
+            file = open_file(path, need)
+            candidate, why = choose(path, file, choice)
         return _frames(path, file, candidate, choice, why)
     except BaseException:
         file.close()
         raise
 
 
-def open_file(path: Path) -> h5py.File:
+def open_file(path: Path, cache_bytes: int = 0) -> h5py.File:
     """Open an HDF5 file for reading, with its errors in plain words."""
+    slots = {"rdcc_nbytes": cache_bytes, "rdcc_nslots": 100_003} if cache_bytes else {}
     try:
-        return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE_BYTES)
+        return h5py.File(path, "r", **slots)
     except OSError as error:
         text = str(error)
         if "signature not found" in text:
@@ -92,6 +97,23 @@ def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Ca
         raise FormatError(f"{path}: {name} has shape {item.shape}, expected two axes or more")
     order, axes = default_order(item.shape), (Axis(),) * item.ndim
     return Candidate("/" + name.strip("/"), item, "plain HDF5", order, axes)
+
+
+def _cache_bytes(one: Candidate) -> int:
+    """Return room for the chunks that a frame shares with the next ones, 0 if it shares none.
+
+    They are then decoded once, not once per block of frames.
+    """
+    data = one.dataset
+    shared = [
+        chunk
+        for chunk, letter in zip(data.chunks or (), one.order, strict=False)
+        if letter not in "yx" and chunk > 1
+    ]
+    if not shared:
+        return 0
+    height, width = (data.shape[one.order.index(letter)] for letter in "yx")
+    return int(1.5 * np.prod(shared) * height * width * data.dtype.itemsize)
 
 
 def _load_filters(path: Path, one: Candidate) -> None:
