@@ -64,9 +64,16 @@ def simulate(
         tuple[float, float],
         typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
     ] = (0.05, 3.0),
+    pixel_size_nm: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly."),
+    ] = (0.008, 0.025),
     detector: Annotated[DetectorName, typer.Option(help="Camera of TEM frames.")] = (
         DetectorName.counting
     ),
+    images_per_structure: Annotated[
+        int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
+    ] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The whole data set follows from it.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
 ) -> None:
@@ -77,9 +84,38 @@ def simulate(
 
     config = SimulateConfig(
         out=out, frames=frames, kind=kind.value, size=size, snr=snr,
-        dose_e_per_a2=dose_e_per_a2, detector=detector.value, seed=seed, workers=workers,
+        dose_e_per_a2=dose_e_per_a2, pixel_size_nm=pixel_size_nm, detector=detector.value,
+        images_per_structure=images_per_structure, seed=seed, workers=workers,
     )  # fmt: skip
     print(f"saved {run(config)}")
+
+
+@app.command("testset")
+def write_testset(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write test/ in.")],
+    multislice: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add the frames of tests/data/multislice.h5."),
+    ] = None,
+) -> None:
+    """Write the fixed test split: every kind of frame at three levels of signal to noise."""
+    _need_torch()
+    from emdn_train.simulate import write_test_split
+
+    print(f"saved {write_test_split(out, multislice)}")
+
+
+@app.command()
+def gallery(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="PNG to write.")] = Path(
+        "gallery.png"
+    ),
+) -> None:
+    """Draw specimens, doses and detectors of the simulator in one picture."""
+    _need_torch()
+    from emdn_train.simulate.gallery import draw_gallery
+
+    print(f"saved {draw_gallery(out)}")
 
 
 @app.command()
