@@ -32,8 +32,11 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
         sys.exit(141)
     except OSError as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except SystemExit as left:
+        # typer turns an interrupt into this exit without a word.
+        if left.code == 130:
+            _fail("interrupted", 130)
+        raise
 
 
 def _fail(message: str, status: int) -> None:

@@ -28,7 +28,13 @@ def transposed_as_conv(layer: nn.ConvTranspose2d) -> nn.Conv2d:
     and a scatter.
     """
     kernel, padding = layer.kernel_size[0], int(layer.padding[0])
-    conv = nn.Conv2d(layer.in_channels, layer.out_channels, kernel, padding=kernel - 1 - padding)
+    conv = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        kernel,
+        padding=kernel - 1 - padding,
+        bias=layer.bias is not None,
+    )
     conv.weight.data = layer.weight.data.flip(-1, -2).transpose(0, 1).contiguous()
     if layer.bias is not None and conv.bias is not None:
         conv.bias.data = layer.bias.data

@@ -1,0 +1,138 @@
+"""emdn-train as a user meets it: one line on error, the right exit code, no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from emdn_models import MODELS, checkpoint
+from emdn_train import cli
+
+
+def run(capfd, *arguments) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return int(left.value.code or 0), captured.out, captured.err
+
+
+def test_fit_then_export(gratings, tmp_path, capfd):
+    code, out, err = run(
+        capfd, "fit", "--data", gratings, "--out", tmp_path, "--models", "ffdnet,msdnet",
+        "-b", "epochs=1", "--benchmark-specific", "batch_size=16,lr=0.001", "--patch", 32,
+        "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "ffdnet" in out
+    assert "em_denoise_model.h5" in out
+    used = checkpoint.load(tmp_path / "em_denoise_model.h5")["ffdnet"].metadata["recipe"]
+    assert (used["epochs"], used["batch_size"], used["recipe_details"]["lr"]) == (1, 16, 0.001)
+    code, out, err = run(capfd, "export", tmp_path / "em_denoise_model.h5", "--models", "ffdnet")
+    assert code == 0, err
+    assert [p.name for p in (tmp_path / "onnx").glob("*.onnx")] == ["ffdnet.onnx"]
+    assert "of torch" in out
+
+
+@pytest.mark.parametrize("spelling", ["-b", "--benchmark-specific", "--benchmark_specific"])
+def test_the_benchmarks_spelling_wins_over_the_flags(spelling, monkeypatch, capfd):
+    seen = []
+    monkeypatch.setattr("emdn_train.fit.fit", lambda config: seen.append(config) or [])
+    code, _, err = run(capfd, "fit", "--epochs", 5, spelling, "epochs=3", spelling, "lr=0.5")
+    assert code == 0, err
+    assert (seen[0].epochs, seen[0].lr, seen[0].batch_size) == (3, 0.5, 128)
+    assert seen[0].models == tuple(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fit", "--models", "resnet"), "cafcn"),
+        (("fit", "-b", "epochs=many"), "KEY=VALUE"),
+        (("fit", "-b", "epoch=3"), "batch_size, epochs, lr"),
+        (("fit", "-b", "lr=0"), "more than 0"),
+        (("fit", "--epochs", "0"), "epochs"),
+        (("fit", "--device", "tpu"), "tpu"),
+        (("export", "--nonsense"), "nonsense"),
+    ],
+)
+def test_wrong_usage_exits_2(arguments, told, capfd):
+    code, _, err = run(capfd, *arguments)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fit", "--data", "nowhere"), "graphene_img_clean.h5"),
+        (("fit", "--recipe", "best"), "benchmark, quality"),
+        (("export", "nowhere.h5"), "nowhere.h5"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(arguments, told, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capfd, *arguments)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert told in last
+    assert "Traceback" not in err
+
+
+def test_models_that_gained_nothing_are_named(gratings, tmp_path, capfd):
+    code, out, _ = run(
+        capfd, "fit", "--data", gratings, "--out", tmp_path, "--models", "rednet",
+        "--lr", "1e6", "--patch", 16, "--epochs", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    assert "rednet: " in out
+    assert "will not be exported" in out
+
+
+def test_without_torch_the_extra_is_named(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "emdn_train", "fit"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("pip install 'emdn[train]'")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from emdn_train.cli import main\n"
+        "try:\n    main(['fit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'onnx', 'h5py', 'polars', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_an_interrupt_is_one_line(gratings, tmp_path):
+    with subprocess.Popen(
+        [
+            sys.executable, "-m", "emdn_train", "fit", "--data", str(gratings), "--out",
+            str(tmp_path), "--models", "ffdnet", "--epochs", "1000000", "--patch", "16",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert "training on" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert rest.strip().splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in rest

@@ -1,0 +1,162 @@
+"""Exported graphs: the numbers of their nets, self-contained, described, and never wrong."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from emdn_deploy.session import open_session
+from emdn_models import MODELS, ModelError, ParityError, checkpoint
+from emdn_models.nets import build
+from emdn_models.nets.dncnn import DnCNN
+from emdn_train import export as exporting
+from emdn_train.export import Graph, compare, export, to_onnx
+
+
+def perturbed(name: str, preset: str = "shipped") -> nn.Module:
+    torch.manual_seed(0)
+    net = build(name, preset)
+    for p in net.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    return net
+
+
+def weights_of(name: str, **metadata) -> checkpoint.Weights:
+    state = {key: value.numpy() for key, value in perturbed(name).state_dict().items()}
+    quality = {"gain_db": {"0.4": float(len(name))}}
+    return checkpoint.Weights(
+        "shipped", state, {"status": "fitted", "quality": quality, "recipe": {}} | metadata
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """All seven, exported once."""
+    folder = tmp_path_factory.mktemp("exported")
+    source = folder / "fitted" / checkpoint.FILE_NAME
+    checkpoint.save(source, {name: weights_of(name) for name in MODELS})
+    return folder, {done.name: done for done in export(source, folder)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_computes_what_the_net_does(name, exported):
+    folder, done = exported
+    assert done[name].error <= exporting.TOLERANCE
+    # An independent check, at sizes and batches that the exporter does not use.
+    session = open_session(folder / f"{name}.onnx", "cpu", threads=1)
+    frames = np.random.default_rng(1).poisson(6.0, (4, 71, 130)).astype(np.float32) * 2.5 + 7
+    column = [torch.full((4, 1, 1, 1), value) for value in (6.0, 7.0, 2.5)]
+    with torch.no_grad():
+        expected = Graph(perturbed(name).eval())(torch.from_numpy(frames)[:, None], *column)
+    found = session.run(frames, 6.0, 7.0, 2.5)
+    np.testing.assert_allclose(found, expected[:, 0].numpy(), atol=1e-5 * np.ptp(found))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_is_plain_described_and_free_of_this_machine(name, exported):
+    folder, _ = exported
+    path = folder / f"{name}.onnx"
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    assert {node.op_type for node in model.graph.node}.isdisjoint(
+        {"BatchNormalization", "ConvTranspose", "If", "Loop"}
+    )
+    assert [value.name for value in model.graph.input] == list(exporting.INPUTS)
+    assert [value.name for value in model.graph.output] == ["denoised"]
+    content = path.read_bytes()
+    for trace in (b"/work", b"site-packages", b".py", b"stack_trace"):
+        assert trace not in content
+    described = {entry.key: entry.value for entry in model.metadata_props}
+    preset = MODELS[name].presets["shipped"]
+    assert described["emdn_schema"] == "1"
+    assert described["model"] == name
+    assert int(described["parameters"]) == preset.parameters
+    assert int(described["multiple"]) == preset.multiple
+    assert int(described["receptive_field"]) >= preset.receptive_field[1]
+    assert described["tiling_exact"] == "true"
+    assert described["weights_sha256"] == exporting.weights_sha256(weights_of(name).state)
+    assert json.loads(described["quality"]) == {"gain_db": {"0.4": len(name)}}
+
+
+def test_index_names_files_and_default(exported):
+    folder, done = exported
+    index = json.loads((folder / "index.json").read_text())
+    assert list(index["models"]) == list(MODELS)
+    # The quality of the weights made here is the length of the name: three have six.
+    assert index["default"] == "ffdnet"
+    assert index["models"]["unet"]["gflop_256"] == pytest.approx(done["unet"].gflop_256, abs=1e-3)
+    assert set(checkpoint.load(folder / checkpoint.FILE_NAME)) == set(MODELS)
+
+
+def test_one_model_again_keeps_the_others(exported, tmp_path):
+    folder, _ = exported
+    source = tmp_path / "other.h5"
+    checkpoint.save(source, {"msdnet": weights_of("msdnet", quality={"gain_db": {"0.4": 99.0}})})
+    (done,) = export(source, folder)
+    assert done.name == "msdnet"
+    index = json.loads((folder / "index.json").read_text())
+    assert set(index["models"]) == set(MODELS)
+    assert index["default"] == "msdnet"
+
+
+def test_a_graph_that_differs_is_not_kept(tmp_path, monkeypatch):
+    def broken(net):
+        net.layers[0].weight.data[0] *= 1.001
+        return net
+
+    monkeypatch.setattr(exporting, "rewritten", lambda net: broken(perturbed("ffdnet").eval()))
+    source = tmp_path / "a.h5"
+    checkpoint.save(source, {"ffdnet": weights_of("ffdnet")})
+    with pytest.raises(ParityError, match="nothing was written"):
+        export(source, tmp_path / "onnx")
+    assert not list((tmp_path / "onnx").iterdir())
+
+
+def test_only_what_is_fitted_is_exported(tmp_path, caplog):
+    source = tmp_path / "a.h5"
+    checkpoint.save(source, {"unet": weights_of("unet", status="no gain")})
+    with pytest.raises(ModelError, match="no model to export"):
+        export(source, tmp_path / "onnx")
+    assert "unet: not exported" in caplog.text
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    source = tmp_path / "a.h5"
+    checkpoint.save(source, {"unet": weights_of("unet")})
+    with pytest.raises(ModelError, match="holds no model 'dncnn'; it holds unet"):
+        export(source, tmp_path, ("dncnn",))
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path):
+    source = tmp_path / "a.h5"
+    weights = weights_of("unet")
+    checkpoint.save(source, {"unet": checkpoint.Weights("paper", weights.state, weights.metadata)})
+    with pytest.raises(ModelError, match="unet: the checkpoint's tensors do not fit"):
+        export(source, tmp_path / "onnx")
+
+
+def test_batch_norm_folds_into_the_convolutions():
+    torch.manual_seed(0)
+    net = DnCNN(features=6, depth=4).eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    model = to_onnx(Graph(net))
+    operators = [node.op_type for node in model.graph.node]
+    assert "BatchNormalization" not in operators
+    assert operators.count("Conv") == 4
+
+
+def test_the_benchmarks_unet_is_marked_as_not_tileable(tmp_path):
+    net = build("unet", "paper")
+    state = {key: value.numpy() for key, value in net.state_dict().items()}
+    source = tmp_path / "a.h5"
+    checkpoint.save(source, {"unet": checkpoint.Weights("paper", state, {"status": "fitted"})})
+    (done,) = export(source, tmp_path / "onnx")
+    assert not open_session(done.path, "cpu", threads=1).info.tiling_exact
+    assert compare(net.eval(), done.path)[0] <= exporting.TOLERANCE
