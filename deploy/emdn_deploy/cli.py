@@ -134,6 +134,70 @@ def denoise(
 
 
 @app.command()
+def watch(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="A folder, a quoted pattern, or a growing HDF5 file."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Of an HDF5 file; see --out-dir."),
+    ] = _DEFAULT.output,
+    out_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: <folder>_denoised.")
+    ] = _DEFAULT.out_dir,
+    to: Annotated[Kind | None, typer.Option(help="Kind of output for a folder.")] = _DEFAULT.to,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
+    ] = _DEFAULT.model,
+    device: Annotated[
+        Device, typer.Option(help="auto says what it took; cuda never falls back.")
+    ] = _DEFAULT.device,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
+    ] = _DEFAULT.threads,
+    dataset: Dataset = _DEFAULT.dataset,
+    axes: Axes = _DEFAULT.axes,
+    gain: Annotated[
+        float | None, typer.Option(help="Units per electron; measured if not given.")
+    ] = _DEFAULT.gain,
+    offset: Annotated[
+        float | None, typer.Option(help="Reading without electrons; measured if not given.")
+    ] = _DEFAULT.offset,
+    idle: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Stop when nothing came for so long.")
+    ] = 60.0,
+    poll: Annotated[
+        float, typer.Option(min=0.01, metavar="SECONDS", help="Time between two looks.")
+    ] = 0.5,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace existing outputs.")
+    ] = _DEFAULT.overwrite,
+) -> None:
+    """Denoise frames while an acquisition writes them; Ctrl-C, or --idle, ends it."""
+    options = DenoiseOptions(
+        output=output, out_dir=out_dir, to=to, model=model, device=device, threads=threads,
+        dataset=dataset, axes=axes, gain=gain, offset=offset, overwrite=overwrite,
+    )  # fmt: skip
+    from emdn_deploy import growing, targets
+    from emdn_deploy import watch as watching
+
+    arrivals = (
+        growing.dataset(source, targets.target_of(source, options)[0], options, idle, poll)
+        if source.is_file()
+        else watching.folder(source, options, idle, poll)
+    )
+    frames, worst = 0, 0.0
+    try:
+        for arrival in arrivals:
+            frames, worst = frames + arrival.frames, max(worst, arrival.lag_s)
+            print(f"{frames} {arrival.source} -> {arrival.output}, lag {arrival.lag_s:.2f} s")
+    except KeyboardInterrupt:
+        arrivals.close()
+    print(f"frames     {frames}, largest lag {worst:.2f} s")
+
+
+@app.command()
 def models() -> None:
     """List the shipped models: size, cost and measured quality."""
     from emdn_deploy import listing

@@ -1,7 +1,7 @@
 """From what a file holds to frames that can be denoised: references and bad pixels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,66 +15,122 @@ from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
 
+_UNSCALED = Intensity(1.0, 1.0, 0.0, 0.0, "")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every frame of a stack before it is denoised, and its scale.
+
+    Attributes
+    ----------
+    dark, gain_map
+        (H, W), frames become (frames - dark) * gain_map; None for neither.
+    bad
+        (H, W), the pixels that ``fill`` replaces.
+    """
+
+    dark: NDArray[np.float32] | None
+    gain_map: NDArray[np.float32] | None
+    bad: defects.Mask
+    fill: defects.Fill
+    scale: Intensity
+
+    def apply(self, block: Stack, path: Path, start: int) -> int:
+        """Correct frames (k, H, W) in place and make them finite.
+
+        Returns
+        -------
+        int
+            How many pixels were not finite in some frames only.
+        """
+        if self.dark is not None:
+            block -= self.dark
+        if self.gain_map is not None:
+            block *= self.gain_map
+        self.fill.apply(block)
+        return _fill_rest(path, block, start, self.bad)
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stack that reads corrected, with its scale.
+    """A stack that reads corrected.
 
     Attributes
     ----------
     read
         ``read(start, stop)`` gives (k, H, W), finite, corrected.
-    bad_pixels
-        How many pixels are filled in, in every frame.
     lost
         Of the blocks read so far, by their first frame: how many pixels were not
         finite in some frames only, and were filled in as well.
     """
 
+    recipe: Recipe
     read: Callable[[int, int], Stack]
-    scale: Intensity
-    bad_pixels: int
     lost: dict[int, int]
 
+    @property
+    def scale(self) -> Intensity:
+        """Return the scale of the stack."""
+        return self.recipe.scale
 
-def prepare(frames: Frames, options: DenoiseOptions) -> Prepared:
-    """Find the bad pixels and the scale of a stack.
+    @property
+    def bad_pixels(self) -> int:
+        """Return how many pixels are filled in, in every frame."""
+        return int(self.recipe.bad.sum())
+
+
+def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:
+    """Correct a stack by a recipe, or find one.
 
     Raises
     ------
     FormatError
-        If a reference does not fit, or frames cannot be made finite.
+        If a reference or the recipe does not fit, or frames cannot be made finite.
     """
+    if recipe is None:
+        recipe = find_recipe(frames, options)
+    elif recipe.bad.shape != frames.shape[1:]:
+        raise FormatError(
+            f"{frames.path}: is {frames.shape[1]} x {frames.shape[2]}, earlier frames were "
+            f"{recipe.bad.shape[0]} x {recipe.bad.shape[1]}"
+        )
+    lost: dict[int, int] = {}
+    return Prepared(recipe, _reader(frames, recipe, lost), lost)
+
+
+def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
+    """Find the bad pixels and the scale of a stack."""
     count, size = frames.shape[0], frames.shape[1:]
     dark, gain_map = (_reference(path, size) for path in (options.dark, options.gain_map))
-    lost: dict[int, int] = {}
-    mask = defects.unusable(frames.read, count, size, frames.dtype)
-    if options.defects is not None:
-        mask |= _reference(options.defects, size) != 0
+    bad = defects.unusable(frames.read, count, size, frames.dtype)
+    marked = _reference(options.defects, size)
+    if marked is not None:
+        bad |= marked != 0
 
-    def reader(fill: defects.Fill) -> Callable[[int, int], Stack]:
-        def read(start: int, stop: int) -> Stack:
-            block = frames.read(start, stop)
-            if dark is not None:
-                block -= dark
-            if gain_map is not None:
-                block *= gain_map
-            fill.apply(block)
-            if filled := _fill_rest(frames.path, block, start, mask):
-                lost[start] = filled
-            return block
+    def with_mask() -> Recipe:
+        draft = Recipe(dark, gain_map, bad, _plan(frames.path, bad), _UNSCALED)
+        return replace(draft, scale=_measure(frames, _reader(frames, draft, {}), options, bad))
 
-        return read
-
-    fill = _plan(frames.path, mask)
-    scale = _measure(frames, reader(fill), options, mask)
+    recipe = with_mask()
+    scale = recipe.scale
     if not options.keep_bad_pixels and scale.sigma:
-        found = defects.outliers(reader(fill), count, size, scale.gain, scale.offset)
+        read = _reader(frames, recipe, {})
+        found = defects.outliers(read, count, size, scale.gain, scale.offset)
         if found.any():
-            mask |= found
-            fill = _plan(frames.path, mask)
-            scale = _measure(frames, reader(fill), options, mask)
-    return Prepared(reader(fill), scale, int(mask.sum()), lost)
+            bad = bad | found
+            recipe = with_mask()
+    return recipe
+
+
+def _reader(frames: Frames, recipe: Recipe, lost: dict[int, int]) -> Callable[[int, int], Stack]:
+    def read(start: int, stop: int) -> Stack:
+        block = frames.read(start, stop)
+        if filled := recipe.apply(block, frames.path, start):
+            lost[start] = filled
+        return block
+
+    return read
 
 
 def _plan(path: Path, mask: defects.Mask) -> defects.Fill:

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy import spectrum
 from emdn_models.errors import EmdnError
 
 BLOCK = 16
 MAX_FRAMES = 64
 MAX_PIXELS = 8 * 2**20
+MAX_SPECTRA = 8
 RUN = 3  # neighbouring frames per sample: lags 1 and 2
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers.
@@ -68,7 +70,8 @@ class Blocks:
     temporal_high
         (B,) noise variance from the high-passed differences.
     spatial
-        (B'',) noise variance from the high-passed frames.
+        (B'',) noise variance from single frames (see `emdn_deploy.spectrum`), or, for
+        frames too small for that, from their high-passed blocks.
     low
         0.1 % quantile of the pixels.
     whole
@@ -120,10 +123,18 @@ def estimate(
 
 def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
     """Spread runs of neighbouring frames over a stack: their starts and their length."""
-    frames = int(np.clip(MAX_PIXELS // max(1, size[0] * size[1]), 1, MAX_FRAMES))
-    run = min(RUN, count, frames)
-    runs = min(max(1, frames // run), max(1, count // run))
+    run = min(RUN, count)
+    frames = int(np.clip(MAX_PIXELS // max(1, size[0] * size[1]), run, MAX_FRAMES))
+    runs = min(frames // run, max(1, count // run))
     return [int(start) for start in np.linspace(0, count - run, runs).round()], run
+
+
+def _middle(size: tuple[int, int], pixels: int) -> tuple[slice, slice]:
+    """Return the middle of a frame (H, W), about ``pixels`` large, or all of it."""
+    shrink = min(1.0, (pixels / (size[0] * size[1])) ** 0.5)
+    kept = [max(min(length, 3), int(length * shrink)) for length in size]
+    low = [(length - keep) // 2 for length, keep in zip(size, kept, strict=True)]
+    return slice(low[0], low[0] + kept[0]), slice(low[1], low[1] + kept[1])
 
 
 def collect(
@@ -134,11 +145,13 @@ def collect(
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _PARTS}
     levels, quantiles, whole = [], [], True
     good = np.ones(size, bool) if bad is None else ~bad
+    middle = _middle(size, MAX_PIXELS // run)
+    core = good[middle]
     # A filter's output is good where its whole window is.
     inner = np.asarray(
-        np.lib.stride_tricks.sliding_window_view(good, (3, 3)).all(axis=(2, 3))
+        np.lib.stride_tricks.sliding_window_view(core, (3, 3)).all(axis=(2, 3))
         if min(size) > 2
-        else good
+        else core
     )
     for start in starts:
         frames = read(start, start + run)
@@ -152,14 +165,17 @@ def collect(
         whole = whole and bool(np.equal(pixels, np.rint(pixels)).all())
         levels.append(float(pixels.mean(dtype=np.float64)))
         quantiles.append(float(np.quantile(pixels, 0.001)))
-        wide = frames.astype(np.float64)
+        wide = frames[:, *middle].astype(np.float64)
         pairs = np.diff(wide, axis=0) / np.sqrt(2)
         centres = wide if run == 1 else (wide[:-1] + wide[1:]) / 2
-        parts["mean"].append(_block_means(centres, good))
-        parts["temporal"].append(_block_means(pairs**2, good))
-        parts["lagged"].append(_block_means((wide[2:] - wide[:-2]) ** 2 / 2, good))
+        parts["mean"].append(_block_means(centres, core))
+        parts["temporal"].append(_block_means(pairs**2, core))
+        parts["lagged"].append(_block_means((wide[2:] - wide[:-2]) ** 2 / 2, core))
         parts["temporal_high"].append(_block_means(high_pass(pairs) ** 2, inner))
-        parts["spatial"].append(_block_means(high_pass(wide) ** 2, inner))
+        if min(size) < spectrum.SMALLEST:
+            parts["spatial"].append(_block_means(high_pass(wide) ** 2, inner))
+        elif len(parts["spatial"]) < MAX_SPECTRA:
+            parts["spatial"].append(np.array([spectrum.noise_variance(wide[0])]))
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     level, low = float(np.mean(levels)), float(np.median(quantiles))
     return Blocks(level, **joined, low=low, whole=whole)
@@ -202,9 +218,10 @@ def noise_variance(blocks: Blocks) -> tuple[float, str]:
     noise does not. In the first case the differences stand, in the second the
     high-passed part of them does, which smooth structure does not reach.
     """
-    spatial = _lower_mean(blocks.spatial)
+    # The median: structure raises the variance of some blocks, noise that of all.
+    spatial = float(np.median(blocks.spatial)) if blocks.spatial.size else 0.0
     if not blocks.temporal.size:
-        return spatial, "the high-passed frame"
+        return spatial, "the spectrum of the frame"
     temporal, high = _trimmed_mean(blocks.temporal), _trimmed_mean(blocks.temporal_high)
     if temporal <= 1.1 * high or not (moves(blocks) or not blocks.lagged.size):
         return temporal, "differences of neighbouring frames"
@@ -305,11 +322,6 @@ def _trimmed_mean(values: NDArray[np.float64]) -> float:
         return 0.0
     cut = int(0.02 * values.size)
     return float(np.sort(values)[cut : values.size - cut].mean())
-
-
-def _lower_mean(values: NDArray[np.float64]) -> float:
-    """Return the median: structure raises the variance of some blocks, noise that of all."""
-    return float(np.median(values)) if values.size else 0.0
 
 
 _PARTS = ("mean", "temporal", "lagged", "temporal_high", "spatial")

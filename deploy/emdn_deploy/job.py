@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import correction, pipeline, selection, targets, writers
-from emdn_deploy.correction import Prepared
+from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
@@ -115,6 +115,7 @@ def run(
     options: DenoiseOptions,
     progress: Progress = lambda done, count: None,
     denoiser: Denoiser | None = None,
+    recipe: Recipe | None = None,
 ) -> Report:
     """Denoise a file of frames.
 
@@ -122,6 +123,9 @@ def run(
     ----------
     denoiser
         An open model, to be used for several inputs; None to open one.
+    recipe
+        Scale and corrections of a longer stack that this file is a part of; None to
+        find its own.
 
     Raises
     ------
@@ -132,7 +136,7 @@ def run(
     with open_selected(source, options) as frames:
         check_target(target, source, overwrite=options.overwrite)
         denoiser = denoiser or Denoiser(options.model, options.device, options.threads)
-        ready = correction.prepare(frames, options)
+        ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
         batch = options.batch or denoiser.batch_for(frames.shape[1:])

@@ -72,6 +72,25 @@ def test_correlated_noise_is_not_taken_for_motion() -> None:
     assert found.sigma == pytest.approx(5.0, rel=0.03)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_interpolated_single_frames_keep_their_noise(lattice, seed: int) -> None:
+    """A frame drawn twice as large: a high-pass filter would see a sixth of its noise."""
+    frame = lattice(30.0, (1, 128, 128), seed=seed)[0]
+    wide = np.repeat(np.repeat(frame, 2, axis=0), 2, axis=1)
+    for axis in (0, 1):
+        wide = (wide + np.roll(wide, 1, axis)) / 2
+    variance = 0.75**2 * 30.0  # of the mean of one or two pixels, along both axes
+    assert measure(wide[None] * 2.0).sigma == pytest.approx(2 * np.sqrt(variance), rel=0.35)
+    assert np.sqrt(np.median(intensity.high_pass(wide[None]) ** 2)) < 0.25 * np.sqrt(variance)
+
+
+def test_hot_pixels_do_not_change_the_scale_of_one_frame(lattice) -> None:
+    frames = 4.0 * lattice(50.0, (1, 128, 128))
+    clean = measure(frames).sigma
+    frames[:, 5::37, 3::41] = 65535
+    assert measure(frames).sigma == pytest.approx(clean, rel=0.05)
+
+
 def test_given_values_are_taken(lattice) -> None:
     found = measure(3.0 * lattice(40.0) + 10, gain=3.0, offset=10.0)
     assert (found.gain, found.offset) == (3.0, 10.0)
@@ -106,7 +125,9 @@ def test_tiny_frames_have_a_scale(size: tuple[int, int]) -> None:
 def test_samples_are_bounded_and_spread(count: int, size: tuple[int, int]) -> None:
     starts, run = intensity.sample_starts(count, size)
     assert len(starts) * run <= intensity.MAX_FRAMES
-    assert len(starts) * run * size[0] * size[1] <= max(intensity.MAX_PIXELS, size[0] * size[1])
+    pixels = size[0] * size[1]
+    assert len(starts) * run * pixels <= max(intensity.MAX_PIXELS, run * pixels)
+    assert run == min(3, count)
     assert starts[0] == 0
     assert max(starts) + run <= count
     if count == 1000 and size == (64, 64):

@@ -21,10 +21,19 @@ READERS: dict[str, tuple[str, ...]] = {
     "npy": (".npy",),
 }
 
-__all__ = ["READERS", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "open_frames"]
+__all__ = [
+    "READERS",
+    "Axis",
+    "Choice",
+    "Frames",
+    "is_hdf5",
+    "is_pattern",
+    "open_frames",
+    "open_list",
+    "suffixes",
+]
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_SUFFIXES = {suffix for suffixes in READERS.values() for suffix in suffixes}
 
 
 def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:  # noqa: B008
@@ -43,8 +52,18 @@ def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:
     """
     source = Path(path)
     if source.is_dir() or is_pattern(source):
-        return folder.open_frames(source, choice, _SUFFIXES, _open_file)
+        return folder.open_frames(source, choice, suffixes(), _open_file)
     return _open_file(source, choice)
+
+
+def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
+    """Open files as one stack, in the order given; ``source`` is what they are called."""
+    return folder.open_list(source, paths, choice, _open_file)
+
+
+def suffixes() -> set[str]:
+    """Return every suffix that some reader knows."""
+    return {suffix for known in READERS.values() for suffix in known}
 
 
 def is_pattern(source: Path) -> bool:
@@ -78,9 +97,9 @@ def _open_file(path: Path, choice: Choice) -> Frames:
 
 
 def _module_for(path: Path) -> str:
-    for module, suffixes in READERS.items():
-        if path.suffix.lower() in suffixes:
+    for module, known in READERS.items():
+        if path.suffix.lower() in known:
             return module
     raise FormatError(
-        f"{path}: unknown kind of file {path.suffix!r}; emdn reads {' '.join(sorted(_SUFFIXES))}"
+        f"{path}: unknown kind of file {path.suffix!r}; emdn reads {' '.join(sorted(suffixes()))}"
     )

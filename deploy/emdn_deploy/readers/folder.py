@@ -69,7 +69,11 @@ def open_frames(source: Path, choice: Choice, suffixes: set[str], opener: Opener
     FormatError
         As `find`, or if a file does not fit the first.
     """
-    paths = find(source, suffixes)
+    return open_list(source, find(source, suffixes), choice, opener)
+
+
+def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -> Frames:
+    """Open files as one stack, in the order given; ``source`` is what they are called."""
     with opener(paths[0], choice) as first:
         shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))
         name, dataset, order = first.format, first.dataset, first.order

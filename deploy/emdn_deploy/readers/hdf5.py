@@ -30,7 +30,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
             file.close()
             file = open_file(path, need)
             candidate, why = choose(path, file, choice)
-        return _frames(path, file, candidate, choice, why)
+        return frames_of(path, file, candidate, choice, why)
     except BaseException:
         file.close()
         raise
@@ -132,7 +132,8 @@ def _load_filters(path: Path, one: Candidate) -> None:
             )
 
 
-def _frames(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: str) -> Frames:
+def frames_of(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: str) -> Frames:
+    """Wrap a chosen dataset; releasing the frames closes the file."""
     _load_filters(path, one)
     order = None if one.order == default_order(one.dataset.shape) else one.order
     name = one.convention if one.convention == "plain HDF5" else f"HDF5 ({one.convention})"
