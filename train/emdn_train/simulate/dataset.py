@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -79,8 +80,15 @@ def _work(jobs: list[Job], workers: int) -> Iterable[int]:
     if workers == 1 or len(jobs) < 2:
         yield from map(run, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # An interrupt is for the parent; a worker finishes its shard and finds no other.
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
         yield from pool.map(run, jobs)
+    finally:
+        # After an error or an interrupt the jobs that wait must not be worked off first.
+        pool.shutdown(cancel_futures=True)
 
 
 def _finished(out: Path, split: str) -> bool:

@@ -25,6 +25,7 @@ from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.relax import Sheet, relax
 from emdn_train.simulate.specimens import warped
 from emdn_train.simulate.structure import Defect, Structure, moved
+from emdn_train.simulate.threads import one_thread
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ _FOCUS_TRIES = 12
 _HOP = 0.3
 
 
+@one_thread()
 def simulate_movie(config: SimulateConfig) -> Path:
     """Write ``movie.h5`` (counts, as a camera would) and ``movie_truth.h5``.
 
@@ -45,7 +47,6 @@ def simulate_movie(config: SimulateConfig) -> Path:
     if (out / "movie.h5").exists():
         _log.info("%s: the movie is there already", out)
         return out
-    torch.set_num_threads(1)
     rng = np.random.default_rng([config.seed, 3])
     pixel_a = 10 * float(rng.uniform(*config.pixel_size_nm))
     field = hrtem.make_field(config.size, pixel_a)

@@ -7,13 +7,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from emdn_train.simulate.config import SPLIT_SEEDS, SimulateConfig
 from emdn_train.simulate.exposure import Exposure, draw_electrons, expose
 from emdn_train.simulate.hrtem import to_pixels
 from emdn_train.simulate.scene import Scene, Shot, make_scene, shots
+from emdn_train.simulate.threads import one_thread
 
 SCENES = 8
 
@@ -29,6 +29,7 @@ class Job:
     path: Path
 
 
+@one_thread()
 def run(job: Job) -> int:
     """Make the job's frames, write them beside ``path`` and move them there.
 
@@ -36,8 +37,6 @@ def run(job: Job) -> int:
     -------
     Number of frames.
     """
-    # One thread a process: results must not depend on how sums are split.
-    torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     clean: list[NDArray[np.float32]] = []
     noisy: list[NDArray[np.float32]] = []

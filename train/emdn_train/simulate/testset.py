@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import polars as pl
-import torch
 
 from emdn_models import __version__
 from emdn_models.errors import FormatError, OutputError
@@ -24,6 +23,7 @@ from emdn_train.simulate.exposure import LEAST_ELECTRONS, Exposure, expose
 from emdn_train.simulate.files import renamed
 from emdn_train.simulate.scene import shots, specimen_scene
 from emdn_train.simulate.shard import exposed, write_scene
+from emdn_train.simulate.threads import one_thread
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ PARTS: dict[str, Part] = {
 }
 
 
+@one_thread()
 def write_test_split(
     out: str | PathLike[str],
     multislice: str | PathLike[str] | None = None,
@@ -94,8 +95,6 @@ def write_test_split(
         raise OutputError(f"{folder}: exists; give a new folder or remove it")
     partial = folder.with_name("test.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    # One thread: the frames must not depend on how sums are split.
-    torch.set_num_threads(1)
     exposures: list[Exposure] = []
     with renamed(partial / f"{STEM}_structures.h5") as path, h5py.File(path, "w") as structures:
         for index, (name, part) in enumerate(PARTS.items()):
