@@ -1,0 +1,84 @@
+"""What is shipped: complete, undamaged, made of the packaged checkpoint, and any good."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from emdn_deploy import Denoiser
+from emdn_models import MODELS, ModelError, checkpoint, pretrained
+from emdn_models.nets import build, load_state
+from emdn_train import noise
+from emdn_train.export import Graph, weights_sha256
+from emdn_train.simulate import SimulateConfig, simulate
+
+
+def test_all_seven_are_shipped_and_listed():
+    index = pretrained.index()
+    assert list(index["models"]) == list(MODELS)
+    assert pretrained.default_model() in MODELS
+    assert sum(path.stat().st_size for path in pretrained.WEIGHTS.iterdir()) < 30e6
+    for name, entry in index["models"].items():
+        preset = MODELS[name].presets[entry["preset"]]
+        assert entry["parameters"] == preset.parameters
+        assert set(entry["quality"]["gain_db"]) == {"0.12", "0.4", "1.2"}
+        assert {"recipe", "data", "steps", "minutes", "seed", "hardware"} <= set(entry["recipe"])
+    assert index["checkpoint"]["sha256"] == pretrained.sha256(pretrained.CHECKPOINT)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_and_checkpoint_are_the_same_model(name):
+    denoiser = Denoiser(name, threads=1)
+    weights = checkpoint.load(pretrained.CHECKPOINT)[name]
+    assert denoiser.session.info.text["weights_sha256"] == weights_sha256(weights.state)
+    net = build(name, weights.preset)
+    load_state(net, name, weights)
+    frames = np.random.default_rng(0).poisson(30.0, (2, 50, 67)).astype(np.float32)
+    column = [torch.full((2, 1, 1, 1), value) for value in (30.0, 0.0, 1.0)]
+    with torch.no_grad():
+        expected = Graph(net.eval())(torch.from_numpy(frames)[:, None], *column)[:, 0].numpy()
+    found = denoiser.session.run(frames, 30.0, 0.0, 1.0)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(frames))
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Frames of structures that no training saw: (noisy, expected), (4, H, W) in electrons."""
+    from emdn_train.data import open_split
+
+    folder = tmp_path_factory.mktemp("unseen")
+    simulate(SimulateConfig(folder, frames=4, kind="mixed", size=128, seed=987_654_321))
+    with open_split(folder, "test") as split:
+        clean = torch.from_numpy(split.relative(slice(0, 4)))[:, None]
+        contrast = torch.tensor(split.table["contrast"])
+    chance = torch.Generator().manual_seed(0)
+    electrons = (0.4 / contrast) ** 2
+    drawn = noise.draw(clean, electrons, "counting", chance, profile=False, defects=False)
+    return drawn.noisy[:, 0].numpy(), drawn.target[:, 0].numpy()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_models_denoise_what_they_never_saw(name, recordings):
+    noisy, expected = recordings
+    denoiser = Denoiser(name, threads=1)
+    for frame, truth in zip(noisy, expected, strict=True):
+        denoised = denoiser.denoise(frame[None], gain=1.0, offset=0.0)[0]
+        gain = 10 * np.log10(np.square(frame - truth).mean() / np.square(denoised - truth).mean())
+        assert gain > 5
+        assert denoised.mean() == pytest.approx(frame.mean(), rel=0.01)
+
+
+def test_unknown_and_damaged_files_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="no shipped model is called 'resnet'"):
+        pretrained.onnx_path("resnet")
+    index = {"default": "unet", "models": {"unet": {"file": "unet.onnx", "sha256": "0" * 64}}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "unet.onnx").write_bytes(b"cut short")
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    pretrained.index.cache_clear()
+    try:
+        with pytest.raises(ModelError, match="missing or damaged; reinstall emdn"):
+            pretrained.onnx_path("unet")
+    finally:
+        pretrained.index.cache_clear()
