@@ -33,8 +33,7 @@ def simulate(config: SimulateConfig) -> Path:
     Returns
     -------
     The folder, with ``movie.h5`` and ``movie_truth.h5``, or with ``train/``, ``test/``
-    (frames in HDF5, ``*_metadata.parquet``,
-    ``*_structures.h5``) and ``inference/raw|truth``.
+    (frames in HDF5, ``*_metadata.parquet``, ``*_structures.h5``) and ``inference/raw|truth``.
 
     Raises
     ------

@@ -7,12 +7,15 @@ of the beam and the camera's faulty pixels.
 import logging
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
 from emdn_models import __version__
 from emdn_train import noise
@@ -36,7 +39,7 @@ _HOP = 0.3
 
 @one_thread()
 def simulate_movie(config: SimulateConfig) -> Path:
-    """Write ``movie.h5`` (counts, as a camera would) and ``movie_truth.h5``.
+    """Write ``movie.h5`` (counts, as a camera would) and ``movie_truth.h5``, frame by frame.
 
     Returns
     -------
@@ -47,50 +50,57 @@ def simulate_movie(config: SimulateConfig) -> Path:
     if (out / "movie.h5").exists():
         _log.info("%s: the movie is there already", out)
         return out
-    rng = np.random.default_rng([config.seed, 3])
+    rng, path_rng = np.random.default_rng([config.seed, 3]).spawn(2)
     pixel_a = 10 * float(rng.uniform(*config.pixel_size_nm))
     field = hrtem.make_field(config.size, pixel_a)
     voltage_kv = float(rng.choice([60.0, 80.0]))
     drift = draw_drift(config.frames, rng)
-    structures = list(_specimens(config.frames, field, drift * pixel_a, rng))
-    optics = _focused(structures[0], field, voltage_kv, rng)
-    electrons = None
+    structures = _specimens(config.frames, field, drift * pixel_a, path_rng)
+    first = next(structures)
+    optics = _focused(first, field, voltage_kv, rng)
+    clean = hrtem.image(hrtem.exit_wave(first, field, voltage_kv), field, optics)
+    contrast = float(clean.std() / clean.mean())
+    electrons = draw_electrons(config, contrast, 1.0, pixel_a, rng)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     shape = (config.size, config.size)
     beam = noise.profile_map(noise.draw_profile(1, generator), shape, config.size)
     bad, level = noise.draw_defects(1, shape, generator)
-    frames = np.empty((config.frames, *shape), np.float32)
-    truth = np.empty_like(frames)
-    for index, structure in enumerate(structures):
-        wave = hrtem.exit_wave(structure, field, voltage_kv)
-        clean = hrtem.image(wave, field, optics)
-        if electrons is None:
-            contrast = float(clean.std() / clean.mean())
-            electrons = draw_electrons(config, contrast, 1.0, pixel_a, rng)
-        signal = electrons * beam * torch.from_numpy(clean)[None, None]
-        noisy, target = noise.record(signal, config.detector, generator)
-        frames[index] = noise.apply_defects(noisy, bad, level)[0, 0].numpy()
-        truth[index] = target[0, 0].numpy()
-    assert electrons is not None
-    dose = electrons / pixel_a**2
-    _write_counts(out / "movie.h5", frames, config, pixel_a / 10, dose, voltage_kv)
-    with renamed(out / "movie_truth.h5") as path, h5py.File(path, "w") as file:
-        _stamp(file, config)
-        _dataset(file, "expected", truth, "electrons")
-        _dataset(file, "valid", ~bad[0, 0].numpy(), "")
-        _dataset(file, "drift", drift.astype(np.float32), "pixels")
-        places = np.array([[s.defects[0].x, s.defects[0].y] for s in structures])
-        _dataset(file, "defect", hrtem.to_pixels(places, field), "pixels")
-        file["defect"].attrs["name"] = structures[0].defects[0].name
-        file.attrs["contrast"] = contrast
-        file.attrs["snr"] = contrast * electrons**0.5
-        file.attrs["electrons_per_pixel"] = electrons
+    with (
+        renamed(out / "movie.h5") as movie_path,
+        renamed(out / "movie_truth.h5") as truth_path,
+        h5py.File(movie_path, "w") as movie,
+        h5py.File(truth_path, "w") as truth,
+    ):
+        frames = _lay_out_movie(movie, config, pixel_a / 10, electrons / pixel_a**2, voltage_kv)
+        _stamp(truth, config)
+        truth.attrs["contrast"] = contrast
+        truth.attrs["snr"] = contrast * electrons**0.5
+        truth.attrs["electrons_per_pixel"] = electrons
         for name, value in vars(optics).items():
-            file.attrs[name] = value
-        for index, structure in enumerate(structures):
+            truth.attrs[name] = value
+        expected = _stack(truth, "expected", config, np.float32)
+        _dataset(truth, "valid", ~bad[0, 0].numpy(), "")
+        _dataset(truth, "drift", drift.astype(np.float32), "pixels")
+        places = []
+        for index, structure in enumerate(
+            track(
+                chain([first], structures),
+                "simulating",
+                config.frames,
+                console=Console(stderr=True),
+            )
+        ):
+            clean = hrtem.image(hrtem.exit_wave(structure, field, voltage_kv), field, optics)
+            signal = electrons * beam * torch.from_numpy(clean)[None, None]
+            noisy, target = noise.record(signal, config.detector, generator)
+            frames[index] = noise.apply_defects(noisy, bad, level)[0, 0].numpy()
+            expected[index] = target[0, 0].numpy()
+            places.append([structure.defects[0].x, structure.defects[0].y])
             atoms = hrtem.to_pixels(structure.positions[:, :2], field)
             seen = (np.abs(atoms - (config.size - 1) / 2) <= config.size / 2).all(1)
-            _dataset(file, f"atoms/{index:05d}", atoms[seen], "pixels")
+            _dataset(truth, f"atoms/{index:06d}", atoms[seen], "pixels")
+        _dataset(truth, "defect", hrtem.to_pixels(np.array(places), field), "pixels")
+        truth["defect"].attrs["name"] = first.defects[0].name
     return out
 
 
@@ -161,37 +171,35 @@ def _focused(
     return max(settings, key=lambda optics: float(hrtem.image(wave, field, optics).std()))
 
 
-def _write_counts(
-    path: Path,
-    frames: NDArray[np.float32],
+def _lay_out_movie(
+    file: h5py.File,
     config: SimulateConfig,
     pixel_size_nm: float,
     dose_e_per_a2: float,
     voltage_kv: float,
-) -> None:
-    """Write the movie as NeXus: unsigned counts where the detector counts."""
+) -> h5py.Dataset:
+    """Prepare a NeXus file for frames: unsigned counts where the detector counts."""
+    _stamp(file, config)
+    file.attrs["NX_class"] = "NXroot"
+    file.attrs["default"] = "entry"
+    entry = file.create_group("entry")
+    entry.attrs["NX_class"] = "NXentry"
+    entry.attrs["default"] = "data"
+    entry["title"] = "Simulated in-situ movie of graphene"
+    data = entry.create_group("data")
+    data.attrs["NX_class"] = "NXdata"
+    data.attrs["signal"] = "frames"
+    data.attrs["axes"] = ["time", "y", "x"]
+    data.attrs["pixel_size_nm"] = pixel_size_nm
+    data.attrs["dose_e_per_a2"] = dose_e_per_a2
+    data.attrs["frame_time_s"] = FRAME_S
+    data.attrs["voltage_kv"] = voltage_kv
+    data.attrs["detector"] = config.detector
+    _dataset(data, "time", np.arange(config.frames) * FRAME_S, "s")
+    for axis in ("y", "x"):
+        _dataset(data, axis, np.arange(config.size) * pixel_size_nm, "nm")
     counting = config.detector == "counting"
-    with renamed(path) as partial, h5py.File(partial, "w") as file:
-        _stamp(file, config)
-        file.attrs["NX_class"] = "NXroot"
-        file.attrs["default"] = "entry"
-        entry = file.create_group("entry")
-        entry.attrs["NX_class"] = "NXentry"
-        entry.attrs["default"] = "data"
-        entry["title"] = "Simulated in-situ movie of graphene"
-        data = entry.create_group("data")
-        data.attrs["NX_class"] = "NXdata"
-        data.attrs["signal"] = "frames"
-        data.attrs["axes"] = ["time", "y", "x"]
-        data.attrs["pixel_size_nm"] = pixel_size_nm
-        data.attrs["dose_e_per_a2"] = dose_e_per_a2
-        data.attrs["frame_time_s"] = FRAME_S
-        data.attrs["voltage_kv"] = voltage_kv
-        data.attrs["detector"] = config.detector
-        _dataset(data, "frames", frames.astype(np.uint16) if counting else frames, "electrons")
-        _dataset(data, "time", np.arange(len(frames)) * FRAME_S, "s")
-        for axis in ("y", "x"):
-            _dataset(data, axis, np.arange(config.size) * pixel_size_nm, "nm")
+    return _stack(data, "frames", config, np.uint16 if counting else np.float32)
 
 
 def _stamp(file: h5py.File, config: SimulateConfig) -> None:
@@ -201,10 +209,24 @@ def _stamp(file: h5py.File, config: SimulateConfig) -> None:
     file.attrs["settings"] = config.identity()
 
 
+def _stack(
+    group: h5py.Group, name: str, config: SimulateConfig, dtype: type[np.generic]
+) -> h5py.Dataset:
+    """Create (frames, size, size), one compressed frame a chunk, in electrons."""
+    frame = (config.size, config.size)
+    stack = group.create_dataset(
+        name,
+        (config.frames, *frame),
+        dtype,
+        chunks=(1, *frame),
+        compression="gzip",
+        shuffle=True,
+    )
+    stack.attrs["units"] = "electrons"
+    return stack
+
+
 def _dataset(group: h5py.Group, name: str, values: NDArray[np.generic], units: str) -> None:
-    options = {}
-    if values.ndim == 3:
-        options = {"chunks": (1, *values.shape[1:]), "compression": "gzip", "shuffle": True}
-    dataset = group.create_dataset(name, data=values, **options)
+    dataset = group.create_dataset(name, data=values)
     if units:
         dataset.attrs["units"] = units
