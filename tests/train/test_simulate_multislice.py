@@ -164,7 +164,8 @@ def test_dark_field_correlates_with_multislice(abtem: ModuleType) -> None:
     flake = Structure("MoS2", MOS2.positions[near], MOS2.numbers[near], np.zeros(int(near.sum())))
     scan = stem.Scan(aperture_mrad=30.0, source_a=0.0, exponent=1.7, background=0.0)
     field = hrtem.Field(size, pixel, round(side / pixel))
-    found = stem.scanned(flake, field, Optics(voltage_kv=80.0), scan)
+    elements = stem.element_spectra(flake, field, 80.0)
+    found = stem.scanned(elements, field, Optics(voltage_kv=80.0), scan)
     atoms = atoms_of(flake)
     atoms.positions[:, :2] += (side - SIDE_A) / 2
     atoms.cell = [side, side, HEIGHT_A]
@@ -178,7 +179,7 @@ def test_dark_field_correlates_with_multislice(abtem: ModuleType) -> None:
     expected = probe.scan(potential, scan=grid, detectors=detector).compute().array.T
     correlation = np.corrcoef(found.ravel(), expected.ravel())[0, 1]
     wrong = stem.Scan(aperture_mrad=30.0, source_a=0.0, exponent=1.0, background=0.0)
-    without = stem.scanned(flake, field, Optics(voltage_kv=80.0), wrong)
+    without = stem.scanned(elements, field, Optics(voltage_kv=80.0), wrong)
     wrong_correlation = np.corrcoef(without.ravel(), expected.ravel())[0, 1]
     log.info(f"correlation {correlation:.4f}, with Z^1 {wrong_correlation:.4f}")
     assert correlation > 0.99

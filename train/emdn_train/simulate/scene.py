@@ -1,7 +1,8 @@
 """One specimen and the clean images that are taken of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
@@ -80,10 +81,9 @@ def specimen_scene(
 def shots(scene: Scene, count: int, rng: np.random.Generator) -> Iterator[Shot]:
     """Take ``count`` images, each at its own optics, none of nearly no contrast."""
     if scene.mode == "stem":
-        take = _stem_shot
-        wave = None
+        elements = stem.element_spectra(scene.structure, scene.field, scene.voltage_kv)
+        take: Callable[[], Shot] = partial(_stem_shot, scene, elements, rng)
     else:
-        take = _hrtem_shot
         recipe = RECIPES[scene.recipe]
         wave = hrtem.exit_wave(
             scene.structure,
@@ -92,24 +92,24 @@ def shots(scene: Scene, count: int, rng: np.random.Generator) -> Iterator[Shot]:
             sampling_a=recipe.sampling_a,
             slice_a=recipe.slice_a,
         )
+        take = partial(_hrtem_shot, scene, wave, rng)
     for _ in range(count):
-        best = take(scene, wave, rng)
+        best = take()
         for _ in range(_TRIES):
             if best.contrast >= LEAST_CONTRAST:
                 break
-            again = take(scene, wave, rng)
+            again = take()
             best = max(best, again, key=lambda shot: shot.contrast)
         yield best
 
 
-def _hrtem_shot(scene: Scene, wave: Spectrum | None, rng: np.random.Generator) -> Shot:
-    assert wave is not None
+def _hrtem_shot(scene: Scene, wave: Spectrum, rng: np.random.Generator) -> Shot:
     optics = draw_optics(rng, scene.voltage_kv)
     clean = hrtem.image(wave, scene.field, optics)
     return _shot(clean, 1.0, asdict(optics))
 
 
-def _stem_shot(scene: Scene, wave: Spectrum | None, rng: np.random.Generator) -> Shot:
+def _stem_shot(scene: Scene, elements: stem.Elements, rng: np.random.Generator) -> Shot:
     optics = Optics(
         voltage_kv=scene.voltage_kv,
         defocus_a=float(rng.normal(0, 20.0)),
@@ -119,7 +119,7 @@ def _stem_shot(scene: Scene, wave: Spectrum | None, rng: np.random.Generator) ->
         blur_a=0.0,
     )
     scan = stem.draw_scan(rng)
-    share = stem.scanned(scene.structure, scene.field, optics, scan)
+    share = stem.scanned(elements, scene.field, optics, scan)
     mean = float(share.mean())
     return _shot(share / np.float32(mean), mean, asdict(optics) | asdict(scan))
 

@@ -5,13 +5,16 @@ n = 1.64 to 1.8 (Krivanek et al., Nature 464, 571, 2010): it agrees with multisl
 a correlation of 0.998 for single layers.
 """
 
+import cmath
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
 
 from emdn_train.simulate.hrtem import Field
-from emdn_train.simulate.mesh import Image, deposit, fast_even, resize_half, sharpen
+from emdn_train.simulate.mesh import Image, Spectrum, deposit, fast_even, resize_half, sharpen
 from emdn_train.simulate.optics import Optics
 from emdn_train.simulate.scattering import wavelength
 from emdn_train.simulate.structure import Structure
@@ -19,6 +22,10 @@ from emdn_train.simulate.structure import Structure
 # Share of the incident electrons that one carbon atom per square angstrom sends to the
 # detector, from 6e-4 for graphene (0.382 atoms per square angstrom).
 _CARBON = 6e-4 / 0.382
+
+_WIDEST_MRAD = 35.0
+
+Elements = Mapping[int, Spectrum]
 
 
 @dataclass(frozen=True)
@@ -46,31 +53,49 @@ class Scan:
 def draw_scan(rng: np.random.Generator) -> Scan:
     """Draw one setting of an aberration-corrected 60-80 kV instrument."""
     return Scan(
-        aperture_mrad=float(rng.uniform(25.0, 35.0)),
+        aperture_mrad=float(rng.uniform(25.0, _WIDEST_MRAD)),
         source_a=float(rng.uniform(0.25, 0.5)),
         exponent=float(rng.uniform(1.64, 1.8)),
         background=float(rng.uniform(0.05, 0.5)),
     )
 
 
-def scanned(structure: Structure, field: Field, optics: Optics, scan: Scan) -> Image:
-    """Expected share of the incident electrons that is detected, (size, size) float32."""
-    n = fast_even(field.side_a / 0.15)
+def element_spectra(structure: Structure, field: Field, voltage_kv: float) -> Elements:
+    """Spectra of the atoms of each element, one electron's worth an atom, for ``scanned``."""
+    # Fine enough that the intensity of the widest aperture's probe does not alias.
+    n = fast_even(field.side_a / min(0.22, wavelength(voltage_kv) / (4.4 * _WIDEST_MRAD * 1e-3)))
     inside = np.abs(structure.positions[:, :2]).max(1) < field.side_a / 2
-    total = np.zeros((n, n // 2 + 1), np.complex64)
-    q = np.fft.fftfreq(n, field.side_a / n).astype(np.float32)
-    half = np.fft.rfftfreq(n, field.side_a / n).astype(np.float32)
+    q, half = (f(n, field.side_a / n).astype(np.float32) for f in (np.fft.fftfreq, np.fft.rfftfreq))
     q2 = half[None, :] ** 2 + q[:, None] ** 2
+    spectra = {}
     for number in np.unique(structure.numbers[inside]):
         chosen = inside & (structure.numbers == number)
         u = float(structure.vibration[chosen][0])
-        mesh = deposit(structure.positions[chosen, :2], field.side_a, n)
+        spectrum = scipy.fft.rfft2(deposit(structure.positions[chosen, :2], field.side_a, n))
+        sharpen(spectrum, n)
         # The detector sees the core only: a Gaussian of about the atom's vibration.
-        core = np.exp(np.float32(-2 * np.pi**2 * (u**2 + 0.1**2)) * q2)
-        total += scipy.fft.rfft2(mesh) * core * np.float32(float(number / 6) ** scan.exponent)
-    sharpen(total, n)
-    total *= probe_transfer(optics, scan, q) * np.exp(-2 * (np.pi * scan.source_a) ** 2 * q2)
-    total *= np.float32(_CARBON * (n / field.side_a) ** 2 / n**2)
+        spectrum *= np.exp(np.float32(-2 * math.pi**2 * (u**2 + 0.1**2)) * q2)
+        spectra[int(number)] = spectrum
+    return spectra
+
+
+def scanned(elements: Elements, field: Field, optics: Optics, scan: Scan) -> Image:
+    """Expected share of the incident electrons that is detected, (size, size) float32.
+
+    Parameters
+    ----------
+    elements
+        Result of ``element_spectra`` for the same field and voltage.
+    """
+    n = next(iter(elements.values())).shape[0]
+    total = np.zeros((n, n // 2 + 1), np.complex64)
+    for number, spectrum in elements.items():
+        total += spectrum * np.float32((number / 6) ** scan.exponent)
+    q, half = (f(n, field.side_a / n).astype(np.float32) for f in (np.fft.fftfreq, np.fft.rfftfreq))
+    total *= probe_transfer(optics, scan, q)
+    rows, columns = (np.exp(-2 * (math.pi * scan.source_a * k) ** 2) for k in (q, half))
+    total *= rows[:, None] * columns[None, :]
+    total *= np.float32(_CARBON / field.side_a**2)
     full = scipy.fft.irfft2(
         resize_half(total, field.total), s=(field.total, field.total), norm="forward"
     )
@@ -87,10 +112,11 @@ def probe_transfer(optics: Optics, scan: Scan, q: Image) -> Image:
     ax, ay = lam * q[None, :], lam * q[:, None]
     a2 = ax * ax + ay * ay
     c1, c3 = -optics.defocus_a, optics.cs_um * 1e4
-    a1 = optics.astigmatism_a * np.exp(-2j * optics.astigmatism_rad)
+    a1 = cmath.rect(optics.astigmatism_a, -2 * optics.astigmatism_rad)
     chi = (c1 * a2 + (ax * ax - ay * ay) * a1.real - 2 * ax * ay * a1.imag) / 2 + c3 * a2 * a2 / 4
     inside = a2 <= (scan.aperture_mrad * 1e-3) ** 2
-    wave = inside * np.exp(np.float32(-2 * np.pi / lam) * 1j * chi)
-    probe = np.abs(scipy.fft.ifft2(wave.astype(np.complex64))) ** 2
+    wave = np.zeros((n, n), np.complex64)
+    wave[inside] = np.exp(-1j * np.float32(2 * math.pi / lam) * chi[inside])
+    probe = np.abs(scipy.fft.ifft2(wave, overwrite_x=True)) ** 2
     transfer = scipy.fft.rfft2(probe / probe.sum())
     return np.asarray(transfer[:, : n // 2 + 1].real, np.float32)
