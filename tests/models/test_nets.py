@@ -128,11 +128,14 @@ def test_ffdnet_follows_its_noise_map():
         torch.testing.assert_close(net(x), net(x, torch.ones_like(x)))
 
 
-@pytest.mark.parametrize("name", ["dncnn", "unet", "rednet", "mcnn"])
-def test_corrections_start_as_the_identity(name):
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("dncnn", 1), ("rednet", 1), ("ffdnet", 0), ("unet", 0), ("mcnn", 0), ("msdnet", 0)],
+)
+def test_new_nets_are_the_identity_or_the_mean(name, share):
     x = torch.randn(1, 1, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(build(name)(x), x)
+        torch.testing.assert_close(build(name)(x), share * x)
 
 
 def test_mcnn_scales_are_what_forward_gives():

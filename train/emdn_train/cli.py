@@ -206,6 +206,33 @@ def export(
         )
 
 
+@app.command()
+def quality(
+    testset: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What emdn-train testset has written.")
+    ],
+    models: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="Shipped models to measure, or all.")
+    ] = "all",
+    out: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Also write a row a model and frame.")
+    ] = None,
+) -> None:
+    """Measure exported models on the fixed test split, beside a Gaussian filter."""
+    _need_torch()
+    from emdn_train import outputs
+    from emdn_train.quality import by_part, measure, summary
+
+    rows = measure(testset, _names(models))
+    print("gain in dB over the noisy frame, by signal to noise per pixel")
+    print(outputs.show(summary(rows)))
+    print("by kind of frame, mean over levels")
+    print(outputs.show(by_part(rows)))
+    if out is not None:
+        rows.write_csv(out)
+        print(f"saved {out}")
+
+
 def _names(text: str) -> tuple[str, ...]:
     """Split a list of models; an unknown one is wrong usage."""
     if text == "all":

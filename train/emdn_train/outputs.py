@@ -99,10 +99,20 @@ def text(results: Sequence["Fitted"]) -> str:
         }
         for result in results
     ]
+    return show(pl.DataFrame(rows, infer_schema_length=None))
+
+
+def show(table: pl.DataFrame) -> str:
+    """Lay out a whole table as text, in a form that Markdown takes as it is."""
     with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True
+        tbl_formatting="MARKDOWN",
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=1000,
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
     ):
-        return str(pl.DataFrame(rows, infer_schema_length=None))
+        return str(table)
 
 
 def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -26,8 +26,8 @@ class MCNN(nn.Module):
 
     Wang et al., arXiv:1810.12183; the benchmark names a "multiscale CNN" without a
     reference, and this one is identified by name and field. The paper's net takes
-    four channels and ends in a sigmoid; here it takes one, ends linearly and
-    predicts a correction to its input. The coarser outputs serve training only.
+    four channels and ends in a sigmoid; here it takes one and ends linearly. The
+    coarser outputs serve training only.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class MCNN(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
-        return x + crop_to(self.heads[0](self._features(x)[0]), x)
+        return crop_to(self.heads[0](self._features(x)[0]), x)
 
     def scales(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:
         """Give the clean frame at every scale for deep supervision.
@@ -69,12 +69,8 @@ class MCNN(nn.Module):
             frame averaged over 2**k x 2**k pixels; H and W must be multiples of
             ``multiple``.
         """
-        return [
-            functional.avg_pool2d(x, 2**scale) + head(features)
-            for scale, (head, features) in enumerate(
-                zip(self.heads, self._features(x), strict=True)
-            )
-        ]
+        pairs = zip(self.heads, self._features(x), strict=True)
+        return [head(features) for head, features in pairs]
 
     def _features(self, x: Tensor) -> list[Tensor]:
         flow = pad_to_multiple(x, self.multiple)

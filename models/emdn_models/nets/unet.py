@@ -26,9 +26,8 @@ class UNet(nn.Module):
     benchmark
         Be the net of SciML-Bench em_denoise (https://github.com/stfc-sciml/
         sciml-bench): batch norm after each ReLU, bilinear upsampling with aligned
-        corners, no path from input to output. That variant cannot be tiled
-        exactly. Otherwise there is no batch norm, upsampling repeats the nearest
-        pixel, and the net predicts a correction to its input.
+        corners. That variant cannot be tiled exactly. Otherwise there is no batch
+        norm and upsampling repeats the nearest pixel.
     """
 
     def __init__(
@@ -67,8 +66,7 @@ class UNet(nn.Module):
         skips.pop()
         for block in self.up:
             flow = block(torch.cat([self._upsample(flow), skips.pop()], 1))
-        y = crop_to(functional.pixel_shuffle(self.last(flow), self.shuffle), x)
-        return y if self.benchmark else x + y
+        return crop_to(functional.pixel_shuffle(self.last(flow), self.shuffle), x)
 
     def _upsample(self, flow: Tensor) -> Tensor:
         if self.benchmark:
