@@ -7,7 +7,7 @@ each other. Pixels that are never finite, or always at the largest number of the
 (how detectors mark gaps), are bad as well.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ _SIGMAS, _ELECTRONS, _SPREADS = 8.0, 20.0, 4.0
 # More outliers than this are the specimen (or sparse events), not the camera.
 _MOST = 0.01
 _FARTHEST = 32
+_STRIP = 512  # rows at a time
 
 Mask = NDArray[np.bool_]
 Reader = Callable[[int, int], NDArray[np.float32]]
@@ -134,41 +135,59 @@ def outliers(read: Reader, count: int, size: tuple[int, int], gain: float, offse
     for frames in _samples(read, count, size):
         total += frames.sum(axis=0, dtype=np.float64)
         number += len(frames)
-    electrons = (total / number - offset) / gain * number
-    mask = np.zeros(size, bool)
     if min(size) < 3:
-        return mask
-    electrons /= _excess(electrons)
-    for top in range(0, size[0], 256):
-        # In strips: eight neighbours of a large frame take much memory.
-        mask[top : top + 256] = _suspects(electrons, top, min(top + 256, size[0]))
-    if mask.mean() <= 5 * _MOST:
-        mask = _confirmed(electrons, mask)
+        return np.zeros(size, bool)
+    electrons = ((total - offset * number) / gain).astype(np.float32)
+    del total
+    electrons /= np.float32(_excess(electrons))
+    mask = _suspects(electrons)
+    mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
     mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
 
 
-def _excess(electrons: NDArray[np.float64]) -> float:
+def _excess(electrons: NDArray[np.float32]) -> float:
     """Say how many times the variance exceeds that of counts, 1 or more.
 
     Frames that repeat, as some cameras' videos do, average less than they should.
     """
-    bend = (electrons[:-2] - 2 * electrons[1:-1] + electrons[2:]) / np.sqrt(6)
-    level = float(np.median(electrons))
+    # Every so many rows and columns are enough to tell a median.
+    rows = np.arange(1, electrons.shape[0] - 1, max(1, electrons.shape[0] // 512))
+    few = electrons[:, :: max(1, electrons.shape[1] // 512)]
+    bend = (few[rows - 1] - 2 * few[rows] + few[rows + 1]) / np.sqrt(6)
+    level = float(np.median(few[rows]))
     if level < 1:
         return 1.0
     deviation = 1.4826 * float(np.median(np.abs(bend)))
     return max(1.0, deviation * deviation / level)
 
 
-def _suspects(electrons: NDArray[np.float64], top: int, bottom: int) -> Mask:
-    """Compare rows ``top`` to ``bottom`` with their eight neighbours: quick, and not strict."""
-    around = np.stack(list(_shifted(electrons, top, bottom, 1)))
-    around.sort(axis=0)
-    return _stands_out(electrons[top:bottom], around, (2, 5))
+def _suspects(electrons: NDArray[np.float32]) -> Mask:
+    """Find pixels above, or below, six of their eight neighbours by more than the noise.
+
+    Six, since a pixel of a dead column has two neighbours that are dead as well.
+    """
+    height, width = electrons.shape
+    mask = np.zeros((height, width), bool)
+    for top in range(0, height, _STRIP):
+        bottom = min(top + _STRIP, height)
+        rows = np.abs(np.arange(top - 1, bottom + 1))
+        rows = np.where(rows < height, rows, 2 * height - 2 - rows)
+        wide = np.pad(electrons[rows], ((0, 0), (1, 1)), mode="reflect")
+        noise = _SIGMAS * np.sqrt(np.maximum(wide, 0)) + _ELECTRONS
+        over, under = wide + noise, wide - noise
+        values = electrons[top:bottom]
+        above, below = (np.zeros(values.shape, np.uint8) for _ in range(2))
+        for y in range(3):
+            for x in range(3):
+                near = np.s_[y : y + bottom - top, x : x + width]
+                above += values > over[near]
+                below += values < under[near]
+        mask[top:bottom] = np.maximum(above, below) >= 6
+    return mask
 
 
-def _confirmed(electrons: NDArray[np.float64], suspects: Mask) -> Mask:
+def _confirmed(electrons: NDArray[np.float32], suspects: Mask) -> Mask:
     """Compare suspects with the 24 pixels around them.
 
     Crests of a lattice are single pixels wide too, but fall off further out, while
@@ -196,7 +215,7 @@ def _confirmed(electrons: NDArray[np.float64], suspects: Mask) -> Mask:
     return mask
 
 
-def _lines(electrons: NDArray[np.float64]) -> Mask:
+def _lines(electrons: NDArray[np.float32]) -> Mask:
     """Find whole columns that stand out from the three on either side."""
     profile = np.median(electrons, axis=0)
     if profile.size < 7:
@@ -208,7 +227,7 @@ def _lines(electrons: NDArray[np.float64]) -> Mask:
 
 
 def _stands_out(
-    values: NDArray[np.float64], around: NDArray[np.float64], half: tuple[int, int]
+    values: NDArray[np.float32], around: NDArray[np.float32], half: tuple[int, int]
 ) -> Mask:
     """Compare electrons with sorted neighbours, whose inner half is from ``half``."""
     middle = (around[(len(around) - 1) // 2] + around[len(around) // 2]) / 2
@@ -217,20 +236,6 @@ def _stands_out(
     noise = _SIGMAS * np.sqrt(np.maximum(middle, 0)) + _ELECTRONS
     result: Mask = (distance > noise) & (distance > _SPREADS * spread)
     return result
-
-
-def _shifted(
-    electrons: NDArray[np.float64], top: int, bottom: int, reach: int
-) -> Iterator[NDArray[np.float64]]:
-    """Yield rows ``top`` to ``bottom`` moved by every step but none, reflected at the edge."""
-    height, width = electrons.shape
-    rows = np.abs(np.arange(top - reach, bottom + reach))
-    rows = np.where(rows < height, rows, 2 * height - 2 - rows)
-    strip = np.pad(electrons[rows], ((0, 0), (reach, reach)), mode="reflect")
-    for y in range(2 * reach + 1):
-        for x in range(2 * reach + 1):
-            if (y, x) != (reach, reach):
-                yield strip[y : y + bottom - top, x : x + width]
 
 
 def _samples(read: Reader, count: int, size: tuple[int, int]) -> Any:

@@ -82,7 +82,7 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
             yield _row("dose", f"{dose:.4g} e/Å² a frame, if the gain is right")
         yield _row("bad pixels", f"{ready.bad_pixels}")
         model = pretrained.default_model()
-        whole = "whole frames" if height * width <= tiling.MAX_PIXELS else "by tiles"
+        whole = "whole frames" if height * width <= tiling.WHOLE_PIXELS else "by tiles"
         yield _row("model", f"{model} unless --model says otherwise, {whole}")
 
 

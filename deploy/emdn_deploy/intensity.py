@@ -20,6 +20,7 @@ BLOCK = 16
 MAX_FRAMES = 64
 MAX_PIXELS = 8 * 2**20
 MAX_SPECTRA = 8
+_MANY = 2**19  # pixels of a frame that tell a quantile
 RUN = 3  # neighbouring frames per sample: lags 1 and 2
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers.
@@ -147,6 +148,7 @@ def collect(
     good = np.ones(size, bool) if bad is None else ~bad
     middle = _middle(size, MAX_PIXELS // run)
     core = good[middle]
+    thin = max(1, int((good.size / _MANY) ** 0.5))
     # A filter's output is good where its whole window is.
     inner = np.asarray(
         np.lib.stride_tricks.sliding_window_view(core, (3, 3)).all(axis=(2, 3))
@@ -161,9 +163,9 @@ def collect(
                 f"frame {number} has pixels that are not finite (NaN or infinity); "
                 "replace them before denoising"
             )
-        pixels = frames[:, good]
+        levels.append(float(frames.sum(axis=0, dtype=np.float64).mean(where=good)) / len(frames))
+        pixels = frames[:, ::thin, ::thin][:, good[::thin, ::thin]]
         whole = whole and bool(np.equal(pixels, np.rint(pixels)).all())
-        levels.append(float(pixels.mean(dtype=np.float64)))
         quantiles.append(float(np.quantile(pixels, 0.001)))
         wide = frames[:, *middle].astype(np.float64)
         pairs = np.diff(wide, axis=0) / np.sqrt(2)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from emdn_deploy.model import ModelInfo
 from emdn_models.errors import ModelError
 
-# Pixels of one session.run: the largest frame that is denoised whole.
-MAX_PIXELS = 2048 * 2048
+# The largest frame that is denoised whole, and the largest tile of one that is not.
+WHOLE_PIXELS = 2048 * 2048
+TILE_PIXELS = 1408 * 1408
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -34,9 +35,13 @@ class Span:
 
 
 def apply(
-    run: Run, frames: NDArray[np.float32], info: ModelInfo, max_pixels: int = MAX_PIXELS
+    run: Run,
+    frames: NDArray[np.float32],
+    info: ModelInfo,
+    whole_pixels: int = WHOLE_PIXELS,
+    tile_pixels: int = TILE_PIXELS,
 ) -> NDArray[np.float32]:
-    """Denoise (n, H, W), whole where a frame has at most ``max_pixels``, else by tiles.
+    """Denoise (n, H, W): whole up to ``whole_pixels`` a frame, else by tiles.
 
     Raises
     ------
@@ -45,7 +50,7 @@ def apply(
         leaves nothing of a tile.
     """
     height, width = frames.shape[1:]
-    if height * width <= max_pixels:
+    if height * width <= whole_pixels:
         return run(frames)
     if not info.tiling_exact:
         raise ModelError(
@@ -53,7 +58,7 @@ def apply(
             "give the same result by tiles; use another model"
         )
     output = np.empty_like(frames)
-    rows, columns = tiles((height, width), info, max_pixels)
+    rows, columns = tiles((height, width), info, tile_pixels)
     for row in rows:
         for column in columns:
             for index in range(len(frames)):
@@ -74,7 +79,7 @@ def halo(info: ModelInfo) -> int:
 
 
 def tiles(
-    size: tuple[int, int], info: ModelInfo, max_pixels: int = MAX_PIXELS
+    size: tuple[int, int], info: ModelInfo, max_pixels: int = TILE_PIXELS
 ) -> tuple[list[Span], list[Span]]:
     """Cut a frame of (H, W) into row and column spans of at most ``max_pixels`` together."""
     side = int(np.sqrt(max_pixels))
@@ -97,6 +102,9 @@ def _spans(length: int, limit: int, info: ModelInfo) -> list[Span]:
             f"{info.name} sees {info.receptive_field} pixels at once: tiles of {limit} pixels "
             f"have nothing left inside their borders of {border}; use another model"
         )
+    # Tiles of one size, not a row of large ones and a sliver.
+    count = -(-length // core)
+    core = -(-length // (count * info.multiple)) * info.multiple
     return [
         Span(
             slice(max(0, start - border), min(length, start + core + border)),

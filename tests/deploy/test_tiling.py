@@ -22,7 +22,7 @@ def test_tiles_equal_the_whole_frame_bit_for_bit(
         runs.append(tile.shape)
         return session.run(tile, 5.0, 0.0, 1.0)
 
-    tiled = tiling.apply(run, frames, session.info, max_pixels=pixels)
+    tiled = tiling.apply(run, frames, session.info, pixels, pixels)
     assert len(runs) > 2
     assert all(height * width <= pixels for _, height, width in runs)
     np.testing.assert_array_equal(tiled, session.run(frames, 5.0, 0.0, 1.0))
@@ -32,7 +32,7 @@ def test_a_smaller_halo_would_not_do(box_model: Path, monkeypatch: pytest.Monkey
     session = open_session(box_model, "cpu", threads=1)
     frames = np.random.default_rng(0).poisson(5, (1, 96, 96)).astype(np.float32)
     monkeypatch.setattr(tiling, "halo", lambda info: 2)
-    tiled = tiling.apply(lambda f: session.run(f, 5, 0, 1), frames, session.info, max_pixels=2500)
+    tiled = tiling.apply(lambda f: session.run(f, 5, 0, 1), frames, session.info, 2500, 2500)
     assert not np.array_equal(tiled, session.run(frames, 5, 0, 1))
 
 
@@ -47,9 +47,9 @@ def test_models_that_cannot_be_tiled_are_refused_by_name(box_model: Path) -> Non
     info = open_session(box_model, "cpu").info
     frames = np.zeros((1, 64, 64), np.float32)
     with pytest.raises(ModelError, match="box"):
-        tiling.apply(lambda f: f, frames, replace(info, tiling_exact=False), 1000)
+        tiling.apply(lambda f: f, frames, replace(info, tiling_exact=False), 1000, 1000)
     with pytest.raises(ModelError, match="box sees 90 pixels"):
-        tiling.apply(lambda f: f, frames, replace(info, receptive_field=90), 1000)
+        tiling.apply(lambda f: f, frames, replace(info, receptive_field=90), 1000, 1000)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from emdn_deploy.readers import folder
 from emdn_deploy.readers.frames import Axis, Choice, Frames
-from emdn_models.errors import FormatError
+from emdn_models.errors import EmdnError, FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
     "hdf5": (".h5", ".hdf5", ".hdf", ".hspy", ".nxs", ".nx", ".emd", ".he5", ".mat"),
@@ -92,7 +92,15 @@ def _open_file(path: Path, choice: Choice) -> Frames:
         raise FormatError(f"{path}: is empty (0 bytes)")
     module = "hdf5" if head == _HDF5_SIGNATURE else _module_for(path)
     opener = importlib.import_module(f"emdn_deploy.readers.{module}")
-    frames: Frames = opener.open_frames(path, choice)
+    try:
+        frames: Frames = opener.open_frames(path, choice)
+    except EmdnError:
+        raise
+    except Exception as error:  # parsers stumble over damage in ways of their own
+        raise FormatError(
+            f"{path}: is damaged or no {module} file ({type(error).__name__}: {error}); "
+            "copy it again"
+        ) from error
     return frames
 
 

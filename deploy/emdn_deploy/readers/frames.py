@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_models.errors import FormatError
+from emdn_models.errors import EmdnError, FormatError
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,12 @@ class Frames:
         """
         try:
             block = self.read_block(start, stop)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except EmdnError:
+            raise
+        except Exception as error:  # decoders stumble over damage in ways of their own
             raise FormatError(
-                f"{self.path}: frames {start} to {stop - 1} cannot be read ({error}); "
-                "the file may be truncated or still being written"
+                f"{self.path}: frames {start} to {stop - 1} cannot be read "
+                f"({type(error).__name__}: {error}); the file is damaged or still being written"
             ) from error
         return np.ascontiguousarray(block, dtype=np.float32)
 

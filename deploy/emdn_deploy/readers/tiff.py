@@ -1,5 +1,6 @@
 """TIFF and BigTIFF stacks: memory-mapped where they are plain, page by page otherwise."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import FormatError, MissingExtraError
+
+# What it logs of a damaged file is raised here as well, in one line.
+tifffile.logger().setLevel(logging.CRITICAL)
 
 # Tags that DigitalMicrograph writes: units and scale along x, y and z.
 _DM_UNITS, _DM_SCALE = (65003, 65004, 65005), (65009, 65010, 65011)

@@ -1,0 +1,47 @@
+"""Each shipped model through the deployment's own door."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emdn_deploy import Denoiser, tiling
+from emdn_models import MODELS, pretrained
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_and_units_come_back(name: str, lattice) -> None:
+    model = Denoiser(name, threads=1)
+    for shape in ((1, 1, 1), (2, 7, 50), (1, 65, 33)):
+        frames = 3.0 * lattice(30.0, shape) + 20
+        output = model.denoise(frames, gain=3.0, offset=20.0)
+        assert output.shape == shape
+        assert np.isfinite(output).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_agrees_with_the_index(name: str) -> None:
+    info = Denoiser(name, threads=1).session.info
+    entry = pretrained.index()["models"][name]
+    assert info.name == name
+    assert info.sha256 == entry["sha256"]
+    assert info.parameters == entry["parameters"]
+    assert info.path == Path(pretrained.WEIGHTS / entry["file"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tiles_equal_the_whole_frame(name: str) -> None:
+    session = Denoiser(name, threads=1).session
+    info = session.info
+    assert info.tiling_exact
+    width, limit = 40, 2 * tiling.halo(info) + 64
+    frames = np.random.default_rng(0).poisson(20, (1, limit + 37, width)).astype(np.float32)
+    runs = []
+
+    def run(tile: np.ndarray) -> np.ndarray:
+        runs.append(tile.shape)
+        return session.run(tile, 20.0, 0.0, 1.0)
+
+    tiled = tiling.apply(run, frames, info, limit * width, limit * width)
+    assert len(runs) > 1
+    np.testing.assert_array_equal(tiled, session.run(frames, 20.0, 0.0, 1.0))
