@@ -1,5 +1,7 @@
 """The few layers that several nets share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +14,8 @@ def conv3x3(inputs: int, outputs: int, *, bias: bool = True, dilation: int = 1) 
 def initialise(net: nn.Module, last: nn.Conv2d | nn.ConvTranspose2d | None = None) -> None:
     """Draw the weights for ReLU layers and set the last layer to zero.
 
-    He, Zhang, Ren, Sun, ICCV 2015, eq. 10. With a last layer of zeros, a net
-    that predicts a correction starts as the identity, one that predicts the
-    frame starts at its mean.
+    He, Zhang, Ren, Sun, ICCV 2015, eq. 10. With a last layer of zeros, a net that
+    predicts the frame starts at its mean.
     """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -23,6 +24,39 @@ def initialise(net: nn.Module, last: nn.Conv2d | nn.ConvTranspose2d | None = Non
                 nn.init.zeros_(layer.bias)
     if last is not None:
         nn.init.zeros_(last.weight)
+
+
+def pass_through(
+    layers: Sequence[nn.Module], channels: int, gain: float, first_output: int = 0
+) -> None:
+    """Let a chain of 3 x 3 ReLU layers start as its input times ``gain``.
+
+    The input's ``channels`` and their negatives travel through 2 x ``channels``
+    features that each layer hands on unchanged; all other features keep their
+    weights. A net that adds the chain's output to its input then starts at the mean
+    frame and need not first learn to cancel the noise.
+
+    Parameters
+    ----------
+    first_output
+        Number of leading outputs of each layer that the next one does not see.
+    """
+    for number, layer in enumerate(layers):
+        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        weight = layer.weight.data
+        if isinstance(layer, nn.ConvTranspose2d):
+            weight = weight.transpose(0, 1)  # (outputs, inputs, 3, 3) as in a convolution
+        for channel in range(channels):
+            positive, negative = channel, channels + channel
+            if number == len(layers) - 1:
+                weight[channel] = 0
+                weight[channel, positive, 1, 1] = gain
+                weight[channel, negative, 1, 1] = -gain
+                continue
+            weight[first_output + positive] = weight[first_output + negative] = 0
+            weight[first_output + positive, positive, 1, 1] = 1
+            source, sign = (positive, -1) if number == 0 else (negative, 1)
+            weight[first_output + negative, source, 1, 1] = sign
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

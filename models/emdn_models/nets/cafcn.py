@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multiple
+from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multiple, pass_through
 
 
 class CAFCN(nn.Module):
@@ -41,6 +41,9 @@ class CAFCN(nn.Module):
             ]
         )
         initialise(self)
+        for layer in self.layers:
+            nn.init.zeros_(layer.weight[: self.estimates])  # type: ignore[index]
+        pass_through(list(self.layers), self.estimates, -10.0, first_output=self.estimates)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""

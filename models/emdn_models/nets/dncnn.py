@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multiple
+from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multiple, pass_through
 
 
 class DnCNN(nn.Module):
@@ -40,7 +40,8 @@ class DnCNN(nn.Module):
             layers.append(nn.ReLU())
         last = conv3x3(features, shuffle**2)
         self.layers = nn.Sequential(*layers, last)
-        initialise(self, last)
+        initialise(self)
+        pass_through([m for m in layers if isinstance(m, nn.Conv2d)] + [last], shuffle**2, 1.0)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multiple
+from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multiple, pass_through
 
 
 class REDNet(nn.Module):
@@ -35,7 +35,10 @@ class REDNet(nn.Module):
         self.decoder = nn.ModuleList(
             [*(nn.ConvTranspose2d(features, features, 3, padding=1) for _ in range(half - 1)), last]
         )
-        initialise(self, last)
+        initialise(self)
+        # Every skip adds the input's features once more.
+        added = 1 + len(range(2, half, 2))
+        pass_through([*self.encoder, *self.decoder], shuffle**2, -1 / added)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
