@@ -89,6 +89,9 @@ def denoise(
     preview: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw the middle frame before and after.")
     ] = _DEFAULT.preview,
+    movie: Annotated[
+        Path | None, typer.Option(metavar="GIF", help="Draw the stack before and after.")
+    ] = _DEFAULT.movie,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing output.")
     ] = _DEFAULT.overwrite,
@@ -100,13 +103,15 @@ def denoise(
     ] = False,
 ) -> None:
     """Denoise files of frames into files of the same shape and units."""
-    if len(sources) > 1 and (output is not None or preview is not None):
-        raise typer.BadParameter("-o and --preview take a single input; use --out-dir for several")
+    if len(sources) > 1 and any(one is not None for one in (output, preview, movie)):
+        raise typer.BadParameter(
+            "-o, --preview and --movie take a single input; use --out-dir for several"
+        )
     options = DenoiseOptions(
         output=output, to=to, out_dir=out_dir, suffix=suffix,
         model=model, device=device, batch=batch, threads=threads, dataset=dataset, axes=axes,
         frames=frames, gain=gain, offset=offset, dark=dark, gain_map=gain_map, defects=defects,
-        keep_bad_pixels=keep_bad_pixels, preview=preview, overwrite=overwrite,
+        keep_bad_pixels=keep_bad_pixels, preview=preview, movie=movie, overwrite=overwrite,
     )  # fmt: skip
     from emdn_deploy import job, reporting, targets
     from emdn_deploy.denoiser import Denoiser

@@ -79,6 +79,7 @@ class Report:
     ratio: float
     bad_pixels: int
     preview: Path | None
+    movie: Path | None
 
     @property
     def frames_per_s(self) -> float:
@@ -153,13 +154,13 @@ def run(
             seconds = time.perf_counter() - began
             late = output.sums.facts(ready.scale.offset)
             output.complete(late)
-        if options.preview is not None:
-            _preview(options.preview, frames, ready, denoiser)
+        if options.preview is not None or options.movie is not None:
+            _draw(options, frames, ready, target, module)
     _warn(source, late["intensity_ratio"], ready)
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         denoiser.session.info.name, denoiser.session.device, ready.scale,
-        late["intensity_ratio"], ready.bad_pixels, options.preview,
+        late["intensity_ratio"], ready.bad_pixels, options.preview, options.movie,
     )  # fmt: skip
 
 
@@ -223,15 +224,25 @@ def _stream(
     pipeline.stream(ready.read, compute, write, pipeline.blocks(output.done, count, batch))
 
 
-def _preview(path: Path, frames: Frames, ready: Prepared, denoiser: Denoiser) -> None:
-    """Draw the middle frame; it is denoised once more, which an interrupted run needs."""
-    from emdn_deploy import preview  # matplotlib takes half a second to import
+def _draw(
+    options: DenoiseOptions, frames: Frames, ready: Prepared, target: Path, module: str
+) -> None:
+    """Draw what was asked for, from the finished output."""
+    mirrored = module == "mirror"
+    choice = Choice(frames.dataset, frames.order) if mirrored else Choice()
+    count = frames.shape[0]
+    with open_frames(target, choice) as denoised:
+        if options.preview is not None:
+            from emdn_deploy import preview  # matplotlib takes half a second to import
 
-    number = frames.shape[0] // 2
-    before = ready.read(number, number + 1)
-    after = denoiser.run(before, ready.scale)
-    title = f"{frames.path.name}, frame {number}"
-    preview.draw(path, before[0], after[0], ready.scale, frames.axis("x"), title)
+            number = count // 2
+            before, after = (read(number, number + 1)[0] for read in (ready.read, denoised.read))
+            title = f"{frames.path.name}, frame {number}"
+            preview.draw(options.preview, before, after, ready.scale, frames.axis("x"), title)
+        if options.movie is not None:
+            from emdn_deploy import movie
+
+            movie.write(options.movie, ready.read, denoised.read, count)
 
 
 def _warn(source: Path, ratio: float, ready: Prepared) -> None:

@@ -40,8 +40,8 @@ class DenoiseOptions:
         A mask of bad pixels, not zero where bad, besides those that are found.
     keep_bad_pixels
         Whether to leave outlying pixels as they are.
-    preview
-        PNG of one frame before and after; None for none.
+    preview, movie
+        PNG of one frame, and GIF of the stack, before and after; None for none.
     """
 
     output: Path | None = None
@@ -62,4 +62,5 @@ class DenoiseOptions:
     defects: Path | None = None
     keep_bad_pixels: bool = False
     preview: Path | None = None
+    movie: Path | None = None
     overwrite: bool = False

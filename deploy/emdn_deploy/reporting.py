@@ -23,6 +23,8 @@ def lines(report: Report) -> list[str]:
     text.append(f"output     {report.output}")
     if report.preview:
         text.append(f"preview    {report.preview}")
+    if report.movie:
+        text.append(f"movie      {report.movie}")
     return text
 
 

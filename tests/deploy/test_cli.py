@@ -61,14 +61,17 @@ def test_options_reach_the_run(source: Path, box_model: Path, tmp_path: Path, ca
     status = call(
         "denoise", source, "-o", target, "--model", box_model, "--device", "cpu", "--batch", 4,
         "--threads", 1, "--dataset", "/frames", "--axes", "tyx", "--gain", 2, "--offset", -5,
-        "--preview", tmp_path / "p.png",
+        "--preview", tmp_path / "p.png", "--movie", tmp_path / "m.gif",
     )  # fmt: skip
     assert status == 0
     with h5py.File(target) as file:
         facts = dict(file["emdn"].attrs)
     assert (facts["batch"], facts["threads"], facts["gain"], facts["offset"]) == (4, 1, 2.0, -5.0)
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
-    assert f"preview    {tmp_path / 'p.png'}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"preview    {tmp_path / 'p.png'}" in printed
+    assert f"movie      {tmp_path / 'm.gif'}" in printed
+    assert (tmp_path / "m.gif").read_bytes()[:4] == b"GIF8"
 
 
 def test_errors_are_one_line(source: Path, box_model: Path, tmp_path: Path, capsys) -> None:

@@ -33,6 +33,8 @@ __all__ = [
     "suffixes",
 ]
 
+# Pictures and texts, which RosettaSciIO would take for data.
+_NOT_FRAMES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".txt", ".csv", ".xml", ".json", ".onnx"}
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -108,6 +110,9 @@ def _module_for(path: Path) -> str:
     for module, known in READERS.items():
         if path.suffix.lower() in known:
             return module
-    raise FormatError(
-        f"{path}: unknown kind of file {path.suffix!r}; emdn reads {' '.join(sorted(suffixes()))}"
-    )
+    if path.suffix.lower() in _NOT_FRAMES or not path.suffix:
+        raise FormatError(
+            f"{path}: unknown kind of file {path.suffix!r}; emdn reads "
+            + " ".join(sorted(suffixes()))
+        )
+    return "rsciio"

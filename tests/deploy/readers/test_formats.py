@@ -1,6 +1,7 @@
 """Every other format: the same frames, calibration and errors from each."""
 
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,36 @@ def test_folders_that_are_no_stack_are_named(tmp_path: Path) -> None:
         pytest.raises(FormatError, match="a stack needs frames of one size"),
     ):
         frames.read(0, 2)
+
+
+def ripple(path: Path, count: int = 1) -> Path:
+    """Write a format that only RosettaSciIO reads, time in the middle of nowhere."""
+    writer = pytest.importorskip("rsciio.ripple").file_writer
+    axes = [
+        {"name": name, "scale": scale, "offset": 0.0, "size": size, "units": units,
+         "navigate": name == "t", "index_in_array": i}
+        for i, (name, scale, size, units) in enumerate(
+            [("t", 0.5, 5, "s"), ("y", 0.02, 16, "nm"), ("x", 0.02, 24, "nm")]
+        )
+    ]  # fmt: skip
+    general = {"General": {"title": ""}, "Signal": {"signal_type": ""}}
+    writer(path, {"data": STACK, "axes": axes, "metadata": general, "original_metadata": {}})
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rosettasciio_reads_the_rest(tmp_path: Path) -> None:
+    axis = expect(ripple(tmp_path / "movie.rpl"), STACK)
+    assert (axis.units, axis.step) == ("nm", pytest.approx(0.02))
+    (tmp_path / "bad.mib").write_bytes(b"nothing")
+    with pytest.raises(FormatError, match=r"bad\.mib: RosettaSciIO cannot read it"):
+        open_frames(tmp_path / "bad.mib")
+
+
+def test_without_rosettasciio_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rsciio", None)
+    (tmp_path / "movie.mib").write_bytes(b"data")
+    with pytest.raises(MissingExtraError, match=r"pip install emdn\[rsciio\]"):
+        open_frames(tmp_path / "movie.mib")

@@ -202,6 +202,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         "text.h5": (b"time,intensity\n1,2\n", "not an HDF5 file"),
         "empty.h5": (b"", "is empty"),
         "frames.xyz": (b"abc", "unknown kind of file '.xyz'"),
+        "frames.csv": (b"1,2", "unknown kind of file '.csv'; emdn reads .btf"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
