@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,7 @@ import polars as pl
 import pytest
 import tifffile
 
-from emdn_models import FormatError, OutputError
+from emdn_models import EmdnError, FormatError, OutputError
 from emdn_train.data import open_split
 from emdn_train.simulate import SimulateConfig, dataset, shard, simulate
 
@@ -160,6 +161,21 @@ def test_interrupted_run_is_continued_and_leaves_no_half_file(
     assert not {job.path for job in seen} & set(done)
     # Smaller shards, the same frames.
     assert contents(out) == contents(made)
+
+
+def test_dead_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool:
+        def __init__(self, *_: object) -> None: ...
+
+        def map(self, *_: object) -> None:
+            raise BrokenProcessPool("a process was terminated abruptly")
+
+        def shutdown(self, cancel_futures: bool) -> None:
+            assert cancel_futures
+
+    monkeypatch.setattr(dataset, "ProcessPoolExecutor", Pool)
+    with pytest.raises(EmdnError, match="run the same command again"):
+        make(tmp_path / "set", workers=2)
 
 
 def test_finished_set_is_not_made_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ class SimulateConfig:
     seed
         Whole data set follows from it, whatever the number of workers.
     workers
-        Processes.
+        Processes; a movie takes one, since its frames follow from each other.
     """
 
     out: str | PathLike[str]

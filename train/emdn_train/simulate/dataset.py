@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import tifffile
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from emdn_models import __version__
+from emdn_models import EmdnError, __version__
 from emdn_train.data import STEM
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SPLIT_SEEDS, SimulateConfig
 from emdn_train.simulate.files import claim, renamed
@@ -39,6 +40,8 @@ def simulate(config: SimulateConfig) -> Path:
     ------
     OutputError
         If the folder holds anything else than a data set of this very config.
+    EmdnError
+        If a worker dies; the shards that are there are kept.
     """
     if config.kind == "movie":
         return simulate_movie(config)
@@ -85,6 +88,11 @@ def _work(jobs: list[Job], workers: int) -> Iterable[int]:
     )
     try:
         yield from pool.map(run, jobs)
+    except BrokenProcessPool as error:
+        raise EmdnError(
+            f"{jobs[0].config.out}: a worker died, perhaps for want of memory; "
+            "run the same command again to continue, with fewer workers"
+        ) from error
     finally:
         # After an error or an interrupt the jobs that wait must not be worked off first.
         pool.shutdown(cancel_futures=True)
