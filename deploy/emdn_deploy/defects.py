@@ -163,9 +163,9 @@ def _excess(electrons: NDArray[np.float32]) -> float:
 
 
 def _suspects(electrons: NDArray[np.float32]) -> Mask:
-    """Find pixels above, or below, six of their eight neighbours by more than the noise.
+    """Find pixels above, or below, five of their eight neighbours by more than the noise.
 
-    Six, since a pixel of a dead column has two neighbours that are dead as well.
+    Five, since a pixel of a dead square of four has three neighbours that are dead as well.
     """
     height, width = electrons.shape
     mask = np.zeros((height, width), bool)
@@ -183,7 +183,7 @@ def _suspects(electrons: NDArray[np.float32]) -> Mask:
                 near = np.s_[y : y + bottom - top, x : x + width]
                 above += values > over[near]
                 below += values < under[near]
-        mask[top:bottom] = np.maximum(above, below) >= 6
+        mask[top:bottom] = np.maximum(above, below) >= 5
     return mask
 
 

@@ -38,6 +38,7 @@ def test_hot_and_dead_pixels_are_found(lattice) -> None:
     planted = np.zeros((128, 128), bool)
     planted[[5, 40, 0, 127, 90], [7, 64, 0, 127, 30]] = True
     hot = planted.copy()
+    hot[100:102, 40:42] = True
     frames[:, hot] += 900
     dead = np.zeros_like(planted)
     dead[:, 77] = True
@@ -48,6 +49,16 @@ def test_hot_and_dead_pixels_are_found(lattice) -> None:
     assert found[hot].all()
     assert found[20, 20]
     assert found[:, 77].all()
+
+
+@pytest.mark.parametrize("factor", [0, 8])
+def test_groups_of_two_by_two_are_found(lattice, factor: int) -> None:
+    frames = lattice(40.0, (16, 128, 128))
+    planted = np.zeros((128, 128), bool)
+    for row, column in ((30, 40), (2, 77), (120, 100)):
+        planted[row : row + 2, column : column + 2] = True
+    frames[:, planted] *= factor
+    assert (find(frames) == planted).all()
 
 
 def test_repeated_frames_have_none(lattice) -> None:
