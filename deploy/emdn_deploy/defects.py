@@ -19,6 +19,8 @@ from emdn_deploy.intensity import sample_starts
 # Standing out: by this many standard deviations of the noise, plus a few electrons
 # for sparse counts, and by this many times the spread of the neighbours.
 _SIGMAS, _ELECTRONS, _SPREADS = 8.0, 20.0, 4.0
+# Less than this part of its neighbours' electrons is no image.
+_DEAD = 0.15
 # More outliers than this are the specimen (or sparse events), not the camera.
 _MOST = 0.01
 _FARTHEST = 32
@@ -211,7 +213,11 @@ def _confirmed(electrons: NDArray[np.float32], suspects: Mask) -> Mask:
     )
     around.sort(axis=0)
     mask = np.zeros_like(suspects)
-    mask[rows, columns] = _stands_out(values, around, (6, 18))
+    # No image is dark in one pixel and bright in all but four of those around it.
+    least = around[4]
+    noise = _SIGMAS * np.sqrt(np.maximum(least, 0)) + _ELECTRONS
+    dead = (values < _DEAD * least) & (least - values > noise)
+    mask[rows, columns] = dead | _stands_out(values, around, (6, 18))
     return mask
 
 
