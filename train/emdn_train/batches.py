@@ -127,7 +127,8 @@ def record(
         Source of chance on ``device``.
     """
     electrons = ((snr / specimens.contrast[indices]) ** 2).clamp(*ELECTRONS)
-    noisy, target = torch.empty_like(clean), torch.empty_like(clean)
+    noisy = torch.empty_like(clean, device=device)
+    target = torch.empty_like(noisy)
     scale = torch.empty(len(clean))
     for detector, chosen in (
         ("stem", specimens.scanned[indices]),
@@ -143,10 +144,10 @@ def record(
             field=max(specimens.split.shape),
             defects=False,
         )
-        noisy[chosen], target[chosen] = frames.noisy.cpu(), frames.target.cpu()
+        noisy[chosen.to(device)], target[chosen.to(device)] = frames.noisy, frames.target
         dqe = noise.DETECTORS[detector].dqe0
         scale[chosen] = electrons[chosen] * dqe * specimens.mean[indices[chosen]]
-    return Batch(noisy.to(device), target.to(device), scale.view(-1, 1, 1, 1).to(device))
+    return Batch(noisy, target, scale.view(-1, 1, 1, 1).to(device))
 
 
 def log_uniform(limits: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:

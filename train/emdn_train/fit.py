@@ -182,13 +182,15 @@ def fit_one(
     limit = config.max_minutes * 60 or math.inf
     began = shown = time.perf_counter()
     step = seen = 0
+    trained = 0.0  # seconds in steps: validation is not counted in images/s
     history: list[dict[str, Any]] = []
 
     for epoch in range(1, config.epochs + 1):
         net.train()
         losses = []
         for indices in torch.randperm(frames, generator=chance).split(config.batch_size):
-            progress = max(step / total, (time.perf_counter() - began) / limit)
+            started = time.perf_counter()
+            progress = max(step / total, (started - began) / limit)
             if progress >= 1:
                 break
             for group in steps.param_groups:
@@ -213,20 +215,20 @@ def fit_one(
             losses.append(total_loss)
             step, seen = step + 1, seen + len(indices)
             now = time.perf_counter()
+            trained += now - started
             if not math.isfinite(total_loss):
                 log.warning("%s: diverged at step %d (loss %s)", name, step, total_loss)
-                return Fitted(name, "diverged", history, {}, math.nan, seen / (now - began)), net
+                return Fitted(name, "diverged", history, {}, math.nan, seen / trained), net
             if now - shown > 5:
                 shown = now
                 done = max(step / total, (now - began) / limit)
                 log.info(
                     "%s  epoch %d/%d  step %d/%d  loss %.4f  %.0f images/s  ETA %s",
                     name, epoch, config.epochs, step, total, total_loss,
-                    seen / (now - began), _clock((now - began) * (1 / done - 1)),
+                    seen / trained, _clock((now - began) * (1 / done - 1)),
                 )  # fmt: skip
-        if not losses:
+        if not losses:  # out of time
             break
-        last = epoch == config.epochs or max(step / total, (now - began) / limit) >= 1
         row = {
             "model": name,
             "epoch": epoch,
@@ -235,20 +237,20 @@ def fit_one(
             "lr": steps.param_groups[0]["lr"],
             "seconds": now - began,
         }
-        # A run of many short epochs is validated some twenty times, the last one always.
-        if last or epoch % max(1, config.epochs // 20) == 0:
-            gains, _ = evaluate(average.module, held, device)
-            row["gain_db"] = sum(gains.values()) / len(gains)
-            log.info(
-                "%s  epoch %d  loss %.4f  gain %.2f dB", name, epoch, row["loss"], row["gain_db"]
-            )
         history.append(row)
+        # A run of many short epochs is validated some twenty times, its end always.
+        if epoch % max(1, config.epochs // 20) == 0 and epoch < config.epochs:
+            gains, _ = evaluate(average.module, held, device)
+            row["gain_db"] = _mean(gains)
+            log.info(
+                "%s  epoch %d  loss %.4f  gain %.2f dB", name, epoch, row["loss"], _mean(gains)
+            )
 
-    images_per_s = seen / (time.perf_counter() - began)
     gains, mean_ratio = evaluate(average.module, held, device)
-    mean_gain = sum(gains.values()) / len(gains)
-    status: Literal["fitted", "no gain"] = "fitted" if mean_gain > 0 else "no gain"
-    return Fitted(name, status, history, gains, mean_ratio, images_per_s), average.module
+    history[-1]["gain_db"] = _mean(gains)
+    log.info("%s  loss %.4f  gain %.2f dB", name, history[-1]["loss"], _mean(gains))
+    status: Literal["fitted", "no gain"] = "fitted" if _mean(gains) > 0 else "no gain"
+    return Fitted(name, status, history, gains, mean_ratio, seen / trained), average.module
 
 
 def start_from(net: nn.Module, name: str, config: FitConfig) -> None:
@@ -298,6 +300,10 @@ def evaluate(
                 after += float((denoised / scale).sum())
             gains[f"{level:g}"] = float(torch.cat(gain).mean())
     return gains, after / before
+
+
+def _mean(gains: dict[str, float]) -> float:
+    return sum(gains.values()) / len(gains)
 
 
 def _mse(frames: Tensor, target: Tensor) -> Tensor:
