@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.intensity import sample_starts
+from emdn_deploy.intensity import RUN, sample_starts
 
 # Standing out: by this many standard deviations of the noise, plus a few electrons
 # for sparse counts, and by this many times the spread of the neighbours.
@@ -142,6 +142,9 @@ def outliers(read: Reader, count: int, size: tuple[int, int], gain: float, offse
     electrons = ((total - offset * number) / gain).astype(np.float32)
     del total
     electrons /= np.float32(_excess(electrons))
+    if number < RUN:
+        # A pixel that was bright once need not be so always: ask for twice the distance.
+        electrons /= 4
     mask = _suspects(electrons)
     mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
     mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]

@@ -61,6 +61,16 @@ def test_groups_of_two_by_two_are_found(lattice, factor: int) -> None:
     assert (find(frames) == planted).all()
 
 
+def test_one_frame_is_little_proof(lattice) -> None:
+    """A cosmic ray's faint tail in a single frame is left; a hot pixel is not."""
+    frames = lattice(100.0, (1, 128, 128))
+    frames[0, 30, 30] = 100 + 13 * np.sqrt(100)
+    frames[0, 90, 90] = 1000
+    found = find(frames)
+    assert found[90, 90]
+    assert found.sum() == 1
+
+
 def test_repeated_frames_have_none(lattice) -> None:
     """A video with every frame three times, and a loop of four frames."""
     frames = lattice(20.0, (20, 128, 128))
