@@ -75,14 +75,9 @@ def _axes(file: Any, number: int, ndim: int) -> tuple[Axis, ...]:
         return ()
     # DM counts its origin in pixels, towards the other side.
     return tuple(
-        Axis("", unit, _exact(step) if unit else None, 0.0 - _exact(step * origin))
+        Axis("", unit, float(step) if unit else None, 0.0 - float(step * origin))
         for step, unit, origin in zip(steps, units, origins, strict=True)
     )
-
-
-def _exact(value: Any) -> float:
-    """Return the short decimal that a float32 stands for."""
-    return float(f"{value:.7g}")
 
 
 def _tags(file: Any, number: int) -> dict[str, str]:
