@@ -20,7 +20,7 @@ BLOCK = 16
 MAX_FRAMES = 64
 MAX_PIXELS = 8 * 2**20
 MAX_SPECTRA = 8
-_MANY = 2**19  # pixels of a frame that tell a quantile
+_MANY = 2**19  # pixels, over all samples, that tell a quantile
 RUN = 3  # neighbouring frames per sample: lags 1 and 2
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers.
@@ -148,7 +148,8 @@ def collect(
     good = np.ones(size, bool) if bad is None else ~bad
     middle = _middle(size, MAX_PIXELS // run)
     core = good[middle]
-    thin = max(1, int((good.size / _MANY) ** 0.5))
+    thin = max(1, round((len(starts) * run * good.size / _MANY) ** 0.5))
+    spectra = MAX_SPECTRA if run == 1 else MAX_SPECTRA // 3
     # A filter's output is good where its whole window is.
     inner = np.asarray(
         np.lib.stride_tricks.sliding_window_view(core, (3, 3)).all(axis=(2, 3))
@@ -176,7 +177,7 @@ def collect(
         parts["temporal_high"].append(_block_means(high_pass(pairs) ** 2, inner))
         if min(size) < spectrum.SMALLEST:
             parts["spatial"].append(_block_means(high_pass(wide) ** 2, inner))
-        elif len(parts["spatial"]) < MAX_SPECTRA:
+        elif len(parts["spatial"]) < spectra:
             parts["spatial"].append(np.array([spectrum.noise_variance(wide[0])]))
     joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     level, low = float(np.mean(levels)), float(np.median(quantiles))
