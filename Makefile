@@ -1,5 +1,5 @@
 # Every target is a task, not a file; the stamps in .venv record what is installed.
-.PHONY: help denoise test train simulate export ship bench check clean
+.PHONY: help denoise test train simulate export ship quality gallery example bench check clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,6 +7,7 @@ BIN     = $(VENV)/bin
 FRAMES ?= deploy/examples/frames.h5
 DATA   ?= data
 OUT    ?= outputs
+SPLIT  ?= data/testset
 EPOCHS ?= 2
 ARGS   ?=
 
@@ -31,6 +32,18 @@ export: $(VENV)/.train  ## Convert OUT/em_denoise_model.h5 to ONNX in OUT/onnx
 
 ship: $(VENV)/.train  ## Export OUT/em_denoise_model.h5 into the package as the shipped models
 	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out models/emdn_models/weights $(ARGS)
+
+quality: $(VENV)/.train  ## Measure every shipped model on the fixed test split in SPLIT
+	@test -e $(SPLIT)/test || $(BIN)/emdn-train testset $(SPLIT) --multislice tests/data/multislice.h5
+	$(BIN)/emdn-train quality $(SPLIT) $(ARGS)
+
+gallery: $(VENV)/.train  ## Draw what the simulator makes into train/gallery.png
+	$(BIN)/emdn-train gallery train/gallery.png
+
+example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 again
+	$(BIN)/emdn-train simulate data/example --kind movie --frames 16 --dose-e-per-a2 8000 8000 \
+	    --pixel-size-nm 0.01 0.01 --seed 0
+	cp data/example/movie.h5 deploy/examples/frames.h5
 
 bench: $(VENV)/.dev  ## Time every shipped model; tables in benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

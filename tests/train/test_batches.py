@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from emdn_train.batches import Specimens, crops, log_uniform, record, validation
+from emdn_train.batches import Specimens, crops, log_uniform, record
 from emdn_train.data import open_split
 from emdn_train.noise import DETECTORS
+from emdn_train.validate import validation
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,9 @@ from emdn_models import MODELS, ModelError, ParityError, checkpoint
 from emdn_models.nets import build
 from emdn_models.nets.dncnn import DnCNN
 from emdn_train import export as exporting
-from emdn_train.export import Graph, compare, export, to_onnx
+from emdn_train.export import export
+from emdn_train.graph import INPUTS, Graph, to_onnx
+from emdn_train.parity import TOLERANCE, compare
 
 
 def perturbed(name: str, preset: str = "shipped") -> nn.Module:
@@ -44,7 +46,7 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_computes_what_the_net_does(name, exported):
     folder, done = exported
-    assert done[name].error <= exporting.TOLERANCE
+    assert done[name].error <= TOLERANCE
     # An independent check, at sizes and batches that the exporter does not use.
     session = open_session(folder / f"{name}.onnx", "cpu", threads=1)
     frames = np.random.default_rng(1).poisson(6.0, (4, 71, 130)).astype(np.float32) * 2.5 + 7
@@ -65,7 +67,7 @@ def test_the_file_is_plain_described_and_free_of_this_machine(name, exported):
     assert {node.op_type for node in model.graph.node}.isdisjoint(
         {"BatchNormalization", "ConvTranspose", "If", "Loop"}
     )
-    assert [value.name for value in model.graph.input] == list(exporting.INPUTS)
+    assert [value.name for value in model.graph.input] == list(INPUTS)
     assert [value.name for value in model.graph.output] == ["denoised"]
     content = path.read_bytes()
     for trace in (b"/work", b"site-packages", b".py", b"stack_trace"):
@@ -159,4 +161,4 @@ def test_the_benchmarks_unet_is_marked_as_not_tileable(tmp_path):
     checkpoint.save(source, {"unet": checkpoint.Weights("paper", state, {"status": "fitted"})})
     (done,) = export(source, tmp_path / "onnx")
     assert not open_session(done.path, "cpu", threads=1).info.tiling_exact
-    assert compare(net.eval(), done.path)[0] <= exporting.TOLERANCE
+    assert compare(net.eval(), done.path)[0] <= TOLERANCE

@@ -11,10 +11,11 @@ from torch import nn
 from emdn_models import DeviceError, ModelError, checkpoint
 from emdn_models.nets import build
 from emdn_train import fit as fitting
-from emdn_train.batches import Specimens, validation
+from emdn_train.batches import Specimens
 from emdn_train.data import open_split
-from emdn_train.fit import FitConfig, evaluate, fit, pick_device
+from emdn_train.fit import FitConfig, fit, pick_device
 from emdn_train.recipes import RECIPES, loss, rate
+from emdn_train.validate import LEVELS, evaluate, validation
 
 CPU = torch.device("cpu")
 
@@ -162,7 +163,7 @@ class _Known(nn.Module):
 @pytest.mark.parametrize(("share", "gain"), [(0.0, 0.0), (0.9, 20.0)])
 def test_evaluate_measures_decibels_over_the_noisy_frame(gratings, share, gain):
     with open_split(gratings, "test") as split:
-        held = validation(Specimens.of(split), fitting.LEVELS, 4, 64, seed=0)
+        held = validation(Specimens.of(split), LEVELS, 4, 64, seed=0)
     answers = [(b.target - b.scale) / b.scale.sqrt() for b in held]
     gains, ratio = evaluate(_Known(answers, share), held, CPU)
     assert list(gains.values()) == pytest.approx([gain] * 3, abs=0.01)

@@ -154,31 +154,3 @@ def log_uniform(limits: tuple[float, float], count: int, generator: torch.Genera
     """Draw (count,) numbers whose logarithm is uniform between the limits."""
     low, high = limits
     return low * (high / low) ** torch.rand(count, generator=generator)
-
-
-def validation(
-    specimens: Specimens, levels: tuple[float, ...], count: int, side: int, seed: int
-) -> list[Batch]:
-    """Draw the same recordings for every model: one batch a level of signal to noise.
-
-    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    indices = torch.linspace(0, specimens.split.frames - 1, min(count, specimens.split.frames))
-    indices = indices.long()
-    frames = specimens.relative(indices)
-    height, width = frames.shape[-2:]
-    side = min(side, height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    clean = frames[:, None, top : top + side, left : left + side]
-    return [
-        record(
-            specimens,
-            indices,
-            clean,
-            torch.full((len(indices),), level),
-            generator,
-            torch.device("cpu"),
-        )
-        for level in levels
-    ]

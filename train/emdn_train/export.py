@@ -1,12 +1,10 @@
 """From a checkpoint to self-contained ONNX files that are proven to compute the same."""
 
-import copy
 import hashlib
 import json
 import logging
 import os
 import subprocess
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,45 +16,17 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from emdn_deploy.session import open_session
-from emdn_models import MODELS, ModelError, ParityError, __version__, checkpoint, pretrained
+from emdn_models import MODELS, ModelError, __version__, checkpoint, pretrained
 from emdn_models.nets import build, load_state
-from emdn_models.nets.electrons import BLUR, denormalise, noise_map, normalise
+from emdn_models.nets.electrons import BLUR
+from emdn_train.graph import Graph, describe, to_onnx
+from emdn_train.parity import compare
 from emdn_train.rewrite import rewritten
 
 log = logging.getLogger(__name__)
-# It warns of every torchvision operator that is not there.
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-
-OPSET = 18
-INPUTS = ("frames", "scale", "offset", "gain")
-TOLERANCE = 1e-5
-"""Largest difference from torch that is let through, as a share of the output's range."""
-
-_SIZES = ((1, 256, 256), (3, 97, 131), (2, 64, 48), (1, 5, 3))
-
-
-class Graph(nn.Module):
-    """A net between intensities in and intensities out, as it is exported.
-
-    denoised = ((net((e - scale) / sqrt(scale))) * sqrt(scale) + scale) * gain + offset
-    with e = (frames - offset) / gain. ``frames`` is (n, 1, h, w); scale (mean
-    electrons per pixel), offset and gain (units per electron) are (n, 1, 1, 1).
-    Nothing in it depends on the whole frame, so that it can be tiled and streamed.
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, frames: Tensor, scale: Tensor, offset: Tensor, gain: Tensor) -> Tensor:
-        """Denoise (n, 1, h, w)."""
-        electrons = (frames - offset) / gain
-        y = self.net(normalise(electrons, scale), noise_map(electrons, scale))
-        return denormalise(y, scale) * gain + offset
 
 
 @dataclass(frozen=True)
@@ -142,7 +112,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     gflop = counter.get_total_flops() / 1e9
     preset = MODELS[name].presets[weights.preset]
     program = to_onnx(Graph(rewritten(net)))
-    _describe(
+    describe(
         program,
         {
             "emdn_schema": "1",
@@ -179,76 +149,6 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     )  # fmt: skip
 
 
-def to_onnx(graph: nn.Module) -> onnx.ModelProto:
-    """Convert a graph with dynamic n, h and w to plain ONNX operators of opset 18."""
-    # The example is larger than any multiple, so that no size is taken as fixed.
-    example = (torch.rand(2, 1, 320, 288) * 50, *(torch.rand(2, 1, 1, 1) + 1 for _ in range(3)))
-    n, h, w = (torch.export.Dim(axis, min=1) for axis in "nhw")
-    with warnings.catch_warnings():
-        # torch's own converter warns of its own deprecations.
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            graph.eval(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=["denoised"],
-            dynamic_shapes=({0: n, 2: h, 3: w}, {0: n}, {0: n}, {0: n}),
-            optimize=True,
-            verbose=False,
-        )
-    if program is None:
-        raise ModelError("torch.onnx.export returned no program")
-    model: onnx.ModelProto = program.model_proto
-    operators = {node.op_type for node in model.graph.node}
-    if "BatchNormalization" in operators:
-        log.warning("batch norm stays in the graph: it follows a ReLU and cannot be folded")
-    foreign = {node.domain for node in model.graph.node} - {""}
-    if foreign:
-        raise ModelError(f"the graph uses operators outside ONNX: {', '.join(sorted(foreign))}")
-    return model
-
-
-def compare(net: nn.Module, path: Path) -> tuple[float, float]:
-    """Hold an exported file against its net over sizes, batches, doses and units.
-
-    Returns
-    -------
-    Largest difference from torch, and torch's own between float32 and float64, both
-    as shares of the output's range.
-
-    Raises
-    ------
-    ParityError
-        If the first exceeds ``TOLERANCE``.
-    """
-    session = open_session(path, "cpu")
-    reference, exact = Graph(net).eval(), Graph(copy.deepcopy(net).double()).eval()
-    worst = worst_float = 0.0
-    chance = np.random.default_rng(0)
-    for scale, offset, gain in ((0.5, 0.0, 1.0), (40.0, 0.0, 1.0), (9.0, 120.0, 28.0)):
-        extent = 0.0
-        for count, height, width in _SIZES:
-            frames = (_scene(chance, count, height, width, scale) * gain + offset).astype("f4")
-            column = [torch.full((count, 1, 1, 1), value) for value in (scale, offset, gain)]
-            with torch.no_grad():
-                tensor = torch.from_numpy(frames)[:, None]
-                expected = reference(tensor, *column)[:, 0].numpy()
-                truth = exact(tensor.double(), *(c.double() for c in column))[:, 0].numpy()
-            found = session.run(frames, scale, offset, gain)
-            # A frame of a few pixels has next to no range of its own.
-            extent = extent or float(np.ptp(expected))
-            worst = max(worst, float(np.abs(found - expected).max()) / extent)
-            worst_float = max(worst_float, float(np.abs(expected - truth).max()) / extent)
-    if not worst <= TOLERANCE:
-        raise ParityError(
-            f"{path.name}: onnxruntime differs from torch by {worst:.1e} of the output's range, "
-            f"more than {TOLERANCE:.0e}; nothing was written"
-        )
-    return worst, worst_float
-
-
 def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
     """Hash names and values of all tensors, in the order of their names."""
     digest = hashlib.sha256()
@@ -258,35 +158,9 @@ def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _scene(
-    chance: np.random.Generator, count: int, height: int, width: int, scale: float
-) -> NDArray[np.float64]:
-    """Count electrons of a lattice under a sloping beam: what a camera would give."""
-    y, x = np.mgrid[:height, :width]
-    lattice = 1 + 0.3 * np.cos(x / 2.3) * np.cos(y / 2.9 + x / 4)
-    beam = 0.5 + np.linspace(0, 1, width)
-    return chance.poisson(scale * lattice * beam, (count, height, width)).astype(float)
-
-
 def _field(net: nn.Module, receptive_field: int) -> int:
     """Add the window of the noise map for a net that reads it."""
     return receptive_field + (BLUR - 1 if getattr(net, "uses_noise", False) else 0)
-
-
-def _describe(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Replace torch's traces, which hold paths of this machine, by what deploying needs."""
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    for values in (model.graph.value_info, model.graph.input, model.graph.output):
-        for value in values:
-            del value.metadata_props[:]
-    for initializer in model.graph.initializer:
-        del initializer.metadata_props[:]
-    del model.graph.metadata_props[:], model.metadata_props[:]
-    model.graph.name = metadata["model"]
-    model.producer_name, model.producer_version = "emdn", __version__
-    onnx.helper.set_model_props(model, dict(metadata))
 
 
 def _revision() -> str:

@@ -2,11 +2,9 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,16 +15,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from emdn_models import MODELS, DeviceError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
-from emdn_models.nets.electrons import denormalise, noise_map, normalise
+from emdn_models.nets.electrons import noise_map, normalise
 from emdn_train import outputs
-from emdn_train.batches import Batch, Specimens, crops, log_uniform, record, validation
+from emdn_train.batches import Batch, Specimens, crops, log_uniform, record
 from emdn_train.data import open_split
 from emdn_train.recipes import RECIPES, Recipe, loss, optimizer, rate
+from emdn_train.validate import LEVELS, evaluate, validation
 
 log = logging.getLogger(__name__)
-
-LEVELS = (0.12, 0.4, 1.2)
-"""Signal to noise per pixel at which a model is validated."""
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -150,7 +146,7 @@ def fit(config: FitConfig) -> list[Fitted]:
             results.append(result)
             kept.pop(name, None)
             if result.status != "diverged":
-                kept[name] = _weights(result, net, config, recipe, specimens, device)
+                kept[name] = outputs.weights(result, net, config, recipe, specimens.split, device)
                 checkpoint.save(out / checkpoint.FILE_NAME, kept)
             outputs.write_results(out, config, results, device)
     return results
@@ -274,40 +270,8 @@ def micro_batch(patch: int, device: torch.device) -> int:
     return max(1, pixels // patch**2)
 
 
-def evaluate(
-    net: nn.Module, held: list[Batch], device: torch.device
-) -> tuple[dict[str, float], float]:
-    """Measure the improvement over the noisy frame on expected counts.
-
-    Returns
-    -------
-    Level to gain in dB, the mean over its frames of
-    10 log10(MSE noisy / MSE denoised); and the ratio of the means of all denoised and
-    all noisy counts.
-    """
-    net.eval()
-    gains = {}
-    before = after = 0.0
-    with torch.inference_mode():
-        for level, batch in zip(LEVELS, held, strict=True):
-            gain = []
-            for parts in zip(*(tensor.split(4) for tensor in batch), strict=True):
-                noisy, target, scale = (part.to(device) for part in parts)
-                y = net(normalise(noisy, scale), noise_map(noisy, scale))
-                denoised = denormalise(y, scale)
-                gain.append(10 * torch.log10(_mse(noisy, target) / _mse(denoised, target)))
-                before += float((noisy / scale).sum())
-                after += float((denoised / scale).sum())
-            gains[f"{level:g}"] = float(torch.cat(gain).mean())
-    return gains, after / before
-
-
 def _mean(gains: dict[str, float]) -> float:
     return sum(gains.values()) / len(gains)
-
-
-def _mse(frames: Tensor, target: Tensor) -> Tensor:
-    return (frames - target).square().mean((1, 2, 3))
 
 
 def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -323,38 +287,6 @@ def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
                 mean.copy_(new)
 
     return update
-
-
-def _weights(
-    result: Fitted,
-    net: nn.Module,
-    config: FitConfig,
-    recipe: Recipe,
-    specimens: Specimens,
-    device: torch.device,
-) -> checkpoint.Weights:
-    trained = {
-        "recipe": config.recipe,
-        "recipe_details": asdict(replace(recipe, lr=config.lr or recipe.lr)),
-        "data": outputs.describe_data(specimens.split),
-        "start": None if config.start is None else os.fspath(config.start),
-        "epochs": config.epochs,
-        "steps": result.history[-1]["step"] if result.history else 0,
-        "batch_size": config.batch_size,
-        "patch": config.patch,
-        "seed": config.seed,
-        "minutes": round(result.history[-1]["seconds"] / 60, 2) if result.history else 0,
-        "hardware": outputs.describe(device),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    quality = {
-        "gain_db": {level: round(gain, 2) for level, gain in result.gain_db.items()},
-        "mean_ratio": round(result.mean_ratio, 5),
-    }
-    state = {key: tensor.cpu().contiguous().numpy() for key, tensor in net.state_dict().items()}
-    return checkpoint.Weights(
-        config.preset, state, {"status": result.status, "recipe": trained, "quality": quality}
-    )
 
 
 def _clock(seconds: float) -> str:

@@ -5,18 +5,21 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
+from torch import nn
 
 from emdn_models import __version__, checkpoint
 from emdn_train.data import Split
 
 if TYPE_CHECKING:
     from emdn_train.fit import FitConfig, Fitted
+    from emdn_train.recipes import Recipe
 
 
 def describe(device: torch.device) -> str:
@@ -40,6 +43,41 @@ def existing(out: Path) -> dict[str, checkpoint.Weights]:
     """Load the models that an earlier run left in the folder."""
     path = out / checkpoint.FILE_NAME
     return checkpoint.load(path) if path.exists() else {}
+
+
+def weights(
+    result: "Fitted",
+    net: nn.Module,
+    config: "FitConfig",
+    recipe: "Recipe",
+    split: Split,
+    device: torch.device,
+) -> checkpoint.Weights:
+    """Gather a net's tensors, how it was fitted and what it was measured to do."""
+    trained = {
+        "recipe": config.recipe,
+        "recipe_details": dataclasses.asdict(
+            dataclasses.replace(recipe, lr=config.lr or recipe.lr)
+        ),
+        "data": describe_data(split),
+        "start": None if config.start is None else os.fspath(config.start),
+        "epochs": config.epochs,
+        "steps": result.history[-1]["step"] if result.history else 0,
+        "batch_size": config.batch_size,
+        "patch": config.patch,
+        "seed": config.seed,
+        "minutes": round(result.history[-1]["seconds"] / 60, 2) if result.history else 0,
+        "hardware": describe(device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    quality = {
+        "gain_db": {level: round(gain, 2) for level, gain in result.gain_db.items()},
+        "mean_ratio": round(result.mean_ratio, 5),
+    }
+    state = {key: tensor.cpu().contiguous().numpy() for key, tensor in net.state_dict().items()}
+    return checkpoint.Weights(
+        config.preset, state, {"status": result.status, "recipe": trained, "quality": quality}
+    )
 
 
 def write_results(

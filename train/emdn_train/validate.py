@@ -1,0 +1,70 @@
+"""How good a net is while it is being fitted: the same frames and noise for every model."""
+
+import torch
+from torch import Tensor, nn
+
+from emdn_models.nets.electrons import denormalise, noise_map, normalise
+from emdn_train.batches import Batch, Specimens, record
+
+LEVELS = (0.12, 0.4, 1.2)
+"""Signal to noise per pixel at which a model is validated."""
+
+
+def validation(
+    specimens: Specimens, levels: tuple[float, ...], count: int, side: int, seed: int
+) -> list[Batch]:
+    """Draw the same recordings for every model: one batch a level of signal to noise.
+
+    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.linspace(0, specimens.split.frames - 1, min(count, specimens.split.frames))
+    indices = indices.long()
+    frames = specimens.relative(indices)
+    height, width = frames.shape[-2:]
+    side = min(side, height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    clean = frames[:, None, top : top + side, left : left + side]
+    return [
+        record(
+            specimens,
+            indices,
+            clean,
+            torch.full((len(indices),), level),
+            generator,
+            torch.device("cpu"),
+        )
+        for level in levels
+    ]
+
+
+def evaluate(
+    net: nn.Module, held: list[Batch], device: torch.device
+) -> tuple[dict[str, float], float]:
+    """Measure the improvement over the noisy frame on expected counts.
+
+    Returns
+    -------
+    Level to gain in dB, the mean over its frames of
+    10 log10(MSE noisy / MSE denoised); and the ratio of the means of all denoised and
+    all noisy counts.
+    """
+    net.eval()
+    gains = {}
+    before = after = 0.0
+    with torch.inference_mode():
+        for level, batch in zip(LEVELS, held, strict=True):
+            gain = []
+            for parts in zip(*(tensor.split(4) for tensor in batch), strict=True):
+                noisy, target, scale = (part.to(device) for part in parts)
+                y = net(normalise(noisy, scale), noise_map(noisy, scale))
+                denoised = denormalise(y, scale)
+                gain.append(10 * torch.log10(_mse(noisy, target) / _mse(denoised, target)))
+                before += float((noisy / scale).sum())
+                after += float((denoised / scale).sum())
+            gains[f"{level:g}"] = float(torch.cat(gain).mean())
+    return gains, after / before
+
+
+def _mse(frames: Tensor, target: Tensor) -> Tensor:
+    return (frames - target).square().mean((1, 2, 3))
