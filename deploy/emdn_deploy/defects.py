@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.intensity import RUN, sample_starts
+from emdn_deploy.sampling import RUN, sample_starts
 
 # Standing out: by this many standard deviations of the noise, plus a few electrons
 # for sparse counts, and by this many times the spread of the neighbours.

@@ -7,26 +7,16 @@ gain = sigma**2 / (mean - offset) and s = (mean - offset)**2 / sigma**2. A camer
 gain is rarely written down, so sigma is measured, on frames sampled over the stack.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import spectrum
+from emdn_deploy.sampling import Blocks, Reader, collect
 from emdn_models.errors import EmdnError
-
-BLOCK = 16
-MAX_FRAMES = 64
-MAX_PIXELS = 8 * 2**20
-MAX_SPECTRA = 8
-_MANY = 2**19  # pixels, over all samples, that tell a quantile
-RUN = 3  # neighbouring frames per sample: lags 1 and 2
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers.
 _COUNTS_TOLERANCE = 0.2
-
-Reader = Callable[[int, int], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -52,41 +42,6 @@ class Intensity:
     offset: float
     sigma: float
     note: str
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Statistics of blocks of about `BLOCK` x `BLOCK` pixels, over all samples.
-
-    Attributes
-    ----------
-    level
-        Mean intensity of all pixels.
-    mean
-        (B,) mean intensity.
-    temporal
-        (B,) half the mean square difference of neighbouring frames; empty for one frame.
-    lagged
-        (B',) the same for frames two apart.
-    temporal_high
-        (B,) noise variance from the high-passed differences.
-    spatial
-        (B'',) noise variance from single frames (see `emdn_deploy.spectrum`), or, for
-        frames too small for that, from their high-passed blocks.
-    low
-        0.1 % quantile of the pixels.
-    whole
-        Whether every pixel is a whole number.
-    """
-
-    level: float
-    mean: NDArray[np.float64]
-    temporal: NDArray[np.float64]
-    lagged: NDArray[np.float64]
-    temporal_high: NDArray[np.float64]
-    spatial: NDArray[np.float64]
-    low: float
-    whole: bool
 
 
 def estimate(
@@ -120,68 +75,6 @@ def estimate(
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise EmdnError(f"gain is {gain}, expected units per electron, more than 0")
     return from_blocks(collect(read, count, size, bad), gain, offset)
-
-
-def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
-    """Spread runs of neighbouring frames over a stack: their starts and their length."""
-    run = min(RUN, count)
-    frames = int(np.clip(MAX_PIXELS // max(1, size[0] * size[1]), run, MAX_FRAMES))
-    runs = min(frames // run, max(1, count // run))
-    return [int(start) for start in np.linspace(0, count - run, runs).round()], run
-
-
-def _middle(size: tuple[int, int], pixels: int) -> tuple[slice, slice]:
-    """Return the middle of a frame (H, W), about ``pixels`` large, or all of it."""
-    shrink = min(1.0, (pixels / (size[0] * size[1])) ** 0.5)
-    kept = [max(min(length, 3), int(length * shrink)) for length in size]
-    low = [(length - keep) // 2 for length, keep in zip(size, kept, strict=True)]
-    return slice(low[0], low[0] + kept[0]), slice(low[1], low[1] + kept[1])
-
-
-def collect(
-    read: Reader, count: int, size: tuple[int, int], bad: NDArray[np.bool_] | None = None
-) -> Blocks:
-    """Measure the blocks of at most `MAX_FRAMES` frames, a few in memory at a time."""
-    starts, run = sample_starts(count, size)
-    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _PARTS}
-    levels, quantiles, whole = [], [], True
-    good = np.ones(size, bool) if bad is None else ~bad
-    middle = _middle(size, MAX_PIXELS // run)
-    core = good[middle]
-    thin = max(1, round((len(starts) * run * good.size / _MANY) ** 0.5))
-    spectra = MAX_SPECTRA if run == 1 else MAX_SPECTRA // 3
-    # A filter's output is good where its whole window is.
-    inner = np.asarray(
-        np.lib.stride_tricks.sliding_window_view(core, (3, 3)).all(axis=(2, 3))
-        if min(size) > 2
-        else core
-    )
-    for start in starts:
-        frames = read(start, start + run)
-        if not np.isfinite(frames).all():
-            number = start + int(np.flatnonzero(~np.isfinite(frames).all(axis=(1, 2)))[0])
-            raise EmdnError(
-                f"frame {number} has pixels that are not finite (NaN or infinity); "
-                "replace them before denoising"
-            )
-        levels.append(float(frames.sum(axis=0, dtype=np.float64).mean(where=good)) / len(frames))
-        pixels = frames[:, ::thin, ::thin][:, good[::thin, ::thin]]
-        whole = whole and bool(np.equal(pixels, np.rint(pixels)).all())
-        quantiles.append(float(np.quantile(pixels, 0.001)))
-        wide = frames[:, *middle].astype(np.float64)
-        pairs = np.diff(wide, axis=0) / np.sqrt(2)
-        centres = wide if run == 1 else (wide[:-1] + wide[1:]) / 2
-        parts["mean"].append(_block_means(centres, core))
-        parts["temporal"].append(_block_means(pairs**2, core))
-        parts["lagged"].append(_block_means((wide[2:] - wide[:-2]) ** 2 / 2, core))
-        parts["temporal_high"].append(_block_means(high_pass(pairs) ** 2, inner))
-        if min(size) < spectrum.SMALLEST:
-            parts["spatial"].append(_block_means(high_pass(wide) ** 2, inner))
-        elif len(parts["spatial"]) < spectra:
-            parts["spatial"].append(np.array([spectrum.noise_variance(wide[0])]))
-    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    level, low = float(np.mean(levels)), float(np.median(quantiles))
-    return Blocks(level, **joined, low=low, whole=whole)
 
 
 def from_blocks(blocks: Blocks, gain: float | None, offset: float | None) -> Intensity:
@@ -238,19 +131,6 @@ def moves(blocks: Blocks) -> bool:
     return _trimmed_mean(blocks.lagged) > 1.03 * _trimmed_mean(blocks.temporal)
 
 
-def high_pass(frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Filter (k, H, W) by [1, -2, 1] along both axes, with unit gain for white noise.
-
-    After Immerkaer, Computer Vision and Image Understanding 64 (1996) 300. Lines
-    along an axis and anything smooth are removed.
-    """
-    size = frames.shape[1:]
-    if min(size) < 3:
-        return np.zeros((len(frames), 0, 0))
-    rows = frames[:, :-2] - 2 * frames[:, 1:-1] + frames[:, 2:]
-    return (rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 6
-
-
 def _offset(blocks: Blocks, mean: float, variance: float) -> tuple[float, str]:
     """Choose the reading without electrons: zero unless the data say otherwise."""
     fitted = fit_offset(blocks)
@@ -297,34 +177,9 @@ def fit_offset(blocks: Blocks) -> float | None:
     return offset if offset < blocks.low else None
 
 
-def _block_means(stack: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Average the good pixels of (k, H, W) over blocks; blocks with few are left out."""
-    if not stack.size:
-        return np.zeros(0)
-    if good.all():
-        return _blocks(stack).ravel()
-    share = _blocks(good[None].astype(np.float64))[0]
-    kept = share > 0.25
-    means: NDArray[np.float64] = _blocks(stack * good)[:, kept] / share[kept]
-    return means.ravel()
-
-
-def _blocks(stack: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average (k, H, W) over blocks of about `BLOCK` pixels that cover all of it."""
-    for axis in (1, 2):
-        length = stack.shape[axis]
-        edges = np.linspace(0, length, max(1, length // BLOCK) + 1).astype(int)
-        widths = np.diff(edges).reshape((-1, 1) if axis == 1 else (-1,))
-        stack = np.add.reduceat(stack, edges[:-1], axis=axis) / widths
-    return stack
-
-
 def _trimmed_mean(values: NDArray[np.float64]) -> float:
     """Average all but the upper and lower 2 %: a few hot or dead pixels do no harm."""
     if not values.size:
         return 0.0
     cut = int(0.02 * values.size)
     return float(np.sort(values)[cut : values.size - cut].mean())
-
-
-_PARTS = ("mean", "temporal", "lagged", "temporal_high", "spatial")

@@ -16,7 +16,7 @@ from emdn_models.errors import ModelError
 
 # The largest frame that is denoised whole, and the largest tile of one that is not.
 WHOLE_PIXELS = 2048 * 2048
-TILE_PIXELS = 1408 * 1408
+TILE_PIXELS = 1280 * 1280
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emdn_deploy import intensity
+from emdn_deploy import intensity, sampling
 from emdn_models.errors import EmdnError
 
 
@@ -81,7 +81,7 @@ def test_interpolated_single_frames_keep_their_noise(lattice, seed: int) -> None
         wide = (wide + np.roll(wide, 1, axis)) / 2
     variance = 0.75**2 * 30.0  # of the mean of one or two pixels, along both axes
     assert measure(wide[None] * 2.0).sigma == pytest.approx(2 * np.sqrt(variance), rel=0.35)
-    assert np.sqrt(np.median(intensity.high_pass(wide[None]) ** 2)) < 0.25 * np.sqrt(variance)
+    assert np.sqrt(np.median(sampling.high_pass(wide[None]) ** 2)) < 0.25 * np.sqrt(variance)
 
 
 def test_hot_pixels_do_not_change_the_scale_of_one_frame(lattice) -> None:
@@ -123,10 +123,10 @@ def test_tiny_frames_have_a_scale(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000])
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (4096, 4096)])
 def test_samples_are_bounded_and_spread(count: int, size: tuple[int, int]) -> None:
-    starts, run = intensity.sample_starts(count, size)
-    assert len(starts) * run <= intensity.MAX_FRAMES
+    starts, run = sampling.sample_starts(count, size)
+    assert len(starts) * run <= sampling.MAX_FRAMES
     pixels = size[0] * size[1]
-    assert len(starts) * run * pixels <= max(intensity.MAX_PIXELS, run * pixels)
+    assert len(starts) * run * pixels <= max(sampling.MAX_PIXELS, run * pixels)
     assert run == min(3, count)
     assert starts[0] == 0
     assert max(starts) + run <= count
