@@ -99,6 +99,10 @@ def test_starting_from_a_checkpoint_goes_on_where_it_was(gratings, tmp_path):
     fitting.start_from(net, "ffdnet", config(gratings, tmp_path, start=saved))
     state = checkpoint.load(saved)["ffdnet"].state
     assert all((state[key] == value.numpy()).all() for key, value in net.state_dict().items())
+    fit(config(gratings, tmp_path / "c", epochs=1, start=saved))
+    recipe = checkpoint.load(tmp_path / "c" / "em_denoise_model.h5")["ffdnet"].metadata["recipe"]
+    assert recipe["start"]["steps"] == 6
+    assert recipe["start"]["start"] is None
     with pytest.raises(ModelError, match="paper"):
         fitting.start_from(net, "ffdnet", config(gratings, tmp_path, start=saved, preset="paper"))
     with pytest.raises(ModelError, match="holds no model 'unet'"):

@@ -53,14 +53,20 @@ def weights(
     split: Split,
     device: torch.device,
 ) -> checkpoint.Weights:
-    """Gather a net's tensors, how it was fitted and what it was measured to do."""
+    """Gather a net's tensors, how it was fitted and what it was measured to do.
+
+    A net that started from a checkpoint carries the recipe of that one in ``start``.
+    """
+    earlier = None
+    if config.start is not None:
+        earlier = checkpoint.load(config.start)[result.name].metadata.get("recipe")
     trained = {
         "recipe": config.recipe,
         "recipe_details": dataclasses.asdict(
             dataclasses.replace(recipe, lr=config.lr or recipe.lr)
         ),
         "data": describe_data(split),
-        "start": None if config.start is None else os.fspath(config.start),
+        "start": earlier,
         "epochs": config.epochs,
         "steps": result.history[-1]["step"] if result.history else 0,
         "batch_size": config.batch_size,
