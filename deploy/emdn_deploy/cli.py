@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.options import DenoiseOptions, Device, Kind
+from emdn_deploy.options import DenoiseOptions, Device, Dtype, Kind
 from emdn_models import console
 from emdn_models.errors import EmdnError
 
@@ -30,6 +30,17 @@ Axes = Annotated[
     str | None,
     typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
 ]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
+]
+On = Annotated[Device, typer.Option(help="auto says what it took; cuda never falls back.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
+]
+Gain = Annotated[float | None, typer.Option(help="Units per electron; measured if not given.")]
+Offset = Annotated[
+    float | None, typer.Option(help="Reading without electrons; measured if not given.")
+]
 
 
 @app.command()
@@ -47,33 +58,26 @@ def denoise(
     to: Annotated[
         Kind | None, typer.Option(help="Kind of output; HDF5 is mirrored, others become hspy.")
     ] = _DEFAULT.to,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Integers are rounded; pixels that saturate are counted.")
+    ] = _DEFAULT.dtype,
     out_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the outputs.")
     ] = _DEFAULT.out_dir,
     suffix: Annotated[str, typer.Option(help="What output names end in.")] = _DEFAULT.suffix,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
-    ] = _DEFAULT.model,
-    device: Annotated[
-        Device, typer.Option(help="auto says what it took; cuda never falls back.")
-    ] = _DEFAULT.device,
+    model: Model = _DEFAULT.model,
+    device: On = _DEFAULT.device,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Frames per run; chosen if not given.")
     ] = _DEFAULT.batch,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
-    ] = _DEFAULT.threads,
+    threads: Threads = _DEFAULT.threads,
     dataset: Dataset = _DEFAULT.dataset,
     axes: Axes = _DEFAULT.axes,
     frames: Annotated[
         str | None, typer.Option(metavar="A:B:STEP", help="Only these frames, counted from 0.")
     ] = _DEFAULT.frames,
-    gain: Annotated[
-        float | None, typer.Option(help="Units per electron; measured if not given.")
-    ] = _DEFAULT.gain,
-    offset: Annotated[
-        float | None, typer.Option(help="Reading without electrons; measured if not given.")
-    ] = _DEFAULT.offset,
+    gain: Gain = _DEFAULT.gain,
+    offset: Offset = _DEFAULT.offset,
     dark: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Dark reference, subtracted.")
     ] = _DEFAULT.dark,
@@ -108,7 +112,7 @@ def denoise(
             "-o, --preview and --movie take a single input; use --out-dir for several"
         )
     options = DenoiseOptions(
-        output=output, to=to, out_dir=out_dir, suffix=suffix,
+        output=output, to=to, dtype=dtype, out_dir=out_dir, suffix=suffix,
         model=model, device=device, batch=batch, threads=threads, dataset=dataset, axes=axes,
         frames=frames, gain=gain, offset=offset, dark=dark, gain_map=gain_map, defects=defects,
         keep_bad_pixels=keep_bad_pixels, preview=preview, movie=movie, overwrite=overwrite,
@@ -152,23 +156,13 @@ def watch(
         Path | None, typer.Option(metavar="DIR", help="Default: <folder>_denoised.")
     ] = _DEFAULT.out_dir,
     to: Annotated[Kind | None, typer.Option(help="Kind of output for a folder.")] = _DEFAULT.to,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
-    ] = _DEFAULT.model,
-    device: Annotated[
-        Device, typer.Option(help="auto says what it took; cuda never falls back.")
-    ] = _DEFAULT.device,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
-    ] = _DEFAULT.threads,
+    model: Model = _DEFAULT.model,
+    device: On = _DEFAULT.device,
+    threads: Threads = _DEFAULT.threads,
     dataset: Dataset = _DEFAULT.dataset,
     axes: Axes = _DEFAULT.axes,
-    gain: Annotated[
-        float | None, typer.Option(help="Units per electron; measured if not given.")
-    ] = _DEFAULT.gain,
-    offset: Annotated[
-        float | None, typer.Option(help="Reading without electrons; measured if not given.")
-    ] = _DEFAULT.offset,
+    gain: Gain = _DEFAULT.gain,
+    offset: Offset = _DEFAULT.offset,
     idle: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Stop when nothing came for so long.")
     ] = 60.0,

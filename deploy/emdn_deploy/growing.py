@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from emdn_deploy import correction, job
+from emdn_deploy import correction, provenance
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
@@ -100,7 +100,7 @@ def _follow(
     batch = options.batch or denoiser.batch_for(first.shape[1:])
     sums = Sums()
     with h5py.File(partial, "w", libver="latest") as output:
-        grown = _create(output, first, job.provenance(first, options, denoiser, ready, batch))
+        grown = _create(output, first, provenance.facts_of(first, options, denoiser, ready, batch))
         output.swmr_mode = True
         done, idle = 0, 0.0
         try:
@@ -133,7 +133,7 @@ def _reading(frames: Frames, recipe: Recipe) -> Prepared:
     return correction.prepare(frames, DenoiseOptions(), recipe)
 
 
-def _create(output: h5py.File, frames: Frames, provenance: Provenance) -> h5py.Dataset:
+def _create(output: h5py.File, frames: Frames, facts: Provenance) -> h5py.Dataset:
     shape = frames.stored_shape
     made: h5py.Dataset = output.create_dataset(
         frames.dataset, shape=(0, *shape[1:]), maxshape=(None, *shape[1:]),
@@ -143,5 +143,5 @@ def _create(output: h5py.File, frames: Frames, provenance: Provenance) -> h5py.D
         if axis.step is not None:
             made.attrs[f"step_{letter}"] = axis.step
             made.attrs[f"units_{letter}"] = axis.units
-    record(output, frames.dataset, provenance)
+    record(output, frames.dataset, facts)
     return made

@@ -1,6 +1,5 @@
 """Denoise one file into another: the whole of ``emdn-deploy denoise``."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -10,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, pipeline, selection, targets, writers
+from emdn_deploy import correction, pipeline, provenance, selection, targets, writers
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.output import Output, check_target
 from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.writers import Provenance
-from emdn_models import __version__
+from emdn_deploy.writers import Layout, Storage
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
@@ -35,6 +33,8 @@ class Plan:
     ----------
     shape
         (N, H, W).
+    dtype
+        Of the input's pixels.
     size_bytes
         Of the output's pixels.
     """
@@ -65,6 +65,10 @@ class Report:
         mean(output) / mean(input), both above the offset.
     bad_pixels
         Pixels that were filled in from their neighbours, in every frame.
+    dtype
+        Of the output's pixels.
+    saturated
+        Pixels of the output that lay outside the range of an integer ``dtype``.
     """
 
     source: Path
@@ -78,6 +82,8 @@ class Report:
     intensity: Intensity
     ratio: float
     bad_pixels: int
+    dtype: str
+    saturated: int
     preview: Path | None
     movie: Path | None
 
@@ -104,7 +110,7 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
     target, _ = targets.target_of(source, options)
     with open_selected(source, options) as frames:
         check_target(target, source, overwrite=options.overwrite)
-        size = 4 * int(np.prod(frames.shape))
+        size = np.dtype(options.dtype).itemsize * int(np.prod(frames.shape))
         return Plan(
             source, target, frames.format, frames.dataset, frames.why, frames.shape,
             str(frames.dtype), size,
@@ -141,11 +147,14 @@ def run(
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
         batch = options.batch or denoiser.batch_for(frames.shape[1:])
-        facts = provenance(frames, options, denoiser, ready, batch)
-        with Output(
-            target, module, lambda partial: writers.lay_out(module, partial, frames, facts),
-            _key(source, facts), overwrite=options.overwrite,
-        ) as output:  # fmt: skip
+        facts = provenance.facts_of(frames, options, denoiser, ready, batch)
+        storage = Storage(options.dtype)
+
+        def make(partial: Path) -> Layout:
+            return writers.lay_out(module, partial, frames, facts, storage)
+
+        key = provenance.key_of(source, facts)
+        with Output(target, module, make, key, overwrite=options.overwrite) as output:
             resumed = output.done
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
@@ -153,6 +162,7 @@ def run(
             _stream(frames.shape[0], ready, denoiser, output, batch, progress)
             seconds = time.perf_counter() - began
             late = output.sums.facts(ready.scale.offset)
+            saturated = output.sums.saturated
             output.complete(late)
         if options.preview is not None or options.movie is not None:
             _draw(options, frames, ready, target, module)
@@ -160,55 +170,9 @@ def run(
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         denoiser.session.info.name, denoiser.session.device, ready.scale,
-        late["intensity_ratio"], ready.bad_pixels, options.preview, options.movie,
+        late["intensity_ratio"], ready.bad_pixels, options.dtype, saturated, options.preview,
+        options.movie,
     )  # fmt: skip
-
-
-def provenance(
-    frames: Frames, options: DenoiseOptions, denoiser: Denoiser, ready: Prepared, batch: int
-) -> Provenance:
-    """Say how the output comes about."""
-    info, scale = denoiser.session.info, ready.scale
-    references = {
-        name: str(path)
-        for name in ("dark", "gain_map", "defects")
-        if (path := getattr(options, name)) is not None
-    }
-    return {
-        "program": "emdn-deploy",
-        "version": __version__,
-        "model": info.name,
-        "preset": info.preset,
-        "model_sha256": info.sha256,
-        "weights_sha256": info.text.get("weights_sha256", ""),
-        "device": denoiser.session.device,
-        "threads": denoiser.session.threads,
-        "batch": batch,
-        "input": str(frames.path),
-        "input_dataset": frames.dataset,
-        "input_axes": frames.order,
-        "input_dtype": str(frames.dtype),
-        "input_frames": options.frames or "all",
-        "scale_e_per_px": scale.scale,
-        "gain": scale.gain,
-        "offset": scale.offset,
-        "intensity": scale.note,
-        "bad_pixels": ready.bad_pixels,
-        **references,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _key(source: Path, facts: Provenance) -> Provenance:
-    """Say what decides the pixels: a partial file is continued only if all is equal."""
-    paths = [source] if source.exists() else []
-    paths += [Path(str(facts[name])) for name in ("dark", "gain_map", "defects") if name in facts]
-    stamps = []
-    for path in paths:
-        members = sorted(path.rglob("*")) if path.is_dir() else [path]
-        stamps += [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in members]
-    key = {name: value for name, value in facts.items() if name not in ("date", "threads")}
-    return {**key, "input_files": hashlib.sha256(repr(stamps).encode()).hexdigest()}
 
 
 def _stream(

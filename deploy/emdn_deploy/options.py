@@ -6,6 +6,7 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Kind = Literal["h5", "hspy", "tif", "mrc", "npy"]
+Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class DenoiseOptions:
         None for a name made from the input's.
     to
         Kind of output; None mirrors HDF5 and writes ``.hspy`` for all others.
+    dtype
+        Of the output's pixels; integers are rounded, and saturate at their limits.
     out_dir, suffix
         Where an output without a name goes, and what its name ends in.
     model
@@ -46,6 +49,7 @@ class DenoiseOptions:
 
     output: Path | None = None
     to: Kind | None = None
+    dtype: Dtype = "float32"
     out_dir: Path | None = None
     suffix: str = "_denoised"
     model: str | None = None

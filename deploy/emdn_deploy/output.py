@@ -11,14 +11,15 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.writers.integers import storable
 from emdn_deploy.writers.layout import Layout, Provenance
 from emdn_models.errors import OutputError
 
@@ -36,8 +37,9 @@ class Sums:
     squares: float = 0.0
     low: float = float("inf")
     high: float = float("-inf")
+    saturated: int = 0
 
-    def add(self, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
+    def add(self, before: NDArray[np.float32], after: NDArray[Any]) -> None:
         """Count in a block (k, H, W) of input and output."""
         wide = after.astype(np.float64)
         self.pixels += after.size
@@ -46,7 +48,7 @@ class Sums:
         self.squares += float((wide * wide).sum())
         self.low, self.high = min(self.low, float(after.min())), max(self.high, float(after.max()))
 
-    def facts(self, offset: float) -> dict[str, float]:
+    def facts(self, offset: float) -> dict[str, int | float]:
         """Return the statistics of the whole output, and mean(out) / mean(in)."""
         mean, dark = self.after / self.pixels, self.before / self.pixels - offset
         return {
@@ -55,6 +57,7 @@ class Sums:
             "output_min": self.low,
             "output_max": self.high,
             "output_mean": mean,
+            "saturated_pixels": self.saturated,
             "output_std": max(0.0, self.squares / self.pixels - mean * mean) ** 0.5,
         }
 
@@ -128,13 +131,15 @@ class Output:
         """Write frames (k, H, W), the first of which is number ``start``."""
         layout = self.layout
         with self._disk():
-            for number, frame in enumerate(after, start):
+            stored, saturated = storable(after, np.dtype(layout.dtype))
+            for number, frame in enumerate(stored, start):
                 turned = frame.T if layout.transposed else frame
                 pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype)).data.cast("B")
                 self._file.seek(int(layout.offsets[number]))
                 while pixels:
                     pixels = pixels[self._file.write(pixels) :]
-            self.sums.add(before, after)
+            self.sums.add(before, stored)
+            self.sums.saturated += saturated
             self.done = start + len(after)
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self._save_map()
@@ -178,7 +183,7 @@ class Output:
             return False
         try:
             with np.load(self._map, allow_pickle=False) as saved:
-                key, sums = str(saved["key"]), saved["sums"]
+                key, sums = str(saved["key"]), json.loads(str(saved["sums"]))
                 layout = Layout(saved["offsets"], str(saved["dtype"]), bool(saved["transposed"]))
                 done = saved["done"]
         except (OSError, ValueError, KeyError):
@@ -192,7 +197,7 @@ class Output:
                 "repeat that run's command to continue it, or add --overwrite to begin anew"
             )
         self.layout, self.done = layout, int(np.argmin(done)) if not done.all() else len(done)
-        self.sums = Sums(int(sums[0]), *(float(value) for value in sums[1:]))
+        self.sums = Sums(**sums)
         return True
 
     def _save_map(self) -> None:
@@ -200,7 +205,7 @@ class Output:
         if hasattr(self, "_file"):
             os.fsync(self._file.fileno())
         fresh = self._map.with_name(self._map.name + ".new")
-        layout, sums = self.layout, self.sums
+        layout = self.layout
         with fresh.open("wb") as file:
             np.savez(
                 file,
@@ -209,7 +214,7 @@ class Output:
                 dtype=layout.dtype,
                 transposed=layout.transposed,
                 done=np.arange(len(layout.offsets)) < self.done,
-                sums=[sums.pixels, sums.before, sums.after, sums.squares, sums.low, sums.high],
+                sums=json.dumps(asdict(self.sums)),
             )
             file.flush()
             os.fsync(file.fileno())

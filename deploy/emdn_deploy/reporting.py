@@ -3,6 +3,8 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
+
 from emdn_deploy.job import Plan, Report
 
 
@@ -20,6 +22,8 @@ def lines(report: Report) -> list[str]:
     ]
     if report.bad_pixels:
         text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
+    if np.dtype(report.dtype).kind != "f":
+        text.append(f"saturated  {report.saturated} pixels outside the range of {report.dtype}")
     text.append(f"output     {report.output}")
     if report.preview:
         text.append(f"preview    {report.preview}")

@@ -15,8 +15,8 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
     Raises
     ------
     OutputError
-        If ``--to`` and the output's suffix contradict each other, or no writer has
-        that suffix.
+        If ``--to`` and the output's suffix contradict each other, no writer has
+        that suffix, or it cannot store what is asked for.
     """
     if options.output is not None and options.output.is_dir():
         raise OutputError(f"{options.output}: is a folder; give it by --out-dir, or a file's name")
@@ -29,6 +29,7 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
             raise OutputError(f"{target}: is no name for --to {options.to}; leave one of them out")
         if options.to == "hspy" and source.suffix.lower() != ".hspy":
             module = "combined"
+    writers.check(target, module, writers.Storage(options.dtype))
     return target, module
 
 

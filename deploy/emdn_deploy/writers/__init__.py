@@ -1,7 +1,7 @@
 """Lay out an output file.
 
-A format is one module with ``lay_out(target, frames, provenance) -> Layout`` and one
-line in `WRITERS`. HDF5 to HDF5 is special: the input is mirrored.
+A format is one module with ``lay_out(target, frames, provenance, storage) -> Layout``
+and one line in `WRITERS`. HDF5 to HDF5 is special: the input is mirrored.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emdn_deploy.readers import READERS
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.writers.layout import Layout, Provenance
+from emdn_deploy.writers.layout import Layout, Provenance, Storage
 from emdn_models.errors import OutputError
 
 WRITERS: dict[str, tuple[str, ...]] = {
@@ -19,7 +19,10 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "npy": (".npy",),
 }
 
-__all__ = ["WRITERS", "Layout", "Provenance", "lay_out", "module_for"]
+# Formats that hold some types only.
+DTYPES: dict[str, tuple[str, ...]] = {"mrc": ("float32", "int8", "int16", "uint16")}
+
+__all__ = ["WRITERS", "Layout", "Provenance", "Storage", "check", "lay_out", "module_for"]
 
 
 def module_for(target: Path, *, mirror: bool) -> str:
@@ -42,8 +45,26 @@ def module_for(target: Path, *, mirror: bool) -> str:
     raise OutputError(f"{target}: unknown kind of file {target.suffix!r}; emdn writes {known}")
 
 
-def lay_out(module: str, partial: Path, frames: Frames, provenance: Provenance) -> Layout:
+def check(target: Path, module: str, storage: Storage) -> None:
+    """Refuse what a format cannot store.
+
+    Raises
+    ------
+    OutputError
+        Naming the formats that can.
+    """
+    held = DTYPES.get(module, (storage.dtype,))
+    if storage.dtype not in held:
+        raise OutputError(
+            f"{target}: {module} files hold {', '.join(held)}, not {storage.dtype}; "
+            "choose one of these with --dtype, or another kind of file with --to"
+        )
+
+
+def lay_out(
+    module: str, partial: Path, frames: Frames, provenance: Provenance, storage: Storage
+) -> Layout:
     """Write the whole file but its pixels, with a writer chosen by `module_for`."""
     writer = importlib.import_module(f"emdn_deploy.writers.{module}")
-    layout: Layout = writer.lay_out(partial, frames, provenance)
+    layout: Layout = writer.lay_out(partial, frames, provenance, storage)
     return layout

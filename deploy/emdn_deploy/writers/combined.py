@@ -14,14 +14,14 @@ import numpy as np
 
 from emdn_deploy.readers.frames import Axis, Frames
 from emdn_deploy.writers.hdf5_frames import chunk_offsets, create_frames, finish, record
-from emdn_deploy.writers.layout import Layout, Provenance
+from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
 __all__ = ["finish", "lay_out"]
 
 _ROOT = "Experiments"
 
 
-def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
+def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write everything but the pixels, and say where those belong."""
     title = frames.path.name.split(".")[0].strip("*?[]") or "frames"
     shape, axes = stacked(frames)
@@ -46,12 +46,12 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
              "python_class": "Array"}
         )  # fmt: skip
         group.attrs["axes"] = [f"dim{i}" for i in range(len(shape))]
-        create_frames(group, "data", shape, order).attrs["units"] = ""
+        create_frames(group, "data", shape, order, storage).attrs["units"] = ""
         for i, (axis, length) in enumerate(zip(axes, shape, strict=True)):
             _write_axis(group, i, axis, length, navigate=i < len(shape) - 2)
         _write_metadata(group, title, frames)
         record(file, path, provenance)
-    return Layout(chunk_offsets(target, path, shape, order))
+    return Layout(chunk_offsets(target, path, shape, order), storage.kind.str)
 
 
 def stacked(frames: Frames) -> tuple[tuple[int, ...], tuple[Axis, ...]]:

@@ -7,15 +7,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.writers.layout import Provenance
+from emdn_deploy.writers.layout import Provenance, Storage
 
 GROUP = "emdn"
 
 
 def create_frames(
-    parent: h5py.Group, name: str, shape: tuple[int, ...], order: str
+    parent: h5py.Group, name: str, shape: tuple[int, ...], order: str, storage: Storage
 ) -> h5py.Dataset:
-    """Create the float32 dataset with its space on disk, one frame a chunk.
+    """Create the dataset with its space on disk, one frame a chunk.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def create_frames(
     settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     settings.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
     space = h5py.h5s.create_simple(shape)
-    kind = h5py.h5t.IEEE_F32LE
+    kind = h5py.h5t.py_create(storage.kind)
     return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
 
 

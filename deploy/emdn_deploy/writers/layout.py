@@ -2,12 +2,35 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Provenance = Mapping[str, str | int | float]
 """How an output came about, by name."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the pixels of an output are stored.
+
+    Attributes
+    ----------
+    dtype
+        NumPy's name of it, without endianness.
+    """
+
+    dtype: str = "float32"
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """Return the data type in little-endian order."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of an array of this shape."""
+        return self.kind.itemsize * int(np.prod(shape))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """HDF5 to HDF5: the input's tree again, with one dataset replaced.
 
 Every group, dataset, attribute, soft, hard and external link is kept; the frames are
-float32 in the same axis order, one frame a chunk.
+in the same axis order, one frame a chunk.
 """
 
 import os
@@ -14,23 +14,25 @@ import numpy as np
 from emdn_deploy.readers.frames import Frames
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.writers.hdf5_frames import chunk_offsets, create_frames, finish, record
-from emdn_deploy.writers.layout import Layout, Provenance
+from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
 __all__ = ["finish", "lay_out"]
 
 
-def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
+def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write everything but the pixels, and say where those belong."""
     with open_file(frames.path) as source, h5py.File(target, "w") as copy:
-        _copy_tree(source, copy, frames, Path(target).parent)
+        _copy_tree(source, copy, frames, Path(target).parent, storage)
         _copy_references(source, copy)
         record(copy, frames.dataset, provenance)
     offsets = chunk_offsets(target, frames.dataset, frames.stored_shape, frames.order)
     flip = frames.order.index("x") < frames.order.index("y")
-    return Layout(offsets, transposed=flip)
+    return Layout(offsets, storage.kind.str, transposed=flip)
 
 
-def _copy_tree(source: h5py.File, copy: h5py.File, frames: Frames, folder: Path) -> None:
+def _copy_tree(
+    source: h5py.File, copy: h5py.File, frames: Frames, folder: Path, storage: Storage
+) -> None:
     """Walk the links of ``source`` depth first and make each again in ``copy``."""
     chosen = source[frames.dataset]
     made: dict[Any, str] = {_identity(source): "/"}
@@ -56,7 +58,7 @@ def _copy_tree(source: h5py.File, copy: h5py.File, frames: Frames, folder: Path)
             if isinstance(item, h5py.Group):
                 walk(item, into.create_group(name, track_order=True))
             elif item == chosen:
-                made_frames = create_frames(into, name, frames.stored_shape, frames.order)
+                made_frames = create_frames(into, name, frames.stored_shape, frames.order, storage)
                 _copy_attributes(item, made_frames)
             else:
                 group.copy(name, into, name=name)

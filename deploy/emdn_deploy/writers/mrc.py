@@ -1,4 +1,4 @@
-"""MRC2014, mode 2, voxel size in angstrom."""
+"""MRC2014, mode 2 unless integers are asked for, voxel size in angstrom."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ import numpy as np
 
 from emdn_deploy.calibration import step_in
 from emdn_deploy.readers import READERS, Frames
-from emdn_deploy.writers.layout import Layout, Provenance
+from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
 
-def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
+def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write the headers and the space for the pixels."""
-    count, height, width = frames.shape
-    with mrcfile.new_mmap(target, frames.shape, mrc_mode=2, overwrite=True) as file:
+    mode = mrcfile.utils.mode_from_dtype(np.dtype(storage.dtype))
+    with mrcfile.new_mmap(target, frames.shape, mrc_mode=mode, overwrite=True) as file:
         file.set_image_stack()
         steps = [step_in(frames.axis(letter), "Å") for letter in "xy"]
         if steps[0] and steps[1]:
@@ -23,7 +23,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
         _keep_extended_header(file, frames.path)
         start = 1024 + int(file.header.nsymbt)
         kind = file.data.dtype.newbyteorder("=").str
-    offsets = start + np.arange(count, dtype=np.int64) * height * width * 4
+    offsets = start + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])
     return Layout(offsets, kind)
 
 
@@ -33,6 +33,9 @@ def finish(path: Path, late: Provenance) -> None:
         for name in ("min", "max", "mean"):
             file.header[f"d{name}"] = late[f"output_{name}"]
         file.header.rms = late["output_std"]
+        if file.data.dtype.kind != "f":
+            kind, count = file.data.dtype.name, late["saturated_pixels"]
+            file.add_label(f"emdn: stored as {kind}, {count} pixels saturated")
 
 
 def _keep_extended_header(file: Any, source: Path) -> None:

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.writers.layout import Layout, Provenance
+from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
 
-def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
+def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write the header and the space for the pixels."""
-    array = np.lib.format.open_memmap(target, "w+", np.dtype("<f4"), frames.shape)
+    array = np.lib.format.open_memmap(target, "w+", storage.kind, frames.shape)
     start = int(array.offset)
     del array
-    count, height, width = frames.shape
-    offsets = start + np.arange(count, dtype=np.int64) * height * width * 4
+    offsets = start + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])
     axes = [
         {"name": name, "units": axis.units, "step": axis.step, "origin": axis.origin}
         for name, axis in (("y", frames.axis("y")), ("x", frames.axis("x")))
@@ -24,7 +23,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
     _draft(target).write_text(
         json.dumps({"axes": axes, "emdn": dict(provenance)}), encoding="utf-8"
     )
-    return Layout(offsets)
+    return Layout(offsets, storage.kind.str)
 
 
 def finish(path: Path, late: Provenance) -> None:

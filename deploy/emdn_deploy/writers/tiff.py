@@ -9,40 +9,60 @@ import tifffile
 
 from emdn_deploy.calibration import step_in
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers.layout import Layout, Provenance
+from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
 # ImageJ reads one directory and then plain pixels; a classic TIFF ends at 4 GB.
 _CLASSIC_BYTES = 2**32 - 2**25
+_IMAGEJ_TYPES = ("float32", "uint8", "uint16", "int16")
+# A TIFF's texts cannot grow in place: room for what is known at the end only.
+_ROOM = " " * 400
 
 
-def lay_out(target: Path, frames: Frames, provenance: Provenance) -> Layout:
+def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write the headers and the space for the pixels."""
-    count, height, width = frames.shape
-    classic = 4 * count * height * width < _CLASSIC_BYTES
+    classic = storage.size(frames.shape) < _CLASSIC_BYTES
     x, y = (_nanometres(frames.axis(letter)) for letter in "xy")
     options: dict[str, Any] = {"photometric": "minisblack"}
     if x.step and y.step:
         options["resolution"] = (1 / x.step, 1 / y.step)
         options["extratags"] = _dm_tags(x, y)
-    metadata: dict[str, Any] = {"axes": "TYX", "Info": json.dumps(dict(provenance))}
-    if classic:
+    metadata: dict[str, Any] = {
+        "axes": "TYX",
+        "Info": json.dumps(dict(provenance))[:-1] + _ROOM + "}",
+    }
+    if classic and storage.dtype in _IMAGEJ_TYPES:
         options["imagej"] = True
         metadata["unit"] = x.units if x.step else "pixel"
     else:
-        options["bigtiff"] = True
+        options["bigtiff"] = not classic
     written = tifffile.imwrite(
-        target, None, shape=frames.shape, dtype=np.float32, metadata=metadata,
+        target, None, shape=frames.shape, dtype=np.dtype(storage.dtype), metadata=metadata,
         returnoffset=True, **options,
     )  # fmt: skip
     offset = written[0] if written else 0
     with tifffile.TiffFile(target) as file:
         order = file.byteorder
-    offsets = offset + np.arange(count, dtype=np.int64) * height * width * 4
-    return Layout(offsets, f"{order}f4")
+    offsets = offset + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])
+    return Layout(offsets, storage.kind.newbyteorder(order).str)
 
 
 def finish(path: Path, late: Provenance) -> None:
-    """Leave the file as it is: a TIFF's description cannot grow in place."""
+    """Put what is known at the end into the room that the record has for it."""
+    with tifffile.TiffFile(path) as opened:
+        tags = [tag for tag in opened.pages.first.tags if tag.code in (270, 50839)]
+        places = [(tag.valueoffset, tag.valuebytecount) for tag in tags]
+        imagej, order = opened.is_imagej, opened.byteorder
+    encoding = f"utf-16-{'le' if order == '<' else 'be'}" if imagej else "ascii"
+    facts = ", " + json.dumps(dict(late))[1:-1]
+    # Outside of ImageJ's tag, the record is a text inside of a JSON text.
+    text = (facts if imagej else json.dumps(facts)[1:-1]).ljust(len(_ROOM))
+    with path.open("r+b") as file:
+        for offset, count in places:
+            file.seek(offset)
+            start = file.read(count).find(_ROOM.encode(encoding))
+            if start >= 0 and len(text) == len(_ROOM):
+                file.seek(offset + start)
+                file.write(text.encode(encoding))
 
 
 def _nanometres(axis: Axis) -> Axis:

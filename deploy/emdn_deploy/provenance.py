@@ -1,0 +1,60 @@
+"""How an output comes about: what is recorded in it, and what continues an interrupted run."""
+
+import hashlib
+import time
+from pathlib import Path
+
+from emdn_deploy.correction import Prepared
+from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.readers import Frames
+from emdn_deploy.writers import Provenance
+from emdn_models import __version__
+
+
+def facts_of(
+    frames: Frames, options: DenoiseOptions, denoiser: Denoiser, ready: Prepared, batch: int
+) -> Provenance:
+    """Say how an output comes about."""
+    info, scale = denoiser.session.info, ready.scale
+    references = {
+        name: str(path)
+        for name in ("dark", "gain_map", "defects")
+        if (path := getattr(options, name)) is not None
+    }
+    return {
+        "program": "emdn-deploy",
+        "version": __version__,
+        "model": info.name,
+        "preset": info.preset,
+        "model_sha256": info.sha256,
+        "weights_sha256": info.text.get("weights_sha256", ""),
+        "device": denoiser.session.device,
+        "threads": denoiser.session.threads,
+        "batch": batch,
+        "input": str(frames.path),
+        "input_dataset": frames.dataset,
+        "input_axes": frames.order,
+        "input_dtype": str(frames.dtype),
+        "input_frames": options.frames or "all",
+        "output_dtype": options.dtype,
+        "scale_e_per_px": scale.scale,
+        "gain": scale.gain,
+        "offset": scale.offset,
+        "intensity": scale.note,
+        "bad_pixels": ready.bad_pixels,
+        **references,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def key_of(source: Path, facts: Provenance) -> Provenance:
+    """Say what decides the pixels: a partial file is continued only if all is equal."""
+    paths = [source] if source.exists() else []
+    paths += [Path(str(facts[name])) for name in ("dark", "gain_map", "defects") if name in facts]
+    stamps = []
+    for path in paths:
+        members = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stamps += [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in members]
+    key = {name: value for name, value in facts.items() if name not in ("date", "threads")}
+    return {**key, "input_files": hashlib.sha256(repr(stamps).encode()).hexdigest()}
