@@ -61,6 +61,9 @@ def denoise(
     dtype: Annotated[
         Dtype, typer.Option(help="Integers are rounded; pixels that saturate are counted.")
     ] = _DEFAULT.dtype,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Without loss: gzip in HDF5, zlib in TIFF.")
+    ] = _DEFAULT.compress,
     out_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for the outputs.")
     ] = _DEFAULT.out_dir,
@@ -112,7 +115,7 @@ def denoise(
             "-o, --preview and --movie take a single input; use --out-dir for several"
         )
     options = DenoiseOptions(
-        output=output, to=to, dtype=dtype, out_dir=out_dir, suffix=suffix,
+        output=output, to=to, dtype=dtype, compress=compress, out_dir=out_dir, suffix=suffix,
         model=model, device=device, batch=batch, threads=threads, dataset=dataset, axes=axes,
         frames=frames, gain=gain, offset=offset, dark=dark, gain_map=gain_map, defects=defects,
         keep_bad_pixels=keep_bad_pixels, preview=preview, movie=movie, overwrite=overwrite,

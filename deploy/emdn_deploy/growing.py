@@ -17,9 +17,10 @@ from emdn_deploy import correction, provenance
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.output import Sums, check_target
+from emdn_deploy.output import check_target
 from emdn_deploy.readers import Choice, Frames
 from emdn_deploy.readers.hdf5 import choose, frames_of
+from emdn_deploy.sums import Sums
 from emdn_deploy.watch import FIRST_FRAMES, Arrival
 from emdn_deploy.writers import Provenance
 from emdn_deploy.writers.hdf5_frames import finish, record

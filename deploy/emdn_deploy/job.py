@@ -36,7 +36,7 @@ class Plan:
     dtype
         Of the input's pixels.
     size_bytes
-        Of the output's pixels.
+        Of the output's pixels, before any compression.
     """
 
     source: Path
@@ -148,7 +148,7 @@ def run(
             _log.warning("warning: %s: %s", source, ready.scale.note)
         batch = options.batch or denoiser.batch_for(frames.shape[1:])
         facts = provenance.facts_of(frames, options, denoiser, ready, batch)
-        storage = Storage(options.dtype)
+        storage = Storage(options.dtype, options.compress)
 
         def make(partial: Path) -> Layout:
             return writers.lay_out(module, partial, frames, facts, storage)

@@ -21,6 +21,8 @@ class DenoiseOptions:
         Kind of output; None mirrors HDF5 and writes ``.hspy`` for all others.
     dtype
         Of the output's pixels; integers are rounded, and saturate at their limits.
+    compress
+        Whether to compress the output's frames, losslessly.
     out_dir, suffix
         Where an output without a name goes, and what its name ends in.
     model
@@ -50,6 +52,7 @@ class DenoiseOptions:
     output: Path | None = None
     to: Kind | None = None
     dtype: Dtype = "float32"
+    compress: bool = False
     out_dir: Path | None = None
     suffix: str = "_denoised"
     model: str | None = None

@@ -2,7 +2,8 @@
 
 While a run lasts there are ``NAME.partial``, the file itself, and
 ``NAME.partial.map``, which frames of it are done and of which run it is a part. A run
-that was interrupted is continued by the same command.
+that was interrupted is continued by the same command. Compressed frames, whose sizes are
+not known beforehand, wait in ``NAME.partial.frames`` until all are done.
 """
 
 import contextlib
@@ -11,55 +12,22 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.sums import Sums
 from emdn_deploy.writers.integers import storable
 from emdn_deploy.writers.layout import Layout, Provenance
 from emdn_models.errors import OutputError
 
 # Work that a power failure may cost.
 _SYNC_SECONDS = 2.0
-
-
-@dataclass
-class Sums:
-    """What is summed up over the frames written so far, for the record."""
-
-    pixels: int = 0
-    before: float = 0.0
-    after: float = 0.0
-    squares: float = 0.0
-    low: float = float("inf")
-    high: float = float("-inf")
-    saturated: int = 0
-
-    def add(self, before: NDArray[np.float32], after: NDArray[Any]) -> None:
-        """Count in a block (k, H, W) of input and output."""
-        wide = after.astype(np.float64)
-        self.pixels += after.size
-        self.before += float(before.sum(dtype=np.float64))
-        self.after += float(wide.sum())
-        self.squares += float((wide * wide).sum())
-        self.low, self.high = min(self.low, float(after.min())), max(self.high, float(after.max()))
-
-    def facts(self, offset: float) -> dict[str, int | float]:
-        """Return the statistics of the whole output, and mean(out) / mean(in)."""
-        mean, dark = self.after / self.pixels, self.before / self.pixels - offset
-        return {
-            # Above the offset, the ratio keeps its meaning where the mean is near zero.
-            "intensity_ratio": (mean - offset) / dark if dark else 1.0,
-            "output_min": self.low,
-            "output_max": self.high,
-            "output_mean": mean,
-            "saturated_pixels": self.saturated,
-            "output_std": max(0.0, self.squares / self.pixels - mean * mean) ** 0.5,
-        }
 
 
 def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
@@ -116,6 +84,8 @@ class Output:
         self.target, self.module = target, module
         self.partial = target.with_name(target.name + ".partial")
         self._map = target.with_name(target.name + ".partial.map")
+        self._spool = target.with_name(target.name + ".partial.frames")
+        self._make = make
         self._key = json.dumps(dict(key), sort_keys=True)
         self._synced = time.monotonic()
         self.sums = Sums()
@@ -125,7 +95,8 @@ class Output:
                 self._discard()
                 self.layout = make(self.partial)
                 self._save_map()
-            self._file = self.partial.open("r+b", buffering=0)
+            place = self._spool if self.layout.packing else self.partial
+            self._file = place.open("r+b" if place.exists() else "w+b", buffering=0)
 
     def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
         """Write frames (k, H, W), the first of which is number ``start``."""
@@ -134,10 +105,14 @@ class Output:
             stored, saturated = storable(after, np.dtype(layout.dtype))
             for number, frame in enumerate(stored, start):
                 turned = frame.T if layout.transposed else frame
-                pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype)).data.cast("B")
+                pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype))
+                left = pixels.data.cast("B")
+                if layout.packing:
+                    left = memoryview(layout.packing.encode(pixels))
+                    layout.offsets[number + 1] = layout.offsets[number] + len(left)
                 self._file.seek(int(layout.offsets[number]))
-                while pixels:
-                    pixels = pixels[self._file.write(pixels) :]
+                while left:
+                    left = left[self._file.write(left) :]
             self.sums.add(before, stored)
             self.sums.saturated += saturated
             self.done = start + len(after)
@@ -148,6 +123,8 @@ class Output:
         """Make the file durable and give it its name."""
         with self._disk():
             self._save_map()
+            if self.layout.packing:
+                self.layout.packing.fill(self._packed())
             self._file.close()
             writer = importlib.import_module(f"emdn_deploy.writers.{self.module}")
             writer.finish(self.partial, late)
@@ -155,6 +132,13 @@ class Output:
                 os.fsync(file.fileno())
             os.replace(self.partial, self.target)
             self._map.unlink(missing_ok=True)
+            self._spool.unlink(missing_ok=True)
+
+    def _packed(self) -> Iterator[bytes]:
+        """Read the compressed frames back, one by one."""
+        for start, stop in pairwise(self.layout.offsets.tolist()):
+            self._file.seek(start)
+            yield self._file.read(stop - start)
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +169,7 @@ class Output:
             with np.load(self._map, allow_pickle=False) as saved:
                 key, sums = str(saved["key"]), json.loads(str(saved["sums"]))
                 layout = Layout(saved["offsets"], str(saved["dtype"]), bool(saved["transposed"]))
-                done = saved["done"]
+                done, packed = saved["done"], bool(saved["packed"])
         except (OSError, ValueError, KeyError):
             return False
         if key != self._key:
@@ -196,6 +180,9 @@ class Output:
                 f"{self.partial}: is an interrupted run with another {differs}; "
                 "repeat that run's command to continue it, or add --overwrite to begin anew"
             )
+        if packed:
+            # An interruption while the file was filled leaves no more of it than its frames.
+            layout = replace(self._make(self.partial), offsets=layout.offsets)
         self.layout, self.done = layout, int(np.argmin(done)) if not done.all() else len(done)
         self.sums = Sums(**sums)
         return True
@@ -213,6 +200,7 @@ class Output:
                 offsets=layout.offsets,
                 dtype=layout.dtype,
                 transposed=layout.transposed,
+                packed=layout.packing is not None,
                 done=np.arange(len(layout.offsets)) < self.done,
                 sums=json.dumps(asdict(self.sums)),
             )
@@ -222,7 +210,7 @@ class Output:
         self._synced = time.monotonic()
 
     def _discard(self) -> None:
-        for suffix in ("", ".map", ".map.new", ".json"):
+        for suffix in ("", ".map", ".map.new", ".json", ".frames"):
             Path(f"{self.partial}{suffix}").unlink(missing_ok=True)
 
     @contextlib.contextmanager

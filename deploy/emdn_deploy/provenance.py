@@ -38,6 +38,7 @@ def facts_of(
         "input_dtype": str(frames.dtype),
         "input_frames": options.frames or "all",
         "output_dtype": options.dtype,
+        "output_compression": "zlib" if options.compress else "none",
         "scale_e_per_px": scale.scale,
         "gain": scale.gain,
         "offset": scale.offset,

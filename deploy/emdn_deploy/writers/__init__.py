@@ -21,6 +21,8 @@ WRITERS: dict[str, tuple[str, ...]] = {
 
 # Formats that hold some types only.
 DTYPES: dict[str, tuple[str, ...]] = {"mrc": ("float32", "int8", "int16", "uint16")}
+# Writers that can compress.
+COMPRESS = ("combined", "mirror", "tiff")
 
 __all__ = ["WRITERS", "Layout", "Provenance", "Storage", "check", "lay_out", "module_for"]
 
@@ -58,6 +60,11 @@ def check(target: Path, module: str, storage: Storage) -> None:
         raise OutputError(
             f"{target}: {module} files hold {', '.join(held)}, not {storage.dtype}; "
             "choose one of these with --dtype, or another kind of file with --to"
+        )
+    if storage.compress and module not in COMPRESS:
+        raise OutputError(
+            f"{target}: {module} files are not compressed; leave out --compress, "
+            "or choose --to h5, hspy or tif"
         )
 
 

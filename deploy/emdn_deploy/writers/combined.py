@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers.hdf5_frames import chunk_offsets, create_frames, finish, record
+from emdn_deploy.writers.hdf5_frames import create_frames, finish, layout_of, record
 from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
 __all__ = ["finish", "lay_out"]
@@ -51,7 +51,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
             _write_axis(group, i, axis, length, navigate=i < len(shape) - 2)
         _write_metadata(group, title, frames)
         record(file, path, provenance)
-    return Layout(chunk_offsets(target, path, shape, order), storage.kind.str)
+    return layout_of(target, path, shape, order, storage)
 
 
 def stacked(frames: Frames) -> tuple[tuple[int, ...], tuple[Axis, ...]]:

@@ -1,6 +1,6 @@
 """What every writer returns: a complete file whose frames are still to be filled in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,12 @@ class Storage:
     ----------
     dtype
         NumPy's name of it, without endianness.
+    compress
+        Whether frames are compressed, losslessly.
     """
 
     dtype: str = "float32"
+    compress: bool = False
 
     @property
     def kind(self) -> np.dtype[Any]:
@@ -31,6 +34,22 @@ class Storage:
     def size(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of an array of this shape."""
         return self.kind.itemsize * int(np.prod(shape))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How compressed frames get into a file, which needs the sizes of all of them.
+
+    Attributes
+    ----------
+    encode
+        Turns the pixels of a frame, as they are stored, into compressed bytes.
+    fill
+        Puts all frames, so encoded and in order, into the file that was laid out.
+    """
+
+    encode: Callable[[NDArray[Any]], bytes]
+    fill: Callable[[Iterator[bytes]], None]
 
 
 @dataclass(frozen=True)
@@ -45,13 +64,17 @@ class Layout:
     Attributes
     ----------
     offsets
-        (N,) int64, byte of the first pixel of each frame.
+        (N,) int64, byte of the first pixel of each frame; of compressed frames, (N + 1,)
+        where each begins and the last ends, one after the other, as far as they are made.
     dtype
         Of a stored pixel, with its endianness.
     transposed
         Whether a frame is stored as (x, y).
+    packing
+        None for frames that are not compressed.
     """
 
     offsets: NDArray[np.int64]
     dtype: str = "<f4"
     transposed: bool = False
+    packing: Packing | None = None

@@ -13,7 +13,7 @@ import numpy as np
 
 from emdn_deploy.readers.frames import Frames
 from emdn_deploy.readers.hdf5 import open_file
-from emdn_deploy.writers.hdf5_frames import chunk_offsets, create_frames, finish, record
+from emdn_deploy.writers.hdf5_frames import create_frames, finish, layout_of, record
 from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
 __all__ = ["finish", "lay_out"]
@@ -25,9 +25,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         _copy_tree(source, copy, frames, Path(target).parent, storage)
         _copy_references(source, copy)
         record(copy, frames.dataset, provenance)
-    offsets = chunk_offsets(target, frames.dataset, frames.stored_shape, frames.order)
-    flip = frames.order.index("x") < frames.order.index("y")
-    return Layout(offsets, storage.kind.str, transposed=flip)
+    return layout_of(target, frames.dataset, frames.stored_shape, frames.order, storage)
 
 
 def _copy_tree(

@@ -1,15 +1,19 @@
 """TIFF for ImageJ and DigitalMicrograph users; BigTIFF above 4 GB."""
 
 import json
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 from emdn_deploy.calibration import step_in
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers.layout import Layout, Provenance, Storage
+from emdn_deploy.writers.hdf5_frames import LEVEL
+from emdn_deploy.writers.layout import Layout, Packing, Provenance, Storage
 
 # ImageJ reads one directory and then plain pixels; a classic TIFF ends at 4 GB.
 _CLASSIC_BYTES = 2**32 - 2**25
@@ -30,11 +34,13 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         "axes": "TYX",
         "Info": json.dumps(dict(provenance))[:-1] + _ROOM + "}",
     }
-    if classic and storage.dtype in _IMAGEJ_TYPES:
+    if classic and storage.dtype in _IMAGEJ_TYPES and not storage.compress:
         options["imagej"] = True
         metadata["unit"] = x.units if x.step else "pixel"
     else:
         options["bigtiff"] = not classic
+    if storage.compress:
+        return _packed(target, frames.shape, storage, metadata, options)
     written = tifffile.imwrite(
         target, None, shape=frames.shape, dtype=np.dtype(storage.dtype), metadata=metadata,
         returnoffset=True, **options,
@@ -44,6 +50,28 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         order = file.byteorder
     offsets = offset + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])
     return Layout(offsets, storage.kind.newbyteorder(order).str)
+
+
+def _packed(
+    target: Path,
+    shape: tuple[int, int, int],
+    storage: Storage,
+    metadata: dict[str, Any],
+    options: dict[str, Any],
+) -> Layout:
+    """Leave the file to be written at the end: each page says where its frame lies."""
+
+    def encode(pixels: NDArray[Any]) -> bytes:
+        return zlib.compress(pixels.data, LEVEL)
+
+    def fill(chunks: Iterator[bytes]) -> None:
+        tifffile.imwrite(
+            target, chunks, shape=shape, dtype=np.dtype(storage.dtype), byteorder="<",
+            metadata=metadata, compression="zlib", rowsperstrip=shape[1], **options,
+        )  # fmt: skip
+
+    target.touch()
+    return Layout(np.zeros(shape[0] + 1, np.int64), storage.kind.str, packing=Packing(encode, fill))
 
 
 def finish(path: Path, late: Provenance) -> None:
