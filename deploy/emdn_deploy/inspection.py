@@ -9,6 +9,8 @@ from emdn_deploy import correction, tiling
 from emdn_deploy.calibration import step_in
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.hdf5 import open_file
+from emdn_deploy.readers.offers import SeveralStacks
 from emdn_models import checkpoint, pretrained
 from emdn_models.errors import EmdnError, FormatError
 
@@ -31,7 +33,7 @@ def describe(path: Path, choice: Choice) -> Iterator[str]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    with h5py.File(path, "r") as file:
+    with open_file(path) as file:
         return bool(file.attrs.get("format") == checkpoint.FORMAT)
 
 
@@ -55,7 +57,12 @@ def _checkpoint(path: Path) -> Iterator[str]:
 
 
 def _frames(path: Path, choice: Choice) -> Iterator[str]:
-    with open_frames(path, choice) as frames:
+    try:
+        opened = open_frames(path, choice)
+    except SeveralStacks as several:
+        yield from _several(path, several)
+        return
+    with opened as frames:
         count, height, width = frames.shape
         yield f"{path}: {frames.format}"
         yield _row("taken", f"{frames.dataset or 'all of it'} ({frames.why})")
@@ -84,6 +91,16 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         model = pretrained.default_model()
         whole = "whole frames" if height * width <= tiling.WHOLE_PIXELS else "by tiles"
         yield _row("model", f"{model} unless --model says otherwise, {whole}")
+
+
+def _several(path: Path, several: SeveralStacks) -> Iterator[str]:
+    """List what a file offers that does not say which of it are the frames."""
+    yield f"{path}: {len(several.offers)} {several.kind}, none of which is marked as the frames"
+    width = max(len(one.dataset) for one in several.offers)
+    for one in several.offers:
+        chunks = "" if one.chunks is None else f"  chunks {one.chunks}"
+        yield f"  {one.dataset:{width}}  {one.shape}  {one.dtype}{chunks}"
+    yield f"  choose    emdn-deploy denoise {path} --dataset {several.offers[0].dataset}"
 
 
 def _row(name: str, value: str) -> str:

@@ -8,6 +8,7 @@ from ncempy.io import dm
 
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
+from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models.errors import FormatError
 
 
@@ -25,7 +26,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         raise FormatError(f"{path}: cannot be read as a DM file ({_words(error)})") from error
     # The thumbnail, always first, is not counted.
     count = max(1, file.numObjects - 1)
-    number = _choose(path, count, choice)
+    number = _choose(path, file, count, choice)
     try:
         data = file.getMemmap(number)
     except Exception as error:
@@ -53,14 +54,21 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def _choose(path: Path, count: int, choice: Choice) -> int:
+def _choose(path: Path, file: Any, count: int, choice: Choice) -> int:
     if choice.dataset is None:
         if count == 1:
             return 0
-        raise FormatError(f"{path}: holds {count} images; choose one with --dataset NUMBER")
+        raise SeveralStacks(path, "images", [_offer(file, number) for number in range(count)])
     if not choice.dataset.isdigit() or int(choice.dataset) >= count:
         raise FormatError(f"{path}: has no image {choice.dataset!r}; it has 0 to {count - 1}")
     return int(choice.dataset)
+
+
+def _offer(file: Any, number: int) -> Offer:
+    try:
+        return Offer.of(str(number), file.getMemmap(number))
+    except Exception as error:  # colours, say: one image must not hide the others
+        return Offer(str(number), (), f"not readable ({_words(error)})")
 
 
 def _axes(file: Any, number: int, ndim: int) -> tuple[Axis, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate
+from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models import checkpoint
 from emdn_models.errors import FormatError
 
@@ -71,11 +72,8 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
             "name one with --dataset if the frames are somewhere special"
         )
     if len(found) > 1:
-        raise FormatError(
-            f"{path}: holds {len(found)} stacks ({found[0].convention}): "
-            + "; ".join(f"{one.path} {one.dataset.shape} {one.dataset.dtype}" for one in found)
-            + "; choose one with --dataset PATH"
-        )
+        offers = [Offer.of(one.path, one.dataset) for one in found]
+        raise SeveralStacks(path, f"stacks ({found[0].convention})", offers)
     reason = {"plain HDF5": "the only large numeric dataset"}
     convention = found[0].convention
     return found[0], reason.get(convention, f"marked as the frames by the file ({convention})")

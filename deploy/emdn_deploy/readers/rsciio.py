@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
+from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models.errors import FormatError, MissingExtraError
 
 
@@ -68,11 +69,11 @@ def _choose(path: Path, name: str, signals: list[dict[str, Any]], choice: Choice
                 f"{path}: has no stack {choice.dataset!r}; it has 0 to {len(found) - 1}"
             )
         found = [found[int(choice.dataset)]]
-    if len(found) != 1:
-        shapes = ", ".join(str(one["data"].shape) for one in found) or "none"
-        raise FormatError(
-            f"{path}: holds {len(found)} stacks of frames ({shapes}); choose with --dataset NUMBER"
-        )
+    if not found:
+        raise FormatError(f"{path}: holds no frames that RosettaSciIO reads ({name})")
+    if len(found) > 1:
+        offers = [Offer.of(str(i), one["data"]) for i, one in enumerate(found)]
+        raise SeveralStacks(path, f"stacks of frames ({name})", offers)
     notes = sorted(found[0]["axes"], key=lambda axis: int(axis["index_in_array"]))
     lead = iter(default_order((2,) * len(notes)))
     signal = iter("yx")

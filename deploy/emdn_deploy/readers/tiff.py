@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
+from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models.errors import FormatError, MissingExtraError
 
 # What it logs of a damaged file is raised here as well, in one line.
@@ -109,9 +110,8 @@ def _choose(path: Path, file: tifffile.TiffFile, choice: Choice) -> tuple[Any, s
     # Thumbnails are common, and small.
     if largest[0].size >= 8 * largest[1].size:
         return largest[0], "the only large series in the file"
-    listed = "; ".join(f"{i}: {one.shape} {one.dtype}" for i, one in enumerate(series))
-    raise FormatError(
-        f"{path}: holds {len(series)} series ({listed}); choose with --dataset NUMBER"
+    raise SeveralStacks(
+        path, "series", [Offer.of(str(number), one) for number, one in enumerate(series)]
     )
 
 

@@ -144,7 +144,7 @@ def test_tiff_series_are_listed(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "two.tif") as file:
         file.write(STACK[0], photometric="minisblack", metadata=None)
         file.write(STACK[0, :, :20], photometric="minisblack", metadata=None)
-    with pytest.raises(FormatError, match=r"2 series .*--dataset NUMBER"):
+    with pytest.raises(FormatError, match=r"2 series: .*--dataset NUMBER"):
         open_frames(tmp_path / "two.tif")
     expect(tmp_path / "two.tif", STACK[:1, :, :20], Choice(dataset="1"))
 

@@ -1,0 +1,51 @@
+"""Files with several stacks: what there is, and how to choose."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emdn_models.errors import FormatError
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One of several stacks.
+
+    Attributes
+    ----------
+    dataset
+        What ``--dataset`` calls it.
+    chunks
+        How it is cut into pieces, None where it is not.
+    """
+
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, dataset: str, array: Any) -> "Offer":
+        """Describe an array, or anything with a shape and a dtype."""
+        chunks = getattr(array, "chunks", None)
+        return cls(dataset, tuple(array.shape), str(array.dtype), chunks)
+
+
+class SeveralStacks(FormatError):
+    """A file that holds several stacks and does not say which are the frames.
+
+    Attributes
+    ----------
+    kind
+        What they are, in words.
+    offers
+        In the file's order.
+    """
+
+    def __init__(self, path: Path, kind: str, offers: list[Offer]) -> None:
+        what = "NUMBER" if offers[0].dataset.isdigit() else "PATH"
+        listed = "; ".join(f"{one.dataset} {one.shape} {one.dtype}" for one in offers)
+        super().__init__(
+            f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset {what}"
+        )
+        self.kind, self.offers = kind, offers
