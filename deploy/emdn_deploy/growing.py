@@ -61,6 +61,11 @@ def dataset(
         def frames_now() -> Frames:
             return frames_of(source, file, chosen, choice, why)
 
+        if chosen.parts:
+            raise FormatError(
+                f"{source}: has its frames in {len(chosen.parts)} parts; watch one of them, or "
+                "denoise the file when it is complete"
+            )
         order = choice.axes or chosen.order
         if order[0] in "yx" or order[1:3] != "yx":
             raise FormatError(

@@ -153,7 +153,7 @@ def run(
         def make(partial: Path) -> Layout:
             return writers.lay_out(module, partial, frames, facts, storage)
 
-        key = provenance.key_of(source, facts)
+        key = provenance.key_of(source, frames, facts)
         with Output(target, module, make, key, overwrite=options.overwrite) as output:
             resumed = output.done
             if resumed:

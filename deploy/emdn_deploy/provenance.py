@@ -8,6 +8,7 @@ from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Frames
+from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.writers import Provenance
 from emdn_models import __version__
 
@@ -49,10 +50,13 @@ def facts_of(
     }
 
 
-def key_of(source: Path, facts: Provenance) -> Provenance:
+def key_of(source: Path, frames: Frames, facts: Provenance) -> Provenance:
     """Say what decides the pixels: a partial file is continued only if all is equal."""
     paths = [source] if source.exists() else []
     paths += [Path(str(facts[name])) for name in ("dark", "gain_map", "defects") if name in facts]
+    if frames.parts:
+        with open_file(source) as file:
+            paths += [Path(file[part].file.filename) for part in frames.parts]
     stamps = []
     for path in paths:
         members = sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -73,6 +73,9 @@ class Frames:
         Why this dataset was taken, in words.
     metadata
         Facts of the file worth showing or carrying over, as text.
+    parts
+        Paths of the datasets that together are the stack, the first of which is
+        ``dataset``; empty where it is one.
     """
 
     path: Path
@@ -87,6 +90,7 @@ class Frames:
     dataset: str = ""
     why: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as float32 (k, H, W), in the file's units.

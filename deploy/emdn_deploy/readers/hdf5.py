@@ -1,10 +1,12 @@
 """HDF5 of every convention: choose the dataset, then read it lazily."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from emdn_deploy.readers import parts
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate
@@ -76,7 +78,8 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
         raise SeveralStacks(path, f"stacks ({found[0].convention})", offers)
     reason = {"plain HDF5": "the only large numeric dataset"}
     convention = found[0].convention
-    return found[0], reason.get(convention, f"marked as the frames by the file ({convention})")
+    why = reason.get(convention, f"marked as the frames by the file ({convention})")
+    return found[0], f"{why}, {len(found[0].parts)} parts in order" if found[0].parts else why
 
 
 def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Candidate:
@@ -90,7 +93,7 @@ def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Ca
         raise FormatError(f"{path}: has no dataset {name!r}; it offers {offered}")
     for one in found:
         if one.dataset == item:
-            return one
+            return replace(one, parts=())
     if item.shape is None or item.ndim < 2:
         raise FormatError(f"{path}: {name} has shape {item.shape}, expected two axes or more")
     order, axes = default_order(item.shape), (Axis(),) * item.ndim
@@ -114,9 +117,9 @@ def _cache_bytes(one: Candidate) -> int:
     return int(1.5 * np.prod(shared) * height * width * data.dtype.itemsize)
 
 
-def _load_filters(path: Path, one: Candidate) -> None:
+def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
     """Import hdf5plugin (bitshuffle, LZ4, Blosc, zstd) only where a dataset needs it."""
-    settings = one.dataset.id.get_create_plist()
+    settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(i) for i in range(settings.get_nfilters())]
     if all(h5py.h5z.filter_avail(code) for code, *_ in filters):
         return
@@ -125,17 +128,25 @@ def _load_filters(path: Path, one: Candidate) -> None:
     for code, *_, name in filters:
         if not h5py.h5z.filter_avail(code):
             raise FormatError(
-                f"{path}: {one.path} is compressed by filter {code} ({name.decode()}), "
+                f"{path}: {dataset.name} is compressed by filter {code} ({name.decode()}), "
                 "which hdf5plugin does not have; store it with gzip, LZ4 or zstd"
             )
 
 
 def frames_of(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: str) -> Frames:
     """Wrap a chosen dataset; releasing the frames closes the file."""
-    _load_filters(path, one)
+    array = (
+        parts.join(path, file, one.parts, choice.axes or one.order) if one.parts else one.dataset
+    )
+    for dataset in array.datasets if one.parts else [array]:
+        _load_filters(path, dataset)
+    metadata = {"chunks": str(array.chunks or "contiguous")}
+    if one.parts:
+        metadata["parts"] = f"{one.parts[0]} to {one.parts[-1]}"
     order = None if one.order == default_order(one.dataset.shape) else one.order
     name = one.convention if one.convention == "plain HDF5" else f"HDF5 ({one.convention})"
-    return array_frames(
-        path, name, one.dataset, choice, order=order, axes=one.axes, dataset=one.path,
-        why=why, metadata={"chunks": str(one.dataset.chunks or "contiguous")}, release=file.close,
+    frames = array_frames(
+        path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
+        why=why, metadata=metadata, release=file.close,
     )  # fmt: skip
+    return replace(frames, parts=one.parts)

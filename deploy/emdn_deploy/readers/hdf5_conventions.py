@@ -32,6 +32,8 @@ class Candidate:
         One letter per stored axis (see `emdn_deploy.readers.frames.Choice`).
     axes
         Calibration, one per stored axis.
+    parts
+        Paths of all datasets of a stack that is stored in several, this one first.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Candidate:
     convention: str
     order: str
     axes: tuple[Axis, ...]
+    parts: tuple[str, ...] = ()
 
 
 def velox(file: h5py.File) -> list[Candidate]:
@@ -93,11 +96,13 @@ def nexus(file: h5py.File) -> list[Candidate]:
         file.visititems(lambda _, item: groups.append(item) if _is_nxdata(item) else None)
     found: list[Candidate] = []
     for item in groups:
-        for name in _signals(item):
-            data = item.get(name)
-            if _is_image(data) and not any(data == other.dataset for other in found):
-                path, order = f"{item.name}/{name}", default_order(data.shape)
-                found.append(Candidate(path, data, "NeXus", order, _nexus_axes(item, data)))
+        names = _signals(item)
+        data = next((item[name] for name in names if _is_image(item.get(name))), None)
+        if data is not None and not any(data == other.dataset for other in found):
+            paths = tuple(f"{item.name}/{name}" for name in names)
+            axes, parts = _nexus_axes(item, data), paths if len(paths) > 1 else ()
+            order = default_order(data.shape)
+            found.append(Candidate(paths[0], data, "NeXus", order, axes, parts))
     return found
 
 
@@ -184,13 +189,14 @@ def _signals(group: h5py.Group) -> list[str]:
     """Return the signal, with its siblings where a detector counts its parts.
 
     A Dectris master has ``data_000001``, ``data_000002`` and so on, one of them
-    marked: taking that one alone would lose the others without a word.
+    marked: together they are the stack.
     """
     signal = _text(group.attrs.get("signal"))
     part = re.fullmatch(r"(.*_)\d{6}", signal)
     if not part:
         return [signal]
-    return [name for name in group if re.fullmatch(re.escape(part.group(1)) + r"\d{6}", name)]
+    every = re.compile(re.escape(part.group(1)) + r"\d{6}")
+    return sorted(name for name in group if every.fullmatch(name))
 
 
 def _letters(ndim: int, y: int, x: int) -> str:

@@ -1,7 +1,8 @@
 """HDF5 to HDF5: the input's tree again, with one dataset replaced.
 
 Every group, dataset, attribute, soft, hard and external link is kept; the frames are
-in the same axis order, one frame a chunk.
+in the same axis order, one frame a chunk. A stack in several parts becomes one dataset
+under the name of the first, and the links to the others are left out.
 """
 
 import os
@@ -41,6 +42,8 @@ def _copy_tree(
         for name in group:
             link = group.get(name, getlink=True)
             path = f"{into.name.rstrip('/')}/{name}"
+            if path in frames.parts[1:]:
+                continue  # its frames are in the first part
             if isinstance(link, h5py.SoftLink):
                 into[name] = h5py.SoftLink(link.path)
                 continue
@@ -58,10 +61,18 @@ def _copy_tree(
             elif item == chosen:
                 made_frames = create_frames(into, name, frames.stored_shape, frames.order, storage)
                 _copy_attributes(item, made_frames)
+                _count_parts(source, made_frames, frames)
             else:
                 group.copy(name, into, name=name)
 
     walk(source, copy)
+
+
+def _count_parts(source: h5py.File, made: h5py.Dataset, frames: Frames) -> None:
+    """Let the first part end where the last did (Dectris counts images in attributes)."""
+    last = source[frames.parts[-1]].attrs.get("image_nr_high") if frames.parts else None
+    if last is not None and "image_nr_high" in made.attrs:
+        made.attrs.modify("image_nr_high", last)
 
 
 def _leads_to(path: str, dataset: str) -> bool:

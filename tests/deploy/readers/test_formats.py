@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
-import hdf5plugin
 import mrcfile
 import numpy as np
 import pytest
@@ -196,25 +194,6 @@ def test_npy_objects_are_never_unpickled(tmp_path: Path) -> None:
     (tmp_path / "b.npy").write_bytes(b"\x93NUMPY\x01")
     with pytest.raises(FormatError, match=r"b\.npy"):
         open_frames(tmp_path / "b.npy")
-
-
-def test_a_dectris_master(tmp_path: Path) -> None:
-    """Bitshuffle-LZ4 parts behind external links; no part is taken without asking."""
-    with h5py.File(tmp_path / "run_master.h5", "w") as master:
-        group = master.create_group("entry/data")
-        group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
-        for part in (1, 2):
-            name = f"data_{part:06}"
-            with h5py.File(tmp_path / f"run_{name}.h5", "w") as file:
-                file.create_dataset(
-                    "entry/data/data", data=STACK + part, chunks=(1, 16, 24),
-                    compression=hdf5plugin.Bitshuffle(),
-                )  # fmt: skip
-            group[name] = h5py.ExternalLink(f"run_{name}.h5", "/entry/data/data")
-    with pytest.raises(FormatError, match=r"2 stacks .*data_000001 .*data_000002"):
-        open_frames(tmp_path / "run_master.h5")
-    choice = Choice(dataset="/entry/data/data_000002")
-    expect(tmp_path / "run_master.h5", STACK + 2, choice)
 
 
 def tree(folder: Path, dm_file: Callable[..., Path]) -> None:

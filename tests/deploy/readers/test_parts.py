@@ -1,0 +1,187 @@
+"""Dectris masters: several files of frames behind external links are one stack."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+
+from emdn_deploy import Denoiser, cli, growing, job, output
+from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.readers.parts import Parts
+from emdn_models.errors import FormatError, OutputError
+
+FRAMES = np.random.default_rng(0).poisson(20, (12, 16, 24)).astype(np.uint16)
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Path:
+    """Parts of 5, 5 and 2 frames, bitshuffle-LZ4, as the detector writes them."""
+    path = tmp_path / "run_master.h5"
+    with h5py.File(path, "w") as file:
+        file["entry/instrument/detector/count_time"] = 0.25
+        group = file.create_group("entry/data")
+        group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
+        for number, (start, stop) in enumerate([(0, 5), (5, 10), (10, 12)], start=1):
+            name = f"data_{number:06}"
+            with h5py.File(tmp_path / f"run_{name}.h5", "w") as part:
+                data = part.create_dataset(
+                    "entry/data/data", data=FRAMES[start:stop], chunks=(1, 16, 24),
+                    compression=hdf5plugin.Bitshuffle(),
+                )  # fmt: skip
+                data.attrs["image_nr_low"], data.attrs["image_nr_high"] = start + 1, stop
+            group[name] = h5py.ExternalLink(f"run_{name}.h5", "/entry/data/data")
+    return path
+
+
+def test_the_parts_are_one_stack_in_order(master: Path) -> None:
+    with open_frames(master) as frames:
+        assert frames.shape == (12, 16, 24)
+        assert frames.dataset == "/entry/data/data_000001"
+        assert frames.parts == tuple(f"/entry/data/data_{i:06}" for i in (1, 2, 3))
+        assert frames.why == "marked as the frames by the file (NeXus), 3 parts in order"
+        for start, stop in [(0, 12), (3, 11), (5, 10), (4, 5), (5, 6), (11, 12)]:
+            np.testing.assert_array_equal(frames.read(start, stop), FRAMES[start:stop])
+    with open_frames(master, Choice(dataset="/entry/data")) as frames:
+        assert frames.shape == (12, 16, 24)
+
+
+def test_a_single_part_can_be_chosen(master: Path) -> None:
+    for number, wanted in [(1, FRAMES[:5]), (3, FRAMES[10:])]:
+        with open_frames(master, Choice(dataset=f"/entry/data/data_{number:06}")) as frames:
+            assert frames.parts == ()
+            np.testing.assert_array_equal(frames.read(0, len(wanted)), wanted)
+
+
+class Counted:
+    """A dataset that notes which of its frames are read."""
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.frames, self.reads = frames, list[tuple[int, int]]()
+        self.shape, self.dtype, self.chunks = frames.shape, frames.dtype, None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        self.reads.append((where[0].start, where[0].stop))
+        return self.frames[where]
+
+
+def test_only_what_is_asked_for_is_read() -> None:
+    datasets = [Counted(FRAMES[:5]), Counted(FRAMES[5:10]), Counted(FRAMES[10:])]
+    joined: Any = Parts(datasets)
+    assert not any(one.reads for one in datasets)
+    every = slice(None)
+    np.testing.assert_array_equal(joined[slice(4, 7), every, every], FRAMES[4:7])
+    assert [one.reads for one in datasets] == [[(4, 5)], [(0, 2)], []]
+    np.testing.assert_array_equal(joined[11, every, every], FRAMES[11])
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_a_missing_part_is_named(master: Path, missing: int) -> None:
+    (master.parent / f"run_data_{missing:06}.h5").unlink()
+    with pytest.raises(FormatError, match=rf"leads to run_data_00000{missing}\.h5, which is miss"):
+        open_frames(master)
+    with open_frames(master, Choice(dataset=f"/entry/data/data_{missing % 3 + 1:06}")) as frames:
+        assert frames.shape[0] in (5, 2)
+
+
+@pytest.mark.parametrize("odd", [FRAMES[:2, :8], FRAMES[:2].astype(np.uint32), FRAMES[0]])
+def test_parts_that_do_not_fit_are_named(master: Path, odd: np.ndarray) -> None:
+    with h5py.File(master.parent / "run_data_000002.h5", "w") as file:
+        file["entry/data/data"] = odd
+    with pytest.raises(FormatError, match=r"data_000002 has shape .*one size and type"):
+        open_frames(master)
+
+
+def test_frames_last_are_refused(master: Path) -> None:
+    with pytest.raises(FormatError, match=r"axes yxt, .*the frames first"):
+        open_frames(master, Choice(axes="yxt"))
+
+
+@pytest.fixture
+def run(box_model: Path) -> Callable[..., Path]:
+    def denoise(source: Path, **options: Any) -> Path:
+        given = DenoiseOptions(model=str(box_model), device="cpu", gain=1.0, offset=0.0, **options)
+        return job.run(source, given).output
+
+    return denoise
+
+
+@pytest.fixture
+def clean(box_model: Path) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda frames: Denoiser(box_model).denoise(frames, gain=1.0, offset=0.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": True, "batch": 3}])
+def test_the_output_has_the_whole_stack_in_one_dataset(
+    master: Path, run, clean, options: dict[str, Any]
+) -> None:
+    before = {path: path.read_bytes() for path in master.parent.iterdir()}
+    target = run(master, **options)
+    assert target.name == "run_master_denoised.h5"
+    with h5py.File(target) as file:
+        assert list(file["entry/data"]) == ["data_000001"]
+        assert isinstance(file["entry/data"].get("data_000001", getlink=True), h5py.HardLink)
+        data = file["entry/data/data_000001"]
+        np.testing.assert_array_equal(data[()], clean(FRAMES))
+        assert (data.attrs["image_nr_low"], data.attrs["image_nr_high"]) == (1, 12)
+        assert file["entry/data"].attrs["signal"] == "data_000001"
+        assert file["entry/instrument/detector/count_time"][()] == 0.25
+    with open_frames(target) as frames:
+        assert frames.shape == (12, 16, 24)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_some_frames_and_other_kinds_of_output(master: Path, run, clean) -> None:
+    with open_frames(run(master, frames="3:11:2")) as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), clean(FRAMES[3:11:2]))
+    with open_frames(run(master, to="tif")) as frames:
+        np.testing.assert_array_equal(frames.read(0, 12), clean(FRAMES))
+
+
+def test_one_chosen_part_leaves_the_others_linked(master: Path, run, clean) -> None:
+    target = run(master, dataset="/entry/data/data_000001")
+    with h5py.File(target) as file:
+        assert list(file["entry/data"]) == [f"data_{i:06}" for i in (1, 2, 3)]
+        np.testing.assert_array_equal(file["entry/data/data_000001"][()], clean(FRAMES[:5]))
+        assert file["entry/data/data_000001"].attrs["image_nr_high"] == 5
+        link = file["entry/data"].get("data_000002", getlink=True)
+        assert isinstance(link, h5py.ExternalLink)
+
+
+def test_a_changed_part_is_not_continued(master: Path, run, monkeypatch) -> None:
+    write = output.Output.write
+
+    def failing(self: output.Output, start: int, *blocks: np.ndarray) -> None:
+        if start >= 6:
+            raise KeyboardInterrupt
+        write(self, start, *blocks)
+
+    monkeypatch.setattr(output.Output, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(master, batch=2)
+    monkeypatch.undo()
+    os.utime(master.parent / "run_data_000003.h5", (1, 1))
+    with pytest.raises(OutputError, match="interrupted run with another input_files"):
+        run(master, batch=2)
+
+
+def test_inspect_tells_of_the_parts(master: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", str(master)])
+    printed = capsys.readouterr().out
+    assert "12 of 16 x 24, uint16" in printed
+    assert "/entry/data/data_000001 to /entry/data/data_000003" in printed
+
+
+def test_a_master_cannot_be_followed(master: Path, box_model: Path) -> None:
+    options = DenoiseOptions(model=str(box_model), device="cpu")
+    with pytest.raises(FormatError, match="in 3 parts; watch one of them"):
+        next(growing.dataset(master, master.with_name("out.h5"), options, 0.1, 0.01))
