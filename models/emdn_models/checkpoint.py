@@ -73,17 +73,28 @@ def load(path: str | PathLike[str]) -> dict[str, Weights]:
     Raises
     ------
     CheckpointError
-        If the file is missing, is no HDF5 file, is no emdn checkpoint, or is
-        of a newer format.
+        If the file is missing, is no HDF5 file, is no emdn checkpoint, is damaged,
+        or is of a newer format.
     """
     try:
         with h5py.File(path, "r") as file:
             _check(path, file)
             return {name: _read(group) for name, group in file.items()}
     except OSError as error:
+        if _is_pickle(path):
+            raise CheckpointError(
+                f"{os.fspath(path)}: is a torch pickle, not HDF5; emdn never unpickles, "
+                "use a checkpoint written by emdn-train fit"
+            ) from error
         raise CheckpointError(
             f"{os.fspath(path)}: cannot be read as HDF5 ({error}); "
             "expected a checkpoint written by emdn-train fit"
+        ) from error
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # What h5py and json raise of a file that opens and is damaged further in.
+        raise CheckpointError(
+            f"{os.fspath(path)}: is a damaged checkpoint ({error}); "
+            "copy it again, or write it again with emdn-train fit"
         ) from error
 
 
@@ -94,6 +105,15 @@ def pick(path: str | PathLike[str], models: Mapping[str, Weights], name: str) ->
             f"{os.fspath(path)}: holds no model {name!r}; it holds {', '.join(models) or 'none'}"
         )
     return models[name]
+
+
+def _is_pickle(path: str | PathLike[str]) -> bool:
+    """Say whether a file begins as torch.save writes it: a zip, or in old versions a pickle."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2).startswith((b"PK", b"\x80"))
+    except OSError:
+        return False
 
 
 def _check(path: str | PathLike[str], file: h5py.File) -> None:
