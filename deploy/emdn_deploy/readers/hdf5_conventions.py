@@ -4,19 +4,26 @@ Each finder lists what a file offers under one convention; `CONVENTIONS` is the
 order in which they are asked, and the first that offers anything decides.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
-import numpy as np
 
 from emdn_deploy.readers.frames import Axis, default_order
+from emdn_deploy.readers.hdf5_axes import (
+    nexus_axes,
+    scale_axes,
+    text_of,
+    vector_axis,
+    velox_axes,
+)
 
 # Narrower arrays in a plain file are lists of positions and the like, not pictures.
 _SMALLEST = 8
+# Older Dectris masters name no signal.
+_FIRST_PART = "data_000001"
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,13 @@ def velox(file: h5py.File) -> list[Candidate]:
         data = group.get("Data") if isinstance(group, h5py.Group) else None
         if data is not None and _is_image(data) and data.ndim == 3:
             path = f"/Data/Image/{name}/Data"
-            found.append(Candidate(path, data, "Velox", "yxt", _velox_axes(group)))
+            found.append(Candidate(path, data, "Velox", "yxt", velox_axes(group)))
     return found
 
 
 def hyperspy(file: h5py.File) -> list[Candidate]:
     """HyperSpy: ``/Experiments/<title>/data``, one ``axis-<i>`` group per stored axis."""
-    if _text(file.attrs.get("file_format")) != "HyperSpy":
+    if text_of(file.attrs.get("file_format")) != "HyperSpy":
         return []
     found = []
     for title, group in file.get("Experiments", {}).items():
@@ -74,8 +81,8 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
         order = _letters(data.ndim, signal[0], signal[1])
         axes = tuple(
             Axis(
-                _text(note.get("name")),
-                _text(note.get("units")),
+                text_of(note.get("name")),
+                text_of(note.get("units")),
                 _number(note.get("scale")),
                 _number(note.get("offset")) or 0.0,
             )
@@ -88,7 +95,7 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
 def nexus(file: h5py.File) -> list[Candidate]:
     """NeXus: follow ``default`` to an NXdata group and its ``signal``; else every NXdata."""
     group: Any = file
-    while isinstance(group, h5py.Group) and (default := _text(group.attrs.get("default"))):
+    while isinstance(group, h5py.Group) and (default := text_of(group.attrs.get("default"))):
         group = group.get(default)
     groups = [group] if isinstance(group, h5py.Group) and group != file else []
     if not groups or "signal" not in groups[0].attrs:
@@ -100,7 +107,7 @@ def nexus(file: h5py.File) -> list[Candidate]:
         data = next((item[name] for name in names if _is_image(item.get(name))), None)
         if data is not None and not any(data == other.dataset for other in found):
             paths = tuple(f"{item.name}/{name}" for name in names)
-            axes, parts = _nexus_axes(item, data), paths if len(paths) > 1 else ()
+            axes, parts = nexus_axes(item, data), paths if len(paths) > 1 else ()
             order = default_order(data.shape)
             found.append(Candidate(paths[0], data, "NeXus", order, axes, parts))
     return found
@@ -117,7 +124,7 @@ def emd(file: h5py.File) -> list[Candidate]:
         if _is_image(data):
             first = 0 if "dim0" in group else 1
             dims = [group.get(f"dim{i + first}") for i in range(data.ndim)]
-            axes = tuple(_vector_axis(dim) for dim in dims)
+            axes = tuple(vector_axis(dim) for dim in dims)
             order = default_order(data.shape)
             found.append(Candidate(f"{group.name}/data", data, "EMD", order, axes))
 
@@ -151,7 +158,7 @@ def plain(file: h5py.File) -> list[Candidate]:
     if len(stacks) > 1 and stacks[0].size >= 8 * stacks[1].size:
         del stacks[1:]
     return [
-        Candidate(str(item.name), item, "plain HDF5", default_order(item.shape), _scale_axes(item))
+        Candidate(str(item.name), item, "plain HDF5", default_order(item.shape), scale_axes(item))
         for item in stacks
     ]
 
@@ -180,8 +187,8 @@ def _is_image(item: Any) -> bool:
 def _is_nxdata(item: Any) -> bool:
     return (
         isinstance(item, h5py.Group)
-        and _text(item.attrs.get("NX_class")) == "NXdata"
-        and "signal" in item.attrs
+        and text_of(item.attrs.get("NX_class")) == "NXdata"
+        and ("signal" in item.attrs or item.get(_FIRST_PART, getlink=True) is not None)
     )
 
 
@@ -191,7 +198,7 @@ def _signals(group: h5py.Group) -> list[str]:
     A Dectris master has ``data_000001``, ``data_000002`` and so on, one of them
     marked: together they are the stack.
     """
-    signal = _text(group.attrs.get("signal"))
+    signal = text_of(group.attrs.get("signal")) or _FIRST_PART
     part = re.fullmatch(r"(.*_)\d{6}", signal)
     if not part:
         return [signal]
@@ -204,45 +211,6 @@ def _letters(ndim: int, y: int, x: int) -> str:
     return "".join("y" if i == y else "x" if i == x else next(rest) for i in range(ndim))
 
 
-def _velox_axes(group: h5py.Group) -> tuple[Axis, ...]:
-    """Read the pixel size, in metres, from the JSON of the first frame."""
-    try:
-        raw = np.asarray(group["Metadata"][:, 0], dtype=np.uint8).tobytes()
-        result = json.loads(raw.split(b"\0", 1)[0])["BinaryResult"]
-        size, units = result["PixelSize"], str(result.get("PixelUnitX", "m"))
-        y, x = float(size["height"]), float(size["width"])
-    except (KeyError, ValueError, TypeError, OSError):
-        return Axis("y"), Axis("x"), Axis("frame")
-    return Axis("y", units, y), Axis("x", units, x), Axis("frame")
-
-
-def _nexus_axes(group: h5py.Group, data: h5py.Dataset) -> tuple[Axis, ...]:
-    names = group.attrs.get("axes", ())
-    names = [names] if isinstance(names, str | bytes) else list(names)
-    names = [_text(name) for name in names][: data.ndim]
-    names += ["."] * (data.ndim - len(names))
-    return tuple(Axis() if name == "." else _vector_axis(group.get(name), name) for name in names)
-
-
-def _scale_axes(data: h5py.Dataset) -> tuple[Axis, ...]:
-    """Follow netCDF-style dimension scales where there are any."""
-    return tuple(
-        _vector_axis(dim[0], dim.label) if len(dim) else Axis(dim.label) for dim in data.dims
-    )
-
-
-def _vector_axis(vector: Any, name: str = "") -> Axis:
-    """Turn a vector of coordinates into an axis with a constant step."""
-    if not isinstance(vector, h5py.Dataset) or vector.dtype.kind not in "iuf":
-        return Axis(name)
-    name = name or _text(vector.attrs.get("name"))
-    units = _text(vector.attrs.get("units")).strip("[]").replace("_", "")
-    if vector.ndim != 1 or vector.size < 2:
-        return Axis(name, units)
-    first, second = (float(value) for value in vector[:2])
-    return Axis(name, units, second - first, first)
-
-
 def _attrs(group: Any) -> dict[str, Any]:
     return dict(group.attrs) if isinstance(group, h5py.Group) else {}
 
@@ -252,9 +220,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else ""

@@ -51,6 +51,13 @@ def test_the_parts_are_one_stack_in_order(master: Path) -> None:
         assert frames.shape == (12, 16, 24)
 
 
+def test_a_master_that_names_no_signal(master: Path) -> None:
+    with h5py.File(master, "r+") as file:
+        del file["entry/data"].attrs["signal"]
+    with open_frames(master) as frames:
+        np.testing.assert_array_equal(frames.read(0, 12), FRAMES)
+
+
 def test_a_single_part_can_be_chosen(master: Path) -> None:
     for number, wanted in [(1, FRAMES[:5]), (3, FRAMES[10:])]:
         with open_frames(master, Choice(dataset=f"/entry/data/data_{number:06}")) as frames:
