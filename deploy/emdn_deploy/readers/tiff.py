@@ -134,9 +134,23 @@ def _order(series: Any) -> tuple[str, tuple[int, ...]]:
 
 def _axes(file: tifffile.TiffFile, series: Any, order: str) -> tuple[Axis, ...]:
     steps, units = _calibration(file, series)
+    between = _between_frames(file) if len(order) == 3 else Axis()
     return tuple(
-        Axis(letter, units, steps.get(letter)) if letter in "yx" else Axis() for letter in order
+        Axis(letter, units, steps.get(letter)) if letter in "yx" else between for letter in order
     )
+
+
+def _between_frames(file: tifffile.TiffFile) -> Axis:
+    """Return the step from frame to frame, where DigitalMicrograph or ImageJ wrote one."""
+    page = file.pages[0]
+    tags = {tag.code: tag.value for tag in page.tags} if isinstance(page, tifffile.TiffPage) else {}
+    if _DM_SCALE[2] in tags and str(tags.get(_DM_UNITS[2], "")).strip("\0 "):
+        return Axis("", _units(str(tags[_DM_UNITS[2]])), float(tags[_DM_SCALE[2]]))
+    interval = (file.imagej_metadata or {}).get("finterval") if file.is_imagej else None
+    if interval:
+        assert file.imagej_metadata is not None
+        return Axis("", _units(str(file.imagej_metadata.get("tunit", "s"))), float(interval))
+    return Axis()
 
 
 def _calibration(file: tifffile.TiffFile, series: Any) -> tuple[dict[str, float], str]:

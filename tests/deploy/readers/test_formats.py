@@ -273,3 +273,18 @@ def test_without_rosettasciio_the_extra_is_named(
     (tmp_path / "movie.mib").write_bytes(b"data")
     with pytest.raises(MissingExtraError, match=r"pip install emdn\[rsciio\]"):
         open_frames(tmp_path / "movie.mib")
+
+
+@pytest.mark.parametrize("writer", ["DigitalMicrograph", "ImageJ"])
+def test_tiff_stacks_keep_the_time_between_frames(tmp_path: Path, writer: str) -> None:
+    path, frames = tmp_path / "movie.tif", np.zeros((4, 9, 8), np.uint16)
+    if writer == "ImageJ":
+        tifffile.imwrite(path, frames, imagej=True, metadata={"axes": "TYX", "finterval": 0.25})
+    else:
+        tags = [(65003, "s", 0, "nm", True), (65009, "d", 1, 0.5, True),
+                (65005, "s", 0, "s", True), (65011, "d", 1, 0.25, True)]  # fmt: skip
+        tifffile.imwrite(path, frames, photometric="minisblack", extratags=tags)
+    with open_frames(path) as stack:
+        assert stack.shape == (4, 9, 8)
+        (along,) = (axis for axis in stack.axes if axis.step == 0.25)
+        assert along.units == "s"
