@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 FRAMES ?= deploy/examples/frames.h5
-DATA   ?= data
+DATA   ?= data/graphene
 OUT    ?= outputs
 SPLIT  ?= data/testset
 EPOCHS ?= 2
@@ -25,7 +25,7 @@ train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated fir
 	$(BIN)/emdn-train fit --data $(DATA) --out $(OUT) --epochs $(EPOCHS) $(ARGS)
 
 simulate: $(VENV)/.train  ## Simulate a small data set in DATA
-	$(BIN)/emdn-train simulate $(DATA) --frames 1024 --workers 2
+	$(BIN)/emdn-train simulate $(DATA) --frames 2048 --workers 2
 
 export: $(VENV)/.train  ## Convert OUT/em_denoise_model.h5 to ONNX in OUT/onnx
 	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out $(OUT)/onnx $(ARGS)

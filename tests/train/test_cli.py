@@ -83,14 +83,14 @@ def test_errors_are_one_line_and_exit_1(arguments, told, capfd, tmp_path, monkey
     assert "Traceback" not in err
 
 
-def test_models_that_gained_nothing_are_named(gratings, tmp_path, capfd):
+def test_models_that_diverged_are_named(gratings, tmp_path, capfd):
     code, out, _ = run(
         capfd, "fit", "--data", gratings, "--out", tmp_path, "--models", "rednet",
         "--lr", "1e6", "--patch", 16, "--epochs", 1, "--device", "cpu",
     )  # fmt: skip
     assert code == 0
-    assert "rednet: " in out
-    assert "will not be exported" in out
+    assert "rednet: diverged; it is not saved and will not be exported" in out
+    assert not (tmp_path / "em_denoise_model.h5").exists()
 
 
 def test_without_torch_the_extra_is_named(tmp_path):

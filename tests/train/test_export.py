@@ -118,9 +118,9 @@ def test_a_graph_that_differs_is_not_kept(tmp_path, monkeypatch):
     assert not list((tmp_path / "onnx").iterdir())
 
 
-def test_only_what_is_fitted_is_exported(tmp_path, caplog):
+def test_what_diverged_is_not_exported(tmp_path, caplog):
     source = tmp_path / "a.h5"
-    checkpoint.save(source, {"unet": weights_of("unet", status="no gain")})
+    checkpoint.save(source, {"unet": weights_of("unet", status="diverged")})
     with pytest.raises(ModelError, match="no model to export"):
         export(source, tmp_path / "onnx")
     assert "unet: not exported" in caplog.text

@@ -121,12 +121,13 @@ def test_a_time_limit_completes_the_schedule(gratings, tmp_path):
 
 def test_divergence_is_named_and_not_saved(gratings, tmp_path):
     (result,) = fit(config(gratings, tmp_path, models=("rednet",), lr=1e6))
-    assert result.status in ("diverged", "no gain")
-    path = tmp_path / "em_denoise_model.h5"
-    if result.status == "diverged":
-        assert not path.exists()
-    else:
-        assert checkpoint.load(path)["rednet"].metadata["status"] == "no gain"
+    assert result.status == "diverged"
+    assert not (tmp_path / "em_denoise_model.h5").exists()
+
+
+def test_outcomes_are_named_by_their_gain():
+    outcomes = [fitting.judge(gain) for gain in (3.0, -0.1, -19.0, -21.0, math.nan)]
+    assert outcomes == ["fitted", "no gain", "no gain", "diverged", "diverged"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_model(gratings, tmp_path, monkeypatch):

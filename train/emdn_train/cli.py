@@ -176,9 +176,12 @@ def fit(
     results = run(FitConfig(**(values | _benchmark_options(benchmark or []))))
     print(outputs.text(results))
     for result in results:
-        if result.status != "fitted":
-            print(f"{result.name}: {result.status}; it will not be exported")
-    print(f"saved {out / 'em_denoise_model.h5'}")
+        if result.status == "no gain":
+            print(f"{result.name}: worse than the noisy frame so far; train it longer")
+        elif result.status == "diverged":
+            print(f"{result.name}: diverged; it is not saved and will not be exported")
+    if any(result.status != "diverged" for result in results):
+        print(f"saved {out / 'em_denoise_model.h5'}")
 
 
 @app.command()

@@ -56,9 +56,9 @@ def export(
 ) -> list[Exported]:
     """Convert models of a checkpoint; write the index and the checkpoint beside them.
 
-    A model that its training run calls anything but fitted is passed over with a
-    message. What the folder holds of other models stays. The index names as default
-    the model with the largest mean gain.
+    A model whose training diverged is passed over with a message. What the folder
+    holds of other models stays. The index names as default the model with the largest
+    mean gain.
 
     Raises
     ------
@@ -75,9 +75,11 @@ def export(
     entries: dict[str, Any] = {}
     for name in sorted(chosen, key=list(MODELS).index):
         status = chosen[name].metadata.get("status")
-        if status != "fitted":
+        if status not in ("fitted", "no gain"):
             log.warning("%s: not exported, its training ended as %r", name, status)
             continue
+        if status == "no gain":
+            log.warning("%s: worse than the noisy frame when it was fitted", name)
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
         entries[name] = {

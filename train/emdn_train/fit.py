@@ -95,9 +95,9 @@ class Fitted:
     name
         The model.
     status
-        ``fitted``; ``diverged``, the loss became infinite or not a number; or
-        ``no gain``, the result is worse than the noisy frame. Only what is fitted
-        is exported.
+        ``fitted``; ``no gain``, the result is worse than the noisy frame, as after too
+        few steps; or ``diverged``, the loss is not finite or the result more than
+        20 dB worse. What diverged is not saved.
     history
         One row an epoch: loss, learning rate, validation gain, seconds.
     gain_db
@@ -245,8 +245,16 @@ def fit_one(
     gains, mean_ratio = evaluate(average.module, held, device)
     history[-1]["gain_db"] = _mean(gains)
     log.info("%s  loss %.4f  gain %.2f dB", name, history[-1]["loss"], _mean(gains))
-    status: Literal["fitted", "no gain"] = "fitted" if _mean(gains) > 0 else "no gain"
-    return Fitted(name, status, history, gains, mean_ratio, seen / trained), average.module
+    return Fitted(
+        name, judge(_mean(gains)), history, gains, mean_ratio, seen / trained
+    ), average.module
+
+
+def judge(gain_db: float) -> Literal["fitted", "no gain", "diverged"]:
+    """Name the outcome of a run by its mean gain; see `Fitted`."""
+    if gain_db > 0:
+        return "fitted"
+    return "no gain" if gain_db > -20 else "diverged"
 
 
 def start_from(net: nn.Module, name: str, config: FitConfig) -> None:
