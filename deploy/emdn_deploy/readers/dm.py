@@ -79,13 +79,15 @@ def _axes(file: Any, number: int, ndim: int) -> tuple[Axis, ...]:
     steps, units, origins = (
         list(values[own])[::-1] for values in (file.scale, file.scaleUnit, file.origin)
     )
-    if len(steps) != ndim:
-        return ()
     # DM counts its origin in pixels, towards the other side.
-    return tuple(
+    known = tuple(
         Axis("", unit, float(step) if unit else None, 0.0 - float(step * origin))
         for step, unit, origin in zip(steps, units, origins, strict=True)
     )
+    # A stack put together from frames may be calibrated along x and y only.
+    if len(known) == 2 and ndim == 3:
+        return (Axis(), *known)
+    return known if len(known) == ndim else ()
 
 
 def _tags(file: Any, number: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mrcfile
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.readers import Choice, dm, open_frames
+from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import FormatError, MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
@@ -288,3 +290,19 @@ def test_tiff_stacks_keep_the_time_between_frames(tmp_path: Path, writer: str) -
         assert stack.shape == (4, 9, 8)
         (along,) = (axis for axis in stack.axes if axis.step == 0.25)
         assert along.units == "s"
+
+
+def test_a_stack_calibrated_along_x_and_y_only_keeps_that() -> None:
+    """As DigitalMicrograph's stack builder writes it: a thumbnail, then (3, 2, 16)."""
+    file = SimpleNamespace(
+        numObjects=2,
+        dataShape=[2, 3],
+        scale=[1.0, 1.0, 0.06, 0.05],
+        scaleUnit=["", "", "µm", "µm"],
+        origin=[0.0, 0.0, 2.0, 0.0],
+    )
+    along, y, x = dm._axes(file, 0, 3)
+    assert along == Axis()
+    assert (y.units, y.step, y.origin) == ("µm", 0.05, 0.0)
+    assert (x.units, x.step, x.origin) == ("µm", 0.06, -0.12)
+    assert dm._axes(file, 0, 4) == ()
