@@ -17,7 +17,7 @@ from emdn_models import MODELS, DeviceError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import noise_map, normalise
 from emdn_train import outputs
-from emdn_train.batches import Batch, Specimens, crops, log_uniform, record
+from emdn_train.batches import Batch, Specimens, crops, log_uniform, record, stretch
 from emdn_train.data import open_split
 from emdn_train.recipes import RECIPES, Recipe, loss, optimizer, rate
 from emdn_train.validate import LEVELS, evaluate, validation
@@ -191,9 +191,12 @@ def fit_one(
                 break
             for group in steps.param_groups:
                 group["lr"] = lr * rate(recipe, progress)
-            clean = crops(specimens.relative(indices), config.patch, chance)  # (N, 1, p, p)
+            clean = crops(specimens.relative(indices), config.patch, chance, recipe.augmented)
             snr = log_uniform(recipe.snr, len(indices), chance)
-            batch = record(specimens, indices, clean, snr, device_chance, device)
+            if recipe.augmented:
+                clean, contrast = stretch(clean, recipe.augmented, chance)
+                snr = snr / contrast
+            batch = record(specimens, indices, clean, snr, device_chance, device, recipe.ccd)
             x, y = normalise(batch.noisy, batch.scale), normalise(batch.target, batch.scale)
             noise = noise_map(batch.noisy, batch.scale)
             # A user's dose is never exactly known: the map is off by up to 25 %.

@@ -35,6 +35,10 @@ class Recipe:
         Largest norm of the gradient; 0 for any.
     snr
         Range of the signal to noise per pixel, drawn log-uniformly.
+    augmented
+        Share of the patches that are magnified, and share whose contrast is changed.
+    ccd
+        Share of the unscanned patches that a CCD records.
     """
 
     lr: float
@@ -45,12 +49,14 @@ class Recipe:
     ema: float
     clip: float
     snr: tuple[float, float]
+    augmented: float = 0.0
+    ccd: float = 0.0
 
 
 RECIPES: dict[str, Recipe] = {
     # Clipping is not the benchmark's: at 0.01 one bright frame would throw Adam off for good.
     "benchmark": Recipe(0.01, "adam", "mse", 0.0, False, 0.0, 1.0, (0.05, 3.0)),
-    "quality": Recipe(2e-3, "adamw", "log-mse", 0.03, True, 0.999, 1.0, (0.05, 3.0)),
+    "quality": Recipe(2e-3, "adamw", "log-mse", 0.03, True, 0.999, 1.0, (0.05, 3.0), 0.3, 0.12),
 }
 
 
