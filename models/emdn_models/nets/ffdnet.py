@@ -8,7 +8,7 @@ from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multipl
 
 
 class FFDNet(nn.Module):
-    """Four half-size sub-images and a map of the noise level in, the clean ones out.
+    """Reduced sub-images and a map of the noise level in, the clean ones out.
 
     Zhang, Zuo, Zhang, IEEE TIP 27(9), 2018, arXiv:1710.04026, fig. 1. For Poisson
     noise the map varies over the frame (`emdn_models.nets.electrons.noise_map`).
@@ -19,17 +19,19 @@ class FFDNet(nn.Module):
         Channels of each layer.
     depth
         Number of 3 x 3 convolutions.
+    shuffle
+        Side by which the sub-images are smaller than the frame; 2 in the paper.
     """
 
-    multiple = 2
     uses_noise = True
 
-    def __init__(self, features: int = 64, depth: int = 15) -> None:
+    def __init__(self, features: int = 64, depth: int = 15, shuffle: int = 2) -> None:
         super().__init__()
-        layers: list[nn.Module] = [conv3x3(5, features), nn.ReLU()]
+        self.multiple = self.shuffle = shuffle
+        layers: list[nn.Module] = [conv3x3(shuffle**2 + 1, features), nn.ReLU()]
         for _ in range(depth - 2):
             layers += [conv3x3(features, features), nn.ReLU()]
-        last = conv3x3(features, 4)
+        last = conv3x3(features, shuffle**2)
         self.layers = nn.Sequential(*layers, last)
         initialise(self, last)
 
@@ -39,9 +41,10 @@ class FFDNet(nn.Module):
         ``noise`` is the standard deviation of the noise, (N, 1, H, W) in the units
         of ``x``; without it, 1 everywhere.
         """
-        packed = functional.pixel_unshuffle(pad_to_multiple(x, 2), 2)
+        packed = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.shuffle)
         if noise is None:
             level = torch.ones_like(packed[:, :1])
         else:
-            level = functional.avg_pool2d(pad_to_multiple(noise, 2), 2)
-        return crop_to(functional.pixel_shuffle(self.layers(torch.cat([packed, level], 1)), 2), x)
+            level = functional.avg_pool2d(pad_to_multiple(noise, self.multiple), self.shuffle)
+        clean = self.layers(torch.cat([packed, level], 1))
+        return crop_to(functional.pixel_shuffle(clean, self.shuffle), x)

@@ -32,15 +32,17 @@ class MCNN(nn.Module):
     Parameters
     ----------
     features
-        Channels of the first level; they double up to eight times as many.
+        Channels of the first level; they double at each further one.
     levels
         Number of halvings.
+    widest
+        Largest multiple of ``features``; 8 in the paper.
     """
 
-    def __init__(self, features: int = 64, levels: int = 7) -> None:
+    def __init__(self, features: int = 64, levels: int = 7, widest: int = 8) -> None:
         super().__init__()
         self.multiple = 2**levels
-        widths = [features * min(2**level, 8) for level in range(levels)]
+        widths = [features * min(2**level, widest) for level in range(levels)]
         self.encoder = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
             for inputs, outputs in zip([1, *widths], widths, strict=False)
