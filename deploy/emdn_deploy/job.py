@@ -3,17 +3,17 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, pipeline, provenance, selection, targets, writers
+from emdn_deploy import correction, pipeline, provenance, selection, sigma, targets, writers
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.filling import partial_of
 from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.outcome import Plan, Report
 from emdn_deploy.output import Output, check_target
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.writers import Layout, Storage
@@ -21,76 +21,9 @@ from emdn_deploy.writers import Layout, Storage
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
 
+Block = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do (``--dry-run``).
-
-    Attributes
-    ----------
-    shape
-        (N, H, W).
-    dtype
-        Of the input's pixels.
-    size_bytes
-        Of the output's pixels, before any compression.
-    """
-
-    source: Path
-    output: Path
-    format: str
-    dataset: str
-    why: str
-    shape: tuple[int, int, int]
-    dtype: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run did.
-
-    Attributes
-    ----------
-    frames
-        In the output.
-    resumed
-        How many of them an earlier, interrupted run had made.
-    seconds
-        From the first frame read to the last written, in this run.
-    ratio
-        mean(output) / mean(input), both above the offset.
-    bad_pixels
-        Pixels that were filled in from their neighbours, in every frame.
-    dtype
-        Of the output's pixels.
-    saturated
-        Pixels of the output that lay outside the range of an integer ``dtype``.
-    """
-
-    source: Path
-    output: Path
-    dataset: str
-    frames: int
-    resumed: int
-    seconds: float
-    model: str
-    device: str
-    intensity: Intensity
-    ratio: float
-    bad_pixels: int
-    dtype: str
-    saturated: int
-    preview: Path | None
-    movie: Path | None
-
-    @property
-    def frames_per_s(self) -> float:
-        """Return the rate from file to file."""
-        return (self.frames - self.resumed) / max(self.seconds, 1e-9)
 
 
 def open_selected(source: Path, options: DenoiseOptions) -> Frames:
@@ -107,14 +40,31 @@ def open_selected(source: Path, options: DenoiseOptions) -> Frames:
 
 def plan(source: Path, options: DenoiseOptions) -> Plan:
     """Say what `run` would do, and raise what it would raise before reading pixels."""
-    target, _ = targets.target_of(source, options)
+    target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
-        check_target(target, source, overwrite=options.overwrite)
-        size = np.dtype(options.dtype).itemsize * int(np.prod(frames.shape))
+        _check(source, target, module, frames, options)
+        size = np.dtype(options.dtype).itemsize + 4 * options.sigma
         return Plan(
             source, target, frames.format, frames.dataset, frames.why, frames.shape,
-            str(frames.dtype), size,
+            str(frames.dtype), size * int(np.prod(frames.shape)),
+            writers.sigma_place(target, module, frames) if options.sigma else None,
         )  # fmt: skip
+
+
+def _check(
+    source: Path, target: Path, module: str, frames: Frames, options: DenoiseOptions
+) -> Path | None:
+    """Refuse what would destroy something; return the file for standard deviations, if any."""
+    check_target(target, source, overwrite=options.overwrite)
+    beside = writers.sigma_file(target, module)
+    if options.sigma:
+        writers.check_sigma(module, frames)
+        if beside is not None:
+            check_target(beside, source, overwrite=options.overwrite)
+        return beside
+    if beside is not None and beside.exists():
+        _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
+    return None
 
 
 def run(
@@ -141,25 +91,31 @@ def run(
     """
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
-        check_target(target, source, overwrite=options.overwrite)
+        beside = _check(source, target, module, frames, options)
         denoiser = denoiser or Denoiser(options.model, options.device, options.threads)
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
+        note = sigma.note(denoiser.session.info, denoiser.calibration) if options.sigma else None
+        if note and denoiser.calibration is None:
+            _log.warning("warning: %s: sigma is %s", source, note)
         batch = options.batch or denoiser.batch_for(frames.shape[1:])
         facts = provenance.facts_of(frames, options, denoiser, ready, batch)
-        storage = Storage(options.dtype, options.compress)
+        storage = Storage(options.dtype, options.compress, options.sigma)
 
         def make(partial: Path) -> Layout:
-            return writers.lay_out(module, partial, frames, facts, storage)
+            own = partial_of(beside) if beside else None
+            return writers.lay_out(module, partial, frames, facts, storage, own)
 
         key = provenance.key_of(source, frames, facts)
-        with Output(target, module, make, key, overwrite=options.overwrite) as output:
+        over = options.overwrite
+        with Output(target, module, make, key, beside=beside, overwrite=over) as output:
             resumed = output.done
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
             began = time.perf_counter()
-            _stream(frames.shape[0], ready, denoiser, output, batch, progress)
+            work = _work(denoiser, ready, options)
+            _stream(frames.shape[0], ready, work, output, batch, progress)
             seconds = time.perf_counter() - began
             late = output.sums.facts(ready.scale.offset)
             saturated = output.sums.saturated
@@ -171,21 +127,34 @@ def run(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         denoiser.session.info.name, denoiser.session.device, ready.scale,
         late["intensity_ratio"], ready.bad_pixels, options.dtype, saturated, options.preview,
-        options.movie,
+        options.movie, writers.sigma_place(target, module, frames) if note else None, note,
     )  # fmt: skip
 
 
+def _work(
+    denoiser: Denoiser, ready: Prepared, options: DenoiseOptions
+) -> Callable[[Block], tuple[Block, Block | None]]:
+    def compute(block: Block) -> tuple[Block, Block | None]:
+        if options.sigma:
+            return denoiser.run_with_sigma(block, ready.scale)
+        return denoiser.run(block, ready.scale), None
+
+    return compute
+
+
 def _stream(
-    count: int, ready: Prepared, denoiser: Denoiser, output: Output, batch: int, progress: Progress
+    count: int,
+    ready: Prepared,
+    work: Callable[[Block], tuple[Block, Block | None]],
+    output: Output,
+    batch: int,
+    progress: Progress,
 ) -> None:
-    def compute(block: NDArray[np.float32]) -> NDArray[np.float32]:
-        return denoiser.run(block, ready.scale)
+    def write(start: int, before: Block, made: tuple[Block, Block | None]) -> None:
+        output.write(start, before, *made)
+        progress(start + len(before), count)
 
-    def write(start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
-        output.write(start, before, after)
-        progress(start + len(after), count)
-
-    pipeline.stream(ready.read, compute, write, pipeline.blocks(output.done, count, batch))
+    pipeline.stream(ready.read, work, write, pipeline.blocks(output.done, count, batch))
 
 
 def _draw(

@@ -23,6 +23,9 @@ class DenoiseOptions:
         Of the output's pixels; integers are rounded, and saturate at their limits.
     compress
         Whether to compress the output's frames, losslessly.
+    sigma
+        Whether to denoise in eight orientations, and to write the standard deviation of every
+        pixel's error beside the mean of the eight.
     out_dir, suffix
         Where an output without a name goes, and what its name ends in.
     model
@@ -53,6 +56,7 @@ class DenoiseOptions:
     to: Kind | None = None
     dtype: Dtype = "float32"
     compress: bool = False
+    sigma: bool = False
     out_dir: Path | None = None
     suffix: str = "_denoised"
     model: str | None = None

@@ -3,7 +3,8 @@
 While a run lasts there are ``NAME.partial``, the file itself, and
 ``NAME.partial.map``, which frames of it are done and of which run it is a part. A run
 that was interrupted is continued by the same command. Compressed frames, whose sizes are
-not known beforehand, wait in ``NAME.partial.frames`` until all are done.
+not known beforehand, wait in ``NAME.partial.frames`` until all are done. Standard
+deviations fill a second stack, in the same file or in ``NAME_sigma``, under the same map.
 """
 
 import contextlib
@@ -12,17 +13,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.filling import Filling, Saved, partial_of
 from emdn_deploy.sums import Sums
-from emdn_deploy.writers.integers import storable
 from emdn_deploy.writers.layout import Layout, Provenance
 from emdn_models.errors import OutputError
 
@@ -62,6 +62,8 @@ class Output:
     key
         What decides the pixels: input, model, options. A partial file is continued
         only where it is equal.
+    beside
+        The file of the standard deviations, where they have one of their own.
     overwrite
         Whether a partial file of another key may be thrown away.
 
@@ -79,66 +81,70 @@ class Output:
         make: Callable[[Path], Layout],
         key: Provenance,
         *,
+        beside: Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.target, self.module = target, module
-        self.partial = target.with_name(target.name + ".partial")
+        self.module = module
+        # Renamed in this order: where the frames are, all is there.
+        self._targets = [target] if beside is None else [beside, target]
+        self.partial = partial_of(target)
         self._map = target.with_name(target.name + ".partial.map")
-        self._spool = target.with_name(target.name + ".partial.frames")
         self._make = make
         self._key = json.dumps(dict(key), sort_keys=True)
         self._synced = time.monotonic()
-        self.sums = Sums()
+        self._fillings: dict[str, Filling] = {}
         self.done = 0
         with self._disk():
             if not self._continued(overwrite=overwrite):
                 self._discard()
-                self.layout = make(self.partial)
-                self._save_map()
-            place = self._spool if self.layout.packing else self.partial
-            self._file = place.open("r+b" if place.exists() else "w+b", buffering=0)
+                self._open(make(self.partial), {"frames": Sums(), "sigma": Sums()})
+                try:
+                    self._save_map()
+                except OSError:
+                    self._close()
+                    raise
 
-    def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
-        """Write frames (k, H, W), the first of which is number ``start``."""
-        layout = self.layout
+    @property
+    def sums(self) -> Sums:
+        """Return what is summed up over the frames."""
+        return self._fillings["frames"].sums
+
+    def write(
+        self,
+        start: int,
+        before: NDArray[np.float32],
+        after: NDArray[np.float32],
+        sigma: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Write frames (k, H, W), the first of which is number ``start``, and their sigma."""
         with self._disk():
-            stored, saturated = storable(after, np.dtype(layout.dtype))
-            for number, frame in enumerate(stored, start):
-                turned = frame.T if layout.transposed else frame
-                pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype))
-                left = pixels.data.cast("B")
-                if layout.packing:
-                    left = memoryview(layout.packing.encode(pixels))
-                    layout.offsets[number + 1] = layout.offsets[number] + len(left)
-                self._file.seek(int(layout.offsets[number]))
-                while left:
-                    left = left[self._file.write(left) :]
-            self.sums.add(before, stored)
-            self.sums.saturated += saturated
+            self._fillings["frames"].write(start, before, after)
+            if sigma is not None:
+                self._fillings["sigma"].write(start, sigma, sigma)
             self.done = start + len(after)
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self._save_map()
 
     def complete(self, late: Provenance) -> None:
         """Make the file durable and give it its name."""
+        writer = importlib.import_module(f"emdn_deploy.writers.{self.module}")
         with self._disk():
             self._save_map()
-            if self.layout.packing:
-                self.layout.packing.fill(self._packed())
-            self._file.close()
-            writer = importlib.import_module(f"emdn_deploy.writers.{self.module}")
-            writer.finish(self.partial, late)
-            with self.partial.open("r+b") as file:
-                os.fsync(file.fileno())
-            os.replace(self.partial, self.target)
+            for filling in self._fillings.values():
+                filling.complete()
+            facts = [late]
+            if len(self._targets) > 1:
+                own = self._fillings["sigma"].sums.facts(0.0)
+                facts.insert(0, {name: own[name] for name in own if name != "intensity_ratio"})
+            for target, known in zip(self._targets, facts, strict=True):
+                writer.finish(partial_of(target), known)
+                with partial_of(target).open("r+b") as file:
+                    os.fsync(file.fileno())
+            for target in self._targets:
+                os.replace(partial_of(target), target)
             self._map.unlink(missing_ok=True)
-            self._spool.unlink(missing_ok=True)
-
-    def _packed(self) -> Iterator[bytes]:
-        """Read the compressed frames back, one by one."""
-        for start, stop in pairwise(self.layout.offsets.tolist()):
-            self._file.seek(start)
-            yield self._file.read(stop - start)
+            for filling in self._fillings.values():
+                filling.spool.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -155,21 +161,21 @@ class Output:
         if isinstance(error, KeyboardInterrupt | OutputError) and self.done:
             with contextlib.suppress(OSError, ValueError):
                 self._save_map()
-            self._file.close()
+            self._close()
             return
-        self._file.close()
+        self._close()
         with contextlib.suppress(OSError):
             self._discard()
 
     def _continued(self, *, overwrite: bool) -> bool:
         """Take up a partial file of the same key, if there is one."""
-        if not (self.partial.exists() and self._map.exists()):
+        there = [partial_of(target).exists() for target in self._targets]
+        if not (all(there) and self._map.exists()):
             return False
         try:
-            with np.load(self._map, allow_pickle=False) as saved:
-                key, sums = str(saved["key"]), json.loads(str(saved["sums"]))
-                layout = Layout(saved["offsets"], str(saved["dtype"]), bool(saved["transposed"]))
-                done, packed = saved["done"], bool(saved["packed"])
+            with np.load(self._map, allow_pickle=False) as arrays:
+                key, done = str(arrays["key"]), arrays["done"]
+                saved = {name: Saved.of(arrays, name) for name in arrays["stacks"].tolist()}
         except (OSError, ValueError, KeyError):
             return False
         if key != self._key:
@@ -180,38 +186,52 @@ class Output:
                 f"{self.partial}: is an interrupted run with another {differs}; "
                 "repeat that run's command to continue it, or add --overwrite to begin anew"
             )
-        if packed:
+        layouts = {name: one.layout for name, one in saved.items()}
+        if saved["frames"].packed:
             # An interruption while the file was filled leaves no more of it than its frames.
-            layout = replace(self._make(self.partial), offsets=layout.offsets)
-        self.layout, self.done = layout, int(np.argmin(done)) if not done.all() else len(done)
-        self.sums = Sums(**sums)
+            fresh = self._make(self.partial)
+            made = {"frames": fresh, "sigma": fresh.sigma or fresh}
+            layouts = {
+                name: replace(made[name], offsets=one.offsets) for name, one in layouts.items()
+            }
+        layout = replace(layouts["frames"], sigma=layouts.get("sigma"))
+        self._open(layout, {name: one.sums for name, one in saved.items()})
+        self.done = int(np.argmin(done)) if not done.all() else len(done)
         return True
+
+    def _open(self, layout: Layout, sums: dict[str, Sums]) -> None:
+        """Get ready to fill in what is laid out."""
+        stacks = {"frames": (layout, self.partial)}
+        if layout.sigma is not None:
+            # In a file of its own where there is one, otherwise in that of the frames.
+            stacks["sigma"] = layout.sigma, partial_of(self._targets[0])
+        for name, (one, partial) in stacks.items():
+            spool = self.partial.with_name(f"{self.partial.name}.{name}")
+            self._fillings[name] = Filling(one, partial, spool, sums[name])
 
     def _save_map(self) -> None:
         """Make the frames durable, then say that they are done."""
-        if hasattr(self, "_file"):
-            os.fsync(self._file.fileno())
+        arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings)}
+        for name, filling in self._fillings.items():
+            filling.sync()
+            arrays |= filling.state(name)
+        offsets = self._fillings["frames"].layout.offsets
         fresh = self._map.with_name(self._map.name + ".new")
-        layout = self.layout
         with fresh.open("wb") as file:
-            np.savez(
-                file,
-                key=self._key,
-                offsets=layout.offsets,
-                dtype=layout.dtype,
-                transposed=layout.transposed,
-                packed=layout.packing is not None,
-                done=np.arange(len(layout.offsets)) < self.done,
-                sums=json.dumps(asdict(self.sums)),
-            )
+            np.savez(file, done=np.arange(len(offsets)) < self.done, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, self._map)
         self._synced = time.monotonic()
 
+    def _close(self) -> None:
+        for filling in self._fillings.values():
+            filling.file.close()
+
     def _discard(self) -> None:
-        for suffix in ("", ".map", ".map.new", ".json", ".frames"):
-            Path(f"{self.partial}{suffix}").unlink(missing_ok=True)
+        for target in self._targets:
+            for suffix in ("", ".map", ".map.new", ".json", ".frames", ".sigma"):
+                Path(f"{partial_of(target)}{suffix}").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

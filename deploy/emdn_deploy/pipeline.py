@@ -29,8 +29,8 @@ class _Stopped(Exception):
 
 def stream(
     read: Callable[[int, int], Block],
-    compute: Callable[[Block], Block],
-    write: Callable[[int, Block, Block], None],
+    compute: Callable[[Block], _T],
+    write: Callable[[int, Block, _T], None],
     spans: list[tuple[int, int]],
     depth: int = DEPTH,
 ) -> None:
@@ -43,7 +43,7 @@ def stream(
     compute
         Called in the caller's thread.
     write
-        ``write(start, before, after)``; called in one thread, in order.
+        ``write(start, before, computed)``; called in one thread, in order.
     spans
         (start, stop) of each block.
 
@@ -55,7 +55,7 @@ def stream(
     stop = threading.Event()
     errors: list[BaseException] = []
     waiting: queue.Queue[tuple[int, Block] | None] = queue.Queue(depth)
-    done: queue.Queue[tuple[int, Block, Block] | None] = queue.Queue(depth)
+    done: queue.Queue[tuple[int, Block, _T] | None] = queue.Queue(depth)
 
     def reading() -> None:
         for start, end in spans:

@@ -4,6 +4,7 @@ import hashlib
 import time
 from pathlib import Path
 
+from emdn_deploy import ensemble, sigma
 from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
@@ -46,8 +47,24 @@ def facts_of(
         "intensity": scale.note,
         "bad_pixels": ready.bad_pixels,
         **references,
+        **(_sigma_facts(denoiser) if options.sigma else {}),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _sigma_facts(denoiser: Denoiser) -> Provenance:
+    """Say what the frames and their standard deviations are, with all numbers."""
+    calibration = denoiser.calibration
+    known: Provenance = {
+        "ensemble": ensemble.ORIENTATIONS,
+        "sigma": sigma.note(denoiser.session.info, calibration),
+    }
+    if calibration is None:
+        return known
+    return {
+        **known, "sigma_spread": calibration.spread, "sigma_noise": calibration.noise,
+        "sigma_window": sigma.WINDOW,
+    }  # fmt: skip
 
 
 def key_of(source: Path, frames: Frames, facts: Provenance) -> Provenance:

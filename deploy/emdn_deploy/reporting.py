@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from emdn_deploy.job import Plan, Report
+from emdn_deploy.outcome import Plan, Report
 
 
 def lines(report: Report) -> list[str]:
@@ -24,6 +24,8 @@ def lines(report: Report) -> list[str]:
         text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
     if np.dtype(report.dtype).kind != "f":
         text.append(f"saturated  {report.saturated} pixels outside the range of {report.dtype}")
+    if report.sigma:
+        text.append(f"sigma      {report.sigma_note}; in {report.sigma}")
     text.append(f"output     {report.output}")
     if report.preview:
         text.append(f"preview    {report.preview}")
@@ -36,11 +38,14 @@ def planned(plan: Plan) -> list[str]:
     """Return what is printed by a dry run."""
     count, height, width = plan.shape
     what = f"{plan.format} {plan.dataset}".rstrip()
-    return [
+    text = [
         f"{plan.source} -> {plan.output}",
         f"  {count} frames of {height} x {width}, {plan.dtype}, {what} ({plan.why})",
         f"  {plan.size_bytes / 1e6:.1f} MB to write",
     ]
+    if plan.sigma:
+        text.append(f"  standard deviations in {plan.sigma}, at about eight times the time")
+    return text
 
 
 def as_json(result: Report | Plan) -> str:

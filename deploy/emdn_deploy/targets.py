@@ -63,12 +63,14 @@ def each(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, Denoi
     """
     pairs, taken = [], dict[Path, Path]()
     for source in sources:
-        target, _ = target_of(source, options)
-        other = taken.setdefault(target.resolve(), source)
-        if other != source:
-            raise OutputError(
-                f"{source} and {other} would both be written to {target}; "
-                "denoise them in two runs with different --out-dir or --suffix"
-            )
+        target, module = target_of(source, options)
+        beside = writers.sigma_file(target, module) if options.sigma else None
+        for written in (target, beside or target):
+            other = taken.setdefault(written.resolve(), source)
+            if other != source:
+                raise OutputError(
+                    f"{source} and {other} would both be written to {written}; "
+                    "denoise them in two runs with different --out-dir or --suffix"
+                )
         pairs.append((source, replace(options, output=target)))
     return pairs

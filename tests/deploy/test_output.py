@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from emdn_deploy import job, output
+from emdn_deploy.filling import Filling
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.pipeline import blocks
 from emdn_deploy.readers import open_frames
+from emdn_deploy.sums import Sums
+from emdn_deploy.writers import Layout
 from emdn_models.errors import OutputError
 
 
@@ -179,11 +182,10 @@ def test_a_full_disk_is_named(source: Path, box_model: Path) -> None:
         pytest.fail("this test needs /dev/full (Linux)")
     opened = output.Output.__new__(output.Output)
     opened.partial = Path("/dev/full")
-    opened.layout = output.Layout(np.zeros(1, np.int64))
-    with (
-        open("/dev/full", "r+b", buffering=0) as opened._file,
-        pytest.raises(OutputError, match="No space left on device"),
-    ):
+    layout = Layout(np.zeros(1, np.int64))
+    filling = Filling(layout, opened.partial, opened.partial, Sums())
+    opened._fillings = {"frames": filling}
+    with filling.file, pytest.raises(OutputError, match="No space left on device"):
         opened.write(0, *np.zeros((2, 1, 4, 4), np.float32))
 
 

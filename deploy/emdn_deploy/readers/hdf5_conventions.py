@@ -24,6 +24,8 @@ from emdn_deploy.readers.hdf5_axes import (
 _SMALLEST = 8
 # Older Dectris masters name no signal.
 _FIRST_PART = "data_000001"
+# Attribute of a dataset that holds the standard deviations of the frames that it names.
+SIGMA_OF = "sigma_of"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def plain(file: h5py.File) -> list[Candidate]:
     images: list[h5py.Dataset] = []
 
     def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
-        if _is_image(item) and sorted(item.shape)[-2] >= _SMALLEST:
+        if _is_image(item) and SIGMA_OF not in item.attrs and sorted(item.shape)[-2] >= _SMALLEST:
             images.append(item)
 
     file.visititems(visit)

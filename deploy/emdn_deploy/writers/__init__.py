@@ -5,11 +5,13 @@ and one line in `WRITERS`. HDF5 to HDF5 is special: the input is mirrored.
 """
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from emdn_deploy.readers import READERS
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.writers.layout import Layout, Provenance, Storage
+from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
 from emdn_models.errors import OutputError
 
 WRITERS: dict[str, tuple[str, ...]] = {
@@ -24,7 +26,21 @@ DTYPES: dict[str, tuple[str, ...]] = {"mrc": ("float32", "int8", "int16", "uint1
 # Writers that can compress.
 COMPRESS = ("combined", "mirror", "tiff")
 
-__all__ = ["WRITERS", "Layout", "Provenance", "Storage", "check", "lay_out", "module_for"]
+# Writers that put standard deviations into the file of the frames, as SIGMA says.
+INSIDE = ("combined", "mirror")
+
+__all__ = [
+    "WRITERS",
+    "Layout",
+    "Provenance",
+    "Storage",
+    "check",
+    "check_sigma",
+    "lay_out",
+    "module_for",
+    "sigma_file",
+    "sigma_place",
+]
 
 
 def module_for(target: Path, *, mirror: bool) -> str:
@@ -68,10 +84,54 @@ def check(target: Path, module: str, storage: Storage) -> None:
         )
 
 
+def sigma_file(target: Path, module: str) -> Path | None:
+    """Name the file of an output's standard deviations, None where they lie in the output."""
+    return None if module in INSIDE else target.with_name(f"{target.stem}{SIGMA}{target.suffix}")
+
+
+def sigma_place(target: Path, module: str, frames: Frames) -> str:
+    """Say where an output's standard deviations lie: the path of a dataset, or of a file."""
+    if beside := sigma_file(target, module):
+        return str(beside)
+    return f"{_writer(module).dataset_of(frames)}{SIGMA}"
+
+
+def check_sigma(module: str, frames: Frames) -> None:
+    """Refuse an input whose mirror has no place for standard deviations.
+
+    Raises
+    ------
+    OutputError
+        Naming what is in the way.
+    """
+    if module == "mirror":
+        _writer(module).check_sigma(frames)
+
+
 def lay_out(
-    module: str, partial: Path, frames: Frames, provenance: Provenance, storage: Storage
+    module: str,
+    partial: Path,
+    frames: Frames,
+    provenance: Provenance,
+    storage: Storage,
+    beside: Path | None = None,
 ) -> Layout:
-    """Write the whole file but its pixels, with a writer chosen by `module_for`."""
-    writer = importlib.import_module(f"emdn_deploy.writers.{module}")
+    """Write the whole file but its pixels, with a writer chosen by `module_for`.
+
+    Parameters
+    ----------
+    beside
+        Where the file of the standard deviations is laid out, if they have their own.
+    """
+    writer = _writer(module)
     layout: Layout = writer.lay_out(partial, frames, provenance, storage)
+    if beside is not None:
+        what = f"standard deviation of {partial.name.removesuffix('.partial')}"
+        plain = Storage(compress=storage.compress)
+        sigma = writer.lay_out(beside, frames, {**provenance, "content": what}, plain)
+        layout = replace(layout, sigma=sigma)
     return layout
+
+
+def _writer(module: str) -> ModuleType:
+    return importlib.import_module(f"emdn_deploy.writers.{module}")

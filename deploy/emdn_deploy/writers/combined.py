@@ -13,20 +13,20 @@ import h5py
 import numpy as np
 
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers.hdf5_frames import create_frames, finish, layout_of, record
+from emdn_deploy.writers.hdf5_frames import create_frames, create_sigma, finish, layout_of, record
 from emdn_deploy.writers.layout import Layout, Provenance, Storage
 
-__all__ = ["finish", "lay_out"]
+__all__ = ["dataset_of", "finish", "lay_out"]
 
 _ROOT = "Experiments"
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write everything but the pixels, and say where those belong."""
-    title = frames.path.name.split(".")[0].strip("*?[]") or "frames"
+    title = _title(frames)
     shape, axes = stacked(frames)
     order = "tuvwabdefghij"[: len(shape) - 2] + "yx"
-    path = f"/{_ROOT}/{title}/data"
+    path = dataset_of(frames)
     with h5py.File(target, "w") as file:
         file.attrs.update(
             {
@@ -47,11 +47,22 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         )  # fmt: skip
         group.attrs["axes"] = [f"dim{i}" for i in range(len(shape))]
         create_frames(group, "data", shape, order, storage).attrs["units"] = ""
+        if storage.sigma:
+            create_sigma(group, "data", shape, order, storage).attrs["units"] = ""
         for i, (axis, length) in enumerate(zip(axes, shape, strict=True)):
             _write_axis(group, i, axis, length, navigate=i < len(shape) - 2)
         _write_metadata(group, title, frames)
         record(file, path, provenance)
     return layout_of(target, path, shape, order, storage)
+
+
+def dataset_of(frames: Frames) -> str:
+    """Return where the frames lie in the new file."""
+    return f"/{_ROOT}/{_title(frames)}/data"
+
+
+def _title(frames: Frames) -> str:
+    return frames.path.name.split(".")[0].strip("*?[]") or "frames"
 
 
 def stacked(frames: Frames) -> tuple[tuple[int, ...], tuple[Axis, ...]]:

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.writers.layout import Layout, Packing, Provenance, Storage
+from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
+from emdn_deploy.writers.layout import SIGMA, Layout, Packing, Provenance, Storage
 
 GROUP = "emdn"
+# NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
+ERRORS = "_errors"
 # gzip's own default, 6, takes twice the time for a percent or two.
 LEVEL = 4
 
@@ -43,10 +47,42 @@ def create_frames(
     return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
 
 
+def create_sigma(
+    parent: h5py.Group, name: str, shape: tuple[int, ...], order: str, storage: Storage
+) -> h5py.Dataset:
+    """Create the dataset of standard deviations beside the frames ``name``.
+
+    In an NXdata group it is also reachable under the name that NeXus has for uncertainties.
+    """
+    kept = replace(storage, dtype="float32")
+    made = create_frames(parent, name + SIGMA, shape, order, kept)
+    # By this readers tell it from the frames.
+    made.attrs[SIGMA_OF] = name
+    made.attrs["long_name"] = f"standard deviation of {name}"
+    if is_nxdata(parent):
+        parent[name + ERRORS] = h5py.SoftLink(name + SIGMA)
+    return made
+
+
+def is_nxdata(group: h5py.Group) -> bool:
+    """Say whether a group follows NeXus's rules for data."""
+    return group.attrs.get("NX_class") in ("NXdata", b"NXdata")
+
+
 def layout_of(
     path: Path, dataset: str, shape: tuple[int, ...], order: str, storage: Storage
 ) -> Layout:
-    """Say where the frames of a dataset by `create_frames` belong."""
+    """Say where frames by `create_frames`, and standard deviations by `create_sigma`, belong."""
+    layout = _layout_of(path, dataset, shape, order, storage)
+    if not storage.sigma:
+        return layout
+    kept = replace(storage, dtype="float32")
+    return replace(layout, sigma=_layout_of(path, dataset + SIGMA, shape, order, kept))
+
+
+def _layout_of(
+    path: Path, dataset: str, shape: tuple[int, ...], order: str, storage: Storage
+) -> Layout:
     lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
     lead_shape = tuple(shape[axis] for axis in lead)
     flip = order.index("x") < order.index("y")

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 Provenance = Mapping[str, str | int | float]
 """How an output came about, by name."""
 
+SIGMA = "_sigma"
+"""What follows the name of a dataset, or the stem of a file, of frames in that of their sigma."""
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -21,10 +24,13 @@ class Storage:
         NumPy's name of it, without endianness.
     compress
         Whether frames are compressed, losslessly.
+    sigma
+        Whether standard deviations are stored as well, always as float32.
     """
 
     dtype: str = "float32"
     compress: bool = False
+    sigma: bool = False
 
     @property
     def kind(self) -> np.dtype[Any]:
@@ -72,9 +78,13 @@ class Layout:
         Whether a frame is stored as (x, y).
     packing
         None for frames that are not compressed.
+    sigma
+        Where the frames' standard deviations lie, in the same file or in one of their own;
+        None where there are none.
     """
 
     offsets: NDArray[np.int64]
     dtype: str = "<f4"
     transposed: bool = False
     packing: Packing | None = None
+    sigma: "Layout | None" = None

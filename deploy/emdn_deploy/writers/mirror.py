@@ -2,7 +2,8 @@
 
 Every group, dataset, attribute, soft, hard and external link is kept; the frames are
 in the same axis order, one frame a chunk. A stack in several parts becomes one dataset
-under the name of the first, and the links to the others are left out.
+under the name of the first, and the links to the others are left out. Standard deviations
+that an earlier run left are not those of the new frames and are left out as well.
 """
 
 import os
@@ -14,10 +15,20 @@ import numpy as np
 
 from emdn_deploy.readers.frames import Frames
 from emdn_deploy.readers.hdf5 import open_file
-from emdn_deploy.writers.hdf5_frames import create_frames, finish, layout_of, record
-from emdn_deploy.writers.layout import Layout, Provenance, Storage
+from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
+from emdn_deploy.writers.hdf5_frames import (
+    ERRORS,
+    create_frames,
+    create_sigma,
+    finish,
+    is_nxdata,
+    layout_of,
+    record,
+)
+from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
+from emdn_models.errors import OutputError
 
-__all__ = ["finish", "lay_out"]
+__all__ = ["check_sigma", "dataset_of", "finish", "lay_out"]
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
@@ -25,8 +36,52 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     with open_file(frames.path) as source, h5py.File(target, "w") as copy:
         _copy_tree(source, copy, frames, Path(target).parent, storage)
         _copy_references(source, copy)
+        if storage.sigma:
+            _copy_scales(copy[frames.dataset], copy[frames.dataset + SIGMA])
         record(copy, frames.dataset, provenance)
     return layout_of(target, frames.dataset, frames.stored_shape, frames.order, storage)
+
+
+def dataset_of(frames: Frames) -> str:
+    """Return where the frames lie in the output: where they were."""
+    return frames.dataset
+
+
+def check_sigma(frames: Frames) -> None:
+    """Refuse a file in which the names for standard deviations are taken.
+
+    Raises
+    ------
+    OutputError
+        Naming what has them.
+    """
+    parent, _, name = frames.dataset.rpartition("/")
+    with open_file(frames.path) as source:
+        group = source[parent or "/"]
+        names = (name + SIGMA, name + ERRORS) if is_nxdata(group) else (name + SIGMA,)
+        for taken in names:
+            if group.get(taken, getlink=True) is not None and not _is_sigma(group, taken, name):
+                raise OutputError(
+                    f"{frames.path}: holds {parent}/{taken} already, where the mirrored output "
+                    "would have its standard deviations; choose --to hspy, or leave out --sigma"
+                )
+
+
+def _is_sigma(group: h5py.Group, name: str, frames: str) -> bool:
+    """Say whether an earlier run of emdn wrote ``name`` as the standard deviations of frames."""
+    item = group.get(frames + SIGMA)
+    if not isinstance(item, h5py.Dataset) or item.attrs.get(SIGMA_OF) != frames:
+        return False
+    linked = isinstance(group.get(name, getlink=True), h5py.SoftLink)
+    return name == frames + SIGMA or (name == frames + ERRORS and linked)
+
+
+def _copy_scales(frames: h5py.Dataset, sigma: h5py.Dataset) -> None:
+    for old, new in zip(frames.dims, sigma.dims, strict=True):
+        if old.label:
+            new.label = old.label
+        for scale in old.values():
+            new.attach_scale(scale)
 
 
 def _copy_tree(
@@ -36,6 +91,7 @@ def _copy_tree(
     chosen = source[frames.dataset]
     made: dict[Any, str] = {_identity(source): "/"}
     base = frames.path.parent
+    leaf = frames.dataset.rpartition("/")[2]
 
     def walk(group: h5py.Group, into: h5py.Group) -> None:
         _copy_attributes(group, into)
@@ -44,6 +100,8 @@ def _copy_tree(
             path = f"{into.name.rstrip('/')}/{name}"
             if path in frames.parts[1:]:
                 continue  # its frames are in the first part
+            if path.startswith(f"{frames.dataset}_") and _is_sigma(group, name, leaf):
+                continue
             if isinstance(link, h5py.SoftLink):
                 into[name] = h5py.SoftLink(link.path)
                 continue
@@ -62,6 +120,10 @@ def _copy_tree(
                 made_frames = create_frames(into, name, frames.stored_shape, frames.order, storage)
                 _copy_attributes(item, made_frames)
                 _count_parts(source, made_frames, frames)
+                if storage.sigma:
+                    shape, order = frames.stored_shape, frames.order
+                    sigma = create_sigma(into, name, shape, order, storage)
+                    _copy_attributes(item, sigma, leave=("signal", *sigma.attrs))
             else:
                 group.copy(name, into, name=name)
 
@@ -85,10 +147,14 @@ def _identity(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
     return int(info.fileno), int(info.addr)
 
 
-def _copy_attributes(item: h5py.Group | h5py.Dataset, into: h5py.Group | h5py.Dataset) -> None:
+def _copy_attributes(
+    item: h5py.Group | h5py.Dataset,
+    into: h5py.Group | h5py.Dataset,
+    leave: tuple[str, ...] = (),
+) -> None:
     for name in item.attrs:
         kind = item.attrs.get_id(name).get_type()
-        if not _refers(item, name):
+        if name not in leave and not _refers(item, name):
             # The stored type and shape, not what numpy would make of the value.
             low = h5py.h5a.open(item.id, name.encode())
             new = h5py.h5a.create(into.id, name.encode(), kind, low.get_space())

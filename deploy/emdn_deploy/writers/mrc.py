@@ -19,7 +19,8 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         steps = [step_in(frames.axis(letter), "Å") for letter in "xy"]
         if steps[0] and steps[1]:
             file.voxel_size = (steps[0], steps[1], steps[0])
-        file.add_label(f"emdn {provenance['version']}: denoised by {provenance['model']}"[:80])
+        what = provenance.get("content", f"denoised by {provenance['model']}")
+        file.add_label(f"emdn {provenance['version']}: {what}"[:80])
         _keep_extended_header(file, frames.path)
         start = 1024 + int(file.header.nsymbt)
         kind = file.data.dtype.newbyteorder("=").str

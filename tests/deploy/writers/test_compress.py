@@ -14,6 +14,7 @@ import pytest
 import tifffile
 
 from emdn_deploy import cli, job, output
+from emdn_deploy.filling import Filling
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models.errors import OutputError
@@ -141,15 +142,15 @@ def test_an_interrupted_run_is_continued(source: Path, run, monkeypatch, to: str
 @pytest.mark.parametrize("to", KINDS)
 def test_an_interruption_while_the_file_is_filled(source: Path, run, monkeypatch, to: str) -> None:
     """What was filled in is thrown away; the frames are not."""
-    packed = output.Output._packed
+    packed = Filling._packed
 
-    def failing(self: output.Output) -> Iterator[bytes]:
+    def failing(self: Filling) -> Iterator[bytes]:
         for number, chunk in enumerate(packed(self)):
             if number == 3:
                 raise KeyboardInterrupt
             yield chunk
 
-    monkeypatch.setattr(output.Output, "_packed", failing)
+    monkeypatch.setattr(Filling, "_packed", failing)
     target = source.with_name(f"cut.{to}")
     with pytest.raises(KeyboardInterrupt):
         run(source, to=to, compress=True, output=target)

@@ -1,0 +1,84 @@
+"""What a run of ``emdn-deploy denoise`` would do, and what it did."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emdn_deploy.intensity import Intensity
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do (``--dry-run``).
+
+    Attributes
+    ----------
+    shape
+        (N, H, W).
+    dtype
+        Of the input's pixels.
+    size_bytes
+        Of the output's pixels and their standard deviations, before any compression.
+    sigma
+        Where the standard deviations will lie (see `Report.sigma`).
+    """
+
+    source: Path
+    output: Path
+    format: str
+    dataset: str
+    why: str
+    shape: tuple[int, int, int]
+    dtype: str
+    size_bytes: int
+    sigma: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Attributes
+    ----------
+    frames
+        In the output.
+    resumed
+        How many of them an earlier, interrupted run had made.
+    seconds
+        From the first frame read to the last written, in this run.
+    ratio
+        mean(output) / mean(input), both above the offset.
+    bad_pixels
+        Pixels that were filled in from their neighbours, in every frame.
+    dtype
+        Of the output's pixels.
+    saturated
+        Pixels of the output that lay outside the range of an integer ``dtype``.
+    sigma
+        Where the standard deviations lie: the path of a dataset in an HDF5 output, of a file
+        for the others. None without ``--sigma``.
+    sigma_note
+        How they were made, and whether they are calibrated.
+    """
+
+    source: Path
+    output: Path
+    dataset: str
+    frames: int
+    resumed: int
+    seconds: float
+    model: str
+    device: str
+    intensity: Intensity
+    ratio: float
+    bad_pixels: int
+    dtype: str
+    saturated: int
+    preview: Path | None
+    movie: Path | None
+    sigma: str | None
+    sigma_note: str | None
+
+    @property
+    def frames_per_s(self) -> float:
+        """Return the rate from file to file."""
+        return (self.frames - self.resumed) / max(self.seconds, 1e-9)
