@@ -164,7 +164,7 @@ def fit(
     """Fit models and save them in OUT/em_denoise_model.h5."""
     _need_torch()
     from emdn_train import outputs
-    from emdn_train.fit import FitConfig
+    from emdn_train.config import FitConfig
     from emdn_train.fit import fit as run
 
     values: dict[str, Any] = {

@@ -3,115 +3,28 @@
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from os import PathLike
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
-from emdn_models import MODELS, DeviceError, ModelError, checkpoint
-from emdn_models.nets import build, load_state
+from emdn_models import DeviceError, checkpoint
+from emdn_models.nets import build
 from emdn_models.nets.electrons import noise_map, normalise
 from emdn_train import outputs
-from emdn_train.batches import Batch, Specimens, crops, log_uniform, record, stretch
+from emdn_train.batches import Batch, Specimens
+from emdn_train.config import Device, FitConfig, Fitted, judge, learning_rate, same_run
 from emdn_train.data import open_split
-from emdn_train.recipes import RECIPES, Recipe, loss, optimizer, rate
+from emdn_train.interrupt import signals_noted
+from emdn_train.recipes import RECIPES, Recipe, loss, moving_average, optimizer, rate
+from emdn_train.resume import FILE_NAME, StateFile, Training
+from emdn_train.source import Simulated, Source, chance, shuffled
+from emdn_train.start import start_from
 from emdn_train.validate import LEVELS, evaluate, validation
 
 log = logging.getLogger(__name__)
-
-Device = Literal["auto", "cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """One training run; the defaults are the SciML-Bench benchmark's.
-
-    Attributes
-    ----------
-    data
-        Folder with ``train/`` and ``test/`` (`emdn_train.data`).
-    out
-        Folder for the results. Models that its checkpoint holds already and that
-        are not fitted again stay in it.
-    models
-        Names of ``MODELS``.
-    preset
-        Size of the nets.
-    recipe
-        ``benchmark`` or ``quality``.
-    epochs
-        Passes over the data; each takes one random patch of every frame.
-    batch_size
-        Patches per optimiser step.
-    lr
-        Learning rate; the recipe's own if None.
-    patch
-        Side of a patch in pixels.
-    device
-        ``auto`` takes a GPU if there is one.
-    seed
-        Start of every random number.
-    start
-        Checkpoint whose weights are the start of each model, instead of chance.
-    max_minutes
-        Time for each model, after which it ends with its schedule completed; 0 for
-        as long as the epochs take.
-    """
-
-    data: str | PathLike[str] = "data"
-    out: str | PathLike[str] = "outputs"
-    models: tuple[str, ...] = tuple(MODELS)
-    preset: str = "shipped"
-    recipe: str = "benchmark"
-    epochs: int = 2
-    batch_size: int = 128
-    lr: float | None = None
-    patch: int = 64
-    device: Device = "auto"
-    seed: int = 0
-    start: str | PathLike[str] | None = None
-    max_minutes: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse names that do not exist before any time is spent."""
-        for name in self.models:
-            if name not in MODELS:
-                raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
-        if self.recipe not in RECIPES:
-            raise ModelError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What became of one model.
-
-    Attributes
-    ----------
-    name
-        The model.
-    status
-        ``fitted``; ``no gain``, the result is worse than the noisy frame, as after too
-        few steps; or ``diverged``, the loss is not finite or the result more than
-        20 dB worse. What diverged is not saved.
-    history
-        One row an epoch: loss, learning rate, validation gain, seconds.
-    gain_db
-        Mean over frames of 10 log10(MSE noisy / MSE denoised), a value a level.
-    images_per_s
-        Patches a second through whole training steps, noise included.
-    """
-
-    name: str
-    status: Literal["fitted", "diverged", "no gain"]
-    history: list[dict[str, Any]]
-    gain_db: dict[str, float]
-    mean_ratio: float
-    images_per_s: float
 
 
 def pick_device(device: Device) -> torch.device:
@@ -129,146 +42,168 @@ def fit(config: FitConfig) -> list[Fitted]:
     """Fit every model of the config and write the results to its ``out`` folder.
 
     The folder then holds ``em_denoise_model.h5``, ``arguments.json``,
-    ``history.csv``, ``metrics.json``, ``throughput.json`` and ``loss.png``.
+    ``history.csv``, ``metrics.json``, ``throughput.json`` and ``loss.png``. As long as
+    the run is not complete it also holds ``fit_state.h5``, from which the same config
+    goes on, to the result of a run that was never stopped.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On SIGINT or SIGTERM, once the step is finished and the state saved.
+    CheckpointError
+        If the folder holds an unfinished run of another config.
     """
     device = pick_device(config.device)
     recipe = RECIPES[config.recipe]
     log.info("training on %s", outputs.describe(device))
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    kept = outputs.existing(out)
     results: list[Fitted] = []
     with open_split(config.data, "train") as split, open_split(config.data, "test") as held_out:
-        specimens = Specimens.of(split)
+        state = StateFile(out / FILE_NAME, same_run(config, recipe, device, split, held_out))
+        kept = outputs.existing(out)
+        source = Simulated(Specimens.of(split), recipe, config.patch, device)
         held = validation(Specimens.of(held_out), LEVELS, 16, 256, config.seed)
-        for name in config.models:
-            result, net = fit_one(name, config, recipe, specimens, held, device)
-            results.append(result)
-            kept.pop(name, None)
-            if result.status != "diverged":
-                kept[name] = outputs.weights(result, net, config, recipe, specimens.split, device)
-                checkpoint.save(out / checkpoint.FILE_NAME, kept)
-            outputs.write_results(out, config, results, device)
+        with signals_noted() as signals:
+            for name in config.models:
+                if name in state.done:
+                    results.append(Fitted(**state.done[name]))
+                    log.info("%s: %s before, not fitted again", name, results[-1].status)
+                    continue
+                training = begin(name, config, recipe, device, state)
+                result = fit_one(training, config, recipe, source, held, device, state, signals)
+                results.append(result)
+                kept.pop(name, None)
+                if result.status != "diverged":
+                    data = outputs.describe_data(split)
+                    kept[name] = outputs.weights(result, training, config, recipe, data, device)
+                    checkpoint.save(out / checkpoint.FILE_NAME, kept)
+                outputs.write_results(out, config, results, device)
+                state.finish(name, asdict(result))
+    state.remove()
     return results
 
 
-def fit_one(
-    name: str,
-    config: FitConfig,
-    recipe: Recipe,
-    specimens: Specimens,
-    held: list[Batch],
-    device: torch.device,
-) -> tuple[Fitted, nn.Module]:
-    """Fit one model; the loop itself."""
+def begin(
+    name: str, config: FitConfig, recipe: Recipe, device: torch.device, state: StateFile
+) -> Training:
+    """Build a net, its average and its optimiser, where the state file says or at the start."""
     torch.manual_seed(config.seed)
-    chance = torch.Generator().manual_seed(config.seed)
-    device_chance = torch.Generator(device).manual_seed(config.seed)
     net = build(name, config.preset).to(device)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if config.start is not None:
-        start_from(net, name, config)
-    average = AveragedModel(net, multi_avg_fn=_ema(recipe.ema), use_buffers=True)
-    lr = config.lr if config.lr is not None else recipe.lr
-    steps = optimizer(recipe, net, lr)
-    frames = specimens.split.frames
-    per_epoch = math.ceil(frames / config.batch_size)
+    average = moving_average(recipe, net)
+    training = Training(name, net, average, optimizer(recipe, net, learning_rate(config, recipe)))
+    if state.restore(training):
+        log.info("%s: continuing after step %d", name, training.step)
+    elif config.start is not None:
+        training.start = start_from(net, name, config)
+    return training
+
+
+def fit_one(
+    t: Training,
+    config: FitConfig,
+    recipe: Recipe,
+    source: Source,
+    held: list[Batch],
+    device: torch.device,
+    state: StateFile,
+    signals: Sequence[int],
+) -> Fitted:
+    """Fit one model from where it stands; the loop itself."""
+    per_epoch = math.ceil(len(source) / config.batch_size)
     total = config.epochs * per_epoch
     micro = micro_batch(config.patch, device)
+    lr = learning_rate(config, recipe)
     limit = config.max_minutes * 60 or math.inf
-    began = shown = time.perf_counter()
-    step = seen = 0
-    trained = 0.0  # seconds in steps: validation is not counted in images/s
-    history: list[dict[str, Any]] = []
+    shown = time.perf_counter()
+    began = shown - t.elapsed
+    order = shuffled(len(source), config.seed, t.step // per_epoch)
+    t.net.train()
 
-    for epoch in range(1, config.epochs + 1):
-        net.train()
-        losses = []
-        for indices in torch.randperm(frames, generator=chance).split(config.batch_size):
-            started = time.perf_counter()
-            progress = max(step / total, (started - began) / limit)
-            if progress >= 1:
-                break
-            for group in steps.param_groups:
-                group["lr"] = lr * rate(recipe, progress)
-            clean = crops(specimens.relative(indices), config.patch, chance, recipe.augmented)
-            snr = log_uniform(recipe.snr, len(indices), chance)
-            if recipe.augmented:
-                clean, contrast = stretch(clean, recipe.augmented, chance)
-                snr = snr / contrast
-            batch = record(specimens, indices, clean, snr, device_chance, device, recipe.ccd)
-            x, y = normalise(batch.noisy, batch.scale), normalise(batch.target, batch.scale)
-            noise = noise_map(batch.noisy, batch.scale)
-            # A user's dose is never exactly known: the map is off by up to 25 %.
-            noise = noise * (0.75 + 0.5 * torch.rand_like(batch.scale))
-            total_loss = 0.0
-            for part in zip(x.split(micro), y.split(micro), noise.split(micro), strict=True):
-                part_loss = loss(recipe, net, *part) * (len(part[0]) / len(x))
-                part_loss.backward()
-                total_loss += float(part_loss.detach())
-            if recipe.clip:
-                nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-            steps.step()
-            steps.zero_grad(set_to_none=True)
-            average.update_parameters(net)
-            losses.append(total_loss)
-            step, seen = step + 1, seen + len(indices)
-            now = time.perf_counter()
-            trained += now - started
-            if not math.isfinite(total_loss):
-                log.warning("%s: diverged at step %d (loss %s)", name, step, total_loss)
-                return Fitted(name, "diverged", history, {}, math.nan, seen / trained), net
-            if now - shown > 5:
-                shown = now
-                done = max(step / total, (now - began) / limit)
-                log.info(
-                    "%s  epoch %d/%d  step %d/%d  loss %.4f  %.0f images/s  ETA %s",
-                    name, epoch, config.epochs, step, total, total_loss,
-                    seen / trained, _clock((now - began) * (1 / done - 1)),
-                )  # fmt: skip
-        if not losses:  # out of time
+    while t.step < total:
+        started = time.perf_counter()
+        progress = max(t.step / total, t.elapsed / limit)
+        if progress >= 1 and t.step:  # out of time
             break
-        row = {
-            "model": name,
-            "epoch": epoch,
-            "step": step,
-            "loss": sum(losses) / len(losses),
-            "lr": steps.param_groups[0]["lr"],
-            "seconds": now - began,
-        }
-        history.append(row)
-        # A run of many short epochs is validated some twenty times, its end always.
-        if epoch % max(1, config.epochs // 20) == 0 and epoch < config.epochs:
-            gains, _ = evaluate(average.module, held, device)
-            row["gain_db"] = _mean(gains)
+        epoch, number = divmod(t.step, per_epoch)
+        if number == 0:
+            order = shuffled(len(source), config.seed, epoch)
+        batch = order[number * config.batch_size : (number + 1) * config.batch_size]
+        for group in t.optimizer.param_groups:
+            group["lr"] = lr * rate(recipe, progress)
+        summed = torch.zeros((), device=device)
+        for first in range(0, len(batch), micro):
+            indices = batch[first : first + micro]
+            generator = chance(config.seed, t.step, first)
+            torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
+            noisy, target, scale = source.batch(indices, generator)
+            # A user's dose is never exactly known: the map is off by up to 25 %.
+            off = 0.75 + 0.5 * torch.rand(scale.shape, generator=generator).to(device)
+            x, y, noise = normalise(noisy, scale), normalise(target, scale), noise_map(noisy, scale)
+            part = loss(recipe, t.net, x, y, noise * off) * (len(indices) / len(batch))
+            part.backward()
+            summed += part.detach()
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(t.net.parameters(), recipe.clip)
+        t.optimizer.step()
+        t.optimizer.zero_grad(set_to_none=True)
+        t.average.update_parameters(t.net)
+        step_loss = float(summed)
+        now = time.perf_counter()
+        t.step, t.seen = t.step + 1, t.seen + len(batch)
+        t.loss, t.losses = t.loss + step_loss, t.losses + 1
+        t.elapsed, t.trained = now - began, t.trained + now - started
+        if not math.isfinite(step_loss):
+            log.warning("%s: diverged at step %d (loss %s)", t.name, t.step, step_loss)
+            return Fitted(t.name, "diverged", t.history, {}, math.nan, t.seen / t.trained)
+        if now - shown > 5:
+            shown = now
+            done = max(t.step / total, t.elapsed / limit)
             log.info(
-                "%s  epoch %d  loss %.4f  gain %.2f dB", name, epoch, row["loss"], _mean(gains)
-            )
+                "%s  epoch %d/%d  step %d/%d  loss %.4f  %.0f images/s  ETA %s",
+                t.name, epoch + 1, config.epochs, t.step, total, step_loss,
+                t.seen / t.trained, _clock(t.elapsed * (1 / done - 1)),
+            )  # fmt: skip
+        validated = False
+        if t.step % per_epoch == 0:
+            end_epoch(t, per_epoch)
+            # A run of many short epochs is validated some twenty times, its end always.
+            validated = (epoch + 1) % max(1, config.epochs // 20) == 0 and t.step < total
+        if validated:
+            gains, _ = evaluate(t.average.module, held, device)
+            t.history[-1]["gain_db"] = _mean(gains)
+            log.info("%s  epoch %d  loss %.4f  gain %.2f dB", t.name, epoch + 1,
+                     t.history[-1]["loss"], _mean(gains))  # fmt: skip
+        if signals or validated or state.due():
+            state.save(t)
+        if signals:
+            log.info("%s: stopped after step %d and saved; repeat the command to continue",
+                     t.name, t.step)  # fmt: skip
+            raise KeyboardInterrupt
 
-    gains, mean_ratio = evaluate(average.module, held, device)
-    history[-1]["gain_db"] = _mean(gains)
-    log.info("%s  loss %.4f  gain %.2f dB", name, history[-1]["loss"], _mean(gains))
-    return Fitted(
-        name, judge(_mean(gains)), history, gains, mean_ratio, seen / trained
-    ), average.module
+    if t.losses:
+        end_epoch(t, per_epoch)
+    state.save(t)
+    gains, mean_ratio = evaluate(t.average.module, held, device)
+    t.history[-1]["gain_db"] = _mean(gains)
+    log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], _mean(gains))
+    status = judge(_mean(gains))
+    return Fitted(t.name, status, t.history, gains, mean_ratio, t.seen / t.trained)
 
 
-def judge(gain_db: float) -> Literal["fitted", "no gain", "diverged"]:
-    """Name the outcome of a run by its mean gain; see `Fitted`."""
-    if gain_db > 0:
-        return "fitted"
-    return "no gain" if gain_db > -20 else "diverged"
-
-
-def start_from(net: nn.Module, name: str, config: FitConfig) -> None:
-    """Load a model's weights from the checkpoint that the config starts from."""
-    path = config.start or ""
-    weights = checkpoint.pick(path, checkpoint.load(path), name)
-    if weights.preset != config.preset:
-        raise ModelError(
-            f"{path}: {name} has preset {weights.preset!r}, this run asks for {config.preset!r}"
-        )
-    load_state(net, name, weights)
+def end_epoch(t: Training, per_epoch: int) -> None:
+    """Add a row to the history and start the next epoch's mean."""
+    row = {
+        "model": t.name,
+        "epoch": math.ceil(t.step / per_epoch),
+        "step": t.step,
+        "loss": t.loss / t.losses,
+        "lr": t.optimizer.param_groups[0]["lr"],
+        "seconds": t.elapsed,
+    }
+    t.history.append(row)
+    t.loss, t.losses = 0.0, 0
 
 
 def micro_batch(patch: int, device: torch.device) -> int:
@@ -283,21 +218,6 @@ def micro_batch(patch: int, device: torch.device) -> int:
 
 def _mean(gains: dict[str, float]) -> float:
     return sum(gains.values()) / len(gains)
-
-
-def _ema(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Average weights with a decay that grows from 0.1, so that a short run is no slower."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], number: Tensor | int) -> None:
-        kept = min(decay, (1 + float(number)) / (10 + float(number))) if decay else 0.0
-        for mean, new in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(new, 1 - kept)
-            else:
-                mean.copy_(new)
-
-    return update
 
 
 def _clock(seconds: float) -> str:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import torch
-from torch import nn
 
 from emdn_models import __version__, checkpoint
 from emdn_train.data import Split
 
 if TYPE_CHECKING:
-    from emdn_train.fit import FitConfig, Fitted
+    from emdn_train.config import FitConfig, Fitted
     from emdn_train.recipes import Recipe
+    from emdn_train.resume import Training
 
 
 def describe(device: torch.device) -> str:
@@ -47,26 +47,24 @@ def existing(out: Path) -> dict[str, checkpoint.Weights]:
 
 def weights(
     result: "Fitted",
-    net: nn.Module,
+    training: "Training",
     config: "FitConfig",
     recipe: "Recipe",
-    split: Split,
+    data: str,
     device: torch.device,
 ) -> checkpoint.Weights:
-    """Gather a net's tensors, how it was fitted and what it was measured to do.
+    """Gather a net's averaged tensors, how it was fitted and what it was measured to do.
 
-    A net that started from a checkpoint carries the recipe of that one in ``start``.
+    ``data`` says in words what it was fitted to. A net that started from a checkpoint
+    carries the recipe of that one in ``start``.
     """
-    earlier = None
-    if config.start is not None:
-        earlier = checkpoint.load(config.start)[result.name].metadata.get("recipe")
     trained = {
         "recipe": config.recipe,
         "recipe_details": dataclasses.asdict(
             dataclasses.replace(recipe, lr=config.lr or recipe.lr)
         ),
-        "data": describe_data(split),
-        "start": earlier,
+        "data": data,
+        "start": training.start,
         "epochs": config.epochs,
         "steps": result.history[-1]["step"] if result.history else 0,
         "batch_size": config.batch_size,
@@ -80,7 +78,8 @@ def weights(
         "gain_db": {level: round(gain, 2) for level, gain in result.gain_db.items()},
         "mean_ratio": round(result.mean_ratio, 5),
     }
-    state = {key: tensor.cpu().contiguous().numpy() for key, tensor in net.state_dict().items()}
+    averaged = training.average.module.state_dict()
+    state = {key: tensor.cpu().contiguous().numpy() for key, tensor in averaged.items()}
     return checkpoint.Weights(
         config.preset, state, {"status": result.status, "recipe": trained, "quality": quality}
     )
@@ -177,7 +176,9 @@ def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     left.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=110, format="png")
+    os.replace(partial, path)
 
 
 def _merge(path: Path, entries: dict[str, Any]) -> None:
@@ -188,7 +189,10 @@ def _merge(path: Path, entries: dict[str, Any]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 

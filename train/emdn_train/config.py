@@ -1,0 +1,132 @@
+"""What a training run is asked for, and what comes of it."""
+
+import os
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+
+from emdn_models import MODELS, ModelError
+from emdn_train.data import Split
+from emdn_train.recipes import RECIPES, Recipe
+from emdn_train.source import fingerprint
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """One training run; the defaults are the SciML-Bench benchmark's.
+
+    Attributes
+    ----------
+    data
+        Folder with ``train/`` and ``test/`` (`emdn_train.data`).
+    out
+        Folder for the results. Models that its checkpoint holds already and that
+        are not fitted again stay in it.
+    models
+        Names of ``MODELS``.
+    preset
+        Size of the nets.
+    recipe
+        ``benchmark`` or ``quality``.
+    epochs
+        Passes over the data; each takes one random patch of every frame.
+    batch_size
+        Patches per optimiser step.
+    lr
+        Learning rate; the recipe's own if None.
+    patch
+        Side of a patch in pixels.
+    device
+        ``auto`` takes a GPU if there is one.
+    seed
+        Start of every random number.
+    start
+        Checkpoint whose weights are the start of each model, instead of chance.
+    max_minutes
+        Time for each model, after which it ends with its schedule completed; 0 for
+        as long as the epochs take.
+    """
+
+    data: str | PathLike[str] = "data"
+    out: str | PathLike[str] = "outputs"
+    models: tuple[str, ...] = tuple(MODELS)
+    preset: str = "shipped"
+    recipe: str = "benchmark"
+    epochs: int = 2
+    batch_size: int = 128
+    lr: float | None = None
+    patch: int = 64
+    device: Device = "auto"
+    seed: int = 0
+    start: str | PathLike[str] | None = None
+    max_minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse names that do not exist before any time is spent."""
+        for name in self.models:
+            if name not in MODELS:
+                raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
+        if self.recipe not in RECIPES:
+            raise ModelError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of one model.
+
+    Attributes
+    ----------
+    name
+        The model.
+    status
+        ``fitted``; ``no gain``, the result is worse than the noisy frame, as after too
+        few steps; or ``diverged``, the loss is not finite or the result more than
+        20 dB worse. What diverged is not saved.
+    history
+        One row an epoch: loss, learning rate, validation gain, seconds.
+    gain_db
+        Mean over frames of 10 log10(MSE noisy / MSE denoised), a value a level.
+    images_per_s
+        Patches a second through whole training steps, noise included.
+    """
+
+    name: str
+    status: Literal["fitted", "diverged", "no gain"]
+    history: list[dict[str, Any]]
+    gain_db: dict[str, float]
+    mean_ratio: float
+    images_per_s: float
+
+
+def judge(gain_db: float) -> Literal["fitted", "no gain", "diverged"]:
+    """Name the outcome of a run by its mean gain; see `Fitted`."""
+    if gain_db > 0:
+        return "fitted"
+    return "no gain" if gain_db > -20 else "diverged"
+
+
+def learning_rate(config: FitConfig, recipe: Recipe) -> float:
+    """Return the learning rate asked for, or else the recipe's."""
+    return config.lr if config.lr is not None else recipe.lr
+
+
+def same_run(
+    config: FitConfig, recipe: Recipe, device: torch.device, split: Split, held_out: Split
+) -> dict[str, Any]:
+    """Name all that a result follows from, and a run is continued with; folders may move."""
+    options = asdict(config)
+    del options["data"], options["out"]
+    return {
+        **asdict(recipe),
+        **options,
+        "lr": learning_rate(config, recipe),
+        "device": device.type,
+        "start": None if config.start is None else os.fspath(config.start),
+        "training data": fingerprint(split),
+        "test data": fingerprint(held_out),
+        "torch": torch.__version__,
+    }
