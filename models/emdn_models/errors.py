@@ -8,7 +8,7 @@
     ├── ModelError          a model's name or ONNX file is not usable
     ├── DeviceError         the device asked for cannot be had
     ├── OutputError         an output exists already or cannot be written
-    ├── ParityError         an exported graph does not compute what its net does
+    ├── ParityError         a graph or a net does not compute what it should
     └── MissingExtraError   an optional part of emdn is not installed
 
 A message names the file, what was found, what was expected and what to do.
@@ -40,7 +40,7 @@ class OutputError(EmdnError):
 
 
 class ParityError(EmdnError):
-    """An exported graph whose numbers differ from its net's."""
+    """An exported graph that differs from its net, or a net that differs from its paper."""
 
 
 class MissingExtraError(EmdnError):
