@@ -18,7 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from emdn_models import MODELS, FormatError, ParityError
-from emdn_train.fit import Device, pick_device
+from emdn_train.config import Device
+from emdn_train.fit import pick_device
 from emdn_train.published_weights import load
 
 log = logging.getLogger(__name__)
