@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import MODELS, MissingExtraError, console
+from emdn_train import cli_sigma
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -259,6 +260,10 @@ def published(
     found = compare(PublishedConfig(weights, images, model, sigma, seed, device.value))
     print(outputs.show(found.images))
     print(verdict(found))
+
+
+app.command()(cli_sigma.calibrate)
+app.command()(cli_sigma.reliability)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -57,7 +57,8 @@ def export(
     """Convert models of a checkpoint; write the index and the checkpoint beside them.
 
     A model whose training diverged is passed over with a message. What the folder
-    holds of other models stays. The index names as default the model with the largest
+    holds of other models stays, and the calibration of models whose weights are the same.
+    The index names as default the model with the largest
     mean gain.
 
     Raises
@@ -100,7 +101,7 @@ def export(
     copied = folder / checkpoint.FILE_NAME
     kept = checkpoint.load(copied) if copied.exists() else {}
     checkpoint.save(copied, kept | {exported.name: chosen[exported.name] for exported in done})
-    _write_index(folder, entries, copied)
+    _write_index(folder, entries, copied, chosen)
     return done
 
 
@@ -186,9 +187,21 @@ def _mean_gain(entry: Mapping[str, Any]) -> float:
     return sum(gains.values()) / len(gains) if gains else float("-inf")
 
 
-def _write_index(folder: Path, entries: dict[str, Any], copied: Path) -> None:
+def _write_index(
+    folder: Path,
+    entries: dict[str, Any],
+    copied: Path,
+    chosen: Mapping[str, checkpoint.Weights],
+) -> None:
     path = folder / "index.json"
     earlier = json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else {}
+    for name, entry in entries.items():
+        # A calibration belongs to weights, and outlives no others.
+        known = earlier.get(name, {}).get("sigma")
+        if known and known["weights_sha256"] == weights_sha256(chosen[name].state):
+            entry["sigma"] = known
+        else:
+            log.info("%s: has no calibration of --sigma; run emdn-train calibrate", name)
     entries = {name: (earlier | entries)[name] for name in MODELS if name in earlier | entries}
     index = {
         "default": max(entries, key=lambda name: _mean_gain(entries[name])),

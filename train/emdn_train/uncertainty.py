@@ -1,0 +1,233 @@
+"""Calibrate the standard deviations that ``emdn-deploy denoise --sigma`` gives.
+
+Frames as training draws them, of specimens that neither training nor the fixed test split has,
+are denoised the way that a user's are. Two factors are then fitted to the errors (see
+`emdn_deploy.sigma`) by maximum likelihood for errors that are Gaussian with the predicted
+variance: the squared errors, divided by it, average to 1.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+from emdn_deploy import Denoiser, ensemble, intensity, sigma
+from emdn_deploy.defects import plan
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.sigma import Calibration
+from emdn_models.errors import ModelError
+from emdn_train.simulate.exposure import LEAST_ELECTRONS
+from emdn_train.simulate.scene import make_scene, shots
+from emdn_train.simulate.shard import exposed
+from emdn_train.simulate.threads import one_thread
+
+log = logging.getLogger(__name__)
+
+FRAMES = 64
+SIZE = 256
+SNR = (0.05, 3.0)
+# One unscanned frame in so many is a CCD's, whose noise is correlated.
+CCD_EVERY = 6
+_PIXEL_SIZE_NM = (0.008, 0.025)
+# Second number of the seeds; data sets use 0 to 3, the fixed test split 7.
+_SEED = 11
+# Neighbours have errors alike: every third pixel of a row and of a column says as much.
+_STRIDE = 3
+
+Frame = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class Recorded(NamedTuple):
+    """One frame with its truth: (H, W) each, in electrons; ``valid`` where no pixel failed."""
+
+    noisy: Frame
+    clean: Frame
+    valid: Mask
+
+
+class Answer(NamedTuple):
+    """What the eight orientations of a frame give, (H, W) each, in electrons and their square.
+
+    ``spread`` and ``noise`` are the two variances of `emdn_deploy.sigma.terms`, ``variance``
+    is the first before smoothing.
+    """
+
+    denoised: Frame
+    variance: Frame
+    spread: Frame
+    noise: Frame
+    scale: Intensity
+
+
+def recordings(count: int = FRAMES, size: int = SIZE) -> Iterator[Recorded]:
+    """Simulate frames to calibrate on: all kinds of specimens, at all doses of training."""
+    for number in range(count):
+        rng = np.random.default_rng([1, _SEED, number])
+        scene = make_scene("mixed", size, _PIXEL_SIZE_NM, rng)
+        shot = next(shots(scene, 1, rng))
+        level = float(np.exp(rng.uniform(*np.log(SNR))))
+        electrons = max((level / shot.contrast) ** 2, LEAST_ELECTRONS)
+        detector = "counting" if number % CCD_EVERY else "ccd"
+        exposure = exposed(scene, shot, electrons, detector, rng)
+        yield mended(exposure.noisy, exposure.clean)
+
+
+def mended(noisy: Frame, clean: Frame) -> Recorded:
+    """Fill faulty pixels, known from the truth, and say which they are."""
+    # Eight standard deviations, and five electrons where there are few.
+    faulty = np.abs(noisy - clean) > 8 * np.sqrt(clean) + 5
+    stack = noisy[None].copy()
+    plan(faulty).apply(stack)
+    return Recorded(stack[0], clean, ~faulty)
+
+
+def answer(denoiser: Denoiser, noisy: Frame) -> Answer:
+    """Denoise a frame (H, W) in eight orientations, alone, at a scale that is measured."""
+    stack = noisy[None]
+    scale = intensity.estimate(lambda start, stop: stack[start:stop], 1, noisy.shape)
+    mean, variance = ensemble.apply(lambda turned: denoiser.run(turned, scale), stack)
+    spread, noise = sigma.terms(mean, variance, scale)
+    return Answer(mean[0], variance[0], spread[0], noise[0], scale)
+
+
+def coverage(denoised: Frame, sigma: Frame, clean: Frame, valid: Mask) -> tuple[float, float]:
+    """Return the shares of pixels whose error is within one and within two sigma.
+
+    Gaussian errors of exactly these standard deviations have 0.683 and 0.954.
+
+    Parameters
+    ----------
+    denoised, sigma, clean
+        (..., H, W) in the same units.
+    valid
+        (..., H, W), the pixels that count.
+    """
+    error, known = np.abs(denoised - clean)[valid], sigma[valid]
+    return float((error <= known).mean()), float((error <= 2 * known).mean())
+
+
+def fit(errors: Frame, terms: tuple[Frame, ...]) -> tuple[float, ...]:
+    """Fit squared errors by a sum of terms, each with a factor of its own, not negative.
+
+    Parameters
+    ----------
+    errors
+        (n,) squared errors.
+    terms
+        (n,) each; the last is positive everywhere.
+
+    Returns
+    -------
+    One factor a term: those that minimise the mean of log(v) + errors / v, the negative
+    logarithm of a Gaussian likelihood with v the sum.
+    """
+
+    def loss(logarithms: NDArray[np.float64]) -> float:
+        factors = np.exp(logarithms)
+        total = sum(factor * term for factor, term in zip(factors, terms, strict=True))
+        return float(np.mean(np.log(total) + errors / total, dtype=np.float64))
+
+    start = [np.log(errors.mean() / term.mean() / len(terms)) for term in terms]
+    limits = [(float(one) - 12, float(one) + 12) for one in start]
+    # Two parameters and a smooth valley: the simplex needs no derivative and about 80 steps.
+    found = optimize.minimize(loss, start, method="Nelder-Mead", bounds=limits)
+    return tuple(float(f"{factor:.4g}") for factor in np.exp(found.x))
+
+
+def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, Any]:
+    """Measure one model on frames with truth.
+
+    Returns
+    -------
+    The entry ``sigma`` of the index: the factors, the one factor of the simplest prediction
+    (``noise_only``), the weights that all of it belongs to, how many frames there were and
+    which share of their pixels is within one and two sigma.
+    """
+    errors, spreads, noises = [], [], []
+    for frame in frames:
+        made = answer(denoiser, frame.noisy)
+        chosen = np.zeros_like(frame.valid)
+        chosen[::_STRIDE, ::_STRIDE] = frame.valid[::_STRIDE, ::_STRIDE]
+        # In units of the noise at the mean, in which frames of all doses are alike.
+        unit = np.float32(made.scale.sigma**2)
+        errors.append(np.square(made.denoised - frame.clean)[chosen] / unit)
+        spreads.append(made.spread[chosen] / unit)
+        noises.append(made.noise[chosen] / unit)
+    error, spread, noise = (np.concatenate(parts) for parts in (errors, spreads, noises))
+    factors = fit(error, (spread, noise))
+    info = denoiser.session.info
+    known = Calibration(info.name, *factors).sigma((spread, noise))
+    inside = coverage(np.sqrt(error), known, np.zeros_like(error), np.ones_like(error, bool))
+    return {
+        "spread": factors[0],
+        "noise": factors[1],
+        "noise_only": fit(error, (noise,))[0],
+        "frames": len(errors),
+        "inside": [round(share, 4) for share in inside],
+        "weights_sha256": info.text["weights_sha256"],
+    }
+
+
+@one_thread()
+def calibrate(
+    folder: str | PathLike[str],
+    names: tuple[str, ...] | None = None,
+    frames: int = FRAMES,
+    size: int = SIZE,
+) -> dict[str, dict[str, Any]]:
+    """Calibrate exported models and write the factors into the index beside them.
+
+    Parameters
+    ----------
+    folder
+        What ``emdn-train export`` has written.
+    names
+        Models of the index; None for all.
+
+    Raises
+    ------
+    ModelError
+        If there is no index, or it lacks a model.
+    """
+    path = Path(folder) / "index.json"
+    models = _read(path)["models"]
+    if missing := [name for name in names or () if name not in models]:
+        raise ModelError(f"{path}: has no {', '.join(missing)}; it has {', '.join(models)}")
+    drawn = list(recordings(frames, size))
+    log.info("%d frames simulated", len(drawn))
+    found = {}
+    for name in names or models:
+        denoiser = Denoiser(Path(folder) / models[name]["file"], threads=1)
+        found[name] = calibrate_one(denoiser, drawn)
+        _record(path, name, denoiser.session.info.sha256, found[name])
+        log.info("%s calibrated", name)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error}); write it with emdn-train export"
+        ) from error
+    return index
+
+
+def _record(path: Path, name: str, sha256: str, known: dict[str, Any]) -> None:
+    """Add one model's factors to the index as it is now: an export may have come between."""
+    index = _read(path)
+    if index["models"][name]["sha256"] != sha256:
+        raise ModelError(f"{path}: {name} was exported anew meanwhile; calibrate it again")
+    index["models"][name]["sigma"] = known
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
