@@ -30,8 +30,9 @@ simulate: $(VENV)/.train  ## Simulate a small data set in DATA
 export: $(VENV)/.train  ## Convert OUT/em_denoise_model.h5 to ONNX in OUT/onnx
 	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out $(OUT)/onnx $(ARGS)
 
-ship: $(VENV)/.train  ## Export OUT/em_denoise_model.h5 into the package as the shipped models
+ship: $(VENV)/.train  ## Export OUT/em_denoise_model.h5 into the package, and calibrate --sigma
 	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out models/emdn_models/weights $(ARGS)
+	$(BIN)/emdn-train calibrate $(ARGS)
 
 quality: $(VENV)/.train  ## Measure every shipped model on the fixed test split in SPLIT
 	@test -e $(SPLIT)/test || $(BIN)/emdn-train testset $(SPLIT) --multislice tests/data/multislice.h5
