@@ -1,0 +1,252 @@
+"""What a check and an evaluation found: plain data, for tables, reports and scripts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from emdn_deploy.noise_model import NoiseModel
+from emdn_models.metrics import Estimate, Linearity
+
+Floats = NDArray[np.float64]
+
+Verdict = Literal[
+    "within noise",
+    "over-smoothed",
+    "structure removed",
+    "structure added",
+    "noise left in",
+    "intensity changed",
+    "outside training",
+]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The range that a statistic keeps to in honest denoisings; infinite where one-sided."""
+
+    low: float
+    high: float
+    typical: float
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What honest denoisings of resampled frames show, and how it was found.
+
+    Attributes
+    ----------
+    limits
+        By the name of a statistic, as in the columns of `CheckResult.table`.
+    level
+        Chance that an honest frame fails, all its tests together, that was aimed at.
+    safety
+        Factor by which the limits lie farther from the typical value than the
+        resampled frames say, since these are a little smoother than the scene.
+    bases, resamples, denoisings
+        Frames that were resampled, how often each, and all denoisings that this took.
+    seed
+        Of the noise that was drawn.
+    """
+
+    limits: Mapping[str, Limits]
+    level: float
+    safety: float
+    bases: int
+    resamples: int
+    denoisings: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Fourier ring correlation with the neighbouring raw frame, averaged over pairs.
+
+    Never between two denoised frames: these agree on what a denoiser invents.
+
+    Attributes
+    ----------
+    frequency
+        (R,) cycles/pixel.
+    raw, raw_se
+        (R,) of raw frames with their raw neighbour, and its standard error.
+    denoised, denoised_se
+        (R,) of denoised frames with the raw neighbour.
+    pairs
+        How many pairs were averaged.
+    """
+
+    frequency: Floats
+    raw: Floats
+    raw_se: Floats
+    denoised: Floats
+    denoised_se: Floats
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Mean power of the residual on rings, in units of the expected noise.
+
+    Attributes
+    ----------
+    frequency
+        (R,) cycles/pixel.
+    power
+        (R,) mean over the frames.
+    honest
+        (R,) mean over honest denoisings.
+    low, high
+        (R,) range of single honest denoisings.
+    """
+
+    frequency: Floats
+    power: Floats
+    honest: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class HeldOutFacts:
+    """The squared error of the stack from neighbouring frames, without the truth.
+
+    Attributes
+    ----------
+    error
+        uMSE and its standard error, intensity units squared.
+    gain_db
+        Improvement over the raw frames, dB.
+    honest
+        Mean squared error of the honest denoisings from what they were drawn from.
+    drift
+        Half the mean square difference of frames two apart less that of neighbours, which
+        motion adds; None for fewer than 3 frames.
+    moves
+        Whether the drift is beyond chance: the error then holds motion too.
+    pairs
+        Pairs of neighbours that were compared.
+    """
+
+    error: Estimate
+    gain_db: Estimate
+    honest: float
+    drift: Estimate | None
+    moves: bool
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Where residuals stand out, at most `MOST` frames: the worst ones of a longer stack.
+
+    Attributes
+    ----------
+    frames
+        Number of each map's frame.
+    z
+        (M, H // block, W // block) float32, the smoothed residual (raw - denoised) farthest
+        from 0 over scales and over the pixels of a block, in standard deviations, signed.
+    block
+        Side of a block in pixels.
+    """
+
+    frames: tuple[int, ...]
+    z: NDArray[np.float32]
+    block: int
+
+
+@dataclass(frozen=True)
+class StackFacts:
+    """What holds for the whole stack.
+
+    Attributes
+    ----------
+    source, denoised
+        The files; ``denoised`` is None where the frames were denoised for the check.
+    shape
+        (N, H, W).
+    model, sha256, device
+        Of the model whose honest denoisings gave the thresholds.
+    ratio
+        Mean out / mean in above the offset, over all frames.
+    linearity
+        Local means out against those in; None where the frames hold too few blocks.
+    findings
+        What fails for the stack as a whole, in plain words; empty if nothing.
+    notes
+        What was assumed, and what cannot be said.
+    """
+
+    source: Path
+    denoised: Path | None
+    shape: tuple[int, int, int]
+    model: str
+    sha256: str
+    device: str
+    ratio: float
+    linearity: Linearity | None
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """All that a check found.
+
+    Attributes
+    ----------
+    table
+        One row a frame: ``frame``, ``verdict`` (of the kinds of `Verdict`, joined by
+        ``; ``), ``evidence`` in words, then for every statistic its value and, as
+        ``<name>_low`` and ``<name>_high``, its limits; ``y``, ``x``, ``scale_px`` and ``z`` of the
+        place that stands out most, and the same of the run of frames as ``run_y`` and so on.
+    heldout, correlations
+        None for a single frame.
+    """
+
+    table: pl.DataFrame
+    facts: StackFacts
+    noise: NoiseModel
+    thresholds: Thresholds
+    spectrum: Spectrum
+    maps: Maps
+    heldout: HeldOutFacts | None
+    correlations: Correlations | None
+
+    @property
+    def failing(self) -> list[int]:
+        """Return the numbers of the frames that are not within noise."""
+        bad = self.table.filter(pl.col("verdict") != "within noise")
+        return [int(number) for number in bad["frame"]]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every frame is within noise and the stack has no finding."""
+        return not self.failing and not self.facts.findings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Denoised frames against the truth.
+
+    Attributes
+    ----------
+    table
+        One row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim``, ``mean_ratio``
+        and, where noisy frames were given, ``noisy_psnr_db``, ``noisy_ssim``, ``gain_db``,
+        ``dose_gain``.
+    summary
+        ``quantity``, ``mean``, ``spread`` (standard deviation over frames), ``worst`` and the
+        ``frame`` that is worst.
+    range_from
+        Where the data range comes from, in words.
+    """
+
+    table: pl.DataFrame
+    summary: pl.DataFrame
+    range_from: str
