@@ -13,7 +13,8 @@ from emdn_models.nets import build
 from emdn_train import fit as fitting
 from emdn_train.batches import Specimens
 from emdn_train.data import open_split
-from emdn_train.fit import FitConfig, fit, pick_device
+from emdn_train.fit import FitConfig, fit
+from emdn_train.parallel import pick_device
 from emdn_train.recipes import RECIPES, loss, rate
 from emdn_train.validate import LEVELS, evaluate, validation
 

@@ -135,7 +135,7 @@ def fit(
         str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")
     ] = "benchmark",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Patches a step, of each process.")] = 128,
     lr: Annotated[
         float | None, typer.Option(min=0, help="Learning rate; the recipe's own if not given.")
     ] = None,
@@ -175,6 +175,8 @@ def fit(
     }  # fmt: skip
     assert values.keys() == {field.name for field in fields(FitConfig)}
     results = run(FitConfig(**(values | _benchmark_options(benchmark or []))))
+    if not results:  # a process that torchrun started, not the first
+        return
     print(outputs.text(results))
     for result in results:
         if result.status == "no gain":

@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -11,6 +11,9 @@ from emdn_models import MODELS, ModelError
 from emdn_train.data import Split
 from emdn_train.recipes import RECIPES, Recipe
 from emdn_train.source import fingerprint
+
+if TYPE_CHECKING:
+    from emdn_train.parallel import Processes
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -35,7 +38,7 @@ class FitConfig:
     epochs
         Passes over the data; each takes one random patch of every frame.
     batch_size
-        Patches per optimiser step.
+        Patches per optimiser step, of each process.
     lr
         Learning rate; the recipe's own if None.
     patch
@@ -115,7 +118,7 @@ def learning_rate(config: FitConfig, recipe: Recipe) -> float:
 
 
 def same_run(
-    config: FitConfig, recipe: Recipe, device: torch.device, split: Split, held_out: Split
+    config: FitConfig, recipe: Recipe, processes: "Processes", split: Split, held_out: Split
 ) -> dict[str, Any]:
     """Name all that a result follows from, and a run is continued with; folders may move."""
     options = asdict(config)
@@ -124,7 +127,8 @@ def same_run(
         **asdict(recipe),
         **options,
         "lr": learning_rate(config, recipe),
-        "device": device.type,
+        "device": processes.device.type,
+        "processes": processes.count,
         "start": None if config.start is None else os.fspath(config.start),
         "training data": fingerprint(split),
         "test data": fingerprint(held_out),

@@ -10,14 +10,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from emdn_models import DeviceError, checkpoint
+from emdn_models import checkpoint
 from emdn_models.nets import build
 from emdn_models.nets.electrons import noise_map, normalise
 from emdn_train import outputs
 from emdn_train.batches import Batch, Specimens
-from emdn_train.config import Device, FitConfig, Fitted, judge, learning_rate, same_run
+from emdn_train.config import FitConfig, Fitted, judge, learning_rate, same_run
 from emdn_train.data import open_split
 from emdn_train.interrupt import signals_noted
+from emdn_train.parallel import Processes, joined
 from emdn_train.recipes import RECIPES, Recipe, loss, moving_average, optimizer, rate
 from emdn_train.resume import FILE_NAME, StateFile, Training
 from emdn_train.source import Simulated, Source, chance, shuffled
@@ -27,24 +28,14 @@ from emdn_train.validate import LEVELS, evaluate, validation
 log = logging.getLogger(__name__)
 
 
-def pick_device(device: Device) -> torch.device:
-    """Return the device to use, and never another one than was asked for by name."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise DeviceError(
-            "--device cuda: torch finds no CUDA GPU; use --device cpu, or install a CUDA "
-            "build of torch and a driver that fits it"
-        )
-    return torch.device("cuda" if available and device != "cpu" else "cpu")
-
-
 def fit(config: FitConfig) -> list[Fitted]:
     """Fit every model of the config and write the results to its ``out`` folder.
 
     The folder then holds ``em_denoise_model.h5``, ``arguments.json``,
     ``history.csv``, ``metrics.json``, ``throughput.json`` and ``loss.png``. As long as
     the run is not complete it also holds ``fit_state.h5``, from which the same config
-    goes on, to the result of a run that was never stopped.
+    goes on, to the result of a run that was never stopped. Of several processes
+    (`emdn_train.parallel`) the first returns the results and the others nothing.
 
     Raises
     ------
@@ -53,43 +44,54 @@ def fit(config: FitConfig) -> list[Fitted]:
     CheckpointError
         If the folder holds an unfinished run of another config.
     """
-    device = pick_device(config.device)
     recipe = RECIPES[config.recipe]
-    log.info("training on %s", outputs.describe(device))
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     results: list[Fitted] = []
-    with open_split(config.data, "train") as split, open_split(config.data, "test") as held_out:
-        state = StateFile(out / FILE_NAME, same_run(config, recipe, device, split, held_out))
+    with (
+        joined(config.device) as processes,
+        open_split(config.data, "train") as split,
+        open_split(config.data, "test") as held_out,
+    ):
+        log.info("training on %s", outputs.describe(processes))
+        out.mkdir(parents=True, exist_ok=True)
+        state = StateFile(
+            out / FILE_NAME, same_run(config, recipe, processes, split, held_out), processes.first
+        )
         kept = outputs.existing(out)
-        source = Simulated(Specimens.of(split), recipe, config.patch, device)
+        source = Simulated(Specimens.of(split), recipe, config.patch, processes.device)
         held = validation(Specimens.of(held_out), LEVELS, 16, 256, config.seed)
+        todo = list(dict.fromkeys(config.models))
+        for earlier in (Fitted(**result) for result in state.done.values()):
+            if earlier.name in kept or earlier.status == "diverged":
+                todo.remove(earlier.name)
+                results.append(earlier)
+                log.info("%s: %s before, not fitted again", earlier.name, earlier.status)
+        processes.wait()  # all have read the state before the first one changes it
         with signals_noted() as signals:
-            for name in config.models:
-                if name in state.done:
-                    results.append(Fitted(**state.done[name]))
-                    log.info("%s: %s before, not fitted again", name, results[-1].status)
+            for name in todo:
+                t = begin(name, config, recipe, processes, state)
+                finite = train(t, config, recipe, source, held, processes, state, signals)
+                if not processes.first:
                     continue
-                training = begin(name, config, recipe, device, state)
-                result = fit_one(training, config, recipe, source, held, device, state, signals)
+                result = measure(t, held, processes.device) if finite else failed(t)
                 results.append(result)
                 kept.pop(name, None)
                 if result.status != "diverged":
                     data = outputs.describe_data(split)
-                    kept[name] = outputs.weights(result, training, config, recipe, data, device)
+                    kept[name] = outputs.weights(result, t, config, recipe, data, processes)
                     checkpoint.save(out / checkpoint.FILE_NAME, kept)
-                outputs.write_results(out, config, results, device)
+                outputs.write_results(out, config, results, processes)
                 state.finish(name, asdict(result))
-    state.remove()
+        state.remove()
     return results
 
 
 def begin(
-    name: str, config: FitConfig, recipe: Recipe, device: torch.device, state: StateFile
+    name: str, config: FitConfig, recipe: Recipe, processes: Processes, state: StateFile
 ) -> Training:
     """Build a net, its average and its optimiser, where the state file says or at the start."""
     torch.manual_seed(config.seed)
-    net = build(name, config.preset).to(device)
+    net = processes.synchronised(build(name, config.preset)).to(processes.device)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = moving_average(recipe, net)
     training = Training(name, net, average, optimizer(recipe, net, learning_rate(config, recipe)))
@@ -100,18 +102,20 @@ def begin(
     return training
 
 
-def fit_one(
+def train(
     t: Training,
     config: FitConfig,
     recipe: Recipe,
     source: Source,
     held: list[Batch],
-    device: torch.device,
+    processes: Processes,
     state: StateFile,
     signals: Sequence[int],
-) -> Fitted:
-    """Fit one model from where it stands; the loop itself."""
-    per_epoch = math.ceil(len(source) / config.batch_size)
+) -> bool:
+    """Fit one model from where it stands, and say whether its loss is finite; the loop itself."""
+    device = processes.device
+    size = config.batch_size * processes.count
+    per_epoch = math.ceil(len(source) / size)
     total = config.epochs * per_epoch
     micro = micro_batch(config.patch, device)
     lr = learning_rate(config, recipe)
@@ -129,34 +133,37 @@ def fit_one(
         epoch, number = divmod(t.step, per_epoch)
         if number == 0:
             order = shuffled(len(source), config.seed, epoch)
-        batch = order[number * config.batch_size : (number + 1) * config.batch_size]
+        batch, place, patches = processes.share(order[number * size : (number + 1) * size])
         for group in t.optimizer.param_groups:
             group["lr"] = lr * rate(recipe, progress)
         summed = torch.zeros((), device=device)
         for first in range(0, len(batch), micro):
             indices = batch[first : first + micro]
-            generator = chance(config.seed, t.step, first)
+            generator = chance(config.seed, t.step, place + first)
             torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
             noisy, target, scale = source.batch(indices, generator)
             # A user's dose is never exactly known: the map is off by up to 25 %.
             off = 0.75 + 0.5 * torch.rand(scale.shape, generator=generator).to(device)
             x, y, noise = normalise(noisy, scale), normalise(target, scale), noise_map(noisy, scale)
-            part = loss(recipe, t.net, x, y, noise * off) * (len(indices) / len(batch))
+            part = loss(recipe, t.net, x, y, noise * off) * (len(indices) / patches)
             part.backward()
             summed += part.detach()
+        processes.add_gradients(t.net)
         if recipe.clip:
             nn.utils.clip_grad_norm_(t.net.parameters(), recipe.clip)
         t.optimizer.step()
         t.optimizer.zero_grad(set_to_none=True)
         t.average.update_parameters(t.net)
-        step_loss = float(summed)
+        # All processes go by the clock of the first, and stop if any one is told to.
+        clock = time.perf_counter() - began if processes.first else 0.0
+        step_loss, clock, stop = processes.add(float(summed), clock, float(bool(signals)))
         now = time.perf_counter()
-        t.step, t.seen = t.step + 1, t.seen + len(batch)
+        t.step, t.seen = t.step + 1, t.seen + patches
         t.loss, t.losses = t.loss + step_loss, t.losses + 1
-        t.elapsed, t.trained = now - began, t.trained + now - started
+        t.elapsed, t.trained = clock, t.trained + now - started
         if not math.isfinite(step_loss):
             log.warning("%s: diverged at step %d (loss %s)", t.name, t.step, step_loss)
-            return Fitted(t.name, "diverged", t.history, {}, math.nan, t.seen / t.trained)
+            return False
         if now - shown > 5:
             shown = now
             done = max(t.step / total, t.elapsed / limit)
@@ -170,14 +177,15 @@ def fit_one(
             end_epoch(t, per_epoch)
             # A run of many short epochs is validated some twenty times, its end always.
             validated = (epoch + 1) % max(1, config.epochs // 20) == 0 and t.step < total
-        if validated:
+        if validated and processes.first:
             gains, _ = evaluate(t.average.module, held, device)
             t.history[-1]["gain_db"] = _mean(gains)
             log.info("%s  epoch %d  loss %.4f  gain %.2f dB", t.name, epoch + 1,
                      t.history[-1]["loss"], _mean(gains))  # fmt: skip
-        if signals or validated or state.due():
+        if stop or validated or state.due():
             state.save(t)
-        if signals:
+        if stop:
+            processes.wait()  # none ends before it is saved
             log.info("%s: stopped after step %d and saved; repeat the command to continue",
                      t.name, t.step)  # fmt: skip
             raise KeyboardInterrupt
@@ -185,11 +193,21 @@ def fit_one(
     if t.losses:
         end_epoch(t, per_epoch)
     state.save(t)
+    return True
+
+
+def measure(t: Training, held: list[Batch], device: torch.device) -> Fitted:
+    """Validate a model at its end and name the outcome."""
     gains, mean_ratio = evaluate(t.average.module, held, device)
     t.history[-1]["gain_db"] = _mean(gains)
     log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], _mean(gains))
     status = judge(_mean(gains))
     return Fitted(t.name, status, t.history, gains, mean_ratio, t.seen / t.trained)
+
+
+def failed(t: Training) -> Fitted:
+    """Say of a model that it diverged on the way."""
+    return Fitted(t.name, "diverged", t.history, {}, math.nan, t.seen / t.trained)
 
 
 def end_epoch(t: Training, per_epoch: int) -> None:

@@ -18,15 +18,18 @@ from emdn_train.data import Split
 
 if TYPE_CHECKING:
     from emdn_train.config import FitConfig, Fitted
+    from emdn_train.parallel import Processes
     from emdn_train.recipes import Recipe
     from emdn_train.resume import Training
 
 
-def describe(device: torch.device) -> str:
+def describe(processes: "Processes") -> str:
     """Name the hardware and how much of it is used."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    if processes.device.type == "cuda":
+        text = torch.cuda.get_device_name(processes.device)
+    else:
+        text = f"{_processor()}, {torch.get_num_threads()} threads"
+    return text if processes.count == 1 else f"{text}, {processes.count} processes"
 
 
 def describe_data(split: Split) -> str:
@@ -51,7 +54,7 @@ def weights(
     config: "FitConfig",
     recipe: "Recipe",
     data: str,
-    device: torch.device,
+    processes: "Processes",
 ) -> checkpoint.Weights:
     """Gather a net's averaged tensors, how it was fitted and what it was measured to do.
 
@@ -68,10 +71,11 @@ def weights(
         "epochs": config.epochs,
         "steps": result.history[-1]["step"] if result.history else 0,
         "batch_size": config.batch_size,
+        "processes": processes.count,
         "patch": config.patch,
         "seed": config.seed,
         "minutes": round(result.history[-1]["seconds"] / 60, 2) if result.history else 0,
-        "hardware": describe(device),
+        "hardware": describe(processes),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     quality = {
@@ -86,7 +90,7 @@ def weights(
 
 
 def write_results(
-    out: Path, config: "FitConfig", results: Sequence["Fitted"], device: torch.device
+    out: Path, config: "FitConfig", results: Sequence["Fitted"], processes: "Processes"
 ) -> None:
     """Write what is known of each model; models of earlier runs keep their entries.
 
@@ -109,7 +113,7 @@ def write_results(
     )
     machine = {
         "machine": platform.node(),
-        "hardware": describe(device),
+        "hardware": describe(processes),
         "system": platform.platform(),
         "versions": {
             "emdn": __version__,

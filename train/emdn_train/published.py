@@ -19,7 +19,7 @@ from torch import nn
 
 from emdn_models import MODELS, FormatError, ParityError
 from emdn_train.config import Device
-from emdn_train.fit import pick_device
+from emdn_train.parallel import pick_device
 from emdn_train.published_weights import load
 
 log = logging.getLogger(__name__)

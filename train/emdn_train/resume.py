@@ -81,6 +81,8 @@ class StateFile:
         The file. If it is there, its run is taken up.
     run
         What must be the same for the run to be continued, as JSON holds it.
+    writes
+        Whether this process writes the file, or only reads it.
 
     Attributes
     ----------
@@ -93,9 +95,12 @@ class StateFile:
         If the file is of another run, or cannot be read.
     """
 
-    def __init__(self, path: str | PathLike[str], run: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | PathLike[str], run: Mapping[str, Any], writes: bool = True
+    ) -> None:
         self.path = Path(path)
         self.done: dict[str, dict[str, Any]] = {}
+        self._writes = writes
         self._run = json.loads(json.dumps(dict(run), default=os.fspath))
         self._counters: dict[str, Any] = {}
         self._saved, self._cost = time.perf_counter(), 0.0
@@ -126,10 +131,12 @@ class StateFile:
 
     def due(self) -> bool:
         """Say whether it is time to save: saving takes less than 2 % of the time."""
-        return time.perf_counter() - self._saved > max(EVERY_S, 50 * self._cost)
+        return self._writes and time.perf_counter() - self._saved > max(EVERY_S, 50 * self._cost)
 
     def save(self, training: Training | None = None) -> None:
         """Write results and, if given, a model under way; the old file stays until it is whole."""
+        if not self._writes:
+            return
         began = time.perf_counter()
         counters = {key: getattr(training, key) for key in COUNTERS} if training else {}
         partial = self._partial()
@@ -162,6 +169,8 @@ class StateFile:
 
     def remove(self) -> None:
         """Delete the file: the run is complete, and the same command starts a new one."""
+        if not self._writes:
+            return
         self._partial().unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
