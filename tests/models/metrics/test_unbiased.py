@@ -36,10 +36,11 @@ def expected_error(clean):
         (umse, 2, np.zeros(SIZE)),
         (umse, 3, np.zeros(SIZE)),
         (umse, 10, scene()),
+        (umse, 10, 15 * scene()),
         (umse_unequal, 3, np.zeros(SIZE)),
-        (umse_unequal, 12, scene()),
+        (umse_unequal, 12, 15 * scene()),
     ],
-    ids=["pair", "three", "uneven", "triple", "unequal uneven"],
+    ids=["pair", "three", "uneven", "blur worse than noise", "triple", "unequal, blur worse"],
 )
 def test_it_is_unbiased_and_knows_its_error(estimator, frames, clean):
     rng = np.random.default_rng(0)
