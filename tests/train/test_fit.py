@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from emdn_models import DeviceError, ModelError, checkpoint
+from emdn_models import MODELS, DeviceError, ModelError, checkpoint
 from emdn_models.nets import build
 from emdn_train import fit as fitting
 from emdn_train.batches import Specimens
 from emdn_train.data import open_split
 from emdn_train.fit import FitConfig, fit
 from emdn_train.parallel import pick_device
-from emdn_train.recipes import RECIPES, loss, rate
+from emdn_train.recipes import RECIPES, loss, memory_format, rate, reduced
 from emdn_train.validate import LEVELS, evaluate, validation
 
 CPU = torch.device("cpu")
@@ -194,6 +194,45 @@ def test_deep_supervision_reaches_every_scale():
     net, x = build("mcnn"), torch.randn(2, 1, 64, 64)
     loss(RECIPES["benchmark"], net, x, x, torch.ones_like(x)).backward()
     assert all(head.conv.weight.grad.abs().sum() > 0 for head in net.heads)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_half_precision_is_for_the_net_and_not_for_the_loss(name):
+    torch.manual_seed(0)
+    net, x = build(name), torch.randn(2, 1, 128, 128)
+    y, noise, recipe, seen = 0.1 * x, torch.ones_like(x), RECIPES["quality"], []
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, std=0.05)  # a last layer of zeros would hide the type
+            layer.register_forward_hook(lambda *hooked: seen.append(hooked[2].dtype))
+    whole = loss(recipe, net, x, y, noise)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    half = loss(recipe, net, x, y, noise, True)
+    assert set(seen) == {torch.bfloat16}
+    assert half.dtype == torch.float32
+    half.backward()
+    # bfloat16 has eight bits.
+    assert half.item() == pytest.approx(whole.item(), abs=0.03)
+    assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_half_precision_learns_the_same(gratings, tmp_path, monkeypatch):
+    (whole,) = fit(config(gratings, tmp_path / "whole", recipe="quality", epochs=4))
+    monkeypatch.setattr(fitting, "reduced", lambda *_: True)
+    (half,) = fit(config(gratings, tmp_path / "half", recipe="quality", epochs=4))
+    losses = [[row["loss"] for row in result.history] for result in (whole, half)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.03)
+    assert half.gain_db == pytest.approx(whole.gain_db, abs=0.1)
+
+
+def test_half_precision_is_for_gpus_and_quality():
+    gpu, quality, benchmark = torch.device("cuda", 0), RECIPES["quality"], RECIPES["benchmark"]
+    assert [reduced(r, d) for r in (quality, benchmark) for d in (gpu, CPU)] == [True] + 3 * [False]
+    last, plain = torch.channels_last, torch.contiguous_format
+    formats = [memory_format(r, d) for r in (quality, benchmark) for d in (gpu, CPU)]
+    assert formats == [last, last, plain, last]
 
 
 def test_schedules():

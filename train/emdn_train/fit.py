@@ -19,7 +19,16 @@ from emdn_train.config import FitConfig, Fitted, judge, learning_rate, same_run
 from emdn_train.data import open_split
 from emdn_train.interrupt import signals_noted
 from emdn_train.parallel import Processes, joined
-from emdn_train.recipes import RECIPES, Recipe, loss, moving_average, optimizer, rate
+from emdn_train.recipes import (
+    RECIPES,
+    Recipe,
+    loss,
+    memory_format,
+    moving_average,
+    optimizer,
+    rate,
+    reduced,
+)
 from emdn_train.resume import FILE_NAME, StateFile, Training
 from emdn_train.source import Simulated, Source, chance, shuffled
 from emdn_train.start import start_from
@@ -92,7 +101,7 @@ def begin(
     """Build a net, its average and its optimiser, where the state file says or at the start."""
     torch.manual_seed(config.seed)
     net = processes.synchronised(build(name, config.preset)).to(processes.device)
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = net.to(memory_format=memory_format(recipe, processes.device))  # type: ignore[call-overload]
     average = moving_average(recipe, net)
     training = Training(name, net, average, optimizer(recipe, net, learning_rate(config, recipe)))
     if state.restore(training):
@@ -119,6 +128,7 @@ def train(
     total = config.epochs * per_epoch
     micro = micro_batch(config.patch, device)
     lr = learning_rate(config, recipe)
+    half = reduced(recipe, device)
     limit = config.max_minutes * 60 or math.inf
     shown = time.perf_counter()
     began = shown - t.elapsed
@@ -145,7 +155,7 @@ def train(
             # A user's dose is never exactly known: the map is off by up to 25 %.
             off = 0.75 + 0.5 * torch.rand(scale.shape, generator=generator).to(device)
             x, y, noise = normalise(noisy, scale), normalise(target, scale), noise_map(noisy, scale)
-            part = loss(recipe, t.net, x, y, noise * off) * (len(indices) / patches)
+            part = loss(recipe, t.net, x, y, noise * off, half) * (len(indices) / patches)
             part.backward()
             summed += part.detach()
         processes.add_gradients(t.net)
@@ -174,7 +184,7 @@ def train(
             )  # fmt: skip
         validated = False
         if t.step % per_epoch == 0:
-            end_epoch(t, per_epoch)
+            t.end_epoch(per_epoch)
             # A run of many short epochs is validated some twenty times, its end always.
             validated = (epoch + 1) % max(1, config.epochs // 20) == 0 and t.step < total
         if validated and processes.first:
@@ -191,7 +201,7 @@ def train(
             raise KeyboardInterrupt
 
     if t.losses:
-        end_epoch(t, per_epoch)
+        t.end_epoch(per_epoch)
     state.save(t)
     return True
 
@@ -208,20 +218,6 @@ def measure(t: Training, held: list[Batch], device: torch.device) -> Fitted:
 def failed(t: Training) -> Fitted:
     """Say of a model that it diverged on the way."""
     return Fitted(t.name, "diverged", t.history, {}, math.nan, t.seen / t.trained)
-
-
-def end_epoch(t: Training, per_epoch: int) -> None:
-    """Add a row to the history and start the next epoch's mean."""
-    row = {
-        "model": t.name,
-        "epoch": math.ceil(t.step / per_epoch),
-        "step": t.step,
-        "loss": t.loss / t.losses,
-        "lr": t.optimizer.param_groups[0]["lr"],
-        "seconds": t.elapsed,
-    }
-    t.history.append(row)
-    t.loss, t.losses = 0.0, 0
 
 
 def micro_batch(patch: int, device: torch.device) -> int:

@@ -41,6 +41,9 @@ class Recipe:
         Share of the patches that are magnified, and share whose contrast is changed.
     ccd
         Share of the unscanned patches that a CCD records.
+    mixed
+        Whether a GPU computes the net in bfloat16 and with its channels last; weights
+        and loss stay float32. A CPU never does the former and always the latter.
     """
 
     lr: float
@@ -53,12 +56,15 @@ class Recipe:
     snr: tuple[float, float]
     augmented: float = 0.0
     ccd: float = 0.0
+    mixed: bool = False
 
 
 RECIPES: dict[str, Recipe] = {
     # Clipping is not the benchmark's: at 0.01 one bright frame would throw Adam off for good.
     "benchmark": Recipe(0.01, "adam", "mse", 0.0, False, 0.0, 1.0, (0.05, 3.0)),
-    "quality": Recipe(2e-3, "adamw", "log-mse", 0.03, True, 0.999, 1.0, (0.05, 3.0), 0.3, 0.12),
+    "quality": Recipe(
+        2e-3, "adamw", "log-mse", 0.03, True, 0.999, 1.0, (0.05, 3.0), 0.3, 0.12, mixed=True
+    ),
 }
 
 
@@ -98,20 +104,37 @@ def rate(recipe: Recipe, progress: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
 
 
-def loss(recipe: Recipe, net: nn.Module, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+def reduced(recipe: Recipe, device: torch.device) -> bool:
+    """Say whether the net is computed in bfloat16: on a GPU, by recipes that ask for it."""
+    return recipe.mixed and device.type == "cuda"
+
+
+def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
+    """Return how a net's weights lie: channels last on CPUs, and on GPUs for bfloat16."""
+    if device.type == "cpu" or reduced(recipe, device):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def loss(
+    recipe: Recipe, net: nn.Module, x: Tensor, y: Tensor, noise: Tensor, half: bool = False
+) -> Tensor:
     """Return the mean loss over patches, each (N, 1, H, W) in noise units.
 
     A multiscale net is also held to the averaged frame at its coarser scales
-    (deep supervision), each counting a quarter of the next finer one.
+    (deep supervision), each counting a quarter of the next finer one. With ``half``
+    the net computes in bfloat16, and the loss in float32 all the same.
     """
-    if isinstance(net, MCNN) and x.shape[-1] % net.multiple == 0 == x.shape[-2] % net.multiple:
-        total = x.new_zeros(())
-        for scale, prediction in enumerate(net.scales(x, noise)):
-            total = total + _patch_loss(recipe, prediction, functional.avg_pool2d(y, 2**scale)) / (
-                4**scale
-            )
-        return total
-    return _patch_loss(recipe, net(x, noise), y)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        if isinstance(net, MCNN) and x.shape[-1] % net.multiple == 0 == x.shape[-2] % net.multiple:
+            predictions = net.scales(x, noise)
+        else:
+            predictions = [net(x, noise)]
+    total = x.new_zeros(())
+    for scale, prediction in enumerate(predictions):
+        truth = functional.avg_pool2d(y, 2**scale)
+        total = total + _patch_loss(recipe, prediction.float(), truth) / 4**scale
+    return total
 
 
 def _patch_loss(recipe: Recipe, prediction: Tensor, y: Tensor) -> Tensor:

@@ -68,6 +68,19 @@ class Training:
     trained: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def end_epoch(self, steps: int) -> None:
+        """Add a row to the history and begin the next epoch's mean; ``steps`` are an epoch's."""
+        row = {
+            "model": self.name,
+            "epoch": -(-self.step // steps),
+            "step": self.step,
+            "loss": self.loss / self.losses,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": self.elapsed,
+        }
+        self.history.append(row)
+        self.loss, self.losses = 0.0, 0
+
 
 COUNTERS = ("name", "start", "step", "seen", "loss", "losses", "elapsed", "trained", "history")
 
