@@ -179,10 +179,17 @@ def assert_same(net: torch.nn.Module, x: torch.Tensor, expected: torch.Tensor, *
     assert (y - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("layout", ["matlab5", "matlab73", "state_dict"])
-@pytest.mark.parametrize("norm", [False, True], ids=["merged", "batch norm"])
-@pytest.mark.parametrize("depth", [17, 20])
-def test_dncnn_computes_its_published_layers(layout, norm, depth, tmp_path):
+@pytest.mark.parametrize(
+    ("layout", "depth", "norm"),
+    [
+        ("matlab5", 17, True),
+        ("matlab73", 17, False),
+        ("matlab73", 20, True),
+        ("state_dict", 17, True),
+        ("state_dict", 20, False),
+    ],
+)
+def test_dncnn_computes_its_published_layers(layout, depth, norm, tmp_path):
     layers = draw(depth, norm=norm)
     path = tmp_path / ("net.pth" if layout == "state_dict" else "net.mat")
     if layout == "state_dict":
