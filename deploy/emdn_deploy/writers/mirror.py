@@ -123,7 +123,7 @@ def _copy_tree(
                 if storage.sigma:
                     shape, order = frames.stored_shape, frames.order
                     sigma = create_sigma(into, name, shape, order, storage)
-                    _copy_attributes(item, sigma, leave=("signal", *sigma.attrs))
+                    _copy_attributes(made_frames, sigma, leave=("signal", *sigma.attrs))
             else:
                 group.copy(name, into, name=name)
 

@@ -104,6 +104,27 @@ def test_the_mirror_calibrates_sigma_like_the_frames(source: Path, run) -> None:
         assert "uncalibrated for box" in file["emdn"].attrs["sigma"]
 
 
+def test_the_sigma_of_a_stack_in_parts(tmp_path: Path, run, lattice) -> None:
+    path = tmp_path / "run_master.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("entry/data")
+        group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
+        for number in (1, 2):
+            name = f"data_{number:06}"
+            with h5py.File(tmp_path / f"run_{name}.h5", "w") as part:
+                part["data"] = lattice(20.0, (3, 16, 24)).astype(np.uint16)
+                part["data"].attrs["image_nr_high"] = 3 * number
+            group[name] = h5py.ExternalLink(f"run_{name}.h5", "/data")
+    report = run(path)
+    assert report.sigma == "/entry/data/data_000001_sigma"
+    with h5py.File(report.output) as file:
+        assert file[report.sigma].shape == (6, 16, 24)
+        assert file[report.sigma].attrs["image_nr_high"] == 6
+        assert file["entry/data/data_000001_errors"] == file[report.sigma]
+    with open_frames(report.output) as frames:
+        assert (frames.dataset, frames.parts) == ("/entry/data/data_000001", ())
+
+
 @pytest.mark.parametrize("order", ["yxt", "xyt", "txy"])
 def test_any_axis_order(tmp_path: Path, run, lattice, order: str) -> None:
     frames = lattice(20.0, (3, 16, 22)).astype(np.uint16)
