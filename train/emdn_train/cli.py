@@ -146,10 +146,17 @@ def fit(
     seed: Annotated[int, typer.Option(help="Start of every random number.")] = 0,
     start: Annotated[
         Path | None,
-        typer.Option("--from", metavar="CHECKPOINT", help="Start from these weights."),
+        typer.Option(
+            "--from",
+            metavar="FILE[:NAME]",
+            help="Start from the model's weights there, or from those of model NAME that fit.",
+        ),
     ] = None,
     max_minutes: Annotated[
-        float, typer.Option(min=0, help="Time a model, schedule completed; 0: no limit.")
+        float,
+        typer.Option(
+            min=0, help="Time a model, all parts of a run, schedule completed; 0: no limit."
+        ),
     ] = 0.0,
     benchmark: Annotated[
         list[str] | None,
@@ -162,7 +169,7 @@ def fit(
         ),
     ] = None,
 ) -> None:
-    """Fit models and save them in OUT/em_denoise_model.h5."""
+    """Fit models and save them in OUT/em_denoise_model.h5; continues where it was stopped."""
     _need_torch()
     from emdn_train import outputs
     from emdn_train.config import FitConfig

@@ -48,10 +48,11 @@ class FitConfig:
     seed
         Start of every random number.
     start
-        Checkpoint whose weights are the start of each model, instead of chance.
+        Checkpoint whose weights are the start of each model, instead of chance; FILE:NAME
+        for the convolutions of another model (`emdn_train.start`).
     max_minutes
-        Time for each model, after which it ends with its schedule completed; 0 for
-        as long as the epochs take.
+        Time for each model, all parts of a stopped run together, after which it ends
+        with its schedule completed; 0 for as long as the epochs take.
     """
 
     data: str | PathLike[str] = "data"
