@@ -118,17 +118,19 @@ def noise_variance(blocks: Blocks) -> tuple[float, str]:
     spatial = float(np.median(blocks.spatial)) if blocks.spatial.size else 0.0
     if not blocks.temporal.size:
         return spatial, "the spectrum of the frame"
-    temporal, high = _trimmed_mean(blocks.temporal), _trimmed_mean(blocks.temporal_high)
+    temporal, high = trimmed_mean(blocks.temporal), trimmed_mean(blocks.temporal_high)
     if temporal <= 1.1 * high or not (moves(blocks) or not blocks.lagged.size):
         return temporal, "differences of neighbouring frames"
     return min(high, spatial), "high-passed differences of neighbouring frames (the frames move)"
 
 
 def moves(blocks: Blocks) -> bool:
-    """Say whether frames two apart differ more than neighbours do."""
+    """Say whether frames two apart differ more than neighbours do, beyond chance."""
     if not blocks.lagged.size:
         return False
-    return _trimmed_mean(blocks.lagged) > 1.03 * _trimmed_mean(blocks.temporal)
+    near, far = trimmed_mean(blocks.temporal), trimmed_mean(blocks.lagged)
+    chance = sum(float(part.var()) / part.size for part in (blocks.temporal, blocks.lagged))
+    return bool(far > 1.03 * near + 3 * chance**0.5)
 
 
 def _offset(blocks: Blocks, mean: float, variance: float) -> tuple[float, str]:
@@ -152,16 +154,50 @@ def fit_offset(blocks: Blocks) -> float | None:
         None where the frames are too even or too few to tell the offset from 0, or
         where motion adds to their differences.
     """
-    if blocks.temporal.size < 256 or moves(blocks):
+    relation = None if moves(blocks) else relate(blocks.mean, blocks.temporal)
+    if relation is None or not relation.steep:
         return None
-    edges = np.quantile(blocks.mean, np.linspace(0, 1, 13))
-    which = np.clip(np.searchsorted(edges, blocks.mean, side="right") - 1, 0, 11)
-    bins = [blocks.temporal[which == one] for one in range(12)]
-    centres = np.array([blocks.mean[which == one].mean() for one in range(12) if bins[one].size])
+    if abs(relation.constant) < 5 * relation.constant_error:
+        return None
+    offset = -relation.constant / relation.slope
+    # Moving structure and saturation bend the relation; electrons are not negative.
+    return offset if offset < blocks.low else None
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The line variance = slope * mean + constant over blocks, with standard errors.
+
+    Attributes
+    ----------
+    mixed
+        Covariance of slope and constant.
+    """
+
+    slope: float
+    slope_error: float
+    constant: float
+    constant_error: float
+    mixed: float
+
+    @property
+    def steep(self) -> bool:
+        """Whether the slope is known at all."""
+        return self.slope >= 10 * self.slope_error
+
+
+def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relation | None:
+    """Fit the line through 12 bins of blocks (B,); None for too few blocks."""
+    if variances.size < 256:
+        return None
+    edges = np.quantile(means, np.linspace(0, 1, 13))
+    which = np.clip(np.searchsorted(edges, means, side="right") - 1, 0, 11)
+    bins = [variances[which == one] for one in range(12)]
+    centres = np.array([means[which == one].mean() for one in range(12) if bins[one].size])
     kept = [values for values in bins if values.size]
     if len(kept) < 6 or min(values.size for values in kept) < 8:
         return None
-    levels = np.array([_trimmed_mean(values) for values in kept])
+    levels = np.array([trimmed_mean(values) for values in kept])
     errors = np.array([values.std(ddof=1) / np.sqrt(values.size) for values in kept])
     if not (errors > 0).all():
         return None
@@ -169,15 +205,18 @@ def fit_offset(blocks: Blocks) -> float | None:
     covariance = np.linalg.pinv(design.T @ design)
     slope, constant = covariance @ design.T @ (levels / errors)
     chi = float(np.mean(((levels - slope * centres - constant) / errors) ** 2))
-    slope_error, constant_error = np.sqrt(np.diag(covariance) * max(1.0, chi))
-    if slope < 10 * slope_error or abs(constant) < 5 * constant_error:
-        return None
-    offset = float(-constant / slope)
-    # Moving structure and saturation bend the relation; electrons are not negative.
-    return offset if offset < blocks.low else None
+    covariance *= max(1.0, chi)
+    slope_error, constant_error = np.sqrt(np.diag(covariance))
+    return Relation(
+        float(slope),
+        float(slope_error),
+        float(constant),
+        float(constant_error),
+        float(covariance[0, 1]),
+    )
 
 
-def _trimmed_mean(values: NDArray[np.float64]) -> float:
+def trimmed_mean(values: NDArray[np.float64]) -> float:
     """Average all but the upper and lower 2 %: a few hot or dead pixels do no harm."""
     if not values.size:
         return 0.0

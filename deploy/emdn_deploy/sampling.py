@@ -6,6 +6,7 @@ at a time, whatever the stack's length.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ _MANY = 2**19  # pixels, over all samples, that tell a quantile
 RUN = 3  # neighbouring frames per sample: lags 1 and 2
 
 Reader = Callable[[int, int], NDArray[np.float32]]
+Watch = Callable[[NDArray[np.float64], NDArray[np.bool_]], None]
 _PARTS = ("mean", "temporal", "lagged", "temporal_high", "spatial")
 
 
@@ -35,11 +37,12 @@ class Blocks:
     mean
         (B,) mean intensity.
     temporal
-        (B,) half the mean square difference of neighbouring frames; empty for one frame.
+        (B,) half the mean square difference of neighbouring frames (see `difference`);
+        empty for one frame.
     lagged
         (B',) the same for frames two apart.
     temporal_high
-        (B,) noise variance from the high-passed differences.
+        (B,) noise variance from the high-passed differences; empty for frames too small.
     spatial
         (B'',) noise variance from single frames (see `emdn_deploy.spectrum`), or, for
         frames too small for that, from their high-passed blocks.
@@ -76,9 +79,17 @@ def _middle(size: tuple[int, int], pixels: int) -> tuple[slice, slice]:
 
 
 def collect(
-    read: Reader, count: int, size: tuple[int, int], bad: NDArray[np.bool_] | None = None
+    read: Reader,
+    count: int,
+    size: tuple[int, int],
+    bad: NDArray[np.bool_] | None = None,
+    watch: Watch | None = None,
 ) -> Blocks:
-    """Measure the blocks of at most `MAX_FRAMES` frames, a few in memory at a time."""
+    """Measure the blocks of at most `MAX_FRAMES` frames, a few in memory at a time.
+
+    ``watch`` is shown every run of neighbouring frames, (k, h, w), the middle of large
+    ones, and which of their pixels are good, (h, w).
+    """
     starts, run = sample_starts(count, size)
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _PARTS}
     levels, quantiles, whole = [], [], True
@@ -88,11 +99,11 @@ def collect(
     thin = max(1, round((len(starts) * run * good.size / _MANY) ** 0.5))
     spectra = MAX_SPECTRA if run == 1 else MAX_SPECTRA // 3
     # A filter's output is good where its whole window is.
-    inner = np.asarray(
-        np.lib.stride_tricks.sliding_window_view(core, (3, 3)).all(axis=(2, 3))
-        if min(size) > 2
-        else core
-    )
+    inner = np.zeros_like(core)
+    if min(size) > 2:
+        windows = np.lib.stride_tricks.sliding_window_view(core, (3, 3))
+        inner[1:-1, 1:-1] = windows.all(axis=(2, 3))
+    kept = _share(inner) > 0.25 if inner.any() else _share(core) > 0.25
     for start in starts:
         frames = read(start, start + run)
         if not np.isfinite(frames).all():
@@ -106,19 +117,43 @@ def collect(
         whole = whole and bool(np.equal(pixels, np.rint(pixels)).all())
         quantiles.append(float(np.quantile(pixels, 0.001)))
         wide = frames[:, *middle].astype(np.float64)
-        pairs = np.diff(wide, axis=0) / np.sqrt(2)
+        if watch is not None:
+            watch(wide, core)
+        pairs = [difference(*two, core) for two in pairwise(wide)]
         centres = wide if run == 1 else (wide[:-1] + wide[1:]) / 2
-        parts["mean"].append(_block_means(centres, core))
-        parts["temporal"].append(_block_means(pairs**2, core))
-        parts["lagged"].append(_block_means((wide[2:] - wide[:-2]) ** 2 / 2, core))
-        parts["temporal_high"].append(_block_means(high_pass(pairs) ** 2, inner))
+        parts["mean"].append(_block_means(centres, core, kept))
+        parts["temporal"] += [_block_means(pair[None] ** 2, core, kept) for pair in pairs]
+        if run > 2:
+            lagged = difference(wide[0], wide[2], core)[None]
+            parts["lagged"].append(_block_means(lagged**2, core, kept))
+        if inner.any():
+            parts["temporal_high"] += [_high_blocks(pair[None], inner, kept) for pair in pairs]
         if min(size) < spectrum.SMALLEST:
-            parts["spatial"].append(_block_means(high_pass(wide) ** 2, inner))
+            parts["spatial"].append(_high_blocks(wide, inner, kept))
         elif len(parts["spatial"]) < spectra:
             parts["spatial"].append(np.array([spectrum.noise_variance(wide[0])]))
-    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    joined = {name: np.concatenate([np.zeros(0), *arrays]) for name, arrays in parts.items()}
     level, low = float(np.mean(levels)), float(np.median(quantiles))
     return Blocks(level, **joined, low=low, whole=whole)
+
+
+def difference(
+    before: NDArray[np.float64], after: NDArray[np.float64], good: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Subtract (H, W) frames so that white noise keeps its variance.
+
+    A beam that has changed in between is taken out: the mean, and the contrast by
+    regression on the sum of both, with which the difference of their noise is not
+    correlated. So a camera's offset need not be known.
+    """
+    pair: NDArray[np.float64] = (after - before) / np.sqrt(2)
+    both: NDArray[np.float64] = (before + after) / 2
+    pair -= pair.mean(where=good)
+    both -= both.mean(where=good)
+    weight = float((both * both).sum(where=good))
+    if weight:
+        pair -= both * (float((pair * both).sum(where=good)) / weight)
+    return pair
 
 
 def high_pass(frames: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,16 +169,26 @@ def high_pass(frames: NDArray[np.float64]) -> NDArray[np.float64]:
     return (rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 6
 
 
-def _block_means(stack: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Average the good pixels of (k, H, W) over blocks; blocks with few are left out."""
-    if not stack.size:
+def _high_blocks(
+    stack: NDArray[np.float64], inner: NDArray[np.bool_], kept: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    if not inner.any():
         return np.zeros(0)
-    if good.all():
-        return _blocks(stack).ravel()
-    share = _blocks(good[None].astype(np.float64))[0]
-    kept = share > 0.25
-    means: NDArray[np.float64] = _blocks(stack * good)[:, kept] / share[kept]
+    squares = np.pad(high_pass(stack) ** 2, ((0, 0), (1, 1), (1, 1)))
+    return _block_means(squares, inner, kept)
+
+
+def _block_means(
+    stack: NDArray[np.float64], good: NDArray[np.bool_], kept: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Average the good pixels of (k, H, W) over those blocks that are kept."""
+    means: NDArray[np.float64] = _blocks(stack * good)[:, kept] / _share(good)[kept]
     return means.ravel()
+
+
+def _share(good: NDArray[np.bool_]) -> NDArray[np.float64]:
+    share: NDArray[np.float64] = _blocks(good[None].astype(np.float64))[0]
+    return share
 
 
 def _blocks(stack: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,155 @@
+"""How often `emdn_deploy.noise_model` finds faults that are there, or that are not.
+
+`python benchmarks/noise_power.py null` counts findings in white Poisson stacks, of
+lattices that hold still or move; `power` prints, fault by fault, the least strength found
+in 95 % of stacks. Both take the number of stacks for each row.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from emdn_deploy import noise_model
+from emdn_deploy.noise_model import NoiseModel
+
+Stack = np.ndarray[Any, Any]
+Chance = np.random.Generator
+
+NULLS = {(64, 2): 200, (64, 12): 100, (128, 1): 200, (128, 3): 100, (256, 6): 20, (512, 64): 4}
+DOSES = (0.05, 1.0, 10.0, 100.0)
+SIZES = ((64, 2, 10.0), (128, 3, 1.0), (128, 3, 10.0), (256, 12, 1.0), (256, 12, 10.0))
+
+
+def estimate(frames: Stack) -> NoiseModel:
+    """Measure frames (N, H, W)."""
+    stack = np.asarray(frames, np.float32)
+    return noise_model.estimate(lambda a, b: stack[a:b].copy(), len(stack), stack.shape[1:])
+
+
+def lattice(count: int, side: int, shifts: Stack) -> Stack:
+    """Return expected frames of mean 1, (count, side, side), a lattice shifted by (count, 2)."""
+    y, x = (grid[None].astype(float) for grid in np.mgrid[:side, :side])
+    y, x = y + shifts[:, :1, None], x + shifts[:, 1:, None]
+    waves = sum(
+        np.cos(2 * np.pi / 9 * (np.cos(angle) * y + np.sin(angle) * x))
+        for angle in np.deg2rad((10, 70, 130))
+    )
+    return 1 + 0.2 * waves + 0.3 * (x / side - 0.5)
+
+
+def blurred(rate: Stack, rng: Chance, share: float) -> Stack:
+    """Give a share of every electron to the four neighbours."""
+    frames = rng.poisson(rate).astype(float)
+    near = sum(np.roll(frames, step, axis) for step in (-1, 1) for axis in (1, 2))
+    return (1 - share) * frames + share / 4 * near
+
+
+def trailed(rate: Stack, rng: Chance, share: float) -> Stack:
+    """Leave a share of every pixel in the next of its row."""
+    frames = rng.poisson(rate).astype(float)
+    return (1 - share) * frames + share * np.roll(frames, 1, 2)
+
+
+def jittered(rate: Stack, rng: Chance, pixels: float) -> Stack:
+    """Shift every line along itself."""
+    count, height, width = rate.shape
+    q = np.fft.rfftfreq(width)
+    ramp = np.exp(2j * np.pi * q * rng.normal(0, pixels, (count, height, 1)))
+    return rng.poisson(np.fft.irfft(np.fft.rfft(rate) * ramp, n=width).clip(0))
+
+
+def waving(rate: Stack, rng: Chance, share: float) -> Stack:
+    """Add a wave of a share of the mean, with another phase in each frame."""
+    phase = rng.uniform(0, 2 * np.pi, (len(rate), 1, 1))
+    y, x = np.mgrid[: rate.shape[1], : rate.shape[2]]
+    wave = np.cos(2 * np.pi * (0.31 * x + 0.05 * y) + phase)
+    return rng.poisson(rate) + share * rate.mean() * wave
+
+
+def offset(shape: tuple[bool, bool, bool]) -> Callable[[Stack, Chance, float], Stack]:
+    """Return what adds offsets, a share of the mean RMS, that differ along some axes."""
+
+    def add(rate: Stack, rng: Chance, share: float) -> Stack:
+        sizes = [size if own else 1 for size, own in zip(rate.shape, shape, strict=True)]
+        return rng.poisson(rate) + rng.normal(0, share * rate.mean(), sizes)
+
+    return add
+
+
+def flickering(rate: Stack, rng: Chance, share: float) -> Stack:
+    """Make lines brighter and darker."""
+    return rng.poisson((rate * (1 + rng.normal(0, share, (*rate.shape[:2], 1)))).clip(0))
+
+
+def blinking(rate: Stack, rng: Chance, share: float) -> Stack:
+    """Make frames brighter and darker."""
+    return rng.poisson((rate * (1 + rng.normal(0, share, (len(rate), 1, 1)))).clip(0))
+
+
+# What makes the fault, and the words that say so.
+FAULTS: dict[str, tuple[Callable[[Stack, Chance, float], Stack], str]] = {
+    "blur, share given to 4 neighbours": (blurred, "correlated"),
+    "trail, share left in the next of a row": (trailed, "correlated"),
+    "rows flicker, of mean": (flickering, "rows flicker"),
+    "columns flicker, of mean": (offset((True, False, True)), "columns flicker"),
+    "columns fixed, of mean": (offset((False, False, True)), "columns are offset"),
+    "lines jitter, px": (jittered, "displaced"),
+    "wave, amplitude of mean": (waving, "interference"),
+    "frames blink, of mean": (blinking, "mean of the frames varies"),
+}
+
+
+def null(stacks: int | None) -> None:
+    """Print how many white stacks had any finding, or were not taken for counts."""
+    rng, all_of_them, wrong = np.random.default_rng(0), 0, 0
+    for (side, count), usual in NULLS.items():
+        for moving in (0.0, 0.4, 3.0) if count > 1 else (0.0,):
+            told: dict[str, int] = {}
+            for number in range(stacks or usual):
+                shifts = moving * np.arange(count)[:, None] * np.array([[1.0, 0.6]])
+                if number % 2:
+                    shifts = moving * rng.normal(0, 1, (count, 2))
+                dose = DOSES[number // 2 % len(DOSES)]
+                found = estimate(rng.poisson(dose * lattice(count, side, shifts).clip(0)))
+                texts = [text for text in found.findings if "specimen moves" not in text]
+                if moving:  # what comes into view changes the mean
+                    texts = [text for text in texts if "mean of the frames" not in text]
+                elif found.moves:
+                    texts.append("moves")
+                if not found.counting:
+                    texts.append("not counting")
+                for text in texts:
+                    told[text[:40]] = told.get(text[:40], 0) + 1
+                all_of_them, wrong = all_of_them + 1, wrong + bool(texts)
+            print(f"{side} x {side} x {count}, moving {moving}: {told or 'none'}", flush=True)
+    print(f"{wrong} of {all_of_them} stacks had a finding")
+
+
+def power(stacks: int | None) -> None:
+    """Print the least strength of each fault that 95 % of stacks show."""
+    rng, number = np.random.default_rng(1), stacks or 20
+    print("| fault | " + " | ".join(f"{s} x {s} x {n}, {d:g} e" for s, n, d in SIZES) + " |")
+    print("|---" * (len(SIZES) + 1) + "|")
+    strengths = 0.002 * 2 ** (0.5 * np.arange(19))
+    for fault, (make, words) in FAULTS.items():
+        row = []
+        for side, count, dose in SIZES:
+            rate = dose * lattice(count, side, np.zeros((count, 2)))
+            low, high = 0, len(strengths)
+            while low < high:
+                middle = (low + high) // 2
+                missed = 0
+                for _ in range(number):
+                    said = " ".join(estimate(make(rate, rng, strengths[middle])).findings)
+                    missed += words not in said
+                    if missed > 0.05 * number:
+                        break
+                low, high = (middle + 1, high) if missed > 0.05 * number else (low, middle)
+            row.append(f"{strengths[low]:.3f}" if low < len(strengths) else "-")
+        print(f"| {fault} | " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    {"null": null, "power": power}[sys.argv[1]](int(sys.argv[2]) if len(sys.argv) > 2 else None)
