@@ -79,6 +79,7 @@ def test_invalid_pixels_do_not_count(frames):
         (lambda a: psnr(np.where(a > 20, np.nan, a), a, 1), "frame: found pixels that are not"),
         (lambda a: ssim(a[:, :10], a[:, :10], 1), "found 10 x 57 pixels, expected at least 11"),
         (lambda a: gain_db(a, a, a, np.zeros((41, 57))), "a frame without a good pixel"),
+        (lambda a: gain_db(a, a, a, np.arange(3)[:, None, None] + 0 * a), "without a good pixel"),
         (lambda a: gain_db(a, a, a, np.ones((57, 41))), r"valid: found shape \(57, 41\)"),
         (lambda a: mean_ratio(a, 0 * a), "a frame whose mean is 0"),
     ],
