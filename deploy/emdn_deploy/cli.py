@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.options import DenoiseOptions, Device, Dtype, Kind
+from emdn_deploy.checking import commands
+from emdn_deploy.flags import Axes, Dataset, Gain, Model, Offset, On, Selected, Threads
+from emdn_deploy.options import DenoiseOptions, Dtype, Kind
 from emdn_models import console
 from emdn_models.errors import EmdnError
 
@@ -21,26 +23,6 @@ app = typer.Typer(
 )
 
 _DEFAULT = DenoiseOptions()
-
-Dataset = Annotated[
-    str | None,
-    typer.Option(metavar="PATH", help="The frames inside the file (TIFF, DM: a number)."),
-]
-Axes = Annotated[
-    str | None,
-    typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
-]
-Model = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
-]
-On = Annotated[Device, typer.Option(help="auto says what it took; cuda never falls back.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
-]
-Gain = Annotated[float | None, typer.Option(help="Units per electron; measured if not given.")]
-Offset = Annotated[
-    float | None, typer.Option(help="Reading without electrons; measured if not given.")
-]
 
 
 @app.command()
@@ -79,9 +61,7 @@ def denoise(
     threads: Threads = _DEFAULT.threads,
     dataset: Dataset = _DEFAULT.dataset,
     axes: Axes = _DEFAULT.axes,
-    frames: Annotated[
-        str | None, typer.Option(metavar="A:B:STEP", help="Only these frames, counted from 0.")
-    ] = _DEFAULT.frames,
+    frames: Selected = _DEFAULT.frames,
     gain: Gain = _DEFAULT.gain,
     offset: Offset = _DEFAULT.offset,
     dark: Annotated[
@@ -223,6 +203,9 @@ def inspect(
 
     for line in inspection.describe(file, Choice(dataset, axes)):
         print(line)
+
+
+commands.add_to(app)
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -1,7 +1,7 @@
 """Whether denoised frames can be trusted: against the truth, or by the data alone.
 
-``evaluate(denoised, truth)`` and ``check(stack, denoised)`` give the results that
-`emdn_deploy.checking.result` defines; the commands of the same names print them.
+``check(stack, denoised)`` gives a `result.CheckResult` and ``evaluate(denoised, truth)`` an
+`evaluation.Evaluation`; the commands of the same names print them.
 """
 
 from typing import TYPE_CHECKING, Any

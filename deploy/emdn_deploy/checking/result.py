@@ -1,4 +1,4 @@
-"""What a check and an evaluation found: plain data, for tables, reports and scripts."""
+"""What a check found: plain data, for tables, reports and scripts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from emdn_deploy.noise_model import NoiseModel
 from emdn_models.metrics import Estimate, Linearity
 
 Floats = NDArray[np.float64]
+
+MAPS = 256  # frames of which the map is kept
 
 Verdict = Literal[
     "within noise",
@@ -142,7 +144,7 @@ class HeldOutFacts:
 
 @dataclass(frozen=True)
 class Maps:
-    """Where residuals stand out, at most `MOST` frames: the worst ones of a longer stack.
+    """Where residuals stand out, of at most `MAPS` frames: the worst ones of a longer stack.
 
     Attributes
     ----------
@@ -228,25 +230,3 @@ class CheckResult:
     def passed(self) -> bool:
         """Whether every frame is within noise and the stack has no finding."""
         return not self.failing and not self.facts.findings
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Denoised frames against the truth.
-
-    Attributes
-    ----------
-    table
-        One row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim``, ``mean_ratio``
-        and, where noisy frames were given, ``noisy_psnr_db``, ``noisy_ssim``, ``gain_db``,
-        ``dose_gain``.
-    summary
-        ``quantity``, ``mean``, ``spread`` (standard deviation over frames), ``worst`` and the
-        ``frame`` that is worst.
-    range_from
-        Where the data range comes from, in words.
-    """
-
-    table: pl.DataFrame
-    summary: pl.DataFrame
-    range_from: str

@@ -1,0 +1,68 @@
+"""The noise that a camera adds: how large it is expected, and draws of it."""
+
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise_model import NoiseModel
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Counting noise times gain, and read noise.
+
+    Attributes
+    ----------
+    gain
+        Intensity units per electron.
+    offset
+        Intensity of a pixel without electrons.
+    read
+        Standard deviation of the read noise, intensity units.
+    uncertainty
+        Relative standard error of the noise's standard deviation.
+    whole
+        Whether pixels are whole numbers.
+    """
+
+    gain: float
+    offset: float
+    read: float
+    uncertainty: float
+    whole: bool
+
+    def draw(self, truth: NDArray[np.float32], chance: np.random.Generator) -> NDArray[np.float32]:
+        """Draw a frame of which ``truth`` (H, W) is the expected value."""
+        electrons = np.maximum((truth.astype(np.float64) - self.offset) / self.gain, 0)
+        drawn = self.gain * chance.poisson(electrons) + self.offset
+        if self.read:
+            drawn = drawn + self.read * chance.standard_normal(truth.shape)
+        return np.asarray(np.rint(drawn) if self.whole else drawn, dtype=np.float32)
+
+
+# Of one frame, whose noise is told from its structure by assumption.
+_UNKNOWN = 0.01
+
+
+def camera_of(noise: NoiseModel, scale: Intensity, whole: bool) -> Camera:
+    """Take from a noise model what the noise's size depends on.
+
+    Parameters
+    ----------
+    scale
+        What the stack was denoised with; stands in where the noise model has no gain.
+    whole
+        Whether the stack holds whole numbers.
+    """
+    if noise.counting:
+        error = noise.gain_error if isfinite(noise.gain_error) else 0.0
+        return Camera(1.0, 0.0, 0.0, error / 2, whole)
+    if not (isfinite(noise.gain) and noise.gain > 0):
+        return Camera(scale.gain, scale.offset, 0.0, _UNKNOWN, whole)
+    error = noise.gain_error / noise.gain / 2 if isfinite(noise.gain_error) else _UNKNOWN
+    read = noise.read_noise_electrons
+    read = noise.gain * read if isfinite(read) else 0.0
+    return Camera(noise.gain, noise.offset, read, error, whole)

@@ -1,0 +1,85 @@
+"""The commands ``evaluate`` and ``check``: they only wire."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emdn_deploy.flags import Axes, Dataset, Gain, Model, Offset, On, Selected, Threads
+from emdn_deploy.options import DenoiseOptions
+
+FAILED = 3  # exit status of a check that some frame does not pass
+
+_DEFAULT = DenoiseOptions()
+
+Reference = Annotated[Path | None, typer.Option(metavar="FILE", help="As it was denoised with.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
+
+
+def evaluate(
+    denoised: Annotated[Path, typer.Argument(metavar="DENOISED")],
+    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="One frame, or as many.")],
+    noisy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The frames before, for the gain.")
+    ] = None,
+    data_range: Annotated[
+        float | None,
+        typer.Option("--range", help="Of PSNR and SSIM; default: that of each frame of TRUTH."),
+    ] = None,
+    dataset: Dataset = None,
+    axes: Axes = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row a frame.")] = None,
+) -> None:
+    """Compare denoised frames with the truth: PSNR, SSIM, gain in dB and in dose."""
+    from emdn_deploy.checking import evaluation, tables
+    from emdn_deploy.readers import Choice
+
+    result = evaluation.evaluate(denoised, truth, noisy, data_range, Choice(dataset, axes))
+    if csv is not None:
+        tables.write(result.table, csv)
+    print("\n".join(filter(None, tables.evaluated(result))))  # noqa: T201
+
+
+def check(
+    stack: Annotated[Path, typer.Argument(metavar="STACK", help="The frames before.")],
+    denoised: Annotated[
+        Path | None,
+        typer.Argument(metavar="DENOISED", help="The frames after; made here if not given."),
+    ] = None,
+    model: Model = _DEFAULT.model,
+    device: On = _DEFAULT.device,
+    threads: Threads = _DEFAULT.threads,
+    dataset: Dataset = _DEFAULT.dataset,
+    axes: Axes = _DEFAULT.axes,
+    frames: Selected = _DEFAULT.frames,
+    gain: Gain = _DEFAULT.gain,
+    offset: Offset = _DEFAULT.offset,
+    dark: Reference = _DEFAULT.dark,
+    gain_map: Reference = _DEFAULT.gain_map,
+    defects: Reference = _DEFAULT.defects,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise of honest denoisings.")] = 0,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="All numbers, .csv or .parquet.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say, without the truth, which denoised frames can be trusted; status 3 if not all."""
+    options = DenoiseOptions(
+        model=model, device=device, threads=threads, dataset=dataset, axes=axes, frames=frames,
+        gain=gain, offset=offset, dark=dark, gain_map=gain_map, defects=defects,
+    )  # fmt: skip
+    from emdn_deploy.checking import stack as checking
+    from emdn_deploy.checking import tables
+
+    result = checking.check(stack, denoised, options, seed)
+    if table is not None:
+        tables.write(result.table, table)
+    print(tables.as_json(result) if as_json else "\n".join(tables.checked(result)))  # noqa: T201
+    if not result.passed:
+        raise typer.Exit(FAILED)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add both commands to a command line."""
+    app.command()(evaluate)
+    app.command()(check)

@@ -1,0 +1,222 @@
+"""Check a stack: ``emdn-deploy check`` from beginning to end."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from emdn_deploy import correction, job, noise_model, pipeline
+from emdn_deploy.checking import limits, null, record, summary
+from emdn_deploy.checking.camera import camera_of
+from emdn_deploy.checking.held import Held
+from emdn_deploy.checking.panel import cut
+from emdn_deploy.checking.result import CheckResult, Spectrum, StackFacts, Thresholds
+from emdn_deploy.checking.rows import Rows
+from emdn_deploy.correction import Prepared
+from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.offers import SeveralStacks
+from emdn_models.errors import EmdnError, FormatError
+from emdn_models.metrics.rings import rings
+
+LEVEL = 0.05  # false alarms among honest frames, all tests together, that are aimed at
+SAFETY = 1.15
+DRAWS, BASES, RUN = 32, 4, 8
+LEAST = 16  # pixels a side
+
+Frame = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+
+def check(
+    source: str | PathLike[str],
+    denoised: str | PathLike[str] | None = None,
+    options: DenoiseOptions = DenoiseOptions(),  # noqa: B008
+    seed: int = 0,
+    progress: Progress = lambda done, count: None,
+) -> CheckResult:
+    """Say of every frame of a denoised stack whether its residual is that of an honest one.
+
+    Parameters
+    ----------
+    source
+        The stack before.
+    denoised
+        The same frames after; None to denoise them here, in memory, a few at a time.
+    options
+        What the stack is read and denoised with. What a record in ``denoised`` says of
+        the model, scale, references and selection of frames stands in for None.
+    seed
+        Of the noise of the honest denoisings.
+
+    Raises
+    ------
+    EmdnError
+        If the two stacks do not have the same shape, hold no noise, or cannot be read.
+    """
+    path = None if denoised is None else Path(denoised)
+    facts = record.of(path) if path else {}
+    options = record.completed(options, facts)
+    with ExitStack() as opened:
+        frames = opened.enter_context(job.open_selected(Path(source), options))
+        clean = opened.enter_context(_open_denoised(path, frames)) if path else None
+        _refuse(frames, clean)
+        ready = correction.prepare(frames, options)
+        if not ready.scale.sigma:
+            raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
+        denoiser = Denoiser(options.model, options.device, options.threads)
+        return _check(
+            frames, clean, ready, _Maker(denoiser, ready, facts, clean), options, seed, progress
+        )
+
+
+class _Maker:
+    """Denoises as the denoised file was: model, scale, orientations, rounding."""
+
+    def __init__(
+        self, denoiser: Denoiser, ready: Prepared, facts: dict[str, Any], clean: Frames | None
+    ) -> None:
+        self.denoiser, self.facts = denoiser, facts
+        self.scale = _scale(ready, facts)
+        self._sigma = "ensemble" in facts
+        whole = clean is not None and clean.dtype.kind in "iu"
+        self._kind = clean.dtype if clean is not None and whole else None
+
+    def __call__(self, frames: Frame) -> Frame:
+        wide = np.ascontiguousarray(frames, dtype=np.float32)
+        if self._sigma:
+            made = self.denoiser.run_with_sigma(wide, self.scale)[0]
+        else:
+            made = self.denoiser.run(wide, self.scale)
+        if self._kind is not None:
+            bounds = np.iinfo(self._kind)
+            made = np.clip(np.rint(made), bounds.min, bounds.max).astype(np.float32)
+        return made
+
+
+def _scale(ready: Prepared, facts: dict[str, Any]) -> Intensity:
+    if not {"scale_e_per_px", "gain", "offset"} <= facts.keys():
+        return ready.scale
+    scale, gain, offset = (float(facts[key]) for key in ("scale_e_per_px", "gain", "offset"))
+    return replace(ready.scale, scale=scale, gain=gain, offset=offset)
+
+
+def _open_denoised(path: Path, frames: Frames) -> Frames:
+    try:
+        return open_frames(path)
+    except SeveralStacks:
+        return open_frames(path, Choice(frames.dataset, frames.order))
+
+
+def _refuse(frames: Frames, clean: Frames | None) -> None:
+    if clean is not None and clean.shape != frames.shape:
+        found, wanted = ("{} frames of {} x {}".format(*one.shape) for one in (clean, frames))
+        raise FormatError(
+            f"{clean.path}: found {found}, expected {wanted} as in {frames.path}; "
+            "take the frames that were denoised with --frames"
+        )
+    if min(frames.shape[1:]) < LEAST:
+        raise FormatError(
+            f"{frames.path}: found frames of {frames.shape[1]} x {frames.shape[2]}, expected "
+            f"{LEAST} x {LEAST} or more for a check"
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How many honest denoisings there are, and of what."""
+
+    bases: int
+    resamples: int
+    length: int
+
+
+def _plan(count: int) -> _Plan:
+    bases = min(BASES, count)
+    length = min(RUN, count) if count > 1 else 0
+    return _Plan(bases, DRAWS // bases, length)
+
+
+def _check(
+    frames: Frames,
+    clean: Frames | None,
+    ready: Prepared,
+    make: _Maker,
+    options: DenoiseOptions,
+    seed: int,
+    progress: Progress,
+) -> CheckResult:
+    count, size = frames.shape[0], frames.shape[1:]
+    good = ~ready.recipe.bad
+    noise = noise_model.estimate(ready.read, count, size, ready.recipe.bad, options.offset)
+    camera = camera_of(noise, ready.scale, frames.dtype.kind in "iub")
+    plan, panels = _plan(count), cut(*size)
+    bases: list[tuple[Frame, NDArray[np.bool_]]] = []
+    for number in np.linspace(0, count - 1, plan.bases).astype(int):
+        at = panels[len(bases) % len(panels)]
+        bases.append((ready.read(int(number), int(number) + 1)[0][at], good[at]))
+    honest = null.draw(bases, make, camera, plan.resamples, plan.length, seed)
+    about = limits.reference(honest.panels)
+    ranges = limits.limits(honest, about, LEVEL / len(panels), SAFETY, camera.uncertainty)
+    outside = () if noise.in_training else noise.findings
+    rows = Rows(camera, good, about, ranges, outside, noise.correlated, plan.length)
+    held, sums = Held(frames.shape, good), np.zeros(2)
+
+    def write(start: int, before: Frame, after: Frame) -> None:
+        for number, (one, two) in enumerate(zip(before, after, strict=True), start):
+            rows.add(number, one, two)
+            held.add(number, one, two)
+            sums[:] += [float(part.mean(where=good)) - camera.offset for part in (two, one)]
+        progress(start + len(before), count)
+
+    position = [0]
+
+    def compute(block: Frame) -> Frame:
+        position[0] += len(block)
+        if clean is None:
+            return make(block)
+        return _finite(clean, position[0] - len(block), position[0])
+
+    batch = options.batch or make.denoiser.batch_for(size)
+    pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
+    rows.finish()
+    error, curves, line = held.error(honest.error), held.correlations(), held.line()
+    info = make.denoiser.session.info
+    return CheckResult(
+        pl.DataFrame(rows.done, infer_schema_length=None),
+        StackFacts(
+            frames.path, clean.path if clean else None, frames.shape, info.name, info.sha256,
+            make.denoiser.session.device, float(sums[0] / sums[1]), line,
+            summary.findings(error, curves, line), summary.notes(noise, error, plan.length,
+                                                                  make.facts, info),
+        ),
+        noise,
+        Thresholds(ranges, LEVEL, SAFETY, plan.bases, plan.resamples, honest.denoisings, seed),
+        _spectrum(honest, rows.mean_power, (panels[0][0].stop, panels[0][1].stop)),
+        rows.maps(), error, curves,
+    )  # fmt: skip
+
+
+def _finite(clean: Frames, start: int, stop: int) -> Frame:
+    block = clean.read(start, stop)
+    if not np.isfinite(block).all():
+        raise FormatError(
+            f"{clean.path}: frames {start} to {stop - 1} hold pixels that are not finite, expected "
+            "numbers; denoise again, or leave these frames out"
+        )
+    return block
+
+
+def _spectrum(honest: null.Honest, power: NDArray[np.float64], size: tuple[int, int]) -> Spectrum:
+    drawn = np.stack([one.spectrum for one in honest.panels])
+    return Spectrum(
+        rings(*size).frequency, power, drawn.mean(axis=0), drawn.min(axis=0), drawn.max(axis=0)
+    )

@@ -1,0 +1,78 @@
+"""What is said of a stack as a whole: findings, and what cannot be told."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from emdn_deploy.checking.limits import student
+from emdn_deploy.checking.result import Correlations, HeldOutFacts
+from emdn_deploy.model import ModelInfo
+from emdn_deploy.noise_model import NoiseModel
+from emdn_models.metrics import Linearity
+
+_CLEAR = 5.0  # standard errors
+_PAIRS = 8  # fewer do not tell the scatter of a correlation
+_SLOPE = 0.05  # change of contrast at large scales that is not worth a finding
+_ERROR = 1.5  # squared error, over that of honest denoisings, that is not worth one
+
+
+def findings(
+    error: HeldOutFacts | None, curves: Correlations | None, line: Linearity | None
+) -> tuple[str, ...]:
+    """Say what is wrong with the stack beyond chance."""
+    found = []
+    if error and not error.moves and np.isfinite(error.error.se):
+        least = error.error.value - _CLEAR * error.error.se
+        if least > _ERROR * error.honest:
+            found.append(
+                f"the squared error against neighbouring frames, {error.error.value:.4g} ± "
+                f"{error.error.se:.2g}, is above that of honest denoisings, {error.honest:.4g}"
+            )
+    if curves and curves.pairs >= _PAIRS:
+        chance = np.hypot(curves.raw_se, curves.denoised_se)
+        worse = curves.denoised < curves.raw - student(_CLEAR, curves.pairs - 1) * chance
+        if worse.any():
+            at = ", ".join(f"{one:.3f}" for one in curves.frequency[worse][:4])
+            found.append(
+                "denoised frames agree less with the neighbouring raw frame than raw ones do "
+                f"(FRC) at {at} cycles/pixel"
+            )
+    if line and abs(line.slope - 1) > _SLOPE + _CLEAR * line.slope_error:
+        found.append(
+            f"local means come out {line.slope:.3f} ± {line.slope_error:.2g} times as far from "
+            "each other as they went in"
+        )
+    return tuple(found)
+
+
+def notes(
+    noise: NoiseModel,
+    error: HeldOutFacts | None,
+    run: int,
+    facts: Mapping[str, Any],
+    info: ModelInfo,
+) -> tuple[str, ...]:
+    """Say what was assumed and what cannot be said."""
+    said = []
+    if error is None:
+        said.append(
+            "one frame: no squared error, no FRC and no average over neighbours can be had, and "
+            "the size of the noise is told from structure by assumption"
+        )
+    elif error.moves:
+        said.append(
+            "the specimen moves: the squared error and FRC hold its motion, and runs of "
+            "frames average over it"
+        )
+    elif not noise.moves:
+        said.append(f"faint blobs are looked for in runs of {run} frames as well")
+    if facts and facts["model_sha256"] != info.sha256:
+        said.append(
+            f"the frames were denoised by {facts['model']}, the thresholds are those of {info.name}"
+        )
+    if noise.correlated:
+        said.append(
+            "the noise is correlated from pixel to pixel: residuals cannot be judged, only means"
+        )
+    return (*said, *noise.not_identifiable)

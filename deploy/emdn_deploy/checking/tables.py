@@ -1,0 +1,137 @@
+"""Results as printed, as one line of JSON, and as files for scripts."""
+
+import json
+from collections import Counter
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from emdn_deploy.checking.evaluation import Evaluation
+from emdn_deploy.checking.result import CheckResult
+from emdn_models.errors import OutputError
+
+_SHOWN = 20  # failing frames that are printed
+
+
+def write(table: pl.DataFrame, path: Path) -> None:
+    """Write a table as CSV or Parquet, by the suffix.
+
+    Raises
+    ------
+    OutputError
+        If the suffix is another, or the file cannot be written.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise OutputError(f"{path}: unknown kind of table {path.suffix!r}; give .csv or .parquet")
+    try:
+        if kind == ".csv":
+            table.write_csv(path)
+        else:
+            table.write_parquet(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def text(table: pl.DataFrame, digits: int = 4) -> str:
+    """Return a table as printed."""
+    with pl.Config(
+        tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
+        tbl_formatting="ASCII_MARKDOWN", tbl_width_chars=1000, float_precision=digits,
+        fmt_str_lengths=400,
+    ):  # fmt: skip
+        return str(table)
+
+
+def evaluated(result: Evaluation) -> list[str]:
+    """Return what ``emdn-deploy evaluate`` prints."""
+    ranges = result.table["data_range"]
+    low, high = (f"{float(one):.6g}" for one in (ranges.min(), ranges.max()))  # type: ignore[arg-type]
+    between = low if low == high else f"{low} to {high}"
+    return [
+        text(result.table) if result.table.height <= _SHOWN else "",
+        text(result.summary),
+        f"data range of PSNR and SSIM: {result.range_from}, {between}",
+    ]
+
+
+def checked(result: CheckResult) -> list[str]:
+    """Return what ``emdn-deploy check`` prints."""
+    facts, noise = result.facts, result.noise
+    count, height, width = facts.shape
+    verdicts = Counter(result.table["verdict"].to_list())
+    what = facts.denoised or f"denoised by {facts.model}"
+    lines = [
+        f"frames     {count} of {height} x {width} from {facts.source}, {what}",
+        f"noise      gain {noise.gain:.4g}, offset {noise.offset:.4g} ({noise.method})",
+        f"ratio      {facts.ratio:.5f}, mean(out) / mean(in)",
+    ]
+    if facts.linearity:
+        lines.append(
+            f"linearity  local means out {facts.linearity.slope:.4f} ± "
+            f"{facts.linearity.slope_error:.2g} of those in"
+        )
+    if result.heldout:
+        held = result.heldout
+        lines.append(
+            f"error      {held.error.value:.4g} ± {held.error.se:.2g} squared, against "
+            f"{held.pairs} neighbouring frames: {held.gain_db.value:.1f} ± {held.gain_db.se:.1g} dB"
+        )
+        if held.drift:
+            moving = "the specimen moves" if held.moves else "no motion beyond chance"
+            lines.append(f"drift      {held.drift.value:.3g} ± {held.drift.se:.2g}: {moving}")
+    own = result.thresholds
+    lines.append(
+        f"limits     from {own.bases * own.resamples} honest denoisings by {facts.model} "
+        f"(seed {own.seed}), for at most {own.level:.0%} false alarms a frame"
+    )
+    lines += [f"note       {one}" for one in facts.notes]
+    lines += [f"finding    {one}" for one in (*noise.findings, *facts.findings)]
+    lines += [f"verdict    {number} x {name}" for name, number in verdicts.most_common()]
+    bad = result.table.filter(pl.col("verdict") != "within noise")
+    for row in bad.head(_SHOWN).iter_rows(named=True):
+        lines.append(f"  frame {row['frame']}: {row['verdict']} ({row['evidence']})")
+    if bad.height > _SHOWN:
+        lines.append(f"  and {bad.height - _SHOWN} frames more; --table FILE has all")
+    return lines
+
+
+def as_json(result: CheckResult) -> str:
+    """Return one line of JSON: all but the maps and the curves."""
+    facts, held, line = result.facts, result.heldout, result.facts.linearity
+    return json.dumps(
+        _plain(
+            {
+                "passed": result.passed,
+                "source": facts.source, "denoised": facts.denoised, "frames": facts.shape[0],
+                "failing": result.failing, "model": facts.model, "model_sha256": facts.sha256,
+                "device": facts.device, "ratio": facts.ratio,
+                "linearity": line and {"slope": line.slope, "error": line.slope_error},
+                "heldout": held and {
+                    "error": held.error.value, "error_se": held.error.se,
+                    "gain_db": held.gain_db.value, "gain_db_se": held.gain_db.se,
+                    "honest": held.honest, "moves": held.moves, "pairs": held.pairs,
+                    "drift": held.drift and held.drift.value,
+                },
+                "findings": facts.findings, "notes": facts.notes,
+                "noise": result.noise.as_dict(),
+                "limits": {
+                    name: [one.low, one.high] for name, one in result.thresholds.limits.items()
+                },
+                "verdicts": result.table.select("frame", "verdict", "evidence").to_dicts()
+                if result.failing else [],
+            }
+        )
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return float(value) if isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
