@@ -42,7 +42,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "ratio": Kind("both", False, 0.002, "mean out / mean in"),
     "std": Kind("both", False, 0.004, "standard deviation of the residual"),
-    "lag": Kind("both", False, 0.002, "correlation of neighbouring pixels of the residual"),
+    "lag": Kind("both", False, 0.005, "correlation of neighbouring pixels of the residual"),
     "columns": Kind("high", True, 0, "largest column mean of the residual"),
     "rows": Kind("high", True, 0, "largest row mean of the residual"),
     "band_high": Kind("high", True, 0, "residual power above that of honest ones, in a band"),

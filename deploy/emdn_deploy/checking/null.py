@@ -13,6 +13,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.checking import local
 from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.statistics import Measured, measure
 from emdn_models.metrics.accept import Floats
@@ -30,7 +31,7 @@ class Honest:
     Attributes
     ----------
     panels
-        All of them, without ``fields`` and ``detail``.
+        All of them, without ``residual`` and ``detail``.
     runs
         Largest values of the average residual of ``length`` draws from one base, at
         every scale: (runs, S).
@@ -84,10 +85,11 @@ def draw(
             clean = run(noisy[None])[0]
             found = measure(noisy, clean, camera, good)
             errors.append(float(np.square(clean - truth).mean(where=good)))
-            panels.append(replace(found, fields=found.fields[:0], detail=found.detail[:0]))
+            panels.append(replace(found, residual=found.residual[:0], detail=found.detail[:0]))
             if length:
-                total = found.fields if number % length == 0 else total + found.fields
+                total = found.residual if number % length == 0 else total + found.residual
                 if number % length == length - 1:
-                    runs.append(np.abs(total).max(axis=(1, 2)) / sqrt(length))
+                    mean = local.smoothed(total / np.float32(sqrt(length)))
+                    runs.append(np.abs(mean).max(axis=(1, 2)))
     done = len(bases) * (1 + PILOTS + resamples)
     return Honest(panels, np.asarray(runs), length, float(np.mean(errors)), done)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from emdn_deploy.checking import verdict
 from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.limits import Reference
+from emdn_deploy.checking.local import Spot, smoothed, spots
 from emdn_deploy.checking.panel import BLOCK, cut
 from emdn_deploy.checking.result import MAPS, Limits, Maps
-from emdn_deploy.checking.statistics import Frame, Measured, Spot, measure, spots
+from emdn_deploy.checking.statistics import Frame, Measured, measure
 from emdn_models.metrics.accept import Floats
 
 
@@ -70,7 +71,7 @@ class Rows:
         values, signs, places = self._worst(found)
         self._waiting.append(_Frame(number, values, signs, places, self._map(found)))
         if self.length:
-            parts = [(one.fields, one.detail) for one in found]
+            parts = [(one.residual, one.detail) for one in found]
             self._sums = (
                 [(a + c, b + d) for (a, b), (c, d) in zip(self._sums, parts, strict=True)]
                 if self._sums
@@ -142,8 +143,9 @@ class Rows:
         """Judge the frames that wait, with the average residual of all of them."""
         run: dict[str, Spot] = {}
         if self.length:
-            root = np.sqrt(len(self._waiting))
-            run = self._places([spots(a / root, b / root) for a, b in self._sums], "run_blob")
+            root = np.float32(np.sqrt(len(self._waiting)))
+            sums = [(a / root, b / root) for a, b in self._sums]
+            run = self._places([spots(smoothed(a), a, b) for a, b in sums], "run_blob")
         for frame in self._waiting:
             values = frame.values | {name: abs(spot.z) for name, spot in run.items()}
             found = verdict.findings(values, self.limits, frame.signs, frame.spots | run)

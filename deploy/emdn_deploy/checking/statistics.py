@@ -1,14 +1,14 @@
 """The numbers that a denoised frame is judged by, all of its residual raw - denoised."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.checking import peaks
+from emdn_deploy.checking import local, peaks
 from emdn_deploy.checking.camera import Camera
-from emdn_deploy.checking.panel import BANDS, BLOCK, SCALES, Panel, panel
+from emdn_deploy.checking.local import Spot
+from emdn_deploy.checking.panel import BANDS, panel
 from emdn_models.metrics import mean_ratio, normalised, residual_statistics
 from emdn_models.metrics.accept import Floats
 from emdn_models.metrics.residual import Residual
@@ -16,30 +16,6 @@ from emdn_models.metrics.residual import Residual
 TILE = 32
 
 Frame = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A place of the smoothed residual.
-
-    Attributes
-    ----------
-    y, x
-        Pixels, in the frame.
-    scale
-        Standard deviation in pixels of the Gaussian that it was smoothed with.
-    z
-        The smoothed residual there, in standard deviations; negative where the denoised
-        frame is brighter than the raw one.
-    added
-        Whether the denoised frame has more contrast there than the raw frame.
-    """
-
-    y: int
-    x: int
-    scale: float
-    z: float
-    added: bool
 
 
 @dataclass(frozen=True)
@@ -61,8 +37,8 @@ class Measured:
         (2, T) standard deviation and correlation of neighbouring pixels, of each tile.
     spots
         One a scale.
-    fields
-        (S, H, W) the smoothed residual, in standard deviations.
+    residual
+        (H, W) about its mean, in units of the expected noise.
     detail
         (H, W) the denoised frame about its mean, in standard deviations of the noise.
     map
@@ -77,7 +53,7 @@ class Measured:
     strength: Floats
     tiles: Floats
     spots: tuple[Spot, ...]
-    fields: Frame
+    residual: Frame
     detail: Frame
     map: Frame
     spectrum: Floats
@@ -107,7 +83,7 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: NDArray[np.bool_]
     detail = (denoised - denoised.mean()) / np.float32(level)
     # A change of the mean is judged as such and not as a blob.
     scaled[good] -= scaled.mean(where=good)
-    fields = smoothed(np.fft.rfft2(scaled), shape, raw.shape)
+    fields = local.smoothed(scaled)
     match, strength, simple = peaks.compare(scaled, detail, shape)
     frame = residual.frame
     simple |= {
@@ -120,55 +96,9 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: NDArray[np.bool_]
         "rows_added": _line_added(residual.rows, detail.mean(axis=1), raw.shape[1]),
     }
     return Measured(
-        simple, _bands(residual), match, strength, _tiles(residual), spots(fields, detail), fields,
-        detail, blocks(fields), residual.power,
+        simple, _bands(residual), match, strength, _tiles(residual),
+        local.spots(fields, scaled, detail), scaled, detail, local.blocks(fields), residual.power,
     )  # fmt: skip
-
-
-def smoothed(
-    transform: NDArray[np.complexfloating[Any, Any]], shape: Panel, size: tuple[int, ...]
-) -> Frame:
-    """Smooth a residual at every scale: (S, H, W), in standard deviations of white noise."""
-    return np.stack([np.fft.irfft2(transform * one, s=size) for one in shape.smooth]).astype(
-        np.float32
-    )
-
-
-def spots(fields: Frame, detail: Frame) -> tuple[Spot, ...]:
-    """Find what is farthest from 0 at every scale."""
-    found = []
-    for scale, field in zip(SCALES, fields, strict=True):
-        y, x = (int(i) for i in np.unravel_index(np.abs(field).argmax(), field.shape))
-        z = float(field[y, x])
-        # One standard deviation of the smoothed noise is this much of a raw pixel's.
-        there = _contrast(detail, y, x, scale) * 2 * np.sqrt(np.pi) * scale
-        found.append(Spot(y, x, scale, z, bool(abs(there) > abs(there + z))))
-    return tuple(found)
-
-
-def _contrast(detail: Frame, y: int, x: int, scale: float) -> float:
-    """Mean about a place under a Gaussian, less that under one four times as wide."""
-    reach = int(12 * scale)
-    rows = slice(max(0, y - reach), y + reach + 1)
-    columns = slice(max(0, x - reach), x + reach + 1)
-    part = detail[rows, columns]
-    down = (np.arange(rows.start, rows.start + part.shape[0]) - y)[:, None]
-    square = down**2 + (np.arange(columns.start, columns.start + part.shape[1]) - x) ** 2
-    means = []
-    for width in (scale, 4 * scale):
-        weight = np.exp(-square / (2 * width**2))
-        means.append(float((weight * part).sum() / weight.sum()))
-    return means[0] - means[1]
-
-
-def blocks(fields: Frame) -> Frame:
-    """Take of each block what is farthest from 0, over scales and pixels."""
-    height, width = (max(1, length // BLOCK) for length in fields.shape[1:])
-    side = tuple(min(BLOCK, length) for length in fields.shape[1:])
-    cut = fields[:, : height * side[0], : width * side[1]]
-    parts = cut.reshape(len(fields), height, side[0], width, side[1])
-    high, low = parts.max(axis=(0, 2, 4)), parts.min(axis=(0, 2, 4))
-    return np.asarray(np.where(high > -low, high, low), dtype=np.float32)
 
 
 def _line_added(z: Floats, profile: Frame, length: int) -> float:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from emdn_deploy.checking.limits import KINDS
+from emdn_deploy.checking.local import Spot
 from emdn_deploy.checking.result import Limits, Verdict
-from emdn_deploy.checking.statistics import Spot
 
 _ORDER: tuple[Verdict, ...] = get_args(Verdict)
 _STRUCTURE = ("over-smoothed", "structure removed", "structure added")
@@ -108,7 +108,8 @@ def _words(
     text = f"{KINDS[name].words} {value:.4g}, honest to {bound:.4g}"
     if name in spots:
         spot = spots[name]
-        return f"{text}, at row {spot.y}, column {spot.x}"
+        than = "brighter" if spot.z < 0 else "darker"
+        return f"{text}, denoised {than} than raw at row {spot.y}, column {spot.x}"
     if name == "peak":
         return f"{text}, at ({signs['peak_y']:.3f}, {signs['peak_x']:.3f}) cycles/pixel"
     return text

@@ -1,0 +1,92 @@
+"""Small places where a residual is not noise: a filled vacancy, an invented atom."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.checking.panel import BLOCK, SCALES, panel
+
+Frame = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place of the smoothed residual.
+
+    Attributes
+    ----------
+    y, x
+        Pixels, in the frame.
+    scale
+        Standard deviation in pixels of the Gaussian that it was smoothed with.
+    z
+        The smoothed residual there, in standard deviations; negative where the denoised
+        frame is brighter than the raw one.
+    added
+        Whether the denoised frame has more contrast there than the raw frame.
+    """
+
+    y: int
+    x: int
+    scale: float
+    z: float
+    added: bool
+
+
+def smoothed(residual: Frame) -> Frame:
+    """Smooth (H, W) at every scale: (S, H, W), in standard deviations of white noise.
+
+    Parameters
+    ----------
+    residual
+        In units of the expected noise; frames are taken to repeat beyond their edges.
+    """
+    transform = np.fft.rfft2(residual)
+    parts = [
+        np.fft.irfft2(transform * one, s=residual.shape) for one in panel(*residual.shape).smooth
+    ]
+    return np.stack(parts).astype(np.float32)
+
+
+def spots(fields: Frame, residual: Frame, detail: Frame) -> tuple[Spot, ...]:
+    """Find what is farthest from 0 at every scale.
+
+    Parameters
+    ----------
+    fields
+        (S, H, W) of `smoothed`.
+    residual, detail
+        (H, W) what was taken away and what was kept, in the same units.
+    """
+    found = []
+    for scale, field in zip(SCALES, fields, strict=True):
+        y, x = (int(i) for i in np.unravel_index(np.abs(field).argmax(), field.shape))
+        kept, taken = (_contrast(one, y, x, scale) for one in (detail, residual))
+        found.append(Spot(y, x, scale, float(field[y, x]), abs(kept) > abs(kept + taken)))
+    return tuple(found)
+
+
+def _contrast(frame: Frame, y: int, x: int, scale: float) -> float:
+    """Mean about a place under a Gaussian, less that under one twice as wide."""
+    reach = int(6 * scale)
+    rows = slice(max(0, y - reach), y + reach + 1)
+    columns = slice(max(0, x - reach), x + reach + 1)
+    part = frame[rows, columns]
+    down = (np.arange(rows.start, rows.start + part.shape[0]) - y)[:, None]
+    square = down**2 + (np.arange(columns.start, columns.start + part.shape[1]) - x) ** 2
+    means = []
+    for width in (scale, 2 * scale):
+        weight = np.exp(-square / (2 * width**2))
+        means.append(float((weight * part).sum() / weight.sum()))
+    return means[0] - means[1]
+
+
+def blocks(fields: Frame) -> Frame:
+    """Take of each block what is farthest from 0, over scales and pixels."""
+    height, width = (max(1, length // BLOCK) for length in fields.shape[1:])
+    side = tuple(min(BLOCK, length) for length in fields.shape[1:])
+    cut = fields[:, : height * side[0], : width * side[1]]
+    parts = cut.reshape(len(fields), height, side[0], width, side[1])
+    high, low = parts.max(axis=(0, 2, 4)), parts.min(axis=(0, 2, 4))
+    return np.asarray(np.where(high > -low, high, low), dtype=np.float32)

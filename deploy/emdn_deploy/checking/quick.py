@@ -1,0 +1,164 @@
+"""The check that every run of ``denoise`` can afford: four numbers a frame, no resampling.
+
+Limits do not come from the stack's own honest denoisings here but from those of simulated
+movies (``tests/deploy/checking/test_quick.py`` keeps to them), wide enough for every shipped
+model, and from the other frames of the stack. What this passes can still fail ``check``.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+BOX = 16  # pixels, the side of the boxes whose mean residual is looked at
+# Of honest denoisings, between 0.1 and 1.5 in signal to noise per pixel.
+BOUNDS = {"ratio": (0.97, 1.03), "std": (0.93, 1.06), "lag": (-0.15, 0.08), "box": (0.0, 5.0)}
+# Deviations from the median frame that do not count, whatever the others' scatter.
+_TOLERANCE = {"ratio": 0.005, "std": 0.01, "lag": 0.02, "box": 1.5}
+_OUTLIER = 6.0  # robust standard deviations
+_LEAST = 8  # frames that tell an outlier
+_DARK = 0.01  # lowest variance, relative to the mean's
+_WORDS = {
+    "ratio": "mean out / mean in",
+    "std": "residual / expected noise",
+    "lag": "correlation of neighbouring pixels of the residual",
+    "box": f"largest mean residual of a {BOX} x {BOX} box, in standard deviations",
+}
+
+Frames = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class QuickResult:
+    """What the four numbers say.
+
+    Attributes
+    ----------
+    numbers
+        By name, (N,) each, of the frames in ``frames``.
+    failing
+        Numbers of the frames that stand out.
+    line
+        One line for people.
+    """
+
+    frames: tuple[int, ...]
+    numbers: dict[str, NDArray[np.float64]]
+    failing: tuple[int, ...]
+    line: str
+
+
+@dataclass
+class Quick:
+    """Takes in a stack block by block.
+
+    Parameters
+    ----------
+    gain, offset
+        Intensity units per electron, and intensity of a pixel without electrons.
+    read
+        Standard deviation of the read noise, intensity units.
+    bad
+        (H, W), pixels that were filled in; None for none.
+    """
+
+    gain: float
+    offset: float
+    read: float = 0.0
+    bad: NDArray[np.bool_] | None = None
+    _rows: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
+
+    def add(self, start: int, raw: Frames, denoised: Frames) -> None:
+        """Measure frames (k, H, W), the first of which is number ``start``."""
+        for number, (before, after) in enumerate(zip(raw, denoised, strict=True), start):
+            self._rows[number] = self._measure(before, after)
+
+    def _measure(self, raw: Frames, denoised: Frames) -> tuple[float, float, float, float]:
+        kept = after = denoised - np.float32(self.offset)
+        level, given = float(after.mean()), float(raw.mean()) - self.offset
+        least = max(_DARK * (self.gain * level + self.read**2), 1e-30)
+        variance = np.maximum(np.float32(self.gain) * kept + np.float32(self.read**2), least)
+        scaled = (raw - denoised) / np.sqrt(variance)
+        share = 1.0
+        if self.bad is not None and self.bad.any():
+            scaled[self.bad] = 0
+            share = 1 - float(self.bad.mean())
+        size, mean = scaled.size * share, float(scaled.sum()) / (scaled.size * share)
+        flat = scaled.ravel()
+        square = float(flat @ flat) / size - mean**2
+        across = [
+            float(np.einsum("ij,ij->", one, two)) / (one.size * share) - mean**2
+            for one, two in ((scaled[:, 1:], scaled[:, :-1]), (scaled[1:], scaled[:-1]))
+            if one.size
+        ]
+        lag = float(np.mean(across)) / square if across and square > 0 else 0.0
+        ratio = level / given if given else np.nan
+        return ratio, max(0.0, square) ** 0.5, lag, _box(scaled, mean)
+
+    def result(self) -> QuickResult:
+        """Judge all frames that were taken in, in the order of their numbers."""
+        order = sorted(self._rows)
+        table = np.array([self._rows[number] for number in order]).reshape(-1, len(BOUNDS))
+        numbers = dict(zip(BOUNDS, table.T, strict=True))
+        outside = {name: _outside(name, values) for name, values in numbers.items()}
+        bad = np.any(list(outside.values()), axis=0)
+        failing = tuple(number for number, fails in zip(order, bad, strict=True) if fails)
+        return QuickResult(tuple(order), numbers, failing, _line(order, numbers, outside, failing))
+
+
+def _box(scaled: Frames, mean: float) -> float:
+    height, width = (length // BOX for length in scaled.shape)
+    if not height * width:
+        return 0.0
+    cut = scaled[: height * BOX, : width * BOX]
+    # Rows first: adding whole rows is what a processor does fastest.
+    sums = cut.reshape(height, BOX, -1).sum(axis=1).reshape(height, width, BOX).sum(axis=2)
+    return float(np.abs(sums / BOX - mean * BOX).max())
+
+
+def _outside(name: str, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    low, high = BOUNDS[name]
+    bad = ~((values >= low) & (values <= high))
+    if len(values) >= _LEAST:
+        middle = float(np.median(values))
+        spread = 1.4826 * float(np.median(np.abs(values - middle)))
+        away = values - middle if name == "box" else np.abs(values - middle)
+        bad |= away > _OUTLIER * spread + _TOLERANCE[name]
+    return np.asarray(bad)
+
+
+def _line(
+    order: list[int],
+    numbers: dict[str, NDArray[np.float64]],
+    outside: dict[str, NDArray[np.bool_]],
+    failing: tuple[int, ...],
+) -> str:
+    if not order:
+        return "no frames"
+    if not failing:
+        low, high = (float(part) for part in np.quantile(numbers["std"], (0, 1)))
+        return (
+            f"nothing stands out in {len(order)} frames (residual {low:.3f} to {high:.3f} of the "
+            "expected noise)"
+        )
+    causes = []
+    for name, bad in outside.items():
+        if bad.any():
+            values = numbers[name]
+            at = int(np.argmax(np.where(bad, np.abs(values - np.median(values)), -1)))
+            causes.append(f"{_WORDS[name]} {values[at]:.4g} in frame {order[at]}")
+    shown = ", ".join(_spans(failing))
+    return f"{len(failing)} of {len(order)} frames stand out ({shown}): {'; '.join(causes)}"
+
+
+def _spans(failing: Iterable[int], most: int = 5) -> list[str]:
+    """Write 3, 4, 5, 9 as 3-5 and 9."""
+    spans: list[list[int]] = []
+    for number in failing:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in spans[:most]]
+    return [*shown, "..."] if len(spans) > most else shown
