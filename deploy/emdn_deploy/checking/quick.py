@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 BOX = 16  # pixels, the side of the boxes whose mean residual is looked at
 # Of honest denoisings, between 0.1 and 1.5 in signal to noise per pixel.
-BOUNDS = {"ratio": (0.97, 1.03), "std": (0.93, 1.06), "lag": (-0.15, 0.08), "box": (0.0, 5.0)}
+BOUNDS = {"ratio": (0.97, 1.03), "std": (0.94, 1.05), "lag": (-0.15, 0.08), "box": (0.0, 5.0)}
 # Deviations from the median frame that do not count, whatever the others' scatter.
 _TOLERANCE = {"ratio": 0.005, "std": 0.01, "lag": 0.02, "box": 1.5}
+# Standard errors by which small frames may go beyond, in units of 1 / sqrt(pixels).
+_CHANCE = {"ratio": 0.0, "std": 4 / 2**0.5, "lag": 4 / 2**0.5, "box": 0.0}
 _OUTLIER = 6.0  # robust standard deviations
 _LEAST = 8  # frames that tell an outlier
 _DARK = 0.01  # lowest variance, relative to the mean's
@@ -68,9 +70,11 @@ class Quick:
     read: float = 0.0
     bad: NDArray[np.bool_] | None = None
     _rows: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
+    _pixels: int = 1
 
     def add(self, start: int, raw: Frames, denoised: Frames) -> None:
         """Measure frames (k, H, W), the first of which is number ``start``."""
+        self._pixels = raw[0].size
         for number, (before, after) in enumerate(zip(raw, denoised, strict=True), start):
             self._rows[number] = self._measure(before, after)
 
@@ -101,7 +105,16 @@ class Quick:
         order = sorted(self._rows)
         table = np.array([self._rows[number] for number in order]).reshape(-1, len(BOUNDS))
         numbers = dict(zip(BOUNDS, table.T, strict=True))
-        outside = {name: _outside(name, values) for name, values in numbers.items()}
+        outside = {
+            name: _outside(
+                values,
+                BOUNDS[name],
+                _CHANCE[name] / self._pixels**0.5,
+                _TOLERANCE[name],
+                name != "box",
+            )
+            for name, values in numbers.items()
+        }
         bad = np.any(list(outside.values()), axis=0)
         failing = tuple(number for number, fails in zip(order, bad, strict=True) if fails)
         return QuickResult(tuple(order), numbers, failing, _line(order, numbers, outside, failing))
@@ -117,14 +130,18 @@ def _box(scaled: Frames, mean: float) -> float:
     return float(np.abs(sums / BOX - mean * BOX).max())
 
 
-def _outside(name: str, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    low, high = BOUNDS[name]
-    bad = ~((values >= low) & (values <= high))
+def _outside(
+    values: NDArray[np.float64],
+    bounds: tuple[float, float],
+    chance: float,
+    tolerance: float,
+    both: bool,
+) -> NDArray[np.bool_]:
+    bad = ~((values >= bounds[0] - chance) & (values <= bounds[1] + chance))
     if len(values) >= _LEAST:
-        middle = float(np.median(values))
-        spread = 1.4826 * float(np.median(np.abs(values - middle)))
-        away = values - middle if name == "box" else np.abs(values - middle)
-        bad |= away > _OUTLIER * spread + _TOLERANCE[name]
+        away = values - np.median(values)
+        spread = 1.4826 * float(np.median(np.abs(away)))
+        bad |= (np.abs(away) if both else away) > _OUTLIER * spread + tolerance
     return np.asarray(bad)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from emdn_deploy import correction, job, noise_model, pipeline
@@ -187,11 +186,11 @@ def _check(
 
     batch = options.batch or make.denoiser.batch_for(size)
     pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
-    rows.finish()
+    table = rows.finish()
     error, curves, line = held.error(honest.error), held.correlations(), held.line()
     info = make.denoiser.session.info
     return CheckResult(
-        pl.DataFrame(rows.done, infer_schema_length=None),
+        table,
         StackFacts(
             frames.path, clean.path if clean else None, frames.shape, info.name, info.sha256,
             make.denoiser.session.device, float(sums[0] / sums[1]), line,
