@@ -1,7 +1,6 @@
 """Denoise arrays: a session that stays open, and the one-call form of it."""
 
 import logging
-from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -121,7 +120,7 @@ class Denoiser:
             means[part], sigmas[part] = self.run_with_sigma(stack[part], scale)
         return means, sigmas
 
-    @cached_property
+    @property
     def calibration(self) -> Calibration | None:
         """Return how the model's error follows from spread and noise, None if unknown."""
         return sigma.calibration_of(self.session.info)
