@@ -92,9 +92,7 @@ class Specimens:
         return torch.from_numpy(self.split.relative(np.asarray(indices)))
 
 
-def crops(
-    frames: Tensor, size: int, generator: torch.Generator, zoomed: float = 0.0
-) -> Tensor:
+def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float = 0.0) -> Tensor:
     """Cut one square patch from each frame, in one of the eight orientations.
 
     Parameters
@@ -217,7 +215,9 @@ def record(
     return Batch(noisy, target, scale.view(-1, 1, 1, 1).to(device))
 
 
-def log_uniform(limits: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
-    """Draw (count,) numbers whose logarithm is uniform between the limits."""
+def log_uniform(
+    limits: tuple[float, float] | tuple[Tensor, Tensor], count: int, generator: torch.Generator
+) -> Tensor:
+    """Draw (count,) numbers whose logarithm is uniform between the limits, or (count,) limits."""
     low, high = limits
     return low * (high / low) ** torch.rand(count, generator=generator)

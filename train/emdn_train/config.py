@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from emdn_models import MODELS, ModelError
+from emdn_models import MODELS, ModelError, classes
 from emdn_train.data import Split
 from emdn_train.recipes import RECIPES, Recipe
 from emdn_train.source import fingerprint
@@ -30,7 +30,7 @@ class FitConfig:
         Folder for the results. Models that its checkpoint holds already and that
         are not fitted again stay in it.
     models
-        Names of ``MODELS``.
+        Names of ``MODELS``, or of their copies (`emdn_models.classes`), which need ``start``.
     preset
         Size of the nets.
     recipe
@@ -49,7 +49,8 @@ class FitConfig:
         Start of every random number.
     start
         Checkpoint whose weights are the start of each model, instead of chance; FILE:NAME
-        for the convolutions of another model (`emdn_train.start`).
+        for the convolutions of another model (`emdn_train.start`). A copy that it does not
+        hold starts from its model.
     max_minutes
         Time for each model, all parts of a stopped run together, after which it ends
         with its schedule completed; 0 for as long as the epochs take.
@@ -72,8 +73,12 @@ class FitConfig:
     def __post_init__(self) -> None:
         """Refuse names that do not exist before any time is spent."""
         for name in self.models:
-            if name not in MODELS:
-                raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
+            model, kind = classes.split(name)
+            if kind is not None and self.start is None:
+                raise ModelError(
+                    f"{name}: a copy is fine-tuned from {model}; "
+                    f"give a checkpoint that holds {model}, or this copy, by --from"
+                )
         if self.recipe not in RECIPES:
             raise ModelError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
 

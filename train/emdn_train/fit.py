@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from emdn_models import checkpoint
+from emdn_models import checkpoint, classes
 from emdn_models.nets import build
 from emdn_models.nets.electrons import noise_map, normalise
 from emdn_train import outputs
@@ -31,6 +31,7 @@ from emdn_train.recipes import (
 )
 from emdn_train.resume import FILE_NAME, StateFile, Training
 from emdn_train.source import Simulated, Source, chance, shuffled
+from emdn_train.specialise import described, source_of
 from emdn_train.start import start_from
 from emdn_train.validate import LEVELS, evaluate, validation
 
@@ -67,9 +68,12 @@ def fit(config: FitConfig) -> list[Fitted]:
             out / FILE_NAME, same_run(config, recipe, processes, split, held_out), processes.first
         )
         kept = outputs.existing(out)
-        source = Simulated(Specimens.of(split), recipe, config.patch, processes.device)
-        held = validation(Specimens.of(held_out), LEVELS, 16, 256, config.seed)
+        everything = Simulated(Specimens.of(split), recipe, config.patch, processes.device)
+        unseen = Specimens.of(held_out)
         todo = list(dict.fromkeys(config.models))
+        kinds = {name: classes.split(name)[1] for name in todo}
+        sources = {kind: source_of(kind, everything) for kind in kinds.values()}
+        tests = {kind: validation(unseen, LEVELS, 16, 256, config.seed, kind) for kind in sources}
         for earlier in (Fitted(**result) for result in state.done.values()):
             if earlier.name in kept or earlier.status == "diverged":
                 todo.remove(earlier.name)
@@ -78,6 +82,7 @@ def fit(config: FitConfig) -> list[Fitted]:
         processes.wait()  # all have read the state before the first one changes it
         with signals_noted() as signals:
             for name in todo:
+                source, held = sources[kinds[name]], tests[kinds[name]]
                 t = begin(name, config, recipe, processes, state)
                 finite = train(t, config, recipe, source, held, processes, state, signals)
                 if not processes.first:
@@ -86,7 +91,7 @@ def fit(config: FitConfig) -> list[Fitted]:
                 results.append(result)
                 kept.pop(name, None)
                 if result.status != "diverged":
-                    data = outputs.describe_data(split)
+                    data = described(kinds[name], outputs.describe_data(split))
                     kept[name] = outputs.weights(result, t, config, recipe, data, processes)
                     checkpoint.save(out / checkpoint.FILE_NAME, kept)
                 outputs.write_results(out, config, results, processes)
@@ -187,6 +192,7 @@ def train(
             t.end_epoch(per_epoch)
             # A run of many short epochs is validated some twenty times, its end always.
             validated = (epoch + 1) % max(1, config.epochs // 20) == 0 and t.step < total
+        validated = validated and bool(held)
         if validated and processes.first:
             gains, _ = evaluate(t.average.module, held, device)
             t.history[-1]["gain_db"] = _mean(gains)

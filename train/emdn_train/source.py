@@ -56,12 +56,21 @@ class Simulated:
         """Return the number of frames."""
         return self.specimens.split.frames
 
-    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        """Cut a patch of each frame and record it at a dose of its own; see `Source`."""
+    def batch(
+        self,
+        indices: Tensor,
+        generator: torch.Generator,
+        limits: tuple[Tensor, Tensor] | None = None,
+    ) -> Batch:
+        """Cut a patch of each frame and record it at a dose of its own; see `Source`.
+
+        ``limits`` is a range of signal to noise for each frame, (n,) twice; None for the
+        recipe's.
+        """
         recipe = self.recipe
         frames = self.specimens.relative(indices)
         clean = crops(frames, self.patch, generator, recipe.augmented)
-        snr = log_uniform(recipe.snr, len(indices), generator)
+        snr = log_uniform(limits or recipe.snr, len(indices), generator)
         if recipe.augmented:
             clean, contrast = stretch(clean, recipe.augmented, generator)
             snr = snr / contrast

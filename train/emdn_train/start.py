@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from emdn_models import MODELS, ModelError, checkpoint
+from emdn_models import ModelError, checkpoint, classes, pretrained
 from emdn_models.nets import build, load_state
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 def start_from(net: nn.Module, name: str, config: "FitConfig") -> dict[str, Any] | None:
     """Load the weights that the config starts from: FILE, or FILE:NAME for another model's.
+
+    A FILE of ``shipped`` is the packaged checkpoint.
 
     Returns
     -------
@@ -34,7 +36,11 @@ def start_from(net: nn.Module, name: str, config: "FitConfig") -> dict[str, Any]
         convolution of the other model has a shape that occurs in this one.
     """
     path, other = split_start(os.fspath(config.start or ""))
-    weights = checkpoint.pick(path, checkpoint.load(path), other or name)
+    if path == "shipped" and not Path(path).exists():
+        path = os.fspath(pretrained.CHECKPOINT)
+    held = checkpoint.load(path)
+    own = name if name in held else classes.split(name)[0]
+    weights = checkpoint.pick(path, held, other or own)
     if other:
         source = build(other, weights.preset)
         load_state(source, other, weights)
@@ -52,13 +58,15 @@ def start_from(net: nn.Module, name: str, config: "FitConfig") -> dict[str, Any]
             f"{path}: {name} has preset {weights.preset!r}, this run asks for {config.preset!r}"
         )
     load_state(net, name, weights)
-    return weights.metadata.get("recipe")
+    log.info("%s: starts from %s of %s", name, own, path)
+    earlier = weights.metadata.get("recipe")
+    return earlier if own == name else {**(earlier or {}), "model": own}
 
 
 def split_start(text: str) -> tuple[str, str | None]:
     """Split FILE:NAME; a file whose own name ends like that is taken whole."""
     path, colon, name = text.rpartition(":")
-    if colon and name in MODELS and not Path(text).exists():
+    if colon and classes.known(name) and not Path(text).exists():
         return path, name
     return text, None
 

@@ -3,39 +3,52 @@
 import torch
 from torch import Tensor, nn
 
+from emdn_models.classes import FrameClass
+from emdn_models.errors import FormatError
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
 from emdn_train.batches import Batch, Specimens, record
+from emdn_train.specialise import at_level
 
 LEVELS = (0.12, 0.4, 1.2)
 """Signal to noise per pixel at which a model is validated."""
 
 
 def validation(
-    specimens: Specimens, levels: tuple[float, ...], count: int, side: int, seed: int
+    specimens: Specimens,
+    levels: tuple[float, ...],
+    count: int,
+    side: int,
+    seed: int,
+    kind: FrameClass | None = None,
 ) -> list[Batch]:
     """Draw the same recordings for every model: one batch a level of signal to noise.
 
-    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
+    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels. For a
+    copy they are of its class ``kind``; a level at which no frame is has an empty batch.
+
+    Raises
+    ------
+    FormatError
+        If no frame is of the class at any level.
     """
     generator = torch.Generator().manual_seed(seed)
-    indices = torch.linspace(0, specimens.split.frames - 1, min(count, specimens.split.frames))
-    indices = indices.long()
-    frames = specimens.relative(indices)
-    height, width = frames.shape[-2:]
-    side = min(side, height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    clean = frames[:, None, top : top + side, left : left + side]
-    return [
-        record(
-            specimens,
-            indices,
-            clean,
-            torch.full((len(indices),), level),
-            generator,
-            torch.device("cpu"),
+    batches = []
+    for level in levels:
+        chosen = at_level(specimens, kind, level)
+        indices = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]
+        frames = specimens.relative(indices)
+        height, width = frames.shape[-2:]
+        square = min(side, height, width)
+        top, left = (height - square) // 2, (width - square) // 2
+        clean = frames[:, None, top : top + square, left : left + square]
+        snr = torch.full((len(indices),), level)
+        batches.append(record(specimens, indices, clean, snr, generator, torch.device("cpu")))
+    if not any(len(batch.noisy) for batch in batches):
+        raise FormatError(
+            f"{specimens.split.path}: none of its frames is of the class at a signal to noise "
+            f"of {', '.join(map(str, levels))}, expected some to validate on; simulate others"
         )
-        for level in levels
-    ]
+    return batches
 
 
 def evaluate(
@@ -45,7 +58,7 @@ def evaluate(
 
     Returns
     -------
-    Level to gain in dB, the mean over its frames of
+    Level to gain in dB, the mean over its frames, if it has any, of
     10 log10(MSE noisy / MSE denoised); and the ratio of the means of all denoised and
     all noisy counts.
     """
@@ -54,6 +67,8 @@ def evaluate(
     before = after = 0.0
     with torch.inference_mode():
         for level, batch in zip(LEVELS, held, strict=True):
+            if not len(batch.noisy):
+                continue
             gain = []
             for parts in zip(*(tensor.split(4) for tensor in batch), strict=True):
                 noisy, target, scale = (part.to(device) for part in parts)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from emdn_models import classes
 from emdn_models.checkpoint import Weights
 from emdn_models.errors import ModelError
 from emdn_models.nets.cafcn import CAFCN
@@ -34,19 +35,18 @@ NETS: dict[str, type[nn.Module]] = {
 
 
 def build(name: str, preset: str = "shipped") -> nn.Module:
-    """Return a new net with freshly drawn weights.
+    """Return a new net with freshly drawn weights; a copy's is that of its model.
 
     Raises
     ------
     ModelError
-        If the model or the preset is unknown.
+        If the model, its class or the preset is unknown.
     """
-    if name not in MODELS:
-        raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
-    presets = MODELS[name].presets
+    model, _ = classes.split(name)
+    presets = MODELS[model].presets
     if preset not in presets:
-        raise ModelError(f"{name} has no preset {preset!r}; it has {', '.join(presets)}")
-    return NETS[name](**presets[preset].options)
+        raise ModelError(f"{model} has no preset {preset!r}; it has {', '.join(presets)}")
+    return NETS[model](**presets[preset].options)
 
 
 def load_state(net: nn.Module, name: str, weights: Weights) -> None:
