@@ -93,7 +93,7 @@ class Frames:
     parts: tuple[str, ...] = ()
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return frames ``start`` to ``stop`` as float32 (k, H, W), in the file's units.
+        """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class Frames:
                 f"{self.path}: frames {start} to {stop - 1} cannot be read "
                 f"({type(error).__name__}: {error}); the file is damaged or still being written"
             ) from error
-        return np.ascontiguousarray(block, dtype=np.float32)
+        return np.require(block, np.float32, ["C", "W"])  # a mapped file is read-only
 
     def axis(self, letter: str) -> Axis:
         """Return the calibration of the ``y`` or ``x`` axis."""

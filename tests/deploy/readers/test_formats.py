@@ -189,6 +189,13 @@ def test_npy(tmp_path: Path, dtype: str) -> None:
     expect(tmp_path / "one.npy", frames[:1])
 
 
+def test_a_block_of_a_mapped_file_may_be_corrected_in_place(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 4, 4), np.float32))
+    with open_frames(tmp_path / "a.npy") as frames:
+        frames.read(0, 2)[:, 1, 1] = 0
+        assert (frames.read(0, 2) == 1).all()
+
+
 def test_npy_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(FormatError, match=r"a\.npy"):
