@@ -53,6 +53,21 @@ def test_hot_pixels_do_not_change_the_scale(lattice) -> None:
     assert measure(frames).sigma == pytest.approx(clean, rel=0.03)
 
 
+def test_a_cosmic_ray_does_not_change_the_scale(lattice) -> None:
+    """One pixel, in one frame, must not decide by how much the beam has changed."""
+    frames = 4.0 * lattice(50.0)
+    clean = measure(frames).sigma
+    frames[::4, 60, 61] = 65535
+    assert measure(frames).sigma == pytest.approx(clean, rel=0.03)
+
+
+def test_a_beam_that_blinks_does_not_change_the_scale(lattice) -> None:
+    rng = np.random.default_rng(2)
+    steady, dim = (lattice(dose, seed=seed) for dose, seed in ((50.0, 0), (42.0, 1)))
+    frames = np.where(rng.uniform(size=(12, 1, 1)) < 0.5, steady, dim)
+    assert measure(4 * frames + 300, offset=300.0).gain == pytest.approx(4, rel=0.03)
+
+
 def test_data_around_zero_get_an_offset() -> None:
     rng = np.random.default_rng(0)
     for mean in (-2.0, 0.0, 0.5):
