@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import MODELS, MissingExtraError, classes, console
-from emdn_train import cli_sigma
+from emdn_train import cli_adapt, cli_sigma
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -271,6 +271,7 @@ def published(
     print(verdict(found))
 
 
+app.command()(cli_adapt.adapt)
 app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
 

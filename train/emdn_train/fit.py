@@ -192,6 +192,7 @@ def train(
             t.end_epoch(per_epoch)
             # A run of many short epochs is validated some twenty times, its end always.
             validated = (epoch + 1) % max(1, config.epochs // 20) == 0 and t.step < total
+        validated = validated and bool(held)
         if validated and processes.first:
             gains, _ = evaluate(t.average.module, held, device)
             t.history[-1]["gain_db"] = _mean(gains)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from emdn_models import ModelError, checkpoint, classes
+from emdn_models import ModelError, checkpoint, classes, pretrained
 from emdn_models.nets import build, load_state
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 def start_from(net: nn.Module, name: str, config: "FitConfig") -> dict[str, Any] | None:
     """Load the weights that the config starts from: FILE, or FILE:NAME for another model's.
+
+    A FILE of ``shipped`` is the packaged checkpoint.
 
     Returns
     -------
@@ -34,6 +36,8 @@ def start_from(net: nn.Module, name: str, config: "FitConfig") -> dict[str, Any]
         convolution of the other model has a shape that occurs in this one.
     """
     path, other = split_start(os.fspath(config.start or ""))
+    if path == "shipped" and not Path(path).exists():
+        path = os.fspath(pretrained.CHECKPOINT)
     held = checkpoint.load(path)
     own = name if name in held else classes.split(name)[0]
     weights = checkpoint.pick(path, held, other or own)
