@@ -26,7 +26,8 @@ class Denoiser:
     Parameters
     ----------
     model
-        A shipped name, the path of an ``.onnx`` file, or None for the default.
+        A shipped name, the path of an ``.onnx`` file, or None for the default. Of
+        ``MODEL@auto`` the model itself: an array does not say how it was recorded.
     device
         ``cuda`` never falls back; ``auto`` says what it took.
     threads

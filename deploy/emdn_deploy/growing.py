@@ -4,6 +4,7 @@ The output grows as the input does and can itself be followed by SWMR readers; i
 its final name when nothing has come for a time, or when the user says so.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator
@@ -13,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from emdn_deploy import correction, provenance
+from emdn_deploy import correction, provenance, routing
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
@@ -25,6 +26,8 @@ from emdn_deploy.watch import FIRST_FRAMES, Arrival
 from emdn_deploy.writers import Provenance
 from emdn_deploy.writers.hdf5_frames import finish, record
 from emdn_models.errors import FormatError
+
+_log = logging.getLogger(__name__)
 
 
 def dataset(
@@ -103,10 +106,16 @@ def _follow(
 ) -> Generator[Arrival, None, None]:
     first = frames_now()
     ready = correction.prepare(first, options, recipe)
+    route = routing.route(denoiser, options, first, ready.scale)
+    denoiser = route.denoiser
+    if route.warning:
+        _log.warning("warning: %s: %s", first.path, route.warning)
+    elif route.reason:
+        _log.info("%s on %s (%s)", denoiser.session.info.name, first.path, route.reason)
     batch = options.batch or denoiser.batch_for(first.shape[1:])
     sums = Sums()
     with h5py.File(partial, "w", libver="latest") as output:
-        grown = _create(output, first, provenance.facts_of(first, options, denoiser, ready, batch))
+        grown = _create(output, first, provenance.facts_of(first, options, route, ready, batch))
         output.swmr_mode = True
         done, idle = 0, 0.0
         try:

@@ -10,8 +10,10 @@ from emdn_deploy.calibration import step_in
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.hdf5 import open_file
+from emdn_deploy.readers.mode import mode_of
 from emdn_deploy.readers.offers import SeveralStacks
 from emdn_models import checkpoint, pretrained
+from emdn_models.classes import class_of
 from emdn_models.errors import EmdnError, FormatError
 
 
@@ -87,6 +89,8 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         )
         if dose := _dose(frames, scale.scale):
             yield _row("dose", f"{dose:.4g} e/Å² a frame, if the gain is right")
+        known = class_of(mode_of(frames.metadata), scale.scale if scale.sigma else None)
+        yield _row("class", f"{known.name} ({known.words})" if known else "not known")
         yield _row("bad pixels", f"{ready.bad_pixels}")
         model = pretrained.default_model()
         whole = "whole frames" if height * width <= tiling.WHOLE_PIXELS else "by tiles"

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, pipeline, provenance, selection, sigma, targets, writers
+from emdn_deploy import (
+    correction,
+    pipeline,
+    provenance,
+    routing,
+    selection,
+    sigma,
+    targets,
+    writers,
+)
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.filling import partial_of
@@ -96,11 +105,15 @@ def run(
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
+        route = routing.route(denoiser, options, frames, ready.scale)
+        denoiser = route.denoiser
+        if route.warning:
+            _log.warning("warning: %s: %s", source, route.warning)
         note = sigma.note(denoiser.session.info, denoiser.calibration) if options.sigma else None
         if note and denoiser.calibration is None:
             _log.warning("warning: %s: sigma is %s", source, note)
         batch = options.batch or denoiser.batch_for(frames.shape[1:])
-        facts = provenance.facts_of(frames, options, denoiser, ready, batch)
+        facts = provenance.facts_of(frames, options, route, ready, batch)
         storage = Storage(options.dtype, options.compress, options.sigma)
 
         def make(partial: Path) -> Layout:
@@ -128,6 +141,7 @@ def run(
         denoiser.session.info.name, denoiser.session.device, ready.scale,
         late["intensity_ratio"], ready.bad_pixels, options.dtype, saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
+        route.reason or None,
     )  # fmt: skip
 
 

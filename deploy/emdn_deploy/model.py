@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from emdn_models import pretrained
+from emdn_models import classes, pretrained
 from emdn_models.errors import ModelError
 
 SCHEMA = "1"
@@ -56,6 +56,7 @@ def resolve(model: str | PathLike[str] | None) -> Path:
     ----------
     model
         A shipped name, the path of an ``.onnx`` file, or None for the default.
+        ``MODEL@auto`` stands for the model until the frames are known (`routing`).
 
     Raises
     ------
@@ -70,7 +71,7 @@ def resolve(model: str | PathLike[str] | None) -> Path:
         if not path.is_file():
             raise ModelError(f"{path}: no such ONNX file")
         return path
-    return pretrained.onnx_path(text)
+    return pretrained.onnx_path(classes.automatic(text) or text)
 
 
 def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:

@@ -58,6 +58,8 @@ class Report:
         for the others. None without ``--sigma``.
     sigma_note
         How they were made, and whether they are calibrated.
+    route
+        Why this copy of a model, or none, was taken, where the options left that open.
     """
 
     source: Path
@@ -77,6 +79,7 @@ class Report:
     movie: Path | None
     sigma: str | None
     sigma_note: str | None
+    route: str | None = None
 
     @property
     def frames_per_s(self) -> float:

@@ -10,14 +10,16 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Frames
 from emdn_deploy.readers.hdf5 import open_file
+from emdn_deploy.routing import Route
 from emdn_deploy.writers import Provenance
 from emdn_models import __version__
 
 
 def facts_of(
-    frames: Frames, options: DenoiseOptions, denoiser: Denoiser, ready: Prepared, batch: int
+    frames: Frames, options: DenoiseOptions, route: Route, ready: Prepared, batch: int
 ) -> Provenance:
     """Say how an output comes about."""
+    denoiser, said = route.denoiser, route.reason or route.warning
     info, scale = denoiser.session.info, ready.scale
     references = {
         name: str(path)
@@ -31,6 +33,7 @@ def facts_of(
         "preset": info.preset,
         "model_sha256": info.sha256,
         "weights_sha256": info.text.get("weights_sha256", ""),
+        **({"model_route": said} if said else {}),
         "device": denoiser.session.device,
         "threads": denoiser.session.threads,
         "batch": batch,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from ncempy.io import dm
 
+from emdn_deploy.readers import mode
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks
@@ -44,7 +45,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         path, f"DigitalMicrograph {path.suffix[1:].upper()}", data, choice,
         axes=_axes(file, number, data.ndim),
         why="the only image in the file" if count == 1 else "asked for by --dataset",
-        metadata={key: tags[key] for key in _SHOWN if tags.get(key)},
+        metadata={key: tags[key] for key in _SHOWN if tags.get(key)} | _mode(tags),
     )  # fmt: skip
 
 
@@ -52,6 +53,11 @@ _SHOWN = (
     "Microscope Info.Voltage", "Microscope Info.Indicated Magnification", "Meta Data.Signal",
     "Acquisition.Detector.gain factor", "DataBar.Acquisition Date",
 )  # fmt: skip
+
+
+def _mode(tags: dict[str, str]) -> dict[str, str]:
+    kinds = ("Illumination Mode", "Operation Mode", "Imaging Mode")
+    return mode.from_words(*(tags.get(f"Microscope Info.{kind}", "") for kind in kinds))
 
 
 def _choose(path: Path, file: Any, count: int, choice: Choice) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.readers import mode
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import FormatError
 
@@ -77,6 +78,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
     with opener(paths[0], choice) as first:
         shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))
         name, dataset, order = first.format, first.dataset, first.order
+        known = {mode.KEY: first.metadata[mode.KEY]} if mode.KEY in first.metadata else {}
     counts = [shape[0]] * len(paths)
     if shape[0] > 1:
         counts = [_count(path, choice, opener) for path in paths]
@@ -109,7 +111,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         read_block=read,
         release=lambda: None,
         why=f"in natural order, {paths[0].name} to {paths[-1].name}",
-        metadata={"in each": f"{dataset} {order}"} if dataset else {},
+        metadata=known | ({"in each": f"{dataset} {order}"} if dataset else {}),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from emdn_deploy.readers import parts
+from emdn_deploy.readers import mode, parts
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate
@@ -141,6 +141,7 @@ def frames_of(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: 
     for dataset in array.datasets if one.parts else [array]:
         _load_filters(path, dataset)
     metadata = {"chunks": str(array.chunks or "contiguous")}
+    metadata |= mode.from_hdf5(file, one.path, one.convention)
     if one.parts:
         metadata["parts"] = f"{one.parts[0]} to {one.parts[-1]}"
     order = None if one.order == default_order(one.dataset.shape) else one.order
