@@ -51,7 +51,7 @@ def draw(
     for panel, (frame, name, bottom, top) in zip(grid[0], pictures, strict=True):
         panel.imshow(frame, cmap="gray", vmin=bottom, vmax=top, interpolation="nearest")
         panel.set_title(name or "difference / expected noise, -4 to 4", fontsize=10)
-        _scale_bar(panel, frame.shape[1], axis)
+        scale_bar(panel, frame.shape[1], axis)
     spectra = [log_power(frame) for frame in (before, after, before - after)]
     bottom, top = np.quantile(spectra[0], (0.01, 0.9999))
     names = ("power before", "power after, same limits", "power of the difference")
@@ -81,7 +81,8 @@ def bar_length(extent: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= 0.3 * extent))
 
 
-def _scale_bar(panel: Axes, width: int, axis: Axis) -> None:
+def scale_bar(panel: Axes, width: int, axis: Axis) -> None:
+    """Draw a bar on a picture ``width`` pixels wide, if its axis is calibrated."""
     if not axis.step or axis.step <= 0 or not axis.units:
         return
     step, units = _readable(axis.step, axis.units, width)

@@ -61,6 +61,10 @@ def check(
     table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="All numbers, .csv or .parquet.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Pictures and words as .html, or one picture as .png."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say, without the truth, which denoised frames can be trusted; status 3 if not all."""
@@ -74,6 +78,10 @@ def check(
     result = checking.check(stack, denoised, options, seed)
     if table is not None:
         tables.write(result.table, table)
+    if report is not None:
+        from emdn_deploy.checking import report as reports  # matplotlib takes half a second
+
+        reports.write(report, result)
     print(tables.as_json(result) if as_json else "\n".join(tables.checked(result)))  # noqa: T201
     if not result.passed:
         raise typer.Exit(FAILED)

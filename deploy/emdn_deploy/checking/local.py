@@ -23,15 +23,17 @@ class Spot:
     z
         The smoothed residual there, in standard deviations; negative where the denoised
         frame is brighter than the raw one.
-    added
-        Whether the denoised frame has more contrast there than the raw frame.
     """
 
     y: int
     x: int
     scale: float
     z: float
-    added: bool
+
+    @property
+    def added(self) -> bool:
+        """Whether the denoised frame is brighter there than the raw one."""
+        return self.z < 0
 
 
 def smoothed(residual: Frame) -> Frame:
@@ -49,37 +51,13 @@ def smoothed(residual: Frame) -> Frame:
     return np.stack(parts).astype(np.float32)
 
 
-def spots(fields: Frame, residual: Frame, detail: Frame) -> tuple[Spot, ...]:
-    """Find what is farthest from 0 at every scale.
-
-    Parameters
-    ----------
-    fields
-        (S, H, W) of `smoothed`.
-    residual, detail
-        (H, W) what was taken away and what was kept, in the same units.
-    """
+def spots(fields: Frame) -> tuple[Spot, ...]:
+    """Find what is farthest from 0 at every scale of `smoothed` (S, H, W)."""
     found = []
     for scale, field in zip(SCALES, fields, strict=True):
         y, x = (int(i) for i in np.unravel_index(np.abs(field).argmax(), field.shape))
-        kept, taken = (_contrast(one, y, x, scale) for one in (detail, residual))
-        found.append(Spot(y, x, scale, float(field[y, x]), abs(kept) > abs(kept + taken)))
+        found.append(Spot(y, x, scale, float(field[y, x])))
     return tuple(found)
-
-
-def _contrast(frame: Frame, y: int, x: int, scale: float) -> float:
-    """Mean about a place under a Gaussian, less that under one twice as wide."""
-    reach = int(6 * scale)
-    rows = slice(max(0, y - reach), y + reach + 1)
-    columns = slice(max(0, x - reach), x + reach + 1)
-    part = frame[rows, columns]
-    down = (np.arange(rows.start, rows.start + part.shape[0]) - y)[:, None]
-    square = down**2 + (np.arange(columns.start, columns.start + part.shape[1]) - x) ** 2
-    means = []
-    for width in (scale, 2 * scale):
-        weight = np.exp(-square / (2 * width**2))
-        means.append(float((weight * part).sum() / weight.sum()))
-    return means[0] - means[1]
 
 
 def blocks(fields: Frame) -> Frame:

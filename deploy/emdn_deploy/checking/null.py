@@ -31,7 +31,7 @@ class Honest:
     Attributes
     ----------
     panels
-        All of them, without ``residual`` and ``detail``.
+        All of them, without ``residual``.
     runs
         Largest values of the average residual of ``length`` draws from one base, at
         every scale: (runs, S).
@@ -85,7 +85,7 @@ def draw(
             clean = run(noisy[None])[0]
             found = measure(noisy, clean, camera, good)
             errors.append(float(np.square(clean - truth).mean(where=good)))
-            panels.append(replace(found, residual=found.residual[:0], detail=found.detail[:0]))
+            panels.append(replace(found, residual=found.residual[:0]))
             if length:
                 total = found.residual if number % length == 0 else total + found.residual
                 if number % length == length - 1:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from emdn_deploy.checking.exhibits import Exhibits
 from emdn_deploy.noise_model import NoiseModel
 from emdn_models.metrics import Estimate, Linearity
 
@@ -209,6 +210,8 @@ class CheckResult:
         place that stands out most, and the same of the run of frames as ``run_y`` and so on.
     heldout, correlations
         None for a single frame.
+    exhibits
+        Frames and slices for pictures.
     """
 
     table: pl.DataFrame
@@ -219,6 +222,7 @@ class CheckResult:
     maps: Maps
     heldout: HeldOutFacts | None
     correlations: Correlations | None
+    exhibits: Exhibits
 
     @property
     def failing(self) -> list[int]:

@@ -63,7 +63,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         self._panels = cut(*self.good.shape)
-        self._sums: list[tuple[Frame, Frame]] = []
+        self._sums: list[Frame] = []
         self._frames = 0
 
     def add(self, number: int, raw: Frame, denoised: Frame) -> None:
@@ -75,11 +75,9 @@ class Rows:
         values, signs, places = self._worst(found)
         self._waiting.append(_Frame(number, values, signs, places, self._map(found)))
         if self.length:
-            parts = [(one.residual, one.detail) for one in found]
+            parts = [one.residual for one in found]
             self._sums = (
-                [(a + c, b + d) for (a, b), (c, d) in zip(self._sums, parts, strict=True)]
-                if self._sums
-                else parts
+                [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
             )
         if len(self._waiting) >= max(1, self.length):
             self._complete()
@@ -134,9 +132,7 @@ class Rows:
         for scales in zip(*panels, strict=True):
             at = int(np.argmax([abs(one.z) for one in scales]))
             spot, (rows, columns) = scales[at], self._panels[at]
-            moved = Spot(
-                spot.y + rows.start, spot.x + columns.start, spot.scale, spot.z, spot.added
-            )
+            moved = Spot(spot.y + rows.start, spot.x + columns.start, spot.scale, spot.z)
             places[f"{prefix}_{spot.scale:g}"] = moved
         return places
 
@@ -156,8 +152,7 @@ class Rows:
         run: dict[str, Spot] = {}
         if self.length:
             root = np.float32(np.sqrt(len(self._waiting)))
-            sums = [(a / root, b / root) for a, b in self._sums]
-            run = self._places([spots(smoothed(a), a, b) for a, b in sums], "run_blob")
+            run = self._places([spots(smoothed(one / root)) for one in self._sums], "run_blob")
         for frame in self._waiting:
             values = frame.values | {name: abs(spot.z) for name, spot in run.items()}
             found = verdict.findings(values, self.limits, frame.signs, frame.spots | run)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from emdn_deploy import correction, job, noise_model, pipeline
 from emdn_deploy.checking import limits, null, record, summary
 from emdn_deploy.checking.camera import camera_of
+from emdn_deploy.checking.exhibits import Slices
 from emdn_deploy.checking.held import Held
 from emdn_deploy.checking.panel import cut
 from emdn_deploy.checking.result import CheckResult, Spectrum, StackFacts, Thresholds
@@ -140,8 +141,8 @@ class _Plan:
 
 def _plan(count: int) -> _Plan:
     bases = min(BASES, count)
-    length = min(RUN, count) if count > 1 else 0
-    return _Plan(bases, DRAWS // bases, length)
+    resamples = DRAWS // bases
+    return _Plan(bases, resamples, min(RUN, count, resamples) if count > 1 else 0)
 
 
 def _check(
@@ -167,12 +168,13 @@ def _check(
     ranges = limits.limits(honest, about, LEVEL / len(panels), SAFETY, camera.uncertainty)
     outside = () if noise.in_training else noise.findings
     rows = Rows(camera, good, about, ranges, outside, noise.correlated, plan.length)
-    held, sums = Held(frames.shape, good), np.zeros(2)
+    held, slices, sums = Held(frames.shape, good), Slices(frames.shape), np.zeros(2)
 
     def write(start: int, before: Frame, after: Frame) -> None:
         for number, (one, two) in enumerate(zip(before, after, strict=True), start):
             rows.add(number, one, two)
             held.add(number, one, two)
+            slices.add(number, one, two)
             sums[:] += [float(part.mean(where=good)) - camera.offset for part in (two, one)]
         progress(start + len(before), count)
 
@@ -183,6 +185,9 @@ def _check(
         if clean is None:
             return make(block)
         return _finite(clean, position[0] - len(block), position[0])
+
+    def after(start: int, stop: int) -> Frame:
+        return clean.read(start, stop) if clean else make(ready.read(start, stop))
 
     batch = options.batch or make.denoiser.batch_for(size)
     pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
@@ -201,6 +206,7 @@ def _check(
         Thresholds(ranges, LEVEL, SAFETY, plan.bases, plan.resamples, honest.denoisings, seed),
         _spectrum(honest, rows.mean_power, (panels[0][0].stop, panels[0][1].stop)),
         rows.maps(), error, curves,
+        slices.exhibits(table, ready.read, after, camera, frames.axis("x")),
     )  # fmt: skip
 
 

@@ -25,7 +25,8 @@ class Measured:
     Attributes
     ----------
     simple
-        Numbers by name; ``..._added`` is 1 where the denoised frame has more of it.
+        Numbers by name; ``..._added`` is 1 where the denoised frame has more of it, or is
+        brighter.
     bands
         (BANDS,) mean power of the residual in equal steps of frequency.
     match
@@ -39,8 +40,6 @@ class Measured:
         One a scale.
     residual
         (H, W) about its mean, in units of the expected noise.
-    detail
-        (H, W) the denoised frame about its mean, in standard deviations of the noise.
     map
         (H // BLOCK, W // BLOCK) float32, what of it is farthest from 0.
     spectrum
@@ -54,7 +53,6 @@ class Measured:
     tiles: Floats
     spots: tuple[Spot, ...]
     residual: Frame
-    detail: Frame
     map: Frame
     spectrum: Floats
 
@@ -92,21 +90,18 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: NDArray[np.bool_]
         "lag": float(frame.lag_x + frame.lag_y) / 2,
         "columns": float(residual.largest_column),
         "rows": float(residual.largest_row),
-        "columns_added": _line_added(residual.columns, detail.mean(axis=0), raw.shape[0]),
-        "rows_added": _line_added(residual.rows, detail.mean(axis=1), raw.shape[1]),
+        "columns_added": _line_added(residual.columns),
+        "rows_added": _line_added(residual.rows),
     }
     return Measured(
-        simple, _bands(residual), match, strength, _tiles(residual),
-        local.spots(fields, scaled, detail), scaled, detail, local.blocks(fields), residual.power,
+        simple, _bands(residual), match, strength, _tiles(residual), local.spots(fields),
+        scaled, local.blocks(fields), residual.power,
     )  # fmt: skip
 
 
-def _line_added(z: Floats, profile: Frame, length: int) -> float:
-    """Say, as 1 or 0, whether the line farthest from 0 is in the denoised frame only."""
-    at = int(np.abs(z).argmax())
-    near = profile[max(0, at - 4) : at + 5]
-    there = float(profile[at] - np.median(near)) * np.sqrt(length)
-    return float(abs(there) > abs(there + float(z[at])))
+def _line_added(z: Floats) -> float:
+    """Say, as 1 or 0, whether the denoised line farthest from the raw one is the brighter."""
+    return float(z[np.abs(z).argmax()] < 0)
 
 
 def _bands(residual: Residual) -> Floats:

@@ -57,8 +57,8 @@ def evaluated(result: Evaluation) -> list[str]:
     ]
 
 
-def checked(result: CheckResult) -> list[str]:
-    """Return what ``emdn-deploy check`` prints."""
+def checked(result: CheckResult, listed: bool = True) -> list[str]:
+    """Return what ``emdn-deploy check`` prints; ``listed``: with the frames that fail."""
     facts, noise = result.facts, result.noise
     count, height, width = facts.shape
     verdicts = Counter(result.table["verdict"].to_list())
@@ -90,6 +90,8 @@ def checked(result: CheckResult) -> list[str]:
     lines += [f"note       {one}" for one in facts.notes]
     lines += [f"finding    {one}" for one in (*noise.findings, *facts.findings)]
     lines += [f"verdict    {number} x {name}" for name, number in verdicts.most_common()]
+    if not listed:
+        return lines
     bad = result.table.filter(pl.col("verdict") != "within noise")
     for row in bad.head(_SHOWN).iter_rows(named=True):
         lines.append(f"  frame {row['frame']}: {row['verdict']} ({row['evidence']})")

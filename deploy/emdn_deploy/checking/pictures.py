@@ -1,0 +1,192 @@
+"""The pictures of a report, each a PNG in memory. A movie or a picture is a view, never data."""
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from emdn_deploy.checking.exhibits import Exhibits, Shown
+from emdn_deploy.checking.limits import KINDS
+from emdn_deploy.checking.result import CheckResult, Correlations, Maps, Spectrum
+from emdn_deploy.preview import log_power, scale_bar
+
+_DPI = 80
+_COURSES = ("ratio", "std", "lag", "blob_2", "lattice_added", "match_removed")
+
+
+def overview(result: CheckResult) -> bytes:
+    """Draw the first exhibit with the curves of the stack: the whole check in one picture."""
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    grid = figure.subplots(2, 3)
+    shown = result.exhibits.frames[0]
+    _frames(grid[0], shown, result)
+    _course(grid[1, 0], result.table, "std")
+    if result.correlations is not None:
+        _correlations(grid[1, 1], result.correlations)
+    else:
+        grid[1, 1].set_axis_off()
+    _spectrum(grid[1, 2], result.spectrum)
+    failing = len(result.failing)
+    said = f"{failing} of {result.table.height} frames stand out" if failing else "within noise"
+    figure.suptitle(f"{result.facts.source.name}: {said}", fontsize=11)
+    return _png(figure)
+
+
+def frame(shown: Shown, result: CheckResult) -> bytes:
+    """Draw a frame before and after, its residual, the map of where, spectra and a profile."""
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    grid = figure.subplots(2, 3)
+    _frames(grid[0], shown, result)
+    _map(grid[1, 0], shown, result.maps)
+    _powers(grid[1, 1], shown)
+    _profile(grid[1, 2], shown)
+    return _png(figure)
+
+
+def courses(result: CheckResult) -> bytes:
+    """Draw statistics over the stack, with the limits of honest denoisings."""
+    names = [name for name in _COURSES if name in result.table.columns]
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    grid = figure.subplots(2, 3)
+    for panel in grid.ravel()[len(names) :]:
+        panel.set_axis_off()
+    for panel, name in zip(grid.ravel(), names, strict=False):
+        _course(panel, result.table, name)
+    return _png(figure)
+
+
+def curves(result: CheckResult) -> bytes:
+    """Draw the residual's spectrum, and FRC with the neighbouring raw frame."""
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _spectrum(left, result.spectrum)
+    if result.correlations is not None:
+        _correlations(right, result.correlations)
+    else:
+        right.set_axis_off()
+        right.text(0.5, 0.5, "one frame: no correlation with a neighbour", ha="center")
+    return _png(figure)
+
+
+def slices(exhibits: Exhibits) -> bytes:
+    """Draw the middle row of the frames over time, before and after."""
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    low, high = _display(exhibits.before)
+    for panel, rows, name in zip(
+        figure.subplots(1, 2), (exhibits.before, exhibits.after), ("before", "after"), strict=True
+    ):
+        panel.imshow(
+            rows, cmap="gray", vmin=low, vmax=high, aspect="auto", interpolation="nearest",
+            extent=(0, rows.shape[1], len(rows) * exhibits.step, 0),
+        )  # fmt: skip
+        panel.set_title(f"middle row, {name}", fontsize=10)
+        panel.set_xlabel("x (pixels)")
+        panel.set_ylabel("frame")
+    return _png(figure)
+
+
+def _frames(panels: Sequence[Axes], shown: Shown, result: CheckResult) -> None:
+    low, high = _display(shown.before)
+    for panel, picture, name, bottom, top in (
+        (panels[0], shown.before, f"frame {shown.number}, before", low, high),
+        (panels[1], shown.after, "after, same limits", low, high),
+        (panels[2], shown.residual, "difference / expected noise, -4 to 4", -4.0, 4.0),
+    ):
+        panel.imshow(picture, cmap="gray", vmin=bottom, vmax=top, interpolation="nearest")
+        panel.set_title(name, fontsize=10)
+        panel.set_axis_off()
+        scale_bar(panel, picture.shape[1], result.exhibits.axis)
+    row = result.table.filter(pl.col("frame") == shown.number).row(0, named=True)
+    if row["verdict"] != "within noise" and row.get("y") is not None:
+        for panel in panels:
+            panel.plot(row["x"], row["y"], "o", ms=16, mfc="none", mec="tab:red", mew=1.5)
+
+
+def _display(frame: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> tuple[float, float]:
+    low, high = (float(one) for one in np.quantile(frame, (0.005, 0.995)))
+    return low, max(high, low + float(np.finfo(np.float32).tiny))
+
+
+def _map(panel: Axes, shown: Shown, maps: Maps) -> None:
+    panel.set_axis_off()
+    panel.set_title("where: smoothed residual, standard deviations", fontsize=10)
+    if shown.number not in maps.frames:
+        panel.text(0.5, 0.5, "this frame's map was not kept", ha="center")
+        return
+    z = maps.z[maps.frames.index(shown.number)]
+    image = panel.imshow(z, cmap="RdBu_r", vmin=-8, vmax=8, interpolation="nearest")
+    figure = panel.get_figure()
+    assert figure is not None
+    figure.colorbar(image, ax=panel, shrink=0.8)
+
+
+def _powers(panel: Axes, shown: Shown) -> None:
+    for picture, name in (
+        (shown.before, "before"), (shown.after, "after"), (shown.before - shown.after, "difference")
+    ):  # fmt: skip
+        power = 10.0 ** log_power(picture)
+        y, x = np.indices(power.shape)
+        centre = [length // 2 for length in power.shape]
+        radius = np.hypot((y - centre[0]) / power.shape[0], (x - centre[1]) / power.shape[1])
+        ring = (radius * 2 * 64).astype(int).ravel()
+        mean = np.bincount(ring, power.ravel())[:64] / np.maximum(np.bincount(ring)[:64], 1)
+        panel.semilogy((np.arange(64) + 0.5) / 128, mean, label=name, lw=1.2)
+    panel.set_xlabel("spatial frequency (cycles/pixel)")
+    panel.set_title("mean power on rings", fontsize=10)
+    panel.legend(fontsize=8)
+
+
+def _profile(panel: Axes, shown: Shown) -> None:
+    middle = shown.before.shape[0] // 2
+    panel.plot(shown.before[middle], color="0.7", lw=0.8, label="before")
+    panel.plot(shown.after[middle], color="tab:red", lw=1.2, label="after")
+    panel.set_title(f"row {middle}", fontsize=10)
+    panel.set_xlabel("x (pixels)")
+    panel.set_ylabel("intensity")
+    panel.legend(fontsize=8)
+
+
+def _course(panel: Axes, table: pl.DataFrame, name: str) -> None:
+    values = table[name].to_numpy()
+    panel.plot(table["frame"].to_numpy(), values, ".-", lw=0.8, ms=3, color="tab:blue")
+    for side in ("low", "high"):
+        if f"{name}_{side}" in table.columns:
+            limit = table[f"{name}_{side}"].to_numpy()
+            panel.plot(table["frame"].to_numpy(), limit, color="tab:red", lw=1, ls="--")
+    panel.set_title(KINDS[name].words, fontsize=9)
+    panel.set_xlabel("frame")
+
+
+def _spectrum(panel: Axes, spectrum: Spectrum) -> None:
+    panel.fill_between(
+        spectrum.frequency, spectrum.low, spectrum.high, color="0.85", label="honest, single frames"
+    )
+    panel.plot(spectrum.frequency, spectrum.honest, color="0.4", lw=1, label="honest, mean")
+    panel.plot(spectrum.frequency, spectrum.power, color="tab:red", lw=1.2, label="these frames")
+    panel.set_xlabel("spatial frequency (cycles/pixel)")
+    panel.set_title("power of the residual / expected noise", fontsize=10)
+    panel.legend(fontsize=8)
+
+
+def _correlations(panel: Axes, found: Correlations) -> None:
+    for curve, error, name, colour in (
+        (found.raw, found.raw_se, "raw with the next raw", "0.4"),
+        (found.denoised, found.denoised_se, "denoised with the next raw", "tab:red"),
+    ):
+        panel.plot(found.frequency, curve, color=colour, lw=1.2, label=name)
+        panel.fill_between(
+            found.frequency, curve - error, curve + error, color=colour, alpha=0.2, lw=0
+        )
+    panel.axhline(0, color="0.8", lw=0.8)
+    panel.set_xlabel("spatial frequency (cycles/pixel)")
+    panel.set_title(f"Fourier ring correlation, {found.pairs} pairs", fontsize=10)
+    panel.legend(fontsize=8)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()

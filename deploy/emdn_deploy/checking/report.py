@@ -1,0 +1,133 @@
+"""A check as one HTML file with its pictures inside: nothing is loaded, no script runs."""
+
+import base64
+from collections import Counter
+from html import escape
+from os import PathLike
+from pathlib import Path
+
+import polars as pl
+
+from emdn_deploy.checking import pictures, tables
+from emdn_deploy.checking.result import CheckResult
+from emdn_models import __version__
+from emdn_models.errors import OutputError
+
+_ROWS = 100  # failing frames that are listed
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; background: #fff; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; } td, th { padding: 0.2rem 0.7rem; text-align: left;
+  vertical-align: top; border-bottom: 1px solid #ddd; }
+.verdict { padding: 0.6rem 1rem; border-left: 0.4rem solid; background: #f5f5f5; }
+.pass { border-color: #2a7d3f; } .fail { border-color: #b3261e; }
+pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; white-space: pre-wrap; }
+figcaption { color: #555; font-size: 0.9rem; } figure { margin: 1rem 0; }
+"""
+
+
+def write(path: str | PathLike[str], result: CheckResult) -> None:
+    """Write the report as ``.html``, or its overview alone as ``.png``, by the suffix.
+
+    Raises
+    ------
+    OutputError
+        If the suffix is another, or the file cannot be written.
+    """
+    target = Path(path)
+    kind = target.suffix.lower()
+    if kind not in (".html", ".png"):
+        raise OutputError(f"{target}: unknown kind of report {kind!r}; give .html or .png")
+    content = pictures.overview(result) if kind == ".png" else html(result).encode()
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def html(result: CheckResult) -> str:
+    """Return the report as the text of a web page."""
+    facts = result.facts
+    parts = [
+        f"<h1>Can these denoised frames be trusted? {escape(facts.source.name)}</h1>",
+        _verdict(result),
+        "<h2>What was found</h2>",
+        f"<pre>{escape(chr(10).join(tables.checked(result, listed=False)))}</pre>",
+        _failing(result),
+        "<h2>Frames</h2>",
+        *(
+            _figure(
+                pictures.frame(shown, result),
+                f"Frame {shown.number}: {_said(result, shown.number)}.",
+            )
+            for shown in result.exhibits.frames
+        ),
+        "<h2>Over the stack</h2>",
+        _figure(
+            pictures.courses(result),
+            "Dashed: the range that honest denoisings of resampled frames keep to.",
+        ),
+        _figure(
+            pictures.curves(result),
+            "Left: structure that was removed lifts the curve above the honest ones, noise left "
+            "in lowers it. Right: what a denoised frame shares with the next raw frame, whose "
+            "noise is independent; two denoised frames are never compared, since they would agree "
+            "on whatever the denoiser invents. On a lattice a first crossing means nothing.",
+        ),
+        _figure(pictures.slices(result.exhibits), "One row of pixels over time. A view, not data."),
+        f"<p>emdn {escape(__version__)}, model {escape(facts.model)} "
+        f"({escape(facts.sha256[:12])}), {escape(facts.device)}.</p>",
+    ]
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>emdn check: {escape(facts.source.name)}</title>\n<style>{_STYLE}</style>\n"
+        f"</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _verdict(result: CheckResult) -> str:
+    count, failing = result.table.height, len(result.failing)
+    if result.passed:
+        text = f"Nothing stands out: all {count} frames are within noise."
+    elif failing:
+        kinds = Counter(result.table["verdict"].to_list())
+        del kinds["within noise"]
+        named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
+        text = f"{failing} of {count} frames stand out: {named}."
+    else:
+        text = "No single frame stands out, but the stack does."
+    kind = "pass" if result.passed else "fail"
+    return f'<p class="verdict {kind}"><strong>{escape(text)}</strong></p>'
+
+
+def _failing(result: CheckResult) -> str:
+    bad = result.table.filter(pl.col("verdict") != "within noise")
+    if not bad.height:
+        return ""
+    rows = "\n".join(
+        f"<tr><td>{row['frame']}</td><td>{escape(row['verdict'])}</td>"
+        f"<td>{escape(row['evidence'])}</td></tr>"
+        for row in bad.head(_ROWS).iter_rows(named=True)
+    )
+    more = bad.height - _ROWS
+    rest = f"<p>and {more} frames more; --table FILE has all.</p>" if more > 0 else ""
+    return (
+        "<h2>Frames that stand out</h2>\n<table>\n<tr><th>frame</th><th>verdict</th>"
+        f"<th>evidence</th></tr>\n{rows}\n</table>\n{rest}"
+    )
+
+
+def _said(result: CheckResult, number: int) -> str:
+    row = result.table.filter(pl.col("frame") == number).row(0, named=True)
+    return f"{row['verdict']} ({row['evidence']})" if row["evidence"] else str(row["verdict"])
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )

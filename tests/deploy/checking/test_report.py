@@ -1,0 +1,117 @@
+"""The report: a page that stands alone, with pictures of what it says."""
+
+import base64
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from emdn_deploy.checking import check, exhibits, report
+from emdn_models.errors import OutputError
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def faulty(stacks, options, tmp_path_factory):
+    """Check eight frames, one of which has a spot that the raw frame lacks."""
+    raw, denoised = stacks(8)
+    denoised[5, 20:27, 30:37] += 25
+    paths = [tmp_path_factory.mktemp("report") / name for name in ("raw <1>.npy", "made.npy")]
+    for path, array in zip(paths, (raw, denoised), strict=True):
+        np.save(path, array)
+    return check(*paths, options)
+
+
+class Page(HTMLParser):
+    """Notes tags that are left open, addresses, and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_stands_alone_and_names_the_frame(faulty):
+    text = report.html(faulty)
+    page = Page(text)
+    assert page.open == []
+    assert "<script" not in text
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "raw <1>.npy" in page.text
+    assert "of 8 frames stand out" in page.text
+    assert faulty.failing
+    assert 5 in faulty.failing
+    assert re.search(r"Frame 5: .*structure added", page.text)
+
+
+def test_its_pictures_are_pictures(faulty):
+    page = Page(report.html(faulty))
+    assert len(page.sources) == len(faulty.exhibits.frames) + 3
+    for source in page.sources:
+        picture = Image.open(BytesIO(base64.b64decode(source.split(",")[1])))
+        assert min(picture.size) > 200
+        assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_what_stands_out_is_shown_first(faulty):
+    shown = faulty.exhibits.frames[0]
+    assert shown.number == 5
+    # The planted spot: the denoised frame is brighter there, so the residual is negative.
+    assert shown.residual[20:27, 30:37].mean() < -2
+    assert abs(shown.residual[40:].mean()) < 0.1
+
+
+def test_the_slice_holds_the_middle_rows(stacks, faulty):
+    raw, _ = stacks(8)
+    np.testing.assert_array_equal(faulty.exhibits.before, raw[:, raw.shape[1] // 2])
+    assert faulty.exhibits.step == 1
+    assert exhibits.Slices((10_000, 4, 4)).step == 20
+
+
+def test_frames_are_chosen_by_how_far_they_stand_out():
+    table = pl.DataFrame({
+        "frame": range(6), "z": [1.0, -9.0, 2.0, 7.0, None, 20.0],
+        "verdict": ["within noise", "structure added", "within noise", "structure removed",
+                    "intensity changed", "within noise"],
+    })  # fmt: skip
+    assert exhibits.chosen(table) == [1, 3, 4]
+    assert exhibits.chosen(table.filter(pl.col("verdict") == "within noise")) == [2, 0, 5]
+
+
+def test_kinds_of_report(faulty, tmp_path):
+    report.write(tmp_path / "check.png", faulty)
+    assert Image.open(tmp_path / "check.png").format == "PNG"
+    with pytest.raises(OutputError, match=r"'\.pdf'; give \.html or \.png"):
+        report.write(tmp_path / "check.pdf", faulty)
+    with pytest.raises(OutputError, match="cannot be written"):
+        report.write(tmp_path / "missing" / "check.html", faulty)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_draws_it(faulty, tmp_path):
+    report.write(tmp_path / "check.html", faulty)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,6000"]
+    arguments = [f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "check.html").as_uri()]
+    subprocess.run([BROWSER, *flags, *arguments], check=True, capture_output=True, timeout=300)
+    drawn = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
+    # Text, and below it pictures as wide as the page.
+    assert (drawn.min(axis=1) < 100).sum() > 1500
+    assert (drawn < 250).mean() > 0.1
