@@ -280,7 +280,7 @@ def test_from_the_command_line_to_a_deployed_model(stack, tmp_path, capfd):
     with pytest.raises(SystemExit) as left:
         cli.main(
             f"adapt {stack} --out {tmp_path} --model ffdnet --epochs 1 --patch 32 --device cpu "
-            f"--gain {GAIN} --offset {OFFSET} --max-minutes 0 --lr 1e-20".split()
+            f"--gain {GAIN} --offset {OFFSET} --max-minutes 0 --lr 0.05".split()
         )
     printed = capfd.readouterr()
     assert not left.value.code, printed.err
