@@ -1,0 +1,131 @@
+"""What `emdn-train adapt` gains on a material that no training has seen, truth known.
+
+`python benchmarks/adapt.py OUT --minutes 5` simulates a drifting movie of silicon along
+[110], whose dumbbells no training set holds, adapts the shipped model to it from the noisy
+frames alone, exports it, and denoises with either model as a deployment does: the frames
+held out, and another field of the same specimen, which tells learning of the material from
+learning of the scene by heart.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emdn_deploy.denoiser import Denoiser
+from emdn_models import checkpoint
+from emdn_models.metrics import gain_db
+from emdn_train import noise
+from emdn_train.adapt import AdaptConfig, adapt, parts
+from emdn_train.export import export
+from emdn_train.simulate import hrtem, materials
+from emdn_train.simulate.graphene import edge
+from emdn_train.simulate.movie import draw_drift
+from emdn_train.simulate.optics import Optics, draw_optics
+from emdn_train.simulate.structure import Structure, lattice_points, rotation, stacked
+from emdn_train.simulate.threads import one_thread
+
+PIXEL_A, VOLTAGE_KV, SLICE_A = 0.18, 80.0, 12.0
+
+
+def silicon(rng: np.random.Generator, side: float, reach: float) -> Structure:
+    """Return silicon along [110], 5.431 angstrom, 4 nm thick, with an edge, on thin carbon.
+
+    The columns stand in pairs 1.36 angstrom apart, the dumbbells.
+    """
+    along = 5.431 / 2**0.5
+    cell = np.diag([5.431, along]) @ rotation(rng.uniform(0, 2 * np.pi))
+    basis = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.25, 0, 0.5], [0.75, 0.5, 0]])
+    basis[:, 2] *= along
+    basis[:, :2] += rng.uniform(0, 1, 2)
+    column = lattice_points(cell, basis, side)[:, :3]
+    points = np.concatenate([column + np.array([0, 0, layer * along]) for layer in range(-5, 6)])
+    kept = points[~edge(points[:, :2], reach, rng)]
+    numbers = np.full(len(kept), 14)
+    crystal = Structure("silicon", kept, numbers, np.full(len(kept), 0.076))
+    return stacked("silicon", [crystal, materials.amorphous_carbon(rng, side, 8.0)])
+
+
+def simulated(frames: int, size: int, snr: float, optics: Optics | None, seed: int):
+    """Return counts and their expectation, (frames, size, size) each, and the optics."""
+    rng = np.random.default_rng([seed, 110])
+    field = hrtem.make_field(size, PIXEL_A)
+    specimen = silicon(rng, field.side_a + 6, size * PIXEL_A / 2)
+    wave = hrtem.exit_wave(specimen, field, VOLTAGE_KV, sampling_a=0.16, slice_a=SLICE_A)
+    if optics is None:  # as an operator would focus: the best contrast of a few settings
+        settings = [draw_optics(rng, VOLTAGE_KV) for _ in range(12)]
+        optics = max(settings, key=lambda one: float(hrtem.image(wave, field, one).std()))
+    still = hrtem.image(wave, field, optics)
+    electrons = (snr * float(still.mean() / still.std())) ** 2
+    generator = torch.Generator().manual_seed(seed)
+    beam = noise.profile_map(noise.draw_profile(1, generator), (size, size), size)
+    q = np.fft.fftfreq(wave.shape[0], field.side_a / wave.shape[0])
+    counts, expected = [], []
+    for x, y in draw_drift(frames, rng) * PIXEL_A:
+        ramp = np.exp(-2j * np.pi * (q[None, :] * x + q[:, None] * y)).astype(np.complex64)
+        image = torch.from_numpy(hrtem.image(wave * ramp, field, optics))[None, None]
+        noisy, target = noise.record(electrons * beam * image, "counting", generator)
+        counts.append(noisy[0, 0].numpy().astype(np.uint16))
+        expected.append(target[0, 0].numpy())
+    return np.stack(counts), np.stack(expected), optics
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("out", type=Path, help="folder to write")
+    ask.add_argument("--minutes", type=float, default=5.0)
+    ask.add_argument("--model", default="unet")
+    ask.add_argument("--frames", type=int, default=96)
+    ask.add_argument("--size", type=int, default=256)
+    ask.add_argument("--snr", type=float, default=0.4, help="signal to noise per pixel")
+    ask.add_argument("--patch", type=int, default=128)
+    ask.add_argument("--seed", type=int, default=0)
+    ask.add_argument("--device", default="auto")
+    given = ask.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with one_thread():
+        counts, truth, optics = simulated(given.frames, given.size, given.snr, None, given.seed)
+        elsewhere = simulated(16, given.size, given.snr, optics, given.seed + 1)[:2]
+    np.save(given.out / "movie.npy", counts)
+    print(f"movie      {counts.shape}, {truth.mean():.2f} electrons per pixel")
+    found = adapt(
+        AdaptConfig(
+            given.out / "movie.npy", given.out, given.model, max_minutes=given.minutes,
+            patch=given.patch, device=given.device,
+        )
+    )  # fmt: skip
+    export(found.path, given.out / "onnx", (given.model,))
+    models = {"shipped": given.model, "adapted": given.out / "onnx" / f"{given.model}.onnx"}
+    held = parts(given.frames, found.path)[1]
+    print(f"outcome    {found.outcome}, {found.steps} steps of 8 patches")
+    gains = {}
+    for name, model in models.items():
+        denoiser, last = Denoiser(model), slice(held.start, held.stop)
+        clean = denoiser.denoise(counts)
+        gains[name] = [
+            gain_db(counts[last], clean[last], truth[last]),
+            gain_db(elsewhere[0], denoiser.denoise(elsewhere[0]), elsewhere[1]),
+        ]
+    places = ("frames held out", "another field")
+    for place, before, after in zip(places, gains["shipped"], gains["adapted"], strict=True):
+        print(
+            f"true gain  {place}: {before.mean():.2f} dB shipped, {after.mean():.2f} dB adapted, "
+            f"{(after - before).mean():+.2f} dB"
+        )
+    if found.verdict is not None:
+        for name, one in (("shipped", found.verdict.before), ("adapted", found.verdict.after)):
+            error, gain = one.error, one.gain_db
+            print(
+                f"uMSE       {name}: {error.value:.4g} +- {error.se:.2g} e^2/px, "
+                f"{gain.value:.2f} +- {gain.se:.2f} dB over raw"
+            )
+        fell = found.verdict.fell
+        print(f"uMSE fell  {fell.value:.3g} +- {fell.se:.2g} e^2/px")
+    recipe = checkpoint.load(found.path)[given.model].metadata["recipe"]
+    print(f"drift      {json.dumps(recipe['adapted']['drift'])}")
+
+
+if __name__ == "__main__":
+    main()
