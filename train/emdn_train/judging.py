@@ -1,0 +1,140 @@
+"""Many results for one stack against the same honest denoisings, as ``emdn-deploy check`` would.
+
+Those take longest, and do not depend on the result that is judged.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from emdn_deploy import Denoiser, correction, noise_model
+from emdn_deploy.checking import limits, null, stack, summary
+from emdn_deploy.checking.camera import Camera, camera_of
+from emdn_deploy.checking.held import Held
+from emdn_deploy.checking.panel import cut
+from emdn_deploy.checking.quick import Quick
+from emdn_deploy.checking.result import Limits
+from emdn_deploy.checking.rows import Rows
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.readers import open_frames
+
+Stack = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is said of one result.
+
+    Attributes
+    ----------
+    verdicts
+        One a frame.
+    findings
+        Of the whole stack.
+    own
+        (N,) whether a frame is flagged for itself, and not for the run of frames it is in.
+    quick
+        (N,) whether the quick check lets a frame stand out.
+    """
+
+    verdicts: tuple[str, ...]
+    findings: tuple[str, ...]
+    own: NDArray[np.bool_]
+    quick: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A stack, the scale it is denoised with, and what honest denoisings of it look like.
+
+    Attributes
+    ----------
+    raw
+        (N, H, W), corrected as ``denoise`` corrects it.
+    good
+        (H, W), the pixels that count.
+    """
+
+    raw: Stack
+    scale: Intensity
+    good: NDArray[np.bool_]
+    noise: NoiseModel
+    camera: Camera
+    honest: null.Honest
+    about: limits.Reference
+    ranges: Mapping[str, Limits]
+    length: int
+
+    def judge(self, denoised: Stack) -> Judged:
+        """Judge frames (N, H, W) in the units of the stack."""
+        outside = () if self.noise.in_training else self.noise.findings
+        rows = Rows(
+            self.camera, self.good, self.about, self.ranges, outside, self.noise.correlated,
+            self.length,
+        )  # fmt: skip
+        held = Held(self.raw.shape, self.good)
+        for number, (before, after) in enumerate(zip(self.raw, denoised, strict=True)):
+            rows.add(number, before, after)
+            held.add(number, before, after)
+        table = rows.finish()
+        found = summary.findings(held.error(self.honest.error), held.correlations(), held.line())
+        quick = Quick(self.scale.gain, self.scale.offset, bad=~self.good)
+        quick.add(0, self.raw, denoised)
+        standing = np.isin(np.arange(len(denoised)), quick.result().failing)
+        own = np.any([self._beyond(name, table) for name in self.ranges], axis=0)
+        return Judged(tuple(table["verdict"]), found, own, standing)
+
+    def _beyond(self, name: str, table: pl.DataFrame) -> NDArray[np.bool_]:
+        values, limit = table[name].to_numpy(), self.ranges[name]
+        inside = (values >= limit.low) & (values <= limit.high)
+        return np.asarray(~inside & (not name.startswith("run_")))
+
+
+def judge_of(path: Path, denoiser: Denoiser, seed: int = 0, gain: float = 1.0) -> Judge:
+    """Make honest denoisings of a stack.
+
+    Parameters
+    ----------
+    path
+        The stack before.
+    seed
+        Of the noise of the honest denoisings.
+    gain
+        Factor by which the gain in the result's record is wrong.
+    """
+    options = DenoiseOptions()
+    with open_frames(path) as frames:
+        ready = correction.prepare(frames, options)
+        count, size = frames.shape[0], frames.shape[1:]
+        noise = noise_model.estimate(ready.read, count, size, ready.recipe.bad, options.offset)
+        camera = camera_of(noise, ready.scale, frames.dtype.kind in "iub")
+        raw = ready.read(0, count)
+    good = ~ready.recipe.bad
+    scale = wrong(ready.scale, gain)
+    plan, panels = stack._plan(count), cut(*size)
+    chosen = np.linspace(0, count - 1, plan.bases).astype(int)
+    bases = [
+        (raw[number][panels[k % len(panels)]], good[panels[k % len(panels)]])
+        for k, number in enumerate(chosen)
+    ]
+
+    def run(block: Stack) -> Stack:
+        return denoiser.run(np.ascontiguousarray(block, np.float32), scale)
+
+    honest = null.draw(bases, run, camera, plan.resamples, plan.length, seed)
+    about = limits.reference(honest.panels)
+    ranges = limits.limits(
+        honest, about, stack.LEVEL / len(panels), stack.SAFETY, camera.uncertainty
+    )
+    return Judge(raw, scale, good, noise, camera, honest, about, ranges, plan.length)
+
+
+def wrong(scale: Intensity, gain: float) -> Intensity:
+    """Return the scale of one who takes the gain to be ``gain`` times what it is."""
+    return replace(scale, scale=scale.scale / gain, gain=scale.gain * gain)

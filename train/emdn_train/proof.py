@@ -1,0 +1,160 @@
+"""What ``emdn-deploy check`` finds: faults planted in simulated movies, and honest results.
+
+A fault is planted in one frame in eight, and in every frame. The honest results of other
+movies say how often a frame or a stack is flagged for nothing.
+"""
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from emdn_deploy import Denoiser
+from emdn_models.errors import EmdnError
+from emdn_train.faults import FAULTS, Scene, Stack
+from emdn_train.judging import Judge, judge_of, wrong
+from emdn_train.proof_config import Job, ProofConfig, jobs, tried
+from emdn_train.proof_movies import Movie, movie
+
+NONE = "none"
+ONE, ALL = PLACES = ("one frame in 8", "every frame")
+_EVERY = 8
+_FIRST = 2
+
+
+def measure(
+    config: ProofConfig, progress: Callable[[int, int], None] = lambda done, count: None
+) -> pl.DataFrame:
+    """Simulate, denoise, plant and check.
+
+    Returns
+    -------
+    A row a frame of every result that was checked: ``label``, ``specimen``, ``snr``, ``seed``,
+    ``model``, ``fault``, ``strength``, ``place``, ``result`` (number of the result), ``frame``,
+    ``planted``, ``verdict``, ``flagged``, ``own`` (whether for itself and not for its run),
+    ``stack`` (whether the check fails the whole), ``finding`` (whether for more than its frames),
+    ``quick``, ``quick_stack``, and ``error`` and ``noise``, the mean squared errors after and
+    before, electrons squared.
+
+    Raises
+    ------
+    EmdnError
+        If a model cannot be opened or a worker dies.
+    """
+    work = list(jobs(config))
+    rows: list[dict[str, Any]] = []
+    for done, part in enumerate(_run(work, config.workers), 1):
+        start = rows[-1]["result"] + 1 if rows else 0
+        rows += [row | {"result": row["result"] + start} for row in part]
+        progress(done, len(work))
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _run(work: list[Job], workers: int) -> Iterable[list[dict[str, Any]]]:
+    if workers == 1:
+        yield from map(run, work)
+        return
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        yield from pool.map(run, work)
+    except BrokenProcessPool as error:
+        raise EmdnError(
+            "a worker died, perhaps for want of memory; run again with fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def run(job: Job) -> list[dict[str, Any]]:
+    """Do one job: rows as of `measure`, with results numbered from 0."""
+    config = job.config
+    made = movie(job.specimen, job.snr, config.frames, config.size, job.seed)
+    counts: NDArray[Any] = made.raw
+    if job.times != 1:
+        whole = float(job.times).is_integer()
+        counts = (counts * job.times).astype(np.uint32 if whole else np.float32)
+    rows: list[dict[str, Any]] = []
+    with TemporaryDirectory(prefix="emdn-") as folder:
+        path = Path(folder) / "movie.npy"
+        np.save(path, counts)
+        for name in job.models:
+            denoiser = Denoiser(name, threads=1)
+            judge = judge_of(path, denoiser, job.seed, job.gain)
+            for result in _results(job, made, denoiser, judge):
+                number = rows[-1]["result"] + 1 if rows else 0
+                rows += _rows(job, name, result, judge, made, number)
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class _Result:
+    """Frames to be checked, and what is wrong with which of them."""
+
+    fault: str
+    strength: str
+    place: str
+    planted: tuple[int, ...]
+    frames: Stack
+
+
+def _results(job: Job, made: Movie, denoiser: Denoiser, judge: Judge) -> Iterator[_Result]:
+    count = len(judge.raw)
+    clean = _denoised(denoiser, judge, judge.raw, 1.0)
+    every = tuple(range(count))
+    yield _Result(NONE, "", ALL, every, clean)
+    if not job.faults:
+        return
+    others: dict[str, Denoiser] = {"": denoiser}
+
+    def again(raw: Stack, model: str, gain: float) -> Stack:
+        if model not in others:
+            others[model] = Denoiser(model, threads=1)
+        return _denoised(others[model], judge, raw, gain)
+
+    few = tuple(range(min(_FIRST, count - 1), count, _EVERY))
+    scene = Scene(judge.raw, made.filled, again, job.seed)
+    for name, strength in tried(job.config):
+        faulty = FAULTS[name].plant(scene, clean, strength)
+        text = f"{strength} {FAULTS[name].unit}".strip()
+        for place, planted in ((ONE, few), (ALL, every)):
+            frames = clean.copy()
+            frames[list(planted)] = faulty[list(planted)]
+            yield _Result(name, text, place, planted, frames)
+
+
+def _denoised(denoiser: Denoiser, judge: Judge, raw: Stack, gain: float) -> Stack:
+    scale = wrong(judge.scale, gain)
+    return np.concatenate([denoiser.run(one[None], scale) for one in raw])
+
+
+def _rows(
+    job: Job, model: str, result: _Result, judge: Judge, made: Movie, number: int
+) -> Iterator[dict[str, Any]]:
+    found = judge.judge(result.frames)
+    flagged = [verdict != "within noise" for verdict in found.verdicts]
+    error, noise = (
+        np.square(stack / np.float32(job.times) - made.clean).mean(axis=(1, 2))
+        for stack in (result.frames, judge.raw)
+    )
+    for frame, verdict in enumerate(found.verdicts):
+        yield {
+            "label": job.label, "specimen": job.specimen, "snr": job.snr, "seed": job.seed,
+            "faults": job.faults, "model": model, "fault": result.fault,
+            "strength": result.strength, "place": result.place, "result": number, "frame": frame,
+            "planted": frame in result.planted, "verdict": verdict, "flagged": flagged[frame],
+            "own": bool(found.own[frame]),
+            "stack": any(flagged) or bool(found.findings), "finding": bool(found.findings),
+            "quick": bool(found.quick[frame]), "quick_stack": bool(found.quick.any()),
+            "error": float(error[frame]), "noise": float(noise[frame]),
+        }  # fmt: skip

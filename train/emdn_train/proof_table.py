@@ -1,0 +1,117 @@
+"""The rows of `emdn_train.proof` as two tables: what is found, and what is flagged for nothing."""
+
+import polars as pl
+
+from emdn_deploy.checking.stack import LEVEL
+from emdn_deploy.session import open_session
+from emdn_models import __version__
+from emdn_train.proof import NONE
+from emdn_train.proof_config import ProofConfig
+from emdn_train.quality_tables import markdown
+
+
+def report(rows: pl.DataFrame, config: ProofConfig) -> str:
+    """Put both tables in Markdown, with what they were measured on.
+
+    Parameters
+    ----------
+    rows
+        As `emdn_train.proof.measure` gives them.
+    """
+    return "\n\n".join(
+        [
+            caption(rows, config),
+            "Faults planted in results of the first model. Per cent of the faulty frames that are "
+            "flagged, by signal to noise per pixel; of stacks with any that fail; what most of "
+            "the flagged frames are called, and how many of them; the same of the quick check; and "
+            "`error`, the squared error from the truth over that of the honest result, in the "
+            "median. `none` is the honest result of the same movies: where that is flagged, "
+            "so are faults that were not found.",
+            markdown(found(rows)),
+            "Honest results: per cent of frames and stacks that are flagged, of movies without "
+            "faults; `alone` leaves out frames that are flagged for the run they are in only. The "
+            "lower rows are stacks that a user may come with; nothing was planted. `gain` is that "
+            "of the squared error over the raw frames, in dB.",
+            markdown(flagged(rows)),
+        ]
+    )
+
+
+def caption(rows: pl.DataFrame, config: ProofConfig) -> str:
+    """Say which movies, models and seed."""
+    stacks = rows.unique("result")
+    models = ", ".join(f"{name} ({_sha(name)})" for name in config.names)
+    levels = " and ".join(f"{one:g}" for one in config.levels)
+    return (
+        f"`emdn-train proof`, emdn {__version__}, seed {config.seed}: simulated movies of "
+        f"{config.frames} frames of {config.size} x {config.size} on a counting camera at "
+        f"{levels} in signal to noise; {stacks.filter('faults')['seed'].n_unique()} movies with "
+        f"faults, {stacks.filter(~pl.col('faults'))['seed'].n_unique()} without, of each "
+        f"specimen and level; {100 * LEVEL:g} % of honest frames are aimed at. Models: {models}."
+    )
+
+
+def found(rows: pl.DataFrame) -> pl.DataFrame:
+    """Say of every fault, strength and place what share is found, and how much it harms."""
+    by, same = ["fault", "strength", "place"], ["specimen", "snr", "seed", "frame"]
+    faulty = rows.filter("faults", "planted")
+    honest = faulty.filter(pl.col("fault") == NONE).select(*same, before="error")
+    harm = (
+        faulty.join(honest, on=same)
+        .group_by(by)
+        .agg((pl.col("error") / pl.col("before")).median().round(2))
+    )
+    return _shares(faulty, by).join(harm, on=by, how="left", maintain_order="left")
+
+
+def flagged(rows: pl.DataFrame) -> pl.DataFrame:
+    """Say of every model and kind of stack what share is flagged though nothing is planted."""
+    by = ["label", "model"]
+    honest = rows.filter(~pl.col("faults"), pl.col("fault") == NONE)
+    gain = 10 * (pl.col("noise") / pl.col("error")).log10().mean()
+    more = honest.group_by(by).agg(_percent("own").alias("alone"), gain.round(1).alias("gain"))
+    table = _shares(honest, by).join(more, on=by, how="left", maintain_order="left")
+    return table.rename({"label": "stack"})
+
+
+def _shares(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    levels = sorted(rows["snr"].unique())
+    stacks = rows.unique("result", keep="first", maintain_order=True)
+    table = rows.group_by(by, maintain_order=True).agg(
+        *(_percent("flagged", level).alias(f"frames {level:g}") for level in levels)
+    )
+    parts = [
+        stacks.group_by(by, maintain_order=True).agg(
+            *(_percent("stack", level).alias(f"stacks {level:g}") for level in levels)
+        ),
+        called(rows, by),
+        rows.group_by(by).agg(_percent("quick").alias("quick frames")),
+        stacks.group_by(by).agg(_percent("quick_stack").alias("quick stacks")),
+    ]
+    for part in parts:
+        table = table.join(part, on=by, how="left", maintain_order="left")
+    return table
+
+
+def called(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    """Say what flagged frames are called first: the commonest, and its share in per cent."""
+    first = rows.filter("flagged").with_columns(
+        pl.col("verdict").str.split("; ").list.first().alias("called")
+    )
+    counts = first.group_by(*by, "called").len().sort("len", "called", descending=[True, False])
+    share = (100 * pl.col("len") / pl.col("len").sum()).round().cast(pl.Int64)
+    named = counts.group_by(by, maintain_order=True).agg(
+        pl.col("called").first(), share.first().alias("share")
+    )
+    return named.select(
+        *by, (pl.col("called") + " " + pl.col("share").cast(pl.String) + " %").alias("called")
+    )
+
+
+def _percent(name: str, level: float | None = None) -> pl.Expr:
+    values = pl.col(name) if level is None else pl.col(name).filter(pl.col("snr") == level)
+    return (100 * values.mean()).round().cast(pl.Int64)
+
+
+def _sha(name: str) -> str:
+    return open_session(name, "cpu", 1).info.sha256[:8]
