@@ -18,6 +18,7 @@ from emdn_deploy import (
     targets,
     writers,
 )
+from emdn_deploy.checking.quick import Quick
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.filling import partial_of
@@ -128,20 +129,23 @@ def run(
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
             began = time.perf_counter()
             work = _work(denoiser, ready, options)
-            _stream(frames.shape[0], ready, work, output, batch, progress)
+            quick = Quick(ready.scale.gain, ready.scale.offset, bad=ready.recipe.bad)
+            _stream(frames.shape[0], ready, work, output, quick, batch, progress)
             seconds = time.perf_counter() - began
-            late = output.sums.facts(ready.scale.offset)
+            checked = quick.result() if ready.scale.sigma else None
+            late = output.sums.facts(ready.scale.offset) | provenance.checked(checked)
             saturated = output.sums.saturated
             output.complete(late)
         if options.preview is not None or options.movie is not None:
             _draw(options, frames, ready, target, module)
-    _warn(source, late["intensity_ratio"], ready)
+    ratio = float(late["intensity_ratio"])
+    _warn(source, ratio, ready)
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         denoiser.session.info.name, denoiser.session.device, ready.scale,
-        late["intensity_ratio"], ready.bad_pixels, options.dtype, saturated, options.preview,
+        ratio, ready.bad_pixels, options.dtype, saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
-        route.reason or None,
+        route.reason or None, checked and checked.line, checked.failing if checked else (),
     )  # fmt: skip
 
 
@@ -161,11 +165,13 @@ def _stream(
     ready: Prepared,
     work: Callable[[Block], tuple[Block, Block | None]],
     output: Output,
+    quick: Quick,
     batch: int,
     progress: Progress,
 ) -> None:
     def write(start: int, before: Block, made: tuple[Block, Block | None]) -> None:
         output.write(start, before, *made)
+        quick.add(start, before, made[0])
         progress(start + len(before), count)
 
     pipeline.stream(ready.read, work, write, pipeline.blocks(output.done, count, batch))

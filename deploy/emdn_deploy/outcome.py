@@ -60,6 +60,11 @@ class Report:
         How they were made, and whether they are calibrated.
     route
         Why this copy of a model, or none, was taken, where the options left that open.
+    check
+        What the quick check of this run's frames says (`emdn_deploy.checking.quick`); None
+        where there is no noise to check against.
+    standing_out
+        Numbers of the frames that it names.
     """
 
     source: Path
@@ -80,6 +85,8 @@ class Report:
     sigma: str | None
     sigma_note: str | None
     route: str | None = None
+    check: str | None = None
+    standing_out: tuple[int, ...] = ()
 
     @property
     def frames_per_s(self) -> float:

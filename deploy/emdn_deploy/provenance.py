@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from emdn_deploy import ensemble, sigma
+from emdn_deploy.checking.quick import QuickResult, spans
 from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
@@ -68,6 +69,13 @@ def _sigma_facts(denoiser: Denoiser) -> Provenance:
         **known, "sigma_spread": calibration.spread, "sigma_noise": calibration.noise,
         "sigma_window": sigma.WINDOW,
     }  # fmt: skip
+
+
+def checked(result: QuickResult | None) -> Provenance:
+    """Say what the quick check found, for the end of a record."""
+    if result is None:
+        return {}
+    return {"check": result.line, "check_frames": ", ".join(spans(result.failing, 1000)) or "none"}
 
 
 def key_of(source: Path, frames: Frames, facts: Provenance) -> Provenance:

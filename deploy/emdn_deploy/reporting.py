@@ -21,6 +21,8 @@ def lines(report: Report) -> list[str]:
         f"({scale.note})",
         f"ratio      {report.ratio:.5f}, mean(out) / mean(in)",
     ]
+    if report.check:
+        text.append(f"check      {report.check}")
     if report.bad_pixels:
         text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
     if np.dtype(report.dtype).kind != "f":

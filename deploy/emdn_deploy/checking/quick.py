@@ -165,17 +165,17 @@ def _line(
             values = numbers[name]
             at = int(np.argmax(np.where(bad, np.abs(values - np.median(values)), -1)))
             causes.append(f"{_WORDS[name]} {values[at]:.4g} in frame {order[at]}")
-    shown = ", ".join(_spans(failing))
+    shown = ", ".join(spans(failing))
     return f"{len(failing)} of {len(order)} frames stand out ({shown}): {'; '.join(causes)}"
 
 
-def _spans(failing: Iterable[int], most: int = 5) -> list[str]:
-    """Write 3, 4, 5, 9 as 3-5 and 9."""
-    spans: list[list[int]] = []
+def spans(failing: Iterable[int], most: int = 5) -> list[str]:
+    """Write 3, 4, 5, 9 as 3-5 and 9, and at most so many of them."""
+    found: list[list[int]] = []
     for number in failing:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
         else:
-            spans.append([number, number])
-    shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in spans[:most]]
-    return [*shown, "..."] if len(spans) > most else shown
+            found.append([number, number])
+    shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in found[:most]]
+    return [*shown, "..."] if len(found) > most else shown

@@ -1,0 +1,67 @@
+"""The check in every run: printed, recorded, and naming the frames that stand out."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from emdn_deploy import job
+from emdn_deploy.options import DenoiseOptions
+
+
+@pytest.fixture
+def run(box_model, tmp_path):
+    def run(frames):
+        path = tmp_path / "frames.npy"
+        np.save(path, frames)
+        options = DenoiseOptions(model=str(box_model), device="cpu", threads=1, gain=1, offset=0)
+        return job.run(path, options)
+
+    return run
+
+
+def record(path):
+    with h5py.File(path) as file:
+        found = {}
+
+        def note(name, item):
+            found.update({key: item.attrs[key] for key in item.attrs if key.startswith("check")})
+
+        file.visititems(note)
+        return found
+
+
+def test_an_honest_run_says_so(run):
+    report = run(np.random.default_rng(0).poisson(60.0, (9, 64, 80)))
+    assert report.standing_out == ()
+    assert report.check.startswith("nothing stands out in 9 frames")
+    assert record(report.output) == {"check": report.check, "check_frames": "none"}
+
+
+def test_a_frame_whose_structure_is_lost_is_listed(run):
+    frames = np.random.default_rng(0).poisson(60.0, (9, 64, 80))
+    frames[4, :, ::2] += 20  # finer than the box that the model averages over
+    report = run(frames)
+    assert report.standing_out == (4,)
+    assert "1 of 9 frames stand out (4)" in report.check
+    assert record(report.output)["check_frames"] == "4"
+
+
+def test_a_stack_without_noise_is_not_checked(run):
+    report = run(np.full((3, 32, 32), 7.0))
+    assert report.check is None
+    assert record(report.output) == {}
+
+
+def test_the_line_is_printed_and_in_the_json(box_model, tmp_path, capsys):
+    from emdn_deploy.cli import main
+
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(60.0, (2, 64, 80)))
+    common = ["denoise", str(tmp_path / "a.npy"), "--model", str(box_model), "--overwrite"]
+    for extra in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            main([*common, *extra])
+    text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "check      nothing stands out in 2 frames" in text
+    assert json.loads(line)["check"].startswith("nothing stands out")
