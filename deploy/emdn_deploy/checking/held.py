@@ -100,10 +100,10 @@ class Held:
         """Return the curves; None for a single frame."""
         if not self._rings:
             return None
-        both = np.array(self._rings)
-        mean = np.nanmean(both, axis=0)
-        count = len(both)
-        spread = np.nanstd(both, axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
+        # A frame without power on a ring agrees with nothing there.
+        both = np.nan_to_num(np.array(self._rings))
+        mean, count = both.mean(axis=0), len(both)
+        spread = both.std(axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
         error = spread / np.sqrt(count)
         return Correlations(self._frequency, mean[0], error[0], mean[1], error[1], count)
 

@@ -30,6 +30,7 @@ class _Frame:
     signs: dict[str, float]
     spots: dict[str, Spot]
     map: Frame
+    quiet: bool = False
 
 
 @dataclass
@@ -74,7 +75,11 @@ class Rows:
         self._frames += 1
         values, signs, places = self._worst(found)
         self._waiting.append(_Frame(number, values, signs, places, self._map(found)))
-        if self.length:
+        # A frame that stands out by itself says nothing of its neighbours.
+        if self.length and all(
+            abs(spot.z) <= self.limits[name].high for name, spot in places.items()
+        ):
+            self._waiting[-1].quiet = True
             parts = [one.residual for one in found]
             self._sums = (
                 [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
@@ -92,7 +97,12 @@ class Rows:
 
     def _pack(self) -> None:
         """Move rows into a table, where they take a tenth of the memory."""
-        self._tables.append(pl.DataFrame(self._done, infer_schema_length=None))
+        kinds: dict[str, Any] = dict.fromkeys(self.limits, pl.Float64)
+        kinds |= {f"run_{name}": pl.Int64 for name in ("y", "x")}
+        kinds |= {f"run_{name}": pl.Float64 for name in ("scale_px", "z")}
+        self._tables.append(
+            pl.DataFrame(self._done, schema_overrides=kinds, infer_schema_length=None)
+        )
         self._done.clear()
 
     @property
@@ -148,12 +158,14 @@ class Rows:
         return whole
 
     def _complete(self) -> None:
-        """Judge the frames that wait, with the average residual of all of them."""
-        run: dict[str, Spot] = {}
-        if self.length:
-            root = np.float32(np.sqrt(len(self._waiting)))
-            run = self._places([spots(smoothed(one / root)) for one in self._sums], "run_blob")
+        """Judge the frames that wait, with the average residual of the quiet ones."""
+        together: dict[str, Spot] = {}
+        quiet = sum(frame.quiet for frame in self._waiting)
+        if quiet > 1:
+            root = np.float32(np.sqrt(quiet))
+            together = self._places([spots(smoothed(one / root)) for one in self._sums], "run_blob")
         for frame in self._waiting:
+            run = together if frame.quiet else {}
             values = frame.values | {name: abs(spot.z) for name, spot in run.items()}
             found = verdict.findings(values, self.limits, frame.signs, frame.spots | run)
             words, evidence = verdict.summed_up(found, self.outside, self.correlated)

@@ -67,7 +67,7 @@ def test_an_invented_atom_is_found_where_it_is(
     clean[5] += sign * 1.5 * SIGMA * atom(clean.shape[1:], 30, 52, 3)
     result = check(*saved(raw, clean), options)
     row = result.table.row(5, named=True)
-    assert "structure added" in row["verdict"]
+    assert ("structure added" if sign > 0 else "structure removed") in row["verdict"]
     assert np.hypot(row["y"] - 30, row["x"] - 52) < 3
     assert np.sign(row["z"]) == -sign
     worst = result.maps.z[result.maps.frames.index(5)]
@@ -88,11 +88,14 @@ def test_a_faint_atom_adds_up_over_neighbouring_frames(
     raw, clean = stacks()
     clean += 0.3 * SIGMA * atom(clean.shape[1:], 30, 52, 3)
     result = check(*saved(raw, clean), options)
-    runs = [f"run_blob_{scale}" for scale in (2, 4, 8)]
-    beyond = [result.table[name] > result.table[f"{name}_high"] for name in runs]
-    assert np.any(beyond, axis=0).all()
-    row = result.table.row(0, named=True)
+    together = pl.any_horizontal(
+        pl.col(f"run_blob_{scale}") > pl.col(f"run_blob_{scale}_high") for scale in (2, 4, 8)
+    )
+    found = result.table.filter(together)
+    assert found.height + result.table["run_z"].null_count() == len(raw)
+    row = found.row(0, named=True)
     assert np.hypot(row["run_y"] - 30, row["run_x"] - 52) < 4
+    # It is in every frame and passes for noise in most of them.
     alone = pl.any_horizontal(
         pl.col(f"blob_{scale}") > pl.col(f"blob_{scale}_high") for scale in (2, 4, 8)
     )
