@@ -7,28 +7,38 @@ import pytest
 import torch
 
 from emdn_deploy import Denoiser
-from emdn_models import MODELS, ModelError, checkpoint, pretrained
+from emdn_models import MODELS, ModelError, checkpoint, classes, pretrained
 from emdn_models.nets import build, load_state
 from emdn_train import noise
 from emdn_train.export import weights_sha256
 from emdn_train.graph import Graph
 from emdn_train.simulate import SimulateConfig, simulate
 
+SHIPPED = list(pretrained.index()["models"])
 
-def test_all_seven_are_shipped_and_listed():
+
+def test_all_seven_are_shipped_and_listed_before_copies():
     index = pretrained.index()
-    assert list(index["models"]) == list(MODELS)
+    assert SHIPPED[: len(MODELS)] == list(MODELS)
+    assert classes.ordered(SHIPPED) == SHIPPED
     assert pretrained.default_model() in MODELS
     assert sum(path.stat().st_size for path in pretrained.WEIGHTS.iterdir()) < 30e6
     for name, entry in index["models"].items():
-        preset = MODELS[name].presets[entry["preset"]]
+        model, kind = classes.split(name)
+        preset = MODELS[model].presets[entry["preset"]]
         assert entry["parameters"] == preset.parameters
-        assert set(entry["quality"]["gain_db"]) == {"0.12", "0.4", "1.2"}
+        levels = set(entry["quality"]["gain_db"])
+        if kind is None:
+            assert levels == {"0.12", "0.4", "1.2"}
+        else:
+            assert levels
+            assert levels <= {"0.12", "0.4", "1.2"}
+            assert entry["recipe"]["start"], "a copy is fine-tuned"
         assert {"recipe", "data", "steps", "minutes", "seed", "hardware"} <= set(entry["recipe"])
     assert index["checkpoint"]["sha256"] == pretrained.sha256(pretrained.CHECKPOINT)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_onnx_and_checkpoint_are_the_same_model(name):
     denoiser = Denoiser(name, threads=1)
     weights = checkpoint.load(pretrained.CHECKPOINT)[name]

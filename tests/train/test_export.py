@@ -111,6 +111,24 @@ def test_one_model_again_keeps_the_others(exported, tmp_path):
     assert index["default"] == "msdnet"
 
 
+def test_copies_come_after_models_and_are_never_the_default(tmp_path):
+    source = tmp_path / "a.h5"
+    better = weights_of("msdnet", quality={"gain_db": {"0.4": 99.0}})
+    checkpoint.save(source, {"msdnet@stem": better, "msdnet": weights_of("msdnet")})
+    index_path = tmp_path / "onnx" / "index.json"
+    (alone,) = export(source, tmp_path / "onnx", ("msdnet@stem",))
+    assert alone.path.name == "msdnet@stem.onnx"
+    assert json.loads(index_path.read_text())["default"] is None
+    export(source, tmp_path / "onnx", ("msdnet",))
+    index = json.loads(index_path.read_text())
+    assert list(index["models"]) == ["msdnet", "msdnet@stem"]
+    assert index["default"] == "msdnet"
+    assert index["models"]["msdnet@stem"]["for"] == "scanned probe, any dose"
+    assert set(checkpoint.load(tmp_path / "onnx" / checkpoint.FILE_NAME)) == set(index["models"])
+    info = open_session(alone.path, "cpu", threads=1).info
+    assert (info.name, info.text["class"]) == ("msdnet@stem", "stem")
+
+
 def test_a_graph_that_differs_is_not_kept(tmp_path, monkeypatch):
     def broken(net):
         net.layers[0].weight.data[0] *= 1.001

@@ -1,6 +1,8 @@
 """Copies for a class: which frames and doses they see, what they start from, how they are saved."""
 
+import json
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -14,6 +16,7 @@ from emdn_models import ModelError, checkpoint
 from emdn_models.classes import CLASSES
 from emdn_models.errors import FormatError
 from emdn_models.nets import build
+from emdn_train import uncertainty
 from emdn_train.batches import Specimens
 from emdn_train.config import FitConfig
 from emdn_train.data import open_split
@@ -152,3 +155,29 @@ def test_a_deployment_reads_the_mode_that_the_simulator_writes(kind, mode, tmp_p
         file["images"] = np.ones((2, 16, 16, 1), np.float32)
     with open_frames(tmp_path / "a.h5") as frames:
         assert mode_of(frames.metadata) == mode
+
+
+@pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
+def test_a_copy_is_calibrated_on_frames_of_its_class(kind, tmp_path, monkeypatch):
+    modes, used = [], []
+
+    def exposed(scene, *others):
+        modes.append(scene.mode)
+        return real(scene, *others)
+
+    def calibrate_one(denoiser, frames):
+        used.extend(frames)
+        return {}
+
+    real = uncertainty.exposed
+    monkeypatch.setattr(uncertainty, "exposed", exposed)
+    monkeypatch.setattr(uncertainty, "calibrate_one", calibrate_one)
+    session = SimpleNamespace(info=SimpleNamespace(sha256="0"))
+    monkeypatch.setattr(uncertainty, "Denoiser", lambda *_, **__: SimpleNamespace(session=session))
+    name = f"cafcn@{kind.name}"
+    index = {"models": {name: {"file": "a.onnx", "sha256": "0"}}}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    uncertainty.calibrate(tmp_path, (name,), frames=3, size=32)
+    assert len(used) == 3
+    assert set(modes) == {"stem" if kind.mode == "stem" else "hrtem"}
+    assert all(kind.holds(float(one.clean.mean())) for one in used)

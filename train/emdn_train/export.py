@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from emdn_models import MODELS, ModelError, __version__, checkpoint, pretrained
+from emdn_models import MODELS, ModelError, __version__, checkpoint, classes, pretrained
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
 from emdn_train.graph import Graph, describe, to_onnx
@@ -58,8 +58,8 @@ def export(
 
     A model whose training diverged is passed over with a message. What the folder
     holds of other models stays, and the calibration of models whose weights are the same.
-    The index names as default the model with the largest
-    mean gain.
+    The index has the copies (`emdn_models.classes`) after the models, and names as default
+    the model, never a copy, with the largest mean gain.
 
     Raises
     ------
@@ -74,13 +74,14 @@ def export(
     chosen = {name: checkpoint.pick(source, weights, name) for name in names or weights}
     done: list[Exported] = []
     entries: dict[str, Any] = {}
-    for name in sorted(chosen, key=list(MODELS).index):
+    for name in classes.ordered(chosen):
         status = chosen[name].metadata.get("status")
         if status not in ("fitted", "no gain"):
             log.warning("%s: not exported, its training ended as %r", name, status)
             continue
         if status == "no gain":
             log.warning("%s: worse than the noisy frame when it was fitted", name)
+        kind = classes.split(name)[1]
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
         entries[name] = {
@@ -89,6 +90,7 @@ def export(
             "preset": exported.preset,
             "parameters": exported.parameters,
             "gflop_256": round(exported.gflop_256, 3),
+            **({} if kind is None else {"class": kind.name, "for": kind.words}),
             "quality": chosen[name].metadata.get("quality", {}),
             "recipe": chosen[name].metadata.get("recipe", {}),
         }
@@ -107,19 +109,21 @@ def export(
 
 def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     """Export one model to ``path``, compare it with torch, and only then keep it."""
+    model, kind = classes.split(name)
     net = build(name, weights.preset)
     load_state(net, name, weights)
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 1, 256, 256))
     gflop = counter.get_total_flops() / 1e9
-    preset = MODELS[name].presets[weights.preset]
+    preset = MODELS[model].presets[weights.preset]
     program = to_onnx(Graph(rewritten(net)))
     describe(
         program,
         {
             "emdn_schema": "1",
             "model": name,
+            **({} if kind is None else {"class": kind.name, "for": kind.words}),
             "preset": weights.preset,
             "weights_sha256": weights_sha256(weights.state),
             "multiple": str(preset.multiple),
@@ -202,9 +206,12 @@ def _write_index(
             entry["sigma"] = known
         else:
             log.info("%s: has no calibration of --sigma; run emdn-train calibrate", name)
-    entries = {name: (earlier | entries)[name] for name in MODELS if name in earlier | entries}
+    entries = earlier | entries
+    entries = {name: entries[name] for name in classes.ordered(filter(classes.known, entries))}
+    models = [name for name in entries if classes.split(name)[1] is None]
     index = {
-        "default": max(entries, key=lambda name: _mean_gain(entries[name])),
+        # None where a folder has nothing but copies.
+        "default": max(models, key=lambda name: _mean_gain(entries[name]), default=None),
         "checkpoint": {"file": copied.name, "sha256": pretrained.sha256(copied)},
         "models": entries,
     }

@@ -6,6 +6,7 @@ are denoised the way that a user's are. Two factors are then fitted to the error
 variance: the squared errors, divided by it, average to 1.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -22,6 +23,8 @@ from emdn_deploy import Denoiser, ensemble, intensity, sigma
 from emdn_deploy.defects import plan
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.sigma import Calibration
+from emdn_models import classes
+from emdn_models.classes import FrameClass
 from emdn_models.errors import ModelError
 from emdn_train.simulate.exposure import LEAST_ELECTRONS
 from emdn_train.simulate.scene import make_scene, shots
@@ -67,16 +70,29 @@ class Answer(NamedTuple):
     scale: Intensity
 
 
-def recordings(count: int = FRAMES, size: int = SIZE) -> Iterator[Recorded]:
-    """Simulate frames to calibrate on: all kinds of specimens, at all doses of training."""
-    for number in range(count):
+def recordings(
+    count: int = FRAMES, size: int = SIZE, kind: FrameClass | None = None
+) -> Iterator[Recorded]:
+    """Simulate frames to calibrate on: all kinds of specimens, at all doses of training.
+
+    With ``kind`` only the frames of this class, by the truth, are among the ``count``.
+    """
+    found = 0
+    for number in itertools.count():
+        if found == count:
+            return
         rng = np.random.default_rng([1, _SEED, number])
         scene = make_scene("mixed", size, _PIXEL_SIZE_NM, rng)
+        if kind is not None and (scene.mode == "stem") != (kind.mode == "stem"):
+            continue
         shot = next(shots(scene, 1, rng))
         level = float(np.exp(rng.uniform(*np.log(SNR))))
         electrons = max((level / shot.contrast) ** 2, LEAST_ELECTRONS)
         detector = "counting" if number % CCD_EVERY else "ccd"
         exposure = exposed(scene, shot, electrons, detector, rng)
+        if kind is not None and not kind.holds(float(exposure.clean.mean())):
+            continue
+        found += 1
         yield mended(exposure.noisy, exposure.clean)
 
 
@@ -183,7 +199,7 @@ def calibrate(
     frames: int = FRAMES,
     size: int = SIZE,
 ) -> dict[str, dict[str, Any]]:
-    """Calibrate exported models and write the factors into the index beside them.
+    """Calibrate exported models, copies on frames of their class; write the factors beside them.
 
     Parameters
     ----------
@@ -201,12 +217,15 @@ def calibrate(
     models = _read(path)["models"]
     if missing := [name for name in names or () if name not in models]:
         raise ModelError(f"{path}: has no {', '.join(missing)}; it has {', '.join(models)}")
-    drawn = list(recordings(frames, size))
-    log.info("%d frames simulated", len(drawn))
+    drawn: dict[FrameClass | None, list[Recorded]] = {}
     found = {}
     for name in names or models:
+        kind = classes.split(name)[1]
+        if kind not in drawn:
+            drawn[kind] = list(recordings(frames, size, kind))
+            log.info("%d frames simulated", len(drawn[kind]))
         denoiser = Denoiser(Path(folder) / models[name]["file"], threads=1)
-        found[name] = calibrate_one(denoiser, drawn)
+        found[name] = calibrate_one(denoiser, drawn[kind])
         _record(path, name, denoiser.session.info.sha256, found[name])
         log.info("%s calibrated", name)
     return found
