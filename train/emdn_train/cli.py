@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import MODELS, MissingExtraError, classes, console
-from emdn_train import cli_adapt, cli_proof, cli_sigma
+from emdn_train import cli_adapt, cli_classes, cli_proof, cli_sigma
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -272,6 +272,7 @@ def published(
 
 
 app.command()(cli_adapt.adapt)
+app.command()(cli_classes.classes)
 app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
 app.command()(cli_proof.proof)
