@@ -34,9 +34,9 @@ ship: $(VENV)/.train  ## Export OUT/em_denoise_model.h5 into the package, and ca
 	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out models/emdn_models/weights $(ARGS)
 	$(BIN)/emdn-train calibrate $(ARGS)
 
-quality: $(VENV)/.train  ## Measure every shipped model on the fixed test split in SPLIT
+quality: $(VENV)/.train  ## Measure every shipped model on the fixed test split in SPLIT; tables in OUT/quality
 	@test -e $(SPLIT)/test || $(BIN)/emdn-train testset $(SPLIT) --multislice tests/data/multislice.h5
-	$(BIN)/emdn-train quality $(SPLIT) $(ARGS)
+	$(BIN)/emdn-train quality $(SPLIT) --save $(OUT)/quality $(ARGS)
 
 gallery: $(VENV)/.train  ## Draw what the simulator makes into train/gallery.png
 	$(BIN)/emdn-train gallery train/gallery.png

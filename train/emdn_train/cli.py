@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import MODELS, MissingExtraError, classes, console
-from emdn_train import cli_adapt, cli_classes, cli_proof, cli_sigma
+from emdn_train import cli_adapt, cli_classes, cli_proof, cli_quality, cli_sigma
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -220,33 +220,6 @@ def export(
 
 
 @app.command()
-def quality(
-    testset: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What emdn-train testset has written.")
-    ],
-    models: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="Shipped models to measure, or all.")
-    ] = "all",
-    out: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Also write a row a model and frame.")
-    ] = None,
-) -> None:
-    """Measure exported models on the fixed test split, beside a Gaussian filter."""
-    _need_torch()
-    from emdn_train import outputs
-    from emdn_train.quality import by_part, measure, summary
-
-    rows = measure(testset, _names(models))
-    print("gain in dB over the noisy frame, by signal to noise per pixel")
-    print(outputs.show(summary(rows)))
-    print("by kind of frame, mean over levels")
-    print(outputs.show(by_part(rows)))
-    if out is not None:
-        rows.write_csv(out)
-        print(f"saved {out}")
-
-
-@app.command()
 def published(
     weights: Annotated[
         Path, typer.Argument(metavar="WEIGHTS", help="The authors' weights, .mat or .pth.")
@@ -275,6 +248,8 @@ app.command()(cli_adapt.adapt)
 app.command()(cli_classes.classes)
 app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
+app.command()(cli_quality.quality)
+app.command()(cli_quality.resolution)
 app.command()(cli_proof.proof)
 
 

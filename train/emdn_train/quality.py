@@ -1,115 +1,155 @@
-"""How good the exported models are: every one, and two baselines, on the fixed test split.
+"""How good the exported models are: every one, beside baselines, on the fixed test split.
 
 Frames go the way that a user's go: each is denoised alone, by onnxruntime, at a scale that is
-measured and not told. Errors are taken on expected counts, over the pixels that work.
+measured and not told. Models and baselines take turns at each frame, so that a machine that
+slows down slows all of them. `quality_tables` averages what is measured here.
 """
 
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from emdn_deploy import Denoiser
-from emdn_deploy.defects import plan
+from emdn_models import pretrained
+from emdn_train.baselines import PEERS, gaussian, need_peers
 from emdn_train.data import Split, open_split
+from emdn_train.examples import Example, Frame, count_vacancies, examples, score, table_of, timed
+from emdn_train.source import fingerprint
 
 log = logging.getLogger(__name__)
 
-GAUSSIAN_PIXELS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+PEERS_FILE = "peers.csv"
 
-Frame = NDArray[np.float32]
+SCHEMA = pl.Schema(
+    {
+        "model": pl.String, "frame": pl.Int64, "part": pl.String, "level": pl.Float64,
+        "gain_db": pl.Float64, "psnr": pl.Float64, "ssim": pl.Float64, "mean_ratio": pl.Float64,
+        "vacancies": pl.Int64, "found": pl.Int64, "false": pl.Int64, "ms": pl.Float64,
+    }
+)  # fmt: skip
+
+Method = Callable[[Example], tuple[Frame, float | None]]
 
 
-def measure(path: str | PathLike[str], models: tuple[str, ...]) -> pl.DataFrame:
-    """Denoise every frame of a test split with every model.
+@dataclass(frozen=True)
+class QualityConfig:
+    """What to measure.
 
-    Parameters
+    Attributes
     ----------
-    path
+    testset
         Data set whose ``test/`` was written by ``emdn-train testset``.
     models
-        Shipped names, or paths of ONNX files.
+        Shipped names, or paths of ONNX files; None for all that is shipped.
+    peers
+        Specimens of each part on which to measure the programs of others, anew; 0 takes what
+        an earlier run has left beside the split.
+    threads
+        Of each model, on the CPU; None takes all that the process may use.
+    """
+
+    testset: str | PathLike[str]
+    models: tuple[str, ...] | None = None
+    peers: int = 0
+    threads: int | None = None
+
+
+def measure(config: QualityConfig) -> pl.DataFrame:
+    """Denoise every frame of a test split with every model and baseline.
 
     Returns
     -------
     DataFrame
-        One row a model and frame: model, part, level, gain_db (10 log10 of MSE noisy /
-        MSE denoised), mean_ratio, ms. The model ``gaussian`` is the filter whose width
-        is best for each frame, given the truth.
+        One row a method and frame, columns as in ``SCHEMA``: gain_db is
+        10 log10 (MSE noisy / MSE denoised), ms the time of one call, array to array, and null
+        in the columns of vacancies where they cannot be scored. Methods are the models by name,
+        ``noisy``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the
+        frames, and ``clean``, the truth itself, of which only vacancies are scored.
+
+    Raises
+    ------
+    FormatError
+        If the split is not one of ``emdn-train testset``.
+    ModelError
+        If a model is unknown or damaged.
+    MissingExtraError
+        If peers are asked for and none is installed.
     """
-    rows = []
-    with open_split(path, "test") as split:
-        table = split.table
-        assert table is not None
-        for name in models:
-            denoiser = Denoiser(name)
-            for number, noisy, clean, valid in _frames(split):
-                began = time.perf_counter()
-                denoised = denoiser.denoise(noisy[None])[0]
-                ms = 1e3 * (time.perf_counter() - began)
-                rows.append(_row(table, number, denoiser.session.info.name) | {
-                    "gain_db": _gain(noisy, denoised, clean, valid),
-                    "mean_ratio": float(denoised.mean() / noisy.mean()),
-                    "ms": ms,
-                })  # fmt: skip
-            log.info("%s measured", name)
-        for number, noisy, clean, valid in _frames(split):
-            blurred = (ndimage.gaussian_filter(noisy, width) for width in GAUSSIAN_PIXELS)
-            best = max(_gain(noisy, one, clean, valid) for one in blurred)
-            rows.append(
-                _row(table, number, "gaussian") | {"gain_db": best, "mean_ratio": 1.0, "ms": None}
+    peers = need_peers() if config.peers else ()
+    methods = _models(config) | {"gaussian": gaussian, "noisy": lambda one: (one.noisy, None)}
+    with open_split(config.testset, "test") as split:
+        chosen = specimens(table_of(split), config.peers)
+        own: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        for example in examples(split):
+            own += list(_answers(example, methods))
+            own.append(
+                _row(example, "clean", None) | count_vacancies(example.crystal, example.clean)
             )
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def summary(rows: pl.DataFrame) -> pl.DataFrame:
-    """Average over frames: a row a model, its gain in dB by level and by origin.
-
-    ``multislice`` is the part that another simulator made, ``worst`` the lowest frame.
-    """
-    multislice = pl.col("part").str.starts_with("multislice")
-    gain = pl.col("gain_db")
-    levels = sorted(rows["level"].unique())
-    return (
-        rows.group_by("model", maintain_order=True)
-        .agg(
-            *(gain.filter(pl.col("level") == level).mean().alias(f"{level:g}") for level in levels),
-            gain.mean().alias("mean"),
-            gain.filter(multislice).mean().alias("multislice"),
-            gain.min().alias("worst"),
-            ((pl.col("mean_ratio") - 1).abs().max() * 100).alias("mean off by %, worst"),
-            pl.col("ms").median().alias("ms/frame"),
-        )
-        .with_columns(pl.selectors.float().round(2))
+            if example.number in chosen:
+                others += list(_answers(example, {name: _peer(name) for name in peers}))
+            if (example.number + 1) % 33 == 0:
+                log.info("%d of %d frames measured", example.number + 1, len(split))
+        rows = pl.DataFrame(own, SCHEMA).sort("model", "frame", maintain_order=True)
+        path = Path(config.testset) / PEERS_FILE
+        if peers:
+            pl.DataFrame(others, SCHEMA).with_columns(
+                pl.lit(fingerprint(split)).alias("split")
+            ).write_csv(path)
+        kept = _kept(path, split)
+    order = {name: at for at, name in enumerate(methods)}
+    return pl.concat([rows, kept]).sort(
+        pl.col("model").replace_strict(order, default=len(order)), maintain_order=True
     )
 
 
-def by_part(rows: pl.DataFrame) -> pl.DataFrame:
-    """Average over frames and levels: a row a kind of frame, a column a model."""
-    wide = rows.pivot("model", index="part", values="gain_db", aggregate_function="mean")
-    return wide.with_columns(pl.selectors.float().round(1))
+def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
+    """Number the frames of the first ``count`` specimens of each part, at all levels."""
+    ranked = table.with_row_index("row").with_columns(
+        pl.col("structure").rank("dense").over("part").alias("rank")
+    )
+    return frozenset(ranked.filter(pl.col("rank") <= count)["row"].to_list())
 
 
-def _row(table: pl.DataFrame, number: int, model: str) -> dict[str, object]:
-    known = table.row(number, named=True)
-    return {"model": model, "part": known["part"], "level": known["level"]}
+def _models(config: QualityConfig) -> dict[str, Method]:
+    names = config.models or tuple(pretrained.index()["models"])
+    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in names}
 
 
-def _frames(split: Split) -> Iterator[tuple[int, Frame, Frame, NDArray[np.bool_]]]:
-    """Yield number, noisy frame with faulty pixels filled, clean frame, and working pixels."""
-    for number in range(len(split)):
-        clean, noisy = split.clean([number])[0], split.noisy([number])
-        # Eight standard deviations, and five electrons where there are few.
-        faulty = np.abs(noisy[0] - clean) > 8 * np.sqrt(clean) + 5
-        plan(faulty).apply(noisy)
-        yield number, noisy[0], clean, ~faulty
+def _model(name: str, threads: int | None) -> Method:
+    denoiser = Denoiser(name, threads=threads)
+    return lambda example: timed(lambda: denoiser.denoise(example.noisy[None])[0])
 
 
-def _gain(noisy: Frame, denoised: Frame, clean: Frame, valid: NDArray[np.bool_]) -> float:
-    before, after = (np.square((one - clean)[valid]).mean() for one in (noisy, denoised))
-    return float(10 * np.log10(before / after))
+def _peer(name: str) -> Method:
+    return lambda example: timed(lambda: PEERS[name][1](example.noisy))
+
+
+def _answers(example: Example, methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
+    for name, method in methods.items():
+        answer, ms = method(example)
+        yield _row(example, name, ms) | score(example, answer)
+
+
+def _row(example: Example, model: str, ms: float | None) -> dict[str, Any]:
+    return {
+        "model": model, "frame": example.number, "part": example.part, "level": example.level,
+        "ms": ms,
+    }  # fmt: skip
+
+
+def _kept(path: Path, split: Split) -> pl.DataFrame:
+    """Read what was measured of peers on this very split; nothing where there is nothing."""
+    if not path.exists():
+        log.info("%s: not there; measure other programs with --peers 1", path)
+        return pl.DataFrame(schema=SCHEMA)
+    rows = pl.read_csv(path, schema_overrides=dict(SCHEMA))
+    if set(rows["split"]) != {fingerprint(split)}:
+        log.warning("%s: of another split, left out; measure again with --peers 1", path)
+        return pl.DataFrame(schema=SCHEMA)
+    return rows.select(SCHEMA.names())

@@ -1,0 +1,291 @@
+"""Quality on a tiny split: what is measured is what was done to the frames."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import h5py
+import numpy as np
+import polars as pl
+import pytest
+from scipy import ndimage
+
+from emdn_models import FormatError
+from emdn_train import baselines, quality, quality_tables
+from emdn_train.cli import main
+from emdn_train.data import STEM, open_split
+from emdn_train.examples import Example, examples, score
+from emdn_train.frontier import draw_frontier
+from emdn_train.quality import PEERS_FILE, QualityConfig, measure, specimens
+from emdn_train.quality_report import report, save
+
+PIXEL_NM = 0.015
+SIZE = 80
+
+
+def honeycomb() -> np.ndarray:
+    """Sites of graphene, (n, 2) as x and y in pixels, one of them near the middle."""
+    bond = 0.142 / PIXEL_NM
+    i, j = (one.ravel() for one in np.mgrid[-9:10, -9:10])
+    cell = np.stack([bond * 3**0.5 * (i + j / 2), bond * 1.5 * j], 1)
+    sites = np.concatenate([cell, cell + np.array([0, bond])])
+    sites += np.array([SIZE / 2 - 0.7, SIZE / 2 + 0.4])
+    return sites[((sites > -8) & (sites < SIZE + 8)).all(1)]
+
+
+def drawn(atoms: np.ndarray, depth: float = 0.5) -> np.ndarray:
+    """Dark atoms on a bright beam of 1."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    width = 0.04 / PIXEL_NM
+    frame = np.ones((SIZE, SIZE))
+    for ax, ay in atoms:
+        frame -= depth * np.exp(-((x - ax) ** 2 + (y - ay) ** 2) / (2 * width**2))
+    return frame
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> Path:
+    """Two parts of two specimens at two levels; one specimen of each part has a vacancy."""
+    root = tmp_path_factory.mktemp("testset")
+    (root / "test").mkdir()
+    sites, chance = honeycomb(), np.random.default_rng(0)
+    middle = int(np.argmin(((sites - SIZE / 2) ** 2).sum(1)))
+    rows, clean = [], []
+    with h5py.File(root / "test" / f"{STEM}_structures.h5", "w") as file:
+        for structure in range(4):
+            vacant = structure % 2 == 0
+            atoms = np.delete(sites, middle, 0) if vacant else sites
+            group = file.create_group(str(structure))
+            group["atoms"], group["numbers"] = atoms, np.full(len(atoms), 6)
+            group["defects"] = sites[[middle]] if vacant else np.empty((0, 2))
+            names = ["V1(5-9)"] if vacant else []
+            group.create_dataset("names", data=names, dtype=h5py.string_dtype())
+            for level, electrons in ((0.4, 4.0), (1.2, 36.0)):
+                clean.append(drawn(atoms) * electrons)
+                rows.append({
+                    "structure": structure, "level": level, "pixel_size_nm": PIXEL_NM,
+                    "part": "graphene" if structure < 2 else "multislice graphene",
+                })  # fmt: skip
+    pl.DataFrame(rows).write_parquet(root / "test" / f"{STEM}_metadata.parquet")
+    frames = np.array(clean, np.float32)
+    for name, images in (("clean", frames), ("noise", chance.poisson(frames).astype("f4"))):
+        with h5py.File(root / "test" / f"{STEM}_{name}.h5", "w") as file:
+            file["images"] = images[..., None]
+    return root
+
+
+@pytest.fixture(scope="module")
+def frames(split: Path) -> list[Example]:
+    with open_split(split, "test") as opened:
+        return list(examples(opened))
+
+
+class Known:
+    """Stands for a denoiser: knows the frames, and takes a share of the error away."""
+
+    frames: tuple[Example, ...] = ()
+
+    def __init__(self, name: str, threads: int | None = None) -> None:
+        self.left = {"all": 1.0, "half": 0.5, "none": 0.0}[name]
+
+    def denoise(self, stack: np.ndarray) -> np.ndarray:
+        (one,) = (one for one in self.frames if np.array_equal(one.noisy, stack[0]))
+        return (one.clean + self.left * (one.noisy - one.clean))[None].astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def known(frames: list[Example]) -> Iterator[tuple[str, ...]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Known, "frames", tuple(frames))
+        patch.setattr(quality, "Denoiser", Known)
+        yield ("all", "half", "none")
+
+
+@pytest.fixture(scope="module")
+def rows(split: Path, known) -> pl.DataFrame:
+    return measure(QualityConfig(split, known))
+
+
+def test_identity_gains_nothing_and_the_truth_everything(frames: list[Example]) -> None:
+    one = frames[0]
+    same, best = score(one, one.noisy), score(one, one.clean)
+    assert same["gain_db"] == 0
+    assert same["mean_ratio"] == 1
+    assert best["gain_db"] == best["psnr"] == np.inf
+    assert best["ssim"] == pytest.approx(1)
+    assert same["psnr"] < 20
+    assert same["ssim"] < 0.6
+
+
+def test_a_faulty_pixel_does_not_count(frames: list[Example]) -> None:
+    one = frames[1]
+    valid = np.ones_like(one.valid)
+    valid[3, 4] = False
+    faulty = Example(0, one.part, one.level, one.noisy, one.clean, valid)
+    answer = one.clean + (one.noisy - one.clean) / 2
+    answer[3, 4] = 1e6
+    assert score(faulty, answer)["gain_db"] == pytest.approx(20 * np.log10(2), abs=0.01)
+    assert score(one, answer)["gain_db"] < 0
+
+
+def test_vacancies_are_scored_only_where_there_are_any(frames: list[Example]) -> None:
+    assert [one.crystal is not None for one in frames] == [True, True, False, False] * 2
+    assert score(frames[2], frames[2].noisy)["vacancies"] is None
+
+
+def test_a_filled_vacancy_is_not_found_and_a_new_one_is_false(frames: list[Example]) -> None:
+    one, sites = frames[1], honeycomb()
+    truth = score(one, one.clean)
+    assert (truth["vacancies"], truth["found"], truth["false"]) == (1, 1, 0)
+    whole = (36 * drawn(sites)).astype(np.float32)
+    filled = score(one, whole)
+    assert (filled["vacancies"], filled["found"], filled["false"]) == (1, 0, 0)
+    order = np.argsort(((sites - SIZE / 2) ** 2).sum(1))
+    both = (36 * drawn(np.delete(sites, order[[0, 1]], 0))).astype(np.float32)
+    invented = score(one, both)
+    assert (invented["found"], invented["false"]) == (1, 1)
+
+
+def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
+    assert rows["model"].unique(maintain_order=True).to_list() == [
+        "all", "half", "none", "gaussian", "noisy", "clean",
+    ]  # fmt: skip
+    assert rows.group_by("model").len()["len"].to_list() == [8] * 6
+    gains = {name: part["gain_db"].to_list() for (name,), part in rows.group_by("model")}
+    assert gains["all"] == gains["noisy"] == [pytest.approx(0, abs=1e-4)] * 8
+    assert gains["half"] == [pytest.approx(6.02, abs=0.01)] * 8
+    assert min(gains["none"]) > 100
+    assert min(gains["gaussian"]) > 3
+    assert rows.filter(model="half")["ms"].min() > 0
+    assert rows.filter(model="noisy")["ms"].null_count() == 8
+
+
+def test_tables_average_over_the_right_frames(rows: pl.DataFrame) -> None:
+    seen = quality_tables.vacancies(rows)
+    found = dict(seen.select("model", "% at 1.2").iter_rows())
+    assert found["none"] == found["clean"] == 100
+    assert seen.filter(model="clean")["false"][0] == 0
+    rows = rows.filter(pl.col("model").is_in(["half", "noisy"])).with_columns(
+        gain_db=pl.when(pl.col("model") == "half").then(
+            10 * pl.col("level") + pl.col("part").str.starts_with("multi").cast(pl.Float64)
+        ),
+        mean_ratio=pl.when(pl.col("frame") == 5).then(0.96).otherwise(1.01),
+    )
+    row = quality_tables.summary(rows).row(0, named=True)
+    assert (row["0.4"], row["1.2"], row["mean"], row["multislice"]) == (4.5, 12.5, 8.5, 9)
+    assert row["worst"] == 4
+    assert row["dose"] == pytest.approx(10**0.85, abs=0.05)
+    assert row["mean off by %, worst"] == pytest.approx(4)
+    assert quality_tables.intensities(rows)["mean"][0] == pytest.approx(1.375, abs=0.006)
+    parts = quality_tables.by_part(rows, quality_tables.GAIN)
+    assert dict(parts.select("part", "half").iter_rows()) == {
+        "graphene": 8, "multislice graphene": 9,
+    }  # fmt: skip
+    deep = quality_tables.by_part(rows, quality_tables.DOSE, "level")
+    assert deep.filter(part="graphene", level=1.2)["half"][0] == pytest.approx(10**1.2, abs=0.05)
+
+
+def test_markdown_has_a_dash_for_what_is_unknown() -> None:
+    table = pl.DataFrame({"a": ["x", "y", "z"], "b": [1.25, None, float("inf")], "c": [1, None, 3]})
+    assert quality_tables.markdown(table).splitlines() == [
+        "| a |    b | c |",
+        "|---|-----:|--:|",
+        "| x | 1.25 | 1 |",
+        "| y |    - | - |",
+        "| z |    - | 3 |",
+    ]
+
+
+def test_peers_are_kept_for_the_split_that_they_were_measured_on(
+    split: Path, known, monkeypatch, caplog
+) -> None:
+    peers = {
+        "blur": ("numpy", lambda noisy: ndimage.gaussian_filter(noisy, 2)),
+        "no": ("nowhere", abs),
+    }
+    monkeypatch.setattr(baselines, "PEERS", peers)
+    monkeypatch.setattr(quality, "PEERS", peers)
+    rows = measure(QualityConfig(split, ("half",), peers=1))
+    blurred = rows.filter(model="blur")
+    assert blurred["frame"].to_list() == [0, 1, 4, 5]
+    monkeypatch.setattr(quality, "PEERS", {})
+    later = measure(QualityConfig(split, ("half",)))
+    again = later.filter(model="blur")
+    assert again["gain_db"].to_list() == pytest.approx(blurred["gain_db"].to_list())
+    text = report(later)
+    assert "on the 4 frames" in text
+    assert "null" not in text
+    kept = pl.read_csv(split / PEERS_FILE).with_columns(split=pl.lit("another"))
+    kept.write_csv(split / PEERS_FILE)
+    assert "blur" not in measure(QualityConfig(split, ("half",)))["model"]
+    assert "of another split" in caplog.text
+    (split / PEERS_FILE).unlink()
+
+
+def test_specimens_come_with_all_their_levels(split: Path) -> None:
+    table = pl.read_parquet(split / "test" / f"{STEM}_metadata.parquet")
+    assert specimens(table, 0) == frozenset()
+    assert specimens(table, 1) == {0, 1, 4, 5}
+    assert specimens(table, 2) == frozenset(range(8))
+
+
+def test_saved_files_hold_the_rows_and_the_tables(rows: pl.DataFrame, tmp_path: Path) -> None:
+    paths = save(rows, tmp_path / "new")
+    assert [path.name for path in paths] == ["quality.parquet", "quality.md", "frontier.png"]
+    assert pl.read_parquet(paths[0]).equals(rows)
+    assert "| half " in paths[1].read_text()
+    assert not list((tmp_path / "new").glob("*.partial"))
+
+
+def test_the_picture_takes_models_that_lie_on_one_another(tmp_path: Path) -> None:
+    from emdn_models import pretrained
+
+    names = [*pretrained.index()["models"], "gaussian"]
+    rows = pl.DataFrame(
+        [{"model": name, "frame": 0, "gain_db": 14.0, "ms": 70.0} for name in names]
+    )
+    draw_frontier(rows, tmp_path / "frontier.png")
+    data = (tmp_path / "frontier.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) < 150_000
+
+
+def test_a_split_without_a_table_says_what_it_lacks(gratings: Path, known) -> None:
+    with pytest.raises(FormatError, match=r"lacks level, part.*testset"):
+        measure(QualityConfig(gratings, ("half",)))
+
+
+@pytest.mark.parametrize("mean", [0.05, 0.3, 1, 3, 10, 100])
+def test_the_inverse_is_unbiased(mean: float) -> None:
+    counts = np.arange(int(mean + 12 * mean**0.5 + 30))
+    logarithms = counts * np.log(mean) - mean - np.cumsum(np.log(np.maximum(counts, 1)))
+    expectation = np.exp(logarithms) @ baselines.anscombe(counts.astype(np.float32))
+    assert baselines.unbiased_inverse(np.array([expectation])) == pytest.approx(mean, rel=5e-3)
+
+
+def test_the_gaussian_is_the_best_of_its_widths(frames: list[Example]) -> None:
+    one = frames[0]
+    answer, ms = baselines.gaussian(one)
+    gains = [
+        score(one, ndimage.gaussian_filter(one.noisy, width))["gain_db"]
+        for width in baselines.GAUSSIAN_PIXELS
+    ]
+    assert score(one, answer)["gain_db"] == max(gains)
+    assert ms > 0
+
+
+@pytest.mark.parametrize("name", list(baselines.PEERS))
+def test_peers_remove_noise_and_keep_the_mean(name: str, frames: list[Example]) -> None:
+    module, run = baselines.PEERS[name]
+    if not find_spec(module):
+        pytest.skip(f"{module} is not installed")
+    found = score(frames[1], run(frames[1].noisy))
+    assert found["gain_db"] > 3
+    assert found["mean_ratio"] == pytest.approx(1, abs=0.02)
+
+
+def test_an_unknown_model_is_wrong_usage(split: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["quality", str(split), "--models", "unet,nonsense"])
+    assert left.value.code == 2
+    assert "nonsense" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""The commands of ``emdn-train`` that measure quality: they only wire."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def quality(
+    testset: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What emdn-train testset has written.")
+    ],
+    models: Annotated[
+        str,
+        typer.Option(metavar="NAME,NAME,...", help="Shipped names or .onnx files, or all shipped."),
+    ] = "all",
+    peers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also measure non-local means and BM3D, on N specimens of each part; "
+            "kept in DIR for later runs.",
+        ),
+    ] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a model; default: all.")
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write quality.parquet, quality.md and frontier.png."),
+    ] = None,
+) -> None:
+    """Measure exported models on the fixed test split, beside baselines."""
+    from emdn_train import cli
+
+    cli._need_torch()
+    from emdn_train import quality_report
+    from emdn_train.quality import QualityConfig, measure
+
+    rows = measure(QualityConfig(testset, chosen(models), peers, threads))
+    typer.echo(quality_report.report(rows))
+    for path in [] if save is None else quality_report.save(rows, save):
+        typer.echo(f"saved {path}")
+
+
+def resolution(
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="Shipped names or .onnx files, or all shipped; default: the default model.",
+        ),
+    ] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Movies to simulate, one hop each.")] = 12,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a model; default: all.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write resolution.csv and resolution.md.")
+    ] = None,
+) -> None:
+    """Measure how many averaged raw frames one denoised frame is worth, on simulated movies."""
+    from emdn_train import cli
+
+    cli._need_torch()
+    from emdn_models import pretrained
+    from emdn_train.quality_tables import markdown
+    from emdn_train.resolution import ResolutionConfig, measure, table
+
+    names = None if models is None else chosen(models) or tuple(pretrained.index()["models"])
+    rows = measure(ResolutionConfig(names, clips, threads=threads))
+    text = markdown(table(rows))
+    typer.echo(text)
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        rows.write_csv(save / "resolution.csv")
+        (save / "resolution.md").write_text(text + "\n", encoding="utf-8")
+        typer.echo(f"saved {save / 'resolution.csv'} and {save / 'resolution.md'}")
+
+
+def chosen(text: str) -> tuple[str, ...] | None:
+    """Split a list of shipped names and files; None for all, and an unknown one is wrong usage."""
+    from emdn_models import pretrained
+
+    if text == "all":
+        return None
+    shipped = pretrained.index()["models"]
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in shipped and not name.endswith(".onnx")]
+    if unknown or not names:
+        raise typer.BadParameter(
+            f"{', '.join(unknown) or 'nothing'}; choose from {', '.join(shipped)}, "
+            "or give .onnx files",
+            param_hint="--models",
+        )
+    return names

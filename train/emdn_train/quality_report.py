@@ -1,0 +1,92 @@
+"""What ``emdn-train quality --save`` leaves: rows, tables as Markdown, and the picture."""
+
+import os
+from pathlib import Path
+
+import polars as pl
+
+from emdn_train.frontier import draw_frontier
+from emdn_train.quality_tables import (
+    DOSE,
+    GAIN,
+    by_part,
+    complete,
+    dose_gain,
+    intensities,
+    likeness,
+    markdown,
+    shared,
+    summary,
+    vacancies,
+)
+
+_SHORT = ("model", "mean", "multislice", "worst", "dose", "vacancies", "false", "ms/frame")
+
+
+def report(rows: pl.DataFrame) -> str:
+    """Put all that was measured in Markdown.
+
+    Parameters
+    ----------
+    rows
+        As `emdn_train.quality.measure` gives them.
+    """
+    whole = complete(rows)
+    table = summary(whole)
+    levels = [name for name in table.columns if name.replace(".", "").isdigit()]
+    frames = rows["frame"].n_unique()
+    scored = whole.filter(pl.col("model") == "clean", pl.col("vacancies").is_not_null())
+    parts = [
+        "# Quality on the fixed test split",
+        f"{frames} frames. Gains in dB of the squared error in expected counts, over the noisy "
+        "frame, by signal to noise per pixel; `dose` is how many times the dose a raw frame "
+        "would need, of the mean dB; vacancies found in per cent, and false ones a frame.",
+        markdown(table.select("model", *levels, *_SHORT[1:])),
+        "## All columns",
+        markdown(table),
+        "## Dose gain by signal to noise",
+        markdown(dose_gain(whole)),
+        "## PSNR (dB) and SSIM, range that of each clean frame",
+        markdown(likeness(whole)),
+        "## Mean of a frame off by %",
+        markdown(intensities(whole)),
+    ]
+    if len(scored):
+        parts += [
+            "## Vacancies",
+            f"{scored['vacancies'].sum()} of them in {len(scored)} frames whose sites the truth "
+            "shows; `clean` is the same count in the noise-free frames.",
+            markdown(vacancies(whole)),
+        ]
+    parts += [
+        "## Gain in dB by kind of frame",
+        markdown(by_part(whole, GAIN.round(1))),
+        "## Dose gain by kind of frame and signal to noise",
+        markdown(by_part(whole, DOSE, "level")),
+    ]
+    same = shared(rows.filter(~pl.col("model").is_in(["clean"])))
+    if same["frame"].n_unique() < frames:
+        parts += [
+            f"## Beside other programs, on the {same['frame'].n_unique()} frames that they did",
+            markdown(summary(same)),
+            markdown(by_part(same, GAIN.round(1))),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def save(rows: pl.DataFrame, folder: Path) -> list[Path]:
+    """Write ``quality.parquet``, a row a method and frame, ``quality.md`` and ``frontier.png``.
+
+    Returns
+    -------
+    The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in ("quality.parquet", "quality.md", "frontier.png")]
+    partial = [path.with_name(path.name + ".partial") for path in paths[:2]]
+    rows.write_parquet(partial[0])
+    partial[1].write_text(report(rows), encoding="utf-8")
+    for written, path in zip(partial, paths, strict=False):
+        os.replace(written, path)
+    draw_frontier(rows, paths[2])
+    return paths

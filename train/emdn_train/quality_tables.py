@@ -1,0 +1,153 @@
+"""Tables of measured quality: averages over frames, and Markdown of them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+MULTISLICE = pl.col("part").str.starts_with("multislice")
+GAIN = pl.col("gain_db").mean().round(2)
+# The geometric mean over the frames: that of the mean dB.
+DOSE = (10 ** (pl.col("gain_db").mean() / 10)).round(1)
+FOUND = (100 * pl.col("found").sum() / pl.col("vacancies").sum()).round(0)
+FALSE = pl.col("false").mean().round(2)
+OFF = (pl.col("mean_ratio") - 1).abs() * 100
+
+Columns = dict[str, tuple[pl.DataFrame, pl.Expr]]
+
+
+def complete(rows: pl.DataFrame) -> pl.DataFrame:
+    """Keep the methods that were measured on every frame."""
+    frames = rows["frame"].n_unique()
+    return rows.filter(pl.col("frame").n_unique().over("model") == frames)
+
+
+def shared(rows: pl.DataFrame) -> pl.DataFrame:
+    """Keep the frames on which every method was measured."""
+    methods = rows["model"].n_unique()
+    return rows.filter(pl.col("model").n_unique().over("frame") == methods)
+
+
+def summary(rows: pl.DataFrame) -> pl.DataFrame:
+    """Average over frames: a row a method.
+
+    Columns are the gain in dB by level, its mean, that of ``multislice``, the part that
+    another simulator made, and the ``worst`` frame's; ``dose``, the dose gain of the mean dB;
+    ``vacancies``, how many per cent of them are found, and ``false`` ones a frame; by how
+    much the mean is off in the worst frame; and the median time of a frame.
+    """
+    tested = rows.filter(pl.col("model") != "clean")
+    return _table(
+        _levels(tested, GAIN)
+        | {
+            "mean": (tested, GAIN),
+            "multislice": (tested.filter(MULTISLICE), GAIN),
+            "worst": (tested, pl.col("gain_db").min().round(2)),
+            "dose": (tested, DOSE),
+            "vacancies": (tested, FOUND),
+            "false": (tested, FALSE),
+            "mean off by %, worst": (tested, OFF.max().round(2)),
+            "ms/frame": (tested, pl.col("ms").median().round(1)),
+        }
+    )
+
+
+def dose_gain(rows: pl.DataFrame) -> pl.DataFrame:
+    """Say how many times the dose a raw frame would need: a row a method, a column a level."""
+    tested = answers(rows)
+    return _table(
+        _levels(tested, DOSE)
+        | {"all": (tested, DOSE), "multislice": (tested.filter(MULTISLICE), DOSE)}
+    )
+
+
+def likeness(rows: pl.DataFrame) -> pl.DataFrame:
+    """Average PSNR in dB and SSIM: a row a method, the noisy frame among them."""
+    tested = rows.filter(pl.col("model") != "clean")
+    psnr, ssim = pl.col("psnr").mean().round(2), pl.col("ssim").mean().round(3)
+    return _table(
+        _levels(tested, psnr, "PSNR ")
+        | {"PSNR": (tested, psnr)}
+        | _levels(tested, ssim, "SSIM ")
+        | {"SSIM": (tested, ssim)}
+    )
+
+
+def intensities(rows: pl.DataFrame) -> pl.DataFrame:
+    """Say by how many per cent the mean is off: by level, on average and in the worst frame."""
+    tested, mean = answers(rows), OFF.mean().round(2)
+    return _table(
+        _levels(tested, mean) | {"mean": (tested, mean), "worst": (tested, OFF.max().round(2))}
+    )
+
+
+def vacancies(rows: pl.DataFrame) -> pl.DataFrame:
+    """Count vacancies by level: how many per cent are found, and false ones a frame."""
+    scored = rows.filter(pl.col("vacancies").is_not_null())
+    return _table(
+        _levels(scored, FOUND, "% at ")
+        | {"%": (scored, FOUND)}
+        | _levels(scored, FALSE, "false at ")
+        | {"false": (scored, FALSE)}
+    )
+
+
+def by_part(rows: pl.DataFrame, value: pl.Expr, *keys: str) -> pl.DataFrame:
+    """Average over frames: a row a kind of frame (and a level, if a key), a column a method."""
+    long = answers(rows).group_by("part", *keys, "model", maintain_order=True)
+    return long.agg(value.alias("value")).pivot("model", index=["part", *keys], values="value")
+
+
+def markdown(table: pl.DataFrame) -> str:
+    """Lay a table out as Markdown; what is unknown is ``-``, whole columns have like digits."""
+    columns = [[name, *_texts(table[name].to_list())] for name in table.columns]
+    numeric = [dtype.is_numeric() for dtype in table.dtypes]
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    rule = (
+        "-" * (width + 1) + (":" if right else "-")
+        for width, right in zip(widths, numeric, strict=True)
+    )
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    known = [one for one in values if isinstance(one, float) and math.isfinite(one)]
+    digits = max((len(f"{one:.10g}".partition(".")[2]) for one in known), default=0)
+    return [
+        "-"
+        if one is None or (isinstance(one, float) and not math.isfinite(one))
+        else f"{one:.{digits}f}"
+        if isinstance(one, float)
+        else str(one)
+        for one in values
+    ]
+
+
+def _table(columns: Columns) -> pl.DataFrame:
+    """Put averages over different rows side by side: a row a method."""
+    whole: pl.DataFrame | None = None
+    for name, (rows, value) in columns.items():
+        one = rows.group_by("model", maintain_order=True).agg(value.alias(name))
+        whole = (
+            one if whole is None else whole.join(one, on="model", how="left", maintain_order="left")
+        )
+    assert whole is not None
+    return whole
+
+
+def _levels(rows: pl.DataFrame, value: pl.Expr, before: str = "") -> Columns:
+    levels = sorted(rows["level"].unique())
+    return {f"{before}{one:g}": (rows.filter(pl.col("level") == one), value) for one in levels}
+
+
+def answers(rows: pl.DataFrame) -> pl.DataFrame:
+    """Keep what models and filters have answered."""
+    return rows.filter(~pl.col("model").is_in(["noisy", "clean"]))
