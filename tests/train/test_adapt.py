@@ -14,7 +14,8 @@ from emdn_models import CheckpointError, FormatError, ModelError, checkpoint, pr
 from emdn_models.nets import build, load_state
 from emdn_train import cli, held_out, outputs
 from emdn_train import neighbours as pairing
-from emdn_train.adapt import AdaptConfig, adapt, parts, sha256
+from emdn_train.adapt import adapt, parts, sha256
+from emdn_train.adapt_config import AdaptConfig
 from emdn_train.config import FitConfig
 from emdn_train.held_out import denoised, fall
 from emdn_train.neighbours import Movie, Neighbours

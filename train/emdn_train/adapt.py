@@ -11,21 +11,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.selection import select
-from emdn_models import FormatError, ModelError, checkpoint, classes
+from emdn_models import FormatError, checkpoint
 from emdn_models.metrics import Estimate
 from emdn_models.nets import build
 from emdn_train import outputs
-from emdn_train.config import Device, FitConfig, Fitted
+from emdn_train.adapt_config import RECIPE, AdaptConfig
+from emdn_train.config import Fitted
 from emdn_train.export import weights_sha256
 from emdn_train.fit import begin, train
 from emdn_train.held_out import Verdict, compare, motion
 from emdn_train.interrupt import signals_noted
 from emdn_train.neighbours import Movie, Neighbours
 from emdn_train.parallel import Processes, pick_device
-from emdn_train.recipes import RECIPES
 from emdn_train.resume import FILE_NAME, StateFile
 from emdn_train.start import start_from
 
@@ -37,81 +36,6 @@ HELD_OUT = (0.15, 6, 32)
 MOTION = 0.005
 """What motion may add to the difference of neighbours, as a share of the noise's variance:
 a tenth of the error that is left by a denoiser of 13 dB."""
-
-# Plain MSE: that of a noisy target is off by a constant, the logarithm of it by no constant.
-RECIPE = replace(RECIPES["quality"], lr=2e-4, loss="mse", augmented=0.0, ccd=0.0)
-
-
-@dataclass(frozen=True)
-class AdaptConfig:
-    """One fine-tuning.
-
-    Attributes
-    ----------
-    stack
-        Raw frames in any format that emdn-deploy reads.
-    out
-        Folder for the results, as of a fit.
-    model
-        A name of ``MODELS``, or of a copy.
-    preset
-        Its size, that of the weights it starts from.
-    start
-        Checkpoint to start from; ``shipped`` for the packaged one.
-    max_minutes
-        Time, all parts of a stopped run together; 0 for as long as the epochs take.
-    epochs
-        Passes over the stack; None for as many as the time allows.
-    batch_size, lr, patch, device, seed
-        As of `emdn_train.config.FitConfig`.
-    dataset, axes, frames, gain, offset, dark, gain_map, defects, keep_bad_pixels
-        As of `emdn_deploy.options.DenoiseOptions`; give what deployment will be given.
-    """
-
-    stack: str | PathLike[str]
-    out: str | PathLike[str] = "outputs"
-    model: str = "unet"
-    preset: str = "shipped"
-    start: str | PathLike[str] = "shipped"
-    max_minutes: float = 10.0
-    epochs: int | None = None
-    batch_size: int = 8
-    lr: float = RECIPE.lr
-    patch: int = 128
-    device: Device = "auto"
-    seed: int = 0
-    dataset: str | None = None
-    axes: str | None = None
-    frames: str | None = None
-    gain: float | None = None
-    offset: float | None = None
-    dark: Path | None = None
-    gain_map: Path | None = None
-    defects: Path | None = None
-    keep_bad_pixels: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what would not start or not end."""
-        classes.split(self.model)
-        if not self.max_minutes and self.epochs is None:
-            raise ModelError("max_minutes is 0 and epochs not given; give one, or it never ends")
-
-    def as_fit(self) -> FitConfig:
-        """Return what the training loop is asked for."""
-        return FitConfig(
-            data=self.stack, out=self.out, models=(self.model,), preset=self.preset,
-            recipe="quality", epochs=self.epochs or 100_000, batch_size=self.batch_size, lr=self.lr,
-            patch=self.patch, device=self.device, seed=self.seed, start=self.start,
-            max_minutes=self.max_minutes,
-        )  # fmt: skip
-
-    def as_deployment(self) -> DenoiseOptions:
-        """Return how the stack is corrected."""
-        return DenoiseOptions(
-            dataset=self.dataset, axes=self.axes, frames=self.frames, gain=self.gain,
-            offset=self.offset, dark=self.dark, gain_map=self.gain_map, defects=self.defects,
-            keep_bad_pixels=self.keep_bad_pixels,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

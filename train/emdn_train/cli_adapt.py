@@ -53,8 +53,8 @@ def adapt(
     from emdn_train import cli
 
     cli._need_torch()
-    from emdn_train.adapt import AdaptConfig
     from emdn_train.adapt import adapt as run
+    from emdn_train.adapt_config import AdaptConfig
 
     done = run(
         AdaptConfig(
