@@ -14,7 +14,7 @@ from emdn_deploy.checking.result import CheckResult, Correlations, Maps, Spectru
 from emdn_deploy.preview import log_power, scale_bar
 
 _DPI = 80
-_COURSES = ("ratio", "std", "lag", "blob_2", "lattice_added", "match_removed")
+_USUAL = ("ratio", "std", "lag", "blob_2", "lattice_added", "match_removed")
 
 
 def overview(result: CheckResult) -> bytes:
@@ -47,14 +47,17 @@ def frame(shown: Shown, result: CheckResult) -> bytes:
 
 
 def courses(result: CheckResult) -> bytes:
-    """Draw statistics over the stack, with the limits of honest denoisings."""
-    names = [name for name in _COURSES if name in result.table.columns]
+    """Draw statistics over the stack, what fails first, with the limits of honest denoisings."""
+    table = result.table
+    failing = [name for name in KINDS if name in table.columns and _beyond(table, name)]
+    usual = [name for name in _USUAL if name in table.columns]
+    names = list(dict.fromkeys([*failing, *usual]))[:6]
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     grid = figure.subplots(2, 3)
     for panel in grid.ravel()[len(names) :]:
         panel.set_axis_off()
     for panel, name in zip(grid.ravel(), names, strict=False):
-        _course(panel, result.table, name)
+        _course(panel, table, name)
     return _png(figure)
 
 
@@ -100,7 +103,7 @@ def _frames(panels: Sequence[Axes], shown: Shown, result: CheckResult) -> None:
         panel.set_axis_off()
         scale_bar(panel, picture.shape[1], result.exhibits.axis)
     row = result.table.filter(pl.col("frame") == shown.number).row(0, named=True)
-    if row["verdict"] != "within noise" and row.get("y") is not None:
+    if " at row " in row["evidence"]:  # what stands out has a place
         for panel in panels:
             panel.plot(row["x"], row["y"], "o", ms=16, mfc="none", mec="tab:red", mew=1.5)
 
@@ -147,6 +150,12 @@ def _profile(panel: Axes, shown: Shown) -> None:
     panel.set_xlabel("x (pixels)")
     panel.set_ylabel("intensity")
     panel.legend(fontsize=8)
+
+
+def _beyond(table: pl.DataFrame, name: str) -> bool:
+    high = (table[name] > table[f"{name}_high"]).any()
+    low = f"{name}_low" in table.columns and (table[name] < table[f"{name}_low"]).any()
+    return bool(high or low)
 
 
 def _course(panel: Axes, table: pl.DataFrame, name: str) -> None:
