@@ -98,7 +98,8 @@ def test_frames_are_chosen_by_how_far_they_stand_out():
 
 def test_kinds_of_report(faulty, tmp_path):
     report.write(tmp_path / "check.png", faulty)
-    assert Image.open(tmp_path / "check.png").format == "PNG"
+    with Image.open(tmp_path / "check.png") as picture:
+        assert picture.format == "PNG"
     with pytest.raises(OutputError, match=r"'\.pdf'; give \.html or \.png"):
         report.write(tmp_path / "check.pdf", faulty)
     with pytest.raises(OutputError, match="cannot be written"):
@@ -111,7 +112,8 @@ def test_a_browser_draws_it(faulty, tmp_path):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,6000"]
     arguments = [f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "check.html").as_uri()]
     subprocess.run([BROWSER, *flags, *arguments], check=True, capture_output=True, timeout=300)
-    drawn = np.asarray(Image.open(tmp_path / "page.png").convert("L"))
+    with Image.open(tmp_path / "page.png") as page:
+        drawn = np.asarray(page.convert("L"))
     # Text, and below it pictures as wide as the page.
     assert (drawn.min(axis=1) < 100).sum() > 1500
     assert (drawn < 250).mean() > 0.1
