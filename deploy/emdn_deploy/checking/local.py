@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from emdn_deploy.checking.panel import BLOCK, SCALES, panel
 
+_MOST = 3.0  # standard deviations that a frame counts for at most in a run
+
 Frame = NDArray[np.float32]
 
 
@@ -58,6 +60,14 @@ def spots(fields: Frame) -> tuple[Spot, ...]:
         y, x = (int(i) for i in np.unravel_index(np.abs(field).argmax(), field.shape))
         found.append(Spot(y, x, scale, float(field[y, x])))
     return tuple(found)
+
+
+def share(fields: Frame) -> Frame:
+    """Limit what one frame's fields (S, H, W) count for in a sum over a run of frames.
+
+    A faint atom counts in full; what stands out in one frame is not found in its neighbours.
+    """
+    return np.clip(fields, -_MOST, _MOST)
 
 
 def blocks(fields: Frame) -> Frame:

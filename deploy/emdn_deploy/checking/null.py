@@ -31,7 +31,7 @@ class Honest:
     Attributes
     ----------
     panels
-        All of them, without ``residual``.
+        All of them, without ``fields``.
     runs
         Largest values of the average residual of ``length`` draws from one base, at
         every scale: (runs, S).
@@ -85,11 +85,11 @@ def draw(
             clean = run(noisy[None])[0]
             found = measure(noisy, clean, camera, good)
             errors.append(float(np.square(clean - truth).mean(where=good)))
-            panels.append(replace(found, residual=found.residual[:0]))
+            panels.append(replace(found, fields=found.fields[:0]))
             if length:
-                total = found.residual if number % length == 0 else total + found.residual
+                share = local.share(found.fields)
+                total = share if number % length == 0 else total + share
                 if number % length == length - 1:
-                    mean = local.smoothed(total / np.float32(sqrt(length)))
-                    runs.append(np.abs(mean).max(axis=(1, 2)))
+                    runs.append(np.abs(total).max(axis=(1, 2)) / sqrt(length))
     done = len(bases) * (1 + PILOTS + resamples)
     return Honest(panels, np.asarray(runs), length, float(np.mean(errors)), done)

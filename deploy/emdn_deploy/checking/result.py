@@ -208,7 +208,7 @@ class CheckResult:
         ``; ``), ``evidence`` in words, then for every statistic its value and, as
         ``<name>_low`` and ``<name>_high``, its limits; ``y``, ``x``, ``scale_px`` and ``z`` of the
         place that stands out most, and the same of the average over a run of frames as ``run_y``
-        and so on; null for frames that stand out by themselves, which are in no average.
+        and so on.
     heldout, correlations
         None for a single frame.
     exhibits

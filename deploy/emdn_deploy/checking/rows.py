@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emdn_deploy.checking import verdict
 from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.limits import Reference
-from emdn_deploy.checking.local import Spot, smoothed, spots
+from emdn_deploy.checking.local import Spot, share, spots
 from emdn_deploy.checking.panel import BLOCK, cut
 from emdn_deploy.checking.result import MAPS, Limits, Maps
 from emdn_deploy.checking.statistics import Frame, Measured, measure
@@ -30,7 +30,6 @@ class _Frame:
     signs: dict[str, float]
     spots: dict[str, Spot]
     map: Frame
-    quiet: bool = False
 
 
 @dataclass
@@ -75,12 +74,8 @@ class Rows:
         self._frames += 1
         values, signs, places = self._worst(found)
         self._waiting.append(_Frame(number, values, signs, places, self._map(found)))
-        # A frame that stands out by itself says nothing of its neighbours.
-        if self.length and all(
-            abs(spot.z) <= self.limits[name].high for name, spot in places.items()
-        ):
-            self._waiting[-1].quiet = True
-            parts = [one.residual for one in found]
+        if self.length:
+            parts = [share(one.fields) for one in found]
             self._sums = (
                 [a + b for a, b in zip(self._sums, parts, strict=True)] if self._sums else parts
             )
@@ -158,14 +153,12 @@ class Rows:
         return whole
 
     def _complete(self) -> None:
-        """Judge the frames that wait, with the average residual of the quiet ones."""
-        together: dict[str, Spot] = {}
-        quiet = sum(frame.quiet for frame in self._waiting)
-        if quiet > 1:
-            root = np.float32(np.sqrt(quiet))
-            together = self._places([spots(smoothed(one / root)) for one in self._sums], "run_blob")
+        """Judge the frames that wait, with the average residual of all of them."""
+        run: dict[str, Spot] = {}
+        if self.length:
+            root = np.float32(np.sqrt(len(self._waiting)))
+            run = self._places([spots(one / root) for one in self._sums], "run_blob")
         for frame in self._waiting:
-            run = together if frame.quiet else {}
             values = frame.values | {name: abs(spot.z) for name, spot in run.items()}
             found = verdict.findings(values, self.limits, frame.signs, frame.spots | run)
             words, evidence = verdict.summed_up(found, self.outside, self.correlated)

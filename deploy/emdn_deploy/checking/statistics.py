@@ -38,8 +38,8 @@ class Measured:
         (2, T) standard deviation and correlation of neighbouring pixels, of each tile.
     spots
         One a scale.
-    residual
-        (H, W) about its mean, in units of the expected noise.
+    fields
+        (S, H, W) the smoothed residual, in standard deviations of white noise.
     map
         (H // BLOCK, W // BLOCK) float32, what of it is farthest from 0.
     spectrum
@@ -52,7 +52,7 @@ class Measured:
     strength: Floats
     tiles: Floats
     spots: tuple[Spot, ...]
-    residual: Frame
+    fields: Frame
     map: Frame
     spectrum: Floats
 
@@ -95,7 +95,7 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: NDArray[np.bool_]
     }
     return Measured(
         simple, _bands(residual), match, strength, _tiles(residual), local.spots(fields),
-        scaled, local.blocks(fields), residual.power,
+        fields, local.blocks(fields), residual.power,
     )  # fmt: skip
 
 
