@@ -33,7 +33,7 @@ class Judged:
 
     Attributes
     ----------
-    verdicts
+    verdicts, evidence
         One a frame.
     findings
         Of the whole stack.
@@ -44,6 +44,7 @@ class Judged:
     """
 
     verdicts: tuple[str, ...]
+    evidence: tuple[str, ...]
     findings: tuple[str, ...]
     own: NDArray[np.bool_]
     quick: NDArray[np.bool_]
@@ -87,13 +88,13 @@ class Judge:
         quick = Quick(self.scale.gain, self.scale.offset, bad=~self.good)
         quick.add(0, self.raw, denoised)
         standing = np.isin(np.arange(len(denoised)), quick.result().failing)
-        own = np.any([self._beyond(name, table) for name in self.ranges], axis=0)
-        return Judged(tuple(table["verdict"]), found, own, standing)
+        alone = [name for name in self.ranges if not name.startswith("run_")]
+        own = np.any([self._beyond(name, table) for name in alone], axis=0)
+        return Judged(tuple(table["verdict"]), tuple(table["evidence"]), found, own, standing)
 
     def _beyond(self, name: str, table: pl.DataFrame) -> NDArray[np.bool_]:
         values, limit = table[name].to_numpy(), self.ranges[name]
-        inside = (values >= limit.low) & (values <= limit.high)
-        return np.asarray(~inside & (not name.startswith("run_")))
+        return np.asarray((values < limit.low) | (values > limit.high))
 
 
 def judge_of(path: Path, denoiser: Denoiser, seed: int = 0, gain: float = 1.0) -> Judge:

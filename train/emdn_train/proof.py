@@ -40,10 +40,10 @@ def measure(
     -------
     A row a frame of every result that was checked: ``label``, ``specimen``, ``snr``, ``seed``,
     ``model``, ``fault``, ``strength``, ``place``, ``result`` (number of the result), ``frame``,
-    ``planted``, ``verdict``, ``flagged``, ``own`` (whether for itself and not for its run),
-    ``stack`` (whether the check fails the whole), ``finding`` (whether for more than its frames),
-    ``quick``, ``quick_stack``, and ``error`` and ``noise``, the mean squared errors after and
-    before, electrons squared.
+    ``planted``, ``verdict``, ``evidence``, ``flagged``, ``own`` (whether for itself and not for
+    its run), ``stack`` (whether the check fails the whole), ``finding`` (whether for more than
+    its frames), ``quick``, ``quick_stack``, and ``error`` and ``noise``, the mean squared errors
+    after and before, electrons squared.
 
     Raises
     ------
@@ -152,7 +152,8 @@ def _rows(
             "label": job.label, "specimen": job.specimen, "snr": job.snr, "seed": job.seed,
             "faults": job.faults, "model": model, "fault": result.fault,
             "strength": result.strength, "place": result.place, "result": number, "frame": frame,
-            "planted": frame in result.planted, "verdict": verdict, "flagged": flagged[frame],
+            "planted": frame in result.planted, "verdict": verdict,
+            "evidence": found.evidence[frame], "flagged": flagged[frame],
             "own": bool(found.own[frame]),
             "stack": any(flagged) or bool(found.findings), "finding": bool(found.findings),
             "quick": bool(found.quick[frame]), "quick_stack": bool(found.quick.any()),
