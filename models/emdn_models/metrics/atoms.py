@@ -19,6 +19,7 @@ from emdn_models.metrics.peaks import flattened, maxima, refined
 Sign = Literal["bright", "dark", "auto"]
 BOND_NM = 0.142
 _CLOSEST_NM = 0.05
+_BACKGROUND_NM = 0.35
 
 
 def find_columns(
@@ -63,7 +64,7 @@ def find_columns(
     accept.positive("pixel_size_nm", pixel_size_nm, ())
     accept.positive("prominence", prominence, ())
     accept.positive("smoothing_nm", smoothing_nm, ())
-    flat = flattened(image, smoothing_nm / pixel_size_nm, 0.25 / pixel_size_nm)
+    flat = flattened(image, smoothing_nm / pixel_size_nm, _BACKGROUND_NM / pixel_size_nm)
     if sign not in ("bright", "dark", "auto"):
         raise EmdnError(f"sign: found {sign!r}, expected 'bright', 'dark' or 'auto'")
     # What rounding leaves of a constant frame is no contrast.

@@ -7,7 +7,10 @@ from emdn_models.metrics.accept import Floats
 
 
 def flattened(frame: Floats, smoothing: float, background: float) -> Floats:
-    """Smooth a frame and take off its local mean, straight slopes included.
+    """Smooth a frame and take off its background, a parabola about every pixel.
+
+    Local regression (Cleveland, JASA 74, 829, 1979) on each axis in turn: it has no bias at
+    the border, as a local mean has.
 
     Parameters
     ----------
@@ -21,8 +24,8 @@ def flattened(frame: Floats, smoothing: float, background: float) -> Floats:
     (H, W), of mean about 0.
     """
     smooth = gaussian(frame, smoothing)
-    rest = smooth - _plane(smooth)
-    return rest - gaussian(rest, background)
+    rows, columns = (_trend(length, background) for length in frame.shape)
+    return np.asarray(smooth - rows @ smooth @ columns.T)
 
 
 def gaussian(frame: Floats, sigma: float) -> Floats:
@@ -36,11 +39,15 @@ def gaussian(frame: Floats, sigma: float) -> Floats:
     return frame
 
 
-def _plane(frame: Floats) -> Floats:
-    y, x = (np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in frame.shape)
-    slope_y = frame.mean(1) @ y / max(float(y @ y), 1.0)
-    slope_x = frame.mean(0) @ x / max(float(x @ x), 1.0)
-    return np.asarray(frame.mean() + slope_y * y[:, None] + slope_x * x[None])
+def _trend(length: int, sigma: float) -> Floats:
+    """Matrix that fits a parabola about every sample and takes its value there."""
+    # Counted in sigma: the fit's matrices stay well conditioned.
+    apart = np.subtract.outer(np.arange(length), np.arange(length)) / sigma
+    weights = np.exp(-0.5 * apart**2)
+    powers = np.stack([np.ones_like(apart), apart, apart**2])
+    normal = np.einsum("pij,qij,ij->ipq", powers, powers, weights)
+    first = np.linalg.pinv(normal, hermitian=True)[:, 0]
+    return np.asarray(np.einsum("ip,pij->ij", first, powers) * weights)
 
 
 def maxima(field: Floats, least: float) -> NDArray[np.int64]:

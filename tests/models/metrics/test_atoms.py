@@ -62,6 +62,16 @@ def test_a_sloping_and_bent_background_is_no_column_and_moves_none():
     assert result.rms_pm < 4
 
 
+def test_a_beam_as_wide_as_the_frame_loses_few_columns():
+    sites = honeycomb(SHAPE)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    beam = 20 * np.exp(-((y - 36) ** 2 + (x - 52) ** 2) / (2 * 60**2))
+    result = score(find_columns(drawn(sites) + beam, PIXEL_NM, sign="bright"), sites)
+    assert result.recall > 0.9
+    assert result.precision == 1
+    assert result.rms_pm < 15
+
+
 def test_columns_follow_a_shift_of_part_of_a_pixel():
     shift = np.array([0.37, -0.21])
     one = find_columns(drawn(honeycomb(SHAPE)), PIXEL_NM, sign="bright")
