@@ -133,7 +133,7 @@ def run(
             _stream(frames.shape[0], ready, work, output, quick, batch, progress)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
-            late = output.sums.facts(ready.scale.offset) | provenance.checked(checked)
+            late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
             saturated = output.sums.saturated
             output.complete(late)
         if options.preview is not None or options.movie is not None:
@@ -145,7 +145,8 @@ def run(
         denoiser.session.info.name, denoiser.session.device, ready.scale,
         ratio, ready.bad_pixels, options.dtype, saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
-        route.reason or None, checked and checked.line, checked.failing if checked else (),
+        route.reason or None, checked.line if checked else None,
+        checked.failing if checked else (),
     )  # fmt: skip
 
 
