@@ -144,6 +144,9 @@ def test_a_filled_vacancy_is_not_found_and_a_new_one_is_false(frames: list[Examp
     both = (36 * drawn(np.delete(sites, order[[0, 1]], 0))).astype(np.float32)
     invented = score(one, both)
     assert (invented["found"], invented["false"]) == (1, 1)
+    edge = int(np.argmin(np.abs(sites - [4, SIZE / 2]).sum(1)))  # too near to be judged
+    cut = (36 * drawn(np.delete(sites, [order[0], edge], 0))).astype(np.float32)
+    assert score(one, cut)["false"] == 0
 
 
 def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
