@@ -65,8 +65,9 @@ def parameters(name: str) -> int | None:
 
 
 def _label(figure: Any, axes: Any, labels: list[tuple[str, float, float]]) -> None:
-    """Write labels beside their marks where they cover neither marks nor one another."""
-    figure.canvas.draw()
+    """Write labels beside their marks where they cover neither marks nor one another, in the axes."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     marks = [axes.transData.transform((x, y)) for _, x, y in labels]
     taken: list[Any] = []
     for text, x, y in labels:
@@ -76,7 +77,8 @@ def _label(figure: Any, axes: Any, labels: list[tuple[str, float, float]]) -> No
                 ha="left" if dx > 0 else "right",
             )  # fmt: skip
             box = label.get_window_extent().padded(1)
-            if not any(box.overlaps(one) for one in taken) and not box.count_contains(marks):
+            free = not any(box.overlaps(one) for one in taken) and not box.count_contains(marks)
+            if free and axes.bbox.count_contains(box.corners()) == 4:
                 break
             if (dx, dy) != _OFFSETS[-1]:
                 label.remove()
