@@ -65,7 +65,7 @@ def parameters(name: str) -> int | None:
 
 
 def _label(figure: Any, axes: Any, labels: list[tuple[str, float, float]]) -> None:
-    """Write labels beside their marks where they cover neither marks nor one another, in the axes."""
+    """Write labels beside their marks, in the axes, where they cover nothing."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     marks = [axes.transData.transform((x, y)) for _, x, y in labels]
