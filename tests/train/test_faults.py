@@ -14,6 +14,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_train import cli, proof, proof_config, proof_table
 from emdn_train.faults import FAULTS, PERIOD, Scene
 from emdn_train.judging import judge_of
+from emdn_train.kept import kept
 from emdn_train.proof_movies import CRYSTALS, STRANGE, movie
 
 MODEL = "mcnn"
@@ -109,6 +110,13 @@ def test_movies_hold_counts_about_their_truth_at_the_signal_to_noise_asked_for(s
     assert not np.array_equal(found.clean[0], found.clean[-1])
 
 
+def test_a_reflection_that_a_result_lacks_is_not_kept(made):
+    y, x = np.mgrid[:64, :64]
+    wave = 20 * np.cos(2 * np.pi * (0.2 * y + 0.1 * x)).astype(np.float32)
+    assert kept(made.clean, made.clean) == pytest.approx(1)
+    assert kept(made.clean + wave, made.clean + 0.6 * wave) == pytest.approx(0.6, abs=0.03)
+
+
 def test_the_judge_says_what_check_says(made, denoiser, tmp_path):
     raw, after = tmp_path / "raw.npy", tmp_path / "after.npy"
     np.save(raw, made.raw)
@@ -153,7 +161,7 @@ def row(**changes):
         "model": MODEL, "fault": "blur", "strength": "1 px", "place": proof.ALL, "result": 0,
         "frame": 0, "planted": True, "verdict": "within noise", "flagged": False, "own": False,
         "stack": False, "finding": False, "quick": False, "quick_stack": False, "error": 2.0,
-        "noise": 8.0,
+        "noise": 8.0, "kept": None,
     } | changes  # fmt: skip
 
 
@@ -162,8 +170,25 @@ def rows_of_two_stacks() -> pl.DataFrame:
     faulty = [row(frame=0, error=6.0, **seen), row(frame=1, stack=True)]
     none = [row(fault=proof.NONE, strength="", result=1, frame=frame) for frame in (0, 1)]
     honest = [
-        row(fault=proof.NONE, strength="", faults=False, seed=500, result=2, quick_stack=True),
-        row(fault=proof.NONE, strength="", faults=False, seed=501, result=3, frame=1, **seen),
+        row(
+            fault=proof.NONE,
+            strength="",
+            faults=False,
+            seed=500,
+            result=2,
+            quick_stack=True,
+            kept=1.0,
+        ),
+        row(
+            fault=proof.NONE,
+            strength="",
+            faults=False,
+            seed=501,
+            result=3,
+            frame=1,
+            kept=0.5,
+            **seen,
+        ),
     ]
     return pl.DataFrame([*faulty, *none, *honest])
 
@@ -177,6 +202,7 @@ def test_tables_count_frames_and_stacks():
     assert (found["none"]["frames 0.4"], found["none"]["error"]) == (0, 1)
     [honest] = proof_table.flagged(rows).to_dicts()
     assert (honest["frames 0.4"], honest["alone"], honest["quick stacks"]) == (50, 0, 50)
+    assert (honest["sound"], honest["frames, sound"], honest["frames, not"]) == (50, 0, 100)
     assert honest["gain"] == pytest.approx(6.0)
 
 

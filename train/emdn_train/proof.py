@@ -22,6 +22,7 @@ from emdn_deploy import Denoiser
 from emdn_models.errors import EmdnError
 from emdn_train.faults import FAULTS, Scene, Stack
 from emdn_train.judging import Judge, judge_of, wrong
+from emdn_train.kept import kept
 from emdn_train.proof_config import Job, ProofConfig, jobs, tried
 from emdn_train.proof_movies import Movie, movie
 
@@ -43,7 +44,8 @@ def measure(
     ``planted``, ``verdict``, ``evidence``, ``flagged``, ``own`` (whether for itself and not for
     its run), ``stack`` (whether the check fails the whole), ``finding`` (whether for more than
     its frames), ``quick``, ``quick_stack``, and ``error`` and ``noise``, the mean squared errors
-    after and before, electrons squared.
+    after and before, electrons squared. ``kept`` is that of `emdn_train.kept` for honest
+    results.
 
     Raises
     ------
@@ -147,6 +149,9 @@ def _rows(
         np.square(stack / np.float32(job.times) - made.clean).mean(axis=(1, 2))
         for stack in (result.frames, judge.raw)
     )
+    share = None
+    if result.fault == NONE:
+        share = kept(made.clean, result.frames / np.float32(job.times))
     for frame, verdict in enumerate(found.verdicts):
         yield {
             "label": job.label, "specimen": job.specimen, "snr": job.snr, "seed": job.seed,
@@ -158,4 +163,5 @@ def _rows(
             "stack": any(flagged) or bool(found.findings), "finding": bool(found.findings),
             "quick": bool(found.quick[frame]), "quick_stack": bool(found.quick.any()),
             "error": float(error[frame]), "noise": float(noise[frame]),
+            "kept": share,
         }  # fmt: skip

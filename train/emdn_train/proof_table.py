@@ -5,6 +5,7 @@ import polars as pl
 from emdn_deploy.checking.stack import LEVEL
 from emdn_deploy.session import open_session
 from emdn_models import __version__
+from emdn_train.kept import CLEAR, LEAST
 from emdn_train.proof import NONE
 from emdn_train.proof_config import ProofConfig
 from emdn_train.quality_tables import markdown
@@ -31,7 +32,11 @@ def report(rows: pl.DataFrame, config: ProofConfig) -> str:
             "Honest results: per cent of frames and stacks that are flagged, of movies without "
             "faults; `alone` leaves out frames that are flagged for the run they are in only. The "
             "lower rows are stacks that a user may come with; nothing was planted. `gain` is that "
-            "of the squared error over the raw frames, in dB.",
+            "of the squared error over the raw frames, in dB. Some results are wrong: `sound` is "
+            f"the per cent of stacks in which the model keeps {100 * LEAST:g} % or more of every "
+            f"true reflection of {CLEAR:g} standard deviations, the tolerance of the check itself; "
+            "of the frames of these, and of the others, so many are flagged. The first of these "
+            "two is the share of false alarms.",
             markdown(flagged(rows)),
         ]
     )
@@ -69,7 +74,17 @@ def flagged(rows: pl.DataFrame) -> pl.DataFrame:
     by = ["label", "model"]
     honest = rows.filter(~pl.col("faults"), pl.col("fault") == NONE)
     gain = 10 * (pl.col("noise") / pl.col("error")).log10().mean()
-    more = honest.group_by(by).agg(_percent("own").alias("alone"), gain.round(1).alias("gain"))
+    sound = pl.col("kept") >= LEAST
+    more = honest.group_by(by).agg(
+        _percent("own").alias("alone"),
+        gain.round(1).alias("gain"),
+        (100 * sound.mean()).round().cast(pl.Int64).alias("sound"),
+        (100 * pl.col("flagged").filter(sound).mean())
+        .round()
+        .cast(pl.Int64)
+        .alias("frames, sound"),
+        (100 * pl.col("flagged").filter(~sound).mean()).round().cast(pl.Int64).alias("frames, not"),
+    )
     table = _shares(honest, by).join(more, on=by, how="left", maintain_order="left")
     return table.rename({"label": "stack"})
 
