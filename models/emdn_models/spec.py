@@ -63,7 +63,7 @@ _SPECS = (
         "input + sum of the layers' noise estimates / 10",
         {
             "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, (41, 41), 1),
-            "shipped": Preset({"features": 48, "depth": 12, "shuffle": 2}, 193_924, (50, 50), 2),
+            "shipped": Preset({"features": 64, "depth": 12, "shuffle": 4}, 293_328, (100, 100), 4),
         },
     ),
     ModelSpec(
@@ -74,10 +74,10 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, (35, 35), 1),
             "shipped": Preset(
-                {"features": 48, "depth": 12, "shuffle": 2, "batch_norm": False},
-                211_348,
-                (50, 50),
-                2,
+                {"features": 48, "depth": 12, "shuffle": 4, "batch_norm": False},
+                221_728,
+                (100, 100),
+                4,
             ),
         },
     ),
@@ -130,7 +130,7 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset({"features": 64, "levels": 7}, 41_880_966, (638, 766), 128),
-            "shipped": Preset({"features": 16, "levels": 5}, 1_048_932, (158, 190), 32),
+            "shipped": Preset({"features": 16, "levels": 5, "widest": 4}, 456_868, (158, 190), 32),
         },
     ),
     ModelSpec(
