@@ -136,7 +136,9 @@ def find_vacancies(frame: ArrayLike, pixel_size_nm: float, *, sign: Sign = "auto
     """Find vacancies in a frame of one crystal of which nothing is known.
 
     Columns are found, missing sites inferred, and each confirmed by its amplitude: it must be
-    below 0.6 of its neighbours'. A column that a denoiser has put in counts as a column.
+    below 0.6 of its neighbours'. A column that a denoiser has put in counts as a column, and a
+    vacancy whose relaxed edge still peaks near the empty site is missed, as often happens in
+    HRTEM: use `site_occupancy` wherever the sites are known, and this to look, not to count.
 
     Parameters
     ----------
