@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,14 @@ def pytest_runtest_makereport(item, call):
     if os.environ.get("CI") and report.skipped and "could not import" in str(report.longrepr):
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Heed SIGINT also where the shell that started the tests had it ignored."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
 
 
 @pytest.fixture(scope="session")

@@ -235,15 +235,6 @@ def test_motion_is_told(speed, warned, drawn, tmp_path, caplog):
     assert ("moves" in caplog.text) is warned
 
 
-@pytest.fixture
-def interruptible():
-    """Heed SIGINT also where the shell that started the tests had it ignored."""
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, earlier)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_a_stopped_run_goes_on(tuned, stack, drawn, tmp_path, monkeypatch):
     original, calls = Neighbours.batch, []
 
