@@ -10,7 +10,7 @@ from emdn_models import pretrained
 from emdn_train.quality_tables import answers, shared
 
 # Points from a mark to its label: tried in turn until the label covers nothing.
-_OFFSETS = [(dx, dy) for dy in (4, -11, 14, -21, 24, -31, 34, -41) for dx in (7, -7)]
+_OFFSETS = [(dx, dy) for dy in (4, -11, 16, -23, 28, -35, 40, -47) for dx in (7, -7)]
 
 
 def draw_frontier(rows: pl.DataFrame, path: Path) -> None:
