@@ -161,6 +161,12 @@ def test_two_kinds_are_each_measured_against_their_own(sites, inside):
     result = score_vacancies(found(frame, two), sites[amplitudes == 0], PIXEL_NM)
     assert result == VacancyScore(5, 5, 0)
     assert len(found(frame, fit_template(frame, sites[inside], PIXEL_NM))) > 5
+    # A denoiser that weakens all of one kind has emptied none of them.
+    weakened = drawn(sites, amplitudes * np.where(kinds == 1, 0.22, 1.0), 3.0)
+    assert score_vacancies(found(weakened, two), sites[amplitudes == 0], PIXEL_NM).false == 0
+    # Untold, the faint kind's picture lies beside its sites.
+    untold = fit_template(frame, sites[inside], PIXEL_NM, kinds=kinds[inside])
+    assert "at the site" in untold.why_not
 
 
 def test_a_vacancy_brighter_than_an_atom_makes_a_frame_not_applicable(sites, inside):
@@ -219,7 +225,8 @@ def test_a_notch_in_the_border_is_no_missing_site():
 
 @pytest.mark.parametrize("contrast", [3.0, -3.0])
 def test_vacancies_are_found_in_a_frame_of_which_nothing_is_known(sites, contrast):
-    amplitudes = planted(sites, 4)
+    amplitudes = planted(sites, 5)
+    amplitudes[np.flatnonzero(amplitudes == 0)[0]] = 3.0
     true = sites[amplitudes == 0]
     result = find_vacancies(drawn(sites, amplitudes, contrast), PIXEL_NM)
     assert result.why_not == ""
