@@ -131,7 +131,7 @@ def test_the_judge_says_what_check_says(made, denoiser, tmp_path):
     found = judge.judge(faulty)
     assert found.verdicts == tuple(expected.table["verdict"])
     assert found.findings == expected.facts.findings
-    assert dict(judge.ranges) == pytest.approx(dict(expected.thresholds.limits))
+    assert dict(judge.grounds.ranges) == pytest.approx(dict(expected.thresholds.limits))
     assert all("structure added" in found.verdicts[frame] for frame in (2, 3))
     assert found.own[2:4].all()
     assert found.quick[2:4].all()

@@ -3,7 +3,6 @@
 Those take longest, and do not depend on the result that is judged.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,16 +10,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import Denoiser, correction, noise_model
-from emdn_deploy.checking import limits, null, stack, summary
-from emdn_deploy.checking.camera import Camera, camera_of
+from emdn_deploy import Denoiser, correction
+from emdn_deploy.checking import summary
+from emdn_deploy.checking.grounds import Grounds, grounds_of
 from emdn_deploy.checking.held import Held
-from emdn_deploy.checking.panel import cut
 from emdn_deploy.checking.quick import Quick
-from emdn_deploy.checking.result import Limits
-from emdn_deploy.checking.rows import Rows
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.noise_model import NoiseModel
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
@@ -52,48 +47,38 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A stack, the scale it is denoised with, and what honest denoisings of it look like.
+    """A stack, the scale it is denoised with, and what its results are judged by.
 
     Attributes
     ----------
     raw
         (N, H, W), corrected as ``denoise`` corrects it.
-    good
-        (H, W), the pixels that count.
     """
 
     raw: Stack
     scale: Intensity
-    good: NDArray[np.bool_]
-    noise: NoiseModel
-    camera: Camera
-    honest: null.Honest
-    about: limits.Reference
-    ranges: Mapping[str, Limits]
-    length: int
+    grounds: Grounds
 
     def judge(self, denoised: Stack) -> Judged:
         """Judge frames (N, H, W) in the units of the stack."""
-        outside = () if self.noise.in_training else self.noise.findings
-        rows = Rows(
-            self.camera, self.good, self.about, self.ranges, outside, self.noise.correlated,
-            self.length,
-        )  # fmt: skip
-        held = Held(self.raw.shape, self.good)
+        rows, good = self.grounds.rows(), self.grounds.good
+        held = Held(self.raw.shape, good)
         for number, (before, after) in enumerate(zip(self.raw, denoised, strict=True)):
             rows.add(number, before, after)
             held.add(number, before, after)
         table = rows.finish()
-        found = summary.findings(held.error(self.honest.error), held.correlations(), held.line())
-        quick = Quick(self.scale.gain, self.scale.offset, bad=~self.good)
+        found = summary.findings(
+            held.error(self.grounds.honest.error), held.correlations(), held.line()
+        )
+        quick = Quick(self.scale.gain, self.scale.offset, bad=~good)
         quick.add(0, self.raw, denoised)
         standing = np.isin(np.arange(len(denoised)), quick.result().failing)
-        alone = [name for name in self.ranges if not name.startswith("run_")]
+        alone = [name for name in self.grounds.ranges if not name.startswith("run_")]
         own = np.any([self._beyond(name, table) for name in alone], axis=0)
         return Judged(tuple(table["verdict"]), tuple(table["evidence"]), found, own, standing)
 
     def _beyond(self, name: str, table: pl.DataFrame) -> NDArray[np.bool_]:
-        values, limit = table[name].to_numpy(), self.ranges[name]
+        values, limit = table[name].to_numpy(), self.grounds.ranges[name]
         return np.asarray((values < limit.low) | (values > limit.high))
 
 
@@ -109,31 +94,15 @@ def judge_of(path: Path, denoiser: Denoiser, seed: int = 0, gain: float = 1.0) -
     gain
         Factor by which the gain in the result's record is wrong.
     """
-    options = DenoiseOptions()
     with open_frames(path) as frames:
-        ready = correction.prepare(frames, options)
-        count, size = frames.shape[0], frames.shape[1:]
-        noise = noise_model.estimate(ready.read, count, size, ready.recipe.bad, options.offset)
-        camera = camera_of(noise, ready.scale, frames.dtype.kind in "iub")
-        raw = ready.read(0, count)
-    good = ~ready.recipe.bad
-    scale = wrong(ready.scale, gain)
-    plan, panels = stack._plan(count), cut(*size)
-    chosen = np.linspace(0, count - 1, plan.bases).astype(int)
-    bases = [
-        (raw[number][panels[k % len(panels)]], good[panels[k % len(panels)]])
-        for k, number in enumerate(chosen)
-    ]
+        ready = correction.prepare(frames, DenoiseOptions())
+        scale = wrong(ready.scale, gain)
 
-    def run(block: Stack) -> Stack:
-        return denoiser.run(np.ascontiguousarray(block, np.float32), scale)
+        def run(block: Stack) -> Stack:
+            return denoiser.run(np.ascontiguousarray(block, np.float32), scale)
 
-    honest = null.draw(bases, run, camera, plan.resamples, plan.length, seed)
-    about = limits.reference(honest.panels)
-    ranges = limits.limits(
-        honest, about, stack.LEVEL / len(panels), stack.SAFETY, camera.uncertainty
-    )
-    return Judge(raw, scale, good, noise, camera, honest, about, ranges, plan.length)
+        grounds = grounds_of(frames, ready, run, seed)
+        return Judge(ready.read(0, frames.shape[0]), scale, grounds)
 
 
 def wrong(scale: Intensity, gain: float) -> Intensity:

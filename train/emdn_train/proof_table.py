@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from emdn_deploy.checking.stack import LEVEL
+from emdn_deploy.checking.grounds import LEVEL
 from emdn_deploy.session import open_session
 from emdn_models import __version__
 from emdn_train.kept import CLEAR, LEAST

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, noise_model, pipeline
-from emdn_deploy.checking import limits, null, record, summary
-from emdn_deploy.checking.camera import camera_of
+from emdn_deploy import correction, job, pipeline
+from emdn_deploy.checking import null, record, summary
 from emdn_deploy.checking.exhibits import Slices
+from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.held import Held
-from emdn_deploy.checking.panel import cut
-from emdn_deploy.checking.result import CheckResult, Spectrum, StackFacts, Thresholds
-from emdn_deploy.checking.rows import Rows
+from emdn_deploy.checking.result import CheckResult, Spectrum, StackFacts
 from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
@@ -27,9 +25,6 @@ from emdn_deploy.readers.offers import SeveralStacks
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics.rings import rings
 
-LEVEL = 0.05  # false alarms among honest frames, all tests together, that are aimed at
-SAFETY = 1.15
-DRAWS, BASES, RUN = 32, 4, 8
 LEAST = 16  # pixels a side
 
 Frame = NDArray[np.float32]
@@ -130,21 +125,6 @@ def _refuse(frames: Frames, clean: Frames | None) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How many honest denoisings there are, and of what."""
-
-    bases: int
-    resamples: int
-    length: int
-
-
-def _plan(count: int) -> _Plan:
-    bases = min(BASES, count)
-    resamples = DRAWS // bases
-    return _Plan(bases, resamples, min(RUN, count, resamples) if count > 1 else 0)
-
-
 def _check(
     frames: Frames,
     clean: Frames | None,
@@ -155,19 +135,9 @@ def _check(
     progress: Progress,
 ) -> CheckResult:
     count, size = frames.shape[0], frames.shape[1:]
-    good = ~ready.recipe.bad
-    noise = noise_model.estimate(ready.read, count, size, ready.recipe.bad, options.offset)
-    camera = camera_of(noise, ready.scale, frames.dtype.kind in "iub")
-    plan, panels = _plan(count), cut(*size)
-    bases: list[tuple[Frame, NDArray[np.bool_]]] = []
-    for number in np.linspace(0, count - 1, plan.bases).astype(int):
-        at = panels[len(bases) % len(panels)]
-        bases.append((ready.read(int(number), int(number) + 1)[0][at], good[at]))
-    honest = null.draw(bases, make, camera, plan.resamples, plan.length, seed)
-    about = limits.reference(honest.panels)
-    ranges = limits.limits(honest, about, LEVEL / len(panels), SAFETY, camera.uncertainty)
-    outside = () if noise.in_training else noise.findings
-    rows = Rows(camera, good, about, ranges, outside, noise.correlated, plan.length)
+    grounds = grounds_of(frames, ready, make, seed, options.offset)
+    good, noise, camera = grounds.good, grounds.noise, grounds.camera
+    rows = grounds.rows()
     held, slices, sums = Held(frames.shape, good), Slices(frames.shape), np.zeros(2)
 
     def write(start: int, before: Frame, after: Frame) -> None:
@@ -192,19 +162,19 @@ def _check(
     batch = options.batch or make.denoiser.batch_for(size)
     pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
     table = rows.finish()
-    error, curves, line = held.error(honest.error), held.correlations(), held.line()
+    error, curves, line = held.error(grounds.honest.error), held.correlations(), held.line()
     info = make.denoiser.session.info
     return CheckResult(
         table,
         StackFacts(
             frames.path, clean.path if clean else None, frames.shape, info.name, info.sha256,
             make.denoiser.session.device, float(sums[0] / sums[1]), line,
-            summary.findings(error, curves, line), summary.notes(noise, error, plan.length,
+            summary.findings(error, curves, line), summary.notes(noise, error, grounds.length,
                                                                   make.facts, info),
         ),
         noise,
-        Thresholds(ranges, LEVEL, SAFETY, plan.bases, plan.resamples, honest.denoisings, seed),
-        _spectrum(honest, rows.mean_power, (panels[0][0].stop, panels[0][1].stop)),
+        grounds.thresholds(),
+        _spectrum(grounds.honest, rows.mean_power, grounds.panel),
         rows.maps(), error, curves,
         slices.exhibits(table, ready.read, after, camera, frames.axis("x")),
     )  # fmt: skip

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy.checking import check, evaluate
-from emdn_deploy.checking import stack as stack_check
+from emdn_deploy.checking import check, evaluate, grounds
 from emdn_deploy.options import DenoiseOptions
 
 
@@ -23,7 +22,7 @@ def _peak(work, *arguments) -> int:
 def test_a_longer_stack_takes_no_more(
     stacks, tmp_path: Path, options: DenoiseOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack_check, "DRAWS", 12)
+    monkeypatch.setattr(grounds, "DRAWS", 12)
     raw, clean = stacks(4, height=96, width=96)
     peaks = []
     for count in (64, 112):  # of a shorter stack, every frame is sampled

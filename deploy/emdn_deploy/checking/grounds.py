@@ -1,0 +1,108 @@
+"""What the results for a stack are judged by; it does not depend on the result that is judged."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy import noise_model
+from emdn_deploy.checking import limits, null
+from emdn_deploy.checking.camera import Camera, camera_of
+from emdn_deploy.checking.panel import cut
+from emdn_deploy.checking.result import Limits, Thresholds
+from emdn_deploy.checking.rows import Rows
+from emdn_deploy.correction import Prepared
+from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy.readers import Frames
+
+LEVEL = 0.05  # false alarms among honest frames, all tests together, that are aimed at
+SAFETY = 1.15
+DRAWS, BASES, RUN = 32, 4, 8
+
+Frame = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Grounds:
+    """The noise of a stack, and what honest denoisings of it show.
+
+    Attributes
+    ----------
+    good
+        (H, W), the pixels that count.
+    panel
+        (H, W) of the pieces in which frames are tested.
+    ranges
+        Of every statistic, by name.
+    bases, resamples
+        Frames that were resampled, and how often each.
+    length
+        Frames of a run of neighbours; 0 for no runs.
+    seed
+        Of the noise that was drawn.
+    """
+
+    good: NDArray[np.bool_]
+    panel: tuple[int, int]
+    noise: NoiseModel
+    camera: Camera
+    honest: null.Honest
+    about: limits.Reference
+    ranges: Mapping[str, Limits]
+    bases: int
+    resamples: int
+    length: int
+    seed: int
+
+    def rows(self) -> Rows:
+        """Return an empty table of frames, to be filled with a result's."""
+        outside = () if self.noise.in_training else self.noise.findings
+        return Rows(
+            self.camera, self.good, self.about, self.ranges, outside, self.noise.correlated,
+            self.length,
+        )  # fmt: skip
+
+    def thresholds(self) -> Thresholds:
+        """Return the ranges with how they were found."""
+        return Thresholds(
+            self.ranges, LEVEL, SAFETY, self.bases, self.resamples, self.honest.denoisings,
+            self.seed,
+        )  # fmt: skip
+
+
+def grounds_of(
+    frames: Frames,
+    ready: Prepared,
+    make: Callable[[Frame], Frame],
+    seed: int,
+    offset: float | None = None,
+) -> Grounds:
+    """Measure the noise of a stack and denoise frames that are resampled from it.
+
+    Parameters
+    ----------
+    make
+        Denoises frames (k, H, W) as the result was denoised.
+    offset
+        Intensity of a pixel without electrons, where it is known.
+    """
+    count, size = frames.shape[0], frames.shape[1:]
+    good = ~ready.recipe.bad
+    noise = noise_model.estimate(ready.read, count, size, ready.recipe.bad, offset)
+    camera = camera_of(noise, ready.scale, frames.dtype.kind in "iub")
+    panels = cut(*size)
+    chosen = np.linspace(0, count - 1, min(BASES, count)).astype(int)
+    bases: list[tuple[Frame, NDArray[np.bool_]]] = []
+    for number in chosen:
+        at = panels[len(bases) % len(panels)]
+        bases.append((ready.read(int(number), int(number) + 1)[0][at], good[at]))
+    resamples = DRAWS // len(bases)
+    length = min(RUN, count, resamples) if count > 1 else 0
+    honest = null.draw(bases, make, camera, resamples, length, seed)
+    about = limits.reference(honest.panels)
+    ranges = limits.limits(honest, about, LEVEL / len(panels), SAFETY, camera.uncertainty)
+    panel = (panels[0][0].stop, panels[0][1].stop)
+    return Grounds(
+        good, panel, noise, camera, honest, about, ranges, len(bases), resamples, length, seed
+    )
