@@ -1,22 +1,10 @@
-"""Exact rewrites of nets before export: other layers, the same numbers.
-
-onnxruntime runs plain 3 x 3 convolutions near the machine's peak; what loses time is
-the rest of a graph. Each rewrite here is algebra, and each is held against the
-original net by a test and by the exporter's own comparison.
-"""
-
-import copy
+"""Layers that onnxruntime runs slowly, as equal ones that it runs fast."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from emdn_models.nets.mcnn import Up
-
-
-def rewritten(net: nn.Module) -> nn.Module:
-    """Return a copy of a net in eval mode with every rewrite applied."""
-    return _replace(copy.deepcopy(net).eval())
 
 
 def transposed_as_conv(layer: nn.ConvTranspose2d) -> nn.Conv2d:
@@ -70,14 +58,3 @@ class ShuffledUp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, 2 H, 2 W)."""
         return functional.pixel_shuffle(self.conv(x), 2)
-
-
-def _replace(module: nn.Module) -> nn.Module:
-    for name, child in module.named_children():
-        if isinstance(child, nn.ConvTranspose2d):
-            setattr(module, name, transposed_as_conv(child))
-        elif isinstance(child, Up):
-            setattr(module, name, ShuffledUp(child))
-        else:
-            _replace(child)
-    return module
