@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.sampling import Blocks, Reader, collect
+from emdn_deploy import motion
+from emdn_deploy.sampling import Blocks, Reader, collect, trimmed_mean
 from emdn_models.errors import EmdnError
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers.
 _COUNTS_TOLERANCE = 0.2
+# How much more than the spectrum of single frames says, which errs by a third where the
+# noise is correlated, differences of frames that move, or may move, must hold.
+_UNEVEN, _TWICE = 1.1, 2.0
 
 
 @dataclass(frozen=True)
@@ -74,19 +78,26 @@ def estimate(
     """
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise EmdnError(f"gain is {gain}, expected units per electron, more than 0")
-    return from_blocks(collect(read, count, size, bad), gain, offset)
+    blocks = collect(read, count, size, bad)
+    closer = motion.look(read, count, size, bad) if motion.uneven(blocks) else None
+    return from_blocks(blocks, gain, offset, closer)
 
 
-def from_blocks(blocks: Blocks, gain: float | None, offset: float | None) -> Intensity:
-    """Turn block statistics into the scale (see the module's head for the algebra)."""
+def from_blocks(
+    blocks: Blocks, gain: float | None, offset: float | None, closer: motion.Spectrum | None = None
+) -> Intensity:
+    """Turn block statistics into the scale (see the module's head for the algebra).
+
+    ``closer`` is what the spectrum of differences says that are not white.
+    """
     mean = blocks.level
-    variance, method = noise_variance(blocks)
+    variance, method = noise_variance(blocks, closer)
     sigma = float(np.sqrt(variance))
     if sigma <= 1e-6 * max(1.0, abs(mean)):
         return Intensity(1.0, 1.0, mean - 1.0, 0.0, "no noise found: a constant or synthetic stack")
     notes = []
     if offset is None:
-        offset, said = _offset(blocks, mean, variance)
+        offset, said = _offset(blocks, mean, variance, closer)
         notes.append(said)
     elif offset >= mean:
         raise EmdnError(f"offset {offset:g} is not below the mean of the frames, {mean:g}")
@@ -105,37 +116,41 @@ def from_blocks(blocks: Blocks, gain: float | None, offset: float | None) -> Int
     return Intensity(scale, gain, offset, float(np.sqrt(gain * gain * scale)), ", ".join(notes))
 
 
-def noise_variance(blocks: Blocks) -> tuple[float, str]:
+def noise_variance(blocks: Blocks, closer: motion.Spectrum | None) -> tuple[float, str]:
     """Choose and average the estimate of the noise variance at the mean.
 
     Differences of neighbouring frames see no fixed structure. Where they are not
-    white, either the noise is correlated from pixel to pixel or the specimen
-    moves; motion makes frames two apart differ more than neighbours, correlated
-    noise does not. In the first case the differences stand, in the second the
-    high-passed part of them does, which smooth structure does not reach.
+    white, either the noise is correlated from pixel to pixel, and they stand, or the
+    specimen moves, and what is white in them does: their high-passed part, which
+    smooth structure does not reach, or the power where no image is. Where both is so,
+    a single frame's spectrum has to do.
     """
     # The median: structure raises the variance of some blocks, noise that of all.
     spatial = float(np.median(blocks.spatial)) if blocks.spatial.size else 0.0
     if not blocks.temporal.size:
         return spatial, "the spectrum of the frame"
-    temporal, high = trimmed_mean(blocks.temporal), trimmed_mean(blocks.temporal_high)
-    if temporal <= 1.1 * high or not (moves(blocks) or not blocks.lagged.size):
+    temporal = trimmed_mean(blocks.temporal)
+    if not motion.uneven(blocks):
         return temporal, "differences of neighbouring frames"
-    return min(high, spatial), "high-passed differences of neighbouring frames (the frames move)"
+    moving = motion.moves(blocks) or not blocks.lagged.size
+    if closer is None:  # too small for a spectrum: only slow motion can be told
+        high = min(trimmed_mean(blocks.temporal_high), spatial)
+        if moving and temporal > _UNEVEN * high:
+            return high, "high-passed differences of neighbouring frames (the frames move)"
+    elif not closer.correlated:
+        return motion.white_variance(blocks, closer.white), (
+            "the white part of differences of neighbouring frames (the frames move or flicker)"
+        )
+    elif (moving and temporal > _UNEVEN * spatial) or temporal > _TWICE * spatial > 0:
+        return spatial, "the spectrum of the frame (the noise is correlated, the frames move)"
+    return temporal, "differences of neighbouring frames"
 
 
-def moves(blocks: Blocks) -> bool:
-    """Say whether frames two apart differ more than neighbours do, beyond chance."""
-    if not blocks.lagged.size:
-        return False
-    near, far = trimmed_mean(blocks.temporal), trimmed_mean(blocks.lagged)
-    chance = sum(float(part.var()) / part.size for part in (blocks.temporal, blocks.lagged))
-    return bool(far > 1.03 * near + 3 * chance**0.5)
-
-
-def _offset(blocks: Blocks, mean: float, variance: float) -> tuple[float, str]:
+def _offset(
+    blocks: Blocks, mean: float, variance: float, closer: motion.Spectrum | None
+) -> tuple[float, str]:
     """Choose the reading without electrons: zero unless the data say otherwise."""
-    fitted = fit_offset(blocks)
+    fitted = fit_offset(blocks, closer)
     if fitted is not None and fitted < mean:
         return fitted, "offset from the variance-mean relation"
     sigma = float(np.sqrt(variance))
@@ -145,21 +160,28 @@ def _offset(blocks: Blocks, mean: float, variance: float) -> tuple[float, str]:
     return min(blocks.low, mean - sigma), "offset taken from the darkest pixels"
 
 
-def fit_offset(blocks: Blocks) -> float | None:
+def fit_offset(blocks: Blocks, closer: motion.Spectrum | None) -> float | None:
     """Fit variance = gain * (mean - offset) over the blocks of a stack.
 
     Returns
     -------
     float or None
         None where the frames are too even or too few to tell the offset from 0, or
-        where motion adds to their differences.
+        where motion adds to their differences and no spectrum shows what is white in them.
     """
-    relation = None if moves(blocks) else relate(blocks.mean, blocks.temporal)
+    moving = motion.uneven(blocks) and not (closer and closer.correlated)
+    if moving and closer:
+        values = blocks.temporal_high / trimmed_mean(blocks.temporal_high)
+        relation = relate(blocks.mean, values * motion.white_variance(blocks, closer.white))
+    else:
+        relation = None if moving or motion.moves(blocks) else relate(blocks.mean, blocks.temporal)
     if relation is None or not relation.steep:
         return None
     if abs(relation.constant) < 5 * relation.constant_error:
         return None
     offset = -relation.constant / relation.slope
+    if moving and offset < 0:  # what the filter leaves of the motion adds to the constant
+        return None
     # Moving structure and saturation bend the relation; electrons are not negative.
     return offset if offset < blocks.low else None
 
@@ -214,11 +236,3 @@ def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relati
         float(constant_error),
         float(covariance[0, 1]),
     )
-
-
-def trimmed_mean(values: NDArray[np.float64]) -> float:
-    """Average all but the upper and lower 2 %: a few hot or dead pixels do no harm."""
-    if not values.size:
-        return 0.0
-    cut = int(0.02 * values.size)
-    return float(np.sort(values)[cut : values.size - cut].mean())

@@ -5,7 +5,7 @@ from math import nan, sqrt
 
 import numpy as np
 
-from emdn_deploy import intensity, noise_lines, noise_shapes, noise_spectra
+from emdn_deploy import motion, noise_lines, noise_shapes, noise_spectra
 from emdn_deploy.noise_lines import Jitter, Line
 from emdn_deploy.noise_shapes import Blur, Peak
 from emdn_deploy.noise_spectra import Spectra
@@ -13,9 +13,9 @@ from emdn_deploy.sampling import Blocks
 
 # White noise alone passes these in less than 1 % of stacks, all tests together:
 # `python benchmarks/noise_power.py null` counts.
-BLUR_F, LINE_Z, JITTER_Z = 12.0, 4.5, 4.5
-# What is too weak to matter: correlation, and parts of the noise's or mean's size.
-LEAST_CORRELATION, LEAST_SHARE, LEAST_BRIGHTNESS = 0.02, 0.03, 0.01
+LINE_Z, JITTER_Z = 4.5, 4.5
+# What is too weak to matter, as parts of the noise's or the mean's size.
+LEAST_SHARE, LEAST_BRIGHTNESS = 0.03, 0.01
 # What the models saw at most (`emdn_train.detectors`).
 FLICKER, JITTER_PIXELS = 0.02, 1.0
 
@@ -69,7 +69,7 @@ class Found:
 
 def look(spectra: Spectra, blocks: Blocks) -> Found:
     """Measure everything."""
-    shape, moves = getattr(spectra, "shape", (0, 0)), intensity.moves(blocks)
+    shape, moves = getattr(spectra, "shape", (0, 0)), motion.moves(blocks)
     silent = not np.any(blocks.temporal if blocks.temporal.size else blocks.spatial)
     blur, area = Blur(nan, nan, nan, 0.0), nan
     rings: tuple[float, ...] = ()
@@ -77,7 +77,7 @@ def look(spectra: Spectra, blocks: Blocks) -> Found:
     rows = columns = fixed_rows = fixed_columns = _NO_LINE
     jitter, hidden, white = Jitter(nan, nan, 0.0), True, 1.0
     # Of two frames, nothing tells motion from noise: never trust their low frequencies.
-    rough = _rough(blocks) or not blocks.lagged.size
+    rough = motion.rough(blocks) or not blocks.lagged.size
     if spectra.pairs:
         power, rank = spectra.power, spectra.rank
         blur = noise_shapes.blur(power, shape, single=False)
@@ -85,7 +85,7 @@ def look(spectra: Spectra, blocks: Blocks) -> Found:
         flicker = rows.sigma / blocks.level if _clear(rows) and blocks.level > 0 else 0.0
         jitter = noise_lines.jitter(spectra, flicker)
         peaks = noise_shapes.peaks(spectra)
-        white, also = _white(power, shape, rank)
+        white, also = noise_spectra.white(power, shape, rank)
         rough = rough or also
         rings = noise_spectra.profile(power, shape)
     if spectra.frames and not silent:
@@ -105,7 +105,7 @@ def look(spectra: Spectra, blocks: Blocks) -> Found:
         if not hidden:
             fixed_rows = noise_lines.fixed(one, rows, spectra.frames)
             fixed_columns = noise_lines.fixed(two, columns, spectra.frames)
-    correlated = blur.f > BLUR_F and max(abs(blur.x), abs(blur.y)) > LEAST_CORRELATION
+    correlated = blur.clear
     xy = (blur.x, blur.y)
     if correlated and spectra.pairs and not moves:
         xy = noise_spectra.autocorrelation(power, shape)
@@ -203,24 +203,6 @@ def area(found: Found) -> float:
 
 def _clear(line: Line) -> bool:
     return bool(line.z > LINE_Z and line.sigma > LEAST_SHARE * sqrt(line.level))
-
-
-def _rough(blocks: Blocks) -> bool:
-    parts = (blocks.temporal, blocks.temporal_high)
-    if not all(part.size for part in parts):
-        return False
-    whole, high = (intensity.trimmed_mean(part) for part in parts)
-    chance = sum(float(part.var()) / part.size for part in parts)
-    return whole > 1.01 * high + 3 * sqrt(chance)
-
-
-def _white(power: noise_spectra.Array, shape: tuple[int, int], rank: float) -> tuple[float, bool]:
-    """Return the share of white noise in the power, and whether the rest is beyond chance."""
-    far = noise_spectra.corner(power, shape)
-    level = float(np.median(far)) / (1 - 1 / (9 * rank)) ** 3
-    whole = float(power[1:, 1:].mean())
-    chance = 2 / sqrt(far.size * rank * noise_spectra.MEDIAN)
-    return level / whole if whole > 0 else 1.0, whole > (1.03 + chance) * level
 
 
 def _displaced(jitter: Jitter) -> bool:

@@ -8,14 +8,13 @@ either it or the read noise is taken as 0, whichever the constant's sign allows.
 from math import isfinite, nan, sqrt
 from typing import NamedTuple
 
-from emdn_deploy import intensity
+from emdn_deploy import intensity, motion
 from emdn_deploy.intensity import Relation
-from emdn_deploy.sampling import Blocks
+from emdn_deploy.sampling import Blocks, trimmed_mean
 from emdn_models.errors import EmdnError
 
 # Counting cameras lose a few electrons that arrive together.
 _COUNTS = 0.05
-_MOTION = 0.03  # how much more than white noise high-passed differences may hold
 _STEEP = 0.1  # how far the slope of counts may be from 1 besides
 _TOGETHER = "offset and read noise cannot be told apart without the camera's offset"
 
@@ -36,7 +35,7 @@ class Scale(NamedTuple):
 
 
 def scale(
-    blocks: Blocks, uneven: bool, correlated: bool, white: float, offset: float | None
+    blocks: Blocks, uneven: bool, closer: motion.Spectrum | None, offset: float | None
 ) -> Scale:
     """Find the scale of a stack.
 
@@ -45,8 +44,8 @@ def scale(
     uneven
         Whether differences hold more than the pixels' noise: motion, lines, jitter.
         The high-passed differences then stand in, unless the noise is correlated.
-    white
-        Share of white noise in the power of the differences, as their spectrum tells it.
+    closer
+        What the spectrum of the differences says; None where there is none.
 
     Raises
     ------
@@ -58,15 +57,17 @@ def scale(
             f"offset {offset:g} is not below the mean of the frames, {blocks.level:g}; "
             "give the intensity of a pixel without electrons"
         )
+    correlated = closer is not None and closer.correlated
     high = uneven and not correlated and blocks.temporal_high.size > 0
     values = blocks.temporal_high if high else blocks.temporal
-    if not values.size or (uneven and not high):
-        return _from_intensity(blocks, offset)
-    mean, variance = intensity.trimmed_mean(blocks.mean), intensity.trimmed_mean(values)
-    least = white * intensity.trimmed_mean(blocks.temporal)
-    if high and least < (1 - _MOTION) * variance:
-        values = values * (least / variance)
-        variance = least
+    # What is correlated and moves fast, only a single frame shows.
+    blurred = correlated and intensity.noise_variance(blocks, closer)[0] < trimmed_mean(values)
+    if not values.size or (uneven and not high) or blurred:
+        return _from_intensity(blocks, offset, closer)
+    mean, variance = trimmed_mean(blocks.mean), trimmed_mean(values)
+    if high and variance > 0:
+        left = motion.white_variance(blocks, closer.white if closer else 1.0) / variance
+        values, variance = values * left, variance * left
     method = f"{'high-passed ' if high else ''}differences of neighbouring frames"
     # Blocks differ by their mean, too, and that is no error.
     rest = values - variance * (blocks.mean - (offset or 0.0)) / (mean - (offset or 0.0) or 1.0)
@@ -77,16 +78,25 @@ def scale(
         return Scale(nan, nan, offset or 0.0, nan, nan, nan, "none", False, doubts, 0.0)
     if relation is None or not relation.steep:
         why = "frames too even or too few for the variance-mean relation: "
-        return _through(blocks, mean, variance, error, offset, correlated, method, why)
+        return _through(blocks, mean, variance, error, offset, closer, correlated, method, why)
     slope, constant = relation.slope, relation.constant
     if offset is not None:
         return _with_offset(relation, offset, method, variance, blocks.whole and not correlated)
     if abs(constant) <= 3 * relation.constant_error:
         if blocks.low < -0.5 * sqrt(variance):
-            return _from_intensity(blocks, offset)
+            return _from_intensity(blocks, offset, closer)
         counts = abs(slope - 1) <= 3 * relation.slope_error + _STEEP
         return _through(
-            blocks, mean, variance, error, None, correlated or not counts, method, "", relation
+            blocks,
+            mean,
+            variance,
+            error,
+            None,
+            closer,
+            correlated or not counts,
+            method,
+            "",
+            relation,
         )
     said = f"variance-mean relation of {method}"
     if constant < 0:
@@ -138,6 +148,7 @@ def _through(
     variance: float,
     error: float,
     offset: float | None,
+    closer: motion.Spectrum | None,
     strange: bool,
     method: str,
     why: str,
@@ -145,7 +156,7 @@ def _through(
 ) -> Scale:
     """Take the line from the offset to the mean: no read noise."""
     if offset is None and (mean <= 0 or blocks.low < -0.5 * sqrt(max(0.0, variance))):
-        return _from_intensity(blocks, offset)
+        return _from_intensity(blocks, offset, closer)
     above = mean - (offset or 0.0)
     gain, gain_error = variance / above, error / above
     near = 3 * (gain_error if isfinite(gain_error) else 0.0) + _COUNTS
@@ -167,10 +178,10 @@ def _through(
     )  # fmt: skip
 
 
-def _from_intensity(blocks: Blocks, offset: float | None) -> Scale:
+def _from_intensity(blocks: Blocks, offset: float | None, closer: motion.Spectrum | None) -> Scale:
     """Fall back on what denoising itself takes, where no error can be given."""
-    taken = intensity.from_blocks(blocks, None, offset)
-    variance, method = intensity.noise_variance(blocks)
+    taken = intensity.from_blocks(blocks, None, offset, closer)
+    variance, method = intensity.noise_variance(blocks, closer)
     doubts = ["errors of gain and offset: the noise is told from structure by assumption only"]
     if not blocks.temporal.size:
         doubts.insert(0, "read noise: one frame has no differences, its variance-mean relation "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import noise_findings, noise_gain
+from emdn_deploy import motion, noise_findings, noise_gain
 from emdn_deploy.noise_shapes import Peak
 from emdn_deploy.noise_spectra import Spectra
 from emdn_deploy.sampling import Reader, collect
@@ -139,7 +139,8 @@ def estimate(
     spectra = Spectra()
     blocks = collect(read, count, size, bad, spectra.add)
     found = noise_findings.look(spectra, blocks)
-    scale = noise_gain.scale(blocks, found.uneven, found.correlated, found.white, offset)
+    closer = motion.Spectrum(found.correlated, found.white) if found.pairs else None
+    scale = noise_gain.scale(blocks, found.uneven, closer, offset)
     above = blocks.level - scale.offset
     said, unknown, inside = noise_findings.describe(found, above)
     variance = scale.variance * noise_findings.area(found)

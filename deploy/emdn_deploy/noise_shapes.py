@@ -22,7 +22,11 @@ from emdn_deploy.noise_spectra import (
     off_axes,
 )
 
+# White noise alone passes these in less than 1 % of stacks, with those of
+# `emdn_deploy.noise_findings` together.
+BLUR_F = 12.0
 PEAK_CHANCE = 3e-4  # that noise alone makes a peak
+LEAST_CORRELATION = 0.02  # what is weaker does not matter
 _CORNER = 0.4  # in single frames the image's tail is told from noise further out only
 
 
@@ -44,6 +48,11 @@ class Blur:
     y: float
     error: float
     f: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is beyond chance, and strong enough to matter."""
+        return self.f > BLUR_F and max(abs(self.x), abs(self.y)) > LEAST_CORRELATION
 
 
 def blur(power: Array, shape: tuple[int, int], single: bool) -> Blur:

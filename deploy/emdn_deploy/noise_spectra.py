@@ -189,3 +189,12 @@ def corner(power: Array, shape: tuple[int, int]) -> Array:
     qy, qx = frequencies(shape)
     far = (np.hypot(qy, qx) >= 0.4) & (qx >= INSIDE)
     return power[off_axes(shape) & far]
+
+
+def white(power: Array, shape: tuple[int, int], rank: float) -> tuple[float, bool]:
+    """Return the share of white noise in the power, and whether the rest is beyond chance."""
+    far = corner(power, shape)
+    level = float(np.median(far)) / (1 - 1 / (9 * rank)) ** 3
+    whole = float(power[1:, 1:].mean())
+    chance = 2 / np.sqrt(far.size * rank * MEDIAN)
+    return level / whole if whole > 0 else 1.0, bool(whole > (1.03 + chance) * level)

@@ -70,7 +70,7 @@ def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
     return [int(start) for start in np.linspace(0, count - run, runs).round()], run
 
 
-def _middle(size: tuple[int, int], pixels: int) -> tuple[slice, slice]:
+def middle(size: tuple[int, int], pixels: int) -> tuple[slice, slice]:
     """Return the middle of a frame (H, W), about ``pixels`` large, or all of it."""
     shrink = min(1.0, (pixels / (size[0] * size[1])) ** 0.5)
     kept = [max(min(length, 3), int(length * shrink)) for length in size]
@@ -94,8 +94,8 @@ def collect(
     parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _PARTS}
     levels, quantiles, whole = [], [], True
     good = np.ones(size, bool) if bad is None else ~bad
-    middle = _middle(size, MAX_PIXELS // run)
-    core = good[middle]
+    part = middle(size, MAX_PIXELS // run)
+    core = good[part]
     thin = max(1, round((len(starts) * run * good.size / _MANY) ** 0.5))
     spectra = MAX_SPECTRA if run == 1 else MAX_SPECTRA // 3
     # A filter's output is good where its whole window is.
@@ -116,7 +116,7 @@ def collect(
         pixels = frames[:, ::thin, ::thin][:, good[::thin, ::thin]]
         whole = whole and bool(np.equal(pixels, np.rint(pixels)).all())
         quantiles.append(float(np.quantile(pixels, 0.001)))
-        wide = frames[:, *middle].astype(np.float64)
+        wide = frames[:, *part].astype(np.float64)
         if watch is not None:
             watch(wide, core)
         pairs = [difference(*two, core) for two in pairwise(wide)]
@@ -202,3 +202,11 @@ def _blocks(stack: NDArray[np.float64]) -> NDArray[np.float64]:
         widths = np.diff(edges).reshape((-1, 1) if axis == 1 else (-1,))
         stack = np.add.reduceat(stack, edges[:-1], axis=axis) / widths
     return stack
+
+
+def trimmed_mean(values: NDArray[np.float64]) -> float:
+    """Average all but the upper and lower 2 %: a few hot or dead pixels do no harm."""
+    if not values.size:
+        return 0.0
+    cut = int(0.02 * values.size)
+    return float(np.sort(values)[cut : values.size - cut].mean())

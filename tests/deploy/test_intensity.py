@@ -1,10 +1,17 @@
 """The scale on simulated stacks whose gain, offset and dose are known."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from emdn_deploy import intensity, sampling
 from emdn_models.errors import EmdnError
+
+# The stacks on which the noise model's power is measured.
+_SIMULATED = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "noise_power.py"))
+SCENE, FAULTS = _SIMULATED["lattice"], _SIMULATED["FAULTS"]
 
 
 def measure(frames, gain: float | None = None, offset: float | None = None) -> intensity.Intensity:
@@ -85,6 +92,50 @@ def test_correlated_noise_is_not_taken_for_motion() -> None:
     blurred = (white[:, 1:-1, 1:-1] + white[:, :-2, 1:-1] + white[:, 1:-1, :-2]) / np.sqrt(3)
     found = measure(blurred + 200)
     assert found.sigma == pytest.approx(5.0, rel=0.03)
+
+
+@pytest.mark.parametrize("dose", [2.0, 30.0, 300.0])
+@pytest.mark.parametrize("count", [3, 6, 20])
+@pytest.mark.parametrize("how", ["drift of 3 px", "drift of 5 px", "vibration"])
+def test_fast_motion_is_not_taken_for_correlated_noise(how: str, count: int, dose: float) -> None:
+    """Frames two apart then differ no more than neighbours do."""
+    rng = np.random.default_rng(5)
+    shifts = np.arange(count)[:, None] * np.array([[1.0, 0.6]])
+    shifts *= 3 if how == "drift of 3 px" else 5
+    if how == "vibration":
+        shifts = rng.normal(0, 1.5, (count, 2))
+    found = measure(3 * rng.poisson(dose * SCENE(count, 128, shifts).clip(0)))
+    assert found.offset == 0
+    assert found.gain == pytest.approx(3, rel=0.06)
+
+
+def test_flicker_and_jitter_of_lines_are_not_the_noise_of_pixels() -> None:
+    rng = np.random.default_rng(6)
+    still = 300 * SCENE(9, 128, np.zeros((9, 2)))
+    for name, strength in (("rows flicker, of mean", 0.1), ("lines jitter, px", 0.8)):
+        frames = 3 * FAULTS[name][0](still, rng, strength)
+        assert measure(frames).gain == pytest.approx(3, rel=0.05)
+
+
+@pytest.mark.parametrize("pixels", [0.0, 0.3, 1.0, 3.0, 5.0])
+@pytest.mark.parametrize("count", [2, 6])
+def test_correlated_noise_is_found_in_frames_that_move(count: int, pixels: float) -> None:
+    rng = np.random.default_rng(7)
+    shifts = pixels * np.arange(count)[:, None] * np.array([[1.0, 0.6]])
+    blur = FAULTS["blur, share given to 4 neighbours"][0]
+    frames = 3 * blur(100 * SCENE(count, 128, shifts).clip(0), rng, 0.3)
+    variance = 0.7**2 + 4 * (0.3 / 4) ** 2
+    assert measure(frames).gain == pytest.approx(3 * variance, rel=0.25)
+
+
+@pytest.mark.parametrize("pixels", [0.0, 0.3, 1.0, 3.0])
+def test_an_offset_is_found_where_the_frames_move(pixels: float) -> None:
+    rng = np.random.default_rng(8)
+    shifts = pixels * np.arange(60)[:, None] * np.array([[1.0, 0.6]])
+    frames = 3 * rng.poisson(20 * SCENE(60, 128, shifts).clip(0)) + 100
+    found = measure(frames)
+    assert found.offset == pytest.approx(100, abs=6)
+    assert found.gain == pytest.approx(3, rel=0.12)
 
 
 @pytest.mark.parametrize("seed", range(3))
