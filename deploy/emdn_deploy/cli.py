@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from emdn_deploy.bench import commands as timing
 from emdn_deploy.checking import commands
 from emdn_deploy.flags import Axes, Dataset, Gain, Model, Offset, On, Selected, Threads
 from emdn_deploy.options import DenoiseOptions, Dtype, Kind
@@ -206,6 +207,7 @@ def inspect(
 
 
 commands.add_to(app)
+timing.add_to(app)
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -1,0 +1,41 @@
+"""The command ``bench``: it only wires."""
+
+from typing import Annotated
+
+import typer
+
+from emdn_deploy.flags import On, Threads
+from emdn_deploy.options import DenoiseOptions
+
+_DEFAULT = DenoiseOptions()
+
+
+def bench(
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...", help="Shipped names or .onnx files; default: all seven."
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side of a frame in pixels.")] = 256,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="FRAMES_PER_S", help="Of a camera: which models keep up?"),
+    ] = None,
+    device: On = _DEFAULT.device,
+    threads: Threads = _DEFAULT.threads,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON instead of text.")
+    ] = False,
+) -> None:
+    """Time the models on this machine, in less than two minutes."""
+    from emdn_deploy.bench import report, run
+
+    names = None if models is None else tuple(filter(None, models.split(",")))
+    found = run.bench(run.BenchConfig(names or None, size, rate, device, threads))
+    print(report.as_json(found) if as_json else "\n".join(report.text(found)))  # noqa: T201
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to a command line."""
+    app.command()(bench)

@@ -1,0 +1,94 @@
+"""A row of a table of timings: which model ran where and on what, and how fast."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emdn_deploy.bench.rounds import percentile
+from emdn_deploy.options import Device
+from emdn_deploy.session import Session
+
+Row = dict[str, Any]
+
+
+def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) -> Row:
+    """Say what ran: model, precision, device asked for and got, threads, batch and size."""
+    return {
+        "model": session.info.name,
+        "precision": precision(session),
+        "asked": asked,
+        "got": session.device,
+        "threads": session.threads,
+        "batch": batch,
+        "size": f"{size[0]} x {size[1]}",
+    }
+
+
+def precision(session: Session) -> str:
+    """Name the numbers that a model computes with, as its file says; float32 if it does not."""
+    return session.info.text.get("precision", "fp32")
+
+
+def gflop_of(session: Session, size: tuple[int, int]) -> float:
+    """Return the GFLOP of a frame (H, W), counted on the net as its paper has it."""
+    return session.info.gflop_256 * size[0] * size[1] / 256**2
+
+
+def gain_db(session: Session) -> float | None:
+    """Return the mean gain in dB that the model's file says was measured when it was fitted."""
+    gains = session.info.quality.get("gain_db", {})
+    return round(sum(gains.values()) / len(gains), 1) if gains else None
+
+
+def speed(
+    seconds: Sequence[float],
+    frames: int,
+    size: tuple[int, int],
+    gflop: float | None = None,
+    roofline: float | None = None,
+) -> Row:
+    """Turn rounds into columns.
+
+    Parameters
+    ----------
+    seconds
+        Of each round.
+    frames
+        That a round denoises; times are given for one of them.
+    gflop
+        Of a frame.
+    roofline
+        GFLOP/s of the machine, for the share of it that was reached.
+
+    Returns
+    -------
+    dict
+        ``frames/s`` and what follows from it are of the median round; ``p90`` and ``p99``,
+        in milliseconds a frame, are None where the rounds are too few to say them.
+    """
+    each = np.asarray(seconds) / frames
+    median = float(np.median(each))
+    row: Row = {
+        "frames/s": digits(1 / median),
+        "Mpx/s": digits(size[0] * size[1] / median / 1e6),
+        "ms p50": digits(1e3 * median),
+        "p90": milliseconds(percentile(each.tolist(), 0.9)),
+        "p99": milliseconds(percentile(each.tolist(), 0.99)),
+        "rounds": len(each),
+    }
+    if gflop is not None:
+        row["GFLOP/s"] = digits(gflop / median)
+        if roofline is not None:
+            row["roofline"] = round(gflop / median / roofline, 2)
+    return row
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Return milliseconds to three digits; None stays None."""
+    return None if seconds is None else digits(1e3 * seconds)
+
+
+def digits(value: float) -> float:
+    """Keep three significant digits."""
+    return float(f"{value:.3g}")

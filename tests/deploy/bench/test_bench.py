@@ -1,0 +1,126 @@
+"""``emdn-deploy bench`` at tiny settings: no number is judged, only that all are there."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from emdn_deploy import cli
+from emdn_deploy.bench import frames, memory, report, run
+from emdn_models import MODELS
+from emdn_models.errors import EmdnError
+
+
+def config(model: object, **changes: object) -> run.BenchConfig:
+    return run.BenchConfig((str(model),), **{"size": 32, "device": "cpu", "seconds": 0.3} | changes)
+
+
+def test_a_model_is_timed_and_said_to_keep_up(box_model) -> None:
+    found = run.bench(config(box_model, rate=100.0, threads=1))
+    (row,) = found.rows
+    assert (row["model"], row["got"], row["threads"]) == ("box", "cpu", 1)
+    assert row["rounds"] > 10
+    assert row["ms p50"] <= row["p90"]
+    assert row["frames/s"] > 0 < row["stack frames/s"]
+    assert row["arrived"] == 15
+    assert row["live p99"] is None, "15 frames do not say a p99"
+    assert row["peak MB"] is None or row["peak MB"] > 20
+    text = report.text(found)
+    assert found.machine["processor"] in text[0]
+    assert text[-1].startswith("keep up with 100 frames/s of 32 x 32: ")
+    assert ("box" in text[-1]) == row["keeps up"]
+
+
+def test_a_camera_beyond_the_model_is_not_tried(box_model) -> None:
+    (row,) = run.bench(config(box_model, rate=999999.0)).rows
+    assert row["keeps up"] is False
+    assert row["arrived"] == 0
+
+
+def test_what_would_take_too_long_is_only_estimated(box_model, monkeypatch) -> None:
+    monkeypatch.setattr(run, "_once", lambda one, size: 1.0)
+    found = run.bench(config(box_model, size=512, rate=0.2))
+    (row,) = found.rows
+    assert (row["frames/s"], row["rounds"]) == (0.25, 0)
+    assert row["keeps up"] is True
+    assert report.text(found)[-2:] == [
+        "too slow to time, estimated from 256 x 256: box",
+        "keep up with 0.2 frames/s of 512 x 512: box",
+    ]
+
+
+def test_the_slowest_are_left_out_first(monkeypatch) -> None:
+    monkeypatch.setattr(run, "_once", lambda one, size: one)
+    found = run._too_slow({"a": 0.3, "b": 0.1, "c": 0.2}, (512, 512), 13.0)
+    assert found == {"a": 1.2}
+    assert run._too_slow({"a": 9.0}, (256, 256), 1.0) == {}
+
+
+def test_all_seven_are_opened_if_none_is_named_and_auto_is_asked_once(monkeypatch) -> None:
+    asked = []
+
+    def opened(name: str, device: str, threads: int | None):
+        asked.append((name, device))
+        return SimpleNamespace(session=SimpleNamespace(device="cpu"))
+
+    monkeypatch.setattr(run, "Denoiser", opened)
+    run._opened(run.BenchConfig())
+    assert [name for name, _ in asked] == list(MODELS)
+    assert [device for _, device in asked] == ["auto", *["cpu"] * (len(MODELS) - 1)]
+
+
+@pytest.mark.parametrize("changes", [{"size": 4}, {"rate": 0.0}, {"rate": -1.0}])
+def test_impossible_settings_are_refused(changes) -> None:
+    with pytest.raises(EmdnError, match="expected"):
+        run.BenchConfig(**changes)
+
+
+def test_the_command_prints_json(box_model, monkeypatch, capsys) -> None:
+    asked = []
+    measured = run.bench(config(box_model))
+    monkeypatch.setattr(run, "bench", lambda given: asked.append(given) or measured)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", "--models", "unet,mcnn", "--size", "64", "--rate", "25", "--threads",
+                  "2", "--device", "cpu", "--json"])  # fmt: skip
+    assert not left.value.code
+    assert asked == [run.BenchConfig(("unet", "mcnn"), 64, 25.0, "cpu", 2)]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rows"][0]["model"] == "box"
+    assert facts["machine"]["cpus"] >= 1
+
+
+def test_an_unknown_model_is_one_line(capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["bench", "--models", "none"])
+    assert left.value.code == 1
+    assert "error: no shipped model is called 'none'" in capsys.readouterr().err
+
+
+def test_neither_torch_nor_pytest_is_needed(box_model) -> None:
+    code = (
+        "import sys\n"
+        "from emdn_deploy.bench import run, report\n"
+        f"found = run.bench(run.BenchConfig(({str(box_model)!r},), 32, None, 'cpu', 1, 0.1))\n"
+        "report.text(found)\n"
+        "assert not {'torch', 'onnx', 'pytest', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_frames_are_noisy_and_differ() -> None:
+    found = frames.noisy(3, 60, 48)
+    assert found.shape == (3, 60, 48)
+    assert found.dtype == np.float32
+    assert found.mean() == pytest.approx(frames.SCALE.scale, rel=0.02)
+    assert (found == 0).mean() < 0.01
+    noise = (found[0] - found[1]).std() / 2**0.5
+    assert noise == pytest.approx(frames.SCALE.sigma, rel=0.05)
+
+
+def test_peak_memory_grows_with_the_batch(box_model) -> None:
+    one, many = (memory.peak_mb(str(box_model), "cpu", 1, n, (512, 512)) for n in (1, 32))
+    assert one is None or many > one + 32
+    assert memory.peak_mb("none", "cpu", 1, 1, (8, 8)) is None
