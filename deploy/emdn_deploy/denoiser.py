@@ -1,21 +1,25 @@
 """Denoise arrays: a session that stays open, and the one-call form of it."""
 
 import logging
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import ensemble, intensity, sigma, tiling
+from emdn_deploy import ensemble, intensity, lanes, sigma, tiling
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import Device
 from emdn_deploy.session import open_session
 from emdn_deploy.sigma import Calibration
 from emdn_models.errors import FormatError
 
-# Pixels of one session.run on a CPU: batching gains little there and costs memory.
-_BATCH_PIXELS = 2**19
+# Pixels of one session.run: batching gains little on a CPU and costs memory. In a lane it
+# gains nothing, but for frames so small that the call itself takes a share of the time.
+_BATCH_PIXELS, _LANE_PIXELS = 2**19, 2**16
+
+Stack = NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ class Denoiser:
     device
         ``cuda`` never falls back; ``auto`` says what it took.
     threads
-        CPU threads; None takes those that the affinity mask allows.
+        CPU threads; None takes those that affinity mask and quota allow.
 
     Raises
     ------
@@ -77,11 +81,7 @@ class Denoiser:
             If ``frames`` is not a stack of finite real numbers.
         """
         stack, scale = _scaled(frames, gain, offset)
-        size = batch or self.batch_for(stack.shape[1:])
-        output = np.empty(stack.shape, np.float32)
-        for start in range(0, len(stack), size):
-            output[start : start + size] = self.run(stack[start : start + size], scale)
-        return output
+        return self.run(stack, scale, batch=batch)
 
     def denoise_with_sigma(
         self,
@@ -114,36 +114,88 @@ class Denoiser:
         stack, scale = _scaled(frames, gain, offset)
         if self.calibration is None:
             _log.warning("sigma: %s", sigma.note(self.session.info, None))
-        size = batch or self.batch_for(stack.shape[1:])
-        means, sigmas = np.empty(stack.shape, np.float32), np.empty(stack.shape, np.float32)
-        for start in range(0, len(stack), size):
-            part = slice(start, start + size)
-            means[part], sigmas[part] = self.run_with_sigma(stack[part], scale)
-        return means, sigmas
+        return self.run_with_sigma(stack, scale, batch=batch)
 
     @property
     def calibration(self) -> Calibration | None:
         """Return how the model's error follows from spread and noise, None if unknown."""
         return sigma.calibration_of(self.session.info)
 
-    def run(self, frames: NDArray[np.float32], scale: Intensity) -> NDArray[np.float32]:
-        """Denoise one batch (n, H, W) with a known scale, by tiles where it is too large."""
+    def run(
+        self, frames: Stack, scale: Intensity, *, batch: int | None = None, alone: bool = False
+    ) -> Stack:
+        """Denoise (n, H, W) with a known scale, by tiles where frames are too large.
 
-        def whole(tile: NDArray[np.float32]) -> NDArray[np.float32]:
-            return self.session.run(tile, scale.scale, scale.offset, scale.gain)
+        Parameters
+        ----------
+        batch
+            Frames per run; None chooses.
+        alone
+            Whether to keep to one CPU thread, the caller's: for callers that run
+            several stacks at the same time.
+        """
+        output = np.empty(frames.shape, np.float32)
 
-        return tiling.apply(whole, frames, self.session.info)
+        def one(part: slice, alone: bool) -> None:
+            self._run(frames[part], scale, output[part], alone=alone)
+
+        self._each(frames.shape, one, batch, alone=alone)
+        return output
 
     def run_with_sigma(
-        self, frames: NDArray[np.float32], scale: Intensity
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Denoise one batch (n, H, W) in eight orientations: their mean, and its sigma."""
-        mean, variance = ensemble.apply(lambda turned: self.run(turned, scale), frames)
-        return mean, sigma.estimate(mean, variance, scale, self.calibration)
+        self, frames: Stack, scale: Intensity, *, batch: int | None = None, alone: bool = False
+    ) -> tuple[Stack, Stack]:
+        """Denoise (n, H, W) in eight orientations: their mean, and its sigma; see `run`."""
+        means, sigmas = np.empty(frames.shape, np.float32), np.empty(frames.shape, np.float32)
 
-    def batch_for(self, size: tuple[int, ...]) -> int:
-        """Choose the frames per run for frames of (H, W)."""
-        return int(np.clip(_BATCH_PIXELS // (size[0] * size[1]), 1, 8))
+        def one(part: slice, alone: bool) -> None:
+            def turned(stack: Stack) -> Stack:
+                return self._run(stack, scale, np.empty(stack.shape, np.float32), alone=alone)
+
+            means[part], variance = ensemble.apply(turned, frames[part])
+            sigmas[part] = sigma.estimate(means[part], variance, scale, self.calibration)
+
+        self._each(frames.shape, one, batch, alone=alone)
+        return means, sigmas
+
+    def lanes(self, count: int, size: tuple[int, ...]) -> int:
+        """Choose how many of ``count`` frames of (H, W) are run side by side."""
+        if self.session.device != "cpu":
+            return 1
+        return lanes.choose(self.session.threads, count, tiling.most_pixels(size))
+
+    def batch_for(self, size: tuple[int, ...], *, alone: bool = False) -> int:
+        """Choose the frames per run for frames of (H, W); see `run`."""
+        most = _LANE_PIXELS if alone else _BATCH_PIXELS
+        return int(np.clip(most // (size[0] * size[1]), 1, 8))
+
+    def _each(
+        self,
+        shape: tuple[int, ...],
+        one: Callable[[slice, bool], None],
+        batch: int | None,
+        *,
+        alone: bool,
+    ) -> None:
+        """Call ``one`` for parts of a stack (n, H, W), side by side where that is faster."""
+        count, size = shape[0], shape[1:]
+        wide = 1 if alone else self.lanes(count, size)
+        alone = alone or wide > 1
+        step = batch or self.batch_for(size, alone=alone)
+        parts = [slice(start, start + step) for start in range(0, count, step)]
+        for _ in lanes.ordered(lambda part: one(part, alone), parts, wide):
+            pass
+
+    def _run(self, frames: Stack, scale: Intensity, out: Stack, *, alone: bool) -> Stack:
+        """Denoise one batch into ``out``."""
+
+        def whole(tile: Stack, into: Stack | None = None) -> Stack:
+            numbers = scale.scale, scale.offset, scale.gain
+            return self.session.run(tile, *numbers, out=into, alone=alone)
+
+        if tiling.most_pixels(frames.shape[1:]) == frames[0].size:
+            return whole(frames, out)
+        return tiling.apply(whole, frames, self.session.info, out=out)
 
 
 def denoise(

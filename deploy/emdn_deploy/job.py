@@ -113,7 +113,9 @@ def run(
         note = sigma.note(denoiser.session.info, denoiser.calibration) if options.sigma else None
         if note and denoiser.calibration is None:
             _log.warning("warning: %s: sigma is %s", source, note)
-        batch = options.batch or denoiser.batch_for(frames.shape[1:])
+        count, size = frames.shape[0], frames.shape[1:]
+        lanes = denoiser.lanes(count, size)
+        batch = options.batch or denoiser.batch_for(size, alone=lanes > 1)
         facts = provenance.facts_of(frames, options, route, ready, batch)
         storage = Storage(options.dtype, options.compress, options.sigma)
 
@@ -128,9 +130,9 @@ def run(
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
             began = time.perf_counter()
-            work = _work(denoiser, ready, options)
+            work = _work(denoiser, ready, options, alone=lanes > 1)
             quick = Quick(ready.scale.gain, ready.scale.offset, bad=ready.recipe.bad)
-            _stream(frames.shape[0], ready, work, output, quick, batch, progress)
+            _stream(count, ready, work, output, quick, batch, lanes, progress)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
@@ -151,12 +153,12 @@ def run(
 
 
 def _work(
-    denoiser: Denoiser, ready: Prepared, options: DenoiseOptions
+    denoiser: Denoiser, ready: Prepared, options: DenoiseOptions, *, alone: bool
 ) -> Callable[[Block], tuple[Block, Block | None]]:
     def compute(block: Block) -> tuple[Block, Block | None]:
         if options.sigma:
-            return denoiser.run_with_sigma(block, ready.scale)
-        return denoiser.run(block, ready.scale), None
+            return denoiser.run_with_sigma(block, ready.scale, batch=len(block), alone=alone)
+        return denoiser.run(block, ready.scale, batch=len(block), alone=alone), None
 
     return compute
 
@@ -168,6 +170,7 @@ def _stream(
     output: Output,
     quick: Quick,
     batch: int,
+    lanes: int,
     progress: Progress,
 ) -> None:
     def write(start: int, before: Block, made: tuple[Block, Block | None]) -> None:
@@ -175,7 +178,7 @@ def _stream(
         quick.add(start, before, made[0])
         progress(start + len(before), count)
 
-    pipeline.stream(ready.read, work, write, pipeline.blocks(output.done, count, batch))
+    pipeline.stream(ready.read, work, write, pipeline.blocks(output.done, count, batch), lanes)
 
 
 def _draw(

@@ -33,7 +33,7 @@ class DenoiseOptions:
     batch
         Frames per run; None chooses.
     threads
-        CPU threads; None takes those that the affinity mask allows.
+        CPU threads; None takes those that affinity mask and quota allow.
     dataset, axes
         Which frames (see `emdn_deploy.readers.frames.Choice`).
     frames

@@ -2,19 +2,22 @@
 
 ::
 
-    reader thread --(queue)--> compute, in the caller's thread --(queue)--> writer thread
+    reader thread --(queue)--> compute, in one or several lanes --(queue)--> writer thread
 
 Both queues hold a few blocks. The first error of any of the three stops the others
 and is raised from `stream`.
 """
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from emdn_deploy.lanes import ordered
 
 # Blocks waiting on either side of the computation.
 DEPTH = 2
@@ -32,6 +35,7 @@ def stream(
     compute: Callable[[Block], _T],
     write: Callable[[int, Block, _T], None],
     spans: list[tuple[int, int]],
+    lanes: int = 1,
     depth: int = DEPTH,
 ) -> None:
     """Pass blocks of frames through the three stages, in order.
@@ -41,11 +45,15 @@ def stream(
     read
         ``read(start, stop)`` gives frames (k, H, W); called in one thread.
     compute
-        Called in the caller's thread.
+        Called in the caller's thread, or in ``lanes`` threads at the same time.
     write
         ``write(start, before, computed)``; called in one thread, in order.
     spans
         (start, stop) of each block.
+    lanes
+        See `emdn_deploy.lanes`.
+    depth
+        Blocks waiting before and after the computation, of which ``2 * lanes`` may be at work.
 
     Raises
     ------
@@ -66,6 +74,13 @@ def stream(
         while (item := _get(done, stop)) is not None:
             write(*item)
 
+    def arriving() -> Iterator[tuple[int, Block]]:
+        while (item := _get(waiting, stop)) is not None:
+            yield item
+
+    def computed(item: tuple[int, Block]) -> tuple[int, Block, _T]:
+        return *item, compute(item[1])
+
     def guarded(work: Callable[[], None]) -> None:
         try:
             work()
@@ -82,8 +97,9 @@ def stream(
     for thread in threads:
         thread.start()
     try:
-        while (item := _get(waiting, stop)) is not None:
-            _put(done, (*item, compute(item[1])), stop)
+        with contextlib.closing(ordered(computed, arriving(), lanes)) as finished:
+            for item in finished:
+                _put(done, item, stop)
         _put(done, None, stop)
     except _Stopped:
         pass

@@ -4,8 +4,8 @@ import contextlib
 import ctypes
 import io
 import logging
-import os
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from emdn_deploy import cpus
 from emdn_deploy import model as models
 from emdn_deploy.model import ModelInfo
 from emdn_deploy.options import Device
@@ -39,15 +40,36 @@ class Session:
         Where it runs: ``cpu`` or ``cuda``.
     threads
         Threads of the CPU provider.
+    handle
+        Uses all threads for one batch.
     """
 
     info: ModelInfo
     device: Literal["cpu", "cuda"]
     threads: int
     handle: ort.InferenceSession
+    _single: list[ort.InferenceSession] = field(default_factory=list, repr=False)
+    _opening: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def single(self) -> ort.InferenceSession:
+        """Return the same model with one thread, to be run by several callers at once."""
+        if self.device != "cpu" or self.threads == 1:
+            return self.handle
+        with self._opening:
+            if not self._single:
+                self._single.append(_inference_session(self.info.path, 1, self.device))
+        return self._single[0]
 
     def run(
-        self, frames: NDArray[np.float32], scale: float, offset: float, gain: float
+        self,
+        frames: NDArray[np.float32],
+        scale: float,
+        offset: float,
+        gain: float,
+        *,
+        out: NDArray[np.float32] | None = None,
+        alone: bool = False,
     ) -> NDArray[np.float32]:
         """Denoise one batch.
 
@@ -59,40 +81,38 @@ class Session:
             Mean electrons per pixel of the stack.
         offset, gain
             Reading of a pixel without electrons, and units per electron.
+        out
+            (n, H, W), contiguous, where the result goes; None for a new array.
+        alone
+            Whether to keep to one CPU thread, the caller's: for callers that run
+            several batches at the same time.
 
         Returns
         -------
         ndarray
-            (n, H, W), same units.
+            (n, H, W), same units: ``out``, if there is one.
 
         Raises
         ------
         DeviceError
             If the device gives up, most often for lack of memory.
         """
+        if out is None:
+            out = np.empty(frames.shape, np.float32)
         column = (len(frames), 1, 1, 1)
-        feed = {
-            "frames": frames[:, None],
-            "scale": np.full(column, scale, np.float32),
-            "offset": np.full(column, offset, np.float32),
-            "gain": np.full(column, gain, np.float32),
-        }
+        numbers = {"scale": scale, "offset": offset, "gain": gain}
+        feed = {"frames": np.ascontiguousarray(frames[:, None])}
+        feed |= {name: np.full(column, value, np.float32) for name, value in numbers.items()}
+        handle = self.single if alone else self.handle
         try:
-            output: NDArray[np.float32] = self.handle.run(["denoised"], feed)[0]
+            _into(handle, feed, out)
         except Exception as error:  # onnxruntime raises bare Exceptions
             raise DeviceError(
                 f"{self.info.name} failed on {self.device} for frames of "
                 f"{frames.shape[1]} x {frames.shape[2]}: {_first_line(error)}; "
                 "if memory ran out, use a smaller --batch"
             ) from error
-        return output[:, 0]
-
-
-def affinity_threads() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return out
 
 
 def open_session(
@@ -109,7 +129,7 @@ def open_session(
     device
         ``cuda`` never falls back; ``auto`` takes CUDA where it works and says so.
     threads
-        CPU threads; None takes those that the affinity mask allows.
+        CPU threads; None takes those that affinity mask and quota allow.
 
     Raises
     ------
@@ -123,7 +143,7 @@ def open_session(
     if threads is not None and threads < 1:
         raise EmdnError(f"threads is {threads}, expected 1 or more")
     path = models.resolve(model)
-    count = threads or affinity_threads()
+    count = threads or cpus.usable()
     missing = cuda_obstacle() if device != "cpu" else "not asked for"
     if device == "cuda" and missing:
         raise DeviceError(f"CUDA is not available: {missing}")
@@ -201,6 +221,22 @@ def _inference_session(path: Path, threads: int, device: str) -> ort.InferenceSe
             f"{path}: onnxruntime cannot load it ({_first_line(error)}); "
             "is it a complete ONNX file written by emdn-train export?"
         ) from error
+
+
+def _into(
+    handle: ort.InferenceSession, feed: dict[str, NDArray[np.float32]], out: NDArray[np.float32]
+) -> None:
+    """Run so that the result is written where it belongs, and not copied there."""
+    if out.shape != feed["frames"][:, 0].shape or out.dtype != np.float32:
+        raise ValueError(f"out is {out.dtype} {out.shape}")
+    if not out.flags.c_contiguous:
+        raise ValueError("out is not contiguous")
+    binding = handle.io_binding()
+    for name, array in feed.items():
+        binding.bind_cpu_input(name, array)
+    place = out[:, None]
+    binding.bind_output("denoised", "cpu", 0, np.float32, place.shape, place.ctypes.data)
+    handle.run_with_iobinding(binding)
 
 
 def _first_line(error: Exception) -> str:

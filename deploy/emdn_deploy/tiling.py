@@ -40,8 +40,14 @@ def apply(
     info: ModelInfo,
     whole_pixels: int = WHOLE_PIXELS,
     tile_pixels: int = TILE_PIXELS,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Denoise (n, H, W): whole up to ``whole_pixels`` a frame, else by tiles.
+
+    Parameters
+    ----------
+    out
+        (n, H, W), where tiles are put together; None for a new array.
 
     Raises
     ------
@@ -57,7 +63,7 @@ def apply(
             f"frames of {height} x {width} need tiles, and {info.name} ({info.preset}) does not "
             "give the same result by tiles; use another model"
         )
-    output = np.empty_like(frames)
+    output = np.empty_like(frames) if out is None else out
     rows, columns = tiles((height, width), info, tile_pixels)
     for row in rows:
         for column in columns:
@@ -66,6 +72,12 @@ def apply(
                 tile = np.ascontiguousarray(frames[index : index + 1, row.read, column.read])
                 output[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
     return output
+
+
+def most_pixels(size: tuple[int, ...]) -> int:
+    """Return the pixels of the largest run that frames of (H, W) need."""
+    pixels = size[0] * size[1]
+    return pixels if pixels <= WHOLE_PIXELS else TILE_PIXELS
 
 
 def halo(info: ModelInfo) -> int:

@@ -142,7 +142,7 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...], capsys) -> None:
 
 
 def test_an_interrupt_leaves_no_file(source: Path, box_model: Path, monkeypatch, capsys) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("emdn_deploy.denoiser.Denoiser.run", interrupted)

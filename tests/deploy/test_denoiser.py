@@ -1,10 +1,13 @@
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import emdn_deploy
 from emdn_deploy import Denoiser, denoise
+from emdn_deploy.session import Session
 from emdn_models.errors import EmdnError, FormatError
 
 
@@ -54,6 +57,33 @@ def test_the_batch_does_not_matter(box_model: Path, lattice) -> None:
     expected = model.denoise(frames, batch=7)
     for batch in (1, 3):
         np.testing.assert_array_equal(model.denoise(frames, batch=batch), expected)
+
+
+def test_lanes_do_not_matter(box_model: Path, lattice) -> None:
+    frames = lattice(5.0, (7, 40, 33))
+    expected = Denoiser(box_model, threads=1).denoise(frames)
+    for threads in (2, 3, 8):  # the last has more threads than there are frames
+        np.testing.assert_array_equal(
+            Denoiser(box_model, threads=threads).denoise(frames), expected
+        )
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_stack_is_run_frame_by_frame_and_a_frame_by_all_cores(
+    box_model: Path, lattice, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    model, seen = Denoiser(box_model, threads=3), []
+    run = Session.run
+
+    def noting(self: Session, frames: np.ndarray, *numbers: float, **options: Any) -> np.ndarray:
+        seen.append((len(frames), options["alone"], threading.current_thread().name))
+        return run(self, frames, *numbers, **options)
+
+    monkeypatch.setattr(Session, "run", noting)
+    model.denoise(lattice(5.0, (count, 256, 256)))
+    assert [length for length, _, _ in seen] == [1] * count
+    assert {alone for _, alone, _ in seen} == {count > 1}
+    assert all(name.startswith("emdn-lane") == (count > 1) for _, _, name in seen)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,20 @@ def test_an_interrupted_run_is_continued(
     assert not list(source.parent.glob("*.partial*"))
 
 
+def test_threads_and_batch_do_not_matter(
+    source: Path, box_model: Path, stop_at, monkeypatch
+) -> None:
+    """Neither for the frames, nor for continuing a run that was interrupted."""
+    whole = run(source, box_model, threads=1, output=source.with_name("whole.h5"))
+    stop_at(4, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(source, box_model, threads=1, batch=2)
+    monkeypatch.undo()
+    report = run(source, box_model, threads=3)
+    assert report.resumed == 4
+    assert pixels(report.output) == pixels(whole.output)
+
+
 def pixels(path: Path) -> bytes:
     with open_frames(path) as frames:
         return frames.read(0, frames.shape[0]).tobytes()
@@ -119,7 +133,7 @@ def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
         "from emdn_deploy import cli, denoiser, output\n"
         "output._SYNC_SECONDS = 0.0\n"
         "run = denoiser.Denoiser.run\n"
-        "def slow(*a):\n    time.sleep(0.02)\n    return run(*a)\n"
+        "def slow(*a, **b):\n    time.sleep(0.02)\n    return run(*a, **b)\n"
         "denoiser.Denoiser.run = slow\n"
         "cli.main(sys.argv[1:])\n"
     )  # fmt: skip
@@ -142,7 +156,7 @@ def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
     assert pixels(target) == pixels(whole.output)
 
 
-@pytest.mark.parametrize("change", ["gain", "model", "input", "batch"])
+@pytest.mark.parametrize("change", ["gain", "model", "input"])
 def test_another_run_is_not_continued(
     source: Path, box_model: Path, make_model, stop_at, monkeypatch, change: str
 ) -> None:
@@ -153,8 +167,6 @@ def test_another_run_is_not_continued(
     model, options = box_model, {"batch": 2}
     if change == "gain":
         options["gain"] = 2.0
-    elif change == "batch":
-        options["batch"] = 3
     elif change == "model":
         model = make_model(source.parent / "other.onnx", model="other")
     else:

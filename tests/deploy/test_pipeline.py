@@ -11,18 +11,26 @@ def block(start: int, stop: int) -> np.ndarray:
     return np.arange(start, stop, dtype=np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
 
 
-def test_all_blocks_arrive_in_order() -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_all_blocks_arrive_in_order(lanes: int) -> None:
     got: list[tuple[int, float, float]] = []
+
+    def compute(frames: np.ndarray) -> np.ndarray:
+        time.sleep(0.01 if frames[0, 0, 0] == 3 else 0)  # the first is the last to be ready
+        return frames + 1
+
     stream(
         block,
-        lambda frames: frames + 1,
+        compute,
         lambda start, before, after: got.append((start, before[0, 0, 0], after[-1, 0, 0])),
         blocks(3, 20, 4),
+        lanes,
     )
     assert got == [(3, 3, 7), (7, 7, 11), (11, 11, 15), (15, 15, 19), (19, 19, 20)]
 
 
-def test_a_slow_writer_holds_the_reader_back() -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_slow_writer_holds_the_reader_back(lanes: int) -> None:
     """Memory is set by the queues: the reader is never far ahead of the writer."""
     read, written, ahead = [0], [0], []
 
@@ -35,15 +43,16 @@ def test_a_slow_writer_holds_the_reader_back() -> None:
         time.sleep(0.002)
         written[0] = start + len(after)
 
-    stream(reading, lambda frames: frames, writing, blocks(0, 200, 1), depth=2)
+    stream(reading, lambda frames: frames, writing, blocks(0, 200, 1), lanes, depth=2)
     assert written[0] == 200
-    # Two queues of 2, and one block in the hands of each stage.
-    assert max(ahead) <= 2 * 2 + 3
+    # Two queues of 2, one block in the hands of each stage, and what the lanes have begun.
+    assert max(ahead) <= 2 * 2 + 3 + (2 * lanes if lanes > 1 else 0)
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("stage", ["read", "compute", "write"])
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_the_first_error_stops_all(stage: str, kind: type[BaseException]) -> None:
+def test_the_first_error_stops_all(stage: str, kind: type[BaseException], lanes: int) -> None:
     before = threading.active_count()
     calls = {"read": 0, "compute": 0, "write": 0}
 
@@ -61,7 +70,7 @@ def test_the_first_error_stops_all(stage: str, kind: type[BaseException]) -> Non
         return frames
 
     with pytest.raises(kind, match="third block"):
-        stream(read, compute, lambda *_: step("write"), blocks(0, 1000, 1))
+        stream(read, compute, lambda *_: step("write"), blocks(0, 1000, 1), lanes)
     assert calls["read"] < 20
     assert threading.active_count() == before
 

@@ -30,8 +30,40 @@ def test_threads_follow_the_affinity_mask(box_model: Path, monkeypatch: pytest.M
     assert open_session(box_model, "cpu", threads=1).threads == 1
 
 
-def test_options_keep_the_cores_free(box_model: Path) -> None:
-    options = open_session(box_model, "cpu").handle.get_session_options()
+def test_a_lane_has_one_thread(box_model: Path) -> None:
+    opened = open_session(box_model, "cpu", threads=3)
+    assert opened.single.get_session_options().intra_op_num_threads == 1
+    assert opened.single is opened.single
+    alone = open_session(box_model, "cpu", threads=1)
+    assert alone.single is alone.handle
+
+
+def test_results_are_written_where_they_belong(box_model: Path) -> None:
+    opened = open_session(box_model, "cpu")
+    frames = np.random.default_rng(0).poisson(9, (4, 24, 31)).astype(np.float32)
+    into = np.zeros((6, 24, 31), np.float32)
+    made = opened.run(frames, 9.0, 0.0, 1.0, out=into[1:5])
+    assert np.shares_memory(made, into)
+    np.testing.assert_array_equal(into[1:5], opened.run(frames, 9.0, 0.0, 1.0, alone=True))
+    assert not into[[0, 5]].any()
+    # A buffer that does not fit would be written past its end.
+    for wrong in (into[:2], np.zeros((4, 24, 31)), np.zeros((4, 24, 62), np.float32)[:, :, ::2]):
+        with pytest.raises(DeviceError, match="out is"):
+            opened.run(frames, 9.0, 0.0, 1.0, out=wrong)
+
+
+def test_frames_may_lie_anyhow_in_memory(box_model: Path) -> None:
+    opened = open_session(box_model, "cpu")
+    frames = np.random.default_rng(0).poisson(9, (2, 20, 30)).astype(np.float32)
+    turned = np.ascontiguousarray(frames.transpose(0, 2, 1)).transpose(0, 2, 1)
+    expected = opened.run(frames, 9.0, 0.0, 1.0)
+    np.testing.assert_array_equal(opened.run(turned, 9.0, 0.0, 1.0), expected)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_options_keep_the_cores_free(box_model: Path, alone: bool) -> None:
+    opened = open_session(box_model, "cpu", threads=2)
+    options = (opened.single if alone else opened.handle).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
 

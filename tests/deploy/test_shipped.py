@@ -45,3 +45,14 @@ def test_tiles_equal_the_whole_frame(name: str) -> None:
     tiled = tiling.apply(run, frames, info, limit * width, limit * width)
     assert len(runs) > 1
     np.testing.assert_array_equal(tiled, session.run(frames, 20.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_threads_and_batch_do_not_matter(name: str) -> None:
+    """What is run side by side, or continued on another machine, has the same bits."""
+    session = Denoiser(name, threads=3).session
+    frames = np.random.default_rng(0).poisson(20, (3, 65, 40)).astype(np.float32)
+    together = session.run(frames, 20.0, 0.0, 1.0)
+    for number, frame in enumerate(frames):
+        alone = session.run(frame[None], 20.0, 0.0, 1.0, alone=True)
+        np.testing.assert_array_equal(alone[0], together[number])

@@ -173,7 +173,7 @@ def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str) 
         "from emdn_deploy import cli, denoiser, output\n"
         "output._SYNC_SECONDS = 0.0\n"
         "run = denoiser.Denoiser.run\n"
-        "def slow(*a):\n    time.sleep(0.03)\n    return run(*a)\n"
+        "def slow(*a, **b):\n    time.sleep(0.03)\n    return run(*a, **b)\n"
         "denoiser.Denoiser.run = slow\n"
         "cli.main(sys.argv[1:])\n"
     )  # fmt: skip
