@@ -1,5 +1,5 @@
 # Every target is a task, not a file; the stamps in .venv record what is installed.
-.PHONY: help denoise test train simulate export ship quality gallery example bench check clean
+.PHONY: help denoise test train simulate export ship quality gallery example bench record check clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -48,6 +48,9 @@ example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 again
 
 bench: $(VENV)/.dev  ## Time every shipped model; tables in benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+record: $(VENV)/.train  ## Run the em_denoise benchmark: one line, and OUT/record/record.json, to compare machines by
+	$(BIN)/emdn-train benchmark data/record --out $(OUT)/record $(ARGS)
 
 check: $(VENV)/.dev  ## Lint, format and strict types
 	$(BIN)/ruff check

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import MODELS, MissingExtraError, classes, console
-from emdn_train import cli_adapt, cli_classes, cli_proof, cli_quality, cli_sigma
+from emdn_train import cli_adapt, cli_classes, cli_proof, cli_quality, cli_record, cli_sigma
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -251,6 +251,7 @@ app.command()(cli_sigma.reliability)
 app.command()(cli_quality.quality)
 app.command()(cli_quality.resolution)
 app.command()(cli_proof.proof)
+app.command()(cli_record.benchmark)
 
 
 def _names(text: str) -> tuple[str, ...]:

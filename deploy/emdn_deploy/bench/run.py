@@ -105,7 +105,8 @@ def bench(config: BenchConfig) -> Bench:
         gflop = rows.gflop_of(one.session, size)
         if name in timed:
             row |= rows.speed(seconds[name], 1, size, gflop)
-            row |= _whole(one, frames, float(np.median(seconds[name])), budget)
+            each = float(np.median(seconds[name]))
+            row["stack frames/s"] = rows.digits(stack_rate(one, frames, each, budget / 2))
             asked = one.session.device, one.session.threads, 1, size
             row["peak MB"] = _rounded(peak_mb(name, *asked))
         else:
@@ -172,12 +173,15 @@ def _one_by_one(
     return in_turn(calls, ROUNDS, limit_s)
 
 
-def _whole(one: Denoiser, frames: Stack, each: float, budget: float) -> Row:
-    """Time a whole stack from array to array, its scale found on the way."""
-    count = int(np.clip(budget / 2 / each, 2, 128))
+def stack_rate(one: Denoiser, frames: Stack, each: float, limit_s: float) -> float:
+    """Return the frames a second of a whole stack, array to array, its scale found on the way.
+
+    ``each``, the seconds of a frame by itself, and ``limit_s`` say how long the stack is.
+    """
+    count = int(np.clip(limit_s / each, 2, 128))
     stack = frames[np.arange(count) % len(frames)]
-    times = in_turn({"": lambda: one.denoise(stack)}, 3, budget / 2)[""]
-    return {"stack frames/s": rows.digits(count / float(np.median(times)))}
+    times = in_turn({"": lambda: one.denoise(stack)}, 3, limit_s)[""]
+    return count / float(np.median(times))
 
 
 def _camera(one: Denoiser, frames: Stack, rate: float, row: Row, seconds: float) -> Row:
