@@ -10,7 +10,17 @@ import typer
 
 from emdn_deploy.bench import commands as timing
 from emdn_deploy.checking import commands
-from emdn_deploy.flags import Axes, Dataset, Gain, Model, Offset, On, Selected, Threads
+from emdn_deploy.flags import (
+    Axes,
+    Dataset,
+    Gain,
+    Model,
+    Numbers,
+    Offset,
+    On,
+    Selected,
+    Threads,
+)
 from emdn_deploy.options import DenoiseOptions, Dtype, Kind
 from emdn_models import console
 from emdn_models.errors import EmdnError
@@ -56,6 +66,7 @@ def denoise(
     suffix: Annotated[str, typer.Option(help="What output names end in.")] = _DEFAULT.suffix,
     model: Model = _DEFAULT.model,
     device: On = _DEFAULT.device,
+    precision: Numbers = _DEFAULT.precision,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Frames per run; chosen if not given.")
     ] = _DEFAULT.batch,
@@ -100,10 +111,10 @@ def denoise(
         )
     options = DenoiseOptions(
         output=output, to=to, dtype=dtype, compress=compress, sigma=sigma, out_dir=out_dir,
-        suffix=suffix, model=model, device=device, batch=batch, threads=threads,
-        dataset=dataset, axes=axes, frames=frames, gain=gain, offset=offset, dark=dark,
-        gain_map=gain_map, defects=defects, keep_bad_pixels=keep_bad_pixels, preview=preview,
-        movie=movie, overwrite=overwrite,
+        suffix=suffix, model=model, device=device, precision=precision, batch=batch,
+        threads=threads, dataset=dataset, axes=axes, frames=frames, gain=gain, offset=offset,
+        dark=dark, gain_map=gain_map, defects=defects, keep_bad_pixels=keep_bad_pixels,
+        preview=preview, movie=movie, overwrite=overwrite,
     )  # fmt: skip
     from emdn_deploy import job, reporting, targets
     from emdn_deploy.denoiser import Denoiser
@@ -118,7 +129,7 @@ def denoise(
                 print(reporting.as_json(plan) if as_json else "\n".join(reporting.planned(plan)))
                 continue
             if len(pairs) > 1:
-                opened = opened or Denoiser(own.model, own.device, own.threads)
+                opened = opened or Denoiser.of(own)
             report = job.run(source, own, _progress(), opened)
             print(reporting.as_json(report) if as_json else "\n".join(reporting.lines(report)))
         except EmdnError as error:
@@ -146,6 +157,7 @@ def watch(
     to: Annotated[Kind | None, typer.Option(help="Kind of output for a folder.")] = _DEFAULT.to,
     model: Model = _DEFAULT.model,
     device: On = _DEFAULT.device,
+    precision: Numbers = _DEFAULT.precision,
     threads: Threads = _DEFAULT.threads,
     dataset: Dataset = _DEFAULT.dataset,
     axes: Axes = _DEFAULT.axes,
@@ -163,8 +175,8 @@ def watch(
 ) -> None:
     """Denoise frames while an acquisition writes them; Ctrl-C, or --idle, ends it."""
     options = DenoiseOptions(
-        output=output, out_dir=out_dir, to=to, model=model, device=device, threads=threads,
-        dataset=dataset, axes=axes, gain=gain, offset=offset, overwrite=overwrite,
+        output=output, out_dir=out_dir, to=to, model=model, device=device, precision=precision,
+        threads=threads, dataset=dataset, axes=axes, gain=gain, offset=offset, overwrite=overwrite,
     )  # fmt: skip
     from emdn_deploy import growing, targets
     from emdn_deploy import watch as watching

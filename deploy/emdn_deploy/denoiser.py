@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Callable
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emdn_deploy import ensemble, intensity, lanes, sigma, tiling
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.options import Device
+from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.session import open_session
 from emdn_deploy.sigma import Calibration
 from emdn_models.errors import FormatError
@@ -36,6 +36,8 @@ class Denoiser:
         ``cuda`` never falls back; ``auto`` says what it took.
     threads
         CPU threads; None takes those that affinity mask and quota allow.
+    precision
+        Which variant of the model: ``fp32`` for the model itself.
 
     Raises
     ------
@@ -48,8 +50,14 @@ class Denoiser:
         model: str | PathLike[str] | None = None,
         device: Device = "cpu",
         threads: int | None = None,
+        precision: Precision = "fp32",
     ) -> None:
-        self.session = open_session(model, device, threads)
+        self.session = open_session(model, device, threads, precision)
+
+    @classmethod
+    def of(cls, options: DenoiseOptions) -> Self:
+        """Open what the flags of ``emdn-deploy denoise`` name."""
+        return cls(options.model, options.device, options.threads, options.precision)
 
     def denoise(
         self,
@@ -202,6 +210,7 @@ def denoise(
     frames: ArrayLike,
     model: str | PathLike[str] | None = None,
     device: Device = "cpu",
+    precision: Precision = "fp32",
 ) -> NDArray[np.float32]:
     """Denoise a stack (N, H, W) in one call; see `Denoiser` for several.
 
@@ -215,7 +224,7 @@ def denoise(
     EmdnError
         As `Denoiser` and `Denoiser.denoise`.
     """
-    return Denoiser(model, device).denoise(frames)
+    return Denoiser(model, device, precision=precision).denoise(frames)
 
 
 def _scaled(

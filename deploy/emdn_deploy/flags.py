@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.options import Device
+from emdn_deploy.options import Device, Precision
 
 Dataset = Annotated[
     str | None,
@@ -18,6 +18,9 @@ Model = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
 ]
 On = Annotated[Device, typer.Option(help="auto says what it took; cuda never falls back.")]
+Numbers = Annotated[
+    Precision, typer.Option(help="Variant of the model: what it computes with; see models.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
 ]

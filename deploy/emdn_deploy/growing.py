@@ -48,7 +48,7 @@ def dataset(
         As `emdn_deploy.job.run`, and if the file cannot be followed.
     """
     check_target(target, source, overwrite=options.overwrite)
-    denoiser = Denoiser(options.model, options.device, options.threads)
+    denoiser = Denoiser.of(options)
     partial = target.with_name(target.name + ".partial")
     try:
         file = h5py.File(source, "r", libver="latest", swmr=True)

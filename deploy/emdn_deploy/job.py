@@ -102,7 +102,7 @@ def run(
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
         beside = _check(source, target, module, frames, options)
-        denoiser = denoiser or Denoiser(options.model, options.device, options.threads)
+        denoiser = denoiser or Denoiser.of(options)
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
@@ -140,11 +140,11 @@ def run(
             output.complete(late)
         if options.preview is not None or options.movie is not None:
             _draw(options, frames, ready, target, module)
-    ratio = float(late["intensity_ratio"])
+    ratio, info = float(late["intensity_ratio"]), denoiser.session.info
     _warn(source, ratio, ready)
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
-        denoiser.session.info.name, denoiser.session.device, ready.scale,
+        info.name, info.precision, denoiser.session.device, ready.scale,
         ratio, ready.bad_pixels, options.dtype, saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
         route.reason or None, checked.line if checked else None,

@@ -9,10 +9,10 @@ def table() -> pl.DataFrame:
     """Return one row per shipped model.
 
     The columns are ``name`` (the default marked by ``*``; copies stand below their model),
-    ``for``, the frames that a copy is fitted to and measured on, ``preset``, ``size_mb``,
-    ``parameters``, ``gflop_256`` (for one 256 x 256 frame), and ``dB at 0.12`` and so on: the
-    improvement over the noisy frame at a signal to noise per pixel, as it was measured when
-    the model was fitted.
+    ``for``, the frames that a copy is fitted to and measured on, ``preset``, ``precision``,
+    what ``--precision`` can ask for, ``size_mb`` of the first of them, ``parameters``,
+    ``gflop_256`` (for one 256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over
+    the noisy frame at a signal to noise per pixel, as it was measured when the model was fitted.
     """
     default = pretrained.default_model()
     rows = []
@@ -28,6 +28,7 @@ def table() -> pl.DataFrame:
                 "name": name + (" *" if name == default else ""),
                 "for": entry.get("for", "all frames"),
                 "preset": entry["preset"],
+                "precision": ", ".join(pretrained.precisions(name)),
                 "size_mb": round(size / 1e6, 2),
                 "parameters": entry["parameters"],
                 "gflop_256": round(float(entry["gflop_256"]), 2),

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from emdn_deploy.options import Precision
 from emdn_models import classes, pretrained
 from emdn_models.errors import ModelError
 
 SCHEMA = "1"
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class ModelInfo:
     ----------
     sha256
         Of the ONNX file.
+    precision
+        Numbers that it computes with, as it says itself.
     multiple
         Step that height and width are padded to inside the graph.
     receptive_field
@@ -39,6 +43,7 @@ class ModelInfo:
     sha256: str
     name: str
     preset: str
+    precision: str
     multiple: int
     receptive_field: int
     tiling_exact: bool
@@ -49,7 +54,7 @@ class ModelInfo:
     text: Mapping[str, str]
 
 
-def resolve(model: str | PathLike[str] | None) -> Path:
+def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") -> Path:
     """Return the ONNX file of a shipped model's name or of a path.
 
     Parameters
@@ -57,21 +62,49 @@ def resolve(model: str | PathLike[str] | None) -> Path:
     model
         A shipped name, the path of an ``.onnx`` file, or None for the default.
         ``MODEL@auto`` stands for the model until the frames are known (`routing`).
+    precision
+        Which variant: a shipped one's file stands in the index, that of ``NAME.onnx`` is
+        ``NAME.int8.onnx`` beside it. ``fp32`` is the model, or the file, itself.
 
     Raises
     ------
     ModelError
-        If there is no such name or file.
+        If there is no such name, file or variant.
     """
+    if precision not in PRECISIONS:
+        raise ModelError(f"no precision is called {precision!r}; there are {', '.join(PRECISIONS)}")
     if model is None:
-        return pretrained.onnx_path(pretrained.default_model())
+        return pretrained.onnx_path(pretrained.default_model(), precision)
     text = str(model)
     if text.endswith(".onnx") or "/" in text or "\\" in text or not isinstance(model, str):
         path = Path(model)
         if not path.is_file():
             raise ModelError(f"{path}: no such ONNX file")
+        return path if precision == "fp32" else _variant(path, precision)
+    return pretrained.onnx_path(classes.automatic(text) or text, precision)
+
+
+def _variant(path: Path, precision: Precision) -> Path:
+    """Return the file of a variant: the one beside the model's, or this one itself."""
+    suffix = f".{precision}.onnx"
+    if path.name.endswith(suffix):
         return path
-    return pretrained.onnx_path(classes.automatic(text) or text)
+    variant = path.with_name(path.stem + suffix)
+    if not variant.is_file():
+        raise ModelError(f"{path}: has no {precision} variant; {variant} does not exist")
+    return variant
+
+
+def check_precision(info: ModelInfo, precision: Precision) -> None:
+    """Refuse a file that is not what its name, or the index, says.
+
+    Raises
+    ------
+    ModelError
+        If a variant was asked for, and the file says that it computes with other numbers.
+    """
+    if precision not in ("fp32", info.precision):
+        raise ModelError(f"{info.path}: says that it is {info.precision}, not {precision}")
 
 
 def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
@@ -96,6 +129,7 @@ def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
             sha256=pretrained.sha256(path),
             name=text["model"],
             preset=text["preset"],
+            precision=text.get("precision", "fp32"),
             multiple=int(text["multiple"]),
             receptive_field=int(text["receptive_field"]),
             tiling_exact=text["tiling_exact"] == "true",

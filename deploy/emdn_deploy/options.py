@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "fp16", "int8"]
 Kind = Literal["h5", "hspy", "tif", "mrc", "npy"]
 Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"]
 
@@ -30,6 +31,9 @@ class DenoiseOptions:
         Where an output without a name goes, and what its name ends in.
     model
         A shipped name, the path of an ``.onnx`` file, or None for the default.
+    precision
+        Which variant of the model: ``fp32`` the model itself, the others ``NAME.int8.onnx`` and
+        so on, where there is one.
     batch
         Frames per run; None chooses.
     threads
@@ -61,6 +65,7 @@ class DenoiseOptions:
     suffix: str = "_denoised"
     model: str | None = None
     device: Device = "auto"
+    precision: Precision = "fp32"
     batch: int | None = None
     threads: int | None = None
     dataset: str | None = None

@@ -49,6 +49,8 @@ class Report:
         mean(output) / mean(input), both above the offset.
     bad_pixels
         Pixels that were filled in from their neighbours, in every frame.
+    precision
+        Numbers that the model computed with.
     dtype
         Of the output's pixels.
     saturated
@@ -74,6 +76,7 @@ class Report:
     resumed: int
     seconds: float
     model: str
+    precision: str
     device: str
     intensity: Intensity
     ratio: float

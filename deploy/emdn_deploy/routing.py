@@ -13,7 +13,7 @@ from pathlib import Path
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.model import resolve
-from emdn_deploy.options import DenoiseOptions, Device
+from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.readers import Frames
 from emdn_deploy.readers.mode import mode_of
 from emdn_models import classes, pretrained
@@ -54,14 +54,21 @@ def route(denoiser: Denoiser, options: DenoiseOptions, frames: Frames, scale: In
     model = classes.automatic(options.model)
     if model is None:
         return Route(denoiser, warning=contradiction(denoiser.session.info.name, mode, electrons))
-    name, why = choose(model, mode, electrons, pretrained.index()["models"])
+    shipped = pretrained.index()["models"]
+    there = [name for name in shipped if options.precision in pretrained.precisions(name)]
+    name, why = choose(model, mode, electrons, there, options.precision)
     if name != denoiser.session.info.name:
-        denoiser = _opened(resolve(name), options.device, options.threads)
+        path = resolve(name, options.precision)
+        denoiser = _opened(path, options.device, options.threads, options.precision)
     return Route(denoiser, f"{options.model}: {why}")
 
 
 def choose(
-    model: str, mode: Mode | None, electrons: float | None, there: Container[str]
+    model: str,
+    mode: Mode | None,
+    electrons: float | None,
+    there: Container[str],
+    precision: Precision = "fp32",
 ) -> tuple[str, str]:
     """Name the copy for frames, or the model itself, and say why.
 
@@ -70,7 +77,7 @@ def choose(
     mode, electrons
         As `emdn_models.classes.class_of`.
     there
-        Names of the copies that can be had.
+        Names of the copies that can be had in this precision.
     """
     if mode is None:
         return model, f"{_dose(electrons)}; the file does not say STEM or TEM, so {model} itself"
@@ -80,7 +87,8 @@ def choose(
         return model, f"{found}, so {model} itself"
     name = classes.copy_of(model, kind)
     if name not in there:
-        return model, f"{found}; there is no {name}, so {model} itself"
+        also = "" if precision == "fp32" else f" in {precision}"
+        return model, f"{found}; there is no {name}{also}, so {model} itself"
     return name, found
 
 
@@ -109,6 +117,6 @@ def _dose(electrons: float | None) -> str:
 
 
 @lru_cache(maxsize=len(classes.CLASSES))
-def _opened(path: Path, device: Device, threads: int | None) -> Denoiser:
+def _opened(path: Path, device: Device, threads: int | None, precision: Precision) -> Denoiser:
     """Open a copy once for all inputs of a run that are of its class."""
-    return Denoiser(path, device, threads)
+    return Denoiser(path, device, threads, precision)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from emdn_deploy import cpus
 from emdn_deploy import model as models
 from emdn_deploy.model import ModelInfo
-from emdn_deploy.options import Device
+from emdn_deploy.options import Device, Precision
 from emdn_models.errors import DeviceError, EmdnError, ModelError
 
 DEVICES: tuple[Device, ...] = get_args(Device)
@@ -119,6 +119,7 @@ def open_session(
     model: str | PathLike[str] | None = None,
     device: Device = "auto",
     threads: int | None = None,
+    precision: Precision = "fp32",
 ) -> Session:
     """Open a model.
 
@@ -130,11 +131,13 @@ def open_session(
         ``cuda`` never falls back; ``auto`` takes CUDA where it works and says so.
     threads
         CPU threads; None takes those that affinity mask and quota allow.
+    precision
+        Which variant of the model; ``int8`` is for the CPU, where ``auto`` then stays.
 
     Raises
     ------
     ModelError
-        If the model is unknown, damaged or foreign.
+        If the model is unknown, damaged or foreign, or has no such variant.
     DeviceError
         If the device asked for cannot be had; the message names what is missing.
     """
@@ -142,7 +145,13 @@ def open_session(
         raise DeviceError(f"no device is called {device!r}; there are {', '.join(DEVICES)}")
     if threads is not None and threads < 1:
         raise EmdnError(f"threads is {threads}, expected 1 or more")
-    path = models.resolve(model)
+    path = models.resolve(model, precision)
+    if precision == "int8" and device != "cpu":
+        # CUDA has no convolutions of int8 in onnxruntime: it would go back to float32.
+        if device == "cuda":
+            raise DeviceError("int8 variants are for the CPU; use fp32 on CUDA, or --device cpu")
+        device = "cpu"
+        _log.info("device: cpu (int8 variants are for it)")
     count = threads or cpus.usable()
     missing = cuda_obstacle() if device != "cpu" else "not asked for"
     if device == "cuda" and missing:
@@ -161,6 +170,7 @@ def open_session(
         _log.info("device: %s", take if take == "cuda" else f"cpu (no CUDA: {missing})")
     meta = handle.get_modelmeta().custom_metadata_map
     info = models.parse(path, meta, [one.name for one in handle.get_inputs()])
+    models.check_precision(info, precision)
     return Session(info, take, count, handle)
 
 

@@ -74,7 +74,7 @@ def folder(
         raise FormatError(f"{place}: no such folder to watch")
     out = options.out_dir or place.with_name(place.name + options.suffix)
     out.mkdir(parents=True, exist_ok=True)
-    denoiser = Denoiser(options.model, options.device, options.threads)
+    denoiser = Denoiser.of(options)
     recipe: correction.Recipe | None = None
     before: dict[Path, Seen] = {}
     done: set[Path] = set()

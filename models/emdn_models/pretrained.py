@@ -2,7 +2,7 @@
 
 ``weights/index.json`` is written by ``emdn-train export``. It names the default
 model and, for each model, its file, sha256, preset, size, training and measured
-quality.
+quality, and its variants of other precisions.
 """
 
 import hashlib
@@ -29,13 +29,18 @@ def default_model() -> str:
     return str(index()["default"])
 
 
-def onnx_path(name: str) -> Path:
+def onnx_path(name: str, precision: str = "fp32") -> Path:
     """Return the packaged ONNX file of a model after comparing its sha256.
+
+    Parameters
+    ----------
+    precision
+        ``fp32`` for the model itself, else which of its variants.
 
     Raises
     ------
     ModelError
-        If no such model is shipped, or its file is missing or damaged.
+        If no such model or variant is shipped, or its file is missing or damaged.
     """
     shipped = index()["models"]
     if name not in shipped:
@@ -44,10 +49,23 @@ def onnx_path(name: str) -> Path:
             "(or give the path of an .onnx file)"
         )
     entry = shipped[name]
+    if precision != "fp32":
+        if precision not in precisions(name):
+            others = [other for other in shipped if precision in precisions(other)]
+            raise ModelError(
+                f"{name} has no {precision} variant; "
+                + (f"those that have one: {', '.join(others)}" if others else "no model has one")
+            )
+        entry = entry["variants"][precision]
     path = WEIGHTS / str(entry["file"])
     if not path.is_file() or sha256(path) != entry["sha256"]:
         raise ModelError(f"{path}: missing or damaged; reinstall emdn")
     return path
+
+
+def precisions(name: str) -> tuple[str, ...]:
+    """Name what a shipped model can compute with: ``fp32``, then its variants."""
+    return ("fp32", *index()["models"][name].get("variants", {}))
 
 
 def sha256(path: Path) -> str:

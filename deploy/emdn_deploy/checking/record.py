@@ -58,7 +58,7 @@ def _found(text: str, key: str | None) -> dict[str, Any]:
 
 
 def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptions:
-    """Take from a record what the options leave open: model, references, selection.
+    """Take from a record what the options leave open: model and precision, references, selection.
 
     Raises
     ------
@@ -70,7 +70,8 @@ def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptio
         return options
     changes: dict[str, Any] = {}
     if options.model is None:
-        changes["model"] = _model(facts)
+        changes["precision"] = facts.get("precision", "fp32")
+        changes["model"] = _model(facts, changes["precision"])
     selected = str(facts.get("input_frames", "all"))
     if options.frames is None and selected != "all":
         changes["frames"] = selected
@@ -80,9 +81,11 @@ def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptio
     return replace(options, **changes)
 
 
-def _model(facts: Mapping[str, Any]) -> str:
+def _model(facts: Mapping[str, Any], precision: str) -> str:
     name = str(facts["model"])
     shipped = pretrained.index()["models"].get(name, {})
+    if precision != "fp32":
+        shipped = shipped.get("variants", {}).get(precision, {})
     if shipped.get("sha256") != facts["model_sha256"]:
         raise ModelError(
             f"{name}: found no shipped model {name} with the sha256 of the record, "

@@ -67,7 +67,7 @@ def check(
         ready = correction.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
-        denoiser = Denoiser(options.model, options.device, options.threads)
+        denoiser = Denoiser.of(options)
         return _check(
             frames, clean, ready, _Maker(denoiser, ready, facts, clean), options, seed, progress
         )
