@@ -14,9 +14,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from emdn_deploy import cpus
 from emdn_deploy.bench import machine
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.session import affinity_threads
 from emdn_models import MODELS, checkpoint
 from emdn_models.errors import EmdnError
 from emdn_models.nets import build
@@ -86,7 +86,7 @@ def record(config: RecordConfig) -> dict[str, Any] | None:
     if not (data / "train" / f"{STEM}_clean.h5").exists():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise EmdnError(f"{data}: no data set; simulate it first, with one process")
-        simulate(SimulateConfig(data, frames=config.frames, workers=affinity_threads()))
+        simulate(SimulateConfig(data, frames=config.frames, workers=cpus.usable()))
     raw, truth = (pictures(data, part) for part in ("raw", "truth"))
     with open_split(data, "train") as split:
         shape = split.shape

@@ -6,6 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from emdn_deploy import cpus
+
 # One of the two is installed, as the platform has it.
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
@@ -33,10 +35,9 @@ def versions(*more: str) -> dict[str, str]:
 
 def facts(*more: str) -> dict[str, Any]:
     """Describe the machine: processor, CPUs that may be used, load, system, versions."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": processor(),
-        "cpus": usable,
+        "cpus": cpus.usable(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
