@@ -46,8 +46,8 @@ example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 again
 	    --pixel-size-nm 0.01 0.01 --seed 0
 	cp data/example/movie.h5 deploy/examples/frames.h5
 
-bench: $(VENV)/.dev  ## Time every shipped model; tables in benchmarks/results
-	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+bench: $(VENV)/.dev  ## Time every shipped model, beside others and the machine's limit; tables in benchmarks/results
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)
 
 record: $(VENV)/.train  ## Run the em_denoise benchmark: one line, and OUT/record/record.json, to compare machines by
 	$(BIN)/emdn-train benchmark data/record --out $(OUT)/record $(ARGS)

@@ -1,91 +1,63 @@
-"""Every shipped model at 256 x 256, several batch sizes, on each device that is there.
+"""Every shipped model at 256 x 256 by bare session.run: one frame at a time, and batches.
 
-The boundary is array to array: float32 frames in, float32 frames out, model and session
-open. Inputs are noisy frames, a different batch every round.
+Frames one by one are 100 rounds or more, so that a p99 can be said; batches as many as fit into
+a few seconds.
 """
 
 import itertools
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy.session import cuda_obstacle, open_session
-from emdn_models import MODELS, pretrained
+from benchmarks.cases import CASES, SIZE
+from emdn_deploy.bench.frames import SCALE
+from emdn_deploy.bench.memory import peak_mb
+from emdn_deploy.bench.rounds import in_turn, warm
 
-DEVICES = ["cpu"] if cuda_obstacle() else ["cpu", "cuda"]
-BATCHES = (1, 4, 16)
-SECONDS = 3.0
-
-# A process of its own: the peak of this one would be that of the hungriest model so far.
-PEAK = """
-import re, resource, sys
-from pathlib import Path
-import numpy as np
-from emdn_deploy.session import open_session
-session = open_session(sys.argv[1], sys.argv[2])
-frames = np.random.default_rng(0).poisson(40, (int(sys.argv[3]), 256, 256)).astype(np.float32)
-for _ in range(3):
-    session.run(frames, 40.0, 0.0, 1.0)
-status = Path("/proc/self/status")
-if status.exists():  # ru_maxrss keeps the peak of the process that started this one
-    print(int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) / 1024)
-else:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
+SECONDS = 1.5
 
 
-@pytest.fixture(scope="module")
-def ring():
-    """Noisy frames of the example movie, (16, 256, 256) float32."""
-    path = Path(__file__).parents[1] / "deploy" / "examples" / "frames.h5"
-    with h5py.File(path) as file:
-        entry = file["entry/data"]
-        return entry[entry.attrs["signal"]][()].astype(np.float32)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", MODELS)
-def test_inference(benchmark, ring, name, batch, device):
-    session = open_session(name, device)
-    entry = pretrained.index()["models"][name]
-    scale = float(ring.mean())
+def prepared(ring, batch):
+    """Give the next frames of the ring, other ones every round."""
     starts = itertools.cycle(range(len(ring)))
 
     def prepare():
-        start = next(starts)
-        return (np.take(ring, range(start, start + batch), axis=0, mode="wrap"),), {}
+        frames = np.take(ring, range(start := next(starts), start + batch), axis=0, mode="wrap")
+        return (frames, SCALE.scale, SCALE.offset, SCALE.gain), {}
 
-    def work(frames):
-        return session.run(frames, scale, 0.0, 1.0)
+    return prepare
 
-    began = time.perf_counter()
-    work(*prepare()[0])
-    work(*prepare()[0])
-    each = (time.perf_counter() - began) / 2
-    rounds = int(np.clip(SECONDS / each, 5, 120))
-    denoised = benchmark.pedantic(work, setup=prepare, rounds=rounds, warmup_rounds=2)
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_single_stream(benchmark, ring, roof, gain, case):
+    session, prepare = case.open().session, prepared(ring, 1)
+    warm(lambda: session.run(*prepare()[0]))
+    denoised = benchmark.pedantic(session.run, setup=prepare, rounds=100)
     assert np.isfinite(denoised).all()
-    gains = entry["quality"].get("gain_db", {})
-    peak = subprocess.run(
-        [sys.executable, "-c", PEAK, name, device, str(batch)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     benchmark.extra_info.update(
-        table="inference",
-        model=name,
-        device=f"{device} ({session.device})",
-        threads=session.threads,
-        batch=batch,
-        frames=batch,
-        gflop=entry["gflop_256"],
-        **{"peak MB": round(float(peak.stdout.strip().splitlines()[-1]))},
-        **{"gain dB": round(sum(gains.values()) / len(gains), 1) if gains else None},
-    )
+        table="inference", frames=1, size=SIZE, gflop=case.gflop, roofline=roof(case.device),
+        row={"scenario": "single-stream", "boundary": "compute"} | case.about(1)
+        | {"peak MB": peak(session, case, 1), "dB multislice": gain(case)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [16])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_offline(benchmark, ring, roof, case, batch):
+    session, prepare = case.open().session, prepared(ring, batch)
+    call = lambda: session.run(*prepare()[0])  # noqa: E731
+    warm(call, SECONDS / 2)
+    each = in_turn({"": call}, 1)[""][0]
+    rounds = int(np.clip(SECONDS / each, 3, 100))
+    benchmark.pedantic(session.run, setup=prepare, rounds=rounds)
+    benchmark.extra_info.update(
+        table="inference", frames=batch, size=SIZE, gflop=case.gflop, roofline=roof(case.device),
+        row={"scenario": "offline", "boundary": "compute"} | case.about(batch)
+        | {"peak MB": peak(session, case, batch), "dB multislice": None},
+    )  # fmt: skip
+
+
+def peak(session, case, batch):
+    """Return the peak memory in whole MB of a process of its own."""
+    found = peak_mb(str(session.info.path), case.device, session.threads, batch, SIZE)
+    return None if found is None else round(found)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.flags import On, Threads
+from emdn_deploy.flags import Numbers, On, Threads
 from emdn_deploy.options import DenoiseOptions
 
 _DEFAULT = DenoiseOptions()
@@ -23,6 +23,7 @@ def bench(
         typer.Option(min=0.01, metavar="FRAMES_PER_S", help="Of a camera: which models keep up?"),
     ] = None,
     device: On = _DEFAULT.device,
+    precision: Numbers = _DEFAULT.precision,
     threads: Threads = _DEFAULT.threads,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON instead of text.")
@@ -32,7 +33,7 @@ def bench(
     from emdn_deploy.bench import report, run
 
     names = None if models is None else tuple(filter(None, models.split(",")))
-    found = run.bench(run.BenchConfig(names or None, size, rate, device, threads))
+    found = run.bench(run.BenchConfig(names or None, size, rate, device, threads, precision))
     print(report.as_json(found) if as_json else "\n".join(report.text(found)))  # noqa: T201
 
 

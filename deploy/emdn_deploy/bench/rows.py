@@ -16,18 +16,13 @@ def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) ->
     """Say what ran: model, precision, device asked for and got, threads, batch and size."""
     return {
         "model": session.info.name,
-        "precision": precision(session),
+        "precision": session.info.precision,
         "asked": asked,
         "got": session.device,
         "threads": session.threads,
         "batch": batch,
         "size": f"{size[0]} x {size[1]}",
     }
-
-
-def precision(session: Session) -> str:
-    """Name the numbers that a model computes with, as its file says; float32 if it does not."""
-    return session.info.text.get("precision", "fp32")
 
 
 def gflop_of(session: Session, size: tuple[int, int]) -> float:

@@ -15,7 +15,7 @@ from emdn_deploy.bench.memory import peak_mb
 from emdn_deploy.bench.rounds import in_turn, percentile, warm
 from emdn_deploy.bench.rows import Row
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import Device
+from emdn_deploy.options import Device, Precision
 from emdn_models import MODELS
 from emdn_models.errors import EmdnError
 
@@ -39,7 +39,7 @@ class BenchConfig:
         Side of a frame in pixels.
     rate
         Frames a second of a camera; None to leave it out.
-    device, threads
+    device, threads, precision
         As of `emdn_deploy.session.open_session`.
     seconds
         Time that frames one by one are given, all models together; stacks, memory and
@@ -51,6 +51,7 @@ class BenchConfig:
     rate: float | None = None
     device: Device = "auto"
     threads: int | None = None
+    precision: Precision = "fp32"
     seconds: float = 35.0
 
     def __post_init__(self) -> None:
@@ -108,7 +109,8 @@ def bench(config: BenchConfig) -> Bench:
             each = float(np.median(seconds[name]))
             row["stack frames/s"] = rows.digits(stack_rate(one, frames, each, budget / 2))
             asked = one.session.device, one.session.threads, 1, size
-            row["peak MB"] = _rounded(peak_mb(name, *asked))
+            path = str(one.session.info.path)
+            row["peak MB"] = _rounded(peak_mb(path, *asked))
         else:
             row |= rows.speed([slow[name]], 1, size, gflop) | {"rounds": 0}
         row["gain dB"] = rows.gain_db(one.session)
@@ -124,7 +126,7 @@ def _opened(config: BenchConfig) -> dict[str, Denoiser]:
     opened: dict[str, Denoiser] = {}
     device = config.device
     for name in config.models or MODELS:
-        opened[name] = Denoiser(name, device, config.threads)
+        opened[name] = Denoiser(name, device, config.threads, config.precision)
         device = opened[name].session.device
     return opened
 
@@ -193,8 +195,9 @@ def _camera(one: Denoiser, frames: Stack, rate: float, row: Row, seconds: float)
     def work(numbers: Sequence[int]) -> object:
         return one.run(frames[np.asarray(numbers) % len(frames)], SCALE)
 
-    # On a CPU several frames at once take no less time a frame, and the first waits for all.
-    batch = 1 if one.session.device == "cpu" else one.batch_for(frames.shape[1:])
+    # On a CPU, frames that wait are computed side by side, one on each thread.
+    session = one.session
+    batch = session.threads if session.device == "cpu" else one.batch_for(frames.shape[1:])
     found = stream(work, rate, max(3, round(rate * seconds)), batch)
     return {
         "keeps up": found.keeps_up,

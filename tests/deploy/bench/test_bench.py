@@ -62,7 +62,7 @@ def test_the_slowest_are_left_out_first(monkeypatch) -> None:
 def test_all_seven_are_opened_if_none_is_named_and_auto_is_asked_once(monkeypatch) -> None:
     asked = []
 
-    def opened(name: str, device: str, threads: int | None):
+    def opened(name: str, device: str, *others: object):
         asked.append((name, device))
         return SimpleNamespace(session=SimpleNamespace(device="cpu"))
 
@@ -84,9 +84,9 @@ def test_the_command_prints_json(box_model, monkeypatch, capsys) -> None:
     monkeypatch.setattr(run, "bench", lambda given: asked.append(given) or measured)
     with pytest.raises(SystemExit) as left:
         cli.main(["bench", "--models", "unet,mcnn", "--size", "64", "--rate", "25", "--threads",
-                  "2", "--device", "cpu", "--json"])  # fmt: skip
+                  "2", "--device", "cpu", "--precision", "int8", "--json"])  # fmt: skip
     assert not left.value.code
-    assert asked == [run.BenchConfig(("unet", "mcnn"), 64, 25.0, "cpu", 2)]
+    assert asked == [run.BenchConfig(("unet", "mcnn"), 64, 25.0, "cpu", 2, "int8")]
     facts = json.loads(capsys.readouterr().out)
     assert facts["rows"][0]["model"] == "box"
     assert facts["machine"]["cpus"] >= 1
@@ -103,7 +103,8 @@ def test_neither_torch_nor_pytest_is_needed(box_model) -> None:
     code = (
         "import sys\n"
         "from emdn_deploy.bench import run, report\n"
-        f"found = run.bench(run.BenchConfig(({str(box_model)!r},), 32, None, 'cpu', 1, 0.1))\n"
+        f"config = run.BenchConfig(({str(box_model)!r},), 32, None, 'cpu', 1, seconds=0.1)\n"
+        "found = run.bench(config)\n"
         "report.text(found)\n"
         "assert not {'torch', 'onnx', 'pytest', 'matplotlib'} & set(sys.modules)\n"
     )

@@ -1,0 +1,52 @@
+"""What is timed: every shipped model, in every precision that it has, on each device there is."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from emdn_deploy.bench import rows
+from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.options import Device, Precision
+from emdn_deploy.session import cuda_obstacle
+from emdn_models import MODELS, pretrained
+
+SIZE = (256, 256)
+DEVICES: tuple[Device, ...] = ("cpu",) if cuda_obstacle() else ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a device; its name is the test's."""
+
+    model: str
+    precision: Precision
+    device: Device
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.precision}-{self.device}"
+
+    def open(self, threads: int | None = None) -> Denoiser:
+        """Open the model, once for every number of threads."""
+        return _opened(self, threads)
+
+    def about(self, batch: int, size: tuple[int, int] = SIZE) -> rows.Row:
+        """Begin a row."""
+        return rows.about(self.open().session, self.device, batch, size)
+
+    @property
+    def gflop(self) -> float:
+        """GFLOP of a frame of 256 x 256, counted on the net in torch."""
+        return rows.gflop_of(self.open().session, SIZE)
+
+
+@cache
+def _opened(case: Case, threads: int | None) -> Denoiser:
+    return Denoiser(case.model, case.device, threads, case.precision)
+
+
+CASES = [
+    Case(model, precision, device)
+    for device in DEVICES
+    for model in MODELS
+    for precision in pretrained.precisions(model)
+    if device == "cpu" or precision != "int8"
+]

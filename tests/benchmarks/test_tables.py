@@ -1,0 +1,71 @@
+"""From rounds to tables: rows, percentiles only where rounds support them, files, the picture."""
+
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+
+from benchmarks import scaling, tables
+
+
+def one(seconds: list[float], **info: object) -> SimpleNamespace:
+    """Pretend to be a finished benchmark."""
+    return SimpleNamespace(extra_info=info, stats=SimpleNamespace(data=seconds))
+
+
+@pytest.fixture
+def table() -> pl.DataFrame:
+    timed = {"table": "inference", "frames": 2, "size": [100, 200], "gflop": 1.0, "roofline": 10.0}
+    return tables.collect(
+        [
+            one([0.4] * 100, **timed, row={"model": "a", "threads": 2, "batch": 2}),
+            one([], some="other"),
+            one([0.8] * 9, **timed, row={"model": "b", "threads": 2, "batch": 2, "extra": 1}),
+        ]
+    )["inference"]
+
+
+def test_rounds_become_rows(table: pl.DataFrame) -> None:
+    first, second = table.to_dicts()
+    assert (first["frames/s"], first["Mpx/s"], first["GFLOP/s"]) == (5.0, 0.1, 5.0)
+    assert (first["roofline"], first["p99"], first["rounds"]) == (0.5, 200.0, 100)
+    assert (second["p90"], second["p99"], second["extra"]) == (None, None, 1)
+    assert first["extra"] is None
+
+
+def test_rows_that_are_no_rounds_stay_as_they_are() -> None:
+    found = tables.collect([one([9.9], table="live", row={"model": "a", "dropped": 3})])
+    assert found["live"].to_dicts() == [{"model": "a", "dropped": 3}]
+
+
+def test_a_table_is_saved_to_be_pasted_and_to_be_read(table: pl.DataFrame, tmp_path) -> None:
+    text = tables.save(tmp_path / "results", "inference", table, ["A machine"])
+    pasted = (tmp_path / "results" / "inference.md").read_text()
+    assert pasted.splitlines()[0] == "A machine"
+    assert "threads 2, batch 2" in pasted
+    assert [line for line in pasted.splitlines() if line.startswith("|")] == [
+        line for line in text.splitlines() if line.startswith("|")
+    ]
+    for kind, read in (("csv", pl.read_csv), ("parquet", pl.read_parquet)):
+        assert read(tmp_path / "results" / f"inference.{kind}").to_dicts() == table.to_dicts()
+
+
+def test_what_is_absent_is_said_of_ratios_only() -> None:
+    absent = {"openvino": "is in the extra bench-peers"}
+    assert tables.notes("ratios", absent)[-1] == (
+        "Left out: openvino, which is in the extra bench-peers."
+    )
+    assert not any("Left out" in one for one in tables.notes("ratios", {}))
+    assert not any("Left out" in one for one in tables.notes("live", absent))
+    assert tables.notes("inference", {}) == []
+
+
+def test_the_scaling_picture_is_drawn(tmp_path) -> None:
+    points = [(1, 256, 10.0), (2, 256, 19.0), (2, 64, 200.0), (2, 512, 5.0)]
+    rows = [
+        {"model": name, "threads": threads, "size": f"{side} x {side}", "frames/s": speed}
+        for name in ("a", "b")
+        for threads, side, speed in points
+    ]
+    scaling.draw(pl.DataFrame(rows), tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
