@@ -85,10 +85,14 @@ class Unpacking(nn.Module):
         self.padding = (x, x + r - 1, y, y + r - 1)
         self.shuffle = r * s
 
+    def packed(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, r**2 outputs, H / r, W / r), rounded up."""
+        y: Tensor = self.conv(functional.pad(x, self.padding))
+        return y
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs / s**2, >= s H, >= s W)."""
-        y = self.conv(functional.pad(x, self.padding))
-        return functional.pixel_shuffle(y, self.shuffle)
+        return functional.pixel_shuffle(self.packed(x), self.shuffle)
 
 
 def part(
