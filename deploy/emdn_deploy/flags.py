@@ -17,9 +17,9 @@ Axes = Annotated[
 Model = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
 ]
-On = Annotated[Device, typer.Option(help="auto says what it took; cuda never falls back.")]
+On = Annotated[Device, typer.Option(help="auto says what it took; the others never fall back.")]
 Numbers = Annotated[
-    Precision, typer.Option(help="Variant of the model: what it computes with; see models.")
+    Precision, typer.Option(help="What it computes with: a variant (see models), or tf32 on CUDA.")
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")

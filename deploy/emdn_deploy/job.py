@@ -144,7 +144,7 @@ def run(
     _warn(source, ratio, ready)
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
-        info.name, info.precision, denoiser.session.device, ready.scale,
+        info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
         ratio, ready.bad_pixels, options.dtype, saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
         route.reason or None, checked.line if checked else None,

@@ -64,7 +64,8 @@ def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") ->
         ``MODEL@auto`` stands for the model until the frames are known (`routing`).
     precision
         Which variant: a shipped one's file stands in the index, that of ``NAME.onnx`` is
-        ``NAME.int8.onnx`` beside it. ``fp32`` is the model, or the file, itself.
+        ``NAME.int8.onnx`` beside it. ``fp32`` is the model, or the file, itself, and ``tf32``
+        the same on a GPU that may round.
 
     Raises
     ------
@@ -73,6 +74,7 @@ def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") ->
     """
     if precision not in PRECISIONS:
         raise ModelError(f"no precision is called {precision!r}; there are {', '.join(PRECISIONS)}")
+    precision = stored(precision)
     if model is None:
         return pretrained.onnx_path(pretrained.default_model(), precision)
     text = str(model)
@@ -82,6 +84,11 @@ def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") ->
             raise ModelError(f"{path}: no such ONNX file")
         return path if precision == "fp32" else _variant(path, precision)
     return pretrained.onnx_path(classes.automatic(text) or text, precision)
+
+
+def stored(precision: Precision) -> Precision:
+    """Return the variant whose file a precision needs: TF32 is a way to compute with float32."""
+    return "fp32" if precision == "tf32" else precision
 
 
 def _variant(path: Path, precision: Precision) -> Path:
@@ -103,7 +110,7 @@ def check_precision(info: ModelInfo, precision: Precision) -> None:
     ModelError
         If a variant was asked for, and the file says that it computes with other numbers.
     """
-    if precision not in ("fp32", info.precision):
+    if stored(precision) not in ("fp32", info.precision):
         raise ModelError(f"{info.path}: says that it is {info.precision}, not {precision}")
 
 

@@ -32,7 +32,7 @@ def facts_of(
         "version": __version__,
         "model": info.name,
         "preset": info.preset,
-        "precision": info.precision,
+        "precision": denoiser.session.precision,
         "model_sha256": info.sha256,
         "weights_sha256": info.text.get("weights_sha256", ""),
         **({"model_route": said} if said else {}),

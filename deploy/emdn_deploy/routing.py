@@ -12,7 +12,7 @@ from pathlib import Path
 
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.model import resolve
+from emdn_deploy.model import resolve, stored
 from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.readers import Frames
 from emdn_deploy.readers.mode import mode_of
@@ -55,8 +55,9 @@ def route(denoiser: Denoiser, options: DenoiseOptions, frames: Frames, scale: In
     if model is None:
         return Route(denoiser, warning=contradiction(denoiser.session.info.name, mode, electrons))
     shipped = pretrained.index()["models"]
-    there = [name for name in shipped if options.precision in pretrained.precisions(name)]
-    name, why = choose(model, mode, electrons, there, options.precision)
+    variant = stored(options.precision)
+    there = [name for name in shipped if variant in pretrained.precisions(name)]
+    name, why = choose(model, mode, electrons, there, variant)
     if name != denoiser.session.info.name:
         path = resolve(name, options.precision)
         denoiser = _opened(path, options.device, options.threads, options.precision)

@@ -7,6 +7,7 @@
     ├── CheckpointError     an em_denoise_model.h5 is not what it should be
     ├── ModelError          a model's name or ONNX file is not usable
     ├── DeviceError         the device asked for cannot be had
+    │   └── DeviceMemoryError   its memory does not suffice
     ├── OutputError         an output exists already or cannot be written
     ├── ParityError         a graph or a net does not compute what it should
     └── MissingExtraError   an optional part of emdn is not installed
@@ -33,6 +34,10 @@ class ModelError(EmdnError):
 
 class DeviceError(EmdnError):
     """A device that was asked for by name and is not available."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A device whose memory does not suffice for what it was given at once."""
 
 
 class OutputError(EmdnError):

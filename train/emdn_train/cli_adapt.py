@@ -1,11 +1,11 @@
 """The command ``emdn-train adapt``: it only wires."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from emdn_deploy.flags import Axes, Dataset, Gain, Offset, On, Selected
+from emdn_deploy.flags import Axes, Dataset, Gain, Offset, Selected
 
 
 def adapt(
@@ -29,7 +29,10 @@ def adapt(
     batch_size: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 8,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 2e-4,
     patch: Annotated[int, typer.Option(min=8, help="Side of a patch in pixels.")] = 128,
-    device: On = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="auto takes a GPU if there is one; cuda insists."),
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Start of every random number.")] = 0,
     dataset: Dataset = None,
     axes: Axes = None,

@@ -16,7 +16,7 @@ def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) ->
     """Say what ran: model, precision, device asked for and got, threads, batch and size."""
     return {
         "model": session.info.name,
-        "precision": session.info.precision,
+        "precision": session.precision,
         "asked": asked,
         "got": session.device,
         "threads": session.threads,

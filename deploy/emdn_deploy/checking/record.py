@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import tifffile
 
+from emdn_deploy.model import stored
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import is_hdf5
 from emdn_deploy.readers.hdf5 import open_file
@@ -70,7 +71,7 @@ def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptio
         return options
     changes: dict[str, Any] = {}
     if options.model is None:
-        changes["precision"] = facts.get("precision", "fp32")
+        changes["precision"] = stored(facts.get("precision", "fp32"))
         changes["model"] = _model(facts, changes["precision"])
     selected = str(facts.get("input_frames", "all"))
     if options.frames is None and selected != "all":

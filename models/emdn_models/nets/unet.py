@@ -65,11 +65,10 @@ class UNet(nn.Module):
             skips.append(flow)
         skips.pop()
         for block in self.up:
-            flow = block(torch.cat([self.upsample(flow), skips.pop()], 1))
+            flow = block(torch.cat([self._upsample(flow), skips.pop()], 1))
         return crop_to(functional.pixel_shuffle(self.last(flow), self.shuffle), x)
 
-    def upsample(self, flow: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, 2 H, 2 W)."""
+    def _upsample(self, flow: Tensor) -> Tensor:
         if self.benchmark:
             return functional.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True)
         return functional.interpolate(flow, scale_factor=2, mode="nearest")
