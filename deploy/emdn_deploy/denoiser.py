@@ -8,9 +8,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import ensemble, intensity, lanes, sigma, tiling
+from emdn_deploy import ensemble, intensity, lanes, room, sigma, tiling
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions, Device, Precision
+from emdn_deploy.room import Room
 from emdn_deploy.session import open_session
 from emdn_deploy.sigma import Calibration
 from emdn_models.errors import FormatError
@@ -18,6 +19,8 @@ from emdn_models.errors import FormatError
 # Pixels of one session.run: batching gains little on a CPU and costs memory. In a lane it
 # gains nothing, but for frames so small that the call itself takes a share of the time.
 _BATCH_PIXELS, _LANE_PIXELS = 2**19, 2**16
+# On a GPU it fills the multiprocessors, which some millions of pixels do, of how many frames ever.
+_DEVICE_PIXELS, _DEVICE_FRAMES = 2**22, 64
 
 Stack = NDArray[np.float32]
 
@@ -53,6 +56,7 @@ class Denoiser:
         precision: Precision = "fp32",
     ) -> None:
         self.session = open_session(model, device, threads, precision)
+        self.room = Room(self.session.pixels_that_fit, few_shapes=self._on_device)
 
     @classmethod
     def of(cls, options: DenoiseOptions) -> Self:
@@ -168,12 +172,15 @@ class Denoiser:
 
     def lanes(self, count: int, size: tuple[int, ...]) -> int:
         """Choose how many of ``count`` frames of (H, W) are run side by side."""
-        if self.session.device != "cpu":
-            return 1
+        if self._on_device:  # one is copied while the other is computed
+            return 2 if count > self.batch_for(size) else 1
         return lanes.choose(self.session.threads, count, tiling.most_pixels(size))
 
     def batch_for(self, size: tuple[int, ...], *, alone: bool = False) -> int:
         """Choose the frames per run for frames of (H, W); see `run`."""
+        if self._on_device:
+            most = min(_DEVICE_FRAMES, _DEVICE_PIXELS // (size[0] * size[1]))
+            return self.room.frames(size, max(1, most))
         most = _LANE_PIXELS if alone else _BATCH_PIXELS
         return int(np.clip(most // (size[0] * size[1]), 1, 8))
 
@@ -196,14 +203,13 @@ class Denoiser:
 
     def _run(self, frames: Stack, scale: Intensity, out: Stack, *, alone: bool) -> Stack:
         """Denoise one batch into ``out``."""
+        room.denoise(self.session, self.room, frames, scale, out, alone=alone)
+        return out
 
-        def whole(tile: Stack, into: Stack | None = None) -> Stack:
-            numbers = scale.scale, scale.offset, scale.gain
-            return self.session.run(tile, *numbers, out=into, alone=alone)
-
-        if tiling.most_pixels(frames.shape[1:]) == frames[0].size:
-            return whole(frames, out)
-        return tiling.apply(whole, frames, self.session.info, out=out)
+    @property
+    def _on_device(self) -> bool:
+        """Tell whether frames have to be brought to memory of another kind."""
+        return self.session.device != "cpu"
 
 
 def denoise(

@@ -138,7 +138,8 @@ def _follow(
                 sleep(poll_s)
         finally:
             output.close()
-            finish(partial, sums.facts(recipe.scale.offset) if sums.pixels else {})
+            late = sums.facts(recipe.scale.offset) if sums.pixels else {}
+            finish(partial, {**late, **provenance.memory(denoiser)})
             with partial.open("r+b") as written:
                 os.fsync(written.fileno())
             os.replace(partial, target)

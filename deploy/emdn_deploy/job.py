@@ -136,6 +136,7 @@ def run(
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
+            late |= provenance.memory(denoiser)
             saturated = output.sums.saturated
             output.complete(late)
         if options.preview is not None or options.movie is not None:

@@ -79,6 +79,11 @@ def checked(result: QuickResult | None) -> Provenance:
     return {"check": result.line, "check_frames": ", ".join(spans(result.failing, 1000)) or "none"}
 
 
+def memory(denoiser: Denoiser) -> Provenance:
+    """Say what had to give way where memory ran out, for the end of a record."""
+    return {"memory": denoiser.room.note} if denoiser.room.note else {}
+
+
 def key_of(source: Path, frames: Frames, facts: Provenance) -> Provenance:
     """Say what decides the pixels: a partial file is continued only if all is equal."""
     paths = [source] if source.exists() else []
@@ -90,7 +95,8 @@ def key_of(source: Path, frames: Frames, facts: Provenance) -> Provenance:
     for path in paths:
         members = sorted(path.rglob("*")) if path.is_dir() else [path]
         stamps += [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in members]
-    # How the work is cut up changes no bit of it; cuDNN may choose by the batch.
-    free = ("date", "threads", *(("batch",) if facts["device"] == "cpu" else ()))
+    # How the work is cut up changes no bit of it. (On a GPU it may change the last digits; there
+    # the batch follows from the memory that happens to be free, and may shrink on the way.)
+    free = ("date", "threads", "batch")
     key = {name: value for name, value in facts.items() if name not in free}
     return {**key, "input_files": hashlib.sha256(repr(stamps).encode()).hexdigest()}

@@ -41,6 +41,8 @@ def apply(
     whole_pixels: int = WHOLE_PIXELS,
     tile_pixels: int = TILE_PIXELS,
     out: NDArray[np.float32] | None = None,
+    *,
+    even: bool = False,
 ) -> NDArray[np.float32]:
     """Denoise (n, H, W): whole up to ``whole_pixels`` a frame, else by tiles.
 
@@ -48,6 +50,8 @@ def apply(
     ----------
     out
         (n, H, W), where tiles are put together; None for a new array.
+    even
+        Whether tiles at the edges are as large as the others; see `tiles`.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def apply(
             "give the same result by tiles; use another model"
         )
     output = np.empty_like(frames) if out is None else out
-    rows, columns = tiles((height, width), info, tile_pixels)
+    rows, columns = tiles((height, width), info, tile_pixels, even=even)
     for row in rows:
         for column in columns:
             for index in range(len(frames)):
@@ -91,9 +95,13 @@ def halo(info: ModelInfo) -> int:
 
 
 def tiles(
-    size: tuple[int, int], info: ModelInfo, max_pixels: int = TILE_PIXELS
+    size: tuple[int, int], info: ModelInfo, max_pixels: int = TILE_PIXELS, *, even: bool = False
 ) -> tuple[list[Span], list[Span]]:
-    """Cut a frame of (H, W) into row and column spans of at most ``max_pixels`` together."""
+    """Cut a frame of (H, W) into row and column spans of at most ``max_pixels`` together.
+
+    Tiles at the edges need no halo there and are smaller. With ``even``, they read as much as
+    the others, to within the size multiple: more to compute, but hardly a shape more.
+    """
     side = int(np.sqrt(max_pixels))
     if size[0] <= side:
         limits = size[0], max_pixels // size[0]
@@ -101,10 +109,10 @@ def tiles(
         limits = max_pixels // size[1], size[1]
     else:
         limits = side, side
-    return _spans(size[0], limits[0], info), _spans(size[1], limits[1], info)
+    return _spans(size[0], limits[0], info, even), _spans(size[1], limits[1], info, even)
 
 
-def _spans(length: int, limit: int, info: ModelInfo) -> list[Span]:
+def _spans(length: int, limit: int, info: ModelInfo, even: bool) -> list[Span]:
     if limit >= length:
         return [Span(slice(0, length), slice(0, length))]
     border = halo(info)
@@ -119,8 +127,16 @@ def _spans(length: int, limit: int, info: ModelInfo) -> list[Span]:
     core = -(-length // (count * info.multiple)) * info.multiple
     return [
         Span(
-            slice(max(0, start - border), min(length, start + core + border)),
-            slice(start, min(length, start + core)),
+            _read(start, core, border, length, info, even), slice(start, min(length, start + core))
         )
         for start in range(0, length, core)
     ]
+
+
+def _read(start: int, core: int, border: int, length: int, info: ModelInfo, even: bool) -> slice:
+    """Return what a tile that keeps ``core`` pixels from ``start`` on has to see."""
+    first, last = max(0, start - border), start + core + border
+    if even:
+        last = max(last, core + 2 * border)
+        first = max(0, first - max(0, last - length) // info.multiple * info.multiple)
+    return slice(first, min(length, last))

@@ -28,6 +28,29 @@ def test_tiles_equal_the_whole_frame_bit_for_bit(
     np.testing.assert_array_equal(tiled, session.run(frames, 5.0, 0.0, 1.0))
 
 
+@pytest.mark.parametrize("size", [(96, 128), (97, 131), (64, 300), (300, 41), (128, 128)])
+@pytest.mark.parametrize("pixels", [48 * 48, 64 * 64, 5000])
+def test_even_tiles_have_one_shape_and_the_same_result(
+    box_model: Path, size: tuple[int, int], pixels: int
+) -> None:
+    session = open_session(box_model, "cpu", threads=1)
+    frames = np.random.default_rng(0).poisson(5, (2, *size)).astype(np.float32)
+    shapes = []
+
+    def run(tile: np.ndarray) -> np.ndarray:
+        shapes.append(tile.shape[1:])
+        return session.run(tile, 5.0, 0.0, 1.0)
+
+    tiled = tiling.apply(run, frames, session.info, pixels, pixels, even=True)
+    np.testing.assert_array_equal(tiled, session.run(frames, 5.0, 0.0, 1.0))
+    assert all(height * width <= pixels for height, width in shapes)
+    # To within the multiple, 2: an odd side leaves one of two.
+    for axis in range(2):
+        lengths = {shape[axis] for shape in shapes}
+        assert max(lengths) - min(lengths) < session.info.multiple
+        assert size[axis] % 2 or len(lengths) == 1
+
+
 def test_a_smaller_halo_would_not_do(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session(box_model, "cpu", threads=1)
     frames = np.random.default_rng(0).poisson(5, (1, 96, 96)).astype(np.float32)

@@ -1,0 +1,198 @@
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from emdn_deploy import Denoiser, session
+from emdn_deploy.checking import record
+from emdn_deploy.job import run
+from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.room import Room
+from emdn_models.errors import DeviceMemoryError
+
+# What onnxruntime 1.31 raises when its arena cannot grow.
+ARENA = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Conv node. "
+    "Status Message: bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, "
+    "bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of size 324000000"
+)
+
+
+class Cramped:
+    """Let runs of more than so many pixels fail; note those that are tried."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
+        self.tried: list[tuple[int, ...]] = []
+        real = session._into
+
+        def into(handle: object, frames: np.ndarray, *rest: object) -> None:
+            self.tried.append(frames.shape)
+            if frames.size > pixels:
+                raise RuntimeError(ARENA)
+            real(handle, frames, *rest)
+
+        monkeypatch.setattr(session, "_into", into)
+
+
+def noisy(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).poisson(9, shape).astype(np.float32)
+
+
+def test_the_room_is_measured_once_and_when_it_is_needed() -> None:
+    asked = []
+    room = Room(lambda: asked.append(1) or 1000, few_shapes=False)
+    assert not asked
+    assert [room.frames((10, 10), most) for most in (1, 7, 40)] == [1, 7, 10]
+    assert room.frames((100, 100), 5) == 1  # by tiles
+    assert asked == [1]
+    assert Room(lambda: None, few_shapes=False).frames((4096, 4096), 64) == 64
+
+
+def test_few_shapes_are_powers_of_two() -> None:
+    room = Room(lambda: None, few_shapes=True)
+    left, cut = 13, []
+    while left:
+        cut.append(room.frames((8, 8), min(8, left)))
+        left -= cut[-1]
+    assert cut == [8, 4, 1]
+
+
+def test_lanes_that_fail_together_halve_once() -> None:
+    room = Room(lambda: None, few_shapes=False)
+    for _ in range(3):
+        room.shrink(4000)
+    assert room.pixels == 2000
+
+
+@pytest.mark.parametrize(
+    ("shape", "batches"), [((8, 96, 96), [8, 4, 2, 1]), ((7, 90, 101), [7, 3, 1])]
+)
+def test_batches_halve_and_then_tiles_with_the_same_result(
+    box_model: Path, shape, batches, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    frames = noisy(*shape)
+    expected = Denoiser(box_model, threads=1).denoise(frames, batch=8)
+    # A third of a frame fits.
+    cramped = Cramped(monkeypatch, 3000)
+    denoiser = Denoiser(box_model, threads=1)
+    with caplog.at_level(logging.WARNING):
+        found = denoiser.denoise(frames, batch=8)
+    np.testing.assert_array_equal(found, expected)
+    # First as few frames as there can be, and only then less of a frame.
+    whole, tiles = cramped.tried[: len(batches)], cramped.tried[len(batches) :]
+    assert whole == [(count, *shape[1:]) for count in batches]
+    areas = [height * width for _, height, width in tiles]
+    assert max(areas) < shape[1] * shape[2]
+    assert max(areas[1:]) <= 3000
+    assert denoiser.room.note.startswith("ran out of memory: at most ")
+    assert f"memory ran out for {frames.size} pixels at once" in caplog.text
+    # What was learnt is kept.
+    cramped.tried.clear()
+    denoiser.denoise(frames, batch=8)
+    assert all(height * width <= 3000 for _, height, width in cramped.tried)
+
+
+def test_lanes_back_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = noisy(12, 64, 64)
+    expected = Denoiser(box_model, threads=1).denoise(frames)
+    Cramped(monkeypatch, 3000)
+    denoiser = Denoiser(box_model, threads=3)
+    assert denoiser.lanes(12, (64, 64)) == 3
+    np.testing.assert_array_equal(denoiser.denoise(frames), expected)
+
+
+def test_sigma_backs_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = noisy(3, 48, 64)
+    expected = Denoiser(box_model, threads=1).denoise_with_sigma(frames)
+    Cramped(monkeypatch, 2000)
+    found = Denoiser(box_model, threads=1).denoise_with_sigma(frames)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_without_exact_tiles_is_named_when_a_frame_does_not_fit(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = noisy(2, 64, 64)
+    model = make_model(tmp_path / "whole.onnx", model="whole", tiling_exact="false")
+    expected = Denoiser(model).denoise(frames)
+    Cramped(monkeypatch, 64 * 64)
+    np.testing.assert_array_equal(Denoiser(model, threads=1).denoise(frames, batch=2), expected)
+    Cramped(monkeypatch, 64 * 64 - 1)
+    with pytest.raises(DeviceMemoryError, match=r"ran out of memory: .*whole \(test\) does not"):
+        Denoiser(model, threads=1).denoise(frames)
+
+
+def test_memory_that_suffices_for_nothing_is_an_error(
+    box_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cramped = Cramped(monkeypatch, 0)
+    with pytest.raises(DeviceMemoryError, match=r"ran out of memory: .*box sees 8 pixels at once"):
+        Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
+    assert len(cramped.tried) < 20
+
+
+def test_other_failures_are_not_tried_again(
+    box_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def into(*_: object) -> None:
+        calls.append(1)
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    monkeypatch.setattr(session, "_into", into)
+    with pytest.raises(session.DeviceError, match=r"box failed on cpu .*illegal memory access"):
+        Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
+    assert calls == [1]
+
+
+def test_a_run_records_that_memory_ran_out(
+    box_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "movie.h5"
+    with h5py.File(source, "w") as file:
+        file["frames"] = noisy(6, 64, 64).astype(np.uint16)
+
+    def made(name: str) -> Path:
+        options = DenoiseOptions(
+            output=tmp_path / name, model=str(box_model), device="cpu", threads=1, batch=4
+        )
+        return run(source, options).output
+
+    whole = made("whole.h5")
+    assert "memory" not in record.of(whole)
+    Cramped(monkeypatch, 64 * 64)
+    parts = made("parts.h5")
+    assert record.of(parts)["memory"] == "ran out of memory: at most 4096 pixels a run"
+    with h5py.File(whole) as one, h5py.File(parts) as other:
+        np.testing.assert_array_equal(one["frames"][()], other["frames"][()])
+
+
+# In a process of its own, which may then have little more memory than it has.
+REAL = """
+import re, resource
+from pathlib import Path
+import numpy as np
+from emdn_deploy import Denoiser
+from emdn_deploy.intensity import Intensity
+
+known = Intensity(9.0, 1.0, 0.0, 3.0, "")
+frames = np.random.default_rng(0).poisson(9, (2, 1500, 1500)).astype(np.float32)
+expected = Denoiser("ffdnet", threads=1).run(frames, known, batch=2)
+denoiser = Denoiser("ffdnet", threads=1)
+denoiser.run(frames[:, :64, :64], known)
+has = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (has + 400 * 2**20, resource.RLIM_INFINITY))
+found = denoiser.run(frames, known, batch=2)
+print(np.array_equal(found, expected), denoiser.room.note)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the size from Linux")
+def test_onnxruntime_that_runs_out_of_memory_is_understood() -> None:
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True ran out of memory: at most ")
