@@ -134,7 +134,7 @@ def test_a_graph_that_differs_is_not_kept(tmp_path, monkeypatch):
         net.layers[0].weight.data[0] *= 1.001
         return net
 
-    monkeypatch.setattr(exporting, "rewritten", lambda net: broken(perturbed("ffdnet").eval()))
+    monkeypatch.setattr(exporting, "rewritten", lambda _: Graph(broken(perturbed("ffdnet"))))
     source = tmp_path / "a.h5"
     checkpoint.save(source, {"ffdnet": weights_of("ffdnet")})
     with pytest.raises(ParityError, match="nothing was written"):

@@ -117,7 +117,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
         net(torch.zeros(1, 1, 256, 256))
     gflop = counter.get_total_flops() / 1e9
     preset = MODELS[model].presets[weights.preset]
-    program = to_onnx(Graph(rewritten(net)))
+    program = to_onnx(rewritten(Graph(net)))
     describe(
         program,
         {

@@ -65,10 +65,11 @@ class UNet(nn.Module):
             skips.append(flow)
         skips.pop()
         for block in self.up:
-            flow = block(torch.cat([self._upsample(flow), skips.pop()], 1))
+            flow = block(torch.cat([self.upsample(flow), skips.pop()], 1))
         return crop_to(functional.pixel_shuffle(self.last(flow), self.shuffle), x)
 
-    def _upsample(self, flow: Tensor) -> Tensor:
+    def upsample(self, flow: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, 2 H, 2 W)."""
         if self.benchmark:
             return functional.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True)
         return functional.interpolate(flow, scale_factor=2, mode="nearest")

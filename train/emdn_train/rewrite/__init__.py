@@ -11,26 +11,42 @@ from typing import Any
 
 from torch import nn
 
-from emdn_models.nets.mcnn import Up
+from emdn_models.nets.cafcn import CAFCN
+from emdn_models.nets.dncnn import DnCNN
+from emdn_models.nets.ffdnet import FFDNet
+from emdn_models.nets.mcnn import MCNN, Up
+from emdn_models.nets.rednet import REDNet
+from emdn_models.nets.unet import UNet
+from emdn_train.graph import Graph
+from emdn_train.rewrite.cafcn import SplitCAFCN
+from emdn_train.rewrite.chains import EdgedDnCNN, EdgedFFDNet, EdgedREDNet
 from emdn_train.rewrite.layers import ShuffledUp, transposed_as_conv
+from emdn_train.rewrite.pyramids import JoinlessMCNN, JoinlessUNet
+from emdn_train.rewrite.units import FoldedGraph
 
 REWRITES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    Graph: FoldedGraph,
+    CAFCN: SplitCAFCN,
+    DnCNN: EdgedDnCNN,
+    FFDNet: EdgedFFDNet,
+    REDNet: EdgedREDNet,
+    UNet: JoinlessUNet,
+    MCNN: JoinlessMCNN,
     nn.ConvTranspose2d: transposed_as_conv,
     Up: ShuffledUp,
 }
-"""What replaces a layer, or a whole net, of each type; it may take over its tensors."""
+"""What replaces a module of each type, and is then searched for more; it may take its tensors."""
 
 
-def rewritten(net: nn.Module) -> nn.Module:
-    """Return a copy of a net in eval mode with every rewrite applied."""
-    return _replaced(copy.deepcopy(net).eval())
+def rewritten(module: nn.Module) -> nn.Module:
+    """Return a copy of a net, or of the graph around one, with every rewrite applied."""
+    return _replaced(copy.deepcopy(module).eval())
 
 
 def _replaced(module: nn.Module) -> nn.Module:
-    """Replace a module by its rewrite, or else look for rewrites inside it."""
     rewrite = REWRITES.get(type(module))
     if rewrite is not None:
-        return rewrite(module).eval()
+        module = rewrite(module).eval()
     for name, child in module.named_children():
         setattr(module, name, _replaced(child))
     return module
