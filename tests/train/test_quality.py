@@ -88,10 +88,15 @@ class Known:
 
     def __init__(self, name: str, threads: int | None = None) -> None:
         self.left = {"all": 1.0, "half": 0.5, "none": 0.0}[name]
+        self.calibration = None if name == "none" else "some"
 
     def denoise(self, stack: np.ndarray) -> np.ndarray:
         (one,) = (one for one in self.frames if np.array_equal(one.noisy, stack[0]))
         return (one.clean + self.left * (one.noisy - one.clean))[None].astype(np.float32)
+
+    def denoise_with_sigma(self, stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        clean = self.denoise(stack)
+        return clean, np.full_like(clean, self.left * stack.mean() ** 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +192,18 @@ def test_tables_average_over_the_right_frames(rows: pl.DataFrame) -> None:
     }  # fmt: skip
     deep = quality_tables.by_part(rows, quality_tables.DOSE, "level")
     assert deep.filter(part="graphene", level=1.2)["half"][0] == pytest.approx(10**1.2, abs=0.05)
+
+
+def test_sigma_is_measured_where_there_is_one_on_some_frames(rows: pl.DataFrame) -> None:
+    known = rows.filter(pl.col("inside_1").is_not_null())
+    assert set(known["model"]) == {"all", "half"}
+    assert set(known["frame"]) == {0, 1, 4, 5}
+    # Errors are Poisson here, of nearly the standard deviation that is taken for sigma.
+    assert known["inside_1"].mean() == pytest.approx(0.68, abs=0.06)
+    assert known["inside_2"].mean() == pytest.approx(0.95, abs=0.03)
+    table = quality_tables.summary(rows)
+    assert table.filter(model="half")["within 1 sigma, %"][0] == pytest.approx(68, abs=6)
+    assert table.filter(model="none")["within 1 sigma, %"][0] is None
 
 
 def test_markdown_has_a_dash_for_what_is_unknown() -> None:

@@ -6,10 +6,12 @@ slows down slows all of them. `quality_tables` averages what is measured here.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -20,6 +22,7 @@ from emdn_train.baselines import PEERS, gaussian, need_peers
 from emdn_train.data import Split, open_split
 from emdn_train.examples import Example, Frame, count_vacancies, examples, score, table_of, timed
 from emdn_train.source import fingerprint
+from emdn_train.uncertainty import coverage
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +33,13 @@ SCHEMA = pl.Schema(
         "model": pl.String, "frame": pl.Int64, "part": pl.String, "level": pl.Float64,
         "gain_db": pl.Float64, "psnr": pl.Float64, "ssim": pl.Float64, "mean_ratio": pl.Float64,
         "vacancies": pl.Int64, "found": pl.Int64, "false": pl.Int64, "ms": pl.Float64,
+        "inside_1": pl.Float64, "inside_2": pl.Float64,
     }
 )  # fmt: skip
+_WITH_SIGMA = 1  # specimens of each part: eight orientations take eight times as long
 
 Method = Callable[[Example], tuple[Frame, float | None]]
+Inside = Callable[[Example], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,9 @@ def measure(config: QualityConfig) -> pl.DataFrame:
     DataFrame
         One row a method and frame, columns as in ``SCHEMA``: gain_db is
         10 log10 (MSE noisy / MSE denoised), ms the time of one call, array to array, and null
-        in the columns of vacancies where they cannot be scored. Methods are the models by name,
+        in the columns of vacancies where they cannot be scored; ``inside_1`` and ``inside_2``
+        are the shares of pixels within one and two of the sigma of ``--sigma``, of calibrated
+        models on the first specimen of each part, null elsewhere. Methods are the models by name,
         ``noisy``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the
         frames, and ``clean``, the truth itself, of which only vacancies are scored.
 
@@ -84,10 +92,12 @@ def measure(config: QualityConfig) -> pl.DataFrame:
     methods = _models(config) | {"gaussian": gaussian, "noisy": lambda one: (one.noisy, None)}
     with open_split(config.testset, "test") as split:
         chosen = specimens(table_of(split), config.peers)
+        sigmas = _sigmas(config)
+        few = specimens(table_of(split), _WITH_SIGMA)
         own: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
         for example in examples(split):
-            own += list(_answers(example, methods))
+            own += list(_answers(example, methods, sigmas if example.number in few else {}))
             own.append(
                 _row(example, "clean", None) | count_vacancies(example.crystal, example.clean)
             )
@@ -117,8 +127,11 @@ def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
 
 
 def _models(config: QualityConfig) -> dict[str, Method]:
-    names = config.models or tuple(pretrained.index()["models"])
-    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in names}
+    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in _names(config)}
+
+
+def _names(config: QualityConfig) -> tuple[str, ...]:
+    return config.models or tuple(pretrained.index()["models"])
 
 
 def _model(name: str, threads: int | None) -> Method:
@@ -126,14 +139,35 @@ def _model(name: str, threads: int | None) -> Method:
     return lambda example: timed(lambda: denoiser.denoise(example.noisy[None])[0])
 
 
+def _sigmas(config: QualityConfig) -> dict[str, Inside]:
+    """Return what measures sigma, by the names of those models that have one."""
+    found: dict[str, Inside] = {}
+    for name in _names(config):
+        denoiser = Denoiser(name, threads=config.threads)
+        if denoiser.calibration is not None:
+            found[name.removesuffix(".onnx")] = partial(_inside, denoiser)
+    return found
+
+
+def _inside(denoiser: Denoiser, example: Example) -> tuple[float, float]:
+    denoised, sigma = denoiser.denoise_with_sigma(example.noisy[None])
+    return coverage(denoised[0], sigma[0], example.clean, example.valid)
+
+
 def _peer(name: str) -> Method:
     return lambda example: timed(lambda: PEERS[name][1](example.noisy))
 
 
-def _answers(example: Example, methods: dict[str, Method]) -> Iterator[dict[str, Any]]:
+def _answers(
+    example: Example,
+    methods: dict[str, Method],
+    sigmas: Mapping[str, Inside] = MappingProxyType({}),
+) -> Iterator[dict[str, Any]]:
     for name, method in methods.items():
         answer, ms = method(example)
-        yield _row(example, name, ms) | score(example, answer)
+        one, two = sigmas[name](example) if name in sigmas else (None, None)
+        inside = {"inside_1": one, "inside_2": two}
+        yield _row(example, name, ms) | score(example, answer) | inside
 
 
 def _row(example: Example, model: str, ms: float | None) -> dict[str, Any]:
@@ -152,4 +186,5 @@ def _kept(path: Path, split: Split) -> pl.DataFrame:
     if set(rows["split"]) != {fingerprint(split)}:
         log.warning("%s: of another split, left out; measure again with --peers 1", path)
         return pl.DataFrame(schema=SCHEMA)
-    return rows.select(SCHEMA.names())
+    # Files that were written before there was a column lack it.
+    return pl.concat([pl.DataFrame(schema=SCHEMA), rows.drop("split")], how="diagonal")

@@ -12,6 +12,10 @@ GAIN = pl.col("gain_db").mean().round(2)
 DOSE = (10 ** (pl.col("gain_db").mean() / 10)).round(1)
 FOUND = (100 * pl.col("found").sum() / pl.col("vacancies").sum()).round(0)
 FALSE = pl.col("false").mean().round(2)
+WITHIN = {
+    f"within {times} sigma, %": (100 * pl.col(f"inside_{times}").mean()).round(1)
+    for times in (1, 2)
+}
 OFF = (pl.col("mean_ratio") - 1).abs() * 100
 
 Columns = dict[str, tuple[pl.DataFrame, pl.Expr]]
@@ -35,7 +39,8 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     Columns are the gain in dB by level, its mean, that of ``multislice``, the part that
     another simulator made, and the ``worst`` frame's; ``dose``, the dose gain of the mean dB;
     ``vacancies``, how many per cent of them are found, and ``false`` ones a frame; by how
-    much the mean is off in the worst frame; and the median time of a frame.
+    much the mean is off in the worst frame; how many pixels' errors are ``within`` one and two
+    sigma, on the frames where that was measured; and the median time of a frame.
     """
     tested = rows.filter(pl.col("model") != "clean")
     return _table(
@@ -48,6 +53,7 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
             "vacancies": (tested, FOUND),
             "false": (tested, FALSE),
             "mean off by %, worst": (tested, OFF.max().round(2)),
+            **{name: (tested, value) for name, value in WITHIN.items()},
             "ms/frame": (tested, pl.col("ms").median().round(1)),
         }
     )
