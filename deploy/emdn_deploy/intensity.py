@@ -18,9 +18,7 @@ from emdn_models.errors import EmdnError
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers.
 _COUNTS_TOLERANCE = 0.2
-# How much more than the spectrum of single frames says, which errs by a third where the
-# noise is correlated, differences of frames that move, or may move, must hold.
-_UNEVEN, _TWICE = 1.1, 2.0
+_UNEVEN = 1.1  # how much more than white noise differences must hold that show motion
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,8 @@ def noise_variance(blocks: Blocks, closer: motion.Spectrum | None) -> tuple[floa
         return motion.white_variance(blocks, closer.white), (
             "the white part of differences of neighbouring frames (the frames move or flicker)"
         )
-    elif (moving and temporal > _UNEVEN * spatial) or temporal > _TWICE * spatial > 0:
-        return spatial, "the spectrum of the frame (the noise is correlated, the frames move)"
+    elif (moving and temporal > _UNEVEN * spatial) or motion.beyond_frames(blocks):
+        return spatial, "the spectrum of the frame (the noise is correlated, frames differ by more)"
     return temporal, "differences of neighbouring frames"
 
 

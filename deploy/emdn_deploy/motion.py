@@ -55,6 +55,16 @@ def rough(blocks: Blocks) -> bool:
     return whole > 1.01 * high + 3 * _chance(*parts)
 
 
+def beyond_frames(blocks: Blocks) -> bool:
+    """Say whether differences hold twice what the spectrum of single frames calls noise.
+
+    This errs by a third where the noise is correlated.
+    """
+    if not blocks.spatial.size or not blocks.temporal.size:
+        return False
+    return trimmed_mean(blocks.temporal) > 2 * float(np.median(blocks.spatial)) > 0
+
+
 def uneven(blocks: Blocks) -> bool:
     """Say whether blocks alone show that the differences are not the pixels' white noise."""
     return rough(blocks) or moves(blocks)

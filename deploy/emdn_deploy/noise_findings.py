@@ -18,6 +18,7 @@ LINE_Z, JITTER_Z = 4.5, 4.5
 LEAST_SHARE, LEAST_BRIGHTNESS = 0.03, 0.01
 # What the models saw at most (`emdn_train.detectors`).
 FLICKER, JITTER_PIXELS = 0.02, 1.0
+OUTSIDE = "outside the models' training"
 
 _NO_LINE = Line(nan, nan, 0.0, 0.0, 1.0, 0.0, 0.0)
 
@@ -107,7 +108,7 @@ def look(spectra: Spectra, blocks: Blocks) -> Found:
             fixed_columns = noise_lines.fixed(two, columns, spectra.frames)
     correlated = blur.clear
     xy = (blur.x, blur.y)
-    if correlated and spectra.pairs and not moves:
+    if correlated and spectra.pairs and not moves and not motion.beyond_frames(blocks):
         xy = noise_spectra.autocorrelation(power, shape)
         area = noise_spectra.area(power, shape)
     if correlated:
@@ -169,7 +170,7 @@ def describe(found: Found, above: float) -> tuple[list[str], list[str], bool]:
         outside.append(f"{len(found.peaks) - 3} weaker waves besides")
     if found.moves:
         inside.append("the specimen moves: frames two apart differ more than neighbours")
-    said = [f"{text}: outside the models' training" for text in outside]
+    said = [f"{text}: {OUTSIDE}" for text in outside]
     said += [f"{text}: within the models' training" for text in inside]
     return said, _unknown(found), not outside
 

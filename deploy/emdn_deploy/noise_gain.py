@@ -181,7 +181,7 @@ def _through(
 def _from_intensity(blocks: Blocks, offset: float | None, closer: motion.Spectrum | None) -> Scale:
     """Fall back on what denoising itself takes, where no error can be given."""
     taken = intensity.from_blocks(blocks, None, offset, closer)
-    variance, method = intensity.noise_variance(blocks, closer)
+    variance, _ = intensity.noise_variance(blocks, closer)
     doubts = ["errors of gain and offset: the noise is told from structure by assumption only"]
     if not blocks.temporal.size:
         doubts.insert(0, "read noise: one frame has no differences, its variance-mean relation "
@@ -190,7 +190,7 @@ def _from_intensity(blocks: Blocks, offset: float | None, closer: motion.Spectru
         doubts.insert(0, "read noise: the variance-mean relation is not the camera's alone")
     counting = blocks.whole and taken.gain == 1.0 and taken.offset == 0.0 and blocks.low >= 0
     return Scale(
-        taken.gain, nan, taken.offset, nan, nan, nan, f"{method}, {taken.note}",
+        taken.gain, nan, taken.offset, nan, nan, nan, taken.note,
         counting and taken.sigma > 0, tuple(doubts), variance,
     )  # fmt: skip
 

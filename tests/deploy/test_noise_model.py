@@ -132,6 +132,17 @@ def test_motion_hides_no_blur() -> None:
     assert found.correlation_x > 0.05
 
 
+def test_frames_of_different_areas_do_not_add_to_the_correlation() -> None:
+    rng = np.random.default_rng(18)
+    shifts = rng.uniform(-40, 40, (9, 2))
+    scenes = 300 * scene(9, 96, shifts)
+    found = estimate(FAULTS["blur, share given to 4 neighbours"][0](scenes, rng, 0.3))
+    own, near = 0.7, 0.075
+    assert found.correlated
+    expected = 2 * own * near / (own**2 + 4 * near**2)
+    assert found.correlation_x == pytest.approx(expected, abs=0.03)
+
+
 def test_the_correlation_is_that_of_the_blur() -> None:
     make, _ = FAULTS["blur, share given to 4 neighbours"]
     found = estimate(make(rate(60.0, side=128), np.random.default_rng(9), 0.4))
