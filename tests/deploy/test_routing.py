@@ -81,6 +81,14 @@ def test_each_of_several_inputs_gets_the_copy_for_it(
         assert line == f"model      {name} on cpu ({made['model_route']})"
 
 
+def test_check_takes_the_copy_that_denoise_takes(shipped, tmp_path, lattice, capsys) -> None:
+    source = frames(tmp_path / "a.h5", lattice, 30.0, "stem")
+    call("check", source, "--model", "cafcn@auto", "--device", "cpu", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "cafcn@stem"
+    assert any(note.startswith("cafcn@auto: the file says STEM") for note in found["notes"])
+
+
 def test_the_wrong_copy_is_warned_of_and_obeyed(
     shipped: Path, tmp_path: Path, lattice, capsys, caplog
 ) -> None:

@@ -14,7 +14,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_train import cli, proof, proof_config, proof_table
 from emdn_train.faults import FAULTS, PERIOD, Scene
 from emdn_train.judging import judge_of
-from emdn_train.kept import kept
+from emdn_train.kept import soundness
 from emdn_train.proof_movies import CRYSTALS, STRANGE, movie
 
 MODEL = "mcnn"
@@ -110,11 +110,14 @@ def test_movies_hold_counts_about_their_truth_at_the_signal_to_noise_asked_for(s
     assert not np.array_equal(found.clean[0], found.clean[-1])
 
 
-def test_a_reflection_that_a_result_lacks_is_not_kept(made):
+def test_a_reflection_that_a_result_lacks_or_exaggerates_is_seen(made):
     y, x = np.mgrid[:64, :64]
     wave = 20 * np.cos(2 * np.pi * (0.2 * y + 0.1 * x)).astype(np.float32)
-    assert kept(made.clean, made.clean) == pytest.approx(1)
-    assert kept(made.clean + wave, made.clean + 0.6 * wave) == pytest.approx(0.6, abs=0.03)
+    true = made.clean + wave
+    assert soundness(true, true) == "sound"
+    assert soundness(true, made.clean + 0.9 * wave) == "slight"
+    assert soundness(true, made.clean + 0.6 * wave) == "wrong"
+    assert soundness(true, made.clean + 1.4 * wave) == "wrong"
 
 
 def test_the_judge_says_what_check_says(made, denoiser, tmp_path):
@@ -160,8 +163,8 @@ def row(**changes):
         "label": "graphene", "specimen": "graphene", "snr": 0.4, "seed": 0, "faults": True,
         "model": MODEL, "fault": "blur", "strength": "1 px", "place": proof.ALL, "result": 0,
         "frame": 0, "planted": True, "verdict": "within noise", "flagged": False, "own": False,
-        "stack": False, "finding": False, "quick": False, "quick_stack": False, "error": 2.0,
-        "noise": 8.0, "kept": None,
+        "stack": False, "quick": False, "quick_stack": False, "error": 2.0,
+        "noise": 8.0, "truth": None,
     } | changes  # fmt: skip
 
 
@@ -177,7 +180,7 @@ def rows_of_two_stacks() -> pl.DataFrame:
             seed=500,
             result=2,
             quick_stack=True,
-            kept=1.0,
+            truth="sound",
         ),
         row(
             fault=proof.NONE,
@@ -186,7 +189,7 @@ def rows_of_two_stacks() -> pl.DataFrame:
             seed=501,
             result=3,
             frame=1,
-            kept=0.5,
+            truth="wrong",
             **seen,
         ),
     ]
@@ -202,7 +205,10 @@ def test_tables_count_frames_and_stacks():
     assert (found["none"]["frames 0.4"], found["none"]["error"]) == (0, 1)
     [honest] = proof_table.flagged(rows).to_dicts()
     assert (honest["frames 0.4"], honest["alone"], honest["quick stacks"]) == (50, 0, 50)
-    assert (honest["sound"], honest["frames, sound"], honest["frames, not"]) == (50, 0, 100)
+    assert proof_table.by_truth(rows).rows() == [
+        ("crystals", "sound", 1, 0, 0, 100),
+        ("crystals", "wrong", 1, 100, 100, 0),
+    ]
     assert honest["gain"] == pytest.approx(6.0)
 
 

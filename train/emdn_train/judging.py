@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from emdn_deploy import Denoiser, correction
-from emdn_deploy.checking import summary
+from emdn_deploy.checking import whole
 from emdn_deploy.checking.grounds import Grounds, grounds_of
 from emdn_deploy.checking.held import Held
 from emdn_deploy.checking.quick import Quick
@@ -36,6 +35,8 @@ class Judged:
         (N,) whether a frame is flagged for itself, and not for the run of frames it is in.
     quick
         (N,) whether the quick check lets a frame stand out.
+    quick_passed
+        Whether it passes the stack.
     """
 
     verdicts: tuple[str, ...]
@@ -43,6 +44,7 @@ class Judged:
     findings: tuple[str, ...]
     own: NDArray[np.bool_]
     quick: NDArray[np.bool_]
+    quick_passed: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +69,16 @@ class Judge:
             rows.add(number, before, after)
             held.add(number, before, after)
         table = rows.finish()
-        found = summary.findings(
-            held.error(self.grounds.honest.error), held.correlations(), held.line()
-        )
+        found = self.grounds.judge(rows, table, held)
         quick = Quick(self.scale.gain, self.scale.offset, bad=~good)
         quick.add(0, self.raw, denoised)
-        standing = np.isin(np.arange(len(denoised)), quick.result().failing)
+        seen = quick.result()
+        standing = np.isin(np.arange(len(denoised)), seen.failing)
         alone = [name for name in self.grounds.ranges if not name.startswith("run_")]
-        own = np.any([self._beyond(name, table) for name in alone], axis=0)
-        return Judged(tuple(table["verdict"]), tuple(table["evidence"]), found, own, standing)
-
-    def _beyond(self, name: str, table: pl.DataFrame) -> NDArray[np.bool_]:
-        values, limit = table[name].to_numpy(), self.grounds.ranges[name]
-        return np.asarray((values < limit.low) | (values > limit.high))
+        own = whole.beyond(table, self.grounds.ranges, alone)
+        return Judged(
+            tuple(table["verdict"]), tuple(table["evidence"]), found, own, standing, seen.passed
+        )
 
 
 def judge_of(path: Path, denoiser: Denoiser, seed: int = 0, gain: float = 1.0) -> Judge:

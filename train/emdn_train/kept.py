@@ -1,18 +1,22 @@
-"""Whether a model keeps a specimen's reflections, by the truth: not every result is honest."""
+"""Whether a result is sound, by the truth: not every honest one is.
+
+What all frames are wrong by at one spatial frequency is told from the noise that they keep by
+correlation with the truth, which moves as the specimen drifts.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
-CLEAR = 5.0  # amplitude of a true reflection, in standard deviations of the noise there
-LEAST = 0.85  # of it that is kept; ``check`` lets as much be lost
-_NEAR = 3  # pixels of the spectrum that belong to one reflection
-_LARGE = 0.03  # cycles/pixel, below which there is structure and no lattice
+SEEN = 2.0  # standard deviations of a frame's noise: of what is less, no frame shows much
+TOLERATED = 0.15  # of a component, which ``check`` lets a denoiser take of a lattice's peak
+KINDS = ("sound", "slight", "wrong")
+_LARGE = 0.02  # cycles/pixel, below which there is the beam's profile
 
 Stack = NDArray[np.float32]
 
 
-def kept(clean: Stack, denoised: Stack) -> float:
-    """Return the least share of a clear reflection that is left, in the mean of the frames.
+def soundness(clean: Stack, denoised: Stack) -> str:
+    """Say how much of the truth's Fourier components is lost, or how much too strong they are.
 
     Parameters
     ----------
@@ -21,25 +25,29 @@ def kept(clean: Stack, denoised: Stack) -> float:
 
     Returns
     -------
-    float
-        1 where there is no clear reflection.
+    str
+        ``sound`` where no component is off by `SEEN` standard deviations of a frame's noise,
+        ``slight`` where those that are keep within `TOLERATED` of themselves, ``wrong`` else.
     """
+    strength, share = _shares(clean, denoised)
+    off = np.abs(1 - share)
+    seen = off * strength >= SEEN
+    if not seen.any():
+        return KINDS[0]
+    return KINDS[2] if (off[seen] > TOLERATED).any() else KINDS[1]
+
+
+def _shares(clean: Stack, denoised: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the clear components' strengths, in units of the noise, and shares: (K,) each."""
     height, width = clean.shape[1:]
     window = np.outer(np.hanning(height), np.hanning(width))
     true, left = (
         np.fft.rfft2((stack - stack.mean(axis=(1, 2), keepdims=True)) * window)
         for stack in (clean, denoised)
     )
-    noise = np.sqrt((window**2).sum() * float(clean.mean()))
+    square = (np.abs(true) ** 2).mean(axis=0)
+    strength = np.sqrt(square / ((window**2).sum() * float(clean.mean())))
     y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    strength = np.abs(true).mean(axis=0) / noise
-    strength[np.hypot(y, x) < _LARGE] = 0
-    least = 1.0
-    while strength.max() > CLEAR:
-        row, column = np.unravel_index(strength.argmax(), strength.shape)
-        one = true[:, row, column]
-        share = (left[:, row, column] * one.conj()).real.sum() / (np.abs(one) ** 2).sum()
-        least = min(least, float(share))
-        rows = np.arange(row - _NEAR, row + _NEAR + 1) % height
-        strength[rows, max(0, column - _NEAR) : column + _NEAR + 1] = 0
-    return least
+    clear = (strength > SEEN) & (np.hypot(y, x) > _LARGE)
+    share = (left * true.conj()).real.mean(axis=0)[clear] / square[clear]
+    return strength[clear], share

@@ -22,7 +22,7 @@ from emdn_deploy import Denoiser
 from emdn_models.errors import EmdnError
 from emdn_train.faults import FAULTS, Scene, Stack
 from emdn_train.judging import Judge, judge_of, wrong
-from emdn_train.kept import kept
+from emdn_train.kept import soundness
 from emdn_train.proof_config import Job, ProofConfig, jobs, tried
 from emdn_train.proof_movies import Movie, movie
 
@@ -42,9 +42,9 @@ def measure(
     A row a frame of every result that was checked: ``label``, ``specimen``, ``snr``, ``seed``,
     ``model``, ``fault``, ``strength``, ``place``, ``result`` (number of the result), ``frame``,
     ``planted``, ``verdict``, ``evidence``, ``flagged``, ``own`` (whether for itself and not for
-    its run), ``stack`` (whether the check fails the whole), ``finding`` (whether for more than
-    its frames), ``quick``, ``quick_stack``, and ``error`` and ``noise``, the mean squared errors
-    after and before, electrons squared. ``kept`` is that of `emdn_train.kept` for honest
+    its run), ``stack`` (whether the check fails the whole),
+    ``quick``, ``quick_stack``, and ``error`` and ``noise``, the mean squared errors
+    after and before, electrons squared. ``truth`` is that of `emdn_train.kept` for honest
     results.
 
     Raises
@@ -149,9 +149,9 @@ def _rows(
         np.square(stack / np.float32(job.times) - made.clean).mean(axis=(1, 2))
         for stack in (result.frames, judge.raw)
     )
-    share = None
+    truth = None
     if result.fault == NONE:
-        share = kept(made.clean, result.frames / np.float32(job.times))
+        truth = soundness(made.clean, result.frames / np.float32(job.times))
     for frame, verdict in enumerate(found.verdicts):
         yield {
             "label": job.label, "specimen": job.specimen, "snr": job.snr, "seed": job.seed,
@@ -160,8 +160,8 @@ def _rows(
             "planted": frame in result.planted, "verdict": verdict,
             "evidence": found.evidence[frame], "flagged": flagged[frame],
             "own": bool(found.own[frame]),
-            "stack": any(flagged) or bool(found.findings), "finding": bool(found.findings),
-            "quick": bool(found.quick[frame]), "quick_stack": bool(found.quick.any()),
+            "stack": bool(found.findings),
+            "quick": bool(found.quick[frame]), "quick_stack": not found.quick_passed,
             "error": float(error[frame]), "noise": float(noise[frame]),
-            "kept": share,
+            "truth": truth,
         }  # fmt: skip

@@ -37,7 +37,7 @@ class ProofConfig:
     size: int = 256
     frames: int = 16
     levels: tuple[float, ...] = (0.4, 1.2)
-    faulty: int = 4
+    faulty: int = 6
     honest: int = 8
     seed: int = 0
     workers: int = 1

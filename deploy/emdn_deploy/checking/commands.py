@@ -8,7 +8,7 @@ import typer
 from emdn_deploy.flags import Axes, Dataset, Gain, Model, Offset, On, Selected, Threads
 from emdn_deploy.options import DenoiseOptions
 
-FAILED = 3  # exit status of a check that some frame does not pass
+FAILED = 3  # exit status of a check that the stack does not pass
 
 _DEFAULT = DenoiseOptions()
 
@@ -67,7 +67,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say, without the truth, which denoised frames can be trusted; status 3 if not all."""
+    """Say, without the truth, which denoised frames can be trusted; status 3 if the stack fails."""
     options = DenoiseOptions(
         model=model, device=device, threads=threads, dataset=dataset, axes=axes, frames=frames,
         gain=gain, offset=offset, dark=dark, gain_map=gain_map, defects=defects,

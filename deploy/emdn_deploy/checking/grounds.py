@@ -4,15 +4,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from emdn_deploy import noise_model
-from emdn_deploy.checking import limits, null
+from emdn_deploy.checking import limits, null, summary, whole
 from emdn_deploy.checking.camera import Camera, camera_of
+from emdn_deploy.checking.chance import SHARE
+from emdn_deploy.checking.held import Held
 from emdn_deploy.checking.panel import cut
+from emdn_deploy.checking.pooled import pooled
 from emdn_deploy.checking.result import Limits, Thresholds
 from emdn_deploy.checking.rows import Rows
+from emdn_deploy.checking.whole import Bounds
 from emdn_deploy.correction import Prepared
+from emdn_deploy.noise_findings import OUTSIDE
 from emdn_deploy.noise_model import NoiseModel
 from emdn_deploy.readers import Frames
 
@@ -55,19 +61,51 @@ class Grounds:
     length: int
     seed: int
 
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Return what the noise has that the models have not seen."""
+        return tuple(one for one in self.noise.findings if one.endswith(OUTSIDE))
+
     def rows(self) -> Rows:
         """Return an empty table of frames, to be filled with a result's."""
-        outside = () if self.noise.in_training else self.noise.findings
         return Rows(
-            self.camera, self.good, self.about, self.ranges, outside, self.noise.correlated,
+            self.camera, self.good, self.about, self.ranges, self.outside, self.noise.correlated,
             self.length,
         )  # fmt: skip
+
+    def judge(self, rows: Rows, table: pl.DataFrame, held: Held) -> tuple[str, ...]:
+        """Say why a stack fails, of whose frames ``rows`` has made the table; see `whole`."""
+        known = summary.findings(held.error(self.honest.error), held.correlations(), held.line())
+        bounds = self.bounds(table.height)
+        return (*whole.findings(table, rows.means, bounds, self.outside), *known)
+
+    def bounds(self, count: int) -> Bounds:
+        """Return what an honest stack of so many frames keeps to."""
+        panels = len(cut(*self.good.shape))
+        own = (self.honest, self.about)
+        clear = limits.limits(*own, SHARE / (count * panels), SAFETY, self.camera.uncertainty)
+        means = pooled(*own, SHARE, SAFETY, self.camera.uncertainty, count * panels)
+        together = sum(name.startswith("run_") for name in self.ranges)
+        return Bounds(
+            self.ranges, clear, means, max(LEVEL, panels * self._failing()),
+            LEVEL * together / len(self.ranges), self.length, self.noise.correlated,
+        )  # fmt: skip
+
+    def _failing(self) -> float:
+        """Return the share of honest panels that lie outside of the ranges themselves."""
+        rows = [self.about.named(one, own=True) for one in self.honest.panels]
+        failing = [
+            any(not self.ranges[name].low <= row[name] <= self.ranges[name].high for name in row
+                if name in self.ranges)
+            for row in rows
+        ]  # fmt: skip
+        return float(np.mean(failing))
 
     def thresholds(self) -> Thresholds:
         """Return the ranges with how they were found."""
         return Thresholds(
-            self.ranges, LEVEL, SAFETY, self.bases, self.resamples, self.honest.denoisings,
-            self.seed,
+            self.ranges, LEVEL, whole.REASONS * SHARE, SAFETY, self.bases, self.resamples,
+            self.honest.denoisings, self.seed,
         )  # fmt: skip
 
 
@@ -100,7 +138,7 @@ def grounds_of(
     resamples = DRAWS // len(bases)
     length = min(RUN, count, resamples) if count > 1 else 0
     honest = null.draw(bases, make, camera, resamples, length, seed)
-    about = limits.reference(honest.panels)
+    about = limits.reference(honest.panels, honest.pilots)
     ranges = limits.limits(honest, about, LEVEL / len(panels), SAFETY, camera.uncertainty)
     panel = (panels[0][0].stop, panels[0][1].stop)
     return Grounds(

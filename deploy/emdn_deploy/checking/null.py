@@ -31,7 +31,11 @@ class Honest:
     Attributes
     ----------
     panels
-        All of them, without ``fields``.
+        All of them, without ``fields``: the resamples of the first base, of the next...
+    pilots
+        Denoisings of what the model first makes of a base, before twicing, likewise.
+    bases
+        How many were resampled.
     runs
         Largest values of the average residual of ``length`` draws from one base, at
         every scale: (runs, S).
@@ -44,6 +48,8 @@ class Honest:
     """
 
     panels: list[Measured]
+    pilots: list[Measured]
+    bases: int
     runs: Floats
     length: int
     error: float
@@ -73,10 +79,15 @@ def draw(
     """
     chance = np.random.default_rng(seed)
     panels: list[Measured] = []
+    first: list[Measured] = []
     runs, errors = [], []
     for raw, good in bases:
         truth = run(raw[None])[0]
-        pilots = [run(camera.draw(truth, chance)[None])[0] for _ in range(PILOTS)]
+        drawn = [camera.draw(truth, chance) for _ in range(PILOTS)]
+        pilots = [run(noisy[None])[0] for noisy in drawn]
+        for noisy, clean in zip(drawn, pilots, strict=True):
+            found = measure(noisy, clean, camera, good)
+            first.append(replace(found, fields=found.fields[:0]))
         twice = 2 * truth - np.mean(pilots, axis=0)
         truth = np.maximum(twice, camera.offset).astype(np.float32)
         total = np.zeros(0, np.float32)
@@ -92,4 +103,4 @@ def draw(
                 if number % length == length - 1:
                     runs.append(np.abs(total).max(axis=(1, 2)) / sqrt(length))
     done = len(bases) * (1 + PILOTS + resamples)
-    return Honest(panels, np.asarray(runs), length, float(np.mean(errors)), done)
+    return Honest(panels, first, len(bases), np.asarray(runs), length, float(np.mean(errors)), done)

@@ -7,7 +7,9 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from emdn_deploy.checking import tables
 from emdn_deploy.checking.exhibits import Exhibits, Shown
 from emdn_deploy.checking.limits import KINDS
 from emdn_deploy.checking.result import CheckResult, Correlations, Maps, Spectrum
@@ -29,9 +31,7 @@ def overview(result: CheckResult) -> bytes:
     else:
         grid[1, 1].set_axis_off()
     _spectrum(grid[1, 2], result.spectrum)
-    failing = len(result.failing)
-    said = f"{failing} of {result.table.height} frames stand out" if failing else "within noise"
-    figure.suptitle(f"{result.facts.source.name}: {said}", fontsize=11)
+    figure.suptitle(f"{result.facts.source.name}: {tables.headline(result)}", fontsize=11)
     return _png(figure)
 
 
@@ -165,6 +165,7 @@ def _course(panel: Axes, table: pl.DataFrame, name: str) -> None:
         if f"{name}_{side}" in table.columns:
             limit = table[f"{name}_{side}"].to_numpy()
             panel.plot(table["frame"].to_numpy(), limit, color="tab:red", lw=1, ls="--")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_title(KINDS[name].words, fontsize=9)
     panel.set_xlabel("frame")
 

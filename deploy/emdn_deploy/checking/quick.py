@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.checking.chance import allowed
+
 BOX = 16  # pixels, the side of the boxes whose mean residual is looked at
 # Of honest denoisings, between 0.1 and 1.5 in signal to noise per pixel.
 BOUNDS = {"ratio": (0.97, 1.03), "std": (0.94, 1.05), "lag": (-0.15, 0.08), "box": (0.0, 5.0)}
@@ -19,6 +21,8 @@ _TOLERANCE = {"ratio": 0.005, "std": 0.01, "lag": 0.02, "box": 1.5}
 # Standard errors by which small frames may go beyond, in units of 1 / sqrt(pixels).
 _CHANCE = {"ratio": 0.0, "std": 4 / 2**0.5, "lag": 4 / 2**0.5, "box": 0.0}
 _OUTLIER = 6.0  # robust standard deviations
+_FAR = 2.0  # times as far out as that a single frame fails the stack
+_RATE = 0.01  # of honest frames that may stand out
 _LEAST = 8  # frames that tell an outlier
 _DARK = 0.01  # lowest variance, relative to the mean's
 _WORDS = {
@@ -41,6 +45,9 @@ class QuickResult:
         By name, (N,) each, of the frames in ``frames``.
     failing
         Numbers of the frames that stand out.
+    passed
+        Whether no frame is far out, nor more stand out than in honest stacks (see
+        `emdn_deploy.checking.whole`).
     line
         One line for people.
     """
@@ -48,6 +55,7 @@ class QuickResult:
     frames: tuple[int, ...]
     numbers: dict[str, NDArray[np.float64]]
     failing: tuple[int, ...]
+    passed: bool
     line: str
 
 
@@ -105,19 +113,28 @@ class Quick:
         order = sorted(self._rows)
         table = np.array([self._rows[number] for number in order]).reshape(-1, len(BOUNDS))
         numbers = dict(zip(BOUNDS, table.T, strict=True))
-        outside = {
+        outside = self._outside(numbers)
+        bad = np.any(list(outside.values()), axis=0)
+        far = np.any(list(self._outside(numbers, _FAR).values()))
+        failing = tuple(number for number, fails in zip(order, bad, strict=True) if fails)
+        passed = not far and len(failing) <= allowed(len(order), _RATE)
+        line = _line(order, numbers, outside, failing, passed)
+        return QuickResult(tuple(order), numbers, failing, passed, line)
+
+    def _outside(
+        self, numbers: dict[str, NDArray[np.float64]], times: float = 1.0
+    ) -> dict[str, NDArray[np.bool_]]:
+        return {
             name: _outside(
                 values,
                 BOUNDS[name],
                 _CHANCE[name] / self._pixels**0.5,
                 _TOLERANCE[name],
                 name != "box",
+                times,
             )
             for name, values in numbers.items()
         }
-        bad = np.any(list(outside.values()), axis=0)
-        failing = tuple(number for number, fails in zip(order, bad, strict=True) if fails)
-        return QuickResult(tuple(order), numbers, failing, _line(order, numbers, outside, failing))
 
 
 def _box(scaled: Frames, mean: float) -> float:
@@ -136,12 +153,17 @@ def _outside(
     chance: float,
     tolerance: float,
     both: bool,
+    times: float,
 ) -> NDArray[np.bool_]:
-    bad = ~((values >= bounds[0] - chance) & (values <= bounds[1] + chance))
+    """Say which are ``times`` as far out as they may be."""
+    middle, half = (bounds[1] + bounds[0]) / 2, (bounds[1] - bounds[0]) / 2 + chance
+    if not both:  # a size, from 0
+        middle, half = 0.0, bounds[1] + chance
+    bad = ~(np.abs(values - middle) <= times * half)
     if len(values) >= _LEAST:
         away = values - np.median(values)
         spread = 1.4826 * float(np.median(np.abs(away)))
-        bad |= (np.abs(away) if both else away) > _OUTLIER * spread + tolerance
+        bad |= (np.abs(away) if both else away) > times * (_OUTLIER * spread + tolerance)
     return np.asarray(bad)
 
 
@@ -150,6 +172,7 @@ def _line(
     numbers: dict[str, NDArray[np.float64]],
     outside: dict[str, NDArray[np.bool_]],
     failing: tuple[int, ...],
+    passed: bool,
 ) -> str:
     if not order:
         return "no frames"
@@ -166,7 +189,8 @@ def _line(
             at = int(np.argmax(np.where(bad, np.abs(values - np.median(values)), -1)))
             causes.append(f"{_WORDS[name]} {values[at]:.4g} in frame {order[at]}")
     shown = ", ".join(spans(failing))
-    return f"{len(failing)} of {len(order)} frames stand out ({shown}): {'; '.join(causes)}"
+    chance = ", which can be chance" if passed else ""
+    return f"{len(failing)} of {len(order)} frames stand out ({shown}){chance}: {'; '.join(causes)}"
 
 
 def spans(failing: Iterable[int], most: int = 5) -> list[str]:

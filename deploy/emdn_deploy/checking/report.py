@@ -1,7 +1,6 @@
 """A check as one HTML file with its pictures inside: nothing is loaded, no script runs."""
 
 import base64
-from collections import Counter
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -89,22 +88,16 @@ def html(result: CheckResult) -> str:
 
 
 def _verdict(result: CheckResult) -> str:
-    count, failing = result.table.height, len(result.failing)
-    if result.passed:
-        text = f"Nothing stands out: all {count} frames are within noise."
-    elif failing:
-        kinds = Counter(result.table["verdict"].to_list())
-        del kinds["within noise"]
-        named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
-        text = f"{failing} of {count} frames stand out: {named}."
-    else:
-        text = "No single frame stands out, but the stack does."
     kind = "pass" if result.passed else "fail"
-    return f'<p class="verdict {kind}"><strong>{escape(text)}</strong></p>'
+    said = f"<strong>{escape(tables.conclusion(result))}</strong>"
+    if result.facts.findings:
+        reasons = "".join(f"<li>{escape(one)}</li>" for one in result.facts.findings)
+        said += f" The stack fails:<ul>{reasons}</ul>"
+    return f'<div class="verdict {kind}">{said}</div>'
 
 
 def _failing(result: CheckResult) -> str:
-    bad = result.table.filter(pl.col("verdict") != "within noise")
+    bad = tables.standing(result)
     if not bad.height:
         return ""
     rows = "\n".join(

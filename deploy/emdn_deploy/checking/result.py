@@ -45,8 +45,9 @@ class Thresholds:
     ----------
     limits
         By the name of a statistic, as in the columns of `CheckResult.table`.
-    level
-        Chance that an honest frame fails, all its tests together, that was aimed at.
+    level, stack_level
+        Chance that an honest frame fails, all its tests together, and an honest stack, that
+        were aimed at.
     safety
         Factor by which the limits lie farther from the typical value than the
         resampled frames say, since these are a little smoother than the scene.
@@ -58,6 +59,7 @@ class Thresholds:
 
     limits: Mapping[str, Limits]
     level: float
+    stack_level: float
     safety: float
     bases: int
     resamples: int
@@ -180,7 +182,7 @@ class StackFacts:
     linearity
         Local means out against those in; None where the frames hold too few blocks.
     findings
-        What fails for the stack as a whole, in plain words; empty if nothing.
+        Why the stack fails as a whole (`emdn_deploy.checking.whole`); empty if it passes.
     notes
         What was assumed, and what cannot be said.
     """
@@ -232,6 +234,11 @@ class CheckResult:
         return [int(number) for number in bad["frame"]]
 
     @property
+    def outside(self) -> bool:
+        """Whether the noise is not what the models were trained on."""
+        return not self.noise.in_training
+
+    @property
     def passed(self) -> bool:
-        """Whether every frame is within noise and the stack has no finding."""
-        return not self.failing and not self.facts.findings
+        """Whether the stack shows no more than honest ones do; single frames may stand out."""
+        return not self.facts.findings

@@ -65,6 +65,7 @@ class Rows:
         self._panels = cut(*self.good.shape)
         self._sums: list[Frame] = []
         self._frames = 0
+        self._means: dict[str, float] = {}
 
     def add(self, number: int, raw: Frame, denoised: Frame) -> None:
         """Measure the next frame."""
@@ -105,6 +106,11 @@ class Rows:
         """Return the residual's mean power on rings."""
         return np.asarray(self.power[0] / self._frames)
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Return the mean of every statistic of a panel over all panels of all frames."""
+        return {name: total / self._frames for name, total in self._means.items()}
+
     def maps(self) -> Maps:
         """Return the maps that were kept, in the order of their frames."""
         kept = sorted(((-number, z) for _, number, z in self._maps), key=lambda one: one[0])
@@ -115,6 +121,9 @@ class Rows:
     ) -> tuple[dict[str, float], dict[str, float], dict[str, Spot]]:
         """Take of each statistic the panel that is farthest from the typical value."""
         named = [self.about.named(one) for one in found]
+        for one in named:
+            for name, value in one.items():
+                self._means[name] = self._means.get(name, 0.0) + value / len(named)
         values, signs = {}, {}
         for name in named[0].keys() & self.limits.keys():
             limit = self.limits[name]

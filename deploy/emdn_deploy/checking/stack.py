@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, pipeline
+from emdn_deploy import correction, job, pipeline, routing
 from emdn_deploy.checking import null, record, summary
 from emdn_deploy.checking.exhibits import Slices
 from emdn_deploy.checking.grounds import grounds_of
@@ -22,6 +22,7 @@ from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.offers import SeveralStacks
+from emdn_deploy.routing import Route
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics.rings import rings
 
@@ -67,9 +68,9 @@ def check(
         ready = correction.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
-        denoiser = Denoiser.of(options)
+        route = routing.route(Denoiser.of(options), options, frames, ready.scale)
         return _check(
-            frames, clean, ready, _Maker(denoiser, ready, facts, clean), options, seed, progress
+            frames, clean, ready, _Maker(route, ready, facts, clean), options, seed, progress
         )
 
 
@@ -77,9 +78,10 @@ class _Maker:
     """Denoises as the denoised file was: model, scale, orientations, rounding."""
 
     def __init__(
-        self, denoiser: Denoiser, ready: Prepared, facts: dict[str, Any], clean: Frames | None
+        self, route: Route, ready: Prepared, facts: dict[str, Any], clean: Frames | None
     ) -> None:
-        self.denoiser, self.facts = denoiser, facts
+        self.denoiser, self.facts = route.denoiser, facts
+        self.said = tuple(filter(None, (route.reason, route.warning)))
         self.scale = _scale(ready, facts)
         self._sigma = "ensemble" in facts
         whole = clean is not None and clean.dtype.kind in "iu"
@@ -164,13 +166,13 @@ def _check(
     table = rows.finish()
     error, curves, line = held.error(grounds.honest.error), held.correlations(), held.line()
     info = make.denoiser.session.info
+    notes = summary.notes(noise, error, grounds.length, make.facts, info)
     return CheckResult(
         table,
         StackFacts(
             frames.path, clean.path if clean else None, frames.shape, info.name, info.sha256,
             make.denoiser.session.device, float(sums[0] / sums[1]), line,
-            summary.findings(error, curves, line), summary.notes(noise, error, grounds.length,
-                                                                  make.facts, info),
+            grounds.judge(rows, table, held), (*make.said, *notes),
         ),
         noise,
         grounds.thresholds(),

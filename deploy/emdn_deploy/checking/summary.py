@@ -62,8 +62,8 @@ def notes(
         )
     elif error.moves:
         said.append(
-            "the specimen moves: the squared error and FRC hold its motion, and runs of "
-            "frames average over it"
+            "neighbouring frames differ by more than noise, as the specimen moves or they show "
+            "different areas: squared error and FRC hold that, and runs of frames average over it"
         )
     elif not noise.moves:
         said.append(f"faint blobs are looked for in runs of {run} frames as well")

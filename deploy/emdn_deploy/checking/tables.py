@@ -57,11 +57,37 @@ def evaluated(result: Evaluation) -> list[str]:
     ]
 
 
+def conclusion(result: CheckResult) -> str:
+    """Say in a sentence or two what came out."""
+    count, own = result.table.height, standing(result)
+    said = "The noise is not what the models were trained on. " if result.outside else ""
+    if not own.height:
+        if result.passed:
+            return f"Nothing stands out: all {count} frames are within noise."
+        return said + ("" if result.outside else "No single frame stands out, but the stack does.")
+    kinds = Counter(
+        "; ".join(one for one in verdict.split("; ") if one != "outside training")
+        for verdict in own["verdict"]
+    )
+    named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
+    chance = ", no more than chance makes of an honest stack" if result.passed else ""
+    return f"{said}{own.height} of {count} frames stand out{chance}: {named}."
+
+
+def headline(result: CheckResult) -> str:
+    """Return the conclusion, after whether the stack passes."""
+    return f"{'passes' if result.passed else 'fails'}. {conclusion(result)}".strip()
+
+
+def standing(result: CheckResult) -> pl.DataFrame:
+    """Return the rows of the frames in which something is found, and not in the noise alone."""
+    return result.table.filter(~pl.col("verdict").is_in(["within noise", "outside training"]))
+
+
 def checked(result: CheckResult, listed: bool = True) -> list[str]:
     """Return what ``emdn-deploy check`` prints; ``listed``: with the frames that fail."""
     facts, noise = result.facts, result.noise
     count, height, width = facts.shape
-    verdicts = Counter(result.table["verdict"].to_list())
     what = facts.denoised or f"denoised by {facts.model}"
     lines = [
         f"frames     {count} of {height} x {width} from {facts.source}, {what}",
@@ -80,19 +106,21 @@ def checked(result: CheckResult, listed: bool = True) -> list[str]:
             f"{held.pairs} neighbouring frames: {held.gain_db.value:.1f} ± {held.gain_db.se:.1g} dB"
         )
         if held.drift:
-            moving = "the specimen moves" if held.moves else "no motion beyond chance"
+            moving = "frames differ by more than noise" if held.moves else "no motion beyond chance"
             lines.append(f"drift      {held.drift.value:.3g} ± {held.drift.se:.2g}: {moving}")
     own = result.thresholds
     lines.append(
         f"limits     from {own.bases * own.resamples} honest denoisings by {facts.model} "
-        f"(seed {own.seed}), for at most {own.level:.0%} false alarms a frame"
+        f"(seed {own.seed}), for at most {own.level:.0%} false alarms a frame "
+        f"and {own.stack_level:.0%} a stack"
     )
     lines += [f"note       {one}" for one in facts.notes]
-    lines += [f"finding    {one}" for one in (*noise.findings, *facts.findings)]
-    lines += [f"verdict    {number} x {name}" for name, number in verdicts.most_common()]
+    lines += [f"noise      {one}" for one in noise.findings]
+    lines += [f"fails      {one}" for one in facts.findings]
+    lines.append(f"verdict    {headline(result)}")
     if not listed:
         return lines
-    bad = result.table.filter(pl.col("verdict") != "within noise")
+    bad = standing(result)
     for row in bad.head(_SHOWN).iter_rows(named=True):
         lines.append(f"  frame {row['frame']}: {row['verdict']} ({row['evidence']})")
     if bad.height > _SHOWN:
