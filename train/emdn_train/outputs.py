@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import torch
 
+from emdn_deploy.bench import machine
 from emdn_models import __version__, checkpoint
 from emdn_train.data import Split
 
@@ -28,7 +29,7 @@ def describe(processes: "Processes") -> str:
     if processes.device.type == "cuda":
         text = torch.cuda.get_device_name(processes.device)
     else:
-        text = f"{_processor()}, {torch.get_num_threads()} threads"
+        text = f"{machine.processor()}, {torch.get_num_threads()} threads"
     return text if processes.count == 1 else f"{text}, {processes.count} processes"
 
 
@@ -111,7 +112,7 @@ def write_results(
             for result in results
         },
     )
-    machine = {
+    where = {
         "machine": platform.node(),
         "hardware": describe(processes),
         "system": platform.platform(),
@@ -123,7 +124,7 @@ def write_results(
     }
     _merge(
         out / "throughput.json",
-        {result.name: {"images_per_s": result.images_per_s, **machine} for result in results},
+        {result.name: {"images_per_s": result.images_per_s, **where} for result in results},
     )
     path = out / "history.csv"
     rows = pl.read_csv(path).to_dicts() if path.exists() else []
@@ -198,12 +199,3 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
