@@ -92,7 +92,7 @@ class Denoiser:
         FormatError
             If ``frames`` is not a stack of finite real numbers.
         """
-        stack, scale = _scaled(frames, gain, offset)
+        stack, scale = self._scaled(frames, gain, offset)
         return self.run(stack, scale, batch=batch)
 
     def denoise_with_sigma(
@@ -123,7 +123,7 @@ class Denoiser:
         FormatError
             If ``frames`` is not a stack of finite real numbers.
         """
-        stack, scale = _scaled(frames, gain, offset)
+        stack, scale = self._scaled(frames, gain, offset)
         if self.calibration is None:
             _log.warning("sigma: %s", sigma.note(self.session.info, None))
         return self.run_with_sigma(stack, scale, batch=batch)
@@ -184,6 +184,17 @@ class Denoiser:
         most = _LANE_PIXELS if alone else _BATCH_PIXELS
         return int(np.clip(most // (size[0] * size[1]), 1, 8))
 
+    def _scaled(
+        self, frames: ArrayLike, gain: float | None, offset: float | None
+    ) -> tuple[Stack, Intensity]:
+        """Check an array and find its scale."""
+        stack = as_stack(frames)
+        count, height, width = stack.shape
+        lanes = self.lanes(count, (height, width))
+        return stack, intensity.estimate(
+            lambda start, stop: stack[start:stop], count, (height, width), gain, offset, lanes=lanes
+        )
+
     def _each(
         self,
         shape: tuple[int, ...],
@@ -231,16 +242,6 @@ def denoise(
         As `Denoiser` and `Denoiser.denoise`.
     """
     return Denoiser(model, device, precision=precision).denoise(frames)
-
-
-def _scaled(
-    frames: ArrayLike, gain: float | None, offset: float | None
-) -> tuple[NDArray[np.float32], Intensity]:
-    """Check an array and find its scale."""
-    stack = as_stack(frames)
-    return stack, intensity.estimate(
-        lambda start, stop: stack[start:stop], len(stack), stack.shape[1:], gain, offset
-    )
 
 
 def as_stack(frames: ArrayLike) -> NDArray[np.float32]:

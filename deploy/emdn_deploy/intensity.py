@@ -53,6 +53,7 @@ def estimate(
     gain: float | None = None,
     offset: float | None = None,
     bad: NDArray[np.bool_] | None = None,
+    lanes: int = 1,
 ) -> Intensity:
     """Find the scale of a stack.
 
@@ -68,6 +69,8 @@ def estimate(
         What is known of the camera; None to estimate.
     bad
         (H, W), pixels that do not count.
+    lanes
+        Runs of frames that are measured side by side.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def estimate(
     """
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise EmdnError(f"gain is {gain}, expected units per electron, more than 0")
-    blocks = collect(read, count, size, bad)
+    blocks = collect(read, count, size, bad, lanes=lanes)
     closer = motion.look(read, count, size, bad) if motion.uneven(blocks) else None
     return from_blocks(blocks, gain, offset, closer)
 
@@ -123,13 +126,12 @@ def noise_variance(blocks: Blocks, closer: motion.Spectrum | None) -> tuple[floa
     smooth structure does not reach, or the power where no image is. Where both is so,
     a single frame's spectrum has to do.
     """
-    # The median: structure raises the variance of some blocks, noise that of all.
-    spatial = float(np.median(blocks.spatial)) if blocks.spatial.size else 0.0
     if not blocks.temporal.size:
-        return spatial, "the spectrum of the frame"
+        return blocks.single, "the spectrum of the frame"
     temporal = trimmed_mean(blocks.temporal)
     if not motion.uneven(blocks):
         return temporal, "differences of neighbouring frames"
+    spatial = blocks.single
     moving = motion.moves(blocks) or not blocks.lagged.size
     if closer is None:  # too small for a spectrum: only slow motion can be told
         high = min(trimmed_mean(blocks.temporal_high), spatial)

@@ -71,7 +71,7 @@ class Found:
 def look(spectra: Spectra, blocks: Blocks) -> Found:
     """Measure everything."""
     shape, moves = getattr(spectra, "shape", (0, 0)), motion.moves(blocks)
-    silent = not np.any(blocks.temporal if blocks.temporal.size else blocks.spatial)
+    silent = not (blocks.temporal.any() if blocks.temporal.size else blocks.single)
     blur, area = Blur(nan, nan, nan, 0.0), nan
     rings: tuple[float, ...] = ()
     peaks: tuple[Peak, ...] = ()

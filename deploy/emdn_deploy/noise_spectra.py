@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import defects, spectrum
-from emdn_deploy.sampling import difference
+from emdn_deploy.moments import difference
 
 INSIDE = 0.25  # cycles per pixel: an image's information lies within
 SKIP = 3  # frequencies next to an axis that the taper mixes with it

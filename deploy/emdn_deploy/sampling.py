@@ -1,29 +1,34 @@
 """What is measured on a sample of a stack: means and noise of small blocks of pixels.
 
 At most `MAX_FRAMES` frames, spread over the stack in runs of neighbours, a few in memory
-at a time, whatever the stack's length.
+at a time, whatever the stack's length. Noise is measured on a band of each run, another
+one every time, so that looking costs a few per cent of denoising at most.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import spectrum
+from emdn_deploy import moments, spectrum
+from emdn_deploy.lanes import ordered
+from emdn_deploy.moments import BLOCK
 from emdn_models.errors import EmdnError
 
-BLOCK = 16
 MAX_FRAMES = 64
 MAX_PIXELS = 8 * 2**20
 MAX_SPECTRA = 8
-_MANY = 2**19  # pixels, over all samples, that tell a quantile
+_MANY = 2**17  # pixels, over all samples, that tell a quantile
+# Pixels that tell the noise to 0.3 %, and the share of a stack that more of them may be.
+_LEAST, _SHARE = 2**18, 16
 RUN = 3  # neighbouring frames per sample: lags 1 and 2
 
 Reader = Callable[[int, int], NDArray[np.float32]]
 Watch = Callable[[NDArray[np.float64], NDArray[np.bool_]], None]
-_PARTS = ("mean", "temporal", "lagged", "temporal_high", "spatial")
+_PARTS = ("mean", "temporal", "lagged", "temporal_high", "high")
+_GOLDEN = 0.5 * (5**0.5 - 1)
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,20 @@ class Blocks:
     mean
         (B,) mean intensity.
     temporal
-        (B,) half the mean square difference of neighbouring frames (see `difference`);
-        empty for one frame.
+        (B,) half the mean square difference of neighbouring frames (see
+        `emdn_deploy.moments.difference`); empty for one frame.
     lagged
         (B',) the same for frames two apart.
     temporal_high
         (B,) noise variance from the high-passed differences; empty for frames too small.
-    spatial
-        (B'',) noise variance from single frames (see `emdn_deploy.spectrum`), or, for
-        frames too small for that, from their high-passed blocks.
+    high
+        (B'',) noise variance from single frames that were high-passed.
     low
         0.1 % quantile of the pixels.
     whole
         Whether every pixel is a whole number.
+    singles
+        Some frames, or their middles, large enough for a spectrum; empty if none is.
     """
 
     level: float
@@ -57,9 +63,21 @@ class Blocks:
     temporal: NDArray[np.float64]
     lagged: NDArray[np.float64]
     temporal_high: NDArray[np.float64]
-    spatial: NDArray[np.float64]
+    high: NDArray[np.float64]
     low: float
     whole: bool
+    singles: tuple[NDArray[np.float32], ...]
+
+    @cached_property
+    def single(self) -> float:
+        """Return the noise variance of single frames (see `emdn_deploy.spectrum`).
+
+        For frames too small for that it is that of their high-passed blocks.
+        """
+        wide = (one.astype(np.float64) for one in self.singles)
+        values = [spectrum.noise_variance(one) for one in wide] or self.high
+        # The median: structure raises the variance of some blocks, noise that of all.
+        return float(np.median(values)) if len(values) else 0.0
 
 
 def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
@@ -84,124 +102,121 @@ def collect(
     size: tuple[int, int],
     bad: NDArray[np.bool_] | None = None,
     watch: Watch | None = None,
+    lanes: int = 1,
 ) -> Blocks:
     """Measure the blocks of at most `MAX_FRAMES` frames, a few in memory at a time.
 
     ``watch`` is shown every run of neighbouring frames, (k, h, w), the middle of large
-    ones, and which of their pixels are good, (h, w).
+    ones, and which of their pixels are good, (h, w); blocks are then all over these. Runs
+    are read in the caller's thread, and measured in ``lanes`` (see `emdn_deploy.lanes`).
+
+    Raises
+    ------
+    EmdnError
+        If a pixel is not finite.
     """
     starts, run = sample_starts(count, size)
-    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in _PARTS}
-    levels, quantiles, whole = [], [], True
     good = np.ones(size, bool) if bad is None else ~bad
     part = middle(size, MAX_PIXELS // run)
-    core = good[part]
+    height, width = (side.stop - side.start for side in part)
+    rows, every = height, 1
+    if watch is None:
+        rows, every = _bands(height, width * run, len(starts), count * good.size)
     thin = max(1, round((len(starts) * run * good.size / _MANY) ** 0.5))
-    spectra = MAX_SPECTRA if run == 1 else MAX_SPECTRA // 3
-    # A filter's output is good where its whole window is.
-    inner = np.zeros_like(core)
-    if min(size) > 2:
-        windows = np.lib.stride_tricks.sliding_window_view(core, (3, 3))
-        inner[1:-1, 1:-1] = windows.all(axis=(2, 3))
-    kept = _share(inner) > 0.25 if inner.any() else _share(core) > 0.25
-    for start in starts:
-        frames = read(start, start + run)
-        if not np.isfinite(frames).all():
-            number = start + int(np.flatnonzero(~np.isfinite(frames).all(axis=(1, 2)))[0])
-            raise EmdnError(
-                f"frame {number} has pixels that are not finite (NaN or infinity); "
-                "replace them before denoising"
-            )
-        levels.append(float(frames.sum(axis=0, dtype=np.float64).mean(where=good)) / len(frames))
-        pixels = frames[:, ::thin, ::thin][:, good[::thin, ::thin]]
-        whole = whole and bool(np.equal(pixels, np.rint(pixels)).all())
-        quantiles.append(float(np.quantile(pixels, 0.001)))
-        wide = frames[:, *part].astype(np.float64)
-        if watch is not None:
-            watch(wide, core)
-        pairs = [difference(*two, core) for two in pairwise(wide)]
-        centres = wide if run == 1 else (wide[:-1] + wide[1:]) / 2
-        parts["mean"].append(_block_means(centres, core, kept))
-        parts["temporal"] += [_block_means(pair[None] ** 2, core, kept) for pair in pairs]
-        if run > 2:
-            lagged = difference(wide[0], wide[2], core)[None]
-            parts["lagged"].append(_block_means(lagged**2, core, kept))
-        if inner.any():
-            parts["temporal_high"] += [_high_blocks(pair[None], inner, kept) for pair in pairs]
-        if min(size) < spectrum.SMALLEST:
-            parts["spatial"].append(_high_blocks(wide, inner, kept))
-        elif len(parts["spatial"]) < spectra:
-            parts["spatial"].append(np.array([spectrum.noise_variance(wide[0])]))
-    joined = {name: np.concatenate([np.zeros(0), *arrays]) for name, arrays in parts.items()}
-    level, low = float(np.mean(levels)), float(np.median(quantiles))
-    return Blocks(level, **joined, low=low, whole=whole)
+    lost = None if good.all() else ~good
+
+    def measure(frames: NDArray[np.float32], number: int) -> _Sample:
+        level, blocks = _level(frames, starts[number], lost), {}
+        if number % every == 0:
+            top = part[0].start + round((height - rows) * (number * _GOLDEN % 1))
+            band = slice(top, top + rows), part[1]
+            wide = frames[:, *band].astype(np.float64)
+            if watch is not None:
+                watch(wide, good[band])
+            blocks = moments.measure(wide, good[band])
+        pixels = frames[:, ::thin, ::thin]
+        pixels = pixels.ravel() if lost is None else pixels[:, good[::thin, ::thin]].ravel()
+        single = min(size) >= spectrum.SMALLEST and number < max(1, MAX_SPECTRA // run)
+        return _Sample(
+            level, _low(pixels),
+            bool(np.equal(pixels, np.rint(pixels)).all()), blocks,
+            spectrum.middle(frames[0]).copy() if single else None,
+        )  # fmt: skip
+
+    runs = ((read(start, start + run), number) for number, start in enumerate(starts))
+    samples = list(ordered(lambda one: measure(*one), runs, 1 if watch else lanes))
+    joined = {
+        name: np.concatenate([np.zeros(0), *(one.blocks[name] for one in samples if one.blocks)])
+        for name in _PARTS
+    }
+    return Blocks(
+        float(np.mean([one.level for one in samples])),
+        **joined,
+        low=float(np.median([one.low for one in samples])),
+        whole=all(one.whole for one in samples),
+        singles=tuple(one.single for one in samples if one.single is not None),
+    )
 
 
-def difference(
-    before: NDArray[np.float64], after: NDArray[np.float64], good: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Subtract (H, W) frames so that white noise keeps its variance.
+@dataclass(frozen=True)
+class _Sample:
+    """What is measured on one run of frames."""
 
-    A beam that has changed in between is taken out: the mean, and the contrast by
-    regression on the sum of both, with which the difference of their noise is not
-    correlated. So a camera's offset need not be known. Where a few pixels that flare up
-    have decided on the contrast, most blocks differ more than before: it is left alone.
+    level: float
+    low: float
+    whole: bool
+    blocks: dict[str, NDArray[np.float64]]
+    single: NDArray[np.float32] | None
+
+
+def _bands(rows: int, width: int, runs: int, stack: int) -> tuple[int, int]:
+    """Choose how many rows of how many runs to measure noise on: in all of n-th ones.
+
+    Parameters
+    ----------
+    rows
+        Of the frames' part that is looked at.
+    width
+        Pixels of a row, of all frames of a run.
+    stack
+        Pixels of the whole stack.
     """
-    pair: NDArray[np.float64] = (after - before) / np.sqrt(2)
-    both: NDArray[np.float64] = (before + after) / 2
-    pair -= pair.mean(where=good)
-    both -= both.mean(where=good)
-    weight = float((both * both).sum(where=good))
-    if not weight:
-        return pair
-    steady = pair - both * (float((pair * both).sum(where=good)) / weight)
-    energies = [np.median(_blocks((image**2 * good)[None])) for image in (steady, pair)]
-    return steady if energies[0] < energies[1] else pair
+    wanted = max(_LEAST, stack // _SHARE)
+    # Few wide bands take less time than many narrow ones.
+    every = max(1, runs * 4 * BLOCK * width // wanted)
+    blocks = -(-wanted // (-(-runs // every) * BLOCK * width))
+    return min(rows, max(2, blocks) * BLOCK), every
 
 
-def high_pass(frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Filter (k, H, W) by [1, -2, 1] along both axes, with unit gain for white noise.
+def _level(frames: NDArray[np.float32], start: int, lost: NDArray[np.bool_] | None) -> float:
+    """Return the mean of the good pixels of frames (k, H, W).
 
-    After Immerkaer, Computer Vision and Image Understanding 64 (1996) 300. Lines
-    along an axis and anything smooth are removed.
+    Raises
+    ------
+    EmdnError
+        If a pixel is not finite.
     """
-    size = frames.shape[1:]
-    if min(size) < 3:
-        return np.zeros((len(frames), 0, 0))
-    rows = frames[:, :-2] - 2 * frames[:, 1:-1] + frames[:, 2:]
-    return (rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 6
+    sums = frames.sum(axis=(1, 2), dtype=np.float64)
+    if not np.isfinite(sums).all():  # float64 holds any sum of float32
+        raise EmdnError(
+            f"frame {start + int(np.argmin(np.isfinite(sums)))} has pixels that are not finite "
+            "(NaN or infinity); replace them before denoising"
+        )
+    if lost is None:
+        return float(sums.sum()) / frames.size
+    kept = frames.size - len(frames) * int(np.count_nonzero(lost))
+    return float(sums.sum() - frames[:, lost].sum(dtype=np.float64)) / kept
 
 
-def _high_blocks(
-    stack: NDArray[np.float64], inner: NDArray[np.bool_], kept: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    if not inner.any():
-        return np.zeros(0)
-    squares = np.pad(high_pass(stack) ** 2, ((0, 0), (1, 1), (1, 1)))
-    return _block_means(squares, inner, kept)
-
-
-def _block_means(
-    stack: NDArray[np.float64], good: NDArray[np.bool_], kept: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Average the good pixels of (k, H, W) over those blocks that are kept."""
-    means: NDArray[np.float64] = _blocks(stack * good)[:, kept] / _share(good)[kept]
-    return means.ravel()
-
-
-def _share(good: NDArray[np.bool_]) -> NDArray[np.float64]:
-    share: NDArray[np.float64] = _blocks(good[None].astype(np.float64))[0]
-    return share
-
-
-def _blocks(stack: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average (k, H, W) over blocks of about `BLOCK` pixels that cover all of it."""
-    for axis in (1, 2):
-        length = stack.shape[axis]
-        edges = np.linspace(0, length, max(1, length // BLOCK) + 1).astype(int)
-        widths = np.diff(edges).reshape((-1, 1) if axis == 1 else (-1,))
-        stack = np.add.reduceat(stack, edges[:-1], axis=axis) / widths
-    return stack
+def _low(pixels: NDArray[np.float32]) -> float:
+    """Return the 0.1 % quantile."""
+    place = 0.001 * (pixels.size - 1)
+    below = int(place)
+    above = min(below + 1, pixels.size - 1)
+    # By hand: numpy.quantile goes through all pixels several times more.
+    ranked = np.partition(pixels, (below, above))
+    low, high = float(ranked[below]), float(ranked[above])
+    return low + (place - below) * (high - low)
 
 
 def trimmed_mean(values: NDArray[np.float64]) -> float:

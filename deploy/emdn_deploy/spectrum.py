@@ -6,6 +6,8 @@ between the spots. Interpolated or blurred frames have noise that falls off outw
 its rings are added up as they are, while a high-pass filter would see only the outermost.
 """
 
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,10 +16,12 @@ LOWEST, WIDTH = 0.25, 0.03
 SMALLEST = 32
 _LARGEST = 1024
 
+_Real = TypeVar("_Real", bound=np.floating[Any])
+
 
 def noise_variance(frame: NDArray[np.float64]) -> float:
     """Estimate the mean variance of the noise of (H, W), both at least `SMALLEST`."""
-    frame = without_outliers(_middle(frame))
+    frame = without_outliers(middle(frame))
     window = np.outer(np.hanning(frame.shape[0]), np.hanning(frame.shape[1]))
     flat = (frame - np.average(frame, weights=window)) * window
     power = np.abs(np.fft.rfft2(flat)) ** 2 / (window**2).sum()
@@ -41,8 +45,10 @@ def noise_variance(frame: NDArray[np.float64]) -> float:
 def without_outliers(frame: NDArray[np.float64]) -> NDArray[np.float64]:
     """Replace hot and dead pixels of (H, W), whose spectrum is white, by their surroundings."""
     wide = np.pad(frame, 1, mode="reflect")
-    four = np.stack([wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]])
-    around = np.median(four, axis=0)  # one bad neighbour does not count
+    up, down, left, right = wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]
+    # The middle two of four are what the pairs' extremes leave: one bad one does not count.
+    low = np.maximum(np.minimum(up, down), np.minimum(left, right))
+    around = (low + np.minimum(np.maximum(up, down), np.maximum(left, right))) / 2
     distance = frame - around
     limit = 8 * 1.4826 * float(np.median(np.abs(distance - np.median(distance))))
     if not limit:
@@ -50,7 +56,8 @@ def without_outliers(frame: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.abs(distance) > limit, around, frame)
 
 
-def _middle(frame: NDArray[np.float64]) -> NDArray[np.float64]:
+def middle(frame: NDArray[_Real]) -> NDArray[_Real]:
+    """Return the part of (H, W) that is looked at, all of a small frame."""
     height, width = (min(length, _LARGEST) for length in frame.shape)
     top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
     return frame[top : top + height, left : left + width]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import intensity, sampling
+from emdn_deploy import intensity, moments, sampling
 from emdn_models.errors import EmdnError
 
 # The stacks on which the noise model's power is measured.
@@ -147,7 +147,7 @@ def test_interpolated_single_frames_keep_their_noise(lattice, seed: int) -> None
         wide = (wide + np.roll(wide, 1, axis)) / 2
     variance = 0.75**2 * 30.0  # of the mean of one or two pixels, along both axes
     assert measure(wide[None] * 2.0).sigma == pytest.approx(2 * np.sqrt(variance), rel=0.35)
-    assert np.sqrt(np.median(sampling.high_pass(wide[None]) ** 2)) < 0.25 * np.sqrt(variance)
+    assert np.sqrt(np.median(moments.high_pass(wide[None]) ** 2)) < 0.25 * np.sqrt(variance)
 
 
 def test_hot_pixels_do_not_change_the_scale_of_one_frame(lattice) -> None:
@@ -199,3 +199,29 @@ def test_samples_are_bounded_and_spread(count: int, size: tuple[int, int]) -> No
     if count == 1000 and size == (64, 64):
         assert starts[-1] == 997
         assert len(starts) == 21
+
+
+def test_lanes_do_not_matter(lattice) -> None:
+    frames = (3 * lattice(20.0, (40, 64, 90), drift=0.4) + 7).astype(np.float32)
+    bad = np.zeros(frames.shape[1:], bool)
+    bad[::9, 4::13] = True
+    one, several = (
+        sampling.collect(lambda a, b: frames[a:b], 40, (64, 90), bad, lanes=lanes)
+        for lanes in (1, 3)
+    )
+    for name in ("level", "mean", "temporal", "lagged", "temporal_high", "high", "low", "single"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(several, name))
+
+
+def test_a_long_stack_is_looked_at_in_bands_all_over() -> None:
+    """Looking takes a few per cent of the time that denoising takes, and misses no place."""
+    rows, every = sampling._bands(256, 3 * 256, 21, 64 * 256 * 256)
+    looked = -(-21 // every) * rows * 3 * 256
+    assert 2**18 <= looked <= 2 * 2**18
+    assert sampling._bands(64, 3 * 64, 4, 12 * 64 * 64) == (64, 1)  # small stacks: all of it
+    rows = np.arange(512, dtype=np.float32)[None, :, None] * np.ones((1, 1, 64), np.float32)
+    found = sampling.collect(lambda start, stop: rows.repeat(stop - start, 0), 100, (512, 64))
+    assert found.mean.size < 0.3 * 2 * 21 * (512 * 64 / 256)
+    assert found.mean.min() < 40
+    assert found.mean.max() > 470
+    assert not found.temporal.any()
