@@ -2,19 +2,21 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import ensemble, intensity, lanes, room, sigma, tiling
+from emdn_deploy import ensemble, intensity, lanes, room, sigma, stacks, tiling
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.room import Room
 from emdn_deploy.session import open_session
 from emdn_deploy.sigma import Calibration
-from emdn_models.errors import FormatError
+from emdn_deploy.stacks import Stack
+from emdn_models.errors import EmdnError, FormatError
 
 # Pixels of one session.run: batching gains little on a CPU and costs memory. In a lane it
 # gains nothing, but for frames so small that the call itself takes a share of the time.
@@ -22,9 +24,28 @@ _BATCH_PIXELS, _LANE_PIXELS = 2**19, 2**16
 # On a GPU it fills the multiprocessors, which some millions of pixels do, of how many frames ever.
 _DEVICE_PIXELS, _DEVICE_FRAMES = 2**22, 64
 
-Stack = NDArray[np.float32]
+Means = NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What becomes of a stack (n, H, W).
+
+    Attributes
+    ----------
+    frames
+        (n, H, W), each with the mean of its input.
+    shifts
+        (n,) what was added to each so that it is: mean(in) - mean(out of the net).
+    sigma
+        (n, H, W), standard deviation of the error; None where it was not asked for.
+    """
+
+    frames: Stack
+    shifts: NDArray[np.float64]
+    sigma: Stack | None = None
 
 
 class Denoiser:
@@ -138,6 +159,8 @@ class Denoiser:
     ) -> Stack:
         """Denoise (n, H, W) with a known scale, by tiles where frames are too large.
 
+        Each frame comes back with its own mean (see `emdn_deploy.stacks`).
+
         Parameters
         ----------
         batch
@@ -146,29 +169,47 @@ class Denoiser:
             Whether to keep to one CPU thread, the caller's: for callers that run
             several stacks at the same time.
         """
-        output = np.empty(frames.shape, np.float32)
-
-        def one(part: slice, alone: bool) -> None:
-            self._run(frames[part], scale, output[part], alone=alone)
-
-        self._each(frames.shape, one, batch, alone=alone)
-        return output
+        return self.answer(frames, scale, batch=batch, alone=alone).frames
 
     def run_with_sigma(
         self, frames: Stack, scale: Intensity, *, batch: int | None = None, alone: bool = False
     ) -> tuple[Stack, Stack]:
         """Denoise (n, H, W) in eight orientations: their mean, and its sigma; see `run`."""
-        means, sigmas = np.empty(frames.shape, np.float32), np.empty(frames.shape, np.float32)
+        made = self.answer(frames, scale, with_sigma=True, batch=batch, alone=alone)
+        assert made.sigma is not None
+        return made.frames, made.sigma
+
+    def answer(
+        self,
+        frames: Stack,
+        scale: Intensity,
+        *,
+        with_sigma: bool = False,
+        batch: int | None = None,
+        alone: bool = False,
+    ) -> Answer:
+        """Do what `run`, or `run_with_sigma`, does, and say by how much means were off."""
+        output, shifts = np.empty(frames.shape, np.float32), np.empty(len(frames))
+        sigmas = np.empty(frames.shape, np.float32) if with_sigma else None
 
         def one(part: slice, alone: bool) -> None:
-            def turned(stack: Stack) -> Stack:
-                return self._run(stack, scale, np.empty(stack.shape, np.float32), alone=alone)
+            wanted = stacks.means(frames[part], part.start)
+            if sigmas is None:
+                shifts[part] = self._run(frames[part], scale, output[part], wanted, alone=alone)
+                return
+            shifts[part] = 0
 
-            means[part], variance = ensemble.apply(turned, frames[part])
-            sigmas[part] = sigma.estimate(means[part], variance, scale, self.calibration)
+            def turned(stack: Stack) -> Stack:
+                made = np.empty(stack.shape, np.float32)
+                shift = self._run(stack, scale, made, wanted, alone=alone)
+                shifts[part] += shift / ensemble.ORIENTATIONS
+                return made
+
+            output[part], variance = ensemble.apply(turned, frames[part])
+            sigmas[part] = sigma.estimate(output[part], variance, scale, self.calibration)
 
         self._each(frames.shape, one, batch, alone=alone)
-        return means, sigmas
+        return Answer(output, shifts, sigmas)
 
     def lanes(self, count: int, size: tuple[int, ...]) -> int:
         """Choose how many of ``count`` frames of (H, W) are run side by side."""
@@ -188,12 +229,20 @@ class Denoiser:
         self, frames: ArrayLike, gain: float | None, offset: float | None
     ) -> tuple[Stack, Intensity]:
         """Check an array and find its scale."""
-        stack = as_stack(frames)
+        stack = stacks.as_stack(frames)
         count, height, width = stack.shape
-        lanes = self.lanes(count, (height, width))
-        return stack, intensity.estimate(
-            lambda start, stop: stack[start:stop], count, (height, width), gain, offset, lanes=lanes
-        )
+        size = height, width
+        lanes = self.lanes(count, size)
+
+        def read(start: int, stop: int) -> Stack:
+            return stack[start:stop]
+
+        try:
+            return stack, intensity.estimate(read, count, size, gain, offset, lanes=lanes)
+        except FormatError:
+            raise
+        except EmdnError as error:
+            raise FormatError(f"frames: {error}") from error
 
     def _each(
         self,
@@ -212,10 +261,12 @@ class Denoiser:
         for _ in lanes.ordered(lambda part: one(part, alone), parts, wide):
             pass
 
-    def _run(self, frames: Stack, scale: Intensity, out: Stack, *, alone: bool) -> Stack:
-        """Denoise one batch into ``out``."""
+    def _run(
+        self, frames: Stack, scale: Intensity, out: Stack, wanted: Means, *, alone: bool
+    ) -> Means:
+        """Denoise one batch into ``out``, and shift its frames to the means that are wanted."""
         room.denoise(self.session, self.room, frames, scale, out, alone=alone)
-        return out
+        return stacks.keep_means(wanted, out)
 
     @property
     def _on_device(self) -> bool:
@@ -242,35 +293,3 @@ def denoise(
         As `Denoiser` and `Denoiser.denoise`.
     """
     return Denoiser(model, device, precision=precision).denoise(frames)
-
-
-def as_stack(frames: ArrayLike) -> NDArray[np.float32]:
-    """Check an array and return it as (N, H, W) float32.
-
-    Raises
-    ------
-    FormatError
-        Naming the remedy, if the rank, the dtype or a pixel is wrong.
-    """
-    array: NDArray[Any] = np.asarray(frames)
-    if array.ndim != 3:
-        hint = {
-            2: "pass frames[None] for a single frame",
-            4: "drop the channel axis, frames[..., 0]",
-        }
-        raise FormatError(
-            f"frames has shape {array.shape}, expected (N, H, W); "
-            + hint.get(array.ndim, "stack the frames along the first axis")
-        )
-    if array.dtype.kind not in "buif":
-        raise FormatError(f"frames has dtype {array.dtype}, expected real numbers")
-    if 0 in array.shape:
-        raise FormatError(f"frames is empty (shape {array.shape})")
-    stack = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(stack).all():
-        bad = np.flatnonzero(~np.isfinite(stack).all(axis=(1, 2)))
-        raise FormatError(
-            f"frames {bad[:5].tolist()} have pixels that are not finite (NaN or infinity); "
-            "replace them first, for example by numpy.nan_to_num with the mean"
-        )
-    return stack

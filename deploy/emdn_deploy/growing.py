@@ -127,11 +127,13 @@ def _follow(
                 for start in range(done, count, batch):
                     stop = min(count, start + batch)
                     before = ready.read(start, stop)
-                    after = denoiser.run(before, recipe.scale)
+                    made = denoiser.answer(before, recipe.scale, batch=batch)
+                    after = made.frames
                     grown.resize(stop, axis=0)
                     grown[start:stop] = after.reshape(stop - start, *grown.shape[1:])
                     grown.flush()
                     sums.add(before, after)
+                    sums.add_shifts(made.shifts, before[0].size)
                     yield Arrival(first.path, target, stop - start, time.time() - arrived)
                 idle = 0.0 if count > done else idle + poll_s
                 done = count

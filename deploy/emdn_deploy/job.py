@@ -20,7 +20,7 @@ from emdn_deploy import (
 )
 from emdn_deploy.checking.quick import Quick
 from emdn_deploy.correction import Prepared, Recipe
-from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.denoiser import Answer, Denoiser
 from emdn_deploy.filling import partial_of
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.outcome import Plan, Report
@@ -114,8 +114,7 @@ def run(
         if note and denoiser.calibration is None:
             _log.warning("warning: %s: sigma is %s", source, note)
         count, size = frames.shape[0], frames.shape[1:]
-        lanes = denoiser.lanes(count, size)
-        batch = options.batch or denoiser.batch_for(size, alone=lanes > 1)
+        _, batch = _cut(denoiser, count, size, options)
         facts = provenance.facts_of(frames, options, route, ready, batch)
         storage = Storage(options.dtype, options.compress, options.sigma)
 
@@ -130,9 +129,8 @@ def run(
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
             began = time.perf_counter()
-            work = _work(denoiser, ready, options, alone=lanes > 1)
             quick = Quick(ready.scale.gain, ready.scale.offset, bad=ready.recipe.bad)
-            _stream(count, ready, work, output, quick, batch, lanes, progress)
+            _stream(denoiser, ready, options, output, quick, count, progress)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
@@ -141,45 +139,58 @@ def run(
             output.complete(late)
         if options.preview is not None or options.movie is not None:
             _draw(options, frames, ready, target, module)
-    ratio, info = float(late["intensity_ratio"]), denoiser.session.info
-    _warn(source, ratio, ready)
+    ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
+    _warn(source, ratio, net, ready)
+    info = denoiser.session.info
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
         ratio, ready.bad_pixels, options.dtype, saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
         route.reason or None, checked.line if checked else None,
-        checked.failing if checked else (),
+        checked.failing if checked else (), net, float(late["largest_shift"]),
     )  # fmt: skip
 
 
-def _work(
-    denoiser: Denoiser, ready: Prepared, options: DenoiseOptions, *, alone: bool
-) -> Callable[[Block], tuple[Block, Block | None]]:
-    def compute(block: Block) -> tuple[Block, Block | None]:
-        if options.sigma:
-            return denoiser.run_with_sigma(block, ready.scale, batch=len(block), alone=alone)
-        return denoiser.run(block, ready.scale, batch=len(block), alone=alone), None
-
-    return compute
-
-
 def _stream(
-    count: int,
+    denoiser: Denoiser,
     ready: Prepared,
-    work: Callable[[Block], tuple[Block, Block | None]],
+    options: DenoiseOptions,
     output: Output,
     quick: Quick,
-    batch: int,
-    lanes: int,
+    count: int,
     progress: Progress,
 ) -> None:
-    def write(start: int, before: Block, made: tuple[Block, Block | None]) -> None:
-        output.write(start, before, *made)
-        quick.add(start, before, made[0])
+    """Denoise the frames that are not done yet."""
+    lanes, batch = _cut(denoiser, count, ready.recipe.bad.shape, options)
+
+    def read(start: int, stop: int) -> tuple[int, Block]:
+        return start, ready.read(start, stop)
+
+    def compute(item: tuple[int, Block]) -> Answer:
+        start, block = item
+        made = denoiser.answer(
+            block, ready.scale, with_sigma=options.sigma, batch=batch, alone=lanes > 1
+        )
+        # Here, and not where it is written, so that every lane does its own.
+        quick.add(start, block, made.frames, made.shifts)
+        return made
+
+    def write(start: int, item: tuple[int, Block], made: Answer) -> None:
+        _, before = item
+        output.sums.add_shifts(made.shifts, before[0].size)
+        output.write(start, before, made.frames, made.sigma)
         progress(start + len(before), count)
 
-    pipeline.stream(ready.read, work, write, pipeline.blocks(output.done, count, batch), lanes)
+    pipeline.stream(read, compute, write, pipeline.blocks(output.done, count, batch), lanes)
+
+
+def _cut(
+    denoiser: Denoiser, count: int, size: tuple[int, ...], options: DenoiseOptions
+) -> tuple[int, int]:
+    """Return how many runs go side by side, and how many frames of (H, W) each has."""
+    lanes = denoiser.lanes(count, size)
+    return lanes, options.batch or denoiser.batch_for(size, alone=lanes > 1)
 
 
 def _draw(
@@ -203,7 +214,7 @@ def _draw(
             movie.write(options.movie, ready.read, denoised.read, count)
 
 
-def _warn(source: Path, ratio: float, ready: Prepared) -> None:
+def _warn(source: Path, ratio: float, net: float, ready: Prepared) -> None:
     if ready.lost:
         _log.warning(
             "warning: %s: %d pixels were not finite in some frames; filled from their neighbours",
@@ -214,4 +225,10 @@ def _warn(source: Path, ratio: float, ready: Prepared) -> None:
             "warning: %s: the mean intensity changed by %.1f %%; do not use these frames for "
             "quantitative work before you know why",
             source, 100 * (ratio - 1),
+        )  # fmt: skip
+    if abs(net - 1) > RATIO_TOLERANCE:
+        _log.warning(
+            "warning: %s: the model changed the mean intensity by %.1f %%; frames were shifted "
+            "back, but it may not fit them: see emdn-deploy check",
+            source, 100 * (net - 1),
         )  # fmt: skip

@@ -46,7 +46,7 @@ class Report:
     seconds
         From the first frame read to the last written, in this run.
     ratio
-        mean(output) / mean(input), both above the offset.
+        mean(output) / mean(input), both above the offset: 1, but for the rounding of integers.
     bad_pixels
         Pixels that were filled in from their neighbours, in every frame.
     precision
@@ -67,6 +67,10 @@ class Report:
         where there is no noise to check against.
     standing_out
         Numbers of the frames that it names.
+    net_ratio
+        As ``ratio``, of what the model made, before each frame was shifted to its mean.
+    largest_shift
+        The largest of these shifts, in units of mean(input).
     """
 
     source: Path
@@ -90,6 +94,8 @@ class Report:
     route: str | None = None
     check: str | None = None
     standing_out: tuple[int, ...] = ()
+    net_ratio: float = 1.0
+    largest_shift: float = 0.0
 
     @property
     def frames_per_s(self) -> float:

@@ -135,7 +135,7 @@ class Output:
             facts = [late]
             if len(self._targets) > 1:
                 own = self._fillings["sigma"].sums.facts(0.0)
-                facts.insert(0, {name: own[name] for name in own if name != "intensity_ratio"})
+                facts.insert(0, {name: own[name] for name in own if name.startswith("output_")})
             for target, known in zip(self._targets, facts, strict=True):
                 writer.finish(partial_of(target), known)
                 with partial_of(target).open("r+b") as file:

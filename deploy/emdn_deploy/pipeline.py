@@ -14,15 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from emdn_deploy.lanes import ordered
 
 # Blocks waiting on either side of the computation.
 DEPTH = 2
 
-Block = NDArray[np.float32]
+_B = TypeVar("_B")
 _T = TypeVar("_T")
 
 
@@ -31,9 +28,9 @@ class _Stopped(Exception):
 
 
 def stream(
-    read: Callable[[int, int], Block],
-    compute: Callable[[Block], _T],
-    write: Callable[[int, Block, _T], None],
+    read: Callable[[int, int], _B],
+    compute: Callable[[_B], _T],
+    write: Callable[[int, _B, _T], None],
     spans: list[tuple[int, int]],
     lanes: int = 1,
     depth: int = DEPTH,
@@ -43,7 +40,7 @@ def stream(
     Parameters
     ----------
     read
-        ``read(start, stop)`` gives frames (k, H, W); called in one thread.
+        ``read(start, stop)`` gives a block of frames; called in one thread.
     compute
         Called in the caller's thread, or in ``lanes`` threads at the same time.
     write
@@ -62,8 +59,8 @@ def stream(
     """
     stop = threading.Event()
     errors: list[BaseException] = []
-    waiting: queue.Queue[tuple[int, Block] | None] = queue.Queue(depth)
-    done: queue.Queue[tuple[int, Block, _T] | None] = queue.Queue(depth)
+    waiting: queue.Queue[tuple[int, _B] | None] = queue.Queue(depth)
+    done: queue.Queue[tuple[int, _B, _T] | None] = queue.Queue(depth)
 
     def reading() -> None:
         for start, end in spans:
@@ -74,11 +71,11 @@ def stream(
         while (item := _get(done, stop)) is not None:
             write(*item)
 
-    def arriving() -> Iterator[tuple[int, Block]]:
+    def arriving() -> Iterator[tuple[int, _B]]:
         while (item := _get(waiting, stop)) is not None:
             yield item
 
-    def computed(item: tuple[int, Block]) -> tuple[int, Block, _T]:
+    def computed(item: tuple[int, _B]) -> tuple[int, _B, _T]:
         return *item, compute(item[1])
 
     def guarded(work: Callable[[], None]) -> None:

@@ -50,6 +50,7 @@ def facts_of(
         "gain": scale.gain,
         "offset": scale.offset,
         "intensity": scale.note,
+        "frame_mean": "kept: each denoised frame was shifted to the mean of its input",
         "bad_pixels": ready.bad_pixels,
         **references,
         **(_sigma_facts(denoiser) if options.sigma else {}),

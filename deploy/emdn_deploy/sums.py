@@ -18,22 +18,37 @@ class Sums:
     low: float = float("inf")
     high: float = float("-inf")
     saturated: int = 0
+    shift: float = 0.0
+    largest: float = 0.0
 
     def add(self, before: NDArray[np.float32], after: NDArray[Any]) -> None:
         """Count in a block (k, H, W) of input and output."""
-        wide = after.astype(np.float64)
+        flat = after.astype(np.float64).ravel()
         self.pixels += after.size
         self.before += float(before.sum(dtype=np.float64))
-        self.after += float(wide.sum())
-        self.squares += float((wide * wide).sum())
+        self.after += float(flat.sum())
+        # Not by @, whose threads would take the cores from the computation.
+        self.squares += float(np.einsum("i,i->", flat, flat))
         self.low, self.high = min(self.low, float(after.min())), max(self.high, float(after.max()))
 
+    def add_shifts(self, shifts: NDArray[np.float64], pixels: int) -> None:
+        """Count in what was added to frames of so many pixels for the sake of their means."""
+        self.shift += pixels * float(shifts.sum())
+        self.largest = max(self.largest, float(np.abs(shifts).max()))
+
     def facts(self, offset: float) -> dict[str, int | float]:
-        """Return the statistics of the whole output, and mean(out) / mean(in)."""
+        """Return the statistics of the whole output, and what the means did.
+
+        ``intensity_ratio`` is mean(out) / mean(in) of what is stored, ``net_intensity_ratio``
+        that of the net, before frames were shifted to their means, and ``largest_shift`` the
+        largest of these shifts, in units of mean(in).
+        """
         mean, dark = self.after / self.pixels, self.before / self.pixels - offset
         return {
-            # Above the offset, the ratio keeps its meaning where the mean is near zero.
+            # Above the offset, ratios keep their meaning where the mean is near zero.
             "intensity_ratio": (mean - offset) / dark if dark else 1.0,
+            "net_intensity_ratio": 1 - self.shift / self.pixels / dark if dark else 1.0,
+            "largest_shift": self.largest / abs(dark) if dark else 0.0,
             "output_min": self.low,
             "output_max": self.high,
             "output_mean": mean,

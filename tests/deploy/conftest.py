@@ -62,9 +62,9 @@ METADATA = {
 }
 
 
-def save_model(path: Path, **changes: str | None) -> Path:
+def save_model(path: Path, text: str = BOX, **changes: str | None) -> Path:
     """Save the blur with some of its metadata changed, or left out (None)."""
-    model = parser.parse_model(BOX)
+    model = parser.parse_model(text)
     metadata = {key: value for key, value in {**METADATA, **changes}.items() if value is not None}
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
@@ -82,6 +82,16 @@ def make_model() -> Callable[..., Path]:
 def box_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weighted box blur with padding to even sizes: receptive field 8, multiple 2."""
     return save_model(tmp_path_factory.mktemp("model") / "box.onnx")
+
+
+@pytest.fixture(scope="session")
+def dimming(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the blur a model that takes a tenth of the intensity away."""
+    text = BOX.replace("half = {0.5}", "half = {0.45}, float part = {0.9}")
+    text = text.replace(
+        "out = Add(scaled, scale)", "less = Mul(scale, part)\n    out = Add(scaled, less)"
+    )
+    return save_model(tmp_path_factory.mktemp("model") / "dimming.onnx", text, model="dimming")
 
 
 @pytest.fixture

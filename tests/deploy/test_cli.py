@@ -145,7 +145,7 @@ def test_an_interrupt_leaves_no_file(source: Path, box_model: Path, monkeypatch,
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emdn_deploy.denoiser.Denoiser.run", interrupted)
+    monkeypatch.setattr("emdn_deploy.denoiser.Denoiser.answer", interrupted)
     assert call("denoise", source, "--model", box_model, "--device", "cpu") == 130
     assert "Traceback" not in capsys.readouterr().err
     assert not source.with_name("movie_denoised.h5").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import emdn_deploy
-from emdn_deploy import Denoiser, denoise
+from emdn_deploy import Denoiser, denoise, intensity, tiling
 from emdn_deploy.session import Session
 from emdn_models.errors import EmdnError, FormatError
 
@@ -57,6 +57,36 @@ def test_the_batch_does_not_matter(box_model: Path, lattice) -> None:
     expected = model.denoise(frames, batch=7)
     for batch in (1, 3):
         np.testing.assert_array_equal(model.denoise(frames, batch=batch), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_frame_keeps_its_mean(dimming: Path, lattice, threads: int) -> None:
+    """The beam fades, and the model is wrong: what comes back is as bright as what went in."""
+    fading = np.linspace(1, 0.5, 6)[:, None, None]
+    frames = (fading * lattice(20.0, (6, 40, 33)) + 100).astype(np.float32)
+    model = Denoiser(dimming, threads=threads)
+    scale = intensity.Intensity(20.0, 1.0, 100.0, 4.5, "")
+    made = model.answer(frames, scale)
+    means = frames.mean(axis=(1, 2), dtype=np.float64)
+    np.testing.assert_allclose(made.frames.mean(axis=(1, 2), dtype=np.float64), means, rtol=1e-7)
+    assert (made.shifts > 0.4).all()  # a tenth of the brightest frame is 2
+    # A shift and no factor: differences between pixels are the model's own.
+    alone = model.session.run(frames, scale.scale, scale.offset, scale.gain)
+    np.testing.assert_allclose(
+        made.frames - alone, made.shifts[:, None, None] + 0 * frames, atol=1e-4
+    )
+    for again in (model.denoise(frames), model.denoise_with_sigma(frames)[0]):
+        np.testing.assert_allclose(again.mean(axis=(1, 2), dtype=np.float64), means, rtol=1e-7)
+
+
+def test_tiles_keep_the_mean_of_the_frame(dimming: Path, lattice, monkeypatch) -> None:
+    """Not each its own: borders would show."""
+    frames = lattice(20.0, (1, 96, 96)).astype(np.float32)
+    model, scale = Denoiser(dimming), intensity.Intensity(20.0, 1.0, 0.0, 4.5, "")
+    whole = model.run(frames, scale)
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 2500)
+    monkeypatch.setattr(tiling, "TILE_PIXELS", 2500)
+    np.testing.assert_array_equal(model.run(frames, scale), whole)
 
 
 def test_lanes_do_not_matter(box_model: Path, lattice) -> None:

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import job
+from emdn_deploy import job, reporting
 from emdn_deploy.options import DenoiseOptions
 
 
@@ -65,3 +65,32 @@ def test_the_line_is_printed_and_in_the_json(box_model, tmp_path, capsys):
     text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
     assert "check      nothing stands out in 2 frames" in text
     assert json.loads(line)["check"].startswith("nothing stands out")
+
+
+def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
+    """The frames are mended; that the model was wrong is said, printed and recorded."""
+    frames = np.random.default_rng(0).poisson(60.0, (9, 64, 80))
+    np.save(tmp_path / "a.npy", frames)
+    options = DenoiseOptions(model=str(dimming), device="cpu", gain=1, offset=0)
+    report = job.run(tmp_path / "a.npy", options)
+    assert report.ratio == pytest.approx(1, abs=1e-6)
+    assert report.net_ratio == pytest.approx(0.9, abs=0.01)
+    assert report.largest_shift == pytest.approx(0.1, abs=0.01)
+    assert "the model changed the mean intensity by -10" in caplog.text
+    assert len(report.standing_out) == 9
+    assert "the model's mean out / mean in 0.9" in report.check
+    with h5py.File(report.output) as file:
+        (group,) = (one for one in file.values() if "frame_mean" in one.attrs)
+        assert group.attrs["net_intensity_ratio"] == report.net_ratio
+    (line,) = (one for one in reporting.lines(report) if one.startswith("ratio"))
+    assert f"the model's own was {report.net_ratio:.5f}, in a frame up to 10 % off" in line
+
+
+def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
+    frames = np.random.default_rng(0).poisson(250.0, (4, 48, 48)).astype(np.float32)
+    np.save(tmp_path / "a.npy", frames)
+    options = DenoiseOptions(model=str(box_model), device="cpu", dtype="uint8", gain=1, offset=0)
+    report = job.run(tmp_path / "a.npy", options)
+    assert report.saturated
+    assert report.ratio < 0.9998
+    assert report.net_ratio == pytest.approx(1, abs=1e-4)

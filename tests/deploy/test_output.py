@@ -132,9 +132,9 @@ def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
         "import sys, time\n"
         "from emdn_deploy import cli, denoiser, output\n"
         "output._SYNC_SECONDS = 0.0\n"
-        "run = denoiser.Denoiser.run\n"
-        "def slow(*a, **b):\n    time.sleep(0.02)\n    return run(*a, **b)\n"
-        "denoiser.Denoiser.run = slow\n"
+        "answer = denoiser.Denoiser.answer\n"
+        "def slow(*a, **b):\n    time.sleep(0.02)\n    return answer(*a, **b)\n"
+        "denoiser.Denoiser.answer = slow\n"
         "cli.main(sys.argv[1:])\n"
     )  # fmt: skip
     arguments = ["denoise", str(source), "-o", str(target), "--model", str(box_model),

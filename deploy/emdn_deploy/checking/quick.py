@@ -26,7 +26,7 @@ _RATE = 0.01  # of honest frames that may stand out
 _LEAST = 8  # frames that tell an outlier
 _DARK = 0.01  # lowest variance, relative to the mean's
 _WORDS = {
-    "ratio": "mean out / mean in",
+    "ratio": "the model's mean out / mean in",
     "std": "residual / expected noise",
     "lag": "correlation of neighbouring pixels of the residual",
     "box": f"largest mean residual of a {BOX} x {BOX} box, in standard deviations",
@@ -80,13 +80,30 @@ class Quick:
     _rows: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
     _pixels: int = 1
 
-    def add(self, start: int, raw: Frames, denoised: Frames) -> None:
-        """Measure frames (k, H, W), the first of which is number ``start``."""
-        self._pixels = raw[0].size
-        for number, (before, after) in enumerate(zip(raw, denoised, strict=True), start):
-            self._rows[number] = self._measure(before, after)
+    def add(
+        self,
+        start: int,
+        raw: Frames,
+        denoised: Frames,
+        shifts: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Measure frames (k, H, W), the first of which is number ``start``.
 
-    def _measure(self, raw: Frames, denoised: Frames) -> tuple[float, float, float, float]:
+        Parameters
+        ----------
+        shifts
+            (k,) what was added to each for the sake of its mean: the ratio is that without.
+        """
+        self._pixels = raw[0].size
+        added = np.zeros(len(raw)) if shifts is None else shifts
+        for number, (before, after, shift) in enumerate(
+            zip(raw, denoised, added, strict=True), start
+        ):
+            self._rows[number] = self._measure(before, after, float(shift))
+
+    def _measure(
+        self, raw: Frames, denoised: Frames, shift: float
+    ) -> tuple[float, float, float, float]:
         kept = after = denoised - np.float32(self.offset)
         level, given = float(after.mean()), float(raw.mean()) - self.offset
         least = max(_DARK * (self.gain * level + self.read**2), 1e-30)
@@ -98,14 +115,15 @@ class Quick:
             share = 1 - float(self.bad.mean())
         size, mean = scaled.size * share, float(scaled.sum()) / (scaled.size * share)
         flat = scaled.ravel()
-        square = float(flat @ flat) / size - mean**2
+        # Not by @, whose threads would take the cores from the computation.
+        square = float(np.einsum("i,i->", flat, flat)) / size - mean**2
         across = [
             float(np.einsum("ij,ij->", one, two)) / (one.size * share) - mean**2
             for one, two in ((scaled[:, 1:], scaled[:, :-1]), (scaled[1:], scaled[:-1]))
             if one.size
         ]
         lag = float(np.mean(across)) / square if across and square > 0 else 0.0
-        ratio = level / given if given else np.nan
+        ratio = (level - shift) / given if given else np.nan
         return ratio, max(0.0, square) ** 0.5, lag, _box(scaled, mean)
 
     def result(self) -> QuickResult:

@@ -19,7 +19,7 @@ from emdn_deploy.writers.layout import Layout, Packing, Provenance, Storage
 _CLASSIC_BYTES = 2**32 - 2**25
 _IMAGEJ_TYPES = ("float32", "uint8", "uint16", "int16")
 # A TIFF's texts cannot grow in place: room for what is known at the end only.
-_ROOM = " " * 400
+_ROOM = " " * 1000
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
@@ -81,16 +81,22 @@ def finish(path: Path, late: Provenance) -> None:
         places = [(tag.valueoffset, tag.valuebytecount) for tag in tags]
         imagej, order = opened.is_imagej, opened.byteorder
     encoding = f"utf-16-{'le' if order == '<' else 'be'}" if imagej else "ascii"
-    facts = ", " + json.dumps(dict(late))[1:-1]
-    # Outside of ImageJ's tag, the record is a text inside of a JSON text.
-    text = (facts if imagej else json.dumps(facts)[1:-1]).ljust(len(_ROOM))
+    known = dict(late)
+    while len(text := _text(known, imagej)) > len(_ROOM):
+        del known[max(known, key=lambda name: len(str(known[name])))]  # a list of frames
     with path.open("r+b") as file:
         for offset, count in places:
             file.seek(offset)
             start = file.read(count).find(_ROOM.encode(encoding))
-            if start >= 0 and len(text) == len(_ROOM):
+            if start >= 0:
                 file.seek(offset + start)
-                file.write(text.encode(encoding))
+                file.write(text.ljust(len(_ROOM)).encode(encoding))
+
+
+def _text(known: Provenance, imagej: bool) -> str:
+    facts = ", " + json.dumps(dict(known))[1:-1]
+    # Outside of ImageJ's tag, the record is a text inside of a JSON text.
+    return facts if imagej else json.dumps(facts)[1:-1]
 
 
 def _nanometres(axis: Axis) -> Axis:

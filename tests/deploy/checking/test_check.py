@@ -177,7 +177,7 @@ def test_large_frames_are_tested_in_panels(
     monkeypatch.setattr(panel, "LARGEST", 64)
     raw = np.random.default_rng(1).poisson(scene(96, 128), (4, 96, 128)).astype(np.uint16)
     clean = Denoiser(options.model, threads=1).denoise(raw, gain=1, offset=0)
-    clean[2] += 1.5 * SIGMA * atom(clean.shape[1:], 70, 100, 3)
+    clean[2] += SIGMA * atom(clean.shape[1:], 70, 100, 3)
     result = check(*saved(raw, clean), options)
     assert result.failing == [2]
     row = result.table.row(2, named=True)

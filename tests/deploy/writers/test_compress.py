@@ -172,9 +172,9 @@ def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str) 
         "import sys, time\n"
         "from emdn_deploy import cli, denoiser, output\n"
         "output._SYNC_SECONDS = 0.0\n"
-        "run = denoiser.Denoiser.run\n"
-        "def slow(*a, **b):\n    time.sleep(0.03)\n    return run(*a, **b)\n"
-        "denoiser.Denoiser.run = slow\n"
+        "answer = denoiser.Denoiser.answer\n"
+        "def slow(*a, **b):\n    time.sleep(0.03)\n    return answer(*a, **b)\n"
+        "denoiser.Denoiser.answer = slow\n"
         "cli.main(sys.argv[1:])\n"
     )  # fmt: skip
     arguments = ["denoise", str(source), "-o", str(target), "--model", str(box_model),

@@ -116,7 +116,10 @@ def test_provenance_is_recorded(source: Path, box_model: Path) -> None:
         mean = file["entry/data/frames"][()].mean()
     assert facts["scale_e_per_px"] == pytest.approx(mean, rel=1e-6)
     assert facts["intensity"] == "offset given, gain given"
-    assert facts["intensity_ratio"] == pytest.approx(1, abs=0.01)
+    assert facts["intensity_ratio"] == pytest.approx(1, abs=1e-6)
+    assert facts["net_intensity_ratio"] == pytest.approx(1, abs=0.01)
+    assert 0 < facts["largest_shift"] < 0.02
+    assert facts["frame_mean"].startswith("kept")
     assert facts["input"] == str(source)
 
 
