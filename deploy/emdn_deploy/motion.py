@@ -60,9 +60,7 @@ def beyond_frames(blocks: Blocks) -> bool:
 
     This errs by a third where the noise is correlated.
     """
-    if not blocks.spatial.size or not blocks.temporal.size:
-        return False
-    return trimmed_mean(blocks.temporal) > 2 * float(np.median(blocks.spatial)) > 0
+    return trimmed_mean(blocks.temporal) > 2 * blocks.single > 0
 
 
 def uneven(blocks: Blocks) -> bool:
