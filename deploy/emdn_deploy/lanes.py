@@ -3,11 +3,10 @@
 A single frame is split by onnxruntime, every operation of it over all cores (latency).
 For a stack it pays to leave each frame whole: one session with one thread of its own,
 run by as many Python threads as there are cores (throughput); these are the lanes.
-Splitting costs a wake-up of all threads and a wait for the slowest at every one of some
-30 to 150 operations a frame. On two cores that is 1.1 to 1.3 times the time of two lanes
-for 256 x 256 (``benchmarks``), and it grows with the number of cores while the work to split
-does not: an operation of 0.5 ms over 64 cores is 8 us, less than a wake-up. Lanes wait for
-nobody; what they share is the interpreter, some 0.1 ms a frame, and memory bandwidth.
+Splitting costs a wake-up of all threads and a wait for the slowest at every one of a net's
+operations. Even two cores are slower so, and it grows with the number of cores while the work
+to split does not: an operation of 0.5 ms over 64 cores is 8 us. Lanes wait for
+nobody; what they share is the interpreter and memory bandwidth.
 
 Results are the same, bit for bit: no sum is taken across the cut, either way.
 """
@@ -17,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-# Pixels at work at the same time: a net holds some 100 to 300 bytes for each.
+# Pixels at work at the same time; the memory that nets hold grows with them. Chosen, not measured.
 MOST_PIXELS = 2**23
 
 _Item = TypeVar("_Item")
