@@ -1,5 +1,7 @@
 """What is said of rounds, on a clock that the test sets."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -46,12 +48,16 @@ def test_warming_up_ends_in_time_but_not_before_two_calls() -> None:
     assert rounds.warm(clock.call(10.0, 5.0, 2.0, 1.0), 4.0, clock) == 2
 
 
-def test_calls_take_turns_and_none_always_comes_first() -> None:
-    order = []
+def test_calls_take_turns_and_none_always_follows_the_same() -> None:
+    order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    times = rounds.in_turn(calls, 4)
-    assert "".join(order) == "abcbcacababc"
-    assert {name: len(one) for name, one in times.items()} == {"a": 4, "b": 4, "c": 4}
+    times = rounds.in_turn(calls, 60)
+    assert {name: len(one) for name, one in times.items()} == {"a": 60, "b": 60, "c": 60}
+    each = ["".join(order[start : start + 3]) for start in range(0, 180, 3)]
+    assert {"".join(sorted(one)) for one in each} == {"abc"}
+    before = {(one, two) for round_ in each for one, two in pairwise(round_)}
+    assert len(before) == 6, "every one follows every other"
+    assert {one[0] for one in each} == set("abc")
 
 
 def test_times_belong_to_their_call() -> None:
