@@ -13,6 +13,7 @@ from emdn_train.rewrite.pyramids import JoinlessMCNN, JoinlessUNet, reading_pack
 
 CASES = {
     "unet": (JoinlessUNet, lambda: UNet(5, 3, shuffle=2, benchmark=False)),
+    "unet, whole blocks": (JoinlessUNet, lambda: UNet(8, 3, benchmark=False)),
     "unet, benchmark": (JoinlessUNet, lambda: UNet(5, 3)),
     "mcnn": (JoinlessMCNN, lambda: MCNN(4, 4, widest=2)),
     "mcnn, two levels": (JoinlessMCNN, lambda: MCNN(4, 2)),

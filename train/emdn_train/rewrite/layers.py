@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emdn_models.nets.mcnn import Up
+from emdn_train.rewrite.edges import convolution
 
 
 def transposed_as_conv(layer: nn.ConvTranspose2d) -> nn.Conv2d:
@@ -57,4 +58,64 @@ class ShuffledUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, 2 H, 2 W)."""
-        return functional.pixel_shuffle(self.conv(x), 2)
+        return side_by_side(self.conv(x), 1)
+
+
+class PhasedUp(nn.Module):
+    """Repeat 2 x 2 and convolve 3 x 3, as four 2 x 2 convolutions of the small image.
+
+    Output pixel 2 i + a reads the repeated pixels 2 i + a - 1 ... 2 i + a + 1, which are
+    copies of the pixels i - 1, i, i for a = 0 and i, i, i + 1 for a = 1. Adding up the
+    taps that read the same pixel leaves a 2 x 2 kernel for each of the four output
+    phases: 16 products a pixel instead of 36, for copying the outputs into their places
+    (`side_by_side`).
+    """
+
+    taps = (((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        # (phase, tap of 2, tap of 3) on each axis.
+        sums = torch.tensor(self.taps, dtype=conv.weight.dtype)
+        kernels = torch.einsum("ayk,bxl,oikl->aboiyx", sums, sums, conv.weight.data)
+        self.phases = nn.ModuleList(
+            convolution(kernels[a, b], conv.bias, padding=(0, 0)) for a in (0, 1) for b in (0, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, 2 H, 2 W)."""
+        places = ((1, 0, 1, 0), (0, 1, 1, 0), (1, 0, 0, 1), (0, 1, 0, 1))
+        y = torch.cat(
+            [
+                phase(functional.pad(x, place))
+                for phase, place in zip(self.phases, places, strict=True)
+            ],
+            1,
+        )
+        return side_by_side(y, y.shape[1] // 4)
+
+
+def side_by_side(phases: Tensor, inner: int) -> Tensor:
+    """Put the four phases of an image into their places, columns first and rows then.
+
+    A pixel-shuffle by 2 moves element by element in onnxruntime. It is also two
+    transpositions that each move one axis, the second of them of whole rows, and
+    those onnxruntime does several times as fast.
+
+    Parameters
+    ----------
+    phases
+        (N, outer x 2 x 2 x inner, H, W), the row's phase before the column's.
+    inner
+        Channels that a phase has in one piece: 1 for the order of a pixel-shuffle.
+
+    Returns
+    -------
+    Tensor
+        (N, outer x inner, 2 H, 2 W).
+    """
+    count, channels, height, width = phases.shape
+    outer = channels // (4 * inner)
+    columns = phases.reshape(count * outer * 2, 2, inner * height * width).transpose(1, 2)
+    rows = columns.reshape(count * outer, 2, inner * height, 2 * width).transpose(1, 2)
+    return rows.reshape(count, outer * inner, 2 * height, 2 * width)

@@ -8,7 +8,10 @@ from emdn_models.nets.blocks import crop_to
 from emdn_models.nets.mcnn import MCNN, Up
 from emdn_models.nets.unet import UNet
 from emdn_train.rewrite.edges import Unpacking, convolution, mirrored, packing, part
-from emdn_train.rewrite.layers import ShuffledUp
+from emdn_train.rewrite.layers import PhasedUp, ShuffledUp, side_by_side
+
+BLOCK = 16
+"""Channels that onnxruntime computes at once with AVX-512; half as many with AVX2."""
 
 
 class JoinlessUNet(nn.Module):
@@ -17,13 +20,13 @@ class JoinlessUNet(nn.Module):
     The first convolution of each block upwards reads what comes from below joined with
     a skip. It is the sum of its two parts, which onnxruntime adds as it convolves;
     joining would copy both, and with widths that do not fill blocks of channels out
-    of the blocked layout and back.
+    of the blocked layout and back. Where it repeats pixels, the part from below is
+    convolved before they are repeated (`emdn_train.rewrite.layers.PhasedUp`).
     """
 
     def __init__(self, net: UNet) -> None:
         super().__init__()
         self.multiple = net.multiple
-        self.upsample = net.upsample
         self.down = net.down
         top = net.down[0]
         assert isinstance(top, nn.Sequential)
@@ -35,7 +38,10 @@ class JoinlessUNet(nn.Module):
             joined, *rest = block
             assert isinstance(joined, nn.Conv2d)
             deep = joined.in_channels - joined.out_channels
-            self.below.append(part(joined, inputs=slice(0, deep), bias=False))
+            below = part(joined, inputs=slice(0, deep), bias=False)
+            # Phases that fill whole blocks are put side by side in the blocked layout.
+            whole = below.out_channels % BLOCK == 0 and not net.benchmark
+            self.below.append(PhasedUp(below) if whole else Upsampled(net, below))
             self.skip.append(part(joined, inputs=slice(deep, None)))
             self.rest.append(nn.Sequential(*rest))
         self.last = Unpacking(net.last, net.shuffle)
@@ -49,8 +55,21 @@ class JoinlessUNet(nn.Module):
             skips.append(flow)
         skips.pop()
         for below, skip, rest in zip(self.below, self.skip, self.rest, strict=True):
-            flow = rest(below(self.upsample(flow)) + skip(skips.pop()))
+            flow = rest(below(flow) + skip(skips.pop()))
         return crop_to(self.last(flow), x)
+
+
+class Upsampled(nn.Module):
+    """A convolution behind a U-Net's own upsampling."""
+
+    def __init__(self, net: UNet, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.upsample, self.conv = net.upsample, conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, 2 H, 2 W)."""
+        y: Tensor = self.conv(self.upsample(x))
+        return y
 
 
 class JoinlessMCNN(nn.Module):
@@ -92,7 +111,7 @@ class JoinlessMCNN(nn.Module):
         skips.pop()
         flow = torch.relu(self.deepest(flow))
         for below, skip in zip(self.below, self.skip, strict=True):
-            flow = torch.relu(below(functional.pixel_shuffle(flow, 2)) + skip(skips.pop()))
+            flow = torch.relu(below(side_by_side(flow, 1)) + skip(skips.pop()))
         blocks = self.head_below(flow) + self.head_skip.packed(skips.pop())
         return crop_to(functional.pixel_shuffle(blocks, self.head_skip.shuffle), x)
 
