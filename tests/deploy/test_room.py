@@ -174,7 +174,7 @@ def test_a_run_records_that_memory_ran_out(
 
 # In a process of its own, which may then have little more memory than it has.
 REAL = """
-import re, resource
+import re, resource, sys
 from pathlib import Path
 import numpy as np
 from emdn_deploy import Denoiser
@@ -186,7 +186,7 @@ expected = Denoiser("ffdnet", threads=1).run(frames, known, batch=2)
 denoiser = Denoiser("ffdnet", threads=1)
 denoiser.run(frames[:, :64, :64], known)
 has = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (has + 400 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (has + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
 found = denoiser.run(frames, known, batch=2)
 print(np.array_equal(found, expected), denoiser.room.note)
 """
@@ -194,5 +194,12 @@ print(np.array_equal(found, expected), denoiser.room.note)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the size from Linux")
 def test_onnxruntime_that_runs_out_of_memory_is_understood() -> None:
-    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("True ran out of memory: at most ")
+    # How much is too little for the whole and enough for a half depends on the C library and
+    # the processor; with far too little, the C library itself ends the process.
+    for megabytes in (550, 500, 600, 450, 650):
+        command = [sys.executable, "-c", REAL, str(megabytes)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.stdout.startswith("True ran out of memory: at most "):
+            return
+        assert done.stdout.strip() in ("", "True"), done.stdout
+    pytest.fail(f"never understood: {done.stderr}")
