@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.cases import SIZE
 from emdn_deploy.bench.frames import SCALE, noisy
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.session import open_session
+from emdn_deploy.session import Session, open_session
 from emdn_models import checkpoint, pretrained
 from emdn_models.nets import build, load_state
 from emdn_train.graph import Graph, describe, to_onnx
@@ -31,8 +31,7 @@ PEERS = ("naive", "eager", "compile", "openvino")
 
 def shipped(denoiser: Denoiser) -> Engine:
     """Give the model as it is shipped, by bare session.run."""
-    session = denoiser.session
-    return lambda frames: session.run(frames, SCALE.scale, SCALE.offset, SCALE.gain)
+    return _bare(denoiser.session)
 
 
 def absent() -> dict[str, str]:
@@ -59,8 +58,7 @@ def peers(model: str, device: str, threads: int, folder: Path) -> dict[str, Engi
 
 def naive(model: str, device: str, threads: int, folder: Path) -> Engine:
     """Give the net as it is written, exported without any rewriting."""
-    session = open_session(naive_file(model, folder), device, threads)
-    return lambda frames: session.run(frames, SCALE.scale, SCALE.offset, SCALE.gain)
+    return _bare(open_session(naive_file(model, folder), device, threads))
 
 
 def eager(model: str, device: str, threads: int) -> Engine:
@@ -106,6 +104,10 @@ def naive_file(model: str, folder: Path) -> Path:
         describe(program, {one.key: one.value for one in shipped.metadata_props})
         onnx.save(program, path)
     return path
+
+
+def _bare(session: Session) -> Engine:
+    return lambda frames: session.run(frames, SCALE.scale, SCALE.offset, SCALE.gain)
 
 
 def _torch(graph: Graph, device: str, threads: int) -> Engine:

@@ -16,7 +16,6 @@ from emdn_deploy.room import Room
 from emdn_deploy.session import open_session
 from emdn_deploy.sigma import Calibration
 from emdn_deploy.stacks import Stack
-from emdn_models.errors import EmdnError, FormatError
 
 # Pixels of one session.run: batching gains little on a CPU and costs memory. In a lane it
 # gains nothing, but for frames so small that the call itself takes a share of the time.
@@ -112,6 +111,8 @@ class Denoiser:
         ------
         FormatError
             If ``frames`` is not a stack of finite real numbers.
+        EmdnError
+            If ``gain`` or ``offset`` cannot be that of such frames.
         """
         stack, scale = self._scaled(frames, gain, offset)
         return self.run(stack, scale, batch=batch)
@@ -143,6 +144,8 @@ class Denoiser:
         ------
         FormatError
             If ``frames`` is not a stack of finite real numbers.
+        EmdnError
+            If ``gain`` or ``offset`` cannot be that of such frames.
         """
         stack, scale = self._scaled(frames, gain, offset)
         if self.calibration is None:
@@ -237,12 +240,7 @@ class Denoiser:
         def read(start: int, stop: int) -> Stack:
             return stack[start:stop]
 
-        try:
-            return stack, intensity.estimate(read, count, size, gain, offset, lanes=lanes)
-        except FormatError:
-            raise
-        except EmdnError as error:
-            raise FormatError(f"frames: {error}") from error
+        return stack, intensity.estimate(read, count, size, gain, offset, lanes=lanes)
 
     def _each(
         self,

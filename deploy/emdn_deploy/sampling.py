@@ -12,10 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import moments, spectrum
+from emdn_deploy import moments, spectrum, stacks
 from emdn_deploy.lanes import ordered
 from emdn_deploy.moments import BLOCK
-from emdn_models.errors import EmdnError
 
 MAX_FRAMES = 64
 MAX_PIXELS = 8 * 2**20
@@ -53,7 +52,7 @@ class Blocks:
     low
         0.1 % quantile of the pixels.
     whole
-        Whether every pixel is a whole number.
+        Whether every pixel that was looked at is a whole number.
     singles
         Some frames, or their middles, large enough for a spectrum; empty if none is.
     """
@@ -112,7 +111,7 @@ def collect(
 
     Raises
     ------
-    EmdnError
+    FormatError
         If a pixel is not finite.
     """
     starts, run = sample_starts(count, size)
@@ -193,19 +192,15 @@ def _level(frames: NDArray[np.float32], start: int, lost: NDArray[np.bool_] | No
 
     Raises
     ------
-    EmdnError
+    FormatError
         If a pixel is not finite.
     """
-    sums = frames.sum(axis=(1, 2), dtype=np.float64)
-    if not np.isfinite(sums).all():  # float64 holds any sum of float32
-        raise EmdnError(
-            f"frame {start + int(np.argmin(np.isfinite(sums)))} has pixels that are not finite "
-            "(NaN or infinity); replace them before denoising"
-        )
+    means = stacks.means(frames, start)
     if lost is None:
-        return float(sums.sum()) / frames.size
+        return float(means.mean())
     kept = frames.size - len(frames) * int(np.count_nonzero(lost))
-    return float(sums.sum() - frames[:, lost].sum(dtype=np.float64)) / kept
+    whole = float(means.sum()) * frames[0].size
+    return float(whole - frames[:, lost].sum(dtype=np.float64)) / kept
 
 
 def _low(pixels: NDArray[np.float32]) -> float:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from emdn_models import MODELS, MissingExtraError, classes, console
+from emdn_models import console
 from emdn_train import cli_adapt, cli_classes, cli_proof, cli_quality, cli_record, cli_sigma
+from emdn_train.flags import Specific, benchmark_options, names_of, need_torch
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -18,9 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float}
-"""What the SciML-Bench em_denoise benchmark lets its user set with -b KEY=VALUE."""
 
 
 class DeviceName(StrEnum):
@@ -79,7 +77,7 @@ def simulate(
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
 ) -> None:
     """Simulate micrographs in the layout of em_graphene_sim; continues where it stopped."""
-    _need_torch()
+    need_torch()
     from emdn_train.simulate import SimulateConfig
     from emdn_train.simulate import simulate as run
 
@@ -100,7 +98,7 @@ def write_testset(
     ] = None,
 ) -> None:
     """Write the fixed test split: every kind of frame at three levels of signal to noise."""
-    _need_torch()
+    need_torch()
     from emdn_train.simulate import write_test_split
 
     print(f"saved {write_test_split(out, multislice)}")
@@ -113,7 +111,7 @@ def gallery(
     ),
 ) -> None:
     """Draw specimens, doses and detectors of the simulator in one picture."""
-    _need_torch()
+    need_torch()
     from emdn_train.simulate.gallery import draw_gallery
 
     print(f"saved {draw_gallery(out)}")
@@ -158,30 +156,21 @@ def fit(
             min=0, help="Time a model, all parts of a run, schedule completed; 0: no limit."
         ),
     ] = 0.0,
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-b",
-            "--benchmark-specific",
-            "--benchmark_specific",
-            metavar="KEY=VALUE",
-            help="batch_size, epochs or lr in the benchmark's own spelling; repeatable.",
-        ),
-    ] = None,
+    benchmark: Specific = None,
 ) -> None:
     """Fit models and save them in OUT/em_denoise_model.h5; continues where it was stopped."""
-    _need_torch()
+    need_torch()
     from emdn_train import outputs
     from emdn_train.config import FitConfig
     from emdn_train.fit import fit as run
 
     values: dict[str, Any] = {
-        "data": data, "out": out, "models": _names(models), "preset": preset, "recipe": recipe,
+        "data": data, "out": out, "models": names_of(models), "preset": preset, "recipe": recipe,
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "patch": patch,
         "device": device.value, "seed": seed, "start": start, "max_minutes": max_minutes,
     }  # fmt: skip
     assert values.keys() == {field.name for field in fields(FitConfig)}
-    results = run(FitConfig(**(values | _benchmark_options(benchmark or []))))
+    results = run(FitConfig(**(values | benchmark_options(benchmark))))
     if not results:  # a process that torchrun started, not the first
         return
     print(outputs.text(results))
@@ -207,11 +196,11 @@ def export(
     ] = "all",
 ) -> None:
     """Convert fitted models to ONNX and prove that they compute the same."""
-    _need_torch()
+    need_torch()
     from emdn_train.export import export as run
 
     folder = out or checkpoint.parent / "onnx"
-    names = None if models == "all" else _names(models)
+    names = None if models == "all" else names_of(models)
     for done in run(checkpoint, folder, names):
         print(
             f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  {done.nodes} nodes  "
@@ -235,7 +224,7 @@ def published(
     ] = DeviceName.auto,
 ) -> None:
     """Run a net with its authors' weights on their images, beside the published PSNR."""
-    _need_torch()
+    need_torch()
     from emdn_train import outputs
     from emdn_train.published import PublishedConfig, compare, verdict
 
@@ -252,50 +241,6 @@ app.command()(cli_quality.quality)
 app.command()(cli_quality.resolution)
 app.command()(cli_proof.proof)
 app.command()(cli_record.benchmark)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Split a list of models; an unknown one is wrong usage."""
-    if text == "all":
-        return tuple(MODELS)
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if not classes.known(name)]
-    if unknown or not names:
-        raise typer.BadParameter(
-            f"{', '.join(unknown) or 'nothing'}; choose from {', '.join(MODELS)}, "
-            f"or their copies @{', @'.join(classes.CLASSES)}",
-            param_hint="--models",
-        )
-    return tuple(dict.fromkeys(names))
-
-
-def _benchmark_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs; several may stand in one, separated by commas or spaces."""
-    options: dict[str, Any] = {}
-    for pair in " ".join(pairs).replace(",", " ").split():
-        key, _, value = pair.partition("=")
-        try:
-            options[key] = BENCHMARK_KEYS[key](value)
-        except (KeyError, ValueError):
-            raise typer.BadParameter(
-                f"{pair!r}; expected KEY=VALUE with a number and KEY one of "
-                f"{', '.join(BENCHMARK_KEYS)}",
-                param_hint="-b",
-            ) from None
-        if options[key] <= 0:
-            raise typer.BadParameter(f"{pair!r}; expected more than 0", param_hint="-b")
-    return options
-
-
-def _need_torch() -> None:
-    """Say how to get torch where it is missing."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "this command needs torch, which the deploy side does without; "
-            "install it with: pip install 'emdn[train]'"
-        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

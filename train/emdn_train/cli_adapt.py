@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from emdn_deploy.flags import Axes, Dataset, Gain, Offset, Selected
+from emdn_train.flags import need_torch
 
 
 def adapt(
@@ -53,9 +54,7 @@ def adapt(
     ] = False,
 ) -> None:
     """Fine-tune a model on a stack without clean frames; continues where it was stopped."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     from emdn_train.adapt import adapt as run
     from emdn_train.adapt_config import AdaptConfig
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from emdn_train.flags import need_torch
+
 
 def classes(
     testset: Annotated[
@@ -20,9 +22,7 @@ def classes(
     ] = None,
 ) -> None:
     """Show where a model's copies help, and where the wrong one harms."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     from emdn_train import outputs
     from emdn_train.classes import measure, summary
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from emdn_train.flags import need_torch
+
 
 def proof(
     models: Annotated[
@@ -26,9 +28,7 @@ def proof(
     ] = None,
 ) -> None:
     """Plant faults in denoised simulated movies, and see which emdn-deploy check finds."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     from rich.console import Console
     from rich.progress import Progress
 

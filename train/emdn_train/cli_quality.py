@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from emdn_train.flags import need_torch
+
 
 def quality(
     testset: Annotated[
@@ -32,9 +34,7 @@ def quality(
     ] = None,
 ) -> None:
     """Measure exported models on the fixed test split, beside baselines."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     from emdn_train import quality_report
     from emdn_train.quality import QualityConfig, measure
 
@@ -61,9 +61,7 @@ def resolution(
     ] = None,
 ) -> None:
     """Measure how many averaged raw frames one denoised frame is worth, on simulated movies."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     from emdn_models import pretrained
     from emdn_train.quality_tables import markdown
     from emdn_train.resolution import ResolutionConfig, measure, table

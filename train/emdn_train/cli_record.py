@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_deploy.flags import On
+from emdn_train.flags import Specific, benchmark_options, names_of, need_torch
 
 
 def benchmark(
@@ -24,31 +25,20 @@ def benchmark(
     ] = "paper",
     device: On = "auto",
     seed: Annotated[int, typer.Option(help="Start of every random number.")] = 0,
-    specific: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-b",
-            "--benchmark-specific",
-            "--benchmark_specific",
-            metavar="KEY=VALUE",
-            help="batch_size, epochs or lr in the benchmark's own spelling; repeatable.",
-        ),
-    ] = None,
+    specific: Specific = None,
 ) -> None:
     """Run the em_denoise benchmark: the record that machines are compared by, in one line."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     from emdn_train.record import FILE_NAME, RecordConfig, line, record
 
-    names = cli._names(model)
+    names = names_of(model)
     if len(names) > 1:
         raise typer.BadParameter("a record is of one model", param_hint="--model")
     values: dict[str, Any] = {
         "data": data, "out": out, "frames": frames, "model": names[0], "preset": preset,
         "device": device, "seed": seed,
     }  # fmt: skip
-    found = record(RecordConfig(**(values | cli._benchmark_options(specific or []))))
+    found = record(RecordConfig(**(values | benchmark_options(specific))))
     if found is not None:
         typer.echo(line(found))
         typer.echo(f"saved {out / FILE_NAME}")

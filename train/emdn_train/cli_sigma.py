@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from emdn_train.flags import names_of, need_torch
+
 
 def calibrate(
     folder: Annotated[
@@ -17,16 +19,14 @@ def calibrate(
     frames: Annotated[int, typer.Option(min=8, help="Simulated frames to measure on.")] = 64,
 ) -> None:
     """Measure how errors follow from spread and noise; emdn-deploy denoise --sigma uses it."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     import polars as pl
 
     from emdn_models import pretrained
     from emdn_train import outputs, uncertainty
 
     place = folder or pretrained.WEIGHTS
-    names = None if models == "all" else cli._names(models)
+    names = None if models == "all" else names_of(models)
     found = uncertainty.calibrate(place, names, frames)
     rows = [
         {
@@ -52,13 +52,11 @@ def reliability(
     ] = None,
 ) -> None:
     """Compare standard deviations with errors on the fixed test split, beside simpler ones."""
-    from emdn_train import cli
-
-    cli._need_torch()
+    need_torch()
     from emdn_train import outputs
     from emdn_train.reliability import measure, summary
 
-    rows = measure(testset, cli._names(models))
+    rows = measure(testset, names_of(models))
     for by in (None, "level", "part"):
         typer.echo(outputs.show(summary(rows, by)))
     if out is not None:
