@@ -17,6 +17,7 @@ from emdn_train import outputs
 from emdn_train.batches import Batch, Specimens
 from emdn_train.config import FitConfig, Fitted, judge, learning_rate, same_run
 from emdn_train.data import open_split
+from emdn_train.idle import idle, redraw, told
 from emdn_train.interrupt import signals_noted
 from emdn_train.parallel import Processes, joined
 from emdn_train.recipes import (
@@ -83,11 +84,11 @@ def fit(config: FitConfig) -> list[Fitted]:
         with signals_noted() as signals:
             for name in todo:
                 source, held = sources[kinds[name]], tests[kinds[name]]
-                t = begin(name, config, recipe, processes, state)
+                t = begin(name, config, recipe, processes, state, held)
                 finite = train(t, config, recipe, source, held, processes, state, signals)
                 if not processes.first:
                     continue
-                result = measure(t, held, processes.device) if finite else failed(t)
+                result = measure(t, recipe, held, processes.device) if finite else failed(t)
                 results.append(result)
                 kept.pop(name, None)
                 if result.status != "diverged":
@@ -101,9 +102,18 @@ def fit(config: FitConfig) -> list[Fitted]:
 
 
 def begin(
-    name: str, config: FitConfig, recipe: Recipe, processes: Processes, state: StateFile
+    name: str,
+    config: FitConfig,
+    recipe: Recipe,
+    processes: Processes,
+    state: StateFile,
+    held: Sequence[Batch] = (),
 ) -> Training:
-    """Build a net, its average and its optimiser, where the state file says or at the start."""
+    """Build a net, its average and its optimiser, where the state file says or at the start.
+
+    Layers of the weights that it starts from and that count for nothing on the frames
+    ``held`` are drawn anew.
+    """
     torch.manual_seed(config.seed)
     net = processes.synchronised(build(name, config.preset)).to(processes.device)
     net = net.to(memory_format=memory_format(recipe, processes.device))  # type: ignore[call-overload]
@@ -112,7 +122,12 @@ def begin(
     if state.restore(training):
         log.info("%s: continuing after step %d", name, training.step)
     elif config.start is not None:
+        fresh = {key: value.clone() for key, value in net.state_dict().items()}
         training.start = start_from(net, name, config)
+        if names := idle(net, recipe, held):
+            redraw(net, names, fresh)
+            log.warning("%s: %s count for nothing in those weights: drawn anew", name, told(names))
+            training.start = {**(training.start or {}), "redrawn": names}
     return training
 
 
@@ -212,11 +227,14 @@ def train(
     return True
 
 
-def measure(t: Training, held: list[Batch], device: torch.device) -> Fitted:
-    """Validate a model at its end and name the outcome."""
+def measure(t: Training, recipe: Recipe, held: list[Batch], device: torch.device) -> Fitted:
+    """Validate a model at its end and name the outcome, and the layers that count for nothing."""
     gains, mean_ratio = evaluate(t.average.module, held, device)
     t.history[-1]["gain_db"] = _mean(gains)
     log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], _mean(gains))
+    if names := idle(t.average.module, recipe, held):
+        log.warning("%s: no gradient reaches %s: they count for nothing; --from draws them anew",
+                    t.name, told(names))  # fmt: skip
     status = judge(_mean(gains))
     return Fitted(t.name, status, t.history, gains, mean_ratio, t.seen / t.trained)
 
