@@ -12,7 +12,7 @@ import pytest
 from emdn_deploy import Denoiser
 from emdn_deploy.intensity import Intensity
 from emdn_models import ModelError, checkpoint, pretrained
-from emdn_train import export, reliability, uncertainty
+from emdn_train import export, index, reliability, uncertainty
 from emdn_train.uncertainty import Answer, Recorded, calibrate, coverage, fit, recordings
 
 UNIT = Intensity(1.0, 1.0, 0.0, 1.0, "")
@@ -112,7 +112,7 @@ def test_what_cannot_be_calibrated_is_named(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="has no resnet; it has cafcn, dncnn"):
         calibrate(folder, ("resnet",))
     with pytest.raises(ModelError, match="unet was exported anew meanwhile"):
-        uncertainty._record(folder / "index.json", "unet", "0" * 64, {})
+        index.add(folder / "index.json", "unet", "0" * 64, {})
 
 
 def test_an_export_keeps_the_calibration_of_the_same_weights_only(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import console
-from emdn_train import cli_adapt, cli_classes, cli_proof, cli_quality, cli_record, cli_sigma
+from emdn_train import (
+    cli_adapt,
+    cli_classes,
+    cli_proof,
+    cli_quality,
+    cli_record,
+    cli_sigma,
+    cli_variants,
+)
 from emdn_train.flags import Specific, benchmark_options, names_of, need_torch
 
 app = typer.Typer(
@@ -237,6 +245,7 @@ app.command()(cli_adapt.adapt)
 app.command()(cli_classes.classes)
 app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
+app.command()(cli_variants.variants)
 app.command()(cli_quality.quality)
 app.command()(cli_quality.resolution)
 app.command()(cli_proof.proof)

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from emdn_models import MODELS, ModelError, __version__, checkpoint, classes, pretrained
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
+from emdn_train import index
 from emdn_train.graph import Graph, describe, to_onnx
 from emdn_train.parity import compare
 from emdn_train.rewrite import rewritten
@@ -191,30 +192,43 @@ def _mean_gain(entry: Mapping[str, Any]) -> float:
     return sum(gains.values()) / len(gains) if gains else float("-inf")
 
 
+def _variants(folder: Path, earlier: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """Return the variants of other precisions that are of these weights; the others go."""
+    kept = {}
+    for precision, entry in earlier.get("variants", {}).items():
+        if entry["weights_sha256"] == weights:
+            kept[precision] = entry
+        else:
+            (folder / entry["file"]).unlink(missing_ok=True)
+            log.info("%s: was of other weights, removed", entry["file"])
+    return kept
+
+
 def _write_index(
     folder: Path,
     entries: dict[str, Any],
     copied: Path,
     chosen: Mapping[str, checkpoint.Weights],
 ) -> None:
-    path = folder / "index.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["models"] if path.exists() else {}
+    path = folder / index.NAME
+    earlier = index.read(path)["models"] if path.exists() else {}
     for name, entry in entries.items():
-        # A calibration belongs to weights, and outlives no others.
+        # A calibration and variants belong to weights, and outlive no others.
+        weights = weights_sha256(chosen[name].state)
         known = earlier.get(name, {}).get("sigma")
-        if known and known["weights_sha256"] == weights_sha256(chosen[name].state):
+        if known and known["weights_sha256"] == weights:
             entry["sigma"] = known
         else:
             log.info("%s: has no calibration of --sigma; run emdn-train calibrate", name)
+        if kept := _variants(folder, earlier.get(name, {}), weights):
+            entry["variants"] = kept
     entries = earlier | entries
     entries = {name: entries[name] for name in classes.ordered(filter(classes.known, entries))}
     models = [name for name in entries if classes.split(name)[1] is None]
-    index = {
+    made = {
         # None where a folder has nothing but copies.
         "default": max(models, key=lambda name: _mean_gain(entries[name]), default=None),
         "checkpoint": {"file": copied.name, "sha256": pretrained.sha256(copied)},
         "models": entries,
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    index.write(path, made)

@@ -157,6 +157,7 @@ def show(table: pl.DataFrame) -> str:
         tbl_rows=-1,
         tbl_cols=-1,
         tbl_width_chars=1000,
+        fmt_str_lengths=100,
         tbl_hide_column_data_types=True,
         tbl_hide_dataframe_shape=True,
     ):

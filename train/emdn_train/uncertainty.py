@@ -7,9 +7,7 @@ variance: the squared errors, divided by it, average to 1.
 """
 
 import itertools
-import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -25,7 +23,7 @@ from emdn_deploy.intensity import Intensity
 from emdn_deploy.sigma import Calibration
 from emdn_models import classes
 from emdn_models.classes import FrameClass
-from emdn_models.errors import ModelError
+from emdn_train import index
 from emdn_train.simulate.exposure import LEAST_ELECTRONS
 from emdn_train.simulate.scene import make_scene, shots
 from emdn_train.simulate.shard import exposed
@@ -213,40 +211,17 @@ def calibrate(
     ModelError
         If there is no index, or it lacks a model.
     """
-    path = Path(folder) / "index.json"
-    models = _read(path)["models"]
-    if missing := [name for name in names or () if name not in models]:
-        raise ModelError(f"{path}: has no {', '.join(missing)}; it has {', '.join(models)}")
+    path = Path(folder) / index.NAME
+    models = index.chosen(path, names)
     drawn: dict[FrameClass | None, list[Recorded]] = {}
     found = {}
-    for name in names or models:
+    for name in models:
         kind = classes.split(name)[1]
         if kind not in drawn:
             drawn[kind] = list(recordings(frames, size, kind))
             log.info("%d frames simulated", len(drawn[kind]))
         denoiser = Denoiser(Path(folder) / models[name]["file"], threads=1)
         found[name] = calibrate_one(denoiser, drawn[kind])
-        _record(path, name, denoiser.session.info.sha256, found[name])
+        index.add(path, name, denoiser.session.info.sha256, {"sigma": found[name]})
         log.info("%s calibrated", name)
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error}); write it with emdn-train export"
-        ) from error
-    return index
-
-
-def _record(path: Path, name: str, sha256: str, known: dict[str, Any]) -> None:
-    """Add one model's factors to the index as it is now: an export may have come between."""
-    index = _read(path)
-    if index["models"][name]["sha256"] != sha256:
-        raise ModelError(f"{path}: {name} was exported anew meanwhile; calibrate it again")
-    index["models"][name]["sigma"] = known
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -6,7 +6,7 @@ another frame, another level or another simulator is another version.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from emdn_train.data import STEM
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION
 from emdn_train.simulate.exposure import LEAST_ELECTRONS, Exposure, expose
 from emdn_train.simulate.files import renamed
-from emdn_train.simulate.scene import shots, specimen_scene
+from emdn_train.simulate.scene import Scene, shots, specimen_scene
 from emdn_train.simulate.shard import exposed, write_scene
 from emdn_train.simulate.threads import one_thread
 
@@ -123,6 +123,21 @@ def write_test_split(
     return Path(out)
 
 
+@one_thread()
+def first_specimens(levels: Sequence[float]) -> list[Exposure]:
+    """Record one specimen of each simulated part at some levels: a split in small, in memory.
+
+    Returns
+    -------
+    Exposures whose rows have the columns ``part``, ``level`` and ``mode``.
+    """
+    return [
+        _labelled(exposure, index, name, level, {})
+        for index, (name, part) in enumerate(PARTS.items())
+        for level, exposure in zip(levels, _recorded(part, (index, 0), levels)[1], strict=True)
+    ]
+
+
 def _electrons(level: float, contrast: float) -> float:
     return max((level / contrast) ** 2, LEAST_ELECTRONS)
 
@@ -130,14 +145,21 @@ def _electrons(level: float, contrast: float) -> float:
 def _simulated(
     structures: h5py.File, name: str, part: Part, seed: tuple[int, int]
 ) -> Iterator[Exposure]:
+    scene, exposures = _recorded(part, seed, LEVELS)
+    number = len(structures)
+    write_scene(structures.create_group(str(number)), scene)
+    for level, exposure in zip(LEVELS, exposures, strict=True):
+        yield _labelled(exposure, number, name, level, {})
+
+
+def _recorded(
+    part: Part, seed: tuple[int, int], levels: Sequence[float]
+) -> tuple[Scene, list[Exposure]]:
     rng = np.random.default_rng([VERSION, _SEED, *seed])
     scene = specimen_scene(part.recipe, part.mode, SIZE, _PIXEL_SIZE_NM, rng)
     shot = next(shots(scene, 1, rng))
-    number = len(structures)
-    write_scene(structures.create_group(str(number)), scene)
-    for level in LEVELS:
-        exposure = exposed(scene, shot, _electrons(level, shot.contrast), part.detector, rng)
-        yield _labelled(exposure, number, name, level, {})
+    doses = [_electrons(level, shot.contrast) for level in levels]
+    return scene, [exposed(scene, shot, dose, part.detector, rng) for dose in doses]
 
 
 def _multislice(structures: h5py.File, path: Path) -> Iterator[Exposure]:

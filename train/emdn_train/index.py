@@ -1,0 +1,68 @@
+"""The ``index.json`` beside exported models, and how commands after the export add to it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from emdn_models.errors import ModelError
+
+NAME = "index.json"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read an index: ``{"default": name, "models": {name: {...}}}``.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or it is damaged.
+    """
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error}); write it with emdn-train export"
+        ) from error
+    return index
+
+
+def chosen(path: Path, names: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+    """Return the entries of some models, of all if None.
+
+    Raises
+    ------
+    ModelError
+        If there is no index, or it lacks one of them.
+    """
+    models = read(path)["models"]
+    if missing := [name for name in names or () if name not in models]:
+        raise ModelError(f"{path}: has no {', '.join(missing)}; it has {', '.join(models)}")
+    return {name: models[name] for name in names or models}
+
+
+def add(path: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
+    """Add facts to one model's entry, in the index as it is now.
+
+    Parameters
+    ----------
+    sha256
+        Of the file that they were measured on.
+
+    Raises
+    ------
+    ModelError
+        If an export has come between.
+    """
+    index = read(path)
+    if index["models"][name]["sha256"] != sha256:
+        raise ModelError(f"{path}: {name} was exported anew meanwhile; repeat this for it")
+    index["models"][name] |= facts
+    write(path, index)
+
+
+def write(path: Path, index: dict[str, Any]) -> None:
+    """Write an index, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
