@@ -3,8 +3,12 @@
 Those take longest, and do not depend on the result that is judged.
 """
 
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +16,17 @@ from numpy.typing import NDArray
 from emdn_deploy import Denoiser, correction
 from emdn_deploy.checking import whole
 from emdn_deploy.checking.grounds import Grounds, grounds_of
-from emdn_deploy.checking.held import Held
+from emdn_deploy.checking.held import Held, correlation
+from emdn_deploy.checking.panel import cut
 from emdn_deploy.checking.quick import Quick
+from emdn_deploy.checking.statistics import Measured, measure
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
+from emdn_models.metrics import RingCorrelation
 
 Stack = NDArray[np.float32]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,34 @@ class Judged:
     quick_passed: bool
 
 
+class Remembered(Generic[Answer]):
+    """A function of two frames that remembers its last answers, by the frames' content.
+
+    Two results for one stack have most of their frames in common.
+
+    Parameters
+    ----------
+    function
+        Of two frames (H, W), and of what is the same at each call.
+    most
+        Answers that are kept.
+    """
+
+    def __init__(self, function: Callable[..., Answer], most: int) -> None:
+        self._function, self._most = function, most
+        self._answers: OrderedDict[bytes, Answer] = OrderedDict()
+
+    def __call__(self, first: Stack, second: Stack, *same: Any) -> Answer:
+        """Return the function's answer."""
+        key = blake2b(first.tobytes() + second.tobytes(), digest_size=16).digest()
+        if key not in self._answers:
+            self._answers[key] = self._function(first, second, *same)
+            if len(self._answers) > self._most:
+                self._answers.popitem(last=False)
+        self._answers.move_to_end(key)
+        return self._answers[key]
+
+
 @dataclass(frozen=True, eq=False)
 class Judge:
     """A stack, the scale it is denoised with, and what its results are judged by.
@@ -60,11 +96,20 @@ class Judge:
     raw: Stack
     scale: Intensity
     grounds: Grounds
+    _look: Remembered[Measured] = field(init=False)
+    _correlate: Remembered[RingCorrelation] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Of the honest result and of the one before: what the next shares frames with.
+        panels = len(cut(*self.raw.shape[1:]))
+        most = 2 * panels * len(self.raw)
+        object.__setattr__(self, "_look", Remembered(measure, most))
+        object.__setattr__(self, "_correlate", Remembered(correlation, 3 * len(self.raw)))
 
     def judge(self, denoised: Stack) -> Judged:
         """Judge frames (N, H, W) in the units of the stack."""
-        rows, good = self.grounds.rows(), self.grounds.good
-        held = Held(self.raw.shape, good)
+        rows, good = self.grounds.rows(self._look), self.grounds.good
+        held = Held(self.raw.shape, good, self._correlate)
         for number, (before, after) in enumerate(zip(self.raw, denoised, strict=True)):
             rows.add(number, before, after)
             held.add(number, before, after)

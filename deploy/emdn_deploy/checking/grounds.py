@@ -15,7 +15,8 @@ from emdn_deploy.checking.held import Held
 from emdn_deploy.checking.panel import cut
 from emdn_deploy.checking.pooled import pooled
 from emdn_deploy.checking.result import Limits, Thresholds
-from emdn_deploy.checking.rows import Rows
+from emdn_deploy.checking.rows import Look, Rows
+from emdn_deploy.checking.statistics import measure
 from emdn_deploy.checking.whole import Bounds
 from emdn_deploy.correction import Prepared
 from emdn_deploy.noise_findings import OUTSIDE
@@ -39,6 +40,8 @@ class Grounds:
         (H, W), the pixels that count.
     panel
         (H, W) of the pieces in which frames are tested.
+    shown
+        Every statistic of each honest panel.
     ranges
         Of every statistic, by name.
     bases, resamples
@@ -55,6 +58,7 @@ class Grounds:
     camera: Camera
     honest: null.Honest
     about: limits.Reference
+    shown: limits.Shown
     ranges: Mapping[str, Limits]
     bases: int
     resamples: int
@@ -66,11 +70,11 @@ class Grounds:
         """Return what the noise has that the models have not seen."""
         return tuple(one for one in self.noise.findings if one.endswith(OUTSIDE))
 
-    def rows(self) -> Rows:
-        """Return an empty table of frames, to be filled with a result's."""
+    def rows(self, look: Look = measure) -> Rows:
+        """Return an empty table of frames, to be filled with a result's, measured by ``look``."""
         return Rows(
             self.camera, self.good, self.about, self.ranges, self.outside, self.noise.correlated,
-            self.length,
+            self.length, look,
         )  # fmt: skip
 
     def judge(self, rows: Rows, table: pl.DataFrame, held: Held) -> tuple[str, ...]:
@@ -82,7 +86,7 @@ class Grounds:
     def bounds(self, count: int) -> Bounds:
         """Return what an honest stack of so many frames keeps to."""
         panels = len(cut(*self.good.shape))
-        own = (self.honest, self.about)
+        own = (self.honest, self.about, self.shown)
         clear = limits.limits(*own, SHARE / (count * panels), SAFETY, self.camera.uncertainty)
         means = pooled(*own, SHARE, SAFETY, self.camera.uncertainty, count * panels)
         together = sum(name.startswith("run_") for name in self.ranges)
@@ -93,11 +97,10 @@ class Grounds:
 
     def _failing(self) -> float:
         """Return the share of honest panels that lie outside of the ranges themselves."""
-        rows = [self.about.named(one, own=True) for one in self.honest.panels]
         failing = [
             any(not self.ranges[name].low <= row[name] <= self.ranges[name].high for name in row
                 if name in self.ranges)
-            for row in rows
+            for row in self.shown
         ]  # fmt: skip
         return float(np.mean(failing))
 
@@ -139,8 +142,10 @@ def grounds_of(
     length = min(RUN, count, resamples) if count > 1 else 0
     honest = null.draw(bases, make, camera, resamples, length, seed)
     about = limits.reference(honest.panels, honest.pilots)
-    ranges = limits.limits(honest, about, LEVEL / len(panels), SAFETY, camera.uncertainty)
+    shown = limits.shown(honest, about)
+    ranges = limits.limits(honest, about, shown, LEVEL / len(panels), SAFETY, camera.uncertainty)
     panel = (panels[0][0].stop, panels[0][1].stop)
     return Grounds(
-        good, panel, noise, camera, honest, about, ranges, len(bases), resamples, length, seed
-    )
+        good, panel, noise, camera, honest, about, shown, ranges, len(bases), resamples, length,
+        seed,
+    )  # fmt: skip

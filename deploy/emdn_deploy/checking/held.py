@@ -1,5 +1,6 @@
 """What neighbouring frames say of a denoised stack: its squared error, and FRC; on a sample."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,7 +8,15 @@ from numpy.typing import NDArray
 
 from emdn_deploy.checking.result import Correlations, HeldOutFacts
 from emdn_models.errors import EmdnError
-from emdn_models.metrics import Estimate, HeldOut, Linearity, linearity, ring_correlation, umse
+from emdn_models.metrics import (
+    Estimate,
+    HeldOut,
+    Linearity,
+    RingCorrelation,
+    linearity,
+    ring_correlation,
+    umse,
+)
 from emdn_models.metrics.accept import Floats
 
 RUN = 9  # neighbouring frames of a sample
@@ -16,6 +25,12 @@ PIXELS = 2**20  # of a frame that are compared, the middle of a larger one
 _BLOCKS = 8192  # of the frames, for the linearity
 
 Frame = NDArray[np.float32]
+Correlate = Callable[[Frame, Frame], RingCorrelation]
+
+
+def correlation(first: Frame, second: Frame) -> RingCorrelation:
+    """Correlate two frames (H, W) ring by ring, faded out towards their edges."""
+    return ring_correlation(first, second, window="hann")
 
 
 @dataclass
@@ -28,10 +43,13 @@ class Held:
         (N, H, W).
     good
         (H, W), the pixels that count.
+    correlate
+        `correlation`, or what remembers its answers.
     """
 
     shape: tuple[int, int, int]
     good: NDArray[np.bool_]
+    correlate: Correlate = correlation
     _pending: list[tuple[Frame, Frame]] = field(default_factory=list)
     _errors: list[HeldOut] = field(default_factory=list)
     _rings: list[tuple[Floats, Floats]] = field(default_factory=list)
@@ -71,10 +89,7 @@ class Held:
         for at in range(len(raw) - 1):
             if min(raw.shape[1:]) < 16:
                 break
-            curves = [
-                ring_correlation(part, raw[at + 1], window="hann")
-                for part in (raw[at], denoised[at])
-            ]
+            curves = [self.correlate(part, raw[at + 1]) for part in (raw[at], denoised[at])]
             self._frequency = curves[0].frequency
             self._rings.append((curves[0].correlation, curves[1].correlation))
 

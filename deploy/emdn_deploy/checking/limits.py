@@ -13,6 +13,8 @@ from emdn_deploy.checking.result import Limits
 from emdn_deploy.checking.statistics import Measured
 from emdn_models.metrics.accept import Floats
 
+Shown = Sequence[Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -165,8 +167,18 @@ def floor(after: Floats, before: Floats) -> Floats:
     return np.asarray(np.minimum(after, 2 * before - after))
 
 
+def shown(honest: Honest, about: Reference) -> Shown:
+    """Name every statistic of each honest panel, compared with the others."""
+    return [about.named(one, own=True) for one in honest.panels]
+
+
 def limits(
-    honest: Honest, about: Reference, level: float, safety: float, uncertainty: float
+    honest: Honest,
+    about: Reference,
+    rows: Shown,
+    level: float,
+    safety: float,
+    uncertainty: float,
 ) -> dict[str, Limits]:
     """Find the range of every statistic.
 
@@ -176,12 +188,13 @@ def limits(
 
     Parameters
     ----------
+    rows
+        Of `shown`.
     level
         Chance that an honest panel lies outside of any.
     uncertainty
         Relative standard error of the expected noise.
     """
-    rows = [about.named(one, own=True) for one in honest.panels]
     extra = slack(about, 3 * uncertainty)
     kinds = {
         name: kind for name, kind in KINDS.items() if honest.length or not name.startswith("run_")

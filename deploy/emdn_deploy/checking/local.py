@@ -72,9 +72,14 @@ def share(fields: Frame) -> Frame:
 
 def blocks(fields: Frame) -> Frame:
     """Take of each block what is farthest from 0, over scales and pixels."""
-    height, width = (max(1, length // BLOCK) for length in fields.shape[1:])
-    side = tuple(min(BLOCK, length) for length in fields.shape[1:])
-    cut = fields[:, : height * side[0], : width * side[1]]
-    parts = cut.reshape(len(fields), height, side[0], width, side[1])
-    high, low = parts.max(axis=(0, 2, 4)), parts.min(axis=(0, 2, 4))
-    return np.asarray(np.where(high > -low, high, low), dtype=np.float32)
+    # Scales first, then whole rows: that is what a processor does fastest.
+    high, low = (_coarse(part) for part in (fields.max(axis=0), -fields.min(axis=0)))
+    return np.where(high > low, high, -low)
+
+
+def _coarse(frame: Frame) -> Frame:
+    """Take the largest pixel of each block of (H, W)."""
+    height, width = (max(1, length // BLOCK) for length in frame.shape)
+    down, right = (min(BLOCK, length) for length in frame.shape)
+    rows = frame[: height * down, : width * right].reshape(height, down, -1).max(axis=1)
+    return np.asarray(rows.reshape(height, width, right).max(axis=2))

@@ -32,6 +32,8 @@ class Panel:
         (H, W // 2 + 1) band of `MATCHES` of each Fourier pixel, 0 for none, and weights.
     ring
         (H, W // 2 + 1) ring of each Fourier pixel.
+    members
+        Flat indices of the Fourier pixels of each ring, from ring 1.
     far
         (H, W // 2 + 1) whether a peak there is no large-scale structure.
     """
@@ -41,6 +43,7 @@ class Panel:
     match: NDArray[np.intp]
     weight: NDArray[np.float32]
     ring: NDArray[np.intp]
+    members: tuple[NDArray[np.intp], ...]
     far: NDArray[np.bool_]
 
 
@@ -61,12 +64,15 @@ def panel(height: int, width: int) -> Panel:
     match = 1 + np.searchsorted(MATCHES, radius)
     match[match > len(MATCHES)] = 0
     match[0, 0] = 0
+    ring = label(height, width, width // 2 + 1)
+    order = np.argsort(ring, axis=None, kind="stable")
     return Panel(
         np.asarray(smooth, np.float32),
         np.asarray(window / np.sqrt(np.square(window).sum()), np.float32),
         match.astype(np.intp),
         weight.astype(np.float32),
-        label(height, width, width // 2 + 1),
+        ring,
+        tuple(np.split(order, np.cumsum(np.bincount(ring.ravel())))[1:-1]),
         (radius > 0.02) & (radius * min(height, width) > 4),
     )
 

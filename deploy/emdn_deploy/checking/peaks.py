@@ -69,15 +69,19 @@ def _sharp(across: Floats, held: Floats, before: Floats, shape: Panel) -> tuple[
         (K,) each: the projection, for white noise of unit variance, and how much of it a
         denoiser may take.
     """
-    around = np.stack(
-        [np.roll(held, (down, right), (0, 1)) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-    ).max(axis=0)
+    around = held
+    for axis in (0, 1):
+        beside = np.maximum(np.roll(around, 1, axis), np.roll(around, -1, axis))
+        around = np.maximum(around, beside)
     candidates = np.flatnonzero((held == around) & shape.far)
     best = candidates[np.argsort(held.ravel()[candidates])[::-1][: 4 * _PEAKS]]
     sharp: list[int] = []
+    usual: dict[int, float] = {}
     for one in best:
-        ring = shape.ring.ravel()[one]
-        if ring and held.ravel()[one] > _SHARP * np.median(held[shape.ring == ring]):
+        ring = int(shape.ring.ravel()[one])
+        if ring and ring not in usual:
+            usual[ring] = float(np.median(held.ravel()[shape.members[ring - 1]]))
+        if ring and held.ravel()[one] > _SHARP * usual[ring]:
             sharp.append(int(one))
         if len(sharp) == _PEAKS:
             break

@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from emdn_deploy.checking.limits import KINDS, Reference, slack, student
+from emdn_deploy.checking.limits import KINDS, Reference, Shown, slack, student
 from emdn_deploy.checking.null import Honest
 from emdn_deploy.checking.result import Limits
 from emdn_models.metrics.accept import Floats
@@ -27,12 +27,20 @@ LEAST = 8  # panels: the mean of so many is normal enough
 
 
 def pooled(
-    honest: Honest, about: Reference, level: float, safety: float, uncertainty: float, panels: int
+    honest: Honest,
+    about: Reference,
+    rows: Shown,
+    level: float,
+    safety: float,
+    uncertainty: float,
+    panels: int,
 ) -> dict[str, Limits]:
     """Find the range of the mean of every statistic of `POOLED` over honest panels.
 
     Parameters
     ----------
+    rows
+        Of `limits.shown`.
     level
         Chance that honest frames lie outside of any (divided among them, Bonferroni).
     uncertainty
@@ -42,7 +50,6 @@ def pooled(
     """
     if panels < LEAST:
         return {}
-    rows = [about.named(one, own=True) for one in honest.panels]
     extra = slack(about, 3 * uncertainty)
     share = level / len(POOLED)
     found = {}

@@ -1,7 +1,7 @@
 """Every frame of a stack against the limits, as the frames pass."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from emdn_deploy.checking.statistics import Frame, Measured, measure
 from emdn_models.metrics.accept import Floats
 
 _CHUNK = 512  # rows
+
+Look = Callable[[Frame, Frame, Camera, NDArray[np.bool_]], Measured]
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Rows:
         As for `verdict.summed_up`.
     length
         Frames of a run; 0 for no runs.
+    look
+        `measure`, or what remembers its answers.
     """
 
     camera: Camera
@@ -55,6 +59,7 @@ class Rows:
     outside: tuple[str, ...]
     correlated: bool
     length: int
+    look: Look = measure
     _tables: list[pl.DataFrame] = field(default_factory=list)
     _done: list[dict[str, Any]] = field(default_factory=list)
     power: list[Floats] = field(default_factory=list)
@@ -69,7 +74,9 @@ class Rows:
 
     def add(self, number: int, raw: Frame, denoised: Frame) -> None:
         """Measure the next frame."""
-        found = [measure(raw[at], denoised[at], self.camera, self.good[at]) for at in self._panels]
+        found = [
+            self.look(raw[at], denoised[at], self.camera, self.good[at]) for at in self._panels
+        ]
         power = np.mean([one.spectrum for one in found], axis=0)
         self.power = [power + self.power[0]] if self.power else [power]
         self._frames += 1

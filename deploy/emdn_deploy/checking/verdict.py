@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import get_args
 
 from emdn_deploy.checking.limits import KINDS
@@ -66,7 +67,9 @@ def findings(
         limit = limits[name]
         if not limit.low <= value <= limit.high:
             bound = limit.high if value > limit.high else limit.low
-            excess = (value - limit.typical) / (bound - limit.typical)
+            # Where honest frames do not scatter at all, whatever is beyond is far out.
+            reach = bound - limit.typical
+            excess = (value - limit.typical) / reach if reach else inf
             beyond.append((excess, name, value, bound))
     beyond.sort(reverse=True)
     named = {name: value > bound for _, name, value, bound in beyond}
