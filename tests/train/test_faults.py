@@ -1,23 +1,12 @@
-"""Faults are what they are called, and the proof judges as ``emdn-deploy check`` does."""
-
-from pathlib import Path
+"""Faults are what they are called, and movies hold what their truth says."""
 
 import numpy as np
-import polars as pl
 import pytest
 from scipy import ndimage
-from typer.testing import CliRunner
 
-from emdn_deploy import Denoiser
-from emdn_deploy.checking import check
-from emdn_deploy.options import DenoiseOptions
-from emdn_train import cli, proof, proof_config, proof_table
 from emdn_train.faults import FAULTS, PERIOD, Scene
-from emdn_train.judging import judge_of
 from emdn_train.kept import soundness
-from emdn_train.proof_movies import CRYSTALS, STRANGE, movie
-
-MODEL = "mcnn"
+from emdn_train.proof_movies import CRYSTALS, MORE, STRANGE, movie
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +22,6 @@ def scene(made):
         return np.full_like(raw, gain + 10 * len(model))
 
     return Scene(made.raw.astype(np.float32), made.filled, again, 5)
-
-
-@pytest.fixture(scope="module")
-def denoiser():
-    return Denoiser(MODEL, threads=1)
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.strengths])
@@ -95,7 +79,7 @@ def test_the_filled_vacancy_is_one_atom_and_drifts_with_the_specimen(made):
     assert np.ptp(np.array(peaks), axis=0).max() <= 8
 
 
-@pytest.mark.parametrize("specimen", [*CRYSTALS, *STRANGE])
+@pytest.mark.parametrize("specimen", [*CRYSTALS, *STRANGE, *MORE])
 def test_movies_hold_counts_about_their_truth_at_the_signal_to_noise_asked_for(specimen):
     found = movie(specimen, 0.4, 4, 64, 1)
     z = (found.raw - found.clean) / np.sqrt(np.maximum(found.clean, 0.5))
@@ -108,6 +92,9 @@ def test_movies_hold_counts_about_their_truth_at_the_signal_to_noise_asked_for(s
     assert other.filled == pytest.approx(4 * found.filled, rel=1e-3, abs=1e-3)
     assert bool(found.filled.any()) == (specimen in CRYSTALS)
     assert not np.array_equal(found.clean[0], found.clean[-1])
+    still = movie(specimen, 0.4, 4, 64, 1, still=True)
+    assert np.ptp(still.clean, axis=0).max() == 0
+    assert not np.array_equal(still.raw[0], still.raw[-1])
 
 
 def test_a_reflection_that_a_result_lacks_or_exaggerates_is_seen(made):
@@ -118,112 +105,3 @@ def test_a_reflection_that_a_result_lacks_or_exaggerates_is_seen(made):
     assert soundness(true, made.clean + 0.9 * wave) == "slight"
     assert soundness(true, made.clean + 0.6 * wave) == "wrong"
     assert soundness(true, made.clean + 1.4 * wave) == "wrong"
-
-
-def test_the_judge_says_what_check_says(made, denoiser, tmp_path):
-    raw, after = tmp_path / "raw.npy", tmp_path / "after.npy"
-    np.save(raw, made.raw)
-    judge = judge_of(raw, denoiser, seed=4)
-    clean = np.concatenate([denoiser.run(one[None], judge.scale) for one in judge.raw])
-    scene = Scene(judge.raw, made.filled, lambda *_: clean, 5)
-    faulty = clean.copy()
-    faulty[2:4] = FAULTS["added lattice"].plant(scene, clean, 1.0)[2:4]
-    np.save(after, faulty)
-    options = DenoiseOptions(model=MODEL, device="cpu", threads=1)
-    expected = check(raw, after, options, seed=4)
-    found = judge.judge(faulty)
-    assert found.verdicts == tuple(expected.table["verdict"])
-    assert found.findings == expected.facts.findings
-    assert dict(judge.grounds.ranges) == pytest.approx(dict(expected.thresholds.limits))
-    assert all("structure added" in found.verdicts[frame] for frame in (2, 3))
-    assert found.own[2:4].all()
-    assert found.quick[2:4].all()
-
-
-def test_one_job_plants_faults_in_some_frames_and_in_all(monkeypatch):
-    few = {name: FAULTS[name] for name in ("scaled", "filled vacancy", "another model")}
-    monkeypatch.setattr(proof, "FAULTS", few)
-    monkeypatch.setattr(proof_config, "FAULTS", few)
-    config = proof_config.ProofConfig((MODEL, "dncnn"), size=32, frames=4, levels=(1.2,), faulty=1)
-    job = next(proof_config.jobs(config))
-    rows = pl.DataFrame(proof.run(job), infer_schema_length=None)
-    per = rows.group_by("fault", "strength", "place").agg(pl.len(), pl.col("planted").sum())
-    assert set(per["len"]) == {4}
-    assert len(per) == 1 + 2 * (3 + 3 + 1)
-    assert set(per.filter(pl.col("place") == proof.ONE)["planted"]) == {1}
-    table = proof_table.found(rows)
-    assert table["error"][0] == 1
-    clear = table.filter(pl.col("fault") == "scaled", pl.col("strength").str.contains("1.05"))
-    assert clear["frames 1.2"].to_list() == [100, 100]
-    assert {text[:17] for text in clear["called"]} == {"intensity changed"}
-
-
-def row(**changes):
-    return {
-        "label": "graphene", "specimen": "graphene", "snr": 0.4, "seed": 0, "faults": True,
-        "model": MODEL, "fault": "blur", "strength": "1 px", "place": proof.ALL, "result": 0,
-        "frame": 0, "planted": True, "verdict": "within noise", "flagged": False, "own": False,
-        "stack": False, "quick": False, "quick_stack": False, "error": 2.0,
-        "noise": 8.0, "truth": None,
-    } | changes  # fmt: skip
-
-
-def rows_of_two_stacks() -> pl.DataFrame:
-    seen = {"verdict": "over-smoothed; structure removed", "flagged": True, "stack": True}
-    faulty = [row(frame=0, error=6.0, **seen), row(frame=1, stack=True)]
-    none = [row(fault=proof.NONE, strength="", result=1, frame=frame) for frame in (0, 1)]
-    honest = [
-        row(
-            fault=proof.NONE,
-            strength="",
-            faults=False,
-            seed=500,
-            result=2,
-            quick_stack=True,
-            truth="sound",
-        ),
-        row(
-            fault=proof.NONE,
-            strength="",
-            faults=False,
-            seed=501,
-            result=3,
-            frame=1,
-            truth="wrong",
-            **seen,
-        ),
-    ]
-    return pl.DataFrame([*faulty, *none, *honest])
-
-
-def test_tables_count_frames_and_stacks():
-    rows = rows_of_two_stacks()
-    found = {one["fault"]: one for one in proof_table.found(rows).to_dicts()}
-    assert (found["blur"]["frames 0.4"], found["blur"]["stacks 0.4"]) == (50, 100)
-    assert found["blur"]["called"] == "over-smoothed 100 %"
-    assert found["blur"]["error"] == 2
-    assert (found["none"]["frames 0.4"], found["none"]["error"]) == (0, 1)
-    [honest] = proof_table.flagged(rows).to_dicts()
-    assert (honest["frames 0.4"], honest["alone"], honest["quick stacks"]) == (50, 0, 50)
-    assert proof_table.by_truth(rows).rows() == [
-        ("crystals", "sound", 1, 0, 0, 100),
-        ("crystals", "wrong", 1, 100, 100, 0),
-    ]
-    assert honest["gain"] == pytest.approx(6.0)
-
-
-def test_the_command_saves_what_it_prints(monkeypatch, tmp_path: Path):
-    asked = []
-    monkeypatch.setattr(
-        proof, "measure", lambda config, progress: asked.append(config) or rows_of_two_stacks()
-    )
-    save, table = tmp_path / "new" / "proof.md", tmp_path / "rows.csv"
-    arguments = ["proof", "--quick", "--models", MODEL, "--save", str(save), "--rows", str(table)]
-    result = CliRunner().invoke(cli.app, [*arguments, "--seed", "7", "--workers", "2"])
-    assert result.exit_code == 0, result.output
-    text = save.read_text(encoding="utf-8")
-    assert text in result.output
-    assert "seed 7" in text
-    assert f"{MODEL} (" in text
-    assert len(pl.read_csv(table)) == 6
-    assert (asked[0].workers, asked[0].size) == (2, 128)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import Denoiser, correction
+from emdn_deploy import correction
 from emdn_deploy.checking import whole
 from emdn_deploy.checking.grounds import Grounds, grounds_of
 from emdn_deploy.checking.held import Held, correlation
@@ -27,6 +27,13 @@ from emdn_models.metrics import RingCorrelation
 
 Stack = NDArray[np.float32]
 Answer = TypeVar("Answer")
+
+
+class Model(Protocol):
+    """What denoises frames."""
+
+    def run(self, frames: Stack, scale: Intensity) -> Stack:
+        """Denoise (n, H, W) at a scale."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Judge:
         )
 
 
-def judge_of(path: Path, denoiser: Denoiser, seed: int = 0, gain: float = 1.0) -> Judge:
+def judge_of(path: Path, denoiser: Model, seed: int = 0, gain: float = 1.0) -> Judge:
     """Make honest denoisings of a stack.
 
     Parameters

@@ -4,12 +4,14 @@ A fault is planted in one frame in eight, and in every frame. The honest results
 movies say how often a frame or a stack is flagged for nothing.
 """
 
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +23,12 @@ from numpy.typing import NDArray
 from emdn_deploy import Denoiser
 from emdn_models.errors import EmdnError
 from emdn_train.faults import FAULTS, Scene, Stack
-from emdn_train.judging import Judge, judge_of, wrong
+from emdn_train.judging import Judge, Model, judge_of, wrong
 from emdn_train.kept import soundness
 from emdn_train.proof_config import Job, ProofConfig, jobs, tried
 from emdn_train.proof_movies import Movie, movie
+from emdn_train.proof_rows import Saved
+from emdn_train.righted import Righted
 
 NONE = "none"
 ONE, ALL = PLACES = ("one frame in 8", "every frame")
@@ -33,16 +37,23 @@ _FIRST = 2
 
 
 def measure(
-    config: ProofConfig, progress: Callable[[int, int], None] = lambda done, count: None
+    config: ProofConfig, saved: Saved, progress: Callable[[float], None] = lambda share: None
 ) -> pl.DataFrame:
     """Simulate, denoise, plant and check.
+
+    Parameters
+    ----------
+    saved
+        Takes the rows as movies are finished; what it holds is not measured again.
+    progress
+        Told the share of the work of this call that is done.
 
     Returns
     -------
     A row a frame of every result that was checked: ``label``, ``specimen``, ``snr``, ``seed``,
     ``model``, ``fault``, ``strength``, ``place``, ``result`` (number of the result), ``frame``,
     ``planted``, ``verdict``, ``evidence``, ``flagged``, ``own`` (whether for itself and not for
-    its run), ``stack`` (whether the check fails the whole),
+    its run), ``stack`` (whether the check fails the whole) and ``why``,
     ``quick``, ``quick_stack``, and ``error`` and ``noise``, the mean squared errors
     after and before, electrons squared. ``truth`` is that of `emdn_train.kept` for honest
     results.
@@ -52,36 +63,58 @@ def measure(
     EmdnError
         If a model cannot be opened or a worker dies.
     """
-    work = list(jobs(config))
-    rows: list[dict[str, Any]] = []
-    for done, part in enumerate(_run(work, config.workers), 1):
-        start = rows[-1]["result"] + 1 if rows else 0
-        rows += [row | {"result": row["result"] + start} for row in part]
-        progress(done, len(work))
-    return pl.DataFrame(rows, infer_schema_length=None)
+    done = saved.done
+    work = {number: job for number, job in enumerate(jobs(config)) if number not in done}
+    whole, part = sum(job.work for job in work.values()), 0
+    for number, rows in _run(work, config.workers):
+        saved.add(number, rows)
+        part += work[number].work
+        progress(part / whole)
+    return saved.table()
 
 
-def _run(work: list[Job], workers: int) -> Iterable[list[dict[str, Any]]]:
+def _run(work: dict[int, Job], workers: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Give the number and the rows of every job, as they are finished."""
     if workers == 1:
-        yield from map(run, work)
+        for number, job in work.items():
+            yield number, run(job)
         return
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
     try:
-        yield from pool.map(run, work)
+        under_way = {pool.submit(run, job): number for number, job in work.items()}
+        for future in as_completed(under_way):
+            yield under_way[future], future.result()
     except BrokenProcessPool as error:
         raise EmdnError(
-            "a worker died, perhaps for want of memory; run again with fewer workers"
+            "a worker died, perhaps for want of memory; give the command again with fewer "
+            "workers: what is finished is kept"
         ) from error
+    except BaseException:
+        # What is under way would take a minute, for nothing.
+        for child in active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run(job: Job) -> list[dict[str, Any]]:
     """Do one job: rows as of `measure`, with results numbered from 0."""
     config = job.config
-    made = movie(job.specimen, job.snr, config.frames, config.size, job.seed)
+    made = movie(job.specimen, job.snr, config.frames, job.size, job.seed, job.righted)
     counts: NDArray[Any] = made.raw
     if job.times != 1:
         whole = float(job.times).is_integer()
@@ -91,7 +124,9 @@ def run(job: Job) -> list[dict[str, Any]]:
         path = Path(folder) / "movie.npy"
         np.save(path, counts)
         for name in job.models:
-            denoiser = Denoiser(name, threads=1)
+            denoiser: Model = Denoiser(name, threads=1)
+            if job.righted:
+                denoiser = Righted(denoiser, made.clean[0], job.seed)
             judge = judge_of(path, denoiser, job.seed, job.gain)
             for result in _results(job, made, denoiser, judge):
                 number = rows[-1]["result"] + 1 if rows else 0
@@ -110,14 +145,14 @@ class _Result:
     frames: Stack
 
 
-def _results(job: Job, made: Movie, denoiser: Denoiser, judge: Judge) -> Iterator[_Result]:
+def _results(job: Job, made: Movie, denoiser: Model, judge: Judge) -> Iterator[_Result]:
     count = len(judge.raw)
     clean = _denoised(denoiser, judge, judge.raw, 1.0)
     every = tuple(range(count))
     yield _Result(NONE, "", ALL, every, clean)
     if not job.faults:
         return
-    others: dict[str, Denoiser] = {"": denoiser}
+    others: dict[str, Model] = {"": denoiser}
 
     def again(raw: Stack, model: str, gain: float) -> Stack:
         if model not in others:
@@ -135,7 +170,7 @@ def _results(job: Job, made: Movie, denoiser: Denoiser, judge: Judge) -> Iterato
             yield _Result(name, text, place, planted, frames)
 
 
-def _denoised(denoiser: Denoiser, judge: Judge, raw: Stack, gain: float) -> Stack:
+def _denoised(denoiser: Model, judge: Judge, raw: Stack, gain: float) -> Stack:
     scale = wrong(judge.scale, gain)
     return np.concatenate([denoiser.run(one[None], scale) for one in raw])
 
@@ -160,7 +195,7 @@ def _rows(
             "planted": frame in result.planted, "verdict": verdict,
             "evidence": found.evidence[frame], "flagged": flagged[frame],
             "own": bool(found.own[frame]),
-            "stack": bool(found.findings),
+            "stack": bool(found.findings), "why": "; ".join(found.findings),
             "quick": bool(found.quick[frame]), "quick_stack": not found.quick_passed,
             "error": float(error[frame]), "noise": float(noise[frame]),
             "truth": truth,

@@ -1,6 +1,7 @@
 """Short simulated movies for `emdn_train.proof`: a drifting specimen that lacks one atom."""
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ Stack = NDArray[np.float32]
 
 # Specimens and the element of the atom that is taken out.
 CRYSTALS = {"graphene": 6, "dichalcogenide": 16}
+# Without such an atom, for honest results only.
+MORE = ("particle", "strontium titanate", "random lattice")
 # What no model was trained on: glyphs, and a film at pixels three times as large.
 STRANGE = ("text", "amorphous carbon at 0.05 nm a pixel")
 
@@ -51,31 +54,29 @@ class Movie:
 
 
 @one_thread()
-def movie(specimen: str, snr: float, frames: int, size: int, seed: int) -> Movie:
+def movie(
+    specimen: str, snr: float, frames: int, size: int, seed: int, still: bool = False
+) -> Movie:
     """Simulate a movie on a counting camera; nothing but the drift moves.
 
     Parameters
     ----------
     specimen
-        Of `CRYSTALS` or `STRANGE`.
+        Of `CRYSTALS`, `STRANGE` or `MORE`.
     snr
         Signal to noise per pixel: contrast x sqrt(incident electrons).
     size
         Side of a frame in pixels.
     seed
         Specimen, optics and drift follow from it, whatever the ``snr``.
+    still
+        Leaves the drift out.
     """
-    names = (*CRYSTALS, *STRANGE)
-    rng, counts = np.random.default_rng([seed, _SALT, names.index(specimen)]).spawn(2)
-    side = size + 2 * _PAD
-    picture, atom = _text(side, rng) if specimen == "text" else _image(specimen, side, rng)
-    drift = draw_drift(frames, rng).clip(1 - _PAD, _PAD - 1)
-    inside = slice(_PAD, _PAD + size)
-    clean, filled = (
-        np.stack([ndimage.shift(one, step, mode="nearest")[inside, inside] for step in drift])
-        for one in (picture, atom)
-    )
+    clean, filled = _scene(specimen, frames, size, seed)
+    if still:
+        clean, filled = (np.repeat(one[:1], frames, axis=0) for one in (clean, filled))
     electrons = (snr * float(clean.mean()) / float(clean.std())) ** 2
+    counts = np.random.default_rng(_seeds(specimen, seed)).spawn(2)[1]
     generator = torch.Generator().manual_seed(int(counts.integers(2**62)))
     profile = noise.draw_profile(1, generator)
     beam = electrons * noise.profile_map(profile, (size, size), size)
@@ -89,26 +90,47 @@ def movie(specimen: str, snr: float, frames: int, size: int, seed: int) -> Movie
     )
 
 
+def _seeds(specimen: str, seed: int) -> list[int]:
+    return [seed, _SALT, (*CRYSTALS, *STRANGE, *MORE).index(specimen)]
+
+
+@lru_cache(maxsize=2)  # the same scene comes at several levels, one after the other
+def _scene(specimen: str, frames: int, size: int, seed: int) -> tuple[Stack, Stack]:
+    """Draw a specimen, its image and its drift: frames, and what one more atom adds to them."""
+    rng = np.random.default_rng(_seeds(specimen, seed)).spawn(2)[0]
+    side = size + 2 * _PAD
+    picture, atom = _text(side, rng) if specimen == "text" else _image(specimen, side, rng)
+    drift = draw_drift(frames, rng).clip(1 - _PAD, _PAD - 1)
+    inside = slice(_PAD, _PAD + size)
+    clean, filled = (
+        np.stack([ndimage.shift(one, step, mode="nearest")[inside, inside] for step in drift])
+        for one in (picture, atom)
+    )
+    clean.flags.writeable = filled.flags.writeable = False
+    return clean, filled
+
+
 def _image(specimen: str, side: int, rng: np.random.Generator) -> tuple[Stack, Stack]:
     """Image a specimen, and what one more atom adds; vacuum = 1."""
-    crystal = specimen in CRYSTALS
-    pixel_a = float(rng.uniform(*_PIXEL_SIZE_A)) if crystal else 0.5
+    recipe = RECIPES.get(specimen)
+    pixel_a = float(rng.uniform(*_PIXEL_SIZE_A)) if recipe else 0.5
     field = hrtem.make_field(side, pixel_a)
     voltage_kv = float(rng.choice([60.0, 80.0]))
-    if crystal:
-        whole = RECIPES[specimen].make(rng, field.side_a + 1.0, side * pixel_a / 2)
-        structure = _without(whole, CRYSTALS[specimen], 0.25 * side * pixel_a, rng)
-        sampling_a = RECIPES[specimen].sampling_a
+    if recipe:
+        whole = structure = recipe.make(rng, field.side_a + 1.0, side * pixel_a / 2)
+        fine = {"sampling_a": recipe.sampling_a, "slice_a": recipe.slice_a}
     else:
         whole = structure = materials.amorphous_carbon(rng, field.side_a + 1.0, 10.0)
-        sampling_a = 0.2
-    wave = hrtem.exit_wave(structure, field, voltage_kv, sampling_a=sampling_a)
+        fine = {}
+    if specimen in CRYSTALS:
+        structure = _without(whole, CRYSTALS[specimen], 0.25 * side * pixel_a, rng)
+    wave = hrtem.exit_wave(structure, field, voltage_kv, **fine)
     settings = [draw_optics(rng, voltage_kv) for _ in range(_FOCUS_TRIES)]
     pictures = [hrtem.image(wave, field, optics) for optics in settings]
     best = int(np.argmax([one.std() for one in pictures]))
-    if not crystal:
+    if specimen not in CRYSTALS:
         return pictures[best], np.zeros_like(pictures[best])
-    wave = hrtem.exit_wave(whole, field, voltage_kv, sampling_a=sampling_a)
+    wave = hrtem.exit_wave(whole, field, voltage_kv, **fine)
     return pictures[best], hrtem.image(wave, field, settings[best]) - pictures[best]
 
 

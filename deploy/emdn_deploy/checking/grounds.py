@@ -79,7 +79,9 @@ class Grounds:
 
     def judge(self, rows: Rows, table: pl.DataFrame, held: Held) -> tuple[str, ...]:
         """Say why a stack fails, of whose frames ``rows`` has made the table; see `whole`."""
-        known = summary.findings(held.error(self.honest.error), held.correlations(), held.line())
+        known = summary.findings(
+            held.error(self.honest.error), held.correlations(), held.line(), self.honest.line
+        )
         bounds = self.bounds(table.height)
         return (*whole.findings(table, rows.means, bounds, self.outside), *known)
 

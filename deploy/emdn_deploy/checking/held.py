@@ -1,6 +1,6 @@
 """What neighbouring frames say of a denoised stack: its squared error, and FRC; on a sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,7 +71,7 @@ class Held:
     def add(self, number: int, raw: Frame, denoised: Frame) -> None:
         """Take in the next frame."""
         if number % self._every == 0:
-            self._lines.append((_sixteenths(denoised), _sixteenths(raw)))
+            self._lines.append((coarse(denoised), coarse(raw)))
         if not self._starts or number < self._starts[0]:
             return
         y, x = self._middle
@@ -124,16 +124,22 @@ class Held:
 
     def line(self) -> Linearity | None:
         """Return local means out against those in; None where there are too few."""
-        if not self._lines:
-            return None
-        denoised, raw = (np.stack(part) for part in zip(*self._lines, strict=True))
-        try:
-            return linearity(denoised, raw, block=1)
-        except EmdnError:
-            return None
+        return line(self._lines)
 
 
-def _sixteenths(frame: Frame) -> Frame:
+def line(pairs: Sequence[tuple[Frame, Frame]]) -> Linearity | None:
+    """Compare local means, `coarse`, out and in; None where there are too few."""
+    if not pairs:
+        return None
+    denoised, raw = (np.stack(part) for part in zip(*pairs, strict=True))
+    try:
+        return linearity(denoised, raw, block=1)
+    except EmdnError:
+        return None
+
+
+def coarse(frame: Frame) -> Frame:
+    """Average (H, W) over blocks of 16 x 16: (H // 16, W // 16)."""
     height, width = (max(1, length // 16) for length in frame.shape)
     side = tuple(min(16, length) for length in frame.shape)
     cut = frame[: height * side[0], : width * side[1]]

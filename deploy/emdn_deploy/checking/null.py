@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from emdn_deploy.checking import local
 from emdn_deploy.checking.camera import Camera
+from emdn_deploy.checking.held import coarse, line
 from emdn_deploy.checking.statistics import Measured, measure
+from emdn_models.metrics import Linearity
 from emdn_models.metrics.accept import Floats
 
 Frame = NDArray[np.float32]
@@ -41,6 +43,8 @@ class Honest:
         every scale: (runs, S).
     length
         Frames of a run; 0 for no runs.
+    line
+        Local means out against those in; None where they are too few.
     error
         Mean squared error, intensity units squared.
     denoisings
@@ -52,6 +56,7 @@ class Honest:
     bases: int
     runs: Floats
     length: int
+    line: Linearity | None
     error: float
     denoisings: int
 
@@ -80,7 +85,7 @@ def draw(
     chance = np.random.default_rng(seed)
     panels: list[Measured] = []
     first: list[Measured] = []
-    runs, errors = [], []
+    runs, errors, pairs = [], [], []
     for raw, good in bases:
         truth = run(raw[None])[0]
         drawn = [camera.draw(truth, chance) for _ in range(PILOTS)]
@@ -95,6 +100,7 @@ def draw(
             noisy = camera.draw(truth, chance)
             clean = run(noisy[None])[0]
             found = measure(noisy, clean, camera, good)
+            pairs.append((coarse(clean), coarse(noisy)))
             errors.append(float(np.square(clean - truth).mean(where=good)))
             panels.append(replace(found, fields=found.fields[:0]))
             if length:
@@ -103,4 +109,13 @@ def draw(
                 if number % length == length - 1:
                     runs.append(np.abs(total).max(axis=(1, 2)) / sqrt(length))
     done = len(bases) * (1 + PILOTS + resamples)
-    return Honest(panels, first, len(bases), np.asarray(runs), length, float(np.mean(errors)), done)
+    return Honest(
+        panels,
+        first,
+        len(bases),
+        np.asarray(runs),
+        length,
+        line(pairs),
+        float(np.mean(errors)),
+        done,
+    )

@@ -18,9 +18,19 @@ _ERROR = 1.5  # squared error, over that of honest denoisings, that is not worth
 
 
 def findings(
-    error: HeldOutFacts | None, curves: Correlations | None, line: Linearity | None
+    error: HeldOutFacts | None,
+    curves: Correlations | None,
+    line: Linearity | None,
+    honest: Linearity | None,
 ) -> tuple[str, ...]:
-    """Say what is wrong with the stack beyond chance."""
+    """Say what is wrong with the stack beyond chance.
+
+    Parameters
+    ----------
+    line, honest
+        Local means out against those in, of the stack and of honest denoisings. These lie
+        below 1 too where noise is what differs most from place to place, for that is taken away.
+    """
     found = []
     if error and not error.moves and np.isfinite(error.error.se):
         least = error.error.value - _CLEAR * error.error.se
@@ -38,12 +48,20 @@ def findings(
                 "denoised frames agree less with the neighbouring raw frame than raw ones do "
                 f"(FRC) at {at} cycles/pixel"
             )
-    if line and abs(line.slope - 1) > _SLOPE + _CLEAR * line.slope_error:
+    if line and honest and _differs(line, honest):
         found.append(
             f"local means come out {line.slope:.3f} ± {line.slope_error:.2g} times as far from "
-            "each other as they went in"
+            f"each other as they went in, those of honest denoisings {honest.slope:.3f} ± "
+            f"{honest.slope_error:.2g}"
         )
     return tuple(found)
+
+
+def _differs(line: Linearity, honest: Linearity) -> bool:
+    """Say whether a slope is clearly beyond both 1 and that of honest denoisings."""
+    chance = np.hypot(line.slope_error, honest.slope_error)
+    low, high = min(1.0, honest.slope), max(1.0, honest.slope)
+    return bool(max(low - line.slope, line.slope - high) > _SLOPE + _CLEAR * chance)
 
 
 def notes(

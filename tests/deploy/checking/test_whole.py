@@ -7,11 +7,12 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from emdn_deploy.checking import check, whole
+from emdn_deploy.checking import check, summary, whole
 from emdn_deploy.checking.chance import allowed
 from emdn_deploy.checking.result import Limits
 from emdn_deploy.checking.whole import Bounds
 from emdn_deploy.options import DenoiseOptions
+from emdn_models.metrics import Linearity
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 64, 1000, 60_000])
@@ -67,6 +68,19 @@ def test_the_mean_over_all_frames_counts() -> None:
 def test_of_correlated_noise_only_intensities_are_judged() -> None:
     assert said(std=[2.0] * 16, run=[9.0, 9.0], mean=0.5, correlated=True) == ""
     assert "not what the models were trained on" in said(outside=("blur",), correlated=True)
+
+
+def test_local_means_are_compared_with_those_of_honest_denoisings() -> None:
+    def said(slope: float, honest: float) -> str:
+        lines = [Linearity(one, 0.0, 0.01, np.zeros(2), np.zeros(2)) for one in (slope, honest)]
+        return "; ".join(summary.findings(None, None, *lines))
+
+    # Of noise alone, local means come out nearer to each other, in honest denoisings too.
+    assert said(0.75, 0.76) == said(0.9, 0.76) == said(1.02, 0.76) == said(0.9, 1.0) == ""
+    assert "out 0.750 ± 0.01 times" in said(0.75, 1.0)
+    assert "honest denoisings 0.760 ± 0.01" in said(0.55, 0.76)
+    assert said(1.2, 0.76)
+    assert summary.findings(None, None, None, None) == ()
 
 
 def test_a_little_noise_in_every_frame_shows_in_the_mean(
