@@ -28,9 +28,11 @@ class ModelInfo:
     multiple
         Step that height and width are padded to inside the graph.
     receptive_field
-        Side, in pixels, of the square that one output pixel sees.
+        Side, in pixels, of the square around an output pixel's cell of ``multiple`` pixels
+        that holds all that it sees.
     tiling_exact
-        Whether halo tiles give the whole frame's result.
+        Whether halo tiles give the whole frame's result; if not, ``text`` has the node that
+        sees more as ``whole_frame``.
     gflop_256
         GFLOP for one 256 x 256 frame.
     recipe, quality

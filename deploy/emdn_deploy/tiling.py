@@ -63,9 +63,10 @@ def apply(
     if height * width <= whole_pixels:
         return run(frames)
     if not info.tiling_exact:
+        node = info.text.get("whole_frame")
         raise ModelError(
             f"frames of {height} x {width} need tiles, and {info.name} ({info.preset}) does not "
-            "give the same result by tiles; use another model"
+            f"give the same result by tiles{f': {node}' if node else ''}; use another model"
         )
     output = np.empty_like(frames) if out is None else out
     rows, columns = tiles((height, width), info, tile_pixels, even=even)

@@ -71,6 +71,9 @@ def test_models_that_cannot_be_tiled_are_refused_by_name(box_model: Path) -> Non
     frames = np.zeros((1, 64, 64), np.float32)
     with pytest.raises(ModelError, match="box"):
         tiling.apply(lambda f: f, frames, replace(info, tiling_exact=False), 1000, 1000)
+    named = replace(info, tiling_exact=False, text={"whole_frame": "Resize (a) places pixels"})
+    with pytest.raises(ModelError, match=r"box .* by tiles: Resize \(a\) places pixels; use"):
+        tiling.apply(lambda f: f, frames, named, 1000, 1000)
     with pytest.raises(ModelError, match="box sees 90 pixels"):
         tiling.apply(lambda f: f, frames, replace(info, receptive_field=90), 1000, 1000)
 

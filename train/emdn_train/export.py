@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from emdn_models import MODELS, ModelError, __version__, checkpoint, classes, pretrained
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
-from emdn_train import index
+from emdn_models.spec import Preset
+from emdn_train import field, index
 from emdn_train.graph import Graph, describe, to_onnx
 from emdn_train.parity import compare
 from emdn_train.rewrite import rewritten
@@ -109,7 +110,15 @@ def export(
 
 
 def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
-    """Export one model to ``path``, compare it with torch, and only then keep it."""
+    """Export one model to ``path``, compare it with torch, and only then keep it.
+
+    Raises
+    ------
+    ParityError
+        If the graph does not compute what the net does.
+    ModelError
+        If the weights do not fit, or the graph sees more than `emdn_models.spec` declares.
+    """
     model, kind = classes.split(name)
     net = build(name, weights.preset)
     load_state(net, name, weights)
@@ -128,8 +137,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
             "preset": weights.preset,
             "weights_sha256": weights_sha256(weights.state),
             "multiple": str(preset.multiple),
-            "receptive_field": str(_field(net, preset.receptive_field[1])),
-            "tiling_exact": str(bool(getattr(net, "tiling_exact", True))).lower(),
+            **field.described(program, name, preset.multiple, _declared(net, preset)),
             "parameters": str(preset.parameters),
             "gflop_256": f"{gflop:.4f}",
             "recipe": json.dumps(weights.metadata.get("recipe", {})),
@@ -166,9 +174,11 @@ def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _field(net: nn.Module, receptive_field: int) -> int:
-    """Add the window of the noise map for a net that reads it."""
-    return receptive_field + (BLUR - 1 if getattr(net, "uses_noise", False) else 0)
+def _declared(net: nn.Module, preset: Preset) -> tuple[int, int]:
+    """Return the field of the graph around a net: with the noise map's window, if it is read."""
+    window = BLUR - 1 if getattr(net, "uses_noise", False) else 0
+    smallest, largest = preset.receptive_field
+    return smallest + window, largest + window
 
 
 def _revision() -> str:
