@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from os import PathLike
 
 from emdn_deploy.options import Device
 
-_CODE = """
+_RUN = """
 import sys
-from pathlib import Path
 from emdn_deploy.bench.frames import SCALE, noisy
 from emdn_deploy.denoiser import Denoiser
 
@@ -16,6 +17,19 @@ frames = noisy(int(batch), int(height), int(width))
 denoiser = Denoiser(model, device, int(threads))
 for _ in range(2):
     denoiser.run(frames, SCALE)
+"""
+_COMMAND = """
+from emdn_deploy.cli import main
+
+try:
+    main()
+except SystemExit as end:
+    if end.code:
+        raise
+"""
+_PEAK = """
+from pathlib import Path
+
 status = Path("/proc/self/status")
 if status.exists():  # ru_maxrss keeps the peak of the process that started this one
     peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -37,9 +51,17 @@ def peak_mb(
     float or None
         MiB of main memory, the interpreter's among them; None where the system does not tell.
     """
-    arguments = [model, device, threads, batch, *size]
+    return _peak_of(_RUN, [model, device, threads, batch, *size])
+
+
+def command_peak_mb(arguments: Sequence[str | PathLike[str]]) -> float | None:
+    """Return the peak of ``emdn-deploy`` with these arguments, as `peak_mb` does."""
+    return _peak_of(_COMMAND, arguments)
+
+
+def _peak_of(code: str, arguments: Sequence[object]) -> float | None:
     done = subprocess.run(
-        [sys.executable, "-c", _CODE, *map(str, arguments)],
+        [sys.executable, "-c", code + _PEAK, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

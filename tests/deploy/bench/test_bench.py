@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 
@@ -125,3 +126,18 @@ def test_peak_memory_grows_with_the_batch(box_model) -> None:
     one, many = (memory.peak_mb(str(box_model), "cpu", 1, n, (512, 512)) for n in (1, 32))
     assert one is None or many > one + 32
     assert memory.peak_mb("none", "cpu", 1, 1, (8, 8)) is None
+
+
+def test_peak_memory_of_the_command_does_not_grow_with_the_stack(box_model, tmp_path) -> None:
+    peaks = []
+    for count in (40, 400):
+        source = tmp_path / f"{count}.h5"  # of a mapped file, what was read would count
+        counts = np.random.default_rng(0).poisson(9, (count, 256, 256)).astype(np.uint16)
+        with h5py.File(source, "w") as file:
+            file.create_dataset("frames", data=counts, chunks=(1, 256, 256))
+        arguments = ["denoise", source, "--model", box_model, "--device", "cpu", "--threads", "1"]
+        peaks.append(memory.command_peak_mb(arguments))
+    assert len(list(tmp_path.iterdir())) == 4
+    # 400 frames are 50 MB as they are read, and 100 MB as they are written.
+    assert None in peaks or peaks[1] < peaks[0] + 40
+    assert memory.command_peak_mb(["denoise", tmp_path / "none.h5"]) is None
