@@ -1,4 +1,4 @@
-"""How often `emdn_deploy.noise_model` finds faults that are there, or that are not.
+"""How often `emdn_deploy.noise.model` finds faults that are there, or that are not.
 
 `python benchmarks/noise_power.py null` counts findings in white Poisson stacks, of
 lattices that hold still or move; `power` prints, fault by fault, the least strength found
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from emdn_deploy import noise_model
-from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy.noise import model as noise_model
+from emdn_deploy.noise.model import NoiseModel
 
 Stack = np.ndarray[Any, Any]
 Chance = np.random.Generator

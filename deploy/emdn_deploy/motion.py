@@ -5,7 +5,7 @@ have less, the specimen moves, lines of a scan change, or the noise itself is co
 from pixel to pixel. Frames two apart differ more than neighbours where the specimen
 drifts slowly. Where it has moved by more than its own structure within one frame, or
 shakes, they do not, and only the outer part of the spectrum tells motion from correlated
-noise (see `emdn_deploy.noise_shapes`).
+noise (see `emdn_deploy.noise.shapes`).
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import noise_shapes, noise_spectra, spectrum
-from emdn_deploy.noise_spectra import Spectra
+from emdn_deploy import spectrum
+from emdn_deploy.noise import shapes
+from emdn_deploy.noise import spectra as noise_spectra
+from emdn_deploy.noise.spectra import Spectra
 from emdn_deploy.sampling import Blocks, Reader, middle, sample_starts, trimmed_mean
 
 _PIXELS = 2**20  # of all frames whose spectra are added up
@@ -103,6 +105,6 @@ def look(
         spectra.add(read(start, start + run)[:, *part].astype(np.float64), good)
     if not spectra.pairs:
         return None
-    blur = noise_shapes.blur(spectra.power, spectra.shape, single=False)
+    blur = shapes.blur(spectra.power, spectra.shape, single=False)
     white, _ = noise_spectra.white(spectra.power, spectra.shape, spectra.rank)
     return Spectrum(blur.clear, white)

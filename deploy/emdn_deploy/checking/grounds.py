@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import noise_model
 from emdn_deploy.checking import limits, null, summary, whole
 from emdn_deploy.checking.camera import Camera, camera_of
 from emdn_deploy.checking.chance import SHARE
@@ -19,8 +18,9 @@ from emdn_deploy.checking.rows import Look, Rows
 from emdn_deploy.checking.statistics import measure
 from emdn_deploy.checking.whole import Bounds
 from emdn_deploy.correction import Prepared
-from emdn_deploy.noise_findings import OUTSIDE
-from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy.noise import model as noise_model
+from emdn_deploy.noise.findings import OUTSIDE
+from emdn_deploy.noise.model import NoiseModel
 from emdn_deploy.readers import Frames
 
 LEVEL = 0.05  # false alarms among honest frames, all tests together, that are aimed at

@@ -5,10 +5,12 @@ from math import nan, sqrt
 
 import numpy as np
 
-from emdn_deploy import motion, noise_lines, noise_shapes, noise_spectra
-from emdn_deploy.noise_lines import Jitter, Line
-from emdn_deploy.noise_shapes import Blur, Peak
-from emdn_deploy.noise_spectra import Spectra
+from emdn_deploy import motion
+from emdn_deploy.noise import lines, shapes
+from emdn_deploy.noise import spectra as noise_spectra
+from emdn_deploy.noise.lines import Jitter, Line
+from emdn_deploy.noise.shapes import Blur, Peak
+from emdn_deploy.noise.spectra import Spectra
 from emdn_deploy.sampling import Blocks
 
 # White noise alone passes these in less than 1 % of stacks, all tests together:
@@ -63,9 +65,9 @@ class Found:
     def uneven(self) -> bool:
         """Whether the differences hold more than the pixels' own noise."""
         jitters = _displaced(self.jitter)
-        lines = _clear(self.rows) or _clear(self.columns)
+        uneven = _clear(self.rows) or _clear(self.columns)
         rough = self.rough and not self.correlated  # blur alone makes them so
-        return bool(self.moves or rough or jitters or lines)
+        return bool(self.moves or rough or jitters or uneven)
 
 
 def look(spectra: Spectra, blocks: Blocks) -> Found:
@@ -81,22 +83,21 @@ def look(spectra: Spectra, blocks: Blocks) -> Found:
     rough = motion.rough(blocks) or not blocks.lagged.size
     if spectra.pairs:
         power, rank = spectra.power, spectra.rank
-        blur = noise_shapes.blur(power, shape, single=False)
-        rows, columns = (noise_lines.lines(power, shape, rank, axis) for axis in (0, 1))
+        blur = shapes.blur(power, shape, single=False)
+        rows, columns = (lines.lines(power, shape, rank, axis) for axis in (0, 1))
         flicker = rows.sigma / blocks.level if _clear(rows) and blocks.level > 0 else 0.0
-        jitter = noise_lines.jitter(spectra, flicker)
-        peaks = noise_shapes.peaks(spectra)
+        jitter = lines.jitter(spectra, flicker)
+        peaks = shapes.peaks(spectra)
         white, also = noise_spectra.white(power, shape, rank)
         rough = rough or also
         rings = noise_spectra.profile(power, shape)
     if spectra.frames and not silent:
         average = spectra.average
         if not spectra.pairs:
-            blur = noise_shapes.blur(average, shape, single=True)
+            blur = shapes.blur(average, shape, single=True)
             rings = noise_spectra.profile(average, shape)
         one, two = (
-            noise_lines.lines(average, shape, noise_spectra.HANN_RANK, axis, hann=True)
-            for axis in (0, 1)
+            lines.lines(average, shape, noise_spectra.HANN_RANK, axis, hann=True) for axis in (0, 1)
         )
         # Where structure reaches as far out, its lines would be taken for the camera's.
         least = min(rows.level, columns.level) or float(
@@ -104,8 +105,8 @@ def look(spectra: Spectra, blocks: Blocks) -> Found:
         )
         hidden = max(one.level, two.level) > 1.5 * least
         if not hidden:
-            fixed_rows = noise_lines.fixed(one, rows, spectra.frames)
-            fixed_columns = noise_lines.fixed(two, columns, spectra.frames)
+            fixed_rows = lines.fixed(one, rows, spectra.frames)
+            fixed_columns = lines.fixed(two, columns, spectra.frames)
     correlated = blur.clear
     xy = (blur.x, blur.y)
     if correlated and spectra.pairs and not moves and not motion.beyond_frames(blocks):

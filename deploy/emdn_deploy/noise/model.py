@@ -2,7 +2,7 @@
 
 The variance of a block of pixels against its mean gives gain and one more number, into
 which the camera's offset and its read noise both go: variance = gain (mean - offset) +
-read noise^2. Spectra of differences (`emdn_deploy.noise_spectra`) tell noise that is
+read noise^2. Spectra of differences (`emdn_deploy.noise.spectra`) tell noise that is
 correlated, lines and interference. The models saw white counting noise, and scans whose
 lines flicker by up to 2 % and jitter by up to a pixel (`emdn_train.detectors`).
 """
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import motion, noise_findings, noise_gain
-from emdn_deploy.noise_shapes import Peak
-from emdn_deploy.noise_spectra import Spectra
+from emdn_deploy import motion
+from emdn_deploy.noise import findings, gain
+from emdn_deploy.noise.shapes import Peak
+from emdn_deploy.noise.spectra import Spectra
 from emdn_deploy.sampling import Reader, collect
 
 
@@ -138,13 +139,13 @@ def estimate(
     """
     spectra = Spectra()
     blocks = collect(read, count, size, bad, spectra.add)
-    found = noise_findings.look(spectra, blocks)
+    found = findings.look(spectra, blocks)
     closer = motion.Spectrum(found.correlated, found.white) if found.pairs else None
-    scale = noise_gain.scale(blocks, found.uneven, closer, offset)
+    scale = gain.scale(blocks, found.uneven, closer, offset)
     above = blocks.level - scale.offset
-    said, unknown, inside = noise_findings.describe(found, above)
-    variance = scale.variance * noise_findings.area(found)
-    brightness, dimmed = noise_findings.brightness(spectra, above, variance)
+    said, unknown, inside = findings.describe(found, above)
+    variance = scale.variance * findings.area(found)
+    brightness, dimmed = findings.brightness(spectra, above, variance)
     rows, columns = found.rows.sigma / above, found.columns.sigma / above
     x, y = found.correlation
     return NoiseModel(

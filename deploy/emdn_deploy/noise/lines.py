@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emdn_deploy.noise_spectra import (
+from emdn_deploy.noise.spectra import (
     INSIDE,
     MEDIAN,
     SKIP,

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import intensity, noise_model, sampling
+from emdn_deploy import intensity, sampling
+from emdn_deploy.noise import model as noise_model
 from emdn_models.errors import EmdnError
 
 # The stacks on which thresholds and power were measured.
-SIMULATED = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "noise_power.py"))
+SIMULATED = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "noise_power.py"))
 estimate, scene, FAULTS = (SIMULATED[name] for name in ("estimate", "lattice", "FAULTS"))
 
 # Strength, and whether the models saw it.

@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from emdn_deploy.noise_spectra import (
+from emdn_deploy.noise.spectra import (
     INSIDE,
     MEDIAN,
     Array,
@@ -23,7 +23,7 @@ from emdn_deploy.noise_spectra import (
 )
 
 # White noise alone passes these in less than 1 % of stacks, with those of
-# `emdn_deploy.noise_findings` together.
+# `emdn_deploy.noise.findings` together.
 BLUR_F = 12.0
 PEAK_CHANCE = 3e-4  # that noise alone makes a peak
 LEAST_CORRELATION = 0.02  # what is weaker does not matter

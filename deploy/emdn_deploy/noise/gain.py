@@ -20,7 +20,7 @@ _TOGETHER = "offset and read noise cannot be told apart without the camera's off
 
 
 class Scale(NamedTuple):
-    """What `emdn_deploy.noise_model.NoiseModel` says of the camera, and a pixel's variance."""
+    """What `emdn_deploy.noise.model.NoiseModel` says of the camera, and a pixel's variance."""
 
     gain: float
     gain_error: float
