@@ -1,7 +1,6 @@
 """Denoise arrays: a session that stays open, and the one-call form of it."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Self
@@ -9,19 +8,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import ensemble, intensity, lanes, room, sigma, stacks, tiling
+from emdn_deploy import ensemble, intensity, portions, room, sigma, stacks
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.room import Room
 from emdn_deploy.session import open_session
 from emdn_deploy.sigma import Calibration
 from emdn_deploy.stacks import Stack
-
-# Pixels of one session.run: batching gains little on a CPU and costs memory. In a lane it
-# gains nothing, but for frames so small that the call itself takes a share of the time.
-_BATCH_PIXELS, _LANE_PIXELS = 2**19, 2**16
-# On a GPU it fills the multiprocessors, which some millions of pixels do, of how many frames ever.
-_DEVICE_PIXELS, _DEVICE_FRAMES = 2**22, 64
 
 Means = NDArray[np.float64]
 
@@ -76,7 +69,7 @@ class Denoiser:
         precision: Precision = "fp32",
     ) -> None:
         self.session = open_session(model, device, threads, precision)
-        self.room = Room(self.session.pixels_that_fit, few_shapes=self._on_device)
+        self.room = Room(self.session.pixels_that_fit, few_shapes=self.session.device != "cpu")
 
     @classmethod
     def of(cls, options: DenoiseOptions) -> Self:
@@ -142,10 +135,8 @@ class Denoiser:
 
         Raises
         ------
-        FormatError
-            If ``frames`` is not a stack of finite real numbers.
-        EmdnError
-            If ``gain`` or ``offset`` cannot be that of such frames.
+        FormatError, EmdnError
+            As `denoise`.
         """
         stack, scale = self._scaled(frames, gain, offset)
         if self.calibration is None:
@@ -211,22 +202,16 @@ class Denoiser:
             output[part], variance = ensemble.apply(turned, frames[part])
             sigmas[part] = sigma.estimate(output[part], variance, scale, self.calibration)
 
-        self._each(frames.shape, one, batch, alone=alone)
+        portions.each(self.session, self.room, frames.shape, one, batch, alone=alone)
         return Answer(output, shifts, sigmas)
 
     def lanes(self, count: int, size: tuple[int, ...]) -> int:
         """Choose how many of ``count`` frames of (H, W) are run side by side."""
-        if self._on_device:  # one is copied while the other is computed
-            return 2 if count > self.batch_for(size) else 1
-        return lanes.choose(self.session.threads, count, tiling.most_pixels(size))
+        return portions.side_by_side(self.session, self.room, count, size)
 
     def batch_for(self, size: tuple[int, ...], *, alone: bool = False) -> int:
         """Choose the frames per run for frames of (H, W); see `run`."""
-        if self._on_device:
-            most = min(_DEVICE_FRAMES, _DEVICE_PIXELS // (size[0] * size[1]))
-            return self.room.frames(size, max(1, most))
-        most = _LANE_PIXELS if alone else _BATCH_PIXELS
-        return int(np.clip(most // (size[0] * size[1]), 1, 8))
+        return portions.together(self.session, self.room, size, alone=alone)
 
     def _scaled(
         self, frames: ArrayLike, gain: float | None, offset: float | None
@@ -235,29 +220,12 @@ class Denoiser:
         stack = stacks.as_stack(frames)
         count, height, width = stack.shape
         size = height, width
-        lanes = self.lanes(count, size)
 
         def read(start: int, stop: int) -> Stack:
             return stack[start:stop]
 
+        lanes = self.lanes(count, size)
         return stack, intensity.estimate(read, count, size, gain, offset, lanes=lanes)
-
-    def _each(
-        self,
-        shape: tuple[int, ...],
-        one: Callable[[slice, bool], None],
-        batch: int | None,
-        *,
-        alone: bool,
-    ) -> None:
-        """Call ``one`` for parts of a stack (n, H, W), side by side where that is faster."""
-        count, size = shape[0], shape[1:]
-        wide = 1 if alone else self.lanes(count, size)
-        alone = alone or wide > 1
-        step = batch or self.batch_for(size, alone=alone)
-        parts = [slice(start, start + step) for start in range(0, count, step)]
-        for _ in lanes.ordered(lambda part: one(part, alone), parts, wide):
-            pass
 
     def _run(
         self, frames: Stack, scale: Intensity, out: Stack, wanted: Means, *, alone: bool
@@ -265,11 +233,6 @@ class Denoiser:
         """Denoise one batch into ``out``, and shift its frames to the means that are wanted."""
         room.denoise(self.session, self.room, frames, scale, out, alone=alone)
         return stacks.keep_means(wanted, out)
-
-    @property
-    def _on_device(self) -> bool:
-        """Tell whether frames have to be brought to memory of another kind."""
-        return self.session.device != "cpu"
 
 
 def denoise(

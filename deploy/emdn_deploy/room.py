@@ -109,10 +109,8 @@ def _once(
             room.shrink(tile.size)
             raise
 
-    limit = min(tiling.WHOLE_PIXELS, room.pixels)
-    if frames[0].size <= limit:
+    if frames[0].size <= min(tiling.WHOLE_PIXELS, room.pixels):
         whole(frames, out)
         return
     tile = min(tiling.TILE_PIXELS, room.pixels)
-    even = session.device != "cpu"
-    tiling.apply(whole, frames, session.info, limit, tile, out=out, even=even)
+    tiling.apply(whole, frames, session.info, out, tile, even=session.device != "cpu")

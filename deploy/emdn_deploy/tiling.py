@@ -38,45 +38,37 @@ def apply(
     run: Run,
     frames: NDArray[np.float32],
     info: ModelInfo,
-    whole_pixels: int = WHOLE_PIXELS,
+    out: NDArray[np.float32],
     tile_pixels: int = TILE_PIXELS,
-    out: NDArray[np.float32] | None = None,
     *,
     even: bool = False,
-) -> NDArray[np.float32]:
-    """Denoise (n, H, W): whole up to ``whole_pixels`` a frame, else by tiles.
+) -> None:
+    """Denoise (n, H, W) by tiles into ``out``; `emdn_deploy.room` says when.
 
     Parameters
     ----------
-    out
-        (n, H, W), where tiles are put together; None for a new array.
     even
         Whether tiles at the edges are as large as the others; see `tiles`.
 
     Raises
     ------
     ModelError
-        If the frames need tiles and the model's tiles are not exact, or the halo
-        leaves nothing of a tile.
+        If the model's tiles are not exact, or the halo leaves nothing of a tile.
     """
     height, width = frames.shape[1:]
-    if height * width <= whole_pixels:
-        return run(frames)
     if not info.tiling_exact:
         node = info.text.get("whole_frame")
         raise ModelError(
             f"frames of {height} x {width} need tiles, and {info.name} ({info.preset}) does not "
             f"give the same result by tiles{f': {node}' if node else ''}; use another model"
         )
-    output = np.empty_like(frames) if out is None else out
     rows, columns = tiles((height, width), info, tile_pixels, even=even)
     for row in rows:
         for column in columns:
             for index in range(len(frames)):
                 # A contiguous copy: the crop of a frame is not, and a session wants one.
                 tile = np.ascontiguousarray(frames[index : index + 1, row.read, column.read])
-                output[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
-    return output
+                out[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
 
 
 def most_pixels(size: tuple[int, ...]) -> int:

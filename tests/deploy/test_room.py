@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, session
+from emdn_deploy import Denoiser, session, tiling
 from emdn_deploy.checking import record
 from emdn_deploy.job import run
 from emdn_deploy.options import DenoiseOptions
@@ -50,6 +50,20 @@ def test_the_room_is_measured_once_and_when_it_is_needed() -> None:
     assert room.frames((100, 100), 5) == 1  # by tiles
     assert asked == [1]
     assert Room(lambda: None, few_shapes=False).frames((4096, 4096), 64) == 64
+
+
+def test_frames_that_fit_are_run_whole_and_others_by_tiles(
+    box_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cramped = Cramped(monkeypatch, 10**6)
+    denoiser = Denoiser(box_model, threads=1)
+    denoiser.denoise(noisy(3, 40, 40), batch=3)
+    assert cramped.tried == [(3, 40, 40)]
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 40 * 40 - 1)
+    monkeypatch.setattr(tiling, "TILE_PIXELS", 32 * 32)
+    denoiser.denoise(noisy(1, 40, 40))
+    assert len(cramped.tried) == 1 + 4
+    assert max(height * width for _, height, width in cramped.tried[1:]) <= 32 * 32
 
 
 def test_few_shapes_are_powers_of_two() -> None:

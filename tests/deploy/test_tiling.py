@@ -22,7 +22,8 @@ def test_tiles_equal_the_whole_frame_bit_for_bit(
         runs.append(tile.shape)
         return session.run(tile, 5.0, 0.0, 1.0)
 
-    tiled = tiling.apply(run, frames, session.info, pixels, pixels)
+    tiled = np.empty_like(frames)
+    tiling.apply(run, frames, session.info, tiled, pixels)
     assert len(runs) > 2
     assert all(height * width <= pixels for _, height, width in runs)
     np.testing.assert_array_equal(tiled, session.run(frames, 5.0, 0.0, 1.0))
@@ -41,7 +42,8 @@ def test_even_tiles_have_one_shape_and_the_same_result(
         shapes.append(tile.shape[1:])
         return session.run(tile, 5.0, 0.0, 1.0)
 
-    tiled = tiling.apply(run, frames, session.info, pixels, pixels, even=True)
+    tiled = np.empty_like(frames)
+    tiling.apply(run, frames, session.info, tiled, pixels, even=True)
     np.testing.assert_array_equal(tiled, session.run(frames, 5.0, 0.0, 1.0))
     assert all(height * width <= pixels for height, width in shapes)
     # To within the multiple, 2: an odd side leaves one of two.
@@ -55,27 +57,21 @@ def test_a_smaller_halo_would_not_do(box_model: Path, monkeypatch: pytest.Monkey
     session = open_session(box_model, "cpu", threads=1)
     frames = np.random.default_rng(0).poisson(5, (1, 96, 96)).astype(np.float32)
     monkeypatch.setattr(tiling, "halo", lambda info: 2)
-    tiled = tiling.apply(lambda f: session.run(f, 5, 0, 1), frames, session.info, 2500, 2500)
+    tiled = np.empty_like(frames)
+    tiling.apply(lambda f: session.run(f, 5, 0, 1), frames, session.info, tiled, 2500)
     assert not np.array_equal(tiled, session.run(frames, 5, 0, 1))
-
-
-def test_frames_that_fit_are_run_whole(box_model: Path) -> None:
-    info = open_session(box_model, "cpu").info
-    shapes = []
-    tiling.apply(lambda f: shapes.append(f.shape) or f, np.zeros((3, 40, 40), np.float32), info)
-    assert shapes == [(3, 40, 40)]
 
 
 def test_models_that_cannot_be_tiled_are_refused_by_name(box_model: Path) -> None:
     info = open_session(box_model, "cpu").info
     frames = np.zeros((1, 64, 64), np.float32)
     with pytest.raises(ModelError, match="box"):
-        tiling.apply(lambda f: f, frames, replace(info, tiling_exact=False), 1000, 1000)
+        tiling.apply(lambda f: f, frames, replace(info, tiling_exact=False), frames, 1000)
     named = replace(info, tiling_exact=False, text={"whole_frame": "Resize (a) places pixels"})
     with pytest.raises(ModelError, match=r"box .* by tiles: Resize \(a\) places pixels; use"):
-        tiling.apply(lambda f: f, frames, named, 1000, 1000)
+        tiling.apply(lambda f: f, frames, named, frames, 1000)
     with pytest.raises(ModelError, match="box sees 90 pixels"):
-        tiling.apply(lambda f: f, frames, replace(info, receptive_field=90), 1000, 1000)
+        tiling.apply(lambda f: f, frames, replace(info, receptive_field=90), frames, 1000)
 
 
 @pytest.mark.parametrize(
