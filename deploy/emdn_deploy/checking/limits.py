@@ -1,4 +1,4 @@
-"""Statistics against honest denoisings: which there are, how they are compared, their limits."""
+"""Statistics against honest denoisings: how they are compared, and their limits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.null import Honest
 from emdn_deploy.checking.panel import SCALES
 from emdn_deploy.checking.result import Limits
@@ -14,58 +15,6 @@ from emdn_deploy.checking.statistics import Measured
 from emdn_models.metrics.accept import Floats
 
 Shown = Sequence[Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a statistic is judged.
-
-    Attributes
-    ----------
-    sides
-        Which deviations fail: ``high`` or ``both``.
-    largest
-        Whether it is the largest of many numbers, with the tail of such.
-    tolerance
-        Deviation from the typical value that never fails, in its own units.
-    words
-        What it is, in plain words.
-    least
-        The lowest upper limit: for what honest denoisers have less of than white noise.
-    """
-
-    sides: str
-    largest: bool
-    tolerance: float
-    words: str
-    least: float = 0.0
-
-
-# A denoiser that keeps a lattice whole leaves nothing of it to scatter. The largest of 16 peaks of
-# white noise is above 3.6 in one frame of 400, the level of one of 20 statistics.
-KINDS: dict[str, Kind] = {
-    "ratio": Kind("both", False, 0.002, "mean out / mean in"),
-    "std": Kind("both", False, 0.004, "standard deviation of the residual"),
-    "lag": Kind("both", False, 0.005, "correlation of neighbouring pixels of the residual"),
-    "columns": Kind("high", True, 0, "largest column mean of the residual"),
-    "rows": Kind("high", True, 0, "largest row mean of the residual"),
-    "band_high": Kind("high", True, 0, "residual power above that of honest ones, in a band"),
-    "band_low": Kind("high", True, 0, "residual power below that of honest ones, in a band"),
-    "tile_high": Kind("high", True, 0, "residual of a tile above honest ones"),
-    "tile_low": Kind("high", True, 0, "residual of a tile below honest ones"),
-    "peak": Kind("high", True, 0, "largest peak in the residual's spectrum"),
-    "lattice_removed": Kind(
-        "high", True, 0, "a lattice's peak weaker than in the raw frame by more than 15 %,", 3.6
-    ),
-    "lattice_added": Kind("high", True, 0, "a lattice's peak stronger than in the raw frame", 4.5),
-    "match_removed": Kind("high", True, 0, "residual like the denoised frame"),
-    "match_added": Kind("high", True, 0, "residual like the denoised frame's negative"),
-    **{
-        f"{part}blob_{scale:g}": Kind("high", True, 0, f"blob of {scale:g} px in the {name}")
-        for part, name in (("", "residual"), ("run_", "average residual of the run"))
-        for scale in SCALES
-    },
-}
 
 
 @dataclass(frozen=True)

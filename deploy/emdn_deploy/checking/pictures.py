@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from emdn_deploy.checking import tables
 from emdn_deploy.checking.exhibits import Exhibits, Shown
-from emdn_deploy.checking.limits import KINDS
+from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.result import CheckResult, Correlations, Maps, Spectrum
 from emdn_deploy.preview import log_power, scale_bar
 
@@ -115,7 +115,7 @@ def _display(frame: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> tuple[
 
 def _map(panel: Axes, shown: Shown, maps: Maps) -> None:
     panel.set_axis_off()
-    panel.set_title("where: smoothed residual, standard deviations", fontsize=10)
+    panel.set_title("where, in sigma (red: denoised too dark, blue: too bright)", fontsize=9)
     if shown.number not in maps.frames:
         panel.text(0.5, 0.5, "this frame's map was not kept", ha="center")
         return
@@ -166,7 +166,8 @@ def _course(panel: Axes, table: pl.DataFrame, name: str) -> None:
             limit = table[f"{name}_{side}"].to_numpy()
             panel.plot(table["frame"].to_numpy(), limit, color="tab:red", lw=1, ls="--")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.set_title(KINDS[name].words, fontsize=9)
+    unit = f" ({KINDS[name].unit})" if KINDS[name].unit else ""
+    panel.set_title(KINDS[name].words + unit, fontsize=8)
     panel.set_xlabel("frame")
 
 

@@ -12,7 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from emdn_deploy.checking.limits import KINDS, Reference, Shown, slack, student
+from emdn_deploy.checking.kinds import KINDS
+from emdn_deploy.checking.limits import Reference, Shown, slack, student
 from emdn_deploy.checking.null import Honest
 from emdn_deploy.checking.result import Limits
 from emdn_models.metrics.accept import Floats

@@ -7,19 +7,24 @@ from pathlib import Path
 
 import polars as pl
 
-from emdn_deploy.checking import pictures, tables
+from emdn_deploy.checking import pictures, tables, verdict
 from emdn_deploy.checking.result import CheckResult
 from emdn_models import __version__
 from emdn_models.errors import OutputError
 
 _ROWS = 100  # failing frames that are listed
+_HONEST = (
+    "The residual is raw minus denoised. Honest ones come from frames of this stack, once "
+    "denoised, to which new noise was added, and which were denoised again in the same way. "
+    "Sigma: standard deviations of the noise, or of what honest ones scatter by."
+)
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: 0.2rem 0.7rem; text-align: left;
-  vertical-align: top; border-bottom: 1px solid #ddd; }
+  vertical-align: top; border-bottom: 1px solid #ddd; } td:nth-child(2) { min-width: 9rem; }
 .verdict { padding: 0.6rem 1rem; border-left: 0.4rem solid; background: #f5f5f5; }
 .pass { border-color: #2a7d3f; } .fail { border-color: #b3261e; }
 pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; white-space: pre-wrap; }
@@ -107,8 +112,15 @@ def _failing(result: CheckResult) -> str:
     )
     more = bad.height - _ROWS
     rest = f"<p>and {more} frames more; --table FILE has all.</p>" if more > 0 else ""
+    kinds = {kind for text in bad["verdict"] for kind in text.split("; ")}
+    meanings = "".join(
+        f"<li><strong>{kind}</strong>: {escape(words)}</li>"
+        for kind, words in verdict.MEANINGS.items()
+        if kind in kinds
+    )
     return (
-        "<h2>Frames that stand out</h2>\n<table>\n<tr><th>frame</th><th>verdict</th>"
+        f"<h2>Frames that stand out</h2>\n<ul>{meanings}</ul>\n<p>{_HONEST}</p>\n"
+        "<table>\n<tr><th>frame</th><th>verdict</th>"
         f"<th>evidence</th></tr>\n{rows}\n</table>\n{rest}"
     )
 

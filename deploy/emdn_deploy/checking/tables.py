@@ -85,7 +85,7 @@ def standing(result: CheckResult) -> pl.DataFrame:
 
 
 def checked(result: CheckResult, listed: bool = True) -> list[str]:
-    """Return what ``emdn-deploy check`` prints; ``listed``: with the frames that fail."""
+    """Return what ``emdn-deploy check`` prints; ``listed``: with what fails, and which frames."""
     facts, noise = result.facts, result.noise
     count, height, width = facts.shape
     what = facts.denoised or f"denoised by {facts.model}"
@@ -116,10 +116,10 @@ def checked(result: CheckResult, listed: bool = True) -> list[str]:
     )
     lines += [f"note       {one}" for one in facts.notes]
     lines += [f"noise      {one}" for one in noise.findings]
-    lines += [f"fails      {one}" for one in facts.findings]
-    lines.append(f"verdict    {headline(result)}")
     if not listed:
         return lines
+    lines += [f"fails      {one}" for one in facts.findings]
+    lines.append(f"verdict    {headline(result)}")
     bad = standing(result)
     for row in bad.head(_SHOWN).iter_rows(named=True):
         lines.append(f"  frame {row['frame']}: {row['verdict']} ({row['evidence']})")

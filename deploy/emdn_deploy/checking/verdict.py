@@ -5,9 +5,21 @@ from dataclasses import dataclass
 from math import inf
 from typing import get_args
 
-from emdn_deploy.checking.limits import KINDS
+from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.local import Spot
 from emdn_deploy.checking.result import Limits, Verdict
+
+MEANINGS: Mapping[Verdict, str] = {
+    "over-smoothed": "the residual holds a pattern of which the denoised frame holds too little",
+    "structure removed": "at one place or line the denoised frame is darker than the raw one "
+    "allows",
+    "structure added": "at one place or line the denoised frame is brighter than the raw one "
+    "allows, or it has a lattice that the raw one does not have",
+    "noise left in": "less was taken away than there is noise",
+    "intensity changed": "the mean is not what it was",
+    "outside training": "the noise is not what the models were trained on: nothing is vouched for",
+}
+"""What a microscopist should take a verdict for, in one line each."""
 
 _ORDER: tuple[Verdict, ...] = get_args(Verdict)
 _STRUCTURE = ("over-smoothed", "structure removed", "structure added")
@@ -37,8 +49,9 @@ _LOW: Mapping[str, Verdict] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """A statistic beyond its limits."""
+    """A statistic beyond its limits; ``test`` is its name without the scale, of blobs."""
 
+    test: str
     verdict: Verdict
     excess: float
     words: str
@@ -80,6 +93,7 @@ def findings(
     cause = next((one for one in clear if one in _STRUCTURE), None)
     return [
         Finding(
+            name.split("blob_")[0] + "blob" if name in spots else name,
             (cause or kinds[name]) if named[name] and name in _EXCESS else kinds[name],
             excess, _words(name, value, bound, signs, spots),
         )
@@ -108,7 +122,9 @@ def _words(
     signs: Mapping[str, float],
     spots: Mapping[str, Spot],
 ) -> str:
-    text = f"{KINDS[name].words} {value:.4g}, honest to {bound:.4g}"
+    kind = KINDS[name]
+    limit = ("at most" if value > bound else "at least", kind.said(bound))
+    text = f"{kind.words}: {kind.said(value)}, in honest ones {' '.join(limit)}"
     if name in spots:
         spot = spots[name]
         than = "brighter" if spot.z < 0 else "darker"
@@ -140,5 +156,9 @@ def summed_up(
     ordered = list(dict.fromkeys(strongest))
     if outside:
         ordered.append("outside training")
-    evidence = [one.words for one in found[:_MOST]] + list(outside)
+    # What stands out at one scale does so at others: the one that shows it best will do.
+    best: dict[str, Finding] = {}
+    for one in found:
+        best.setdefault(one.test, one)
+    evidence = [one.words for one in list(best.values())[:_MOST]] + list(outside)
     return "; ".join(ordered), "; ".join(evidence)

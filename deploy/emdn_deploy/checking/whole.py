@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from emdn_deploy.checking.chance import allowed
-from emdn_deploy.checking.limits import KINDS
+from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.result import Limits
 
 REASONS = 4
@@ -97,22 +97,22 @@ def findings(
         if name in names and not limit.low <= means[name] <= limit.high:
             bound = limit.high if means[name] > limit.high else limit.low
             found.append(
-                f"{KINDS[name].words} is {means[name]:.4g} on average over all frames, in honest "
+                f"{KINDS[name].words}: {means[name]:.4g} on average over all frames, in honest "
                 f"stacks {'at most' if means[name] > limit.high else 'at least'} {bound:.4g}"
             )
     return tuple(found)
 
 
 def _far(name: str, table: pl.DataFrame, far: NDArray[np.intp], limit: Limits) -> str:
-    values = table[name].to_numpy()[far]
+    kind, values = KINDS[name], table[name].to_numpy()[far]
     worst = int(np.abs(values - limit.typical).argmax())
     bound = limit.high if values[worst] > limit.high else limit.low
     number = table["frame"][int(far[worst])]
     where = f"the run of frame {number}" if name.startswith("run_") else f"frame {number}"
     more = f" (and {far.size - 1} more)" if far.size > 1 else ""
     return (
-        f"{KINDS[name].words} is {values[worst]:.4g} in {where}{more}: no frame of 99 % of honest "
-        f"stacks is beyond {bound:.4g}"
+        f"{kind.words}: {kind.said(values[worst])} in {where}{more}; in 99 % of honest stacks no "
+        f"frame is beyond {kind.said(bound)}"
     )
 
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from emdn_deploy.checking import limits
+from emdn_deploy.checking.local import Spot
+from emdn_deploy.checking.result import Limits
 from emdn_deploy.checking.verdict import findings, summed_up
 
 
@@ -36,6 +38,20 @@ def test_own_draws_are_compared_with_the_others() -> None:
         others = np.delete(values, at)
         left_out = (value - others.mean()) / (others.std(ddof=1) * np.sqrt(1 + 1 / 11))
         assert inner[at] == pytest.approx(left_out)
+
+
+def test_a_place_is_told_once_and_by_the_scale_that_shows_it_best() -> None:
+    names = ("blob_2", "blob_4", "run_blob_4")
+    places = {name: Spot(3, 4, 4.0, -7.0) for name in names}
+    high = {name: Limits(-np.inf, 4.0, 2.0) for name in names}
+    found = findings(dict(zip(names, (5.0, 7.0, 6.0), strict=True)), high, {}, places)
+    words, evidence = summed_up(found, (), correlated=False)
+    assert words == "structure added"
+    assert evidence == (
+        "blob of 4 px in the residual: 7 sigma, in honest ones at most 4 sigma, denoised brighter "
+        "than raw at row 3, column 4; blob of 4 px in the average residual of the run: 6 sigma, in "
+        "honest ones at most 4 sigma, denoised brighter than raw at row 3, column 4"
+    )
 
 
 def test_the_noise_outside_training_is_said_and_residuals_left_alone() -> None:

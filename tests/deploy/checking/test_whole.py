@@ -54,14 +54,14 @@ def test_chance_passes_and_more_does_not() -> None:
 
 def test_one_frame_far_out_fails_the_stack() -> None:
     words = said(std=[1.0, 1.0, 1.25])
-    assert "standard deviation of the residual is 1.25 in frame 2: " in words
+    assert "standard deviation of the residual: 1.25 in frame 2; " in words
     assert words.endswith("is beyond 1.2")
     assert "(and 1 more)" in said(std=[1.21, 1.0, 1.25])
     assert "in the run of frame 0" in said(run=[9.0])
 
 
 def test_the_mean_over_all_frames_counts() -> None:
-    assert "is 0.98 on average over all frames, in honest stacks at least 0.99" in said(mean=0.98)
+    assert ": 0.98 on average over all frames, in honest stacks at least 0.99" in said(mean=0.98)
     assert said(mean=1.05) == ""
 
 
