@@ -40,7 +40,7 @@ def frame(shown: Shown, result: CheckResult) -> bytes:
     figure = Figure(figsize=(13, 7.6), layout="constrained")
     grid = figure.subplots(2, 3)
     _frames(grid[0], shown, result)
-    _map(grid[1, 0], shown, result.maps)
+    _map(grid[1, 0], shown, result.maps, result.noise.correlated)
     _powers(grid[1, 1], shown)
     _profile(grid[1, 2], shown)
     return _png(figure)
@@ -113,9 +113,12 @@ def _display(frame: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> tuple[
     return low, max(high, low + float(np.finfo(np.float32).tiny))
 
 
-def _map(panel: Axes, shown: Shown, maps: Maps) -> None:
+def _map(panel: Axes, shown: Shown, maps: Maps, correlated: bool) -> None:
     panel.set_axis_off()
     panel.set_title("where, in sigma (red: denoised too dark, blue: too bright)", fontsize=9)
+    if correlated:
+        panel.text(0.5, 0.5, "correlated noise: places cannot be judged", ha="center")
+        return
     if shown.number not in maps.frames:
         panel.text(0.5, 0.5, "this frame's map was not kept", ha="center")
         return

@@ -60,6 +60,7 @@ def test_the_page_stands_alone_and_names_the_frame(faulty):
     assert faulty.failing
     assert 5 in faulty.failing
     assert re.search(r"Frame 5: .*structure added", page.text)
+    assert "structure added: at one place or line the denoised frame is brighter" in page.text
 
 
 def test_its_pictures_are_pictures(faulty):
