@@ -21,12 +21,16 @@ class Preset:
         largest.
     multiple
         Step that height and width are padded to inside the net.
+    windows
+        Sides of the windows whose shrunk spectra the net sees beside the frame, the
+        largest first (`emdn_models.nets.spectral`); none in papers.
     """
 
     options: Mapping[str, int | bool | str]
     parameters: int
     receptive_field: tuple[int, int]
     multiple: int
+    windows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class ModelSpec:
     presets: Mapping[str, Preset]
 
 
+_WINDOWS = (128, 64)
+
 _SPECS = (
     ModelSpec(
         "cafcn",
@@ -63,7 +69,9 @@ _SPECS = (
         "input + sum of the layers' noise estimates / 10",
         {
             "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, (41, 41), 1),
-            "shipped": Preset({"features": 64, "depth": 12, "shuffle": 4}, 293_328, (100, 100), 4),
+            "shipped": Preset(
+                {"features": 64, "depth": 12, "shuffle": 4}, 311_760, (256, 320), 64, _WINDOWS
+            ),
         },
     ),
     ModelSpec(
@@ -75,9 +83,10 @@ _SPECS = (
             "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, (35, 35), 1),
             "shipped": Preset(
                 {"features": 48, "depth": 12, "shuffle": 4, "batch_norm": False},
-                221_728,
-                (100, 100),
-                4,
+                235_552,
+                (256, 320),
+                64,
+                _WINDOWS,
             ),
         },
     ),
@@ -88,7 +97,7 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset({"features": 64, "depth": 15}, 485_316, (62, 62), 2),
-            "shipped": Preset({"features": 48, "depth": 12}, 211_780, (50, 50), 2),
+            "shipped": Preset({"features": 48, "depth": 12}, 215_236, (192, 256), 64, _WINDOWS),
         },
     ),
     ModelSpec(
@@ -105,10 +114,11 @@ _SPECS = (
                 8,
             ),
             "shipped": Preset(
-                {"features": 24, "levels": 4, "shuffle": 2, "benchmark": False},
-                1_096_612,
-                (184, 200),
-                16,
+                {"features": 24, "levels": 3, "shuffle": 2, "benchmark": False},
+                268_324,
+                (256, 320),
+                64,
+                _WINDOWS,
             ),
         },
     ),
@@ -119,7 +129,9 @@ _SPECS = (
         "output + input",
         {
             "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, (61, 61), 1),
-            "shipped": Preset({"features": 32, "depth": 20, "shuffle": 2}, 168_804, (82, 82), 2),
+            "shipped": Preset(
+                {"features": 32, "depth": 20, "shuffle": 2}, 171_108, (256, 320), 64, _WINDOWS
+            ),
         },
     ),
     ModelSpec(
@@ -130,7 +142,9 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset({"features": 64, "levels": 7}, 41_880_966, (638, 766), 128),
-            "shipped": Preset({"features": 16, "levels": 5, "widest": 4}, 456_868, (158, 190), 32),
+            "shipped": Preset(
+                {"features": 16, "levels": 5, "widest": 4}, 457_380, (320, 384), 64, _WINDOWS
+            ),
         },
     ),
     ModelSpec(
@@ -141,7 +155,11 @@ _SPECS = (
         {
             "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),
             "shipped": Preset(
-                {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2}, 31_380, (482, 482), 2
+                {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2},
+                37_172,
+                (640, 704),
+                64,
+                _WINDOWS,
             ),
         },
     ),

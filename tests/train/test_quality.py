@@ -157,14 +157,15 @@ def test_a_filled_vacancy_is_not_found_and_a_new_one_is_false(frames: list[Examp
 
 def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
     assert rows["model"].unique(maintain_order=True).to_list() == [
-        "all", "half", "none", "gaussian", "noisy", "clean",
+        "all", "half", "none", "spectrum", "gaussian", "noisy", "clean",
     ]  # fmt: skip
-    assert rows.group_by("model").len()["len"].to_list() == [8] * 6
+    assert rows.group_by("model").len()["len"].to_list() == [8] * 7
     gains = {name: part["gain_db"].to_list() for (name,), part in rows.group_by("model")}
     assert gains["all"] == gains["noisy"] == [pytest.approx(0, abs=1e-4)] * 8
     assert gains["half"] == [pytest.approx(6.02, abs=0.01)] * 8
     assert min(gains["none"]) > 100
     assert min(gains["gaussian"]) > 3
+    assert min(gains["spectrum"]) > 3
     assert rows.filter(model="half")["ms"].min() > 0
     assert rows.filter(model="noisy")["ms"].null_count() == 8
 
@@ -304,6 +305,12 @@ def test_the_gaussian_is_the_best_of_its_widths(frames: list[Example]) -> None:
     ]
     assert score(one, answer)["gain_db"] == max(gains)
     assert ms > 0
+
+
+def test_the_spectrum_alone_keeps_the_mean(frames: list[Example]) -> None:
+    answer, _ = baselines.spectrum(frames[1])
+    assert score(frames[1], answer)["gain_db"] > 3
+    assert answer.mean() == pytest.approx(frames[1].noisy.mean(), rel=0.01)
 
 
 @pytest.mark.parametrize("name", list(baselines.PEERS))

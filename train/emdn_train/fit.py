@@ -172,8 +172,8 @@ def train(
             generator = chance(config.seed, t.step, place + first)
             torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
             noisy, target, scale = source.batch(indices, generator)
-            # A user's dose is never exactly known: the map is off by up to 25 %.
-            off = 0.75 + 0.5 * torch.rand(scale.shape, generator=generator).to(device)
+            # A user's dose is never exactly known: the map is off by up to 10 %.
+            off = 0.9 + 0.2 * torch.rand(scale.shape, generator=generator).to(device)
             x, y, noise = normalise(noisy, scale), normalise(target, scale), noise_map(noisy, scale)
             part = loss(recipe, t.net, x, y, noise * off, half) * (len(indices) / patches)
             part.backward()

@@ -19,9 +19,8 @@ def idle(net: nn.Module, recipe: Recipe, held: Sequence[Batch]) -> list[str]:
 
     They have no part in what the net computes, and training can't bring them back.
     A whole branch ends up so when the layer that joins it has died (Lu et al., Dying
-    ReLU and initialization, arXiv:1903.06733); the loss does not show it. Weights that
-    are all zero hold gradients back only until they are first stepped: here they let them
-    through.
+    ReLU and initialization, arXiv:1903.06733); the loss does not show it. Weights of
+    zero hold gradients back only until they are first stepped: here they let them through.
 
     Parameters
     ----------
@@ -31,8 +30,8 @@ def idle(net: nn.Module, recipe: Recipe, held: Sequence[Batch]) -> list[str]:
     net = deepcopy(net).eval()
     with torch.no_grad():
         for value in net.parameters():
-            if value.ndim > 1 and not value.any():
-                value.fill_(1.0)
+            if value.ndim > 1:
+                value[value == 0] = 1.0
     alive: set[str] = set()
     frames = 0
     for batch in held:

@@ -18,7 +18,7 @@ import polars as pl
 
 from emdn_deploy import Denoiser
 from emdn_models import pretrained
-from emdn_train.baselines import PEERS, gaussian, need_peers
+from emdn_train.baselines import PEERS, gaussian, need_peers, spectrum
 from emdn_train.data import Split, open_split
 from emdn_train.examples import Example, Frame, count_vacancies, examples, score, table_of, timed
 from emdn_train.source import fingerprint
@@ -76,7 +76,7 @@ def measure(config: QualityConfig) -> pl.DataFrame:
         in the columns of vacancies where they cannot be scored; ``inside_1`` and ``inside_2``
         are the shares of pixels within one and two of the sigma of ``--sigma``, of calibrated
         models on the first specimen of each part, null elsewhere. Methods are the models by name,
-        ``noisy``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the
+        ``noisy``, ``spectrum``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the
         frames, and ``clean``, the truth itself, of which only vacancies are scored.
 
     Raises
@@ -89,7 +89,9 @@ def measure(config: QualityConfig) -> pl.DataFrame:
         If peers are asked for and none is installed.
     """
     peers = need_peers() if config.peers else ()
-    methods = _models(config) | {"gaussian": gaussian, "noisy": lambda one: (one.noisy, None)}
+    methods = _models(config) | {
+        "spectrum": spectrum, "gaussian": gaussian, "noisy": lambda one: (one.noisy, None)
+    }  # fmt: skip
     with open_split(config.testset, "test") as split:
         chosen = specimens(table_of(split), config.peers)
         sigmas = _sigmas(config)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from emdn_models.nets.mcnn import MCNN
+from emdn_models.nets.spectral import WithSpectrum
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,16 @@ def loss(
 
     A multiscale net is also held to the averaged frame at its coarser scales
     (deep supervision), each counting a quarter of the next finer one. With ``half``
-    the net computes in bfloat16, and the loss in float32 all the same.
+    the net computes in bfloat16, and spectra and loss in float32 all the same.
     """
+    spectral = net if isinstance(net, WithSpectrum) else None
+    seen = x if spectral is None else spectral.joined(x, noise)
+    inner = net if spectral is None else spectral.net
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        if isinstance(net, MCNN) and x.shape[-1] % net.multiple == 0 == x.shape[-2] % net.multiple:
-            predictions = net.scales(x, noise)
+        if isinstance(inner, MCNN) and all(side % inner.multiple == 0 for side in x.shape[2:]):
+            predictions = (spectral or inner).scales(seen, noise)
         else:
-            predictions = [net(x, noise)]
+            predictions = [net(x, noise) if spectral is None else spectral.corrected(seen, noise)]
     total = x.new_zeros(())
     for scale, prediction in enumerate(predictions):
         truth = functional.avg_pool2d(y, 2**scale)

@@ -20,6 +20,7 @@ from emdn_models.nets.ffdnet import FFDNet
 from emdn_models.nets.mcnn import MCNN
 from emdn_models.nets.msdnet import MSDNet
 from emdn_models.nets.rednet import REDNet
+from emdn_models.nets.spectral import WithSpectrum
 from emdn_models.nets.unet import UNet
 from emdn_models.spec import MODELS
 
@@ -46,7 +47,12 @@ def build(name: str, preset: str = "shipped") -> nn.Module:
     presets = MODELS[model].presets
     if preset not in presets:
         raise ModelError(f"{model} has no preset {preset!r}; it has {', '.join(presets)}")
-    return NETS[model](**presets[preset].options)
+    chosen = presets[preset]
+    if not chosen.windows:
+        return NETS[model](**chosen.options)
+    return WithSpectrum(
+        NETS[model](**chosen.options, inputs=1 + len(chosen.windows)), chosen.windows
+    )
 
 
 def load_state(net: nn.Module, name: str, weights: Weights) -> None:

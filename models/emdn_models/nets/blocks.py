@@ -59,29 +59,41 @@ def pass_through(
             weight[first_output + negative, source, 1, 1] = sign
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(x: Tensor, multiple: int, margin: int = 0) -> Tensor:
     """Mirror the right and bottom edges until both sides are a multiple.
 
     The edge pixel is repeated (``a b c d | d c b a``) and the mirrored indices
     are gathered, so that a side may be shorter than its padding: a plain
-    reflection pad fails there.
+    reflection pad fails there. What is inside stays where it is.
 
     Parameters
     ----------
     x
         (N, C, H, W).
+    margin
+        Pixels that are added in the same way at all four edges, beyond the multiple.
     """
-    if multiple == 1:
+    if multiple == 1 and not margin:
         return x
     for axis in (-2, -1):
         size = x.shape[axis]
-        padded = (size + multiple - 1) // multiple * multiple
-        indices = torch.arange(padded, device=x.device)
-        # A tensor and not a number: the exporter has no remainder by a symbolic size.
-        period = torch.full_like(indices, 2 * size)
-        phase = indices % period
-        x = x.index_select(axis, torch.minimum(phase, period - 1 - phase))
+        end = (size + multiple - 1) // multiple * multiple + margin
+        pieces = [x, _mirrored(x, axis, torch.arange(size, end, device=x.device))]
+        if margin:
+            # Pixel -1 - i is pixel i.
+            before = torch.arange(margin, device=x.device).flip(0)
+            pieces.insert(0, _mirrored(x, axis, before))
+        x = torch.cat(pieces, axis)
     return x
+
+
+def _mirrored(x: Tensor, axis: int, indices: Tensor) -> Tensor:
+    """Take pixels, 0 and above, of a frame that is mirrored again and again."""
+    size = x.shape[axis]
+    # A tensor and not a number: the exporter has no remainder by a symbolic size.
+    period = torch.full_like(indices, 2 * size)
+    phase = indices % period
+    return x.index_select(axis, torch.minimum(phase, period - 1 - phase))
 
 
 def crop_to(y: Tensor, x: Tensor) -> Tensor:

@@ -26,16 +26,22 @@ class CAFCN(nn.Module):
         Work at 1 / shuffle of the resolution behind a pixel-unshuffle: the same
         layers see ``shuffle`` times as far at 1 / shuffle**2 of the cost. 1 in the
         paper.
+    inputs
+        Channels of the input, 1 in the paper; the noise is that of the first.
     """
 
-    def __init__(self, features: int = 64, depth: int = 20, shuffle: int = 1) -> None:
+    adds = True
+
+    def __init__(
+        self, features: int = 64, depth: int = 20, shuffle: int = 1, inputs: int = 1
+    ) -> None:
         super().__init__()
         self.multiple = self.shuffle = shuffle
         self.estimates = shuffle**2
         onwards = features - self.estimates
         self.layers = nn.ModuleList(
             [
-                conv3x3(self.estimates, features),
+                conv3x3(inputs * self.estimates, features),
                 *(conv3x3(onwards, features) for _ in range(depth - 2)),
                 conv3x3(onwards, self.estimates),
             ]
@@ -43,16 +49,17 @@ class CAFCN(nn.Module):
         initialise(self)
         for layer in self.layers:
             nn.init.zeros_(layer.weight[: self.estimates])  # type: ignore[index]
-        pass_through(list(self.layers), self.estimates, -10.0, first_output=self.estimates)
+        if inputs == 1:
+            pass_through(list(self.layers), self.estimates, -10.0, first_output=self.estimates)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
+        """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
         flow = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.shuffle)
-        total = torch.zeros_like(flow)
+        total = torch.zeros_like(flow[:, : self.estimates])
         for number, layer in enumerate(self.layers):
             features = layer(flow)
             total = total + features[:, : self.estimates]
             flow = features[:, self.estimates :]
             if number != len(self.layers) - 2:
                 flow = torch.relu(flow)
-        return x + crop_to(functional.pixel_shuffle(total, self.shuffle), x) / 10
+        return x[:, :1] + crop_to(functional.pixel_shuffle(total, self.shuffle), x) / 10

@@ -24,14 +24,23 @@ class DnCNN(nn.Module):
         Normalise the inner layers, as in the paper. The shipped preset does not:
         over a range of doses the batch statistics are no good description of one
         frame.
+    inputs
+        Channels of the input, 1 in the paper; the noise is that of the first.
     """
 
+    adds = True
+
     def __init__(
-        self, features: int = 64, depth: int = 17, shuffle: int = 1, batch_norm: bool = True
+        self,
+        features: int = 64,
+        depth: int = 17,
+        shuffle: int = 1,
+        batch_norm: bool = True,
+        inputs: int = 1,
     ) -> None:
         super().__init__()
         self.multiple = self.shuffle = shuffle
-        layers: list[nn.Module] = [conv3x3(shuffle**2, features), nn.ReLU()]
+        layers: list[nn.Module] = [conv3x3(inputs * shuffle**2, features), nn.ReLU()]
         for _ in range(depth - 2):
             layers.append(conv3x3(features, features, bias=not batch_norm))
             if batch_norm:
@@ -40,10 +49,11 @@ class DnCNN(nn.Module):
             layers.append(nn.ReLU())
         last = conv3x3(features, shuffle**2)
         self.layers = nn.Sequential(*layers, last)
-        initialise(self)
-        pass_through([m for m in layers if isinstance(m, nn.Conv2d)] + [last], shuffle**2, 1.0)
+        initialise(self, None if inputs == 1 else last)
+        if inputs == 1:
+            pass_through([m for m in layers if isinstance(m, nn.Conv2d)] + [last], shuffle**2, 1.0)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
+        """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
         packed = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.shuffle)
-        return x - crop_to(functional.pixel_shuffle(self.layers(packed), self.shuffle), x)
+        return x[:, :1] - crop_to(functional.pixel_shuffle(self.layers(packed), self.shuffle), x)

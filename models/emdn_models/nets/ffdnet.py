@@ -21,14 +21,18 @@ class FFDNet(nn.Module):
         Number of 3 x 3 convolutions.
     shuffle
         Side by which the sub-images are smaller than the frame; 2 in the paper.
+    inputs
+        Channels of the input; 1 in the paper.
     """
 
     uses_noise = True
 
-    def __init__(self, features: int = 64, depth: int = 15, shuffle: int = 2) -> None:
+    def __init__(
+        self, features: int = 64, depth: int = 15, shuffle: int = 2, inputs: int = 1
+    ) -> None:
         super().__init__()
         self.multiple = self.shuffle = shuffle
-        layers: list[nn.Module] = [conv3x3(shuffle**2 + 1, features), nn.ReLU()]
+        layers: list[nn.Module] = [conv3x3(inputs * shuffle**2 + 1, features), nn.ReLU()]
         for _ in range(depth - 2):
             layers += [conv3x3(features, features), nn.ReLU()]
         last = conv3x3(features, shuffle**2)
@@ -36,7 +40,7 @@ class FFDNet(nn.Module):
         initialise(self, last)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean.
+        """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean.
 
         ``noise`` is the standard deviation of the noise, (N, 1, H, W) in the units
         of ``x``; without it, 1 everywhere.

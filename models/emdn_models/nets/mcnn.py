@@ -37,15 +37,19 @@ class MCNN(nn.Module):
         Number of halvings.
     widest
         Largest multiple of ``features``; 8 in the paper.
+    inputs
+        Channels of the input.
     """
 
-    def __init__(self, features: int = 64, levels: int = 7, widest: int = 8) -> None:
+    def __init__(
+        self, features: int = 64, levels: int = 7, widest: int = 8, inputs: int = 1
+    ) -> None:
         super().__init__()
         self.multiple = 2**levels
         widths = [features * min(2**level, widest) for level in range(levels)]
         self.encoder = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
-            for inputs, outputs in zip([1, *widths], widths, strict=False)
+            for inputs, outputs in zip([inputs, *widths], widths, strict=False)
         )
         # Level by level upwards: what comes from below, joined with the encoder's.
         joined = [*(2 * width for width in widths[:-1]), widths[-1]]
@@ -58,7 +62,7 @@ class MCNN(nn.Module):
             nn.init.zeros_(head.conv.weight)  # type: ignore[union-attr,arg-type]
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
+        """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
         return crop_to(self.heads[0](self._features(x)[0]), x)
 
     def scales(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:

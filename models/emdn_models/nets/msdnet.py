@@ -24,23 +24,30 @@ class MSDNet(nn.Module):
     shuffle
         Work at 1 / shuffle of the resolution behind a pixel-unshuffle; 1 in the
         paper.
+    inputs
+        Channels of the input; 1 in the paper.
     """
 
     def __init__(
-        self, depth: int = 100, width: int = 1, dilations: int = 10, shuffle: int = 1
+        self,
+        depth: int = 100,
+        width: int = 1,
+        dilations: int = 10,
+        shuffle: int = 1,
+        inputs: int = 1,
     ) -> None:
         super().__init__()
         self.multiple = self.shuffle = shuffle
         packed = shuffle**2
         self.layers = nn.ModuleList(
-            conv3x3(packed + width * number, width, dilation=1 + number % dilations)
+            conv3x3(inputs * packed + width * number, width, dilation=1 + number % dilations)
             for number in range(depth)
         )
-        self.last = nn.Conv2d(packed + width * depth, packed, 1)
+        self.last = nn.Conv2d(inputs * packed + width * depth, packed, 1)
         initialise(self, self.last)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
+        """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
         maps = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.shuffle)
         for layer in self.layers:
             maps = torch.cat([maps, torch.relu(layer(maps))], 1)

@@ -22,28 +22,35 @@ class REDNet(nn.Module):
     shuffle
         Work at 1 / shuffle of the resolution behind a pixel-unshuffle; 1 in the
         paper.
+    inputs
+        Channels of the input, 1 in the paper; the outermost skip is the first.
     """
 
-    def __init__(self, features: int = 64, depth: int = 30, shuffle: int = 1) -> None:
+    adds = True
+
+    def __init__(
+        self, features: int = 64, depth: int = 30, shuffle: int = 1, inputs: int = 1
+    ) -> None:
         super().__init__()
         self.multiple = self.shuffle = shuffle
         half = depth // 2
         self.encoder = nn.ModuleList(
-            conv3x3(features if number else shuffle**2, features) for number in range(half)
+            conv3x3(features if number else inputs * shuffle**2, features) for number in range(half)
         )
         last = nn.ConvTranspose2d(features, shuffle**2, 3, padding=1)
         self.decoder = nn.ModuleList(
             [*(nn.ConvTranspose2d(features, features, 3, padding=1) for _ in range(half - 1)), last]
         )
-        initialise(self)
+        initialise(self, None if inputs == 1 else last)
         # Every skip adds the input's features once more.
         added = 1 + len(range(2, half, 2))
-        pass_through([*self.encoder, *self.decoder], shuffle**2, -1 / added)
+        if inputs == 1:
+            pass_through([*self.encoder, *self.decoder], shuffle**2, -1 / added)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
+        """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
         flow = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.shuffle)
-        skips = [flow]
+        skips = [flow[:, : self.shuffle**2]]
         for layer in self.encoder:
             flow = torch.relu(layer(flow))
             skips.append(flow)

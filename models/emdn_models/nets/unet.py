@@ -27,26 +27,37 @@ class UNet(nn.Module):
         Be the net of SciML-Bench em_denoise (https://github.com/stfc-sciml/
         sciml-bench): batch norm after each ReLU, bilinear upsampling with aligned
         corners. That variant cannot be tiled exactly. Otherwise there is no batch
-        norm and upsampling repeats the nearest pixel.
+        norm, upsampling repeats the nearest pixel, and what comes from below counts
+        for nothing at first, lest it be learned away before it is of use.
+    inputs
+        Channels of the input; 1 in the paper.
     """
 
     def __init__(
-        self, features: int = 8, levels: int = 4, shuffle: int = 1, benchmark: bool = True
+        self,
+        features: int = 8,
+        levels: int = 4,
+        shuffle: int = 1,
+        benchmark: bool = True,
+        inputs: int = 1,
     ) -> None:
         super().__init__()
         self.shuffle = shuffle
         self.benchmark = benchmark
-        self.tiling_exact = not benchmark
         self.multiple = shuffle * 2 ** (levels - 1)
         widths = [features * 2**level for level in range(levels)]
+        packed = inputs * shuffle**2
         self.down = nn.ModuleList(
-            self._block(inputs, outputs) for inputs, outputs in pairwise([shuffle**2, *widths])
+            self._block(wide, deep) for wide, deep in pairwise([packed, *widths])
         )
         self.up = nn.ModuleList(
             self._block(deep + wide, wide) for wide, deep in reversed(list(pairwise(widths)))
         )
         self.last = conv3x3(features, shuffle**2)
         initialise(self, None if benchmark else self.last)
+        for deep, block in zip(reversed(widths[1:]), self.up, strict=True):
+            if not benchmark:
+                nn.init.zeros_(block[0].weight[:, :deep])  # type: ignore[index]
 
     def _block(self, inputs: int, outputs: int) -> nn.Sequential:
         layers: list[nn.Module] = []
@@ -57,7 +68,7 @@ class UNet(nn.Module):
         return nn.Sequential(*layers)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
+        """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
         flow = functional.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.shuffle)
         skips: list[Tensor] = []
         for block in self.down:

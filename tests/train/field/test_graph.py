@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from emdn_models import ModelError
 from emdn_models.nets import build
+from emdn_models.nets.blocks import pad_to_multiple
 from emdn_train.field import described, receptive_field
 from emdn_train.field.values import NotLocalError
 from emdn_train.graph import Graph, to_onnx
@@ -48,6 +49,13 @@ LOCAL = {
     ),
     "mirrored edges": (lambda net, y: functional.avg_pool2d(
         functional.pad(y, (2, 2, 2, 2), mode="reflect"), 5, 1), {}, 1, (7, 7)),
+    "edges that are mirrored again and again": (lambda net, y: functional.avg_pool2d(
+        pad_to_multiple(y, 8, margin=8), 17, 1), {}, 8, (19, 19)),
+    "rows and columns of blocks times a matrix": (
+        lambda net, y: (net.mix.weight @ (
+            y.unflatten(3, (-1, 8)) @ net.mix.weight
+        ).flatten(3).unflatten(2, (-1, 8))).flatten(2, 3), {"mix": nn.Linear(8, 8)}, 8, (10, 10)
+    ),
     "over channels": (lambda net, y: y * torch.sigmoid(y.mean(1, keepdim=True)), {}, 1, (3, 3)),
     "an hourglass": (
         lambda net, y: functional.interpolate(functional.max_pool2d(y, 2), scale_factor=2),

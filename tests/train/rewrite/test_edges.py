@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import pad_to_multiple
-from emdn_train.rewrite.edges import Unpacking, convolution, mirrored, packing, part, scaled
+from emdn_train.rewrite.edges import Unpacking, convolution, packing, part, scaled
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -19,13 +18,6 @@ def conv(inputs: int, outputs: int, kernel=(3, 3), bias=True) -> nn.Conv2d:
         drawn(outputs) if bias else None,
         padding=(kernel[0] // 2, kernel[1] // 2),
     )
-
-
-@pytest.mark.parametrize("multiple", [1, 4, 32])
-@pytest.mark.parametrize("size", [(1, 1), (5, 3), (8, 31), (64, 32)])
-def test_mirrored(size, multiple):
-    x = drawn(2, 3, *size)
-    assert torch.equal(mirrored(x, multiple), pad_to_multiple(x, multiple))
 
 
 @pytest.mark.parametrize("shuffle", [1, 2, 4])

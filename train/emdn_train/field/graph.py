@@ -14,7 +14,17 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from emdn_train.field import windows
-from emdn_train.field.values import Known, NotLocalError, Seen, Value, as_seen, nothing, union
+from emdn_train.field.values import (
+    LEFT,
+    RIGHT,
+    Known,
+    NotLocalError,
+    Seen,
+    Value,
+    as_seen,
+    nothing,
+    union,
+)
 
 POINTWISE = frozenset({
     "Abs", "Add", "Cast", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu",
@@ -93,7 +103,11 @@ def _outputs(
     trained = not given.get("training_mode", 0)
     if operator in SCALING and trained and all(isinstance(one, Known) for one in there[1:]):
         return [as_seen(there[0], node)]
+    if operator == "MatMul":
+        return [_product(node, there)]
     if operator in MOVING:
+        if operator == "Gather" and _chosen_by_size(node, there, along):
+            return [_edges(inputs, evaluated)]
         return _moved(node, inputs, evaluated)
     data = as_seen(there[0], node)
     if operator in REDUCING or operator in WHOLE:
@@ -165,6 +179,50 @@ def _moved(
         last.append(other)
     made = zip(evaluated(first), evaluated(last), strict=True)
     return [Seen(one, other) for one, other in made]
+
+
+def _product(node: onnx.NodeProto, there: list[Value]) -> Seen:
+    """Return what a product with a constant matrix depends on: whole rows, or whole columns.
+
+    Raises
+    ------
+    NotLocalError
+        If both factors depend on the frame, as in attention.
+    """
+    left, right = there
+    if isinstance(left, Seen) and isinstance(right, Known) and right.array.ndim == 2:
+        axis, matrix = -1, right.array
+    elif isinstance(right, Seen) and isinstance(left, Known) and left.array.ndim == 2:
+        axis, matrix = -2, left.array.T
+    else:
+        raise NotLocalError(node, "multiplies what depends on the frame by such")
+    seen = left if isinstance(left, Seen) else right
+    assert isinstance(seen, Seen)
+    # Outputs with the same taps are the same; matrices without zeros have one kind.
+    patterns, which = np.unique(matrix.T != 0, axis=0, return_inverse=True)
+    first, last = np.moveaxis(seen.first, axis, -1), np.moveaxis(seen.last, axis, -1)
+    lows = [first[..., taps].min(-1, initial=RIGHT) for taps in patterns]
+    highs = [last[..., taps].max(-1, initial=LEFT) for taps in patterns]
+    return Seen(
+        np.moveaxis(np.stack(lows, -1)[..., which.reshape(-1)], -1, axis),
+        np.moveaxis(np.stack(highs, -1)[..., which.reshape(-1)], -1, axis),
+    )
+
+
+def _chosen_by_size(node: onnx.NodeProto, there: list[Value], along: int) -> bool:
+    """Say whether a Gather takes pixels by where the frame ends, as mirrored edges are."""
+    data, indices = there
+    if not (isinstance(data, Seen) and isinstance(indices, Known) and indices.sized):
+        return False
+    axis = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "axis"), 0)
+    return axis % data.first.ndim == along
+
+
+def _edges(inputs: list[Value | None], evaluated: Callable[[list[Any]], list[Any]]) -> Seen:
+    """Return pixels that an edge has touched, of the shape that the node makes."""
+    arrays = [v.first if isinstance(v, Seen) else v.array for v in inputs if v is not None]
+    shape = np.shape(evaluated(arrays)[0])
+    return Seen(np.full(shape, LEFT, np.int32), np.full(shape, RIGHT, np.int32))
 
 
 def _reduced(

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from emdn_models.nets.blocks import crop_to
+from emdn_models.nets.blocks import crop_to, pad_to_multiple
 from emdn_models.nets.cafcn import CAFCN
 from emdn_train.rewrite.chains import Residual
-from emdn_train.rewrite.edges import Unpacking, convolution, mirrored, packing, part, scaled
+from emdn_train.rewrite.edges import Unpacking, convolution, packing, part, scaled
 
 
 class SplitCAFCN(Residual):
@@ -47,7 +47,7 @@ class SplitCAFCN(Residual):
 
     def residual(self, x: Tensor) -> Tensor:
         """Map (N, 1, H, W) to a tenth of the sum of all estimates."""
-        flow = mirrored(x, self.multiple)
+        flow = pad_to_multiple(x, self.multiple)
         total = self.estimates[0](flow)
         for number, layer in enumerate(self.trunk, 1):
             flow = layer(flow)

@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import crop_to
+from emdn_models.nets.blocks import crop_to, pad_to_multiple
 from emdn_models.nets.dncnn import DnCNN
 from emdn_models.nets.ffdnet import FFDNet
 from emdn_models.nets.rednet import REDNet
-from emdn_train.rewrite.edges import Unpacking, mirrored, packing, part, scaled
+from emdn_train.rewrite.edges import Unpacking, packing, part, scaled
 from emdn_train.rewrite.layers import transposed_as_conv
 
 
 class Residual(nn.Module):
-    """A net whose output is its input plus something."""
+    """A net whose output is its input's first channel plus something."""
 
     def residual(self, x: Tensor) -> Tensor:
-        """Map (N, 1, H, W) to what is to be added to it."""
+        """Map (N, inputs, H, W) to what is to be added to the first."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
-        return x + self.residual(x)
+        return x[:, :1] + self.residual(x)
 
 
 class EdgedDnCNN(Residual):
@@ -39,7 +39,7 @@ class EdgedDnCNN(Residual):
 
     def residual(self, x: Tensor) -> Tensor:
         """Map (N, 1, H, W) to the negative of its noise."""
-        return crop_to(self.last(self.layers(mirrored(x, self.multiple))), x)
+        return crop_to(self.last(self.layers(pad_to_multiple(x, self.multiple))), x)
 
 
 class EdgedFFDNet(nn.Module):
@@ -52,16 +52,17 @@ class EdgedFFDNet(nn.Module):
         self.shuffle = net.shuffle
         first = net.layers[0]
         assert isinstance(first, nn.Conv2d)
-        level = slice(net.shuffle**2, None)
-        self.level = part(first, inputs=level, bias=False)
-        net.layers[0] = part(first, inputs=slice(0, net.shuffle**2))
+        self.level = part(first, inputs=slice(-1, None), bias=False)
+        net.layers[0] = part(first, inputs=slice(0, -1))
         layers, self.last = _edged(net)
         self.frame, self.layers = layers[0], layers[1:]
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy and its noise to (N, 1, H, W) clean."""
-        flow = mirrored(x, self.shuffle)
-        noise = torch.ones_like(flow) if noise is None else mirrored(noise, self.shuffle)
+        flow = pad_to_multiple(x, self.shuffle)
+        noise = (
+            torch.ones_like(flow[:, :1]) if noise is None else pad_to_multiple(noise, self.shuffle)
+        )
         level = functional.avg_pool2d(noise, self.shuffle)
         return crop_to(self.last(self.layers(self.frame(flow) + self.level(level))), x)
 
@@ -84,7 +85,7 @@ class EdgedREDNet(Residual):
 
     def residual(self, x: Tensor) -> Tensor:
         """Map (N, 1, H, W) to the sum of all but the outermost skip."""
-        flow = mirrored(x, self.multiple)
+        flow = pad_to_multiple(x, self.multiple)
         skips = []
         for layer in self.encoder:
             flow = torch.relu(layer(flow))

@@ -5,29 +5,8 @@ Pixel-(un)shuffles and gathers leave that layout, and a convolution to fewer cha
 than a block computes the whole block.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-def mirrored(x: Tensor, multiple: int) -> Tensor:
-    """Pad as `emdn_models.nets.blocks.pad_to_multiple` does, moving only what is added.
-
-    The index of a pixel inside the frame is its own, so the frame itself needs no
-    gather: only the rows and columns beyond it do, and there are often none.
-    """
-    if multiple == 1:
-        return x
-    for axis in (-2, -1):
-        size = x.shape[axis]
-        padded = (size + multiple - 1) // multiple * multiple
-        added = torch.arange(size, padded, device=x.device)
-        # A tensor and not a number: the exporter has no remainder by a symbolic size.
-        period = torch.full_like(added, 2 * size)
-        phase = added % period
-        edge = x.index_select(axis, torch.minimum(phase, period - 1 - phase))
-        x = torch.cat([x, edge], axis)
-    return x
 
 
 def packing(conv: nn.Conv2d, shuffle: int) -> nn.Conv2d:

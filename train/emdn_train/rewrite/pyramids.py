@@ -4,10 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import crop_to
+from emdn_models.nets.blocks import crop_to, pad_to_multiple
 from emdn_models.nets.mcnn import MCNN, Up
 from emdn_models.nets.unet import UNet
-from emdn_train.rewrite.edges import Unpacking, convolution, mirrored, packing, part
+from emdn_train.rewrite.edges import Unpacking, convolution, packing, part
 from emdn_train.rewrite.layers import PhasedUp, ShuffledUp, side_by_side
 
 BLOCK = 16
@@ -48,7 +48,7 @@ class JoinlessUNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
-        flow = mirrored(x, self.multiple)
+        flow = pad_to_multiple(x, self.multiple)
         skips: list[Tensor] = []
         for block in self.down:
             flow = block(functional.max_pool2d(flow, 2) if skips else flow)
@@ -103,7 +103,7 @@ class JoinlessMCNN(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
-        flow = mirrored(x, self.multiple)
+        flow = pad_to_multiple(x, self.multiple)
         skips = []
         for layer in self.encoder:
             flow = torch.relu(layer(flow))

@@ -1,0 +1,113 @@
+"""Shrunk spectra: against a direct transform, and what they do to lattices, noise and defects."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from emdn_models.nets import build
+from emdn_models.nets.blocks import pad_to_multiple
+from emdn_models.nets.spectral import SpectralShrinkage, WithSpectrum
+
+
+def lattice(height, width, amplitude):
+    y, x = torch.arange(height)[:, None] / 3.1, torch.arange(width)[None] / 2.7
+    return (amplitude * torch.cos(x + 0.4 * y) * torch.cos(y))[None, None]
+
+
+def direct(x, noise, window):
+    """Shrink window by window with torch's own transform, in double precision."""
+    hop = window // 2
+    padded, variance = (
+        pad_to_multiple(part.double(), hop, hop)[:, 0] for part in (x, noise.square())
+    )
+    sine = torch.sin(math.pi * (torch.arange(window, dtype=torch.double) + 0.5) / window)
+    weight = torch.outer(sine, sine)
+    threshold = 0.75 * math.log(window**2 / 2)
+    out = torch.zeros_like(padded)
+    for top in range(0, padded.shape[1] - window + 1, hop):
+        for left in range(0, padded.shape[2] - window + 1, hop):
+            part = (..., slice(top, top + window), slice(left, left + window))
+            spectrum = torch.fft.rfft2(padded[part] * weight)
+            expected = (variance[part] * weight**2).sum((1, 2), keepdim=True)
+            power = spectrum.abs() ** 2 / expected
+            gain = torch.where(power > threshold, 1 - (threshold / power) ** 4, 0)
+            out[part] += torch.fft.irfft2(spectrum * gain, s=(window, window)) * weight
+    return out[:, None, hop : hop + x.shape[2], hop : hop + x.shape[3]]
+
+
+@pytest.mark.parametrize("size", [(96, 80), (37, 70), (5, 3), (1, 1)])
+@pytest.mark.parametrize("window", [16, 32])
+def test_it_is_the_transform_of_every_window(size, window):
+    torch.manual_seed(0)
+    noise = 0.5 + torch.rand(2, 1, *size)
+    x = lattice(*size, 2.0) + noise * torch.randn(2, 1, *size)
+    found = SpectralShrinkage(window)(x, noise)
+    torch.testing.assert_close(found.double(), direct(x, noise, window), atol=2e-5, rtol=0)
+
+
+def test_nothing_is_lost_where_nothing_is_shrunk(monkeypatch):
+    monkeypatch.setattr(SpectralShrinkage, "gain", lambda self, power: torch.ones_like(power))
+    x = torch.randn(2, 1, 100, 67)
+    torch.testing.assert_close(SpectralShrinkage(32)(x), x, atol=1e-5, rtol=0)
+
+
+def test_of_noise_next_to_nothing_is_left_and_of_a_lattice_most():
+    torch.manual_seed(1)
+    noise, clean = torch.randn(4, 1, 256, 256), lattice(256, 256, 0.5)
+    shrinkage = SpectralShrinkage(128)
+    assert shrinkage(noise).square().mean() < 0.01
+    error = (shrinkage(clean + noise) - clean).square().mean()
+    # The lattice's own power is 1 / 16, the noise's is 1: 20 dB better than the frame.
+    assert error < 0.01
+
+
+def test_louder_noise_needs_a_stronger_signal():
+    torch.manual_seed(2)
+    x = 3 * torch.randn(1, 1, 128, 128)
+    shrinkage = SpectralShrinkage(64)
+    told, untold = shrinkage(x, torch.full_like(x, 3.0)), shrinkage(x)
+    assert told.square().mean() < 0.1 < untold.square().mean()
+
+
+def test_without_a_map_the_noise_is_one():
+    x = lattice(64, 48, 1.0) + torch.randn(1, 1, 64, 48)
+    shrinkage = SpectralShrinkage(32)
+    torch.testing.assert_close(shrinkage(x), shrinkage(x, torch.ones_like(x)))
+
+
+class Nothing(nn.Module):
+    """A net that corrects nothing."""
+
+    multiple = 1
+
+    def __init__(self, adds):
+        super().__init__()
+        self.adds = adds
+
+    def forward(self, x, noise=None):
+        return x[:, :1] * float(self.adds)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_net_corrects_the_largest_window(adds):
+    torch.manual_seed(3)
+    x, noise = torch.randn(1, 1, 70, 90) + lattice(70, 90, 1.0), torch.full((1, 1, 70, 90), 0.9)
+    net = WithSpectrum(Nothing(adds), (64, 32))
+    torch.testing.assert_close(net(x, noise), SpectralShrinkage(64)(x, noise))
+    joined = net.joined(x, noise)
+    torch.testing.assert_close(joined[:, 1:2], x)
+    torch.testing.assert_close(joined[:, 2:], SpectralShrinkage(32)(x, noise))
+    assert net.multiple == 32
+
+
+def test_scales_are_those_of_the_frame():
+    torch.manual_seed(4)
+    net, x = build("mcnn"), torch.randn(1, 1, 64, 128)
+    with torch.no_grad():
+        for head in net.net.heads:
+            nn.init.normal_(head.conv.weight, std=0.1)
+        scales = net.scales(net.joined(x))
+        torch.testing.assert_close(scales[0], net(x))
+    assert [tuple(scale.shape[-2:]) for scale in scales[:3]] == [(64, 128), (32, 64), (16, 32)]
