@@ -63,24 +63,33 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def between(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return the convolutions, and all that lies on a way from one of them to another."""
+    """Return the convolutions, and all that lies on a way from one of them to another.
+
+    Spectra (`emdn_models.nets.spectral`) are not the net's: their powers pass the largest half.
+    """
+    ahead: set[str] = set()
+    for node in reversed(model.graph.node):
+        if node.op_type == "MatMul" or ahead.intersection(node.output):
+            ahead.update(node.input)
+    own = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type in ("Conv", "ConvTranspose") and not ahead.intersection(node.output)
+    }
     after: set[str] = set()
     before: set[str] = set()
     for node in model.graph.node:
-        if _convolves(node) or after.intersection(node.input):
+        if node.output[0] in own or after.intersection(node.input):
             after.update(node.output)
     for node in reversed(model.graph.node):
-        if _convolves(node) or before.intersection(node.output):
+        if node.output[0] in own or before.intersection(node.output):
             before.update(node.input)
     return [
         node
         for node in model.graph.node
-        if _convolves(node) or (after.intersection(node.input) and before.intersection(node.output))
+        if node.output[0] in own
+        or (after.intersection(node.input) and before.intersection(node.output))
     ]
-
-
-def _convolves(node: onnx.NodeProto) -> bool:
-    return node.op_type in ("Conv", "ConvTranspose")
 
 
 def _floats(model: onnx.ModelProto) -> set[str]:
