@@ -64,7 +64,7 @@ def test_a_second_run_keeps_the_other_models(gratings, tmp_path):
     before = checkpoint.load(tmp_path / "em_denoise_model.h5")
     fit(config(gratings, tmp_path, models=("msdnet",), epochs=2, seed=1))
     after = checkpoint.load(tmp_path / "em_denoise_model.h5")
-    key = "layers.0.weight"
+    key = "net.layers.0.weight"
     assert (before["ffdnet"].state[key] == after["ffdnet"].state[key]).all()
     assert (before["msdnet"].state[key] != after["msdnet"].state[key]).any()
     assert pl.read_csv(tmp_path / "history.csv")["model"].to_list() == ["ffdnet"] + ["msdnet"] * 2
@@ -79,7 +79,7 @@ def test_one_seed_gives_one_result(gratings, tmp_path):
 
 def _state(gratings, out, seed):
     fit(config(gratings, out, seed=seed))
-    return checkpoint.load(out / "em_denoise_model.h5")["ffdnet"].state["layers.2.weight"]
+    return checkpoint.load(out / "em_denoise_model.h5")["ffdnet"].state["net.layers.2.weight"]
 
 
 def test_it_learns(gratings, tmp_path):
@@ -193,7 +193,7 @@ def test_micro_batches_add_up_to_the_batch(name):
 def test_deep_supervision_reaches_every_scale():
     net, x = build("mcnn"), torch.randn(2, 1, 64, 64)
     loss(RECIPES["benchmark"], net, x, x, torch.ones_like(x)).backward()
-    assert all(head.conv.weight.grad.abs().sum() > 0 for head in net.heads)
+    assert all(head.conv.weight.grad.abs().sum() > 0 for head in net.net.heads)
 
 
 @pytest.mark.parametrize("name", MODELS)

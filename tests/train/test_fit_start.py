@@ -71,9 +71,9 @@ def test_a_run_says_what_it_took(gratings, saved, tmp_path, caplog):
     taken, count = (int(word) for word in share.split(" of "))
     assert 0 < taken < count
     assert any(
-        torch.equal(value, torch.from_numpy(dncnn["layers.2.weight"]))
+        torch.equal(value, torch.from_numpy(dncnn["net.layers.2.weight"]))
         for key, value in net.state_dict().items()
-        if value.shape == dncnn["layers.2.weight"].shape
+        if value.shape == dncnn["net.layers.2.weight"].shape
     )
     fit(config)
     assert f"ffdnet: {share} convolutions start from dncnn of {saved}" in caplog.messages

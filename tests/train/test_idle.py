@@ -30,11 +30,13 @@ def drawn(name):
 
 def kill(net):
     """Let the U-Net's deepest joining layer be negative whatever comes in, which is never so."""
+    inner = net.net
     with torch.no_grad():
-        net.up[0][0].weight.fill_(-1.0)
-        net.up[0][0].bias.fill_(-1.0)
-        net.up[0][2].bias.fill_(0.1)
-        nn.init.normal_(net.last.weight, std=0.05)
+        inner.up[0][0].weight.fill_(-1.0)
+        inner.up[0][0].bias.fill_(-1.0)
+        inner.up[0][2].bias.fill_(0.1)
+        nn.init.normal_(inner.up[1][0].weight, std=0.05)
+        nn.init.normal_(inner.last.weight, std=0.05)
     return net
 
 
@@ -48,13 +50,16 @@ def test_all_that_a_dead_layer_cuts_off_is_named(held):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     names = idle(net.train(), QUALITY, held)
     # What lies below it, itself and what it feeds; the bias of the latter still adds a constant.
-    assert {name.rsplit(".", 2)[0] for name in names} == {"down.2", "down.3", "up.0"}
-    assert "up.0.2.weight" in names
-    assert "up.0.2.bias" not in names
+    assert {name.rsplit(".", 2)[0] for name in names} == {"net.down.1", "net.down.2", "net.up.0"}
+    assert "net.up.0.2.weight" in names
+    assert "net.up.0.2.bias" not in names
     assert net.training
     assert all(value.grad is None for value in net.parameters())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert told(names) == "down.2.0, down.2.2, down.3.0, down.3.2, up.0.0, up.0.2"
+    assert (
+        told(names)
+        == "net.down.1.0, net.down.1.2, net.down.2.0, net.down.2.2, net.up.0.0, net.up.0.2"
+    )
 
 
 def test_without_frames_nothing_is_found():
@@ -79,12 +84,14 @@ def test_a_fit_that_starts_from_dead_layers_revives_and_records_them(gratings, t
         patch=32, batch_size=16, epochs=1, device="cpu",
     )  # fmt: skip
     fit(config)
-    assert any("down.2.0, down.2.2" in text and "drawn anew" in text for text in caplog.messages)
+    assert any(
+        "net.down.2.0, net.down.2.2" in text and "drawn anew" in text for text in caplog.messages
+    )
     assert not any("count for nothing; --from" in text for text in caplog.messages)
     saved = checkpoint.load(tmp_path / "out" / checkpoint.FILE_NAME)["unet"]
     redrawn = saved.metadata["recipe"]["start"]["redrawn"]
-    assert "up.0.0.weight" in redrawn
-    assert saved.state["up.0.0.weight"].any()
+    assert "net.up.0.0.weight" in redrawn
+    assert saved.state["net.up.0.0.weight"].any()
 
 
 def test_a_fit_that_ends_with_dead_layers_says_so(gratings, tmp_path, caplog, monkeypatch):
