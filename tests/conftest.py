@@ -12,6 +12,7 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     # Many small tensors: a second thread costs more than it brings.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as emdn_train does, before torch is there
 
 
 @pytest.hookimpl(wrapper=True)

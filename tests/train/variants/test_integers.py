@@ -13,7 +13,7 @@ from emdn_train.variants import ranges
 from emdn_train.variants.insertion import LARGEST_WEIGHT, families, inner, inserted
 from emdn_train.variants.integers import affordable, quantised
 
-LAYERS = {"cafcn": 21, "dncnn": 10, "ffdnet": 10, "unet": 22, "rednet": 18, "mcnn": 11, "msdnet": 0}
+LAYERS = {"cafcn": 23, "dncnn": 11, "ffdnet": 11, "unet": 15, "rednet": 19, "mcnn": 12, "msdnet": 0}
 
 
 @pytest.mark.parametrize("name", MODELS)
