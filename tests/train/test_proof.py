@@ -198,4 +198,4 @@ def test_what_is_put_right_is_right_on_average(denoiser):
         )
         for one in (righted, denoiser)
     )
-    assert ours.mean() < 0.9 * models.mean()
+    assert ours.mean() < 0.75 * models.mean()

@@ -175,7 +175,7 @@ def _training(fitted: Fitted, asked: FitConfig, images: int, out: Path) -> dict[
         "images_per_s": round(fitted.images_per_s, 3),
         "mpx_per_s": round(fitted.images_per_s * asked.patch**2 / 1e6, 3),
         # Without what is validated in between.
-        "s_per_epoch": round(images / fitted.images_per_s, 3),
+        "s_per_epoch": float(f"{images / fitted.images_per_s:.6g}"),
         "status": fitted.status,
         "loss": [round(row["loss"], 5) for row in fitted.history],
         "gain_db": {level: round(gain, 2) for level, gain in fitted.gain_db.items()},
