@@ -84,10 +84,10 @@ class Nothing(nn.Module):
 
     def __init__(self, adds):
         super().__init__()
-        self.adds = adds
+        self.adds_to_input = adds
 
     def forward(self, x, noise=None):
-        return x[:, :1] * float(self.adds)
+        return x[:, :1] * float(self.adds_to_input)
 
 
 @pytest.mark.parametrize("adds", [True, False])

@@ -30,7 +30,7 @@ class CAFCN(nn.Module):
         Channels of the input, 1 in the paper; the noise is that of the first.
     """
 
-    adds = True
+    adds_to_input = True
 
     def __init__(
         self, features: int = 64, depth: int = 20, shuffle: int = 1, inputs: int = 1

@@ -28,7 +28,7 @@ class DnCNN(nn.Module):
         Channels of the input, 1 in the paper; the noise is that of the first.
     """
 
-    adds = True
+    adds_to_input = True
 
     def __init__(
         self,

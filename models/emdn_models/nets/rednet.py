@@ -26,7 +26,7 @@ class REDNet(nn.Module):
         Channels of the input, 1 in the paper; the outermost skip is the first.
     """
 
-    adds = True
+    adds_to_input = True
 
     def __init__(
         self, features: int = 64, depth: int = 30, shuffle: int = 1, inputs: int = 1

@@ -112,7 +112,7 @@ class WithSpectrum(nn.Module):
 
     Its channels are that, the noisy frame and what the other windows give: where the
     shrinkage is wrong, at edges, defects and gradual changes, the frame says so. Nets
-    that add something to their input add it to the first channel (``adds``); the output
+    that add something to their input add it to the first channel (``adds_to_input``); the output
     of others is added here.
 
     Parameters
@@ -131,7 +131,7 @@ class WithSpectrum(nn.Module):
         self.shrinkages = nn.ModuleList(SpectralShrinkage(window) for window in windows)
         self.hops = [window // 2 for window in windows]
         self.multiple = math.lcm(int(net.multiple), *self.hops)  # type: ignore[arg-type]
-        self.adds = getattr(net, "adds", False)
+        self.adds_to_input = getattr(net, "adds_to_input", False)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is its standard deviation."""
@@ -154,7 +154,7 @@ class WithSpectrum(nn.Module):
     def corrected(self, joined: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map what `joined` gives to (N, 1, H, W) clean."""
         y: Tensor = self.net(joined, noise)
-        return y if self.adds else y + joined[:, :1]
+        return y if self.adds_to_input else y + joined[:, :1]
 
     def scales(self, joined: Tensor, noise: Tensor | None = None) -> list[Tensor]:
         """Map what `joined` gives to the clean frame at every scale, as an `MCNN` does."""
