@@ -30,6 +30,9 @@ class ModelInfo:
     receptive_field
         Side, in pixels, of the square around an output pixel's cell of ``multiple`` pixels
         that holds all that it sees.
+    halo
+        Border, in pixels, that a tile needs on every inner side, a multiple of ``multiple``;
+        None in files that do not say, for which the field decides.
     tiling_exact
         Whether halo tiles give the whole frame's result; if not, ``text`` has the node that
         sees more as ``whole_frame``.
@@ -48,6 +51,7 @@ class ModelInfo:
     precision: str
     multiple: int
     receptive_field: int
+    halo: int | None
     tiling_exact: bool
     parameters: int
     gflop_256: float
@@ -141,6 +145,7 @@ def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
             precision=text.get("precision", "fp32"),
             multiple=int(text["multiple"]),
             receptive_field=int(text["receptive_field"]),
+            halo=int(text["halo"]) if "halo" in text else None,
             tiling_exact=text["tiling_exact"] == "true",
             parameters=int(text["parameters"]),
             gflop_256=float(text["gflop_256"]),

@@ -1,7 +1,7 @@
 """Frames too large for one run: tiles with a halo, bit for bit the whole frame.
 
-The halo is the receptive field's radius rounded up to the size multiple, and tiles
-begin on multiples, so that every kept pixel sees exactly what it sees in the whole
+The halo is what the model sees beyond its cells of ``multiple`` pixels, rounded up to such,
+and tiles begin on multiples, so that every kept pixel sees exactly what it sees in the whole
 frame. Halos are cropped, never blended.
 """
 
@@ -80,9 +80,11 @@ def most_pixels(size: tuple[int, ...]) -> int:
 def halo(info: ModelInfo) -> int:
     """Return the border, in pixels, that a tile needs on every inner side.
 
-    A pixel's field of view is centred on its cell of ``multiple`` pixels, not on
-    itself, so it reaches up to half a cell further to one side.
+    Where the file does not say it, it follows from the field: that is centred on a pixel's cell
+    of ``multiple`` pixels, not on itself, so it reaches up to half a cell further to one side.
     """
+    if info.halo is not None:
+        return info.halo
     radius = (info.receptive_field + 1) // 2 + info.multiple // 2
     return -(-radius // info.multiple) * info.multiple
 

@@ -70,7 +70,7 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, (41, 41), 1),
             "shipped": Preset(
-                {"features": 64, "depth": 12, "shuffle": 4}, 311_760, (256, 320), 64, _WINDOWS
+                {"features": 64, "depth": 12, "shuffle": 4}, 312_050, (512, 576), 64, _WINDOWS
             ),
         },
     ),
@@ -83,8 +83,8 @@ _SPECS = (
             "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, (35, 35), 1),
             "shipped": Preset(
                 {"features": 48, "depth": 12, "shuffle": 4, "batch_norm": False},
-                235_552,
-                (256, 320),
+                235_842,
+                (512, 576),
                 64,
                 _WINDOWS,
             ),
@@ -97,7 +97,7 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset({"features": 64, "depth": 15}, 485_316, (62, 62), 2),
-            "shipped": Preset({"features": 48, "depth": 12}, 215_236, (192, 256), 64, _WINDOWS),
+            "shipped": Preset({"features": 48, "depth": 12}, 215_526, (448, 512), 64, _WINDOWS),
         },
     ),
     ModelSpec(
@@ -115,8 +115,8 @@ _SPECS = (
             ),
             "shipped": Preset(
                 {"features": 24, "levels": 3, "shuffle": 2, "benchmark": False},
-                268_324,
-                (256, 320),
+                268_614,
+                (512, 576),
                 64,
                 _WINDOWS,
             ),
@@ -130,7 +130,7 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, (61, 61), 1),
             "shipped": Preset(
-                {"features": 32, "depth": 20, "shuffle": 2}, 171_108, (256, 320), 64, _WINDOWS
+                {"features": 32, "depth": 20, "shuffle": 2}, 171_398, (512, 576), 64, _WINDOWS
             ),
         },
     ),
@@ -143,7 +143,7 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "levels": 7}, 41_880_966, (638, 766), 128),
             "shipped": Preset(
-                {"features": 16, "levels": 5, "widest": 4}, 457_380, (320, 384), 64, _WINDOWS
+                {"features": 16, "levels": 5, "widest": 4}, 457_670, (576, 640), 64, _WINDOWS
             ),
         },
     ),
@@ -156,8 +156,8 @@ _SPECS = (
             "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),
             "shipped": Preset(
                 {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2},
-                37_172,
-                (640, 704),
+                37_462,
+                (896, 960),
                 64,
                 _WINDOWS,
             ),

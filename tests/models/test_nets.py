@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emdn_models import MODELS, ModelError
 from emdn_models.nets import NETS, build
-from emdn_models.nets.spectral import SpectralShrinkage, WithSpectrum
+from emdn_models.nets.spectral import FittedGain, SpectralShrinkage, WithSpectrum
 
 CASES = [(name, preset) for name, spec in MODELS.items() for preset in spec.presets]
 
@@ -92,20 +92,30 @@ def test_receptive_field(name, preset, monkeypatch):
         columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
         first, last = int(columns[0]), int(columns[-1])
         if expected.windows:
+            # Both windows that hold it, and the two on either side that theirs are judged with.
             hop = max(expected.windows) // 2
-            first, last = (first // hop - 1) * hop, (last // hop + 2) * hop - 1
+            first, last = (first // hop - 3) * hop, (last // hop + 4) * hop - 1
         seen.add(last - first + 1)
     assert (min(seen), max(seen)) == expected.receptive_field
 
 
-def test_a_spectrum_sees_the_windows_that_hold_a_pixel(monkeypatch):
-    monkeypatch.setattr(SpectralShrinkage, "gain", lambda self, power: torch.rand_like(power))
-    x = torch.rand(1, 1, 64, 512, dtype=torch.double, requires_grad=True)
-    row = SpectralShrinkage(64).double()(x)[0, 0, 20]
-    for pixel in (256, 270, 287):
+class Chance(nn.Module):
+    """Factors that have nothing to do with the powers."""
+
+    def forward(self, power):
+        return torch.rand_like(power)
+
+
+@pytest.mark.parametrize(("gain", "reach"), [(Chance(), 0), (FittedGain(64), 64)])
+def test_a_spectrum_sees_the_windows_that_hold_a_pixel_and_those_beside(gain, reach):
+    for weight in gain.parameters():
+        nn.init.normal_(weight, std=0.1)
+    x = torch.rand(1, 1, 64, 1024, dtype=torch.double, requires_grad=True)
+    row = SpectralShrinkage(64, gain).double()(x)[0, 0, 20]
+    for pixel in (512, 526, 543):
         (gradient,) = torch.autograd.grad(row[pixel], x, retain_graph=True)
         columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
-        assert (int(columns[0]), int(columns[-1])) == (224, 319)
+        assert (int(columns[0]), int(columns[-1])) == (480 - reach, 575 + reach)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,6 @@
 """Shrunk spectra: against a direct transform, and what they do to lattices, noise and defects."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from emdn_models.nets import build
 from emdn_models.nets.blocks import pad_to_multiple
-from emdn_models.nets.spectral import SpectralShrinkage, WithSpectrum
+from emdn_models.nets.spectral import FittedGain, SpectralShrinkage, WithSpectrum
 
 
 def lattice(height, width, amplitude):
@@ -47,10 +48,85 @@ def test_it_is_the_transform_of_every_window(size, window):
     torch.testing.assert_close(found.double(), direct(x, noise, window), atol=2e-5, rtol=0)
 
 
-def test_nothing_is_lost_where_nothing_is_shrunk(monkeypatch):
-    monkeypatch.setattr(SpectralShrinkage, "gain", lambda self, power: torch.ones_like(power))
+class Everything(nn.Module):
+    """Shrink nothing."""
+
+    def forward(self, power):
+        return torch.ones_like(power)
+
+
+def test_nothing_is_lost_where_nothing_is_shrunk():
     x = torch.randn(2, 1, 100, 67)
-    torch.testing.assert_close(SpectralShrinkage(32)(x), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(SpectralShrinkage(32, Everything())(x), x, atol=1e-5, rtol=0)
+
+
+class Peek(nn.Module):
+    """Keep what is asked of it."""
+
+    def forward(self, power):
+        self.power = power
+        return power
+
+
+def test_frequencies_come_in_order():
+    """Rows from the most negative, columns from 0, as a `FittedGain` takes them to lie."""
+    y, x = torch.arange(64)[:, None], torch.arange(64)
+    peek = Peek()
+    SpectralShrinkage(64, peek)(torch.cos(2 * math.pi / 64 * (9 * x - 5 * y))[None, None])
+    middle = peek.power[0, 1, :, 1]  # the window that is the frame
+    assert divmod(int(middle.argmax()), middle.shape[1]) == (32 - 5, 9)
+
+
+def mean(power, at, reach):
+    """Average (I, w, J, L) over neighbours up to ``reach`` away on each axis, if there."""
+    ranges = (
+        range(max(0, one - step), min(size, one + step + 1))
+        for one, step, size in zip(at, reach, power.shape, strict=True)
+    )
+    values = [float(power[place]) for place in itertools.product(*ranges)]
+    return sum(values) / len(values)
+
+
+def test_a_coefficient_is_judged_by_its_neighbours():
+    """Against a sum over every neighbour, for windows in the corner, at an edge and inside."""
+    torch.manual_seed(5)
+    window, gain = 8, FittedGain(8, 3)
+    power = torch.rand(1, 4, window, 5, window // 2 + 1) * 4
+    for layer in gain.parameters():
+        nn.init.normal_(layer)
+    found = gain(power)
+    for at in itertools.product((0, 1, 3), (0, 4, 7), (0, 2), (0, 2, 4)):
+        (i, k, j, column), one = at, power[0]
+        reaches = [(0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1), (1, 1, 1, 1), (2, 0, 2, 0)]
+        seen = [math.log(mean(one, at, reach) + 0.05) for reach in reaches]
+        seen.append(math.log(float(one[i, :, j].mean()) + 0.05))
+        seen.append(math.hypot(k - 4, column) / 2 - 1)
+        hidden = gain.second(gain.first(torch.tensor(seen)).relu()).relu()
+        expected = gain.last(hidden).sigmoid()
+        torch.testing.assert_close(found[(0, *at)], expected.squeeze(), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_before_it_is_fitted_a_gain_keeps_what_many_windows_agree_on():
+    torch.manual_seed(6)
+    clean = lattice(512, 512, 0.25)
+    x = clean + torch.randn(1, 1, 512, 512)
+    error = {}
+    for gain in (None, FittedGain(64)):
+        found = SpectralShrinkage(64, gain)(x)
+        error[gain is None] = float((found - clean).square().mean())
+        assert SpectralShrinkage(64, gain)(x - clean).square().mean() < 0.02
+    # One window's power is too little evidence of so faint a lattice.
+    assert error[False] < 0.7 * error[True]
+
+
+def test_a_gain_learns():
+    torch.manual_seed(7)
+    net = WithSpectrum(Nothing(True), (32, 16))
+    net(torch.randn(1, 1, 64, 64)).square().mean().backward()
+    used, unused = net.shrinkages
+    assert all(p.grad is not None and p.grad.any() for p in used.gain.last.parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in unused.parameters())
 
 
 def test_of_noise_next_to_nothing_is_left_and_of_a_lattice_most():
@@ -93,12 +169,13 @@ class Nothing(nn.Module):
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_net_corrects_the_largest_window(adds):
     torch.manual_seed(3)
-    x, noise = torch.randn(1, 1, 70, 90) + lattice(70, 90, 1.0), torch.full((1, 1, 70, 90), 0.9)
+    x, noise = torch.randn(1, 1, 64, 96) + lattice(64, 96, 1.0), torch.full((1, 1, 64, 96), 0.9)
     net = WithSpectrum(Nothing(adds), (64, 32))
-    torch.testing.assert_close(net(x, noise), SpectralShrinkage(64)(x, noise))
+    largest, other = net.shrinkages
+    torch.testing.assert_close(net(x, noise), largest(x, noise))
     joined = net.joined(x, noise)
     torch.testing.assert_close(joined[:, 1:2], x)
-    torch.testing.assert_close(joined[:, 2:], SpectralShrinkage(32)(x, noise))
+    torch.testing.assert_close(joined[:, 2:], other(x, noise))
     assert net.multiple == 32
 
 

@@ -10,24 +10,148 @@ from emdn_models.nets.blocks import crop_to, pad_to_multiple
 from emdn_models.nets.mcnn import MCNN
 
 
-class SpectralShrinkage(nn.Module):
-    """Keep the Fourier coefficients of overlapping windows that stand out of the noise.
+class Garrote(nn.Module):
+    """Judge a coefficient by its own power: what needs no fitting.
 
-    A crystal's signal lies in few coefficients of a window and its noise in all, so that
-    the window averages the lattice over as many cells as it holds. A coefficient of power
-    p is multiplied by 1 - (t / p)**4, or by 0 where p is less than t: a steep garrote
-    (Gao, J. Comput. Graph. Stat. 7, 1998), nearly a hard threshold but without its jump,
-    at which rounding would show. t is three quarters (measured: the best of 0.65 to 0.8)
-    of the universal threshold (Donoho, Johnstone, Biometrika 81, 1994), which is ln(n)
-    times the power of the noise for n complex coefficients. The windows are sines (square roots of
-    Hann's), before and after, and overlap by half in both axes, where their squares add
-    up to 1; the frame's edges are mirrored. The transforms are products with constant
-    matrices: plain operators, and near the machine's peak. Nothing is fitted.
+    One of power p, in units of the noise's, is multiplied by 1 - (t / p)**4, or by 0 where
+    p is less than t: a steep garrote (Gao, J. Comput. Graph. Stat. 7, 1998), nearly a hard
+    threshold but without its jump, at which rounding would show. t is three quarters
+    (measured: the best of 0.65 to 0.8) of the universal threshold (Donoho, Johnstone,
+    Biometrika 81, 1994), which is ln(n) times the power of the noise for n complex
+    coefficients.
 
     Parameters
     ----------
     window
         Side of a window in pixels, even.
+    """
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.threshold = 0.75 * math.log(window * window / 2)
+
+    def forward(self, power: Tensor) -> Tensor:
+        """Map powers of any shape to factors in [0, 1)."""
+        ratio = self.threshold / power.clamp_min(self.threshold)
+        squared = ratio * ratio
+        return 1 - squared * squared
+
+
+class FittedGain(nn.Module):
+    """Judge a coefficient by its power and that of its neighbours: fitted with the net.
+
+    A lattice goes on in the windows beside and spreads over neighbouring frequencies, as
+    noise does not, so that their mean powers tell a faint peak from chance (as block
+    thresholds do: Cai, Ann. Stat. 27, 1999). From the logarithms of these, the frequency and
+    the power of the whole window, two small layers decide, the same for every coefficient.
+    Means are over those neighbours that there are: nothing depends on the frame's size. It
+    begins as a steep threshold on the mean over 3 x 3 windows.
+
+    Parameters
+    ----------
+    window
+        Side of a window in pixels, even.
+    features
+        Width of the two layers.
+    """
+
+    places: Tensor
+
+    def __init__(self, window: int, features: int = 8) -> None:
+        super().__init__()
+        rows = torch.arange(-(window // 2), window // 2)[:, None, None]
+        radius = torch.hypot(rows.float(), torch.arange(window // 2 + 1).float())
+        # 0 at no frequency and 1 at half a period a pixel, shifted to the middle; and a 1.
+        radius = 4 / window * radius - 1
+        places = torch.stack([radius, torch.ones_like(radius)])[:, None, None]
+        self.register_buffer("places", places, persistent=False)  # (2, 1, 1, w, 1, L)
+        self.first, self.second = nn.Linear(7, features), nn.Linear(features, features)
+        self.last = nn.Linear(features, 1)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+            # The first feature is the logarithm of the mean over windows, where that is above 0.
+            self.first.weight[0] = self.second.weight[0] = self.last.weight[0] = 0
+            self.first.weight[0, 1] = self.second.weight[0, 0] = 1
+            self.last.weight[0, 0] = 4
+            self.last.bias.fill_(-4 * math.log(3.4))
+
+    def forward(self, power: Tensor) -> Tensor:
+        """Map powers (N, I, w, J, L), of I x J windows of w x L frequencies, to factors."""
+        beside = _beside(power, 3)
+        evidence = [
+            power,
+            beside,
+            _around(power),
+            _around(beside),
+            _beside(power, 5),
+            power.mean((2, 4), keepdim=True),
+        ]
+        flat = [torch.log(one + 0.05).expand_as(power) for one in evidence]
+        # Products with matrices whose last column is the bias, for rows whose last is 1.
+        flow = torch.stack([*flat, *self.places.expand(-1, *power.shape)], 1).flatten(2)
+        for layer in (self.first, self.second):
+            flow = functional.relu(_affine(layer, passing=True) @ flow)
+        return torch.sigmoid(_affine(self.last) @ flow).view_as(power)
+
+
+def _affine(layer: nn.Linear, passing: bool = False) -> Tensor:
+    """Join weights and bias; ``passing`` adds a row that hands on the 1."""
+    matrix = torch.cat([layer.weight, layer.bias[:, None]], 1)
+    if not passing:
+        return matrix
+    last = torch.zeros_like(matrix[:1])
+    last[0, -1] = 1
+    return torch.cat([matrix, last])
+
+
+def _beside(power: Tensor, side: int) -> Tensor:
+    """Average (N, I, w, J, L) over ``side`` x ``side`` windows, those that there are."""
+    flat = power.flatten(2)[:, None]
+    rows = _sum(flat, side) / _sum(torch.ones_like(flat[:1, :, :, :1]), side)
+    rows = rows.view_as(power).flatten(1, 2)
+    return _mean(rows, (side, 1)).view_as(power)
+
+
+def _sum(x: Tensor, side: int) -> Tensor:
+    """Add up ``side`` neighbours of (N, 1, I, M) along I; faster than a pooling of one channel."""
+    half, count = side // 2, x.shape[2]
+    padded = functional.pad(x, (0, 0, half, half))
+    total = padded.narrow(2, 0, count)
+    for start in range(1, side):
+        total = total + padded.narrow(2, start, count)
+    return total
+
+
+def _around(power: Tensor) -> Tensor:
+    """Average (N, I, w, J, L) over 3 x 3 frequencies, those that there are."""
+    rows = _mean(power.flatten(3), (3, 1)).view_as(power)
+    return _mean(rows.flatten(1, 2), (1, 3)).view_as(power)
+
+
+def _mean(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    half = kernel[0] // 2, kernel[1] // 2
+    return functional.avg_pool2d(x, kernel, 1, half, count_include_pad=False)
+
+
+class SpectralShrinkage(nn.Module):
+    """Keep the Fourier coefficients of overlapping windows that stand out of the noise.
+
+    A crystal's signal lies in few coefficients of a window and its noise in all, so that
+    the window averages the lattice over as many cells as it holds. The windows are sines
+    (square roots of Hann's), before and after, and overlap by half in both axes, where
+    their squares add up to 1; the frame's edges are mirrored. The transforms are products
+    with constant matrices: plain operators, and near the machine's peak.
+
+    Parameters
+    ----------
+    window
+        Side of a window in pixels, even.
+    gain
+        Maps powers in units of the noise's, (N, I, w, J, L) of I x J windows of w x L
+        frequencies, rows from the most negative and columns from 0, to factors. None for a
+        `Garrote`.
     """
 
     row: Tensor
@@ -36,24 +160,26 @@ class SpectralShrinkage(nn.Module):
     column_back: Tensor
     squares: Tensor
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, gain: nn.Module | None = None) -> None:
         super().__init__()
         self.window, self.hop = window, window // 2
-        self.threshold = 0.75 * math.log(window * window / 2)
+        self.gain = gain or Garrote(window)
         time = torch.arange(window, dtype=torch.float64)
         sine = torch.sin(math.pi * (time + 0.5) / window)
-        angle = 2 * math.pi / window * torch.outer(time, time)
-        cos, sin = torch.cos(angle), torch.sin(angle)
         half = self.hop + 1  # frequencies of a real row
+        angle = 2 * math.pi / window * torch.outer(time - self.hop, time)
+        cos, sin = torch.cos(angle), torch.sin(angle)  # of rows of frequencies, 0 in the middle
+        positive = 2 * math.pi / window * torch.outer(time[:half], time)
         both = torch.full((half, 1), 2.0, dtype=torch.float64)
         both[0] = both[-1] = 1
+        back = both * sine / window
         matrices = {
             # A row to its spectrum and back: real and imaginary parts.
-            "row": torch.stack([cos[:, :half], -sin[:, :half]]) * sine[:, None],
-            "row_back": torch.stack([both * cos[:half], -both * sin[:half]]) * sine / window,
+            "row": torch.stack([positive.cos().T, -positive.sin().T]) * sine[:, None],
+            "row_back": torch.stack([positive.cos(), -positive.sin()]) * back,
             # A column to its sums with cosines and then with sines, and back.
             "column": torch.cat([cos, sin]) * sine,
-            "column_back": torch.cat([cos, sin]) * sine.repeat(2)[:, None] / window,
+            "column_back": torch.cat([cos.T, sin.T]) * sine.repeat(2)[:, None] / window,
             "squares": torch.outer(sine, sine).square()[None, None],
         }
         for name, matrix in matrices.items():
@@ -76,7 +202,7 @@ class SpectralShrinkage(nn.Module):
         real, imaginary = self._turned(self.column, columns, 1)
         power = (real * real + imaginary * imaginary).unflatten(3, (-1, self.hop + 1))
         expected = functional.conv2d(variance, self.squares, stride=self.hop)[:, 0]
-        gain = self.gain(power / expected[:, :, None, :, None]).flatten(3)
+        gain: Tensor = self.gain(power / expected[:, :, None, :, None]).flatten(3)
         columns = [
             self._added(part, 1).flatten(1, 2).unflatten(2, (-1, self.hop + 1))
             for part in self._turned(self.column_back, [real * gain, imaginary * gain], -1)
@@ -100,12 +226,6 @@ class SpectralShrinkage(nn.Module):
         (a, b), (c, d) = ((matrix @ part).split(self.window, 2) for part in parts)
         return (a + d, c - b) if sign > 0 else (a - d, c + b)
 
-    def gain(self, power: Tensor) -> Tensor:
-        """Return the factors of coefficients from their power in units of the noise's."""
-        ratio = self.threshold / power.clamp_min(self.threshold)
-        squared = ratio * ratio
-        return 1 - squared * squared
-
 
 class WithSpectrum(nn.Module):
     """A net that corrects what the shrinkage of the largest window gives.
@@ -128,7 +248,9 @@ class WithSpectrum(nn.Module):
     def __init__(self, net: nn.Module, windows: tuple[int, ...]) -> None:
         super().__init__()
         self.net = net
-        self.shrinkages = nn.ModuleList(SpectralShrinkage(window) for window in windows)
+        self.shrinkages = nn.ModuleList(
+            SpectralShrinkage(window, FittedGain(window)) for window in windows
+        )
         self.hops = [window // 2 for window in windows]
         self.multiple = math.lcm(int(net.multiple), *self.hops)  # type: ignore[arg-type]
         self.adds_to_input = getattr(net, "adds_to_input", False)

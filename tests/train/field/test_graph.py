@@ -11,6 +11,7 @@ from torch.nn import functional
 from emdn_models import ModelError
 from emdn_models.nets import build
 from emdn_models.nets.blocks import pad_to_multiple
+from emdn_models.nets.spectral import FittedGain, SpectralShrinkage
 from emdn_train.field import described, receptive_field
 from emdn_train.field.values import NotLocalError
 from emdn_train.graph import Graph, to_onnx
@@ -39,6 +40,14 @@ def plain(net, y):
     return y
 
 
+def judging():
+    """Return a shrinkage whose gains are no longer as they are drawn."""
+    gain = FittedGain(8, 2)
+    for weight in gain.parameters():
+        nn.init.normal_(weight)
+    return SpectralShrinkage(8, gain)
+
+
 LOCAL = {
     "the convolution alone": (plain, {}, 1, (3, 3)),
     "a gap in the kernel": (
@@ -55,6 +64,10 @@ LOCAL = {
         lambda net, y: (net.mix.weight @ (
             y.unflatten(3, (-1, 8)) @ net.mix.weight
         ).flatten(3).unflatten(2, (-1, 8))).flatten(2, 3), {"mix": nn.Linear(8, 8)}, 8, (10, 10)
+    ),
+    "spectra, judged by those of windows beside": (
+        lambda net, y: net.shrink(y.sum(1, keepdim=True)).expand(-1, 4, -1, -1),
+        {"shrink": judging()}, 4, (30, 30)
     ),
     "over channels": (lambda net, y: y * torch.sigmoid(y.mean(1, keepdim=True)), {}, 1, (3, 3)),
     "an hourglass": (
@@ -88,8 +101,8 @@ def test_taps_of_weight_zero_do_not_count():
     net = Net(lambda net, y: net.wide(y), wide=nn.Conv2d(4, 4, 3, padding=3, dilation=3))
     net.wide.weight.data[..., 0] = net.wide.weight.data[..., 0, :] = 0
     field = receptive_field(to_onnx(Graph(net)), 1, 3)
-    # Pixels -1 to +4 only, but a square around the pixel has to reach as far to both sides.
-    assert (field.smallest, field.largest, field.centred) == (6, 6, 7)
+    # Pixels -1 to +4 only, but a tile has the same border on both sides.
+    assert (field.smallest, field.largest, field.halo) == (6, 6, 4)
 
 
 def test_a_net_of_zeros_has_a_field_of_one():
@@ -130,7 +143,9 @@ def test_a_turned_frame_is_no_field_that_repeats():
 
 def test_what_is_declared_wrongly_is_an_error_with_the_right_number():
     five = graph_of(lambda net, y: net.more(y), more=nn.Conv2d(4, 4, 3, padding=1))
-    assert described(five, "eighth", 1, (5, 5)) == {"receptive_field": "5", "tiling_exact": "true"}
+    assert described(five, "eighth", 1, (5, 5)) == {
+        "receptive_field": "5", "halo": "2", "tiling_exact": "true"
+    }  # fmt: skip
     # Less than declared does no harm, and tiles are cut for what it is.
     assert described(five, "eighth", 1, (9, 9))["receptive_field"] == "5"
     with pytest.raises(ModelError, match=r"^eighth: .* up to 5 pixels, and 3 .* of \(5, 5\)"):

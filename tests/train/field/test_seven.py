@@ -29,7 +29,7 @@ def test_the_shipped_graph_sees_what_is_declared(name):
     assert field.repeats
     info = open_session(pretrained.onnx_path(name), "cpu", threads=1).info
     assert info.tiling_exact
-    assert tiling.halo(info) >= (field.centred + info.multiple) // 2
+    assert tiling.halo(info) == field.halo
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -29,16 +29,16 @@ class Field:
     ----------
     smallest, largest
         Side of the square, in pixels, over the positions.
-    centred
-        Side of the square around the pixel's cell that holds all of it, and reaches any
-        edge of the frame that touches the pixel.
+    halo
+        Whole cells of ``multiple`` pixels, in pixels, beyond a pixel's own cell that hold all of
+        it, and reach any edge of the frame that touches the pixel.
     repeats
         Whether it is the same for every cell of ``multiple`` pixels.
     """
 
     smallest: int
     largest: int
-    centred: int
+    halo: int
     repeats: bool
 
 
@@ -80,7 +80,9 @@ def described(
             f"{declared[1]} are declared; give its Preset in spec.py a receptive_field of "
             f"({field.smallest}, {field.largest})"
         )
-    return {"receptive_field": str(field.centred), "tiling_exact": "true"}
+    return {
+        "receptive_field": str(field.largest), "halo": str(field.halo), "tiling_exact": "true"
+    }  # fmt: skip
 
 
 def receptive_field(program: onnx.ModelProto, multiple: int, expected: int) -> Field:
@@ -114,7 +116,7 @@ def receptive_field(program: onnx.ModelProto, multiple: int, expected: int) -> F
             return Field(
                 min(field.smallest for field in found),
                 max(field.largest for field in found),
-                max(field.centred for field in found),
+                max(field.halo for field in found),
                 all(field.repeats for field in found),
             )
         length *= 2
@@ -125,10 +127,8 @@ def receptive_field(program: onnx.ModelProto, multiple: int, expected: int) -> F
 def _measured(seen: Seen, multiple: int, along: int) -> Field | None:
     """Measure the output pixels that no edge touches, None if there are too few of them.
 
-    A square of side f around a cell of m pixels reaches (f + m) / 2 from its farther pixels
-    (`emdn_deploy.tiling.halo`), so that a reach of r pixels, to what is seen or to an edge
-    that touches, asks for f = 2 r - m. Where the field is the same on both sides, that is
-    at most its size.
+    A tile keeps whole cells: what counts is how far beyond its cell a pixel sees. The edge of
+    a tile must not touch what is kept, any more than that of the frame does in the middle.
     """
     across = 5 - along
     first, last = seen.first.min((0, 1, across)), seen.last.max((0, 1, across))
@@ -139,8 +139,11 @@ def _measured(seen: Seen, multiple: int, along: int) -> Field | None:
         return None
     before, after = free - first[free], last[free] - free
     sides = before + after + 1
-    from_edges = max(int(free[0]), len(first) - 1 - int(free[-1]))
-    reach = max(int(before.max()), int(after.max()), from_edges)
+    own = free // multiple * multiple
+    touched = max(int(free[0]), len(first) - 1 - int(free[-1]))
+    beyond = max(
+        int((own - first[free]).max()), int((last[free] - own - multiple + 1).max()), touched
+    )
     repeats = all(np.array_equal(one[multiple:], one[:-multiple]) for one in (before, after))
-    largest = int(sides.max())
-    return Field(int(sides.min()), largest, max(largest, 2 * reach - multiple), repeats)
+    halo = max(0, -(-beyond // multiple) * multiple)
+    return Field(int(sides.min()), int(sides.max()), halo, repeats)

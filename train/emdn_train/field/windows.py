@@ -45,17 +45,34 @@ def conv_transpose(seen: Seen, weight: NDArray[Any], given: Attributes, along: i
     return taps(padded, mask, [1, 1], steps, kernel, given)
 
 
-def pool(seen: Seen, given: Attributes, along: int, node: onnx.NodeProto) -> Seen:
-    """Return what the largest or the mean of a window depends on: all of the window."""
+def pool(seen: Seen, given: Attributes, node: onnx.NodeProto) -> Seen:
+    """Return what the largest or the mean of a window depends on: all of the window.
+
+    What is padded depends on nothing, but where it begins is an edge of the frame on every
+    axis along which different pixels are seen. On others, as frequencies are, it is not.
+    """
     if given.get("ceil_mode", 0):
         raise NotLocalError(node, "has ceil_mode, which is not followed")
     kernel = given["kernel_shape"]
-    channels = seen.first.shape[1]
-    mask = np.ones((channels, 1, *kernel), bool)
-    padded = pad(seen, given.get("pads", [0] * 4), along)
-    steps = given.get("dilations", [1, 1])
-    alone = {**given, "group": channels}
-    return taps(padded, mask, given.get("strides", [1, 1]), steps, kernel, alone)
+    pads = given.get("pads", [0] * (2 * len(kernel)))
+    steps = given.get("dilations", [1] * len(kernel))
+    strides = given.get("strides", [1] * len(kernel))
+    first, last = seen.first, seen.last
+    for number, (side, step, stride) in enumerate(zip(kernel, steps, strides, strict=True)):
+        axis, ends = 2 + number, (pads[number], pads[len(kernel) + number])
+        moves = any(np.ptp(one, axis).any() for one in (first, last))
+        width = [(0, 0)] * first.ndim
+        width[axis] = ends
+        edges = [(0, 0)] * first.ndim
+        edges[axis] = (LEFT, RIGHT) if moves else (RIGHT, RIGHT)
+        first = np.pad(first, width, constant_values=edges)
+        edges[axis] = (LEFT, RIGHT) if moves else (LEFT, LEFT)
+        last = np.pad(last, width, constant_values=edges)
+        count = (first.shape[axis] - step * (side - 1) - 1) // stride + 1
+        places = stride * np.arange(count)[:, None] + step * np.arange(side)
+        first = first.take(places, axis).min(axis + 1)
+        last = last.take(places, axis).max(axis + 1)
+    return Seen(first, last)
 
 
 def resize(
