@@ -61,7 +61,7 @@ class FittedGain(nn.Module):
         super().__init__()
         rows = torch.arange(-(window // 2), window // 2)[:, None, None]
         radius = torch.hypot(rows.float(), torch.arange(window // 2 + 1).float())
-        # 0 at no frequency and 1 at half a period a pixel, shifted to the middle; and a 1.
+        # From -1 at frequency 0 to 1 at half a period a pixel; and a 1.
         radius = 4 / window * radius - 1
         places = torch.stack([radius, torch.ones_like(radius)])[:, None, None]
         self.register_buffer("places", places, persistent=False)  # (2, 1, 1, w, 1, L)
