@@ -28,11 +28,11 @@ def perturbed(name: str, preset: str = "shipped") -> nn.Module:
     return net
 
 
-def weights_of(name: str, **metadata) -> checkpoint.Weights:
-    state = {key: value.numpy() for key, value in perturbed(name).state_dict().items()}
+def weights_of(name: str, preset: str = "shipped", **metadata) -> checkpoint.Weights:
+    state = {key: value.numpy() for key, value in perturbed(name, preset).state_dict().items()}
     quality = {"gain_db": {"0.4": float(len(name))}}
     return checkpoint.Weights(
-        "shipped", state, {"status": "fitted", "quality": quality, "recipe": {}} | metadata
+        preset, state, {"status": "fitted", "quality": quality, "recipe": {}} | metadata
     )
 
 
@@ -106,40 +106,43 @@ def test_index_names_files_and_default(exported):
 def test_one_model_again_keeps_the_others(exported, tmp_path):
     folder, _ = exported
     source = tmp_path / "other.h5"
-    checkpoint.save(source, {"msdnet": weights_of("msdnet", quality={"gain_db": {"0.4": 99.0}})})
+    again = weights_of("unet", "paper", quality={"gain_db": {"0.4": 99.0}})
+    checkpoint.save(source, {"unet": again})
     (done,) = export(source, folder)
-    assert done.name == "msdnet"
+    assert done.name == "unet"
     index = json.loads((folder / "index.json").read_text())
     assert set(index["models"]) == set(MODELS)
-    assert index["default"] == "msdnet"
+    assert index["default"] == "unet"
 
 
 def test_copies_come_after_models_and_are_never_the_default(tmp_path):
     source = tmp_path / "a.h5"
-    better = weights_of("msdnet", quality={"gain_db": {"0.4": 99.0}})
-    checkpoint.save(source, {"msdnet@stem": better, "msdnet": weights_of("msdnet")})
+    better = weights_of("ffdnet", "paper", quality={"gain_db": {"0.4": 99.0}})
+    checkpoint.save(source, {"ffdnet@stem": better, "ffdnet": weights_of("ffdnet", "paper")})
     index_path = tmp_path / "onnx" / "index.json"
-    (alone,) = export(source, tmp_path / "onnx", ("msdnet@stem",))
-    assert alone.path.name == "msdnet@stem.onnx"
+    (alone,) = export(source, tmp_path / "onnx", ("ffdnet@stem",))
+    assert alone.path.name == "ffdnet@stem.onnx"
     assert json.loads(index_path.read_text())["default"] is None
-    export(source, tmp_path / "onnx", ("msdnet",))
+    export(source, tmp_path / "onnx", ("ffdnet",))
     index = json.loads(index_path.read_text())
-    assert list(index["models"]) == ["msdnet", "msdnet@stem"]
-    assert index["default"] == "msdnet"
-    assert index["models"]["msdnet@stem"]["for"] == "scanned probe, any dose"
+    assert list(index["models"]) == ["ffdnet", "ffdnet@stem"]
+    assert index["default"] == "ffdnet"
+    assert index["models"]["ffdnet@stem"]["for"] == "scanned probe, any dose"
     assert set(checkpoint.load(tmp_path / "onnx" / checkpoint.FILE_NAME)) == set(index["models"])
     info = open_session(alone.path, "cpu", threads=1).info
-    assert (info.name, info.text["class"]) == ("msdnet@stem", "stem")
+    assert (info.name, info.text["class"]) == ("ffdnet@stem", "stem")
 
 
 def test_a_graph_that_differs_is_not_kept(tmp_path, monkeypatch):
     def broken(net):
-        net.net.layers[0].weight.data[0] *= 1.001
+        net.layers[0].weight.data[0] *= 1.001
         return net
 
-    monkeypatch.setattr(exporting, "rewritten", lambda _: Graph(broken(perturbed("ffdnet"))))
+    monkeypatch.setattr(
+        exporting, "rewritten", lambda _: Graph(broken(perturbed("ffdnet", "paper")))
+    )
     source = tmp_path / "a.h5"
-    checkpoint.save(source, {"ffdnet": weights_of("ffdnet")})
+    checkpoint.save(source, {"ffdnet": weights_of("ffdnet", "paper")})
     with pytest.raises(ParityError, match="nothing was written"):
         export(source, tmp_path / "onnx")
     assert not list((tmp_path / "onnx").iterdir())
