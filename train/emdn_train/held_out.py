@@ -16,6 +16,7 @@ from emdn_train.neighbours import Movie
 SIDE = 512
 """Frames are compared in their middle, up to this many pixels a side."""
 
+_ROUNDING = 1e-5  # of an error in float32
 _BLOCK = 32
 
 Stack = NDArray[np.float64]
@@ -43,8 +44,8 @@ class Verdict:
 
     @property
     def better(self) -> bool:
-        """Whether the error has fallen by more than the standard error of that."""
-        return self.fell.value > self.fell.se
+        """Whether the error has fallen by more than the standard error of that, and rounding."""
+        return self.fell.value > max(self.fell.se, _ROUNDING * self.before.error.value)
 
 
 def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) -> Verdict:
