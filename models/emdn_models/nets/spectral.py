@@ -88,7 +88,9 @@ class FittedGain(nn.Module):
             _beside(power, 5),
             power.mean((2, 4), keepdim=True),
         ]
-        flat = [torch.log(one + 0.05).expand_as(power) for one in evidence]
+        # Logarithms of whole vectors of numbers only: a rest is rounded in another way, and
+        # where it lies depends on the frame's size.
+        flat = [torch.log(one.expand_as(power) + 0.05) for one in evidence]
         # Products with matrices whose last column is the bias, for rows whose last is 1.
         flow = torch.stack([*flat, *self.places.expand(-1, *power.shape)], 1).flatten(2)
         for layer in (self.first, self.second):
