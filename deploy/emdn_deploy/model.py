@@ -28,8 +28,7 @@ class ModelInfo:
     multiple
         Step that height and width are padded to inside the graph.
     receptive_field
-        Side, in pixels, of the square around an output pixel's cell of ``multiple`` pixels
-        that holds all that it sees.
+        Side, in pixels, of the largest square that an output pixel sees.
     halo
         Border, in pixels, that a tile needs on every inner side, a multiple of ``multiple``;
         None in files that do not say, for which the field decides.

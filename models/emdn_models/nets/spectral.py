@@ -165,7 +165,7 @@ class SpectralShrinkage(nn.Module):
     def __init__(self, window: int, gain: nn.Module | None = None) -> None:
         super().__init__()
         self.window, self.hop = window, window // 2
-        self.gain = gain or Garrote(window)
+        self.gain = Garrote(window) if gain is None else gain
         time = torch.arange(window, dtype=torch.float64)
         sine = torch.sin(math.pi * (time + 0.5) / window)
         half = self.hop + 1  # frequencies of a real row

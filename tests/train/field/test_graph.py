@@ -105,6 +105,13 @@ def test_taps_of_weight_zero_do_not_count():
     assert (field.smallest, field.largest, field.halo) == (6, 6, 4)
 
 
+def test_where_a_padded_image_of_constants_ends_is_an_edge():
+    """A share of the neighbours that there are: a tile's edge would pass for the frame's."""
+    program = graph_of(lambda net, y: y * functional.avg_pool2d(torch.ones_like(y), 9, 1, 4))
+    field = receptive_field(program, 1, 3)
+    assert (field.smallest, field.largest, field.halo) == (3, 3, 4)
+
+
 def test_a_net_of_zeros_has_a_field_of_one():
     net = Net(plain)
     nn.init.zeros_(net.back.weight)

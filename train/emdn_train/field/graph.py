@@ -115,7 +115,7 @@ def _outputs(
     if given.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise NotLocalError(node, "has auto_pad, which is not followed")
     if operator in POOLING:
-        return [windows.pool(data, given, node)]
+        return [windows.pool(data, given, along, node)]
     if operator in ("Conv", "ConvTranspose") and isinstance(there[1], Known):
         rule = windows.conv if operator == "Conv" else windows.conv_transpose
         return [rule(data, there[1].array, given, along)]

@@ -45,11 +45,12 @@ def conv_transpose(seen: Seen, weight: NDArray[Any], given: Attributes, along: i
     return taps(padded, mask, [1, 1], steps, kernel, given)
 
 
-def pool(seen: Seen, given: Attributes, node: onnx.NodeProto) -> Seen:
+def pool(seen: Seen, given: Attributes, along: int, node: onnx.NodeProto) -> Seen:
     """Return what the largest or the mean of a window depends on: all of the window.
 
     What is padded depends on nothing, but where it begins is an edge of the frame on every
-    axis along which different pixels are seen. On others, as frequencies are, it is not.
+    axis along which different pixels are seen, and in images of constants on the one that is
+    looked at. On others, as frequencies are, it is not.
     """
     if given.get("ceil_mode", 0):
         raise NotLocalError(node, "has ceil_mode, which is not followed")
@@ -58,15 +59,15 @@ def pool(seen: Seen, given: Attributes, node: onnx.NodeProto) -> Seen:
     steps = given.get("dilations", [1] * len(kernel))
     strides = given.get("strides", [1] * len(kernel))
     first, last = seen.first, seen.last
+    blind = bool((first > last).any())
     for number, (side, step, stride) in enumerate(zip(kernel, steps, strides, strict=True)):
-        axis, ends = 2 + number, (pads[number], pads[len(kernel) + number])
-        moves = any(np.ptp(one, axis).any() for one in (first, last))
-        width = [(0, 0)] * first.ndim
-        width[axis] = ends
-        edges = [(0, 0)] * first.ndim
-        edges[axis] = (LEFT, RIGHT) if moves else (RIGHT, RIGHT)
+        axis = 2 + number
+        ends = any(np.ptp(one, axis).any() for one in (first, last)) or (blind and axis == along)
+        width, edges = [(0, 0)] * first.ndim, [(0, 0)] * first.ndim
+        width[axis] = pads[number], pads[len(kernel) + number]
+        edges[axis] = (LEFT, RIGHT) if ends else (RIGHT, RIGHT)
         first = np.pad(first, width, constant_values=edges)
-        edges[axis] = (LEFT, RIGHT) if moves else (LEFT, LEFT)
+        edges[axis] = (LEFT, RIGHT) if ends else (LEFT, LEFT)
         last = np.pad(last, width, constant_values=edges)
         count = (first.shape[axis] - step * (side - 1) - 1) // stride + 1
         places = stride * np.arange(count)[:, None] + step * np.arange(side)
