@@ -79,11 +79,12 @@ def test_two_processes_equal_one_at_twice_the_batch(gratings, two, tmp_path, mon
     )  # fmt: skip
     found, expected = weights(out), weights(tmp_path)
     for key, array in expected.state.items():
-        # Sums of float32 in another order; four steps move a weight by up to 2e-4, and Adam
-        # those whose gradients are next to nothing by as much, whatever their rounding.
+        # Sums of float32 in another order: Adam steps where a gradient is next to nothing as far
+        # as elsewhere. In one process, a loss times 1 + 1.2e-7 moves 0.6 % of a layer's weights,
+        # by up to 2.5e-5 of the 2e-4 that four steps can.
         off = np.abs(found.state[key] - array)
         assert off.max() < 4e-5, key
-        assert np.mean(off > 2e-6) < 0.02, key
+        assert np.mean(off > 2e-6) < 0.01, key
     metrics = json.loads((out / "metrics.json").read_text())["ffdnet"]
     assert metrics["gain_db"] == pytest.approx(one.gain_db, abs=1e-3)
     recipe = found.metadata["recipe"]
