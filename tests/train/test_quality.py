@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import combinations
 from pathlib import Path
 
 import h5py
@@ -12,11 +11,10 @@ import pytest
 from scipy import ndimage
 
 from emdn_models import FormatError
-from emdn_train import baselines, frontier, quality, quality_tables
+from emdn_train import baselines, quality, quality_tables
 from emdn_train.cli import main
 from emdn_train.data import STEM, open_split
 from emdn_train.examples import Example, examples, score
-from emdn_train.frontier import draw_frontier
 from emdn_train.quality import PEERS_FILE, QualityConfig, measure, specimens
 from emdn_train.quality_report import report, save
 
@@ -259,41 +257,9 @@ def test_saved_files_hold_the_rows_and_the_tables(rows: pl.DataFrame, tmp_path: 
     assert not list((tmp_path / "new").glob("*.partial"))
 
 
-def test_the_picture_takes_models_that_lie_on_one_another(tmp_path: Path, monkeypatch) -> None:
-    from emdn_models import pretrained
-
-    names = [*pretrained.index()["models"], "gaussian"]
-    rows = pl.DataFrame(
-        [{"model": name, "frame": 0, "gain_db": 14.0, "ms": 70.0} for name in names]
-    )
-    boxes = []
-
-    def labelled(figure, axes, labels) -> None:
-        label(figure, axes, labels)
-        assert all(axes.bbox.contains(*t.get_window_extent().max) for t in axes.texts)
-        boxes.extend(text.get_window_extent() for text in axes.texts)
-
-    label = frontier._label
-    monkeypatch.setattr(frontier, "_label", labelled)
-    draw_frontier(rows, tmp_path / "frontier.png")
-    assert len(boxes) == len(names)
-    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
-    data = (tmp_path / "frontier.png").read_bytes()
-    assert data.startswith(b"\x89PNG")
-    assert len(data) < 150_000
-
-
 def test_a_split_without_a_table_says_what_it_lacks(gratings: Path, known) -> None:
     with pytest.raises(FormatError, match=r"lacks level, part.*testset"):
         measure(QualityConfig(gratings, ("half",)))
-
-
-@pytest.mark.parametrize("mean", [0.05, 0.3, 1, 3, 10, 100])
-def test_the_inverse_is_unbiased(mean: float) -> None:
-    counts = np.arange(int(mean + 12 * mean**0.5 + 30))
-    logarithms = counts * np.log(mean) - mean - np.cumsum(np.log(np.maximum(counts, 1)))
-    expectation = np.exp(logarithms) @ baselines.anscombe(counts.astype(np.float32))
-    assert baselines.unbiased_inverse(np.array([expectation])) == pytest.approx(mean, rel=5e-3)
 
 
 def test_the_gaussian_is_the_best_of_its_widths(frames: list[Example]) -> None:
