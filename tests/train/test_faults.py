@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from emdn_train.faults import FAULTS, PERIOD, Scene
-from emdn_train.kept import soundness
+from emdn_train.kept import farthest, soundness
 from emdn_train.proof_movies import CRYSTALS, MORE, STRANGE, movie
 
 
@@ -101,7 +101,29 @@ def test_a_reflection_that_a_result_lacks_or_exaggerates_is_seen(made):
     y, x = np.mgrid[:64, :64]
     wave = 20 * np.cos(2 * np.pi * (0.2 * y + 0.1 * x)).astype(np.float32)
     true = made.clean + wave
-    assert soundness(true, true) == "sound"
-    assert soundness(true, made.clean + 0.9 * wave) == "slight"
-    assert soundness(true, made.clean + 0.6 * wave) == "wrong"
-    assert soundness(true, made.clean + 1.4 * wave) == "wrong"
+
+    def right(drawn):
+        return true
+
+    assert soundness(true, true, right) == "sound"
+    assert soundness(true, made.clean + 0.9 * wave, right) == "slight"
+    assert soundness(true, made.clean + 0.6 * wave, right) == "wrong"
+    assert soundness(true, made.clean + 1.4 * wave, right) == "wrong"
+
+
+def test_an_atom_that_all_results_lack_is_seen_where_no_reflection_is_off(made):
+    y, x = np.mgrid[:64, :64]
+    atom = np.exp(-((y - 20) ** 2 + (x - 40) ** 2) / 8)  # a Gaussian of 2 pixels
+    atom *= np.sqrt(made.clean.mean() / np.square(atom).sum())  # one deviation of a frame
+
+    def model(strength, noise):
+        return lambda drawn: made.clean + strength * atom + noise * (drawn - made.clean)
+
+    for strength in (3.0, -3.0):
+        # The mean of eight frames is off by the root of eight times as much.
+        found = farthest(made.clean, model(strength, 0.1))
+        assert found == pytest.approx(3 * 8**0.5, rel=0.1)
+        assert soundness(made.clean, made.clean, model(strength, 0.1)) == "wrong"
+    # What a result keeps of a frame's noise is nothing that the model is wrong by.
+    assert farthest(made.clean, model(0.0, 0.5)) < 2.5
+    assert soundness(made.clean, made.clean, model(0.5, 0.5)) == "sound"

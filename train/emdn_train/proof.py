@@ -130,7 +130,9 @@ def run(job: Job) -> list[dict[str, Any]]:
             judge = judge_of(path, denoiser, job.seed, job.gain)
             for result in _results(job, made, denoiser, judge):
                 number = rows[-1]["result"] + 1 if rows else 0
-                rows += _rows(job, name, result, judge, made, number)
+                honest = result.fault == NONE
+                truth = _soundness(job, denoiser, judge, made, result.frames) if honest else None
+                rows += _rows(job, name, result, judge, made, number, truth)
     return rows
 
 
@@ -175,8 +177,17 @@ def _denoised(denoiser: Model, judge: Judge, raw: Stack, gain: float) -> Stack:
     return np.concatenate([denoiser.run(one[None], scale) for one in raw])
 
 
+def _soundness(job: Job, denoiser: Model, judge: Judge, made: Movie, frames: Stack) -> str:
+    times = np.float32(job.times)
+
+    def again(drawn: Stack) -> Stack:
+        return _denoised(denoiser, judge, drawn * times, 1.0) / times
+
+    return soundness(made.clean, frames / times, again, job.seed)
+
+
 def _rows(
-    job: Job, model: str, result: _Result, judge: Judge, made: Movie, number: int
+    job: Job, model: str, result: _Result, judge: Judge, made: Movie, number: int, truth: str | None
 ) -> Iterator[dict[str, Any]]:
     found = judge.judge(result.frames)
     flagged = [verdict != "within noise" for verdict in found.verdicts]
@@ -184,9 +195,6 @@ def _rows(
         np.square(stack / np.float32(job.times) - made.clean).mean(axis=(1, 2))
         for stack in (result.frames, judge.raw)
     )
-    truth = None
-    if result.fault == NONE:
-        truth = soundness(made.clean, result.frames / np.float32(job.times))
     for frame, verdict in enumerate(found.verdicts):
         yield {
             "label": job.label, "specimen": job.specimen, "snr": job.snr, "seed": job.seed,

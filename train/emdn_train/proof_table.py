@@ -2,10 +2,10 @@
 
 import polars as pl
 
-from emdn_deploy.checking.grounds import LEVEL
+from emdn_deploy.checking.grounds import LEVEL, RUN
 from emdn_deploy.session import open_session
 from emdn_models import __version__
-from emdn_train.kept import KINDS, SEEN, TOLERATED
+from emdn_train.kept import DRAWS, KINDS, PLACE, SEEN, TOLERATED
 from emdn_train.proof import NONE
 from emdn_train.proof_config import FAINT, RIGHTED, ProofConfig
 from emdn_train.proof_summary import CLEAR, crystals, detected, false_alarms, interval
@@ -42,8 +42,9 @@ def report(rows: pl.DataFrame, config: ProofConfig) -> str:
             markdown(flagged(rows)),
             "The same by the truth, which the check does not know. `sound`: at no spatial "
             f"frequency are the frames together off by {SEEN:g} standard deviations of a frame's "
-            f"noise; `slight`: they are, but within the {100 * TOLERATED:g} % of a lattice's peak "
-            "that the check lets a denoiser take; "
+            f"noise, and on average over {RUN} frames and {DRAWS} draws of their noise at no place "
+            f"by {PLACE:g} of such an average's; `slight`: at some frequency they are, but within "
+            f"the {100 * TOLERATED:g} % of a lattice's peak that the check lets a denoiser take; "
             "`wrong`: by more, so that what is flagged is a true finding. What is flagged of sound "
             "results are the false alarms. `failed` counts stacks, `95 %` is the interval in which "
             "their share in per cent lies (binomial, Clopper and Pearson). "
