@@ -79,6 +79,7 @@ class FittedGain(nn.Module):
 
     def forward(self, power: Tensor) -> Tensor:
         """Map powers (N, I, w, J, L), of I x J windows of w x L frequencies, to factors."""
+        power = power + 0.05  # every mean with it
         beside = _beside(power, 3)
         evidence = [
             power,
@@ -90,7 +91,7 @@ class FittedGain(nn.Module):
         ]
         # Logarithms of whole vectors of numbers only: a rest is rounded in another way, and
         # where it lies depends on the frame's size.
-        flat = [torch.log(one.expand_as(power) + 0.05) for one in evidence]
+        flat = [torch.log(one.expand_as(power)) for one in evidence]
         # Products with matrices whose last column is the bias, for rows whose last is 1.
         flow = torch.stack([*flat, *self.places.expand(-1, *power.shape)], 1).flatten(2)
         for layer in (self.first, self.second):
@@ -171,6 +172,7 @@ class SpectralShrinkage(nn.Module):
         half = self.hop + 1  # frequencies of a real row
         angle = 2 * math.pi / window * torch.outer(time - self.hop, time)
         cos, sin = torch.cos(angle), torch.sin(angle)  # of rows of frequencies, 0 in the middle
+        turn = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)])
         positive = 2 * math.pi / window * torch.outer(time[:half], time)
         both = torch.full((half, 1), 2.0, dtype=torch.float64)
         both[0] = both[-1] = 1
@@ -179,9 +181,9 @@ class SpectralShrinkage(nn.Module):
             # A row to its spectrum and back: real and imaginary parts.
             "row": torch.stack([positive.cos().T, -positive.sin().T]) * sine[:, None],
             "row_back": torch.stack([positive.cos(), -positive.sin()]) * back,
-            # A column to its sums with cosines and then with sines, and back.
-            "column": torch.cat([cos, sin]) * sine,
-            "column_back": torch.cat([cos.T, sin.T]) * sine.repeat(2)[:, None] / window,
+            # The same for columns, which are complex: real above imaginary parts.
+            "column": turn.unflatten(0, (2, window)) * sine.repeat(2),
+            "column_back": turn.T.unflatten(0, (2, window)) * sine[:, None] / window,
             "squares": torch.outer(sine, sine).square()[None, None],
         }
         for name, matrix in matrices.items():
@@ -201,13 +203,15 @@ class SpectralShrinkage(nn.Module):
             self._windows((rows @ part).flatten(2).unflatten(1, (-1, self.hop)), 1)
             for part in self.row
         ]
-        real, imaginary = self._turned(self.column, columns, 1)
+        both = torch.cat(columns, 2)
+        real, imaginary = (part @ both for part in self.column)
         power = (real * real + imaginary * imaginary).unflatten(3, (-1, self.hop + 1))
         expected = functional.conv2d(variance, self.squares, stride=self.hop)[:, 0]
         gain: Tensor = self.gain(power / expected[:, :, None, :, None]).flatten(3)
+        both = torch.cat([real * gain, imaginary * gain], 2)
         columns = [
-            self._added(part, 1).flatten(1, 2).unflatten(2, (-1, self.hop + 1))
-            for part in self._turned(self.column_back, [real * gain, imaginary * gain], -1)
+            self._added(part @ both, 1).flatten(1, 2).unflatten(2, (-1, self.hop + 1))
+            for part in self.column_back
         ]
         rows = columns[0] @ self.row_back[0] + columns[1] @ self.row_back[1]
         return self._added(rows, 2).flatten(2)[:, None]
@@ -222,11 +226,6 @@ class SpectralShrinkage(nn.Module):
         count = windows.shape[axis] - 1
         first, second = windows.chunk(2, axis + 1)
         return second.narrow(axis, 0, count) + first.narrow(axis, 1, count)
-
-    def _turned(self, matrix: Tensor, parts: list[Tensor], sign: int) -> tuple[Tensor, Tensor]:
-        """Multiply columns of real and imaginary parts by cos - i sin (1) or cos + i sin (-1)."""
-        (a, b), (c, d) = ((matrix @ part).split(self.window, 2) for part in parts)
-        return (a + d, c - b) if sign > 0 else (a - d, c + b)
 
 
 class WithSpectrum(nn.Module):
