@@ -160,7 +160,6 @@ class SpectralShrinkage(nn.Module):
     row: Tensor
     row_back: Tensor
     column: Tensor
-    column_back: Tensor
     squares: Tensor
 
     def __init__(self, window: int, gain: nn.Module | None = None) -> None:
@@ -172,7 +171,6 @@ class SpectralShrinkage(nn.Module):
         half = self.hop + 1  # frequencies of a real row
         angle = 2 * math.pi / window * torch.outer(time - self.hop, time)
         cos, sin = torch.cos(angle), torch.sin(angle)  # of rows of frequencies, 0 in the middle
-        turn = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)])
         positive = 2 * math.pi / window * torch.outer(time[:half], time)
         both = torch.full((half, 1), 2.0, dtype=torch.float64)
         both[0] = both[-1] = 1
@@ -181,9 +179,7 @@ class SpectralShrinkage(nn.Module):
             # A row to its spectrum and back: real and imaginary parts.
             "row": torch.stack([positive.cos().T, -positive.sin().T]) * sine[:, None],
             "row_back": torch.stack([positive.cos(), -positive.sin()]) * back,
-            # The same for columns, which are complex: real above imaginary parts.
-            "column": turn.unflatten(0, (2, window)) * sine.repeat(2),
-            "column_back": turn.T.unflatten(0, (2, window)) * sine[:, None] / window,
+            "column": torch.stack([cos, sin]) * sine,
             "squares": torch.outer(sine, sine).square()[None, None],
         }
         for name, matrix in matrices.items():
@@ -203,15 +199,18 @@ class SpectralShrinkage(nn.Module):
             self._windows((rows @ part).flatten(2).unflatten(1, (-1, self.hop)), 1)
             for part in self.row
         ]
+        # Columns are complex: real above imaginary parts, as in the matrix and its inverse.
+        cos, sin = self.column
+        turn = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)])
         both = torch.cat(columns, 2)
-        real, imaginary = (part @ both for part in self.column)
+        real, imaginary = (part @ both for part in turn.chunk(2))
         power = (real * real + imaginary * imaginary).unflatten(3, (-1, self.hop + 1))
         expected = functional.conv2d(variance, self.squares, stride=self.hop)[:, 0]
         gain: Tensor = self.gain(power / expected[:, :, None, :, None]).flatten(3)
         both = torch.cat([real * gain, imaginary * gain], 2)
         columns = [
             self._added(part @ both, 1).flatten(1, 2).unflatten(2, (-1, self.hop + 1))
-            for part in self.column_back
+            for part in (turn.T / self.window).chunk(2)
         ]
         rows = columns[0] @ self.row_back[0] + columns[1] @ self.row_back[1]
         return self._added(rows, 2).flatten(2)[:, None]
