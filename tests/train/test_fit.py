@@ -176,6 +176,20 @@ def test_evaluate_measures_decibels_over_the_noisy_frame(gratings, share, gain):
     assert ratio == pytest.approx(1, abs=0.02)
 
 
+def test_runs_of_any_seed_are_validated_on_the_same_noise(gratings, tmp_path, monkeypatch):
+    seen = []
+
+    def kept(*arguments):
+        seen.append(validation(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(fitting, "validation", kept)
+    for seed in (0, 1):
+        fit(config(gratings, tmp_path / str(seed), seed=seed, epochs=1))
+    for one, other in zip(*seen, strict=True):
+        assert torch.equal(one.noisy, other.noisy)
+
+
 @pytest.mark.parametrize("name", ["cafcn", "dncnn", "ffdnet", "unet", "rednet", "msdnet"])
 def test_micro_batches_add_up_to_the_batch(name):
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ from emdn_train.resume import FILE_NAME, StateFile, Training
 from emdn_train.source import Simulated, Source, chance, shuffled
 from emdn_train.specialise import described, source_of
 from emdn_train.start import start_from
-from emdn_train.validate import LEVELS, evaluate, validation
+from emdn_train.validate import LEVELS, SEED, evaluate, validation
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def fit(config: FitConfig) -> list[Fitted]:
         todo = list(dict.fromkeys(config.models))
         kinds = {name: classes.split(name)[1] for name in todo}
         sources = {kind: source_of(kind, everything) for kind in kinds.values()}
-        tests = {kind: validation(unseen, LEVELS, 16, 256, config.seed, kind) for kind in sources}
+        tests = {kind: validation(unseen, LEVELS, 16, 256, SEED, kind) for kind in sources}
         for earlier in (Fitted(**result) for result in state.done.values()):
             if earlier.name in kept or earlier.status == "diverged":
                 todo.remove(earlier.name)
