@@ -5,6 +5,10 @@ mean, so that the noise has unit variance at the mean. With frames f = gain * e 
 offset, x depends only on the mean and the noise of the data at the mean:
 gain = sigma**2 / (mean - offset) and s = (mean - offset)**2 / sigma**2. A camera's
 gain is rarely written down, so sigma is measured, on frames sampled over the stack.
+
+Where a camera spreads an electron over neighbouring pixels, each of these has less noise
+than its electrons: their noise is whole only where many pixels are added up. So sigma**2 is
+then the power of the noise at low frequencies, where images are, not its variance.
 """
 
 from dataclasses import dataclass
@@ -34,7 +38,7 @@ class Intensity:
     offset
         Intensity of a pixel without electrons.
     sigma
-        Standard deviation of the noise at the mean, in intensity units.
+        Standard deviation of a pixel's noise at the mean, in intensity units.
     note
         What was measured and what was assumed, for people.
     """
@@ -44,6 +48,11 @@ class Intensity:
     offset: float
     sigma: float
     note: str
+
+    @property
+    def pixel_gain(self) -> float:
+        """Return a pixel's variance over its mean: less than ``gain`` where pixels share noise."""
+        return self.sigma**2 / (self.gain * self.scale) if self.sigma else self.gain
 
 
 def estimate(
@@ -92,7 +101,7 @@ def from_blocks(
     ``closer`` is what the spectrum of differences says that are not white.
     """
     mean = blocks.level
-    variance, method = noise_variance(blocks, closer)
+    variance, spread, method = noise(blocks, closer)
     sigma = float(np.sqrt(variance))
     if sigma <= 1e-6 * max(1.0, abs(mean)):
         return Intensity(1.0, 1.0, mean - 1.0, 0.0, "no noise found: a constant or synthetic stack")
@@ -107,43 +116,63 @@ def from_blocks(
     if gain is not None:
         notes.append("gain given")
     else:
-        gain = variance / (mean - offset)
+        gain = spread * variance / (mean - offset)
         if blocks.whole and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
             gain = 1.0
             notes.append("whole numbers with the noise of counts")
         else:
             notes.append(f"gain from {method}")
     scale = (mean - offset) / gain
-    return Intensity(scale, gain, offset, float(np.sqrt(gain * gain * scale)), ", ".join(notes))
+    sigma = float(np.sqrt(gain * gain * scale / spread))
+    return Intensity(scale, gain, offset, sigma, ", ".join(notes))
 
 
-def noise_variance(blocks: Blocks, closer: motion.Spectrum | None) -> tuple[float, str]:
-    """Choose and average the estimate of the noise variance at the mean.
+def noise(blocks: Blocks, closer: motion.Spectrum | None) -> tuple[float, float, str]:
+    """Choose and average the estimate of the noise at the mean.
 
     Differences of neighbouring frames see no fixed structure. Where they are not
     white, either the noise is correlated from pixel to pixel, and they stand, or the
     specimen moves, and what is white in them does: their high-passed part, which
     smooth structure does not reach, or the power where no image is. Where both is so,
     a single frame's spectrum has to do.
+
+    Returns
+    -------
+    float, float, str
+        A pixel's variance; how many times that the power at low frequencies is; and from what.
     """
     if not blocks.temporal.size:
-        return blocks.single, "the spectrum of the frame"
+        shared = "" if blocks.spread == 1 else ", its large scales (the noise is correlated)"
+        return blocks.single, blocks.spread, "the spectrum of the frame" + shared
     temporal = trimmed_mean(blocks.temporal)
     if not motion.uneven(blocks):
-        return temporal, "differences of neighbouring frames"
+        return temporal, 1.0, "differences of neighbouring frames"
     spatial = blocks.single
     moving = motion.moves(blocks) or not blocks.lagged.size
     if closer is None:  # too small for a spectrum: only slow motion can be told
         high = min(trimmed_mean(blocks.temporal_high), spatial)
         if moving and temporal > _UNEVEN * high:
-            return high, "high-passed differences of neighbouring frames (the frames move)"
+            return high, 1.0, "high-passed differences of neighbouring frames (the frames move)"
     elif not closer.correlated:
-        return motion.white_variance(blocks, closer.white), (
-            "the white part of differences of neighbouring frames (the frames move or flicker)"
+        variance = motion.white_variance(blocks, closer.white)
+        return (
+            variance,
+            1.0,
+            ("the white part of differences of neighbouring frames (the frames move or flicker)"),
         )
     elif (moving and temporal > _UNEVEN * spatial) or motion.beyond_frames(blocks):
-        return spatial, "the spectrum of the frame (the noise is correlated, frames differ by more)"
-    return temporal, "differences of neighbouring frames"
+        return (
+            spatial,
+            blocks.spread,
+            ("the spectrum of the frame (the noise is correlated, frames differ by more)"),
+        )
+    else:
+        return (
+            temporal,
+            closer.spread,
+            ("differences of neighbouring frames, their large scales (the noise is correlated)"),
+        )
+    return temporal, 1.0, "differences of neighbouring frames"
 
 
 def _offset(

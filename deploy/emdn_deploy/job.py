@@ -129,7 +129,7 @@ def run(
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
             began = time.perf_counter()
-            quick = Quick(ready.scale.gain, ready.scale.offset, bad=ready.recipe.bad)
+            quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
             _stream(denoiser, ready, options, output, quick, count, progress)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None

@@ -9,7 +9,7 @@ noise (see `emdn_deploy.noise.shapes`).
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,13 @@ class Spectrum:
         Whether the noise of neighbouring pixels is correlated.
     white
         Share of white noise in the power of the differences.
+    spread
+        Their power at low frequencies over their mean power.
     """
 
     correlated: bool
     white: float
+    spread: float
 
 
 def moves(blocks: Blocks) -> bool:
@@ -107,4 +110,5 @@ def look(
         return None
     blur = shapes.blur(spectra.power, spectra.shape, single=False)
     white, _ = noise_spectra.white(spectra.power, spectra.shape, spectra.rank)
-    return Spectrum(blur.clear, white)
+    spread = noise_spectra.area(spectra.power, spectra.shape)
+    return Spectrum(blur.clear, white, spread if isfinite(spread) and spread > 0 else 1.0)

@@ -78,6 +78,12 @@ class Blocks:
         # The median: structure raises the variance of some blocks, noise that of all.
         return float(np.median(values)) if len(values) else 0.0
 
+    @cached_property
+    def spread(self) -> float:
+        """Return the noise's power at low frequencies over its variance, of single frames."""
+        values = [spectrum.spread(one.astype(np.float64)) for one in self.singles]
+        return float(np.median(values)) if values else 1.0
+
 
 def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
     """Spread runs of neighbouring frames over a stack: their starts and their length."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import intensity, moments, sampling
+from emdn_deploy import intensity, moments, sampling, spectrum
 from emdn_models.errors import EmdnError
 
 # The stacks on which the noise model's power is measured.
@@ -125,7 +125,10 @@ def test_correlated_noise_is_found_in_frames_that_move(count: int, pixels: float
     blur = FAULTS["blur, share given to 4 neighbours"][0]
     frames = 3 * blur(100 * SCENE(count, 128, shifts).clip(0), rng, 0.3)
     variance = 0.7**2 + 4 * (0.3 / 4) ** 2
-    assert measure(frames).gain == pytest.approx(3 * variance, rel=0.25)
+    found = measure(frames)
+    # Of what an electron gives, each pixel's noise holds half, that of many pixels all.
+    assert found.gain == pytest.approx(3, rel=0.25)
+    assert found.pixel_gain == pytest.approx(3 * variance, rel=0.25)
 
 
 @pytest.mark.parametrize("pixels", [0.0, 0.3, 1.0, 3.0])
@@ -146,8 +149,41 @@ def test_interpolated_single_frames_keep_their_noise(lattice, seed: int) -> None
     for axis in (0, 1):
         wide = (wide + np.roll(wide, 1, axis)) / 2
     variance = 0.75**2 * 30.0  # of the mean of one or two pixels, along both axes
-    assert measure(wide[None] * 2.0).sigma == pytest.approx(2 * np.sqrt(variance), rel=0.35)
+    found = measure(wide[None] * 2.0)
+    assert found.sigma == pytest.approx(2 * np.sqrt(variance), rel=0.35)
+    assert found.gain == pytest.approx(2 * 4, rel=0.35)  # of four pixels, one electron's
     assert np.sqrt(np.median(moments.high_pass(wide[None]) ** 2)) < 0.25 * np.sqrt(variance)
+
+
+def recorded(count: int, size: int, dose: float, image: float = 0.0):
+    """Record electrons by a CCD: the noise has the root of the MTF (Gatan US1000, 80 kV)."""
+    rng = np.random.default_rng(9)
+    radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    transfer = (1 + (radius / 0.1375) ** 2.11) ** -0.5
+    shade = 1 + image * np.sin(np.arange(size) / 1.1)  # a lattice within what images hold
+    counts = np.fft.rfft2(rng.poisson(dose * shade, (count, size, size)))
+    return np.fft.irfft2(counts * transfer, s=(size, size))
+
+
+@pytest.mark.parametrize("image", [0.0, 0.2])
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_electrons_are_counted_where_pixels_share_them(count: int, image: float) -> None:
+    found = measure(7 * recorded(count, 128, 40.0, image))
+    # A pixel's noise alone would say 0.15; one frame does not show how far the rest goes.
+    assert (0.45 if count < 3 else 0.75) < found.gain / 7 < 1.1
+    assert found.pixel_gain < 0.2 * 7
+    assert "the noise is correlated" in found.note
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [32, 64, 256])
+def test_white_noise_is_not_spread_whatever_the_image(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
+    film = np.fft.irfft2(
+        np.fft.rfft2(rng.normal(size=(size, size))) * (radius < 0.2), s=(size, size)
+    )
+    assert spectrum.spread(rng.normal(size=(size, size)) + 3 * film) == 1
 
 
 def test_hot_pixels_do_not_change_the_scale_of_one_frame(lattice) -> None:

@@ -122,7 +122,7 @@ class Judge:
             held.add(number, before, after)
         table = rows.finish()
         found = self.grounds.judge(rows, table, held)
-        quick = Quick(self.scale.gain, self.scale.offset, bad=~good)
+        quick = Quick(self.scale.pixel_gain, self.scale.offset, bad=~good)
         quick.add(0, self.raw, denoised)
         seen = quick.result()
         standing = np.isin(np.arange(len(denoised)), seen.failing)
@@ -158,4 +158,5 @@ def judge_of(path: Path, denoiser: Model, seed: int = 0, gain: float = 1.0) -> J
 
 def wrong(scale: Intensity, gain: float) -> Intensity:
     """Return the scale of one who takes the gain to be ``gain`` times what it is."""
-    return replace(scale, scale=scale.scale / gain, gain=scale.gain * gain)
+    sigma = scale.sigma * float(np.sqrt(gain))
+    return replace(scale, scale=scale.scale / gain, gain=scale.gain * gain, sigma=sigma)

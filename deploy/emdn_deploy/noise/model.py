@@ -140,11 +140,12 @@ def estimate(
     spectra = Spectra()
     blocks = collect(read, count, size, bad, spectra.add)
     found = findings.look(spectra, blocks)
-    closer = motion.Spectrum(found.correlated, found.white) if found.pairs else None
+    area = findings.area(found)
+    closer = motion.Spectrum(found.correlated, found.white, area) if found.pairs else None
     scale = gain.scale(blocks, found.uneven, closer, offset)
     above = blocks.level - scale.offset
     said, unknown, inside = findings.describe(found, above)
-    variance = scale.variance * findings.area(found)
+    variance = scale.variance * area
     brightness, dimmed = findings.brightness(spectra, above, variance)
     rows, columns = found.rows.sigma / above, found.columns.sigma / above
     x, y = found.correlation
