@@ -25,7 +25,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_train.simulate.config import SimulateConfig
 from emdn_train.simulate.movie import simulate_movie
 
-MOVIES = {13: 0.4, 11: 0.15, 12: 0.25, 14: 0.4, 17: 0.25, 16: 0.4, 15: 0.8, 18: 1.2}
+MOVIES = {14: 0.4, 11: 0.15, 12: 0.25, 13: 0.4, 17: 0.25, 16: 0.4, 15: 0.8, 18: 1.2}
 FRAMES = 24
 OPTIONS = DenoiseOptions(threads=1, device="cpu")
 
