@@ -10,6 +10,7 @@ import pytest
 from benchmarks.cases import CASES
 from emdn_deploy import cpus
 from emdn_deploy.bench.frames import ELECTRONS
+from emdn_deploy.session.handles import options_for
 from emdn_models import pretrained
 
 KINDS = {
@@ -30,13 +31,9 @@ ROUNDS = 12
     "case", [one for one in CASES if one.device == "cpu" and one.precision == "fp32"], ids=str
 )
 def test_profile(benchmark, ring, tmp_path, case):
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = cpus.usable()
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
+    options = options_for("cpu", cpus.usable())
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = pretrained.onnx_path(case.model)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     numbers = {"scale": ELECTRONS, "offset": 0.0, "gain": 1.0}

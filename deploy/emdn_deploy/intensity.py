@@ -12,6 +12,7 @@ then the power of the noise at low frequencies, where images are, not its varian
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,8 @@ def from_blocks(
     ``closer`` is what the spectrum of differences says that are not white.
     """
     mean = blocks.level
-    variance, spread, method = noise(blocks, closer)
+    found = noise(blocks, closer)
+    variance = found.variance
     sigma = float(np.sqrt(variance))
     if sigma <= 1e-6 * max(1.0, abs(mean)):
         return Intensity(1.0, 1.0, mean - 1.0, 0.0, "no noise found: a constant or synthetic stack")
@@ -116,18 +118,36 @@ def from_blocks(
     if gain is not None:
         notes.append("gain given")
     else:
-        gain = spread * variance / (mean - offset)
+        gain = found.spread * variance / (mean - offset)
         if blocks.whole and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
             gain = 1.0
             notes.append("whole numbers with the noise of counts")
         else:
-            notes.append(f"gain from {method}")
+            notes.append(f"gain from {found.method}")
     scale = (mean - offset) / gain
-    sigma = float(np.sqrt(gain * gain * scale / spread))
+    sigma = float(np.sqrt(gain * gain * scale / found.spread))
     return Intensity(scale, gain, offset, sigma, ", ".join(notes))
 
 
-def noise(blocks: Blocks, closer: motion.Spectrum | None) -> tuple[float, float, str]:
+class Noise(NamedTuple):
+    """What `noise` finds at the mean.
+
+    Attributes
+    ----------
+    variance
+        Of a pixel.
+    method
+        What it is from, for people.
+    spread
+        How many times the variance the power at low frequencies is.
+    """
+
+    variance: float
+    method: str
+    spread: float = 1.0
+
+
+def noise(blocks: Blocks, closer: motion.Spectrum | None) -> Noise:
     """Choose and average the estimate of the noise at the mean.
 
     Differences of neighbouring frames see no fixed structure. Where they are not
@@ -135,44 +155,27 @@ def noise(blocks: Blocks, closer: motion.Spectrum | None) -> tuple[float, float,
     specimen moves, and what is white in them does: their high-passed part, which
     smooth structure does not reach, or the power where no image is. Where both is so,
     a single frame's spectrum has to do.
-
-    Returns
-    -------
-    float, float, str
-        A pixel's variance; how many times that the power at low frequencies is; and from what.
     """
     if not blocks.temporal.size:
         shared = "" if blocks.spread == 1 else ", its large scales (the noise is correlated)"
-        return blocks.single, blocks.spread, "the spectrum of the frame" + shared
-    temporal = trimmed_mean(blocks.temporal)
+        return Noise(blocks.single, "the spectrum of the frame" + shared, blocks.spread)
+    still = Noise(trimmed_mean(blocks.temporal), "differences of neighbouring frames")
     if not motion.uneven(blocks):
-        return temporal, 1.0, "differences of neighbouring frames"
-    spatial = blocks.single
+        return still
     moving = motion.moves(blocks) or not blocks.lagged.size
     if closer is None:  # too small for a spectrum: only slow motion can be told
-        high = min(trimmed_mean(blocks.temporal_high), spatial)
-        if moving and temporal > _UNEVEN * high:
-            return high, 1.0, "high-passed differences of neighbouring frames (the frames move)"
-    elif not closer.correlated:
-        variance = motion.white_variance(blocks, closer.white)
-        return (
-            variance,
-            1.0,
-            ("the white part of differences of neighbouring frames (the frames move or flicker)"),
-        )
-    elif (moving and temporal > _UNEVEN * spatial) or motion.beyond_frames(blocks):
-        return (
-            spatial,
-            blocks.spread,
-            ("the spectrum of the frame (the noise is correlated, frames differ by more)"),
-        )
-    else:
-        return (
-            temporal,
-            closer.spread,
-            ("differences of neighbouring frames, their large scales (the noise is correlated)"),
-        )
-    return temporal, 1.0, "differences of neighbouring frames"
+        high = min(trimmed_mean(blocks.temporal_high), blocks.single)
+        if moving and still.variance > _UNEVEN * high:
+            return Noise(high, f"high-passed {still.method} (the frames move)")
+        return still
+    if not closer.correlated:
+        white = motion.white_variance(blocks, closer.white)
+        return Noise(white, f"the white part of {still.method} (the frames move or flicker)")
+    if (moving and still.variance > _UNEVEN * blocks.single) or motion.beyond_frames(blocks):
+        method = "the spectrum of the frame (the noise is correlated, frames differ by more)"
+        return Noise(blocks.single, method, blocks.spread)
+    method = f"{still.method}, their large scales (the noise is correlated)"
+    return Noise(still.variance, method, closer.spread)
 
 
 def _offset(

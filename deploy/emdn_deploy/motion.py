@@ -9,7 +9,7 @@ noise (see `emdn_deploy.noise.shapes`).
 """
 
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,4 +111,4 @@ def look(
     blur = shapes.blur(spectra.power, spectra.shape, single=False)
     white, _ = noise_spectra.white(spectra.power, spectra.shape, spectra.rank)
     spread = noise_spectra.area(spectra.power, spectra.shape)
-    return Spectrum(blur.clear, white, spread if isfinite(spread) and spread > 0 else 1.0)
+    return Spectrum(blur.clear, white, spread if spread > 0 else 1.0)

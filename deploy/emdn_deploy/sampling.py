@@ -73,16 +73,18 @@ class Blocks:
 
         For frames too small for that it is that of their high-passed blocks.
         """
-        wide = (one.astype(np.float64) for one in self.singles)
-        values = [spectrum.noise_variance(one) for one in wide] or self.high
+        values = [variance for variance, _ in self._spectral] or self.high
         # The median: structure raises the variance of some blocks, noise that of all.
         return float(np.median(values)) if len(values) else 0.0
 
     @cached_property
     def spread(self) -> float:
         """Return the noise's power at low frequencies over its variance, of single frames."""
-        values = [spectrum.spread(one.astype(np.float64)) for one in self.singles]
-        return float(np.median(values)) if values else 1.0
+        return float(np.median([spread for _, spread in self._spectral] or [1.0]))
+
+    @cached_property
+    def _spectral(self) -> list[tuple[float, float]]:
+        return [spectrum.noise(one.astype(np.float64)) for one in self.singles]
 
 
 def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:

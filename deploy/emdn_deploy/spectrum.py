@@ -25,53 +25,49 @@ Floats = NDArray[np.float64]
 _Real = TypeVar("_Real", bound=np.floating[Any])
 
 
-def noise_variance(frame: NDArray[np.float64]) -> float:
-    """Estimate the mean variance of the noise of (H, W), both at least `SMALLEST`."""
-    power, radius, weight = _power(frame)
-    ring = ((radius - LOWEST) / WIDTH).astype(int)
-    outside = radius >= LOWEST
-    levels = np.array(
-        [
-            _level(power[outside & (ring == number)])
-            for number in range(int(ring[outside].max()) + 1)
-        ]
-    )
-    total = levels[ring[outside]] @ weight[outside] + levels[0] * weight[~outside].sum()
-    return float(total / weight.sum())
+def noise(frame: Floats) -> tuple[float, float]:
+    """Estimate the noise of (H, W), both at least `SMALLEST`.
 
-
-def spread(frame: NDArray[np.float64]) -> float:
-    """Estimate the noise's power at low frequencies over `noise_variance`, of (H, W).
-
-    It is 1 unless the power clearly falls off outside `LOWEST`. It is then taken between the
-    spots of `_IMAGE`, or from the outer fall (that of a camera's resolution is nearly a
-    Lorentz function), whichever is less: an image without spots would count as noise. By how
-    much the power rises further inwards is not seen: of a CCD's, half is found.
+    Returns
+    -------
+    float, float
+        Its mean variance; and its power at low frequencies over that, which is 1 unless the
+        power clearly falls off outside `LOWEST`.
     """
-    power, radius, _ = _power(frame)
-    near, far = (power[(radius >= low) & (radius < high)] for low, high in _FALL)
-    chance = 1 + _CLEAR * np.sqrt(1 / near.size + 1 / far.size) / np.log(2)
-    if _level(near) < max(_FALLS, chance) * _level(far):
-        return 1.0
-    inner = _level(power[(radius >= _IMAGE[0]) & (radius < _IMAGE[1])])
-    edges = np.arange(LOWEST, 0.5, WIDTH)
-    rings = [power[(radius >= low) & (radius < low + WIDTH)] for low in edges]
-    slope, least = np.polyfit((edges + WIDTH / 2) ** 2, [1 / _level(one) for one in rings], 1)
-    outer = 1 / least if slope > 0 and least > 0 else np.inf
-    return max(1.0, float(min(inner, outer)) / noise_variance(frame))
-
-
-def _power(frame: NDArray[np.float64]) -> tuple[Floats, Floats, Floats]:
-    """Return the power of half the spectrum, its frequencies, and how many each stands for."""
     frame = without_outliers(middle(frame))
     window = np.outer(np.hanning(frame.shape[0]), np.hanning(frame.shape[1]))
     flat = (frame - np.average(frame, weights=window)) * window
     power = np.abs(np.fft.rfft2(flat)) ** 2 / (window**2).sum()
     y = np.fft.fftfreq(frame.shape[0])[:, None]
     x = np.fft.rfftfreq(frame.shape[1])[None, :]
+    radius = np.hypot(y, x)
+    ring = ((radius - LOWEST) / WIDTH).astype(int)
+    outside = radius >= LOWEST
     # All but the first and last columns of a half spectrum stand for two frequencies.
     weight = np.broadcast_to(np.where((x > 0) & (x < 0.5), 2.0, 1.0), power.shape)
-    return power, np.hypot(y, x), weight
+    numbers = range(int(ring[outside].max()) + 1)
+    levels = np.array([_level(power[outside & (ring == number)]) for number in numbers])
+    total = levels[ring[outside]] @ weight[outside] + levels[0] * weight[~outside].sum()
+    variance = float(total / weight.sum())
+    near, far = (power[(radius >= low) & (radius < high)] for low, high in _FALL)
+    chance = 1 + _CLEAR * np.sqrt(1 / near.size + 1 / far.size) / np.log(2)
+    if _level(near) < max(_FALLS, chance) * _level(far):
+        return variance, 1.0
+    inner = _level(power[(radius >= _IMAGE[0]) & (radius < _IMAGE[1])])
+    return variance, max(1.0, min(inner, _inward(levels)) / variance)
+
+
+def _inward(levels: Floats) -> float:
+    """Follow rings outside `LOWEST` inwards to frequency 0.
+
+    As a Lorentz function, which a camera's resolution nearly is. Where an image without spots
+    reaches far out, this is less than what lies between the spots there; where it does not,
+    that is less: of a CCD's noise, half.
+    """
+    inside = int(np.ceil((0.5 - LOWEST) / WIDTH))
+    radius = LOWEST + WIDTH * (np.arange(inside) + 0.5)
+    slope, least = np.polyfit(radius**2, 1 / levels[:inside], 1)
+    return float(1 / least) if slope > 0 and least > 0 else np.inf
 
 
 def _level(power: Floats) -> float:

@@ -183,7 +183,7 @@ def test_white_noise_is_not_spread_whatever_the_image(size: int, seed: int) -> N
     film = np.fft.irfft2(
         np.fft.rfft2(rng.normal(size=(size, size))) * (radius < 0.2), s=(size, size)
     )
-    assert spectrum.spread(rng.normal(size=(size, size)) + 3 * film) == 1
+    assert spectrum.noise(rng.normal(size=(size, size)) + 3 * film)[1] == 1
 
 
 def test_hot_pixels_do_not_change_the_scale_of_one_frame(lattice) -> None:

@@ -66,7 +66,7 @@ class Quick:
     Parameters
     ----------
     gain, offset
-        Intensity units per electron, and intensity of a pixel without electrons.
+        Variance of a pixel over its mean, and intensity of a pixel without electrons.
     read
         Standard deviation of the read noise, intensity units.
     bad

@@ -61,7 +61,7 @@ def scale(
     high = uneven and not correlated and blocks.temporal_high.size > 0
     values = blocks.temporal_high if high else blocks.temporal
     # What is correlated and moves fast, only a single frame shows.
-    blurred = correlated and intensity.noise(blocks, closer)[0] < trimmed_mean(values)
+    blurred = correlated and intensity.noise(blocks, closer).variance < trimmed_mean(values)
     if not values.size or (uneven and not high) or blurred:
         return _from_intensity(blocks, offset, closer)
     mean, variance = trimmed_mean(blocks.mean), trimmed_mean(values)
@@ -181,7 +181,7 @@ def _through(
 def _from_intensity(blocks: Blocks, offset: float | None, closer: motion.Spectrum | None) -> Scale:
     """Fall back on what denoising itself takes, where no error can be given."""
     taken = intensity.from_blocks(blocks, None, offset, closer)
-    variance = intensity.noise(blocks, closer)[0]
+    variance = intensity.noise(blocks, closer).variance
     doubts = ["errors of gain and offset: the noise is told from structure by assumption only"]
     if not blocks.temporal.size:
         doubts.insert(0, "read noise: one frame has no differences, its variance-mean relation "

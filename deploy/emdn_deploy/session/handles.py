@@ -39,20 +39,7 @@ def open_handle(
     DeviceError
         If another device would do the work.
     """
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL
-    # Spinning threads take the cores from the reader, the writer and other processes.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    if device == "cpu":
-        # Where all results of a run lie is not planned ahead: half the memory, as fast.
-        options.enable_mem_pattern = False
-    else:
-        options.add_session_config_entry(_ASSIGNMENT, "1")
+    options = options_for(device, threads)
     digest = sha256(path) if device == "tensorrt" else ""
     providers = options_of(device, precision, digest, graphs=graphs)
     try:
@@ -68,6 +55,25 @@ def open_handle(
     if device != "cpu":
         check(handle, device, path.name)
     return handle
+
+
+def options_for(device: Place, threads: int) -> ort.SessionOptions:
+    """Return what every session is opened with."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL
+    # Spinning threads take the cores from the reader, the writer and other processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if device == "cpu":
+        # Where all results of a run lie is not planned ahead: half the memory, as fast.
+        options.enable_mem_pattern = False
+    else:
+        options.add_session_config_entry(_ASSIGNMENT, "1")
+    return options
 
 
 def check(handle: ort.InferenceSession, device: Place, name: str) -> None:
