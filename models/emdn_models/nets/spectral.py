@@ -55,16 +55,15 @@ class FittedGain(nn.Module):
         Width of the two layers.
     """
 
-    places: Tensor
+    radius: Tensor
 
     def __init__(self, window: int, features: int = 8) -> None:
         super().__init__()
-        rows = torch.arange(-(window // 2), window // 2)[:, None, None]
+        rows = torch.arange(-(window // 2), window // 2)[:, None]
         radius = torch.hypot(rows.float(), torch.arange(window // 2 + 1).float())
-        # From -1 at frequency 0 to 1 at half a period a pixel; and a 1.
+        # From -1 at frequency 0 to 1 at half a period a pixel.
         radius = 4 / window * radius - 1
-        places = torch.stack([radius, torch.ones_like(radius)])[:, None, None]
-        self.register_buffer("places", places, persistent=False)  # (2, 1, 1, w, 1, L)
+        self.register_buffer("radius", radius[:, None], persistent=False)  # (w, 1, L)
         self.first, self.second = nn.Linear(7, features), nn.Linear(features, features)
         self.last = nn.Linear(features, 1)
         with torch.no_grad():
@@ -80,51 +79,41 @@ class FittedGain(nn.Module):
     def forward(self, power: Tensor) -> Tensor:
         """Map powers (N, I, w, J, L), of I x J windows of w x L frequencies, to factors."""
         power = power + 0.05  # every mean with it
-        beside = _beside(power, 3)
-        evidence = [
-            power,
-            beside,
-            _around(power),
-            _around(beside),
-            _beside(power, 5),
-            power.mean((2, 4), keepdim=True),
-        ]
+        beside, further = _beside(power)
+        evidence = [power, beside, _around(power), _around(beside), further]
         # Logarithms of whole vectors of numbers only: a rest is rounded in another way, and
         # where it lies depends on the frame's size.
-        flat = [torch.log(one.expand_as(power)) for one in evidence]
-        # Products with matrices whose last column is the bias, for rows whose last is 1.
-        flow = torch.stack([*flat, *self.places.expand(-1, *power.shape)], 1).flatten(2)
+        whole = power.mean((2, 4), keepdim=True).expand(-1, -1, self.radius.shape[0], -1, -1)
+        planes = [torch.log(one) for one in (*evidence, whole)] + [self.radius]
+        flow = torch.stack([one.expand_as(power) for one in planes], 2).flatten(0, 1).flatten(2)
+        # Convolutions of rows, not of planes: onnxruntime would pad 8 features to 16.
         for layer in (self.first, self.second):
-            flow = functional.relu(_affine(layer, passing=True) @ flow)
-        return torch.sigmoid(_affine(self.last) @ flow).view_as(power)
+            flow = functional.relu(_through(layer, flow))
+        return torch.sigmoid(_through(self.last, flow)).view_as(power)
 
 
-def _affine(layer: nn.Linear, passing: bool = False) -> Tensor:
-    """Join weights and bias; ``passing`` adds a row that hands on the 1."""
-    matrix = torch.cat([layer.weight, layer.bias[:, None]], 1)
-    if not passing:
-        return matrix
-    last = torch.zeros_like(matrix[:1])
-    last[0, -1] = 1
-    return torch.cat([matrix, last])
+def _through(layer: nn.Linear, flow: Tensor) -> Tensor:
+    """Map (N, features, M) by a layer."""
+    return functional.conv1d(flow, layer.weight[:, :, None], layer.bias)
 
 
-def _beside(power: Tensor, side: int) -> Tensor:
-    """Average (N, I, w, J, L) over ``side`` x ``side`` windows, those that there are."""
+def _beside(power: Tensor) -> list[Tensor]:
+    """Average (N, I, w, J, L) over 3 x 3 and over 5 x 5 windows, those that there are."""
     flat = power.flatten(2)[:, None]
-    rows = _sum(flat, side) / _sum(torch.ones_like(flat[:1, :, :, :1]), side)
-    rows = rows.view_as(power).flatten(1, 2)
-    return _mean(rows, (side, 1)).view_as(power)
+    number = torch.ones_like(flat[:1, :, :, :1])
+    return [
+        _mean((near / few).view_as(power).flatten(1, 2), (side, 1)).view_as(power)
+        for side, near, few in zip((3, 5), _sums(flat), _sums(number), strict=True)
+    ]
 
 
-def _sum(x: Tensor, side: int) -> Tensor:
-    """Add up ``side`` neighbours of (N, 1, I, M) along I; faster than a pooling of one channel."""
-    half, count = side // 2, x.shape[2]
-    padded = functional.pad(x, (0, 0, half, half))
-    total = padded.narrow(2, 0, count)
-    for start in range(1, side):
-        total = total + padded.narrow(2, start, count)
-    return total
+def _sums(x: Tensor) -> list[Tensor]:
+    """Add up 3 and 5 neighbours of (N, 1, I, M) along I; faster than a pooling of one channel."""
+    count = x.shape[2]
+    padded = functional.pad(x, (0, 0, 2, 2))
+    before, left, right, after = (padded.narrow(2, start, count) for start in (0, 1, 3, 4))
+    near = x + left + right
+    return [near, near + before + after]
 
 
 def _around(power: Tensor) -> Tensor:

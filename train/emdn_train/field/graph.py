@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -117,8 +118,13 @@ def _outputs(
     if operator in POOLING:
         return [windows.pool(data, given, along, node)]
     if operator in ("Conv", "ConvTranspose") and isinstance(there[1], Known):
+        weight = there[1].array
+        if (
+            operator == "Conv" and weight.shape[2:] == (1,) and given.get("group", 1) == 1
+        ):  # of rows: features alone
+            return [_mixed(data, weight[:, :, 0].T, 1)]
         rule = windows.conv if operator == "Conv" else windows.conv_transpose
-        return [rule(data, there[1].array, given, along)]
+        return [rule(data, weight, given, along)]
     if operator == "Pad" and data.first.ndim == 4 and isinstance(there[1], Known):
         pads = [int(one) for one in there[1].array]
         if len(pads) == 8 and pads[0] == pads[1] == pads[4] == pads[5] == 0:
@@ -198,6 +204,11 @@ def _product(node: onnx.NodeProto, there: list[Value]) -> Seen:
         raise NotLocalError(node, "multiplies what depends on the frame by such")
     seen = left if isinstance(left, Seen) else right
     assert isinstance(seen, Seen)
+    return _mixed(seen, matrix, axis)
+
+
+def _mixed(seen: Seen, matrix: NDArray[Any], axis: int) -> Seen:
+    """Return what sums of numbers along an axis depend on, (inputs, outputs) their weights."""
     # Outputs with the same taps are the same; matrices without zeros have one kind.
     patterns, which = np.unique(matrix.T != 0, axis=0, return_inverse=True)
     first, last = np.moveaxis(seen.first, axis, -1), np.moveaxis(seen.last, axis, -1)

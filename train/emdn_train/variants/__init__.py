@@ -27,6 +27,7 @@ from emdn_train.uncertainty import SNR, recordings
 from emdn_train.variants import gate, speed
 from emdn_train.variants.gate import Sample, Verdict
 from emdn_train.variants.halves import emulated, halved
+from emdn_train.variants.insertion import convolutions
 from emdn_train.variants.integers import quantised
 
 log = logging.getLogger(__name__)
@@ -140,13 +141,13 @@ def _judged(name: str, precision: str, source: Path, made: Path, frames: Frames)
     told |= {"precision": precision, "fp32_sha256": pretrained.sha256(source)}
     tried = made
     if precision == "fp16":
-        total = convolutions(model)
+        total = len(convolutions(model))
         variant, counts = halved(model), (total, total)
         tried = made.with_name("emulated.onnx")
         onnx.save(emulated(variant), tried)
     else:
         found = quantised(model, frames.fitted, made.parent)
-        variant, counts = found.model, (found.integers, convolutions(model))
+        variant, counts = found.model, (found.integers, len(convolutions(model)))
         if not found.integers:
             return Result(name, precision, None, "no convolution stands it", counts)
         told["calibration"] = (
@@ -160,11 +161,6 @@ def _judged(name: str, precision: str, source: Path, made: Path, frames: Frames)
     verdict = gate.verdict(whole, other)
     faster = speed.measure(source, made, frames.judged[0]) if precision == "int8" else None
     return Result(name, precision, None, verdict.refusal, counts, verdict, faster)
-
-
-def convolutions(model: onnx.ModelProto) -> int:
-    """Count the convolutions of a graph, transposed ones too."""
-    return sum(node.op_type in ("Conv", "ConvTranspose") for node in model.graph.node)
 
 
 def _entry(made: Path, file: str, result: Result) -> dict[str, Any]:

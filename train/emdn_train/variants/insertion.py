@@ -28,6 +28,13 @@ _MOVES = ("Concat", "DepthToSpace", "MaxPool", "Reshape", "Resize", "SpaceToDept
 Range = tuple[float, float]
 
 
+def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the convolutions of planes, transposed ones too; those of rows judge spectra."""
+    planes = {one.name for one in model.graph.initializer if len(one.dims) == 4}
+    kinds = ("Conv", "ConvTranspose")
+    return [one for one in model.graph.node if one.op_type in kinds and one.input[1] in planes]
+
+
 def inner(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the convolutions that can be quantised.
 
@@ -35,7 +42,7 @@ def inner(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     stays in float32, and with it whatever is added to the frame itself. Transposed ones
     stay too, for which onnxruntime has no integers.
     """
-    convs = [node for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    convs = convolutions(model)
     behind = _reached(model, [node.output[0] for node in convs])
     before = {name for node in convs for name in _needed(model, node)}
     return [
