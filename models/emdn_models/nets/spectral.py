@@ -85,16 +85,25 @@ class FittedGain(nn.Module):
         # where it lies depends on the frame's size.
         whole = power.mean((2, 4), keepdim=True).expand(-1, -1, self.radius.shape[0], -1, -1)
         planes = [torch.log(one) for one in (*evidence, whole)] + [self.radius]
-        flow = torch.stack([one.expand_as(power) for one in planes], 2).flatten(0, 1).flatten(2)
-        # Convolutions of rows, not of planes: onnxruntime would pad 8 features to 16.
+        return torch.sigmoid(self.judge([one.expand_as(power) for one in planes])).view_as(power)
+
+    def judge(self, planes: list[Tensor]) -> Tensor:
+        """Map features, each (N, I, w, J, L), to as many numbers as one of them has."""
+        # Products with matrices whose last column is the bias, for rows whose last is 1.
+        flow = torch.stack([*planes, torch.ones_like(planes[0])], 1).flatten(2)
         for layer in (self.first, self.second):
-            flow = functional.relu(_through(layer, flow))
-        return torch.sigmoid(_through(self.last, flow)).view_as(power)
+            flow = functional.relu(_affine(layer, passing=True) @ flow)
+        return _affine(self.last) @ flow
 
 
-def _through(layer: nn.Linear, flow: Tensor) -> Tensor:
-    """Map (N, features, M) by a layer."""
-    return functional.conv1d(flow, layer.weight[:, :, None], layer.bias)
+def _affine(layer: nn.Linear, passing: bool = False) -> Tensor:
+    """Join weights and bias; ``passing`` adds a row that hands on the 1."""
+    matrix = torch.cat([layer.weight, layer.bias[:, None]], 1)
+    if not passing:
+        return matrix
+    last = torch.zeros_like(matrix[:1])
+    last[0, -1] = 1
+    return torch.cat([matrix, last])
 
 
 def _beside(power: Tensor) -> list[Tensor]:

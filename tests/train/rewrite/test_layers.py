@@ -6,7 +6,14 @@ from torch import nn
 from torch.nn import functional
 
 from emdn_models.nets.mcnn import Up
-from emdn_train.rewrite.layers import PhasedUp, ShuffledUp, side_by_side, transposed_as_conv
+from emdn_models.nets.spectral import FittedGain
+from emdn_train.rewrite.layers import (
+    ConvolvedGain,
+    PhasedUp,
+    ShuffledUp,
+    side_by_side,
+    transposed_as_conv,
+)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -42,3 +49,14 @@ def test_phases_side_by_side(inner):
     order = torch.arange(24).reshape(-1, 4, inner).transpose(1, 2).flatten()
     expected = functional.pixel_shuffle(phases[:, order], 2)
     assert torch.equal(side_by_side(phases, inner), expected)
+
+
+def test_gain_by_convolutions():
+    torch.manual_seed(0)
+    gain = FittedGain(8).double()
+    for parameter in gain.parameters():
+        torch.nn.init.normal_(parameter)
+    power = 5 * torch.rand(2, 3, 8, 4, 5, dtype=torch.double)
+    expected = gain(power)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ConvolvedGain(gain)(power), expected)

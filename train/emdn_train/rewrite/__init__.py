@@ -17,11 +17,12 @@ from emdn_models.nets.ffdnet import FFDNet
 from emdn_models.nets.mcnn import MCNN, Up
 from emdn_models.nets.msdnet import MSDNet
 from emdn_models.nets.rednet import REDNet
+from emdn_models.nets.spectral import FittedGain
 from emdn_models.nets.unet import UNet
 from emdn_train.graph import Graph
 from emdn_train.rewrite.cafcn import SplitCAFCN
 from emdn_train.rewrite.chains import EdgedDnCNN, EdgedFFDNet, EdgedREDNet
-from emdn_train.rewrite.layers import ShuffledUp, transposed_as_conv
+from emdn_train.rewrite.layers import ConvolvedGain, ShuffledUp, transposed_as_conv
 from emdn_train.rewrite.msdnet import BlockedMSDNet
 from emdn_train.rewrite.pyramids import JoinlessMCNN, JoinlessUNet
 from emdn_train.rewrite.units import FoldedGraph
@@ -37,6 +38,7 @@ REWRITES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.ConvTranspose2d: transposed_as_conv,
     Up: ShuffledUp,
     MSDNet: BlockedMSDNet,
+    FittedGain: ConvolvedGain,
 }
 """What replaces a module of each type, and is then searched for more; it may take its tensors."""
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emdn_models.nets.mcnn import Up
+from emdn_models.nets.spectral import FittedGain
 from emdn_train.rewrite.edges import convolution
 
 
@@ -28,6 +29,28 @@ def transposed_as_conv(layer: nn.ConvTranspose2d) -> nn.Conv2d:
     if layer.bias is not None and conv.bias is not None:
         conv.bias.data = layer.bias.data
     return conv
+
+
+class ConvolvedGain(FittedGain):
+    """Write the layers that judge spectra as convolutions of rows.
+
+    A product with a matrix is a convolution of width 1. onnxruntime adds the bias and applies
+    what follows while the numbers are at hand, which it does not behind a product, so that the
+    row of ones goes too. Of planes it would be slow: their features are padded to 16. torch is
+    faster with products.
+    """
+
+    def __init__(self, gain: FittedGain) -> None:
+        nn.Module.__init__(self)
+        self.first, self.second, self.last = gain.first, gain.second, gain.last
+        self.register_buffer("radius", gain.radius, persistent=False)
+
+    def judge(self, planes: list[Tensor]) -> Tensor:
+        """Map features, each (N, I, w, J, L), to as many numbers as one of them has."""
+        flow = torch.stack(planes, 2).flatten(0, 1).flatten(2)
+        for layer in (self.first, self.second):
+            flow = functional.relu(functional.conv1d(flow, layer.weight[:, :, None], layer.bias))
+        return functional.conv1d(flow, self.last.weight[:, :, None], self.last.bias)
 
 
 class ShuffledUp(nn.Module):
