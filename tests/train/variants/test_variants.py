@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from emdn_deploy import cli as deploy
@@ -174,3 +175,11 @@ def test_instructions_are_named_by_what_the_processor_has(tmp_path: Path) -> Non
     path.write_text("flags\t\t: sse\n")
     assert speed.instructions(path) == "other instructions"
     assert speed.instructions(tmp_path / "none") == "unknown instructions"
+
+
+def test_instructions_that_the_processor_hides_do_not_count(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text("flags\t\t: avx2 avx512f avx512bw avx_vnni avx512_vnni\n")
+    for told, expected in (("AVX512", "AVX-512 VNNI"), ("AVX2", "AVX2")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda told=told: told)
+        assert speed.instructions(path) == expected

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from emdn_deploy.bench.rounds import Ratio, in_turn, ratio, warm
 from emdn_deploy.session import open_session
 from emdn_train.variants.gate import Sample
@@ -30,11 +32,16 @@ def measure(model: Path, variant: Path, sample: Sample) -> Ratio:
 
 
 def instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the instructions that onnxruntime multiplies 8-bit integers by on this machine."""
+    """Name the instructions that onnxruntime multiplies 8-bit integers by on this machine.
+
+    Flags that the processor has but does not tell programs (`benchmarks/avx2.c`) do not count.
+    """
     try:
         text = cpuinfo.read_text(encoding="utf-8")
     except OSError:
         return "unknown instructions"
     known = {word for line in text.splitlines() if line.lower().startswith(("flags", "features"))
              for word in line.split()}  # fmt: skip
+    if "avx512f" in known and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        known = {flag for flag in known if not flag.startswith(("avx512", "avx_vnni"))}
     return next((words for flag, words in _INSTRUCTIONS if flag in known), "other instructions")
