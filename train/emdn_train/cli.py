@@ -12,7 +12,6 @@ from emdn_models import console
 from emdn_train import (
     cli_adapt,
     cli_classes,
-    cli_proof,
     cli_quality,
     cli_record,
     cli_sigma,
@@ -81,6 +80,13 @@ def simulate(
     images_per_structure: Annotated[
         int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
     ] = 4,
+    defects: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
+    ] = (5e-4, 0.05),
+    states: Annotated[
+        int, typer.Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The whole data set follows from it.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
 ) -> None:
@@ -92,7 +98,8 @@ def simulate(
     config = SimulateConfig(
         out=out, frames=frames, kind=kind.value, size=size, snr=snr,
         dose_e_per_a2=dose_e_per_a2, pixel_size_nm=pixel_size_nm, detector=detector.value,
-        images_per_structure=images_per_structure, seed=seed, workers=workers,
+        images_per_structure=images_per_structure, defects=defects, states=states,
+        seed=seed, workers=workers,
     )  # fmt: skip
     print(f"saved {run(config)}")
 
@@ -247,8 +254,6 @@ app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
 app.command()(cli_variants.variants)
 app.command()(cli_quality.quality)
-app.command()(cli_quality.resolution)
-app.command()(cli_proof.proof)
 app.command()(cli_record.benchmark)
 
 
