@@ -223,31 +223,6 @@ def export(
         )
 
 
-@app.command()
-def published(
-    weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="The authors' weights, .mat or .pth.")
-    ],
-    images: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="Folder of 8-bit grey images, or one.")
-    ],
-    model: Annotated[str, typer.Option(help="Net of the weights: dncnn or ffdnet.")] = "dncnn",
-    sigma: Annotated[float, typer.Option(min=0, help="Gaussian noise, of 255.")] = 25.0,
-    seed: Annotated[int, typer.Option(min=0, help="Start of the noise of each image.")] = 0,
-    device: Annotated[
-        DeviceName, typer.Option(help="auto takes a GPU if there is one; cuda insists.")
-    ] = DeviceName.auto,
-) -> None:
-    """Run a net with its authors' weights on their images, beside the published PSNR."""
-    need_torch()
-    from emdn_train import outputs
-    from emdn_train.published import PublishedConfig, compare, verdict
-
-    found = compare(PublishedConfig(weights, images, model, sigma, seed, device.value))
-    print(outputs.show(found.images))
-    print(verdict(found))
-
-
 app.command()(cli_adapt.adapt)
 app.command()(cli_classes.classes)
 app.command()(cli_sigma.calibrate)
