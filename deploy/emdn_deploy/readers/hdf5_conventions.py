@@ -14,10 +14,14 @@ import h5py
 from emdn_deploy.readers.frames import Axis, default_order
 from emdn_deploy.readers.hdf5_axes import (
     nexus_axes,
+    order_of,
     scale_axes,
     text_of,
     vector_axis,
     velox_axes,
+    velox_detector,
+    velox_facts,
+    with_channels,
 )
 
 # Narrower arrays in a plain file are lists of positions and the like, not pictures.
@@ -37,20 +41,27 @@ class Candidate:
     path
         Inside the file that was opened; behind an external link the dataset's
         own name is another.
-    order
-        One letter per stored axis (see `emdn_deploy.readers.frames.Choice`).
     axes
         Calibration, one per stored axis.
+    order
+        One letter per stored axis (see `emdn_deploy.readers.frames.Choice`), None where
+        the file does not say.
+    label
+        Another name for it, such as the detector's.
     parts
         Paths of all datasets of a stack that is stored in several, this one first.
+    notes
+        See `emdn_deploy.readers.frames.Frames`.
     """
 
     path: str
     dataset: h5py.Dataset
     convention: str
-    order: str
     axes: tuple[Axis, ...]
+    order: str | None = None
+    label: str = ""
     parts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def velox(file: h5py.File) -> list[Candidate]:
@@ -63,7 +74,9 @@ def velox(file: h5py.File) -> list[Candidate]:
         data = group.get("Data") if isinstance(group, h5py.Group) else None
         if data is not None and _is_image(data) and data.ndim == 3:
             path = f"/Data/Image/{name}/Data"
-            found.append(Candidate(path, data, "Velox", "yxt", velox_axes(group)))
+            facts = velox_facts(group)
+            axes, label = velox_axes(facts), velox_detector(facts)
+            found.append(Candidate(path, data, "Velox", axes, "yxt", label))
     return found
 
 
@@ -90,7 +103,8 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
             )
             for note in notes
         )
-        found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", order, axes))
+        order = with_channels(order, axes)
+        found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", axes, order))
     return found
 
 
@@ -110,8 +124,7 @@ def nexus(file: h5py.File) -> list[Candidate]:
         if data is not None and not any(data == other.dataset for other in found):
             paths = tuple(f"{item.name}/{name}" for name in names)
             axes, parts = nexus_axes(item, data), paths if len(paths) > 1 else ()
-            order = default_order(data.shape)
-            found.append(Candidate(paths[0], data, "NeXus", order, axes, parts))
+            found.append(Candidate(paths[0], data, "NeXus", axes, order_of(axes), "", parts))
     return found
 
 
@@ -127,8 +140,16 @@ def emd(file: h5py.File) -> list[Candidate]:
             first = 0 if "dim0" in group else 1
             dims = [group.get(f"dim{i + first}") for i in range(data.ndim)]
             axes = tuple(vector_axis(dim) for dim in dims)
-            order = default_order(data.shape)
-            found.append(Candidate(f"{group.name}/data", data, "EMD", order, axes))
+            # HyperSpy stores the axes of EMD 0.2 in reverse.
+            order, notes = order_of(axes, reverse=first == 1), ()
+            if order is None and data.ndim > 2:
+                taken = default_order(data.shape)
+                notes = (f"names and units of its axes do not say which is time: taken as {taken}; "
+                         "if that is wrong, say which with --axes",)  # fmt: skip
+            elif order != order_of(axes):
+                notes = (f"axes x and y are not named: taken as {order}, in reverse, as HyperSpy "
+                         "stores them; if that is wrong, say which with --axes",)  # fmt: skip
+            found.append(Candidate(f"{group.name}/data", data, "EMD", axes, order, notes=notes))
 
     file.visititems(visit)
     return found
@@ -140,7 +161,7 @@ def benchmark(file: h5py.File) -> list[Candidate]:
     if not _is_image(data) or data.ndim not in (3, 4):
         return []
     order = "tyxc" if data.ndim == 4 else "tyx"
-    return [Candidate("/images", data, "em_denoise benchmark", order, (Axis(),) * data.ndim)]
+    return [Candidate("/images", data, "em_denoise benchmark", (Axis(),) * data.ndim, order)]
 
 
 def plain(file: h5py.File) -> list[Candidate]:
@@ -159,10 +180,13 @@ def plain(file: h5py.File) -> list[Candidate]:
     stacks.sort(key=lambda item: item.size, reverse=True)
     if len(stacks) > 1 and stacks[0].size >= 8 * stacks[1].size:
         del stacks[1:]
-    return [
-        Candidate(str(item.name), item, "plain HDF5", default_order(item.shape), scale_axes(item))
-        for item in stacks
-    ]
+    return [plain_candidate(str(item.name), item) for item in stacks]
+
+
+def plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
+    """Describe a dataset of a file that follows no convention."""
+    axes = scale_axes(data)
+    return Candidate(path, data, "plain HDF5", axes, order_of(axes))
 
 
 CONVENTIONS: tuple[Callable[[h5py.File], list[Candidate]], ...] = (
