@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy import stacks
 from emdn_deploy.readers import Axis, Frames
 from emdn_models.errors import FormatError
-
-# How far the noise of detectors on one scale may differ, as variance over mean.
-SCALES = 4.0
-_MANY = 8  # a longer axis is a scan or a time, not detectors
 
 
 def parse(text: str) -> slice:
@@ -81,42 +78,20 @@ def select(frames: Frames, text: str) -> Frames:
 def check_one_scale(frames: Frames) -> None:
     """Refuse a stack whose frames are of detectors or channels on scales of their own.
 
-    A single scale is found for a stack. Compared are frames along each short axis beside
-    another one, by the variance of their noise over their mean.
-
     Raises
     ------
     FormatError
-        If these differ by more than a factor of `SCALES`, naming the axis and the remedy.
+        Naming the axis and the remedy.
     """
     lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
-    shape = [frames.stored_shape[i] for i in lead]
-    if sum(length > 1 for length in shape) < 2:
+    lengths = [frames.stored_shape[i] for i in lead]
+    odd = stacks.odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
+    if odd is None:
         return
-    numbers = np.arange(frames.shape[0]).reshape(shape)
-    for place, length in enumerate(shape):
-        if not 2 <= length <= _MANY:
-            continue
-        found = [_scale(frames, np.take(numbers, i, place).ravel()) for i in range(length)]
-        known = [one for one in found if np.isfinite(one) and one > 0]
-        if known and max(known) > SCALES * min(known):
-            axis, order = lead[place], frames.order
-            one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
-            raise FormatError(
-                f"{frames.path}: the {length} along axis {axis} of {frames.stored_shape} look like "
-                f"detectors or channels (their noise differs by a factor of "
-                f"{max(known) / min(known):.2g} in scale): take one with --axes {one} or {other}, "
-                f"or all at one scale with --axes {order}"
-            )
-
-
-def _scale(frames: Frames, numbers: NDArray[np.int64]) -> float:
-    """Return the variance of the noise over the mean, the median of three frames."""
-    values = []
-    for number in numbers[np.linspace(0, len(numbers) - 1, 3).round().astype(int)]:
-        frame = frames.read(int(number), int(number) + 1)[0].astype(np.float64)
-        # Half the mixed second difference: the noise, without what changes slowly.
-        mixed = (frame[1:, 1:] - frame[1:, :-1] - frame[:-1, 1:] + frame[:-1, :-1]) / 2
-        level = np.median(frame)
-        values.append(np.median(mixed**2) / (level if level > 0 else np.nan))
-    return float(np.median(values))
+    axis, order = lead[odd[0]], frames.order
+    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
+    raise FormatError(
+        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
+        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): take "
+        f"one with --axes {one} or {other}, or all at one scale with --axes {order}"
+    )

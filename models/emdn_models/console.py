@@ -23,7 +23,9 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     for package in ("emdn_models", "emdn_deploy", "emdn_train"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        app(args=None if argv is None else list(argv))
+        # Shells leave a quoted "~/run/*.dm4" as it is.
+        given = sys.argv[1:] if argv is None else argv
+        app(args=[os.path.expanduser(word) for word in given])
     except EmdnError as error:
         _fail(str(error), 1)
     except BrokenPipeError:

@@ -28,4 +28,4 @@ def test_a_frame_without_a_mean_is_named() -> None:
 
 def test_an_array_is_not_copied_for_nothing() -> None:
     frames = np.zeros((2, 3, 4), np.float32)
-    assert stacks.as_stack(frames) is frames
+    assert np.shares_memory(stacks.as_stack(frames), frames)

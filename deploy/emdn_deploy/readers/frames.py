@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.stacks import channels_last, frames_last
 from emdn_models.errors import EmdnError, FormatError
 
 
@@ -192,7 +193,7 @@ def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -
             f"{order.replace('c', '1')}, or all as frames of one scale with "
             f"--axes {order.replace('c', _free_letter(order))}"
         )
-    if not said and len(shape) >= 3 and 2 <= shape[-1] <= 4 and min(shape[-3:-1]) > 8:
+    if not said and channels_last(shape):
         channels = default_order((*shape[:-1], 1))
         raise FormatError(
             f"{where}: shape {shape} looks like colour pictures or channels last: take one channel "
@@ -221,10 +222,10 @@ def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     FormatError
         If the frames are far more likely last.
     """
-    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 5:
+    if len(shape) != 3 or shape[2] < 5:
         return ()  # channels, if the last axis is short: see `check_order`
     first, second, last = shape
-    if 4 * last <= min(first, second) or first == second != last:
+    if frames_last(shape):
         raise FormatError(
             f"{where}: shape {shape} looks like {last} frames of {first} x {second}, stored last: "
             f"say so with --axes yxt, or --axes tyx for {first} frames of {second} x {last}"

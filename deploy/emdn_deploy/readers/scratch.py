@@ -6,15 +6,17 @@ again for every block of frames, or fill the memory. They are decoded one by one
 into a file that has no name and is gone when the frames are released.
 """
 
+import errno
 import itertools
 import os
 import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import h5py
 import numpy as np
@@ -28,6 +30,7 @@ from emdn_models.errors import FormatError, OutputError
 LIMIT = 2**27
 # Bytes of a chunk that only HDF5 can decode, which takes two to three times as many.
 LARGEST_CHUNK = 2**29
+_READ = 2**16
 
 
 def cache_bytes(dataset: h5py.Dataset, order: str) -> int | None:
@@ -67,7 +70,7 @@ def unpacked(frames: Frames, array: Any, order: str) -> Frames:
     chunk = array.dtype.itemsize * int(np.prod(array.chunks or (1,)))
     if chunk > LARGEST_CHUNK and not _inflatable(array, order):
         raise FormatError(
-            f"{frames.path}: {frames.dataset} has chunks {array.chunks} of {chunk / 1e9:.1f} GB, "
+            f"{frames.path}: {frames.dataset} has chunks {array.chunks} of {chunk / 1e9:.2g} GB, "
             "which can be decoded only as a whole; rewrite it with one frame a chunk (h5repack -l)"
         )
     scratch = _Scratch(frames, array, order)
@@ -118,59 +121,57 @@ class _Scratch:
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, self.bytes)
-            else:
-                file.truncate(self.bytes)
+            self._fill(file)
         except OSError as error:
             file.close()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
             raise OutputError(
                 f"{self._frames.path}: needs a scratch file of {self.bytes / 1e9:.2g} GB in "
                 f"{self.folder} ({error.strerror}); choose another folder with TMPDIR"
             ) from error
-        try:
-            self._fill(file)
         except BaseException:
             file.close()
             raise
         return file
 
     def _fill(self, file: IO[bytes]) -> None:
+        _, height, width = self._frames.shape
         kept = [letter for letter in self._order if letter not in DIGITS]
-        lead = [i for i, letter in enumerate(kept) if letter not in "yx"]
-        # A stack with x before y is handed out transposed, as by every other reader.
-        places = [*lead, kept.index("y"), kept.index("x")]
-        shape = [self._frames.stored_shape[i] for i in places]
-        kind = self._frames.dtype
-        for block, plane, part in _pieces(self._array, self._order):
-            # Mapped anew each time: pages that were written do not pile up in memory.
-            stored = np.memmap(file, np.uint8, "r+", shape=(*shape, kind.itemsize))
-            stored = stored.transpose(*np.argsort(places), len(shape))
-            into = stored[block] if plane is None else stored[(*block, plane)]
-            if plane is None:
-                part = np.ascontiguousarray(part).view(np.uint8)
-                part = part.reshape(*into.shape)
-            into[...] = part
+        # Other axes first, then y and x.
+        places = sorted(range(len(kept)), key=lambda i: (" yx".find(kept[i]), i))
+        numbers = np.arange(self._frames.shape[0]).reshape(
+            [self._frames.stored_shape[i] for i in places[:-2]]
+        )
+        size = self._frames.dtype.itemsize
+        for block, part in _pieces(self._array, self._order):
+            *lead, y, x = (block[i] for i in places)
+            frames = part.transpose(places).reshape(-1, y.stop - y.start, x.stop - x.start)
+            whole = x.stop - x.start == width
+            for number, frame in zip(numbers[tuple(lead)].ravel().tolist(), frames, strict=True):
+                for row, pixels in [(0, frame)] if whole else enumerate(frame):
+                    file.seek(size * ((number * height + y.start + row) * width + x.start))
+                    file.write(pixels.tobytes())
 
 
-def _pieces(array: Any, order: str) -> Iterator[tuple[tuple[slice, ...], int | None, NDArray[Any]]]:
+def _pieces(array: Any, order: str) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
     """Yield a part of an array at a time, decoding each chunk once.
 
     Yields
     ------
     tuple
-        The place, one slice per axis that is kept; which byte of each pixel, None for all;
-        the pixels, or these bytes of them.
+        The place, one slice per axis without a digit in ``order``, and the pixels.
     """
     limit = _limit(array, order)
     sizes = list(array.chunks or (1, *array.shape[1:]))
     if array.dtype.itemsize * np.prod(sizes) > limit and _inflatable(array, order):
-        yield from _inflated(array, limit)
+        for number in range(array.id.get_num_chunks()):
+            yield from _inflated(array, array.id.get_chunk_info(number), limit)
         return
-    # Blocks of whole chunks, whole rows of pixels first.
-    growing = sorted(range(len(sizes)), key=lambda i: "xy".find(order[i]) % 3)
-    for i in growing:
-        room = limit // (array.dtype.itemsize * int(np.prod(sizes)))
+    # Blocks of whole chunks, whole rows of pixels first; two are in memory at a time.
+    for i in sorted(range(len(sizes)), key=lambda i: "xy".find(order[i]) % 3):
+        room = limit // 2 // (array.dtype.itemsize * int(np.prod(sizes)))
         sizes[i] = min(array.shape[i], sizes[i] * max(1, room))
-    sizes = [1 if letter in DIGITS else size for letter, size in zip(order, sizes, strict=True)]
     ranges = [
         [int(letter)] if letter in DIGITS else range(0, length, size)
         for letter, length, size in zip(order, array.shape, sizes, strict=True)
@@ -180,56 +181,66 @@ def _pieces(array: Any, order: str) -> Iterator[tuple[tuple[slice, ...], int | N
             start if letter in DIGITS else slice(start, min(start + size, length))
             for start, size, length, letter in zip(starts, sizes, array.shape, order, strict=True)
         )
-        block = tuple(one for one in where if isinstance(one, slice))
-        yield block, None, array[where]
+        yield tuple(one for one in where if isinstance(one, slice)), array[where]
 
 
 def _inflated(
-    array: h5py.Dataset, limit: int
-) -> Iterator[tuple[tuple[slice, ...], int | None, NDArray[Any]]]:
-    """Yield the chunks of a gzip-compressed dataset in parts, without HDF5."""
-    kind, chunk = array.dtype, array.chunks
-    planes = [*range(kind.itemsize)] if array.shuffle and kind.itemsize > 1 else [None]
-    kept = kind if planes == [None] else np.dtype(np.uint8)
-    inner = next(
-        i for i in range(len(chunk)) if kept.itemsize * np.prod(chunk[i + 1 :]) <= limit
-        or i == len(chunk) - 1
-    )  # fmt: skip
-    size = int(np.prod(chunk[inner + 1 :]))
-    # A quarter, for the copies on the way.
-    step = max(1, limit // 4 // (kept.itemsize * size))
-    for number in range(array.id.get_num_chunks()):
-        info = array.id.get_chunk_info(number)
-        with Path(array.file.filename).open("rb") as file:
-            file.seek(info.byte_offset)
-            stream = _Inflating(file, info.size)
-            for plane in planes:
-                for outer in np.ndindex(*chunk[:inner]):
-                    for start in range(0, chunk[inner], step):
-                        stop = min(start + step, chunk[inner])
-                        raw = stream.read((stop - start) * size * kept.itemsize)
-                        part = np.frombuffer(raw, kept).reshape(
-                            *(1,) * inner, stop - start, *chunk[inner + 1 :]
-                        )
-                        first = (*outer, start, *(0,) * (len(chunk) - inner - 1))
-                        block = tuple(
-                            slice(min(at + i, n), min(at + i + k, n))
-                            for at, i, k, n in zip(
-                                info.chunk_offset, first, part.shape, array.shape, strict=True
-                            )
-                        )
-                        # The last chunks reach beyond the array.
-                        part = part[tuple(slice(0, one.stop - one.start) for one in block)]
-                        yield block, plane, part
+    array: h5py.Dataset, info: Any, limit: int
+) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+    """Yield a gzip-compressed chunk in parts of an eighth of ``limit``, without HDF5."""
+    chunk, itemsize = array.chunks, array.dtype.itemsize
+    # Parts are runs along the first axis whose steps are small enough.
+    steps = [itemsize * int(np.prod(chunk[i + 1 :])) for i in range(len(chunk))]
+    along = next(i for i, step in enumerate(steps) if 8 * step <= limit or i == len(chunk) - 1)
+    run = max(1, limit // 8 // steps[along])
+    with Path(array.file.filename).open("rb") as file:
+        streams = [_Inflating(file, info.byte_offset, info.size)]
+        if array.shuffle:
+            # The first bytes of all pixels come first, then the second ones.
+            for _ in range(1, itemsize):
+                streams.append(streams[-1].copy())
+                streams[-1].skip(int(np.prod(chunk)))
+        for outer in np.ndindex(*chunk[:along]):
+            for start in range(0, chunk[along], run):
+                shape = (min(run, chunk[along] - start), *chunk[along + 1 :])
+                count = itemsize * int(np.prod(shape)) // len(streams)
+                raw = [np.frombuffer(one.read(count), np.uint8) for one in streams]
+                joined = raw[0] if len(raw) == 1 else np.stack(raw, axis=1)
+                part = joined.reshape(-1).view(array.dtype).reshape(*(1,) * along, *shape)
+                first = (*outer, start, *(0,) * (len(chunk) - along - 1))
+                begins = np.add(info.chunk_offset, first)
+                block = tuple(
+                    slice(min(begin, length), min(begin + many, length))
+                    for begin, many, length in zip(
+                        begins.tolist(), part.shape, array.shape, strict=True
+                    )
+                )
+                # The last chunks reach beyond the array.
+                part = part[tuple(slice(one.stop - one.start) for one in block)]
+                if part.size:
+                    yield block, part
+        streams[-1].finish()
 
 
 class _Inflating:
-    """Decompress a zlib stream as it is read."""
+    """Decompress a part of a file that is a zlib stream, as it is read."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._left, self._engine = file, size, zlib.decompressobj()
+    def __init__(self, file: IO[bytes], place: int, size: int) -> None:
+        self._file, self._place, self._end = file, place, place + size
+        self._engine = zlib.decompressobj()
 
-    def read(self, count: int) -> bytes:
+    def copy(self) -> Self:
+        """Return another one that goes on from here."""
+        twin = copy(self)
+        twin._engine = self._engine.copy()
+        return twin
+
+    def skip(self, count: int) -> None:
+        """Leave out ``count`` bytes."""
+        for start in range(0, count, _READ):
+            self.read(min(_READ, count - start))
+
+    def read(self, count: int) -> bytearray:
         """Return exactly ``count`` bytes.
 
         Raises
@@ -239,13 +250,24 @@ class _Inflating:
         """
         made = bytearray()
         while len(made) < count:
-            raw = self._engine.unconsumed_tail or self._file.read(min(self._left, 2**16))
-            if not raw:
-                raise EOFError("a chunk ends early")
-            if not self._engine.unconsumed_tail:
-                self._left -= len(raw)
-            made += self._engine.decompress(raw, count - len(made))
-        return bytes(made)
+            made += self._more(count - len(made))
+        return made
+
+    def finish(self) -> None:
+        """Read to the end, where the checksum is."""
+        while not self._engine.eof:
+            self._more(1)
+
+    def _more(self, count: int) -> bytes:
+        raw = self._engine.unconsumed_tail
+        if not raw:
+            self._file.seek(self._place)
+            raw = self._file.read(min(self._end - self._place, _READ))
+            self._place += len(raw)
+        more = self._engine.decompress(raw, count)
+        if not (raw or more):
+            raise EOFError("a chunk ends early")
+        return more
 
 
 def _shared(array: Any, order: str) -> int | None:
