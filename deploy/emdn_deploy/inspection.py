@@ -9,7 +9,7 @@ import h5py
 from emdn_deploy import correction, tiling
 from emdn_deploy.calibration import step_in
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers import Choice, Frames, is_pattern, open_frames
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.readers.mode import mode_of
 from emdn_deploy.readers.offers import SeveralStacks
@@ -26,7 +26,7 @@ def describe(path: Path, choice: Choice) -> Iterator[str]:
     EmdnError
         If it is none of the three kinds, or is damaged.
     """
-    if not path.exists():
+    if not path.exists() and not is_pattern(path):
         raise FormatError(f"{path}: no such file")
     if path.suffix == ".onnx":
         return _model(path)

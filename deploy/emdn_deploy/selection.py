@@ -92,6 +92,6 @@ def check_one_scale(frames: Frames) -> None:
     one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
     raise FormatError(
         f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
-        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): take "
-        f"one with --axes {one} or {other}, or all at one scale with --axes {order}"
+        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
     )

@@ -141,15 +141,20 @@ def emd(file: h5py.File) -> list[Candidate]:
             dims = [group.get(f"dim{i + first}") for i in range(data.ndim)]
             axes = tuple(vector_axis(dim) for dim in dims)
             # HyperSpy stores the axes of EMD 0.2 in reverse.
-            order, notes = order_of(axes, reverse=first == 1), ()
+            order, notes = order_of(axes, reverse=first == 1), list[str]()
             if order is None and data.ndim > 2:
-                taken = default_order(data.shape)
-                notes = (f"names and units of its axes do not say which is time: taken as {taken}; "
-                         "if that is wrong, say which with --axes",)  # fmt: skip
+                notes.append(
+                    f"its axes do not say which is time: taken as {default_order(data.shape)}; "
+                    "if that is wrong, say which with --axes"
+                )
             elif order != order_of(axes):
-                notes = (f"axes x and y are not named: taken as {order}, in reverse, as HyperSpy "
-                         "stores them; if that is wrong, say which with --axes",)  # fmt: skip
-            found.append(Candidate(f"{group.name}/data", data, "EMD", axes, order, notes=notes))
+                notes.append(
+                    f"axes x and y are not named: taken as {order}, in reverse, as HyperSpy "
+                    "stores them; if that is wrong, say which with --axes"
+                )
+            found.append(
+                Candidate(f"{group.name}/data", data, "EMD", axes, order, notes=tuple(notes))
+            )
 
     file.visititems(visit)
     return found

@@ -8,6 +8,7 @@ into a file that has no name and is gone when the frames are released.
 
 import errno
 import itertools
+import math
 import os
 import tempfile
 import threading
@@ -42,7 +43,7 @@ def cache_bytes(dataset: h5py.Dataset, order: str) -> int | None:
         One letter or digit per stored axis (see `emdn_deploy.readers.frames.Choice`).
     """
     shared = _shared(dataset, order)
-    if shared is None or dataset.chunks is None or shared <= _frame(dataset, order):
+    if shared is None or not dataset.chunks or shared <= _frame(dataset, order):
         return None
     if _direct(dataset, order):
         return 0
@@ -67,7 +68,7 @@ def unpacked(frames: Frames, array: Any, order: str) -> Frames:
     shared = _shared(array, order)
     if shared is None or shared <= _limit(array, order) or _direct(array, order):
         return frames
-    chunk = array.dtype.itemsize * int(np.prod(array.chunks or (1,)))
+    chunk = array.dtype.itemsize * math.prod(array.chunks or (1,))
     if chunk > LARGEST_CHUNK and not _inflatable(array, order):
         raise FormatError(
             f"{frames.path}: {frames.dataset} has chunks {array.chunks} of {chunk / 1e9:.2g} GB, "
@@ -95,7 +96,7 @@ class _Scratch:
         self._frames, self._array, self._order = frames, array, order
         self._file: IO[bytes] | None = None
         self._lock = threading.Lock()
-        self.bytes = int(np.prod(frames.shape)) * frames.dtype.itemsize
+        self.bytes = math.prod(frames.shape) * frames.dtype.itemsize
         beside = frames.path.parent
         here = "TMPDIR" not in os.environ and os.access(beside, os.W_OK)
         self.folder = beside if here else Path(tempfile.gettempdir())
@@ -164,13 +165,13 @@ def _pieces(array: Any, order: str) -> Iterator[tuple[tuple[slice, ...], NDArray
     """
     limit = _limit(array, order)
     sizes = list(array.chunks or (1, *array.shape[1:]))
-    if array.dtype.itemsize * np.prod(sizes) > limit and _inflatable(array, order):
+    if array.dtype.itemsize * math.prod(sizes) > limit and _inflatable(array, order):
         for number in range(array.id.get_num_chunks()):
             yield from _inflated(array, array.id.get_chunk_info(number), limit)
         return
     # Blocks of whole chunks, whole rows of pixels first; two are in memory at a time.
     for i in sorted(range(len(sizes)), key=lambda i: "xy".find(order[i]) % 3):
-        room = limit // 2 // (array.dtype.itemsize * int(np.prod(sizes)))
+        room = limit // 2 // (array.dtype.itemsize * math.prod(sizes))
         sizes[i] = min(array.shape[i], sizes[i] * max(1, room))
     ranges = [
         [int(letter)] if letter in DIGITS else range(0, length, size)
@@ -190,7 +191,7 @@ def _inflated(
     """Yield a gzip-compressed chunk in parts of an eighth of ``limit``, without HDF5."""
     chunk, itemsize = array.chunks, array.dtype.itemsize
     # Parts are runs along the first axis whose steps are small enough.
-    steps = [itemsize * int(np.prod(chunk[i + 1 :])) for i in range(len(chunk))]
+    steps = [itemsize * math.prod(chunk[i + 1 :]) for i in range(len(chunk))]
     along = next(i for i, step in enumerate(steps) if 8 * step <= limit or i == len(chunk) - 1)
     run = max(1, limit // 8 // steps[along])
     with Path(array.file.filename).open("rb") as file:
@@ -199,11 +200,11 @@ def _inflated(
             # The first bytes of all pixels come first, then the second ones.
             for _ in range(1, itemsize):
                 streams.append(streams[-1].copy())
-                streams[-1].skip(int(np.prod(chunk)))
+                streams[-1].skip(math.prod(chunk))
         for outer in np.ndindex(*chunk[:along]):
             for start in range(0, chunk[along], run):
                 shape = (min(run, chunk[along] - start), *chunk[along + 1 :])
-                count = itemsize * int(np.prod(shape)) // len(streams)
+                count = itemsize * math.prod(shape) // len(streams)
                 raw = [np.frombuffer(one.read(count), np.uint8) for one in streams]
                 joined = raw[0] if len(raw) == 1 else np.stack(raw, axis=1)
                 part = joined.reshape(-1).view(array.dtype).reshape(*(1,) * along, *shape)
@@ -275,13 +276,13 @@ def _shared(array: Any, order: str) -> int | None:
     if len(order) != len(array.shape) or "y" not in order or "x" not in order:
         return None
     if array.chunks is None:
-        whole = array.dtype.itemsize * int(np.prod(array.shape))
+        whole = array.dtype.itemsize * math.prod(array.shape)
         return _frame(array, order) if _frames_first(array, order) else whole
     sizes = (
         length if letter in "yx" else chunk
         for letter, length, chunk in zip(order, array.shape, array.chunks, strict=True)
     )
-    return array.dtype.itemsize * int(np.prod(list(sizes)))
+    return int(array.dtype.itemsize * math.prod(sizes))
 
 
 def _frame(array: Any, order: str) -> int:
