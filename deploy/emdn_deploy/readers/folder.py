@@ -19,6 +19,8 @@ from emdn_models.errors import FormatError
 
 Opener = Callable[[Path, Choice], Frames]
 
+_ZARR = (".zarray", ".zgroup", "zarr.json")
+
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
     """Sort numbers inside names by value: ``frame_9`` before ``frame_10``."""
@@ -38,8 +40,13 @@ def split_pattern(source: Path) -> tuple[Path, str]:
     return folder, "/".join(parts)
 
 
-def find(source: Path, suffixes: set[str]) -> list[Path]:
+def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
     """List the frames of a folder (searched to any depth) or a pattern.
+
+    Parameters
+    ----------
+    suffixes
+        Those that count as frames in a folder, each with its kind.
 
     Raises
     ------
@@ -61,10 +68,12 @@ def find(source: Path, suffixes: set[str]) -> list[Path]:
         for path in paths
         if path.is_file() and not path.name.startswith(".") and "_denoised" not in path.stem
     ]
+    if not paths and any((source / name).exists() for name in _ZARR):
+        raise FormatError(f"{source}: is a Zarr store, which emdn does not read; save it as HDF5")
     if not paths:
         raise FormatError(f"{source}: holds no files of frames that emdn reads")
     kinds = Counter(path.suffix.lower() for path in paths)
-    if len(kinds) > 1:
+    if len({suffixes.get(suffix, suffix) for suffix in kinds}) > 1:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         raise FormatError(
             f"{source}: holds files of several kinds ({listed}); "
@@ -73,13 +82,13 @@ def find(source: Path, suffixes: set[str]) -> list[Path]:
     return sorted(paths, key=natural)
 
 
-def open_frames(source: Path, choice: Choice, suffixes: set[str], opener: Opener) -> Frames:
+def open_frames(source: Path, choice: Choice, suffixes: dict[str, str], opener: Opener) -> Frames:
     """Open a folder or pattern as one stack.
 
     Parameters
     ----------
     suffixes
-        Kinds of files that count as frames in a folder.
+        See `find`.
     opener
         Opens one of the files.
 

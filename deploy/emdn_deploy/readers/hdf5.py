@@ -1,5 +1,6 @@
 """HDF5 of every convention: choose the dataset, then read it lazily."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Ca
     if not isinstance(item, h5py.Dataset):
         if len(inside) == 1:
             return inside[0]
-        offered = ", ".join(Offer.of(one.path, one.dataset, one.label).name for one in found)
+        names = [Offer.of(one.path, one.dataset, one.label).name for one in found]
+        offered = ", ".join([*names[:8], *(["..."] if names[8:] else [])])
         what = f"{len(inside)} datasets in or called" if inside else "no dataset"
         raise FormatError(f"{path}: has {what} {name!r}; it offers {offered or 'none'}")
     for one in found:
@@ -134,6 +136,22 @@ def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
             )
 
 
+def _unwritten(datasets: list[h5py.Dataset]) -> tuple[str, ...]:
+    """Say how much of a stack was never written, and reads as the file's fill value."""
+    chunked = [one for one in datasets if one.chunks]
+    there = sum(one.id.get_num_chunks() for one in chunked)
+    all_of_it = sum(
+        math.prod(-(-length // chunk) for length, chunk in zip(one.shape, one.chunks, strict=True))
+        for one in chunked
+    )
+    if there == all_of_it:
+        return ()
+    return (
+        f"{all_of_it - there} of {all_of_it} chunks were never written and read as "
+        f"{chunked[0].fillvalue}: an acquisition that was stopped? --frames takes those before",
+    )
+
+
 def frames_of(
     path: Path,
     file: h5py.File,
@@ -162,8 +180,10 @@ def frames_of(
     if one.parts:
         metadata["parts"] = f"{one.parts[0]} to {one.parts[-1]}"
     notes = () if choice.axes or order != one.order else one.notes
-    if complete and not (choice.axes or order):
-        notes += check_guess(f"{path}: {one.path}", array.shape)
+    if complete:
+        if not (choice.axes or order):
+            notes += check_guess(f"{path}: {one.path}", array.shape)
+        notes += _unwritten(array.datasets if one.parts else [array])
     name = one.convention if one.convention == "plain HDF5" else f"HDF5 ({one.convention})"
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,

@@ -120,9 +120,9 @@ def velox_detector(facts: dict[str, Any]) -> str:
 
 
 def nexus_axes(group: h5py.Group, data: h5py.Dataset) -> tuple[Axis, ...]:
-    """Follow the names in an NXdata group's ``axes``."""
-    names = group.attrs.get("axes", ())
-    names = [names] if isinstance(names, str | bytes) else list(names)
+    """Follow the names in ``axes`` of an NXdata group, or, as they once were, of its signal."""
+    value = group.attrs.get("axes", data.attrs.get("axes", ()))
+    names = re.split("[:,]", text_of(value).strip("[]")) if text_of(value) else list(value)
     names = [text_of(name) for name in names][: data.ndim]
     names += ["."] * (data.ndim - len(names))
     return tuple(Axis() if name == "." else vector_axis(group.get(name), name) for name in names)
@@ -131,7 +131,10 @@ def nexus_axes(group: h5py.Group, data: h5py.Dataset) -> tuple[Axis, ...]:
 def scale_axes(data: h5py.Dataset) -> tuple[Axis, ...]:
     """Follow netCDF-style dimension scales where there are any."""
     return tuple(
-        vector_axis(dim[0], dim.label) if len(dim) else Axis(dim.label) for dim in data.dims
+        vector_axis(dim[0], dim.label or str(dim[0].name).rpartition("/")[2])
+        if len(dim)
+        else Axis(dim.label)
+        for dim in data.dims
     )
 
 

@@ -114,7 +114,7 @@ def nexus(file: h5py.File) -> list[Candidate]:
     while isinstance(group, h5py.Group) and (default := text_of(group.attrs.get("default"))):
         group = group.get(default)
     groups = [group] if isinstance(group, h5py.Group) and group != file else []
-    if not groups or "signal" not in groups[0].attrs:
+    if not groups or not _signal(groups[0]):
         groups = []
         file.visititems(lambda _, item: groups.append(item) if _is_nxdata(item) else None)
     found: list[Candidate] = []
@@ -191,7 +191,11 @@ def plain(file: h5py.File) -> list[Candidate]:
 def plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
     """Describe a dataset of a file that follows no convention."""
     axes = scale_axes(data)
-    return Candidate(path, data, "plain HDF5", axes, order_of(axes))
+    order = order_of(axes)
+    if order is None and "MATLAB_class" in data.attrs:
+        # MATLAB's first index is HDF5's last.
+        order = default_order(data.shape).translate({ord("y"): "x", ord("x"): "y"})
+    return Candidate(path, data, "plain HDF5", axes, order)
 
 
 CONVENTIONS: tuple[Callable[[h5py.File], list[Candidate]], ...] = (
@@ -219,8 +223,19 @@ def _is_nxdata(item: Any) -> bool:
     return (
         isinstance(item, h5py.Group)
         and text_of(item.attrs.get("NX_class")) == "NXdata"
-        and ("signal" in item.attrs or item.get(_FIRST_PART, getlink=True) is not None)
+        and bool(_signal(item) or item.get(_FIRST_PART, getlink=True) is not None)
     )
+
+
+def _signal(group: h5py.Group) -> str:
+    """Return the name of the signal: the group says it, or once the signal itself did."""
+    if name := text_of(group.attrs.get("signal")):
+        return name
+    for name in group:
+        item = group.get(name)
+        if isinstance(item, h5py.Dataset) and str(item.attrs.get("signal")) == "1":
+            return str(name)
+    return ""
 
 
 def _signals(group: h5py.Group) -> list[str]:
@@ -229,7 +244,7 @@ def _signals(group: h5py.Group) -> list[str]:
     A Dectris master has ``data_000001``, ``data_000002`` and so on, one of them
     marked: together they are the stack.
     """
-    signal = text_of(group.attrs.get("signal")) or _FIRST_PART
+    signal = _signal(group) or _FIRST_PART
     part = re.fullmatch(r"(.*_)\d{6}", signal)
     if not part:
         return [signal]

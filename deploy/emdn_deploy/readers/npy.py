@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emdn_deploy.readers import scratch
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Choice, Frames, check_guess
 from emdn_models.errors import FormatError
@@ -22,4 +23,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     except (ValueError, EOFError, OSError) as error:
         raise FormatError(f"{path}: cannot be read as .npy ({error})") from error
     notes = () if choice.axes else check_guess(str(path), array.shape)
-    return array_frames(path, "NumPy array", array, choice, notes=notes)
+    if rest := path.stat().st_size - array.offset - array.nbytes:
+        notes += (f"{rest} bytes after the first array, perhaps more arrays, are not read",)
+    frames = array_frames(path, "NumPy array", array, choice, notes=notes)
+    return scratch.unpacked(frames, array, choice.axes or frames.order)

@@ -6,6 +6,8 @@ from typing import Any
 
 from emdn_models.errors import FormatError
 
+_LISTED = 8  # in an error, which is one line
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -52,7 +54,9 @@ class SeveralStacks(FormatError):
 
     def __init__(self, path: Path, kind: str, offers: list[Offer]) -> None:
         what = "NUMBER" if offers[0].dataset.isdigit() else "PATH"
-        listed = "; ".join(f"{one.name} {one.shape} {one.dtype}" for one in offers)
+        listed = "; ".join(f"{one.name} {one.shape} {one.dtype}" for one in offers[:_LISTED])
+        if len(offers) > _LISTED:
+            listed += f"; and {len(offers) - _LISTED} more (emdn-deploy inspect lists all)"
         if any(one.label for one in offers):
             what += " or the name in brackets"
         super().__init__(

@@ -1,9 +1,10 @@
-"""HDF5 frames whose chunks span many frames, copied into a file with one frame after the other.
+"""Frames that lie all over their file, copied once into a file with one frame after the other.
 
-To read one frame of a compressed chunk decodes the whole chunk. Chunks that all fit into
-a small cache are decoded once as the stack is read in order. Larger ones would be decoded
-again for every block of frames, or fill the memory. They are decoded one by one instead,
-into a file that has no name and is gone when the frames are released.
+To read one frame of a compressed HDF5 chunk decodes the whole chunk. Chunks that all fit
+into a small cache are decoded once as the stack is read in order. Larger ones would be decoded
+again for every block of frames, or fill the memory; and of an array with frames last, every
+block of frames is all of the file. These are read once, chunk by chunk, into a file that
+has no name and is gone when the frames are released.
 """
 
 import errno
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.readers.arrays import DIGITS
 from emdn_deploy.readers.frames import Frames
+from emdn_deploy.readers.parts import Parts
 from emdn_models.errors import FormatError, OutputError
 
 # Bytes of decoded chunks that may be in memory at a time, if they are more than 8 frames.
@@ -56,7 +58,8 @@ def unpacked(frames: Frames, array: Any, order: str) -> Frames:
     Parameters
     ----------
     array
-        What ``frames`` reads: an h5py dataset, or `emdn_deploy.readers.parts.Parts`.
+        What ``frames`` reads: an h5py dataset, `emdn_deploy.readers.parts.Parts`, or any
+        other array that is read piece by piece.
     order
         One letter or digit per axis of ``array``.
 
@@ -68,14 +71,14 @@ def unpacked(frames: Frames, array: Any, order: str) -> Frames:
     shared = _shared(array, order)
     if shared is None or shared <= _limit(array, order) or _direct(array, order):
         return frames
-    chunk = array.dtype.itemsize * math.prod(array.chunks or (1,))
+    chunk = array.dtype.itemsize * math.prod(_chunks(array) or (1,))
     if chunk > LARGEST_CHUNK and not _inflatable(array, order):
         raise FormatError(
             f"{frames.path}: {frames.dataset} has chunks {array.chunks} of {chunk / 1e9:.2g} GB, "
             "which can be decoded only as a whole; rewrite it with one frame a chunk (h5repack -l)"
         )
     scratch = _Scratch(frames, array, order)
-    what = f"chunks {array.chunks}" if array.chunks else f"axes {order}"
+    what = f"chunks {array.chunks}" if _chunks(array) else f"axes {order}"
     note = (
         f"{what} of {tuple(array.shape)}: a frame lies all over the file; all frames are first "
         f"copied into a scratch file of {scratch.bytes / 1e9:.2g} GB in {scratch.folder} (slow; "
@@ -164,7 +167,7 @@ def _pieces(array: Any, order: str) -> Iterator[tuple[tuple[slice, ...], NDArray
         The place, one slice per axis without a digit in ``order``, and the pixels.
     """
     limit = _limit(array, order)
-    sizes = list(array.chunks or (1, *array.shape[1:]))
+    sizes = list(_chunks(array) or (1, *array.shape[1:]))
     if array.dtype.itemsize * math.prod(sizes) > limit and _inflatable(array, order):
         for number in range(array.id.get_num_chunks()):
             yield from _inflated(array, array.id.get_chunk_info(number), limit)
@@ -275,7 +278,7 @@ def _shared(array: Any, order: str) -> int | None:
     """Return the bytes of all chunks that a frame touches; None if ``order`` does not fit."""
     if len(order) != len(array.shape) or "y" not in order or "x" not in order:
         return None
-    if array.chunks is None:
+    if _chunks(array) is None:
         whole = array.dtype.itemsize * math.prod(array.shape)
         return _frame(array, order) if _frames_first(array, order) else whole
     sizes = (
@@ -283,6 +286,11 @@ def _shared(array: Any, order: str) -> int | None:
         for letter, length, chunk in zip(order, array.shape, array.chunks, strict=True)
     )
     return int(array.dtype.itemsize * math.prod(sizes))
+
+
+def _chunks(array: Any) -> tuple[int, ...] | None:
+    chunks: tuple[int, ...] | None = getattr(array, "chunks", None)
+    return chunks
 
 
 def _frame(array: Any, order: str) -> int:
@@ -296,15 +304,16 @@ def _limit(array: Any, order: str) -> int:
 
 def _frames_first(array: Any, order: str) -> bool:
     """Say whether the pixels of a frame follow each other, in each chunk."""
-    sizes = array.chunks or array.shape
+    sizes = _chunks(array) or array.shape
     long = [letter in "yx" for letter, size in zip(order, sizes, strict=True) if size > 1]
     return long == sorted(long)
 
 
 def _direct(array: Any, order: str) -> bool:
     """Say whether HDF5 reads parts of chunks straight from the file."""
-    first = array.datasets[0] if hasattr(array, "datasets") else array
-    return _frames_first(array, order) and not first.id.get_create_plist().get_nfilters()
+    first = array.datasets[0] if isinstance(array, Parts) else array
+    plain = not isinstance(first, h5py.Dataset) or not first.id.get_create_plist().get_nfilters()
+    return plain and _frames_first(array, order)
 
 
 def _inflatable(array: Any, order: str) -> bool:

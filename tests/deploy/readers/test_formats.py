@@ -1,5 +1,6 @@
 """Every other format: the same frames, calibration and errors from each."""
 
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import targets
+from emdn_deploy import job, targets
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, dm, open_frames
 from emdn_deploy.readers.folder import natural, split_pattern
@@ -416,3 +417,37 @@ def test_numbers_of_any_script_are_sorted_by_value() -> None:
     assert [path.name for path in sorted(map(Path, names), key=natural)] == [
         "9", "10²5", "f٩", "f9", "f١٠", "f10", "f²", "f①",
     ]  # fmt: skip
+
+
+def test_what_follows_the_first_array_is_counted(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, STACK)
+        np.save(file, STACK)
+    with open_frames(tmp_path / "a.npy") as frames:
+        assert "bytes after the first array, perhaps more arrays, are not read" in frames.notes[0]
+
+
+def test_what_is_no_stack_says_what_it_is(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", STACK)
+    with pytest.raises(FormatError, match=r"several arrays; save the frames alone by numpy\.save"):
+        open_frames(tmp_path / "a.npz")
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / ".zarray").write_text("{}")
+    with pytest.raises(FormatError, match="is a Zarr store"):
+        open_frames(tmp_path / "a.zarr")
+
+
+def test_suffixes_of_one_format_are_one_kind(tmp_path: Path) -> None:
+    for number, suffix in enumerate(["h5", "hdf5"]):
+        with h5py.File(tmp_path / f"{number}.{suffix}", "w") as file:
+            file["a"] = STACK[number]
+    expect(tmp_path, STACK[:2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+def test_names_need_not_be_utf_8(tmp_path: Path, box_model: Path) -> None:
+    path = tmp_path / os.fsdecode(b"fr\xe9.npy")
+    np.save(path, STACK)
+    made = job.run(path, DenoiseOptions(model=str(box_model), device="cpu")).output
+    with open_frames(made) as frames:
+        assert frames.shape == STACK.shape

@@ -359,3 +359,60 @@ def test_odd_detectors_have_the_name_that_is_there(facts, name) -> None:
 @pytest.mark.parametrize("value", ["entry", b"entry", np.array(["entry"], "S")])
 def test_attributes_may_be_stored_as_arrays_of_one(value) -> None:
     assert text_of(value) == "entry"
+
+
+@pytest.mark.parametrize("order", ["tyx", "yxt", "xyt"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_dimension_scales_name_the_axes(tmp_path: Path, order: str, labels: bool) -> None:
+    names = {"t": "time", "y": "y", "x": "x"}
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        data = file.create_dataset(
+            "frames", data=STACK.transpose(["tyx".index(letter) for letter in order])
+        )
+        for i, letter in enumerate(order):
+            if labels:
+                data.dims[i].label = names[letter]
+                continue
+            file[names[letter]] = np.arange(data.shape[i]) * 0.5
+            file[names[letter]].make_scale()
+            data.dims[i].attach_scale(file[names[letter]])
+    with open_frames(tmp_path / "a.nc") as frames:
+        assert frames.order == order
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+
+
+@pytest.mark.parametrize("axes", ["x:y:time", "[x,y,time]"])
+def test_the_nexus_of_old_names_its_signal_at_the_signal(tmp_path: Path, axes: str) -> None:
+    with h5py.File(tmp_path / "a.nxs", "w") as file:
+        group = file.create_group("entry/data")
+        group.attrs["NX_class"] = np.array(["NXdata"], "S")
+        group["background"], group["counts"] = STACK[:4], STACK.T
+        group["counts"].attrs.update({"signal": 1, "axes": axes})
+    with open_frames(tmp_path / "a.nxs") as frames:
+        assert (frames.dataset, frames.order) == ("/entry/data/counts", "xyt")
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+
+
+def test_matlab_stores_the_last_index_first(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.mat", "w", userblock_size=512) as file:
+        file["movie"] = STACK.transpose(0, 2, 1)
+        file["movie"].attrs["MATLAB_class"] = np.bytes_("uint16")
+    with open_frames(tmp_path / "a.mat") as frames:
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+
+
+def test_chunks_that_were_never_written_are_counted(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("a", (12, 16, 24), "u2", chunks=(1, 16, 24))
+        data[:5] = STACK
+    with open_frames(tmp_path / "a.h5") as frames:
+        assert frames.notes[0].startswith("7 of 12 chunks were never written and read as 0")
+
+
+def test_a_long_list_is_cut(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number in range(30):
+            file[f"frame_{number}"] = STACK[0]
+    with pytest.raises(FormatError, match=r"holds 30 stacks.* and 22 more \(emdn-deploy inspect"):
+        open_frames(tmp_path / "a.h5")
+    assert len(list(inspection.describe(tmp_path / "a.h5", Choice()))) == 32

@@ -149,3 +149,14 @@ def test_memory_does_not_grow_with_the_stack(tmp_path: Path, chunks: tuple[int, 
         peaks.append(int(made.stdout) / 1024)
     # The stack is 84 MB, five times the limit.
     assert peaks[1] - peaks[0] < 45
+
+
+@pytest.mark.parametrize("order", ["tyx", "ytx", "yxt", "xyt"])
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.usefixtures("small")
+def test_arrays_with_frames_last(tmp_path: Path, order: str, fortran: bool) -> None:
+    stored = FRAMES.transpose(["tyx".index(letter) for letter in order])
+    np.save(tmp_path / "a.npy", np.asfortranarray(stored) if fortran else stored.copy())
+    with open_frames(tmp_path / "a.npy", Choice(axes=order)) as frames:
+        assert bool(frames.notes) == (order != "tyx")
+        np.testing.assert_array_equal(frames.read(3, 30), FRAMES[3:])
