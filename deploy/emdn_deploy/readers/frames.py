@@ -30,6 +30,10 @@ class Choice:
     dataset: str | None = None
     axes: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.axes is not None:
+            object.__setattr__(self, "axes", self.axes.lower())
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -91,9 +91,8 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
             continue
         notes = [_attrs(group.get(f"axis-{i}")) for i in range(data.ndim)]
         signal = [i for i, note in enumerate(notes) if not bool(note.get("navigate", False))]
-        if len(signal) != 2:
-            continue  # spectra, or a plain array
-        order = _letters(data.ndim, signal[0], signal[1])
+        if len(signal) not in (2, data.ndim):
+            continue  # spectra
         axes = tuple(
             Axis(
                 text_of(note.get("name")),
@@ -103,7 +102,10 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
             )
             for note in notes
         )
-        order = with_channels(order, axes)
+        # A BaseSignal does not tell frames from time.
+        order = order_of(axes)
+        if len(signal) == 2:
+            order = with_channels(_letters(data.ndim, signal[0], signal[1]), axes)
         found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", axes, order))
     return found
 

@@ -275,17 +275,19 @@ class _Inflating:
 
 
 def _shared(array: Any, order: str) -> int | None:
-    """Return the bytes of all chunks that a frame touches; None if ``order`` does not fit."""
+    """Return the bytes that reading in order comes back to; None if ``order`` does not fit."""
     if len(order) != len(array.shape) or "y" not in order or "x" not in order:
         return None
     if _chunks(array) is None:
         whole = array.dtype.itemsize * math.prod(array.shape)
         return _frame(array, order) if _frames_first(array, order) else whole
-    sizes = (
-        length if letter in "yx" else chunk
-        for letter, length, chunk in zip(order, array.shape, array.chunks, strict=True)
-    )
-    return int(array.dtype.itemsize * math.prod(sizes))
+    size = int(array.dtype.itemsize)
+    within = False
+    for letter, length, chunk in zip(order, array.shape, array.chunks, strict=True):
+        # All along the axes that are counted while a chunk's first one stands still.
+        size *= length if letter in "yx" or (within and letter not in DIGITS) else chunk
+        within |= letter not in "yx" and chunk > 1
+    return size
 
 
 def _chunks(array: Any) -> tuple[int, ...] | None:

@@ -416,3 +416,25 @@ def test_a_long_list_is_cut(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"holds 30 stacks.* and 22 more \(emdn-deploy inspect"):
         open_frames(tmp_path / "a.h5")
     assert len(list(inspection.describe(tmp_path / "a.h5", Choice()))) == 32
+
+
+@pytest.mark.parametrize(
+    ("names", "navigate", "order"),
+    [
+        (("time", "y", "x"), 0, "tyx"), (("x", "y", "time"), 0, "xyt"),
+        (("", "time", "y", "x"), 2, "utyx"), (("time", "detector", "y", "x"), 2, "ucyx"),
+    ],
+)  # fmt: skip
+def test_axes_of_hyperspy(tmp_path: Path, names: tuple[str, ...], navigate: int, order) -> None:
+    lengths = {"t": 5, "y": 16, "x": 24, "u": 5 if "c" in order else 2, "c": 1}
+    with h5py.File(tmp_path / "a.hspy", "w") as file:
+        file.attrs["file_format"] = "HyperSpy"
+        group = file.create_group("Experiments/movie")
+        group["data"] = np.zeros([lengths[letter] for letter in order])
+        for i, name in enumerate(names):
+            group.create_group(f"axis-{i}").attrs.update({"name": name, "navigate": i < navigate})
+    with open_frames(tmp_path / "a.hspy") as frames:
+        assert frames.order == order
+        assert frames.shape[1:] == (16, 24)
+    with open_frames(tmp_path / "a.hspy", Choice(axes=order.upper())) as frames:
+        assert frames.order == order
