@@ -110,14 +110,19 @@ def odd_axis(read: Callable[[int], NDArray[Any]], lead: list[int]) -> tuple[int,
 
 
 def _variance_over_mean(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64]) -> float:
-    """Return that of the noise, as the median of three frames."""
+    """Return that of the noise, as the median of three pairs of neighbouring frames."""
     values = []
-    for place in np.linspace(0, numbers.size - 1, 3).round().astype(int):
-        frame = read(int(numbers.ravel()[place])).astype(np.float64)
-        # Half the mixed second difference: the noise, without what changes slowly.
-        mixed = (frame[1:, 1:] - frame[1:, :-1] - frame[:-1, 1:] + frame[:-1, :-1]) / 2
-        level = np.median(frame)
-        values.append(np.median(mixed**2) / level if level > 0 and mixed.size else np.nan)
+    for place in np.linspace(0, numbers.size - 2, 3).round().astype(int):
+        pair = [read(int(number)).astype(np.float64) for number in numbers.ravel()[place:][:2]]
+        first = pair[0]
+        with np.errstate(invalid="ignore"):
+            between = (pair[0] - pair[1]) / 2**0.5
+            # What changes slowly in a frame is not in its mixed second difference.
+            mixed = (first[1:, 1:] - first[1:, :-1] - first[:-1, 1:] + first[:-1, :-1]) / 2
+            # Structure is in either, noise in both.
+            noise = min((between**2).mean(), (mixed**2).mean() if mixed.size else np.inf)
+            level = (pair[0].mean() + pair[1].mean()) / 2
+        values.append(noise / level if level > 0 else np.nan)
     return float(np.median(values))
 
 
