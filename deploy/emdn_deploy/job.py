@@ -102,7 +102,11 @@ def run(
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
         beside = _check(source, target, module, frames, options)
+        for said in frames.notes:
+            _log.warning("warning: %s: %s", source, said)
         denoiser = denoiser or Denoiser.of(options)
+        if options.axes is None:
+            selection.check_one_scale(frames)
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
