@@ -126,10 +126,11 @@ def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
 
 
 def _models(config: QualityConfig) -> dict[str, Method]:
-    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in _names(config)}
+    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in names_of(config)}
 
 
-def _names(config: QualityConfig) -> tuple[str, ...]:
+def names_of(config: QualityConfig) -> tuple[str, ...]:
+    """Name the models to measure: those asked for, or all that is shipped."""
     return config.models or tuple(pretrained.index()["models"])
 
 
@@ -141,7 +142,7 @@ def _model(name: str, threads: int | None) -> Method:
 def _sigmas(config: QualityConfig) -> dict[str, Inside]:
     """Return what measures sigma, by the names of those models that have one."""
     found: dict[str, Inside] = {}
-    for name in _names(config):
+    for name in names_of(config):
         denoiser = Denoiser(name, threads=config.threads)
         if denoiser.calibration is not None:
             found[name.removesuffix(".onnx")] = partial(_inside, denoiser)

@@ -57,7 +57,7 @@ def simulate_movie(config: SimulateConfig) -> Path:
     drift = draw_drift(config.frames, rng)
     structures = _specimens(config.frames, field, drift * pixel_a, path_rng)
     first = next(structures)
-    optics = _focused(first, field, voltage_kv, rng)
+    optics = focused(first, field, voltage_kv, rng)
     clean = hrtem.image(hrtem.exit_wave(first, field, voltage_kv), field, optics)
     contrast = float(clean.std() / clean.mean())
     electrons = draw_electrons(config, contrast, 1.0, pixel_a, rng)
@@ -136,7 +136,7 @@ def _specimens(
         if current is None or hop:
             flat = _with_adatom(sheet, site, vibration)
             if not adatom:
-                flat = _with_vacancy(sheet, site, vibration, np.random.default_rng(shape_seed))
+                flat = with_vacancy(sheet, site, vibration, np.random.default_rng(shape_seed))
             current = warped(flat, np.random.default_rng(ripple_seed))
         yield moved(current, (drift_a[frame, 0], drift_a[frame, 1], 0.0))
 
@@ -147,7 +147,8 @@ def _hopped(sheet: Sheet, site: int, near: NDArray[np.int64], rng: np.random.Gen
     return int(rng.choice(choices)) if choices else site
 
 
-def _with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Generator) -> Structure:
+def with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Generator) -> Structure:
+    """Take one atom out of a sheet, close the pentagon and relax."""
     faulty = deepcopy(sheet)
     place = sheet.xy[site]
     monovacancy(faulty, site, rng)
@@ -162,7 +163,7 @@ def _with_adatom(sheet: Sheet, site: int, vibration: float) -> Structure:
     return as_structure(sheet, [(14, float(x), float(y), 2.1)], [defect], vibration)
 
 
-def _focused(
+def focused(
     structure: Structure, field: hrtem.Field, voltage_kv: float, rng: np.random.Generator
 ) -> Optics:
     """Focus as an operator would: the best contrast of a few settings."""
