@@ -76,6 +76,8 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
             yield _row(f"axis {letter}", step + name)
         for key, value in frames.metadata.items():
             yield _row(key, value)
+        for note in frames.notes:
+            yield _row("note", note)
         try:
             ready = correction.prepare(frames, DenoiseOptions())
         except EmdnError as error:

@@ -26,6 +26,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.outcome import Plan, Report
 from emdn_deploy.output import Output, check_target
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.frames import CUT_SHORT
 from emdn_deploy.writers import Layout, Storage
 
 # A mean that moves by more than this is worth a warning.
@@ -39,10 +40,11 @@ _log = logging.getLogger(__name__)
 def open_selected(source: Path, options: DenoiseOptions) -> Frames:
     """Open an input and take the frames that ``options`` select."""
     frames = open_frames(source, Choice(options.dataset, options.axes))
-    if options.frames is None:
-        return frames
     try:
-        return selection.select(frames, options.frames)
+        chosen = frames if options.frames is None else selection.select(frames, options.frames)
+        if CUT_SHORT in frames.metadata:
+            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
+        return chosen
     except BaseException:
         frames.release()
         raise
@@ -102,6 +104,8 @@ def run(
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
         beside = _check(source, target, module, frames, options)
+        for said in frames.notes:
+            _log.warning("warning: %s: %s", source, said)
         denoiser = denoiser or Denoiser.of(options)
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:

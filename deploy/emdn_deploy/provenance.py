@@ -52,6 +52,7 @@ def facts_of(
         "intensity": scale.note,
         "frame_mean": "kept: each denoised frame was shifted to the mean of its input",
         "bad_pixels": ready.bad_pixels,
+        **({"input_notes": "; ".join(frames.notes)} if frames.notes else {}),
         **references,
         **(_sigma_facts(denoiser) if options.sigma else {}),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -17,7 +17,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "dm": (".dm3", ".dm4"),
     "ser": (".ser",),
     "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st"),
-    "tiff": (".tif", ".tiff", ".btf", ".tf8"),
+    "tiff": (".tif", ".tiff", ".btf", ".tf8", ".eer"),
     "npy": (".npy",),
 }
 

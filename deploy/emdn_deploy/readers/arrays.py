@@ -30,7 +30,9 @@ def array_frames(
     dataset: str = "",
     why: str = "the only stack in the file",
     metadata: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
     release: Callable[[], None] = lambda: None,
+    compressed: bool = False,
 ) -> Frames:
     """Wrap a memory map, an h5py dataset or anything that is indexed like one.
 
@@ -42,6 +44,8 @@ def array_frames(
         The format's own axis order; None for frames last.
     axes
         Calibration, one per axis, or empty.
+    notes
+        See `Frames.notes`.
 
     Raises
     ------
@@ -68,6 +72,8 @@ def array_frames(
         dataset=dataset,
         why=why,
         metadata=metadata or {},
+        notes=notes,
+        compressed=compressed,
     )
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from emdn_models.errors import EmdnError, FormatError
 
+CUT_SHORT = "cut short"
+"""In `Frames.metadata`: the file promises more frames than it holds."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -76,6 +79,12 @@ class Frames:
     parts
         Paths of the datasets that together are the stack, the first of which is
         ``dataset``; empty where it is one.
+    notes
+        What was assumed, left out or changed on reading, as the user must know it.
+    compressed
+        Whether the file's frames are compressed.
+    numbers
+        Which of the file's frames these are; None for all.
     """
 
     path: Path
@@ -91,6 +100,9 @@ class Frames:
     why: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    compressed: bool = False
+    numbers: range | None = None
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.
@@ -179,8 +191,11 @@ def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -
         )
     if "c" in order and shape[order.index("c")] != 1:
         raise FormatError(
-            f"{where}: the channel axis of shape {shape} has {shape[order.index('c')]} channels, "
-            "expected 1; convert colour pictures to grey values first"
+            f"{where}: the channel axis of shape {shape}, axes {order}, has "
+            f"{shape[order.index('c')]} channels (colours or detectors), each with an intensity "
+            f"scale of its own: take one with --axes {order.replace('c', '0')} or "
+            f"{order.replace('c', '1')}, or all as frames of one scale with "
+            f"--axes {order.replace('c', _free_letter(order))}"
         )
     if not said and len(shape) >= 3 and shape[-1] in (3, 4) and min(shape[-3:-1]) > 8:
         raise FormatError(
@@ -189,6 +204,10 @@ def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -
         )
     if 0 in shape:
         raise FormatError(f"{where}: is empty (shape {shape})")
+
+
+def _free_letter(order: str) -> str:
+    return next(letter for letter in "tuvwabdefghijk" if letter not in order)
 
 
 def stack_shape(shape: tuple[int, ...], order: str) -> tuple[int, int, int]:
