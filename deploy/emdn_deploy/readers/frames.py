@@ -1,6 +1,6 @@
 """What every reader returns: an open stack of frames, read a block at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -102,7 +102,7 @@ class Frames:
     parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     compressed: bool = False
-    numbers: range | None = None
+    numbers: Sequence[int] | None = None
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.

@@ -16,6 +16,7 @@ from emdn_deploy.readers import tiff_calibration
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
+from emdn_deploy.readers.pages import Pages, cut_short
 from emdn_models.errors import FormatError, MissingExtraError
 
 
@@ -38,42 +39,6 @@ tifffile.logger().addHandler(_complaints)
 
 _COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB", "PALETTE")
 _EER = (65000, 65001, 65002)
-
-
-class _Pages:
-    """Frames of H x W behind a function, indexed like an array: ``pages[a:b]`` reads b - a.
-
-    Parameters
-    ----------
-    shape
-        Stored shape as the file promises it; the last ``inner`` axes are one page's.
-    there
-        How many pages the file holds; a page beyond raises ``missing``.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        inner: int,
-        page: Callable[[int], NDArray[Any]],
-        there: int,
-        missing: str,
-    ) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._lead = len(shape) - inner
-        self._page, self._there, self._missing = page, there, missing
-
-    def __getitem__(self, where: Any) -> NDArray[Any]:
-        where = where if isinstance(where, tuple) else (where,)
-        numbers = np.arange(math.prod(self.shape[: self._lead])).reshape(self.shape[: self._lead])
-        taken = numbers[where[: self._lead]]
-        if taken.size and taken.max() >= self._there:
-            raise FormatError(self._missing)
-        pages = [self._page(int(number)) for number in np.atleast_1d(taken).ravel()]
-        stack = np.stack(pages).reshape(*taken.shape, *self.shape[self._lead :])
-        inner: NDArray[Any] = stack[(..., *where[self._lead :])]
-        return inner
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
@@ -315,9 +280,8 @@ def _data(
             return _decoded(pages[number], path)
 
     sure = "" if key.is_imagej or key.is_shaped or len(series) == count else "at least "
-    missing = f"{path}: is cut short: {there} of {sure}{count} frames are there; copy it again"
-    missing += f", or take these with --frames 0:{there}" if there > 0 else ""
-    return _Pages(shape, series.dtype, key.ndim, read, there, missing), there < count
+    missing = cut_short(path, there, f"{sure}{count}")
+    return Pages(shape, series.dtype, key.ndim, read, there, missing), there < count
 
 
 def _is_there(page: Any, size: int) -> bool:

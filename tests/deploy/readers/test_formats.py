@@ -94,8 +94,11 @@ def test_mrc_transforms_and_cut_files_are_refused(tmp_path: Path) -> None:
         pass
     content = (tmp_path / "cut.mrc").read_bytes()
     (tmp_path / "cut.mrc").write_bytes(content[:2000])
-    with pytest.raises(FormatError, match="truncated or damaged"):
-        open_frames(tmp_path / "cut.mrc")
+    with (
+        open_frames(tmp_path / "cut.mrc") as frames,
+        pytest.raises(FormatError, match=r"is cut short: 1 of 5 frames are there.*--frames 0:1"),
+    ):
+        frames.read(0, 5)
     (tmp_path / "short.mrc").write_bytes(content[:100])
     with pytest.raises(FormatError, match="MRC"):
         open_frames(tmp_path / "short.mrc")
