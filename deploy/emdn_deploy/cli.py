@@ -49,7 +49,10 @@ def denoise(
         typer.Option("--output", "-o", metavar="OUT", help="Default: <stem>_denoised beside IN."),
     ] = _DEFAULT.output,
     to: Annotated[
-        Kind | None, typer.Option(help="Kind of output; HDF5 is mirrored, others become hspy.")
+        Kind | None,
+        typer.Option(
+            help="Kind of output; by default that of the input, hspy for DM, SER and folders."
+        ),
     ] = _DEFAULT.to,
     dtype: Annotated[
         Dtype, typer.Option(help="Integers are rounded; pixels that saturate are counted.")

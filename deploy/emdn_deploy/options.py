@@ -19,7 +19,8 @@ class DenoiseOptions:
     output
         None for a name made from the input's.
     to
-        Kind of output; None mirrors HDF5 and writes ``.hspy`` for all others.
+        Kind of output; None mirrors HDF5, keeps TIFF, MRC and ``.npy``, and writes ``.hspy`` for
+        all others and for folders.
     dtype
         Of the output's pixels; integers are rounded, and saturate at their limits.
     compress

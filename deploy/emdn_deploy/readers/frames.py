@@ -14,6 +14,9 @@ from emdn_models.errors import EmdnError, FormatError
 CUT_SHORT = "cut short"
 """In `Frames.metadata`: the file promises more frames than it holds."""
 
+WHITE = "white"
+"""In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
+
 
 @dataclass(frozen=True)
 class Choice:

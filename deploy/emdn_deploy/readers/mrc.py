@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ from emdn_models.errors import FormatError, OutputError
 
 _IMOD_STAMP = 1146047817
 _HEADER = 1024
-_PACKED = {".gz": gzip.open, ".bz2": bz2.open}
+_PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
@@ -169,7 +170,7 @@ def _unpacked(path: Path, most: int) -> IO[bytes]:
     """Decompress a file, up to ``most`` bytes, into one without a name; a damaged end is left."""
     scratch: IO[bytes] = tempfile.TemporaryFile(dir=_folder(path))  # noqa: SIM115
     try:
-        with _PACKED[path.suffix.lower()](path, "rb") as packed:
+        with _PACKED[path.suffix.lower()](path) as packed:
             left = most
             while left and (block := _block(packed, min(left, 2**20))):
                 scratch.write(block)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.readers import tiff_calibration
 from emdn_deploy.readers.arrays import array_frames
-from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
+from emdn_deploy.readers.frames import CUT_SHORT, WHITE, Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
 from emdn_deploy.readers.pages import Pages, cut_short
 from emdn_models.errors import FormatError, MissingExtraError
@@ -78,7 +78,8 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
             "such as with relion_convert_to_tiff, and denoise those"
         )
     series, number, why = _choose(path, file, _series(file), choice)
-    order = _order(series)
+    ours = "emdn-deploy" in str((file.imagej_metadata or {}).get("Info", ""))
+    order = _order(series, ours=ours)
     if _is_colour(series) and "c" not in order and choice.axes is None:
         raise FormatError(
             f"{path}: holds numbers of colours ({series.keyframe.photometric.name.lower()}), shape "
@@ -102,6 +103,8 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         notes += (f"is damaged, some of what it says is lost ({_complaints.said[0][:200]})",)
     if key.photometric.name == "MINISWHITE":
         metadata["photometric"] = "miniswhite"
+        if key.dtype.kind == "u":
+            metadata[WHITE] = str(2**key.bitspersample - 1)
     steps = tiff_calibration.steps(file, series, number)
     lead = [letter for letter in order if letter not in "yx"]
     if len(lead) == 1 and "t" in steps:
@@ -173,11 +176,12 @@ def _is_colour(series: Any) -> bool:
     return key.photometric.name in _COLOURS
 
 
-def _order(series: Any) -> str:
+def _order(series: Any, *, ours: bool) -> str:
     """Turn tifffile's axes (``TZCYX``, ``QYX``, ``YXS``) into one letter each.
 
     ``c`` are colours, or detectors beside each other. A stack along channels only is one of
-    frames, as some libraries write it, unless ImageJ shows the channels at once.
+    frames, as some libraries write it, unless ImageJ shows the channels at once. So is an
+    output of emdn, ``ours``, whose channels were told to be on one scale.
     """
     letters = ""
     for letter in str(series.axes).lower():
@@ -188,7 +192,7 @@ def _order(series: Any) -> str:
             else next(other for other in "tuvwabdefghij" if other not in letters)
         )
     lead = {letter for letter, size in zip(letters, series.shape, strict=True) if size > 1}
-    if lead <= set("cyx") and "s" not in str(series.axes).lower():
+    if (ours or lead <= set("cyx")) and "s" not in str(series.axes).lower():
         page = series.keyframe
         mode = page.is_imagej and "mode=co" in page.description
         letters = letters if mode else letters.replace("c", "t" if "t" not in letters else "u")

@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import tifffile
 
 from emdn_deploy.calibration import beam, known_unit
 from emdn_deploy.readers.frames import Axis
@@ -32,7 +33,7 @@ def steps(file: Any, series: Any, number: int) -> dict[str, Axis]:
     key = series.keyframe
     tags = {tag.code: tag.value for tag in key.tags}
     for source in (
-        _digital_micrograph(tags), _ome(file, key, number), _imagej(file, tags), _fei(tags),
+        _digital_micrograph(tags), _ome(file, key, number), _imagej(file, key, tags), _fei(tags),
         _tvips(tags), _zeiss(tags), _olympus(tags), _jeol(tags), _resolution(tags),
     ):  # fmt: skip
         found = dict(source) | found
@@ -98,10 +99,12 @@ def _ome(file: Any, key: Any, number: int) -> Steps:
     return found
 
 
-def _imagej(file: Any, tags: Mapping[int, Any]) -> Steps:
-    if not file.is_imagej or not file.imagej_metadata:
-        return {}
-    known, found = file.imagej_metadata, {}
+def _imagej(file: Any, key: Any, tags: Mapping[int, Any]) -> Steps:
+    """Read what ImageJ writes, and what stands under its names where tifffile wrote the file."""
+    known: Mapping[str, Any] = file.imagej_metadata or {}
+    if key.is_shaped:
+        known = tifffile.tifffile.shaped_description_metadata(key.description)
+    found: Steps = {}
     unit = str(known.get("unit", ""))
     if unit not in ("", "pixel", "pixels"):
         for letter, code in (("x", 282), ("y", 283)):
