@@ -48,7 +48,7 @@ def beam(
         "beam_energy": None if volts is None else volts / 1000,
         "camera_length": camera_length_mm,
         "magnification": magnification,
-        "Detector.Camera.exposure": exposure_s,
+        "Camera.exposure": exposure_s,
         "acquisition_mode": mode,
     }
     return {

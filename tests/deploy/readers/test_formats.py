@@ -311,8 +311,8 @@ def test_a_stack_calibrated_along_x_and_y_only_keeps_that() -> None:
         scaleUnit=["", "", "µm", "µm"],
         origin=[0.0, 0.0, 2.0, 0.0],
     )
-    along, y, x = dm._axes(file, 0, 3)
+    along, y, x = dm._axes(file, 1, 3)
     assert along == Axis()
     assert (y.units, y.step, y.origin) == ("µm", 0.05, 0.0)
     assert (x.units, x.step, x.origin) == ("µm", 0.06, -0.12)
-    assert dm._axes(file, 0, 4) == ()
+    assert dm._axes(file, 1, 4) == ()
