@@ -58,7 +58,11 @@ def denoise(
         Dtype, typer.Option(help="Integers are rounded; pixels that saturate are counted.")
     ] = _DEFAULT.dtype,
     compress: Annotated[
-        bool, typer.Option("--compress", help="Without loss: gzip in HDF5, zlib in TIFF.")
+        bool | None,
+        typer.Option(
+            "--compress/--no-compress",
+            help="Without loss: gzip in HDF5, zlib in TIFF. Default: if the input is.",
+        ),
     ] = _DEFAULT.compress,
     sigma: Annotated[
         bool, typer.Option("--sigma", help="Add every pixel's standard deviation; 8 x the time.")

@@ -24,7 +24,8 @@ class DenoiseOptions:
     dtype
         Of the output's pixels; integers are rounded, and saturate at their limits.
     compress
-        Whether to compress the output's frames, losslessly.
+        Whether to compress the output's frames, losslessly; None where the input's are, in
+        kinds of output that can be.
     sigma
         Whether to denoise in eight orientations, and to write the standard deviation of every
         pixel's error beside the mean of the eight.
@@ -60,7 +61,7 @@ class DenoiseOptions:
     output: Path | None = None
     to: Kind | None = None
     dtype: Dtype = "float32"
-    compress: bool = False
+    compress: bool | None = None
     sigma: bool = False
     out_dir: Path | None = None
     suffix: str = "_denoised"

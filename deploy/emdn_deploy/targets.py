@@ -29,7 +29,7 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
             raise OutputError(f"{target}: is no name for --to {options.to}; leave one of them out")
         if options.to == "hspy" and source.suffix.lower() != ".hspy":
             module = "combined"
-    writers.check(target, module, writers.Storage(options.dtype, options.compress))
+    writers.check(target, module, writers.Storage(options.dtype, bool(options.compress)))
     return target, module
 
 

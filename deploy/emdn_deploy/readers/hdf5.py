@@ -149,5 +149,6 @@ def frames_of(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: 
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, release=file.close,
+        compressed=bool(one.dataset.id.get_create_plist().get_nfilters()),
     )  # fmt: skip
     return replace(frames, parts=one.parts)
