@@ -144,8 +144,6 @@ def _data(
 
 def _axes(header: Any, ndim: int) -> tuple[tuple[Axis, ...], list[str]]:
     """Return the calibration, and what was odd about it."""
-    if ndim > 3:
-        return (), []
     axes, notes = [], []
     for name in "yx":
         length, count = float(header.cella[name]), int(header[f"m{name}"])

@@ -103,8 +103,10 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         notes += (f"is damaged, some of what it says is lost ({_complaints.said[0][:200]})",)
     if key.photometric.name == "MINISWHITE":
         metadata["photometric"] = "miniswhite"
-        if key.dtype.kind == "u":
+        if np.dtype(key.dtype).kind == "u":
             metadata[WHITE] = str(2**key.bitspersample - 1)
+    if (turned := int(key.tags.valueof(274, 1))) != 1:
+        metadata["orientation"] = str(turned)
     steps = tiff_calibration.steps(file, series, number)
     lead = [letter for letter in order if letter not in "yx"]
     if len(lead) == 1 and "t" in steps:
@@ -202,12 +204,12 @@ def _order(series: Any, *, ours: bool) -> str:
 def _promised(file: tifffile.TiffFile, series: Any, order: str) -> tuple[tuple[int, ...], str]:
     """Return the shape and axes that the file promises, which may be cut short."""
     shape, key = tuple(series.shape), series.keyframe
-    if not _breaks_off(file):
-        return shape, order
     lead, inner = shape[: len(shape) - key.ndim], order[len(order) - key.ndim :]
-    told = _told(file)
-    if told is not None and math.prod(told[0]) >= math.prod(lead):
+    told = _told(key)
+    if told is not None and math.prod(told[0]) > math.prod(lead):
         return (*told[0], *key.shape), told[1] + inner
+    if not _breaks_off(file) or (told is not None and math.prod(told[0]) == math.prod(lead)):
+        return shape, order
     # Where the second page follows the pixels of all frames, that tells how many there are; if not,
     # it is one more at least.
     count = len(series) + 1
@@ -242,9 +244,8 @@ def _unpacked(file: tifffile.TiffFile, place: int, kind: str, size: int) -> int:
     return int(struct.unpack(kind, file.filehandle.read(size))[0])
 
 
-def _told(file: tifffile.TiffFile) -> tuple[tuple[int, ...], str] | None:
-    """Return how many frames the first page's text tells, along which axes."""
-    first = file.pages.first
+def _told(first: Any) -> tuple[tuple[int, ...], str] | None:
+    """Return how many frames the text of a series' first page tells, along which axes."""
     if first.is_imagej:
         known = tifffile.tifffile.imagej_description_metadata(first.description)
         counts = [int(known.get(name, 1)) for name in ("frames", "slices", "channels")]

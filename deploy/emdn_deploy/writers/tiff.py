@@ -40,6 +40,8 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         options["resolution"] = (1 / x.step, 1 / y.step)
         options["extratags"] = _dm_tags(x, y, frames.axes[0] if len(letters) == 1 else Axis())
         metadata |= {"unit": x.units, **({"yunit": y.units} if y.units != x.units else {})}
+    if "orientation" in frames.metadata:
+        options["extratags"].append((274, "H", 1, int(frames.metadata["orientation"]), True))
     if classic and storage.dtype in _IMAGEJ_TYPES and not storage.compress:
         options["imagej"] = True
         metadata.setdefault("unit", "pixel")

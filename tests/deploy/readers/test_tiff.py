@@ -250,3 +250,21 @@ def test_planes_that_an_ome_tiff_leaves_out_are_not_black(tmp_path: Path) -> Non
     path.write_bytes(content)
     with open_frames(path) as frames, pytest.raises(FormatError, match="19 of 20 frames"):
         frames.read(0, 20)
+
+
+def test_a_stack_in_a_single_directory_that_is_cut_short(tmp_path: Path) -> None:
+    """As ImageJ writes those above 4 GB: the text alone tells how many frames there are."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, imagej=True, byteorder="<", metadata={"axes": "TYX"})
+    content = bytearray(path.read_bytes())
+    place = 10 + 12 * int.from_bytes(content[8:10], "little")
+    end = int.from_bytes(content[place : place + 4], "little")
+    content[place : place + 4] = bytes(4)
+    for cut, there in ((0, 20), (1, 19), (5 * 24 * 32 * 2, 15)):
+        path.write_bytes(content[: end - cut])
+        with open_frames(path) as frames:
+            assert frames.shape[0] == 20
+            np.testing.assert_array_equal(frames.read(0, there), STACK[:there])
+            if cut:
+                with pytest.raises(FormatError, match=f"{there} of 20 frames are there"):
+                    frames.read(0, 20)

@@ -102,3 +102,10 @@ def test_units_that_are_no_lengths(tmp_path: Path, run) -> None:
             (65009, "d", 1, 0.25, True), (65010, "d", 1, 0.5, True)]  # fmt: skip
     tifffile.imwrite(source, STACK, photometric="minisblack", extratags=tags)
     assert steps(run(source).output)[1:] == [("y", 0.5, "mrad"), ("x", 0.25, "1/nm")]
+
+
+def test_the_orientation_is_kept(tmp_path: Path, run) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK, photometric="minisblack", metadata=None,
+                     extratags=[(274, "H", 1, 4, True)])  # fmt: skip
+    with tifffile.TiffFile(run(tmp_path / "a.tif").output) as file:
+        assert file.pages.first.tags["Orientation"].value == 4
