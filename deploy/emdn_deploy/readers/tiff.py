@@ -302,7 +302,12 @@ def _is_there(page: Any, size: int) -> bool:
 
 
 def _decoded(page: Any, path: Path) -> NDArray[Any]:
+    # Of several files of an OME-TIFF, one is open at a time.
+    handle = page.parent.filehandle
+    other = handle.closed
     try:
+        if other:
+            handle.open()
         pixels: NDArray[Any] = page.asarray()
     except (ImportError, ValueError, RuntimeError) as error:
         if "imagecodecs" in str(error):
@@ -311,4 +316,7 @@ def _decoded(page: Any, path: Path) -> NDArray[Any]:
                 "pip install imagecodecs to read it"
             ) from error
         raise
+    finally:
+        if other:
+            handle.close()
     return pixels

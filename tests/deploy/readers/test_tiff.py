@@ -1,5 +1,6 @@
 """TIFF as programs and microscopes write it: series, sizes, and files that are cut short."""
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,31 @@ def test_a_cut_file_ends_a_run_before_it_starts(tmp_path: Path, box_model: Path)
     with pytest.raises(FormatError, match=r"is cut short: 1\d\d of 200 frames are there.*--frames"):
         job.run(path, DenoiseOptions(**options))
     assert job.run(path, DenoiseOptions(frames="0:150", **options)).frames == 150
+
+
+def test_an_ome_tiff_in_several_files(tmp_path: Path) -> None:
+    write(tmp_path / "x.ome.tif", STACK[:3], ome=True, metadata={"axes": "TYX"})
+    with tifffile.TiffFile(tmp_path / "x.ome.tif") as file:
+        text = file.ome_metadata
+    assert text is not None
+    planes = "".join(
+        f'<TiffData FirstT="{3 * i}" IFD="0" PlaneCount="3">'
+        f'<UUID FileName="{i}.ome.tif">urn:uuid:{i}</UUID></TiffData>'
+        for i in range(2)
+    )
+    text = text.replace('SizeT="3"', 'SizeT="6"')
+    text = text.replace('<TiffData IFD="0" PlaneCount="3"/>', planes)
+    for i in range(2):
+        own = re.sub('UUID="[^"]*"', f'UUID="urn:uuid:{i}"', text, count=1)
+        write(tmp_path / f"{i}.ome.tif", STACK[3 * i : 3 * i + 3], description=own, metadata=None)
+    with open_frames(tmp_path / "0.ome.tif") as frames:
+        np.testing.assert_array_equal(frames.read(0, 6), STACK[:6])
+    (tmp_path / "1.ome.tif").unlink()
+    with (
+        open_frames(tmp_path / "0.ome.tif") as frames,
+        pytest.raises(FormatError, match="3 of 6 frames"),
+    ):
+        frames.read(0, 6)
 
 
 def test_planes_that_an_ome_tiff_leaves_out_are_not_black(tmp_path: Path) -> None:
