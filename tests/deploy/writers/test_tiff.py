@@ -95,6 +95,16 @@ def test_min_is_white_stays_so(tmp_path: Path, run, sigma: bool) -> None:
             np.testing.assert_allclose(file.asarray(), np.load(up.sigma), atol=1e-3)
 
 
+def test_a_folder_of_min_is_white_frames(tmp_path: Path, run) -> None:
+    (tmp_path / "run").mkdir()
+    for number, frame in enumerate(255 - STACK.astype(np.uint8)):
+        tifffile.imwrite(tmp_path / f"run/{number}.tif", frame, photometric="miniswhite")
+    report = run(tmp_path / "run", to="tif")
+    assert report.intensity.gain == -1
+    with tifffile.TiffFile(report.output) as file:
+        assert file.pages.first.photometric.name == "MINISWHITE"
+
+
 def test_units_that_are_no_lengths(tmp_path: Path, run) -> None:
     """A diffraction pattern, each axis in its own unit."""
     source = tmp_path / "a.tif"
