@@ -144,15 +144,17 @@ def _data(
 
 def _axes(header: Any, ndim: int) -> tuple[tuple[Axis, ...], list[str]]:
     """Return the calibration, and what was odd about it."""
-    axes, notes = [], []
+    axes, notes, missing = [], [], []
     for name in "yx":
         length, count = float(header.cella[name]), int(header[f"m{name}"])
         step = length / count if count and np.isfinite(length) else None
         if step is None:
-            notes.append(f"not calibrated along {name}: {length:g} Å over m{name} = {count}")
+            missing.append(f"{length:g} Å over m{name} = {count}")
         elif step < 0:
             notes.append(f"the voxel size {step:g} Å along {name} is taken as {-step:g} Å")
         axes.append(Axis(name, "Å" if step else "", abs(step) if step else None))
+    if missing:
+        notes.append(f"has no voxel size ({', '.join(missing)}): not calibrated")
     # A section's distance means something in a volume only; these are frames.
     return (*(Axis("frame"),) * (ndim - 2), *axes), notes
 
