@@ -84,12 +84,13 @@ class Denoiser:
         offset: float | None = None,
         batch: int | None = None,
     ) -> NDArray[np.float32]:
-        """Denoise a stack.
+        """Denoise a frame or a stack.
 
         Parameters
         ----------
         frames
-            (N, H, W), any real dtype, any units linear in electrons.
+            (..., H, W) or (..., H, W, 1), any real dtype, any units linear in electrons. All
+            have one scale: denoise detectors and channels one by one.
         gain, offset
             Units per electron and reading without electrons; None to estimate.
         batch
@@ -98,17 +99,17 @@ class Denoiser:
         Returns
         -------
         ndarray
-            (N, H, W) float32 in the units of ``frames``.
+            float32, in the shape and the units of ``frames``.
 
         Raises
         ------
         FormatError
-            If ``frames`` is not a stack of finite real numbers.
+            If ``frames`` are not frames of finite real numbers on one scale.
         EmdnError
             If ``gain`` or ``offset`` cannot be that of such frames.
         """
         stack, scale = self._scaled(frames, gain, offset)
-        return self.run(stack, scale, batch=batch)
+        return self.run(stack, scale, batch=batch).reshape(np.shape(frames))
 
     def denoise_with_sigma(
         self,
@@ -118,7 +119,7 @@ class Denoiser:
         offset: float | None = None,
         batch: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Denoise a stack in all eight orientations, at eight times the cost.
+        """Denoise a frame or a stack in all eight orientations, at eight times the cost.
 
         Parameters
         ----------
@@ -128,7 +129,7 @@ class Denoiser:
         Returns
         -------
         ndarray, ndarray
-            (N, H, W) float32 each, in the units of ``frames``: the mean of the eight, and
+            float32 each, in the shape and units of ``frames``: the mean of the eight, and
             the standard deviation of its error (see `emdn_deploy.sigma`). For a model
             without a calibration that is the raw spread, which is too small; a warning is
             logged.
@@ -141,7 +142,8 @@ class Denoiser:
         stack, scale = self._scaled(frames, gain, offset)
         if self.calibration is None:
             _log.warning("sigma: %s", sigma.note(self.session.info, None))
-        return self.run_with_sigma(stack, scale, batch=batch)
+        mean, deviation = self.run_with_sigma(stack, scale, batch=batch)
+        return mean.reshape(np.shape(frames)), deviation.reshape(np.shape(frames))
 
     @property
     def calibration(self) -> Calibration | None:
@@ -241,12 +243,12 @@ def denoise(
     device: Device = "cpu",
     precision: Precision = "fp32",
 ) -> NDArray[np.float32]:
-    """Denoise a stack (N, H, W) in one call; see `Denoiser` for several.
+    """Denoise frames (..., H, W) in one call; see `Denoiser` for several.
 
     Returns
     -------
     ndarray
-        (N, H, W) float32 in the units of ``frames``.
+        float32, in the shape and the units of ``frames``.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.output import check_target
 from emdn_deploy.readers import Choice, Frames
-from emdn_deploy.readers.hdf5 import choose, frames_of
+from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
 from emdn_deploy.sums import Sums
 from emdn_deploy.watch import FIRST_FRAMES, Arrival
 from emdn_deploy.writers import Provenance
@@ -69,7 +69,7 @@ def dataset(
                 f"{source}: has its frames in {len(chosen.parts)} parts; watch one of them, or "
                 "denoise the file when it is complete"
             )
-        order = choice.axes or chosen.order
+        order = choice.axes or order_in(file, chosen)
         if order[0] in "yx" or order[1:3] != "yx":
             raise FormatError(
                 f"{source}: {chosen.path} has axes {order}; a dataset that grows must be "

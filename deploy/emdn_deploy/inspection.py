@@ -1,5 +1,6 @@
 """Say what a file holds: an exported model, a checkpoint, or frames."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import h5py
 from emdn_deploy import correction, tiling
 from emdn_deploy.calibration import step_in
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers import Choice, Frames, is_pattern, open_frames
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.readers.mode import mode_of
 from emdn_deploy.readers.offers import SeveralStacks
@@ -25,7 +26,7 @@ def describe(path: Path, choice: Choice) -> Iterator[str]:
     EmdnError
         If it is none of the three kinds, or is damaged.
     """
-    if not path.exists():
+    if not path.exists() and not is_pattern(path):
         raise FormatError(f"{path}: no such file")
     if path.suffix == ".onnx":
         return _model(path)
@@ -102,11 +103,13 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
 def _several(path: Path, several: SeveralStacks) -> Iterator[str]:
     """List what a file offers that does not say which of it are the frames."""
     yield f"{path}: {len(several.offers)} {several.kind}, none of which is marked as the frames"
-    width = max(len(one.dataset) for one in several.offers)
+    width = max(len(one.name) for one in several.offers)
     for one in several.offers:
         chunks = "" if one.chunks is None else f"  chunks {one.chunks}"
-        yield f"  {one.dataset:{width}}  {one.shape}  {one.dtype}{chunks}"
-    yield f"  choose    emdn-deploy denoise {path} --dataset {several.offers[0].dataset}"
+        yield f"  {one.name:{width}}  {one.shape}  {one.dtype}{chunks}"
+    first = several.offers[0]
+    words = ["emdn-deploy", "denoise", str(path), "--dataset", first.label or first.dataset]
+    yield f"  choose    {shlex.join(words)}"
 
 
 def _row(name: str, value: str) -> str:

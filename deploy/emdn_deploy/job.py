@@ -112,6 +112,8 @@ def run(
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
         denoiser = denoiser or Denoiser.of(options)
+        if options.axes is None:
+            selection.check_one_scale(frames)
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)

@@ -41,7 +41,7 @@ def facts_of(
         "batch": batch,
         "input": str(frames.path),
         "input_dataset": frames.dataset,
-        "input_axes": frames.order,
+        "input_axes": options.axes or frames.order,
         "input_dtype": str(frames.dtype),
         "input_frames": options.frames or "all",
         "output_dtype": options.dtype,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy import stacks
 from emdn_deploy.readers import Axis, Frames
 from emdn_models.errors import FormatError
 
@@ -72,4 +73,26 @@ def select(frames: Frames, text: str) -> Frames:
         read_block=read_block,
         why=f"{frames.why}, frames {text}",
         numbers=chosen,
+    )
+
+
+def check_one_scale(frames: Frames) -> None:
+    """Refuse a stack whose frames are of detectors or channels on scales of their own.
+
+    Raises
+    ------
+    FormatError
+        Naming the axis and the remedy.
+    """
+    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
+    lengths = [frames.stored_shape[i] for i in lead]
+    odd = stacks.odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
+    if odd is None:
+        return
+    axis, order = lead[odd[0]], frames.order
+    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
+    raise FormatError(
+        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
+        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
     )

@@ -6,6 +6,8 @@ over the frame, is given back to every pixel alike. A factor instead of a shift 
 the error of a bright place over the whole frame.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,30 +17,113 @@ from emdn_models.errors import FormatError
 
 Stack = NDArray[np.float32]
 
+# How far the noise of detectors on one scale may differ, as variance over mean.
+SCALES = 4.0
+_MANY = 8  # a longer axis is a scan or a time, not detectors
+
+_log = logging.getLogger(__name__)
+
 
 def as_stack(frames: ArrayLike) -> Stack:
-    """Check an array and return it as (N, H, W) float32.
+    """Check an array (..., H, W), or (..., H, W, 1), and return it as (N, H, W) float32.
 
     Raises
     ------
     FormatError
-        Naming the remedy, if the rank or the dtype is wrong.
+        Naming the remedy, if the rank or the dtype is wrong, or an axis looks like
+        channels or detectors.
     """
     array: NDArray[Any] = np.asarray(frames)
-    if array.ndim != 3:
-        hint = {
-            2: "pass frames[None] for a single frame",
-            4: "drop the channel axis, frames[..., 0]",
-        }
-        raise FormatError(
-            f"frames has shape {array.shape}, expected (N, H, W); "
-            + hint.get(array.ndim, "stack the frames along the first axis")
-        )
+    if array.ndim < 2:
+        raise FormatError(f"frames has shape {array.shape}, expected (..., H, W)")
     if array.dtype.kind not in "buif":
         raise FormatError(f"frames has dtype {array.dtype}, expected real numbers")
     if 0 in array.shape:
         raise FormatError(f"frames is empty (shape {array.shape})")
-    return np.ascontiguousarray(array, dtype=np.float32)
+    shape = array.shape
+    if array.ndim > 2 and shape[-1] == 1 < shape[-2]:
+        array = array[..., 0]
+    elif channels_last(shape):
+        raise FormatError(
+            f"frames has shape {shape}, expected (..., H, W), and the last axis looks like "
+            "channels: pass one of them, such as frames[..., 0], or "
+            "numpy.moveaxis(frames, -1, 0) if it counts frames"
+        )
+    elif frames_last(shape):
+        _log.warning(
+            "warning: frames of shape %s are taken as %d of %d x %d; pass "
+            "numpy.moveaxis(frames, -1, 0) if they are %d of %d x %d",
+            shape, *shape, shape[2], *shape[:2],
+        )  # fmt: skip
+    *lead, height, width = array.shape
+    stack = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, height, width)
+    if odd := odd_axis(lambda number: stack[number], lead):
+        raise FormatError(
+            f"frames has shape {shape}, and the {lead[odd[0]]} along axis {odd[0]} look like "
+            f"detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+            f"denoise each by itself, or all at one scale by frames.reshape(-1, {height}, {width})"
+        )
+    return stack
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last axis looks like colours or channels."""
+    return len(shape) >= 3 and 2 <= shape[-1] <= 4 and min(shape[-3:-1]) > 8
+
+
+def frames_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last of three axes, not the first, is far more likely to count frames."""
+    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 5:
+        return False
+    first, second, last = shape
+    return 4 * last <= min(first, second) or first == second != last
+
+
+def odd_axis(read: Callable[[int], NDArray[Any]], lead: list[int]) -> tuple[int, float] | None:
+    """Find a short axis, beside another one, along which frames have scales of their own.
+
+    Compared is the variance of the noise over the mean. A stack has a single scale, so
+    detectors or channels must not be mixed.
+
+    Parameters
+    ----------
+    read
+        Gives a frame (H, W) by its number.
+    lead
+        Lengths of all axes but those of the frame.
+
+    Returns
+    -------
+    tuple or None
+        The axis, and by which factor the scales differ, if by more than `SCALES`.
+    """
+    if sum(length > 1 for length in lead) < 2:
+        return None
+    numbers = np.arange(int(np.prod(lead))).reshape(lead)
+    for axis, length in enumerate(lead):
+        if 2 <= length <= _MANY:
+            found = [_variance_over_mean(read, np.take(numbers, i, axis)) for i in range(length)]
+            known = [one for one in found if np.isfinite(one) and one > 0]
+            if known and max(known) > SCALES * min(known):
+                return axis, max(known) / min(known)
+    return None
+
+
+def _variance_over_mean(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64]) -> float:
+    """Return that of the noise, as the median of three pairs of neighbouring frames."""
+    values = []
+    for place in np.linspace(0, numbers.size - 2, 3).round().astype(int):
+        pair = [read(int(number)).astype(np.float64) for number in numbers.ravel()[place:][:2]]
+        first = pair[0]
+        with np.errstate(invalid="ignore"):
+            between = (pair[0] - pair[1]) / 2**0.5
+            # What changes slowly in a frame is not in its mixed second difference.
+            mixed = (first[1:, 1:] - first[1:, :-1] - first[:-1, 1:] + first[:-1, :-1]) / 2
+            # Structure is in either, noise in both.
+            noise = min((between**2).mean(), (mixed**2).mean() if mixed.size else np.inf)
+            level = (pair[0].mean() + pair[1].mean()) / 2
+        values.append(noise / level if level > 0 else np.nan)
+    return float(np.median(values))
 
 
 def means(frames: Stack, first: int = 0) -> NDArray[np.float64]:

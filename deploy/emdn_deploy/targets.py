@@ -6,6 +6,7 @@ from pathlib import Path
 from emdn_deploy import writers
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import READERS, is_hdf5, is_pattern
+from emdn_deploy.readers.folder import split_pattern
 from emdn_models.errors import OutputError
 
 
@@ -20,7 +21,8 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
     """
     if options.output is not None and options.output.is_dir():
         raise OutputError(f"{options.output}: is a folder; give it by --out-dir, or a file's name")
-    whole = options.frames is None and is_hdf5(source)
+    some = options.frames is not None or any(letter.isdigit() for letter in options.axes or "")
+    whole = not some and is_hdf5(source)
     target = options.output or _beside(source, options, whole=whole)
     module = writers.module_for(target, mirror=whole)
     if options.to is not None:
@@ -38,8 +40,8 @@ def _beside(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
     single = not is_pattern(source) and not source.is_dir()
     if is_pattern(source):
         # The folder that the pattern searches gives the name.
-        fixed = [part for part in source.parts if not any(mark in part for mark in "*?[")]
-        source = Path(*fixed[: len(fixed)]) if fixed else Path("frames")
+        source = split_pattern(source)[0]
+        source = source if source.name else Path("frames")
         stem = source.resolve().name
     else:
         stem = source.resolve().name if source.is_dir() else _stem(source)

@@ -15,7 +15,7 @@ from emdn_deploy import correction, job, targets
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_list, suffixes
-from emdn_deploy.readers.folder import natural
+from emdn_deploy.readers.folder import natural, split_pattern
 from emdn_models.errors import FormatError
 
 # Frames that the scale is taken from, if there are so many before the first wait ends.
@@ -69,7 +69,7 @@ def folder(
     EmdnError
         As `emdn_deploy.job.run`, and if the folder does not exist.
     """
-    place = _folder_of(source)
+    place = source if source.is_dir() else split_pattern(source)[0]
     if not place.is_dir():
         raise FormatError(f"{place}: no such folder to watch")
     out = options.out_dir or place.with_name(place.name + options.suffix)
@@ -105,8 +105,7 @@ def folder(
 
 def look(source: Path) -> dict[Path, Seen]:
     """List the files of a folder or pattern, in natural order, as they are now."""
-    place = _folder_of(source)
-    pattern = str(source.relative_to(place)) if source != place else "**/*"
+    place, pattern = (source, "**/*") if source.is_dir() else split_pattern(source)
     known = suffixes()
     paths = [
         path
@@ -128,15 +127,6 @@ def complete(before: dict[Path, Seen], now: dict[Path, Seen]) -> list[Path]:
             break
         ready.append(path)
     return ready
-
-
-def _folder_of(source: Path) -> Path:
-    fixed = []
-    for part in source.parts:
-        if any(mark in part for mark in "*?["):
-            break
-        fixed.append(part)
-    return Path(*fixed) if fixed else Path()
 
 
 def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> correction.Recipe:

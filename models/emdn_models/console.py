@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import typer
 
@@ -22,8 +23,13 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     for package in ("emdn_models", "emdn_deploy", "emdn_train"):
         logging.getLogger(package).setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=None if argv is None else list(argv))
+        # Shells leave a quoted "~/run/*.dm4" as it is.
+        given = sys.argv[1:] if argv is None else argv
+        app(args=[os.path.expanduser(word) for word in given])
     except EmdnError as error:
         _fail(str(error), 1)
     except BrokenPipeError:

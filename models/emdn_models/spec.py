@@ -24,6 +24,8 @@ class Preset:
     windows
         Sides of the windows whose shrunk spectra the net sees beside the frame, the
         largest first (`emdn_models.nets.spectral`); none in papers.
+    frames
+        Consecutive frames that the net sees, an odd number; it denoises the middle one.
     """
 
     options: Mapping[str, int | bool | str]
@@ -31,6 +33,7 @@ class Preset:
     receptive_field: tuple[int, int]
     multiple: int
     windows: tuple[int, ...] = ()
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class ModelSpec:
 
 
 _WINDOWS = (128, 64)
+
+_WIDE_UNET = {"features": 32, "levels": 4, "shuffle": 2, "benchmark": False}
 
 _SPECS = (
     ModelSpec(
@@ -120,6 +125,8 @@ _SPECS = (
                 64,
                 _WINDOWS,
             ),
+            "wide": Preset(_WIDE_UNET, 1_950_886, (576, 640), 64, _WINDOWS),
+            "movie": Preset(_WIDE_UNET, 1_955_494, (576, 640), 64, _WINDOWS, frames=5),
         },
     ),
     ModelSpec(

@@ -119,8 +119,9 @@ def test_a_stack_is_run_frame_by_frame_and_a_frame_by_all_cores(
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (np.zeros((4, 4)), r"frames\[None\]"),
-        (np.zeros((2, 4, 4, 1)), r"frames\[\.\.\., 0\]"),
+        (np.zeros(4), r"shape \(4,\), expected \(\.\.\., H, W\)"),
+        (np.zeros((2, 16, 16, 3)), r"looks like channels: pass one .*frames\[\.\.\., 0\]"),
+        (np.zeros((16, 16, 2)), r"numpy\.moveaxis\(frames, -1, 0\) if it counts frames"),
         (np.zeros((0, 4, 4)), "empty"),
         (np.zeros((2, 4, 4), complex), "complex128, expected real"),
         (np.array([[[1.0, np.nan]]]), "not finite"),
@@ -130,6 +131,35 @@ def test_a_stack_is_run_frame_by_frame_and_a_frame_by_all_cores(
 def test_what_cannot_be_denoised_names_the_remedy(box_model: Path, frames, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         denoise(frames, model=box_model)
+
+
+@pytest.mark.parametrize(
+    "shape", [(33, 40), (6, 33, 40), (2, 3, 33, 40), (1, 2, 3, 33, 40), (33, 40, 1), (6, 33, 40, 1)]
+)
+def test_frames_of_any_leading_axes_keep_their_shape(box_model: Path, lattice, shape) -> None:
+    frames = lattice(20.0, (6, 33, 40))[: int(np.prod(shape)) // (33 * 40)]
+    model = Denoiser(box_model)
+    expected = model.denoise(frames)
+    np.testing.assert_array_equal(model.denoise(frames.reshape(shape)), expected.reshape(shape))
+    mean, sigma = model.denoise_with_sigma(frames.reshape(shape))
+    assert mean.shape == sigma.shape == shape
+    assert denoise(frames.reshape(shape), model=box_model).shape == shape
+
+
+def test_arrays_of_several_detectors_are_refused(box_model: Path) -> None:
+    rng = np.random.default_rng(0)
+    both = np.stack([rng.poisson(4, (5, 32, 32)), rng.poisson(60, (5, 32, 32)) * 100], 1)
+    model = Denoiser(box_model)
+    with pytest.raises(FormatError, match=r"the 2 along axis 1 .*reshape\(-1, 32, 32\)"):
+        model.denoise(both)
+    assert model.denoise(both[:, 0]).shape == (5, 32, 32)
+    assert model.denoise(both.reshape(-1, 32, 32)).shape == (10, 32, 32)
+
+
+def test_frames_that_look_last_are_named(box_model: Path, caplog) -> None:
+    frames = np.random.default_rng(0).poisson(9, (48, 48, 10))
+    assert Denoiser(box_model).denoise(frames).shape == (48, 48, 10)
+    assert "taken as 48 of 48 x 10; pass numpy.moveaxis(frames, -1, 0)" in caplog.text
 
 
 def test_nonsense_gains_are_refused(box_model: Path) -> None:

@@ -101,3 +101,11 @@ def test_damage_is_still_an_error(tmp_path: Path, capsys) -> None:
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     assert call("inspect", tmp_path / "a.h5") == 1
     assert "a.h5" in capsys.readouterr().err
+
+
+def test_a_quoted_tilde_is_the_home(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    np.save(tmp_path / "a.npy", STACK)
+    assert call("inspect", "~/*.npy") == 0
+    assert "5 of 16 x 24" in capsys.readouterr().out

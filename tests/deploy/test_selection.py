@@ -47,3 +47,27 @@ def test_any_axis_order_becomes_a_stack(tmp_path: Path) -> None:
         taken = selection.select(frames, "1:4")
         assert taken.stored_shape == (3, 8, 9)
         np.testing.assert_array_equal(taken.read(0, 3), STACK[1:4])
+
+
+@pytest.mark.parametrize("order", ["tcyx", "ctyx"])
+def test_detectors_on_scales_of_their_own_are_refused(tmp_path: Path, order: str) -> None:
+    rng = np.random.default_rng(0)
+    both = np.stack([rng.poisson(4, (5, 32, 32)), rng.poisson(60, (5, 32, 32)) * 100])
+    np.save(tmp_path / "a.npy", both if order[0] == "c" else both.swapaxes(0, 1))
+    with open_frames(tmp_path / "a.npy") as frames:
+        advice = "0tyx or 1tyx" if order[0] == "c" else "u0yx or u1yx"
+        with pytest.raises(FormatError, match=f"along axis {order.index('c')} .*--axes {advice}"):
+            selection.check_one_scale(frames)
+    one = Choice(axes=order.replace("c", "1"))
+    with open_frames(tmp_path / "a.npy", one) as frames:
+        selection.check_one_scale(frames)
+        np.testing.assert_array_equal(frames.read(0, 5), both[1])
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-12])
+def test_a_scan_on_one_scale_is_not_refused(tmp_path: Path, gain: float) -> None:
+    rng = np.random.default_rng(0)
+    dose = np.array([1.0, 8.0, 20.0])[:, None, None, None]  # a series, one of which is weak
+    np.save(tmp_path / "a.npy", gain * rng.poisson(dose, (3, 4, 32, 32)))
+    with open_frames(tmp_path / "a.npy") as frames:
+        selection.check_one_scale(frames)

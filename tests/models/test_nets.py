@@ -158,10 +158,12 @@ def test_ffdnet_follows_its_noise_map():
 @pytest.mark.parametrize(("name", "preset"), CASES)
 def test_new_nets_start_at_the_mean_or_at_the_shrunk_frame(name, preset):
     # In noise units the mean is zero; the benchmark's U-Net keeps torch's own start.
-    net, x = build(name, preset).eval(), torch.randn(1, 1, 32, 32)
+    frames = MODELS[name].presets[preset].frames
+    net, x = build(name, preset).eval(), torch.randn(1, frames, 32, 32)
     with torch.no_grad():
         y = net(x)
         expected = net.joined(x, None)[:, :1] if isinstance(net, WithSpectrum) else 0 * x
+    assert y.shape == (1, 1, 32, 32)
     if (name, preset) != ("unet", "paper"):
         torch.testing.assert_close(y, expected, atol=1e-3, rtol=0)
 

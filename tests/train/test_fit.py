@@ -232,6 +232,7 @@ def test_half_precision_is_for_the_net_and_not_for_the_loss(name):
 
 
 def test_half_precision_learns_the_same(gratings, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "reduced", lambda *_: False)
     (whole,) = fit(config(gratings, tmp_path / "whole", recipe="quality", epochs=4))
     monkeypatch.setattr(fitting, "reduced", lambda *_: True)
     (half,) = fit(config(gratings, tmp_path / "half", recipe="quality", epochs=4))
@@ -241,9 +242,16 @@ def test_half_precision_learns_the_same(gratings, tmp_path, monkeypatch):
     assert half.gain_db == pytest.approx(whole.gain_db, abs=0.1)
 
 
-def test_half_precision_is_for_gpus_and_quality():
+@pytest.mark.parametrize("fast", [False, True])
+def test_half_precision_is_for_quality_where_it_is_faster(fast, monkeypatch):
+    monkeypatch.setattr("emdn_train.recipes._multiplies_bfloat16", lambda: fast)
     gpu, quality, benchmark = torch.device("cuda", 0), RECIPES["quality"], RECIPES["benchmark"]
-    assert [reduced(r, d) for r in (quality, benchmark) for d in (gpu, CPU)] == [True] + 3 * [False]
+    assert [reduced(r, d) for r in (quality, benchmark) for d in (gpu, CPU)] == [
+        True,
+        fast,
+        False,
+        False,
+    ]
     last, plain = torch.channels_last, torch.contiguous_format
     formats = [memory_format(r, d) for r in (quality, benchmark) for d in (gpu, CPU)]
     assert formats == [last, last, plain, last]

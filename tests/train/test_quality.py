@@ -132,25 +132,26 @@ def test_a_faulty_pixel_does_not_count(frames: list[Example]) -> None:
     assert score(one, answer)["gain_db"] < 0
 
 
-def test_vacancies_are_scored_only_where_there_are_any(frames: list[Example]) -> None:
+def test_defects_are_scored_only_where_there_are_any(frames: list[Example]) -> None:
     assert [one.crystal is not None for one in frames] == [True, True, False, False] * 2
-    assert score(frames[2], frames[2].noisy)["vacancies"] is None
+    assert score(frames[2], frames[2].noisy)["sites"] is None
 
 
-def test_a_filled_vacancy_is_not_found_and_a_new_one_is_false(frames: list[Example]) -> None:
-    one, sites = frames[1], honeycomb()
-    truth = score(one, one.clean)
-    assert (truth["vacancies"], truth["found"], truth["false"]) == (1, 1, 0)
-    whole = (36 * drawn(sites)).astype(np.float32)
-    filled = score(one, whole)
-    assert (filled["vacancies"], filled["found"], filled["false"]) == (1, 0, 0)
-    order = np.argsort(((sites - SIZE / 2) ** 2).sum(1))
-    both = (36 * drawn(np.delete(sites, order[[0, 1]], 0))).astype(np.float32)
-    invented = score(one, both)
-    assert (invented["found"], invented["false"]) == (1, 1)
-    edge = int(np.argmin(np.abs(sites - [4, SIZE / 2]).sum(1)))  # too near to be judged
-    cut = (36 * drawn(np.delete(sites, [order[0], edge], 0))).astype(np.float32)
-    assert score(one, cut)["false"] == 0
+def vacancy_score(one: Example, frame: np.ndarray) -> float:
+    found = [site for site in score(one, frame)["sites"] if site["what"] == "vacant"]
+    assert len(found) == 1
+    return float(max(found[0]["scores"]))
+
+
+def test_a_filled_vacancy_scores_as_a_full_site_does(frames: list[Example]) -> None:
+    one = frames[1]
+    whole = (36 * drawn(honeycomb())).astype(np.float32)
+    noise = np.random.default_rng(1).normal(0, 1, whole.shape)
+    assert vacancy_score(one, one.clean + noise) > 6
+    assert abs(vacancy_score(one, whole + noise)) < 4
+    everything = score(one, one.clean)["sites"]
+    assert {site["what"] for site in everything} == {"vacant", "full"}
+    assert {site["kind"] for site in everything} == {"Z=6"}
 
 
 def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
@@ -169,10 +170,14 @@ def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
 
 
 def test_tables_average_over_the_right_frames(rows: pl.DataFrame) -> None:
-    seen = quality_tables.vacancies(rows)
-    found = dict(seen.select("model", "% at 1.2").iter_rows())
-    assert found["none"] == found["clean"] == 100
-    assert seen.filter(model="clean")["false"][0] == 0
+    seen = quality_tables.defects(rows, "vacant")
+    found = dict(seen.select("model", "0.1 false 1.2").iter_rows())
+    assert found["none"] == found["clean"] == 1
+    assert dict(seen.select("model", "AUC 1.2").iter_rows())["clean"] == 1
+    assert seen["sites"].to_list() == [2] * 7
+    by_kind = quality_tables.defects(rows, "vacant", "kind")
+    assert by_kind.drop("kind").equals(seen)
+    assert quality_tables.defects(rows, "foreign").height == 0
     rows = rows.filter(pl.col("model").is_in(["half", "noisy"])).with_columns(
         gain_db=pl.when(pl.col("model") == "half").then(
             10 * pl.col("level") + pl.col("part").str.starts_with("multi").cast(pl.Float64)
@@ -235,8 +240,8 @@ def test_peers_are_kept_for_the_split_that_they_were_measured_on(
     text = report(later)
     assert "on the 4 frames" in text
     assert "null" not in text
-    kept = pl.read_csv(split / PEERS_FILE).with_columns(split=pl.lit("another"))
-    kept.write_csv(split / PEERS_FILE)
+    kept = pl.read_parquet(split / PEERS_FILE).with_columns(split=pl.lit("another"))
+    kept.write_parquet(split / PEERS_FILE)
     assert "blur" not in measure(QualityConfig(split, ("half",)))["model"]
     assert "of another split" in caplog.text
     (split / PEERS_FILE).unlink()

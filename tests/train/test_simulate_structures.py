@@ -11,7 +11,11 @@ from emdn_train.simulate import graphene, materials, relax
 from emdn_train.simulate.grain_boundary import bicrystal
 from emdn_train.simulate.relax import BOND_A, Sheet
 from emdn_train.simulate.specimens import RECIPES, rippled
-from emdn_train.simulate.structure import Structure
+from emdn_train.simulate.structure import PointDefects, Structure
+
+
+def asked(density: float, state: int = 0) -> PointDefects:
+    return PointDefects(density, np.random.default_rng([4, state]))
 
 
 def rings(sheet: Sheet, reach: float) -> Counter[int]:
@@ -171,7 +175,7 @@ def test_ripples_keep_bond_lengths(sheet: Sheet) -> None:
 def test_specimens_cover_the_square_and_stay_apart(recipe: str) -> None:
     side, reach = 44.0, 12.0
     for seed in range(3):
-        structure = RECIPES[recipe].make(np.random.default_rng(seed), side, reach)
+        structure = RECIPES[recipe].make(np.random.default_rng(seed), side, reach, asked(0.05))
         assert len(structure.positions) == len(structure.numbers) == len(structure.vibration)
         assert np.isfinite(structure.positions).all()
         distance, _ = cKDTree(structure.positions).query(structure.positions, k=2)
@@ -179,6 +183,45 @@ def test_specimens_cover_the_square_and_stay_apart(recipe: str) -> None:
         assert distance[:, 1].min() > (1.0 if recipe == "random lattice" else 1.2)
         if not any(name in structure.material for name in ("edge", "hole")):
             assert_covers(structure, side)
+
+
+CRYSTALS = [name for name in RECIPES if name != "amorphous carbon"]
+
+
+@pytest.mark.parametrize("recipe", CRYSTALS)
+def test_point_defects_are_as_common_as_asked(recipe: str) -> None:
+    counts = {0.0: 0, 0.01: 0, 0.04: 0}
+    for density in counts:
+        for seed in range(12):
+            made = RECIPES[recipe].make(
+                np.random.default_rng(seed), 44.0, 12.0, asked(density, seed)
+            )
+            names = [d.name for d in made.defects if d.name not in ("twin", "grain boundary")]
+            counts[density] += len(names)
+    assert counts[0.0] == 0
+    assert 2.5 < counts[0.04] / counts[0.01] < 6.5, counts
+
+
+def test_every_sublattice_loses_atoms() -> None:
+    lost = Counter[str]()
+    for seed in range(40):
+        made = materials.dichalcogenide(np.random.default_rng(seed), 44.0, 12.0, asked(0.04, seed))
+        lost.update(d.name for d in made.defects if d.name.startswith("vacancy"))
+    metals = sum(count for name, count in lost.items() if name != "vacancy of Z=16")
+    assert metals > 20
+    assert lost["vacancy of Z=16"] > 1.2 * metals  # two sulphur atoms for a metal's one
+
+
+@pytest.mark.parametrize("recipe", CRYSTALS)
+def test_another_state_is_the_same_specimen_with_other_defects(recipe: str) -> None:
+    first, again, other = (
+        RECIPES[recipe].make(np.random.default_rng(5), 44.0, 12.0, asked(0.02, state))
+        for state in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.positions, again.positions)
+    assert [d for d in first.defects if d not in other.defects]
+    distance, _ = cKDTree(other.positions).query(first.positions)
+    assert (distance < 0.35).mean() > 0.9
 
 
 def assert_covers(structure: Structure, side: float) -> None:
@@ -194,7 +237,7 @@ def assert_covers(structure: Structure, side: float) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_particles_are_close_packed_metal(seed: int) -> None:
-    structure = materials.particle(np.random.default_rng(seed), 50.0, 14.0)
+    structure = materials.particle(np.random.default_rng(seed), 50.0, 14.0, asked(0.0))
     metal = structure.positions[structure.numbers > 6]
     spacing = (4.078 if structure.numbers.max() == 79 else 3.924) / np.sqrt(2)
     distance, _ = cKDTree(metal).query(metal, k=13)

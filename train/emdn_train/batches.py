@@ -31,13 +31,23 @@ and mean give. Measured: 0.5 to 0.9 for single frames, 1 for stacks."""
 class Batch(NamedTuple):
     """Frames or patches in electrons.
 
-    ``noisy`` and ``target`` (the expected counts) are (N, 1, H, W); ``scale``, the
-    expected mean of the frame that a patch comes from, is (N, 1, 1, 1).
+    Attributes
+    ----------
+    noisy
+        (N, 1, H, W), or (N, F, H, W): a frame amid its neighbours.
+    target
+        (N, 1, H, W), expected counts of the middle frame.
+    scale
+        (N, 1, 1, 1), expected mean of the frame that a patch comes from.
+    spectra
+        (N, windows, H, W), spectral estimates of the middle frame in noise units
+        (`emdn_models.nets.spectral`), where they are known.
     """
 
     noisy: Tensor
     target: Tensor
     scale: Tensor
+    spectra: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ def record(
     indices
         (N,), the frame that each image comes from.
     clean
-        (N, 1, H, W) relative images.
+        (N, F, H, W) relative images; the ``target`` has F frames too.
     snr
         (N,) contrast x sqrt(electrons per pixel), the contrast being the whole frame's.
     generator

@@ -12,7 +12,6 @@ from emdn_models import console
 from emdn_train import (
     cli_adapt,
     cli_classes,
-    cli_proof,
     cli_quality,
     cli_record,
     cli_sigma,
@@ -81,6 +80,13 @@ def simulate(
     images_per_structure: Annotated[
         int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
     ] = 4,
+    defects: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
+    ] = (5e-4, 0.05),
+    states: Annotated[
+        int, typer.Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="The whole data set follows from it.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
 ) -> None:
@@ -92,7 +98,8 @@ def simulate(
     config = SimulateConfig(
         out=out, frames=frames, kind=kind.value, size=size, snr=snr,
         dose_e_per_a2=dose_e_per_a2, pixel_size_nm=pixel_size_nm, detector=detector.value,
-        images_per_structure=images_per_structure, seed=seed, workers=workers,
+        images_per_structure=images_per_structure, defects=defects, states=states,
+        seed=seed, workers=workers,
     )  # fmt: skip
     print(f"saved {run(config)}")
 
@@ -216,39 +223,12 @@ def export(
         )
 
 
-@app.command()
-def published(
-    weights: Annotated[
-        Path, typer.Argument(metavar="WEIGHTS", help="The authors' weights, .mat or .pth.")
-    ],
-    images: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="Folder of 8-bit grey images, or one.")
-    ],
-    model: Annotated[str, typer.Option(help="Net of the weights: dncnn or ffdnet.")] = "dncnn",
-    sigma: Annotated[float, typer.Option(min=0, help="Gaussian noise, of 255.")] = 25.0,
-    seed: Annotated[int, typer.Option(min=0, help="Start of the noise of each image.")] = 0,
-    device: Annotated[
-        DeviceName, typer.Option(help="auto takes a GPU if there is one; cuda insists.")
-    ] = DeviceName.auto,
-) -> None:
-    """Run a net with its authors' weights on their images, beside the published PSNR."""
-    need_torch()
-    from emdn_train import outputs
-    from emdn_train.published import PublishedConfig, compare, verdict
-
-    found = compare(PublishedConfig(weights, images, model, sigma, seed, device.value))
-    print(outputs.show(found.images))
-    print(verdict(found))
-
-
 app.command()(cli_adapt.adapt)
 app.command()(cli_classes.classes)
 app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
 app.command()(cli_variants.variants)
 app.command()(cli_quality.quality)
-app.command()(cli_quality.resolution)
-app.command()(cli_proof.proof)
 app.command()(cli_record.benchmark)
 
 

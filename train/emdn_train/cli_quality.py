@@ -44,39 +44,6 @@ def quality(
         typer.echo(f"saved {path}")
 
 
-def resolution(
-    models: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME,...",
-            help="Shipped names or .onnx files, or all shipped; default: the default model.",
-        ),
-    ] = None,
-    clips: Annotated[int, typer.Option(min=1, help="Movies to simulate, one hop each.")] = 12,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a model; default: all.")
-    ] = None,
-    save: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write resolution.csv and resolution.md.")
-    ] = None,
-) -> None:
-    """Measure how many averaged raw frames one denoised frame is worth, on simulated movies."""
-    need_torch()
-    from emdn_models import pretrained
-    from emdn_train.quality_tables import markdown
-    from emdn_train.resolution import ResolutionConfig, measure, table
-
-    names = None if models is None else chosen(models) or tuple(pretrained.index()["models"])
-    rows = measure(ResolutionConfig(names, clips, threads=threads))
-    text = markdown(table(rows))
-    typer.echo(text)
-    if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
-        rows.write_csv(save / "resolution.csv")
-        (save / "resolution.md").write_text(text + "\n", encoding="utf-8")
-        typer.echo(f"saved {save / 'resolution.csv'} and {save / 'resolution.md'}")
-
-
 def chosen(text: str) -> tuple[str, ...] | None:
     """Split a list of shipped names and files; None for all, and an unknown one is wrong usage."""
     from emdn_models import pretrained

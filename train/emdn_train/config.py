@@ -48,9 +48,9 @@ class FitConfig:
     seed
         Start of every random number.
     start
-        Checkpoint whose weights are the start of each model, instead of chance; FILE:NAME
-        for the convolutions of another model (`emdn_train.start`). A copy that it does not
-        hold starts from its model.
+        Checkpoint whose weights are the start of each model, instead of chance
+        (`emdn_train.start`); spectral estimates then stay as they are. A copy that it does
+        not hold starts from its model.
     max_minutes
         Time for each model, all parts of a stopped run together, after which it ends
         with its schedule completed; 0 for as long as the epochs take.

@@ -1,7 +1,7 @@
 """The fixed test split frame by frame: what is denoised, and all that answers are scored by."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,31 +13,36 @@ from numpy.typing import NDArray
 
 from emdn_models import metrics
 from emdn_models.errors import EmdnError, FormatError
-from emdn_models.metrics import SiteTemplate, fit_template, simulated_sites, site_occupancy
-from emdn_models.metrics.vacancies import MARGIN_NM, THRESHOLD
+from emdn_models.metrics import Sites, simulated_sites, site_scores
 from emdn_train.data import STEM, Split
 from emdn_train.uncertainty import mended
 
 Frame = NDArray[np.float32]
 Score = dict[str, Any]
 
+_SEEN = 3.0  # standard deviations of full sites in the clean frame
+
 
 @dataclass(frozen=True, eq=False)
 class Crystal:
-    """A crystal with vacancies that its clean frame shows, site by site.
+    """A crystal with defects that its clean frame shows, site by site.
 
     Attributes
     ----------
-    template
-        What a site looks like, learnt from a clean frame.
-    vacant
-        (n,) sites that are judged and vacant.
+    sites
+        Where columns are, or ought to be.
+    groups
+        ``vacant``, ``foreign`` and ``full``, each with its (n,) sites.
+    sign
+        (5, n) whether a vacancy is brighter there, 1, or darker, -1, for each width of
+        `emdn_models.metrics.vacancies`.
     pixel_size_nm
         Side of a pixel.
     """
 
-    template: SiteTemplate
-    vacant: NDArray[np.bool_]
+    sites: Sites
+    groups: Mapping[str, NDArray[np.bool_]]
+    sign: NDArray[np.float64]
     pixel_size_nm: float
 
 
@@ -56,7 +61,7 @@ class Example:
     valid
         (H, W), pixels that work.
     crystal
-        None where vacancies cannot be scored.
+        None where defects cannot be scored.
     """
 
     number: int
@@ -87,7 +92,7 @@ def table_of(split: Split) -> pl.DataFrame:
 
 
 def examples(split: Split) -> Iterator[Example]:
-    """Yield every frame of a test split; vacancies where ``*_structures.h5`` has them."""
+    """Yield every frame of a test split; crystals where ``*_structures.h5`` has them."""
     rows = table_of(split).to_dicts()
     path = split.path / f"{STEM}_structures.h5"
     known: dict[int, Crystal | None] = {}
@@ -97,7 +102,7 @@ def examples(split: Split) -> Iterator[Example]:
             noisy, clean, valid = mended(split.noisy([number])[0], split.clean([number])[0])
             structure = row["structure"]
             if structure not in known:
-                # The levels of one specimen share its optics: one template does for all.
+                # The levels of one specimen share its optics: they look alike in all.
                 known[structure] = (
                     None
                     if structures is None
@@ -113,7 +118,7 @@ def score(example: Example, answer: Frame) -> Score:
     -------
     gain_db over the noisy frame on expected counts, over the pixels that work; psnr and ssim
     over all pixels, with the clean frame's largest less smallest value for range; mean_ratio,
-    out / in; and where vacancies can be scored vacancies, found and false, else None.
+    out / in; and sites, see `defect_scores`.
     """
     noisy, clean = example.noisy, example.clean
     span = float(clean.max() - clean.min())
@@ -122,21 +127,29 @@ def score(example: Example, answer: Frame) -> Score:
         "psnr": float(metrics.psnr(answer, clean, span)),
         "ssim": float(metrics.ssim(answer, clean, span)),
         "mean_ratio": float(metrics.mean_ratio(answer, noisy)),
-        **count_vacancies(example.crystal, answer),
+        **defect_scores(example.crystal, answer),
     }
 
 
-def count_vacancies(crystal: Crystal | None, frame: Frame) -> Score:
-    """Count vacancies, those that a frame (H, W) still shows, and those it shows falsely."""
+def defect_scores(crystal: Crystal | None, frame: Frame) -> Score:
+    """Score a crystal's sites in a frame (H, W).
+
+    Returns
+    -------
+    ``sites``: None without a crystal; else a row a site that is judged: its ``kind``, what it
+    is (``vacant``, ``foreign``, ``full``) and its five ``scores``, positive for a vacancy.
+    """
     if crystal is None:
-        return dict.fromkeys(("vacancies", "found", "false"))
-    template = crystal.template
-    # Where the crystal does not show, occupancy is NaN, and nothing is found.
-    empty = template.judged & (site_occupancy(frame, template) < THRESHOLD)
-    counted = metrics.score_vacancies(
-        template.sites[empty], template.sites[crystal.vacant], crystal.pixel_size_nm
-    )
-    return {"vacancies": counted.true, "found": counted.found, "false": counted.false}
+        return {"sites": None}
+    scores = crystal.sign * site_scores(frame, crystal.sites, crystal.pixel_size_nm)
+    names, kinds = crystal.sites.names, crystal.sites.kinds
+    return {
+        "sites": [
+            {"kind": names[kinds[site]], "what": what, "scores": scores[:, site].tolist()}
+            for what, group in crystal.groups.items()
+            for site in np.flatnonzero(group & np.isfinite(scores).all(0))
+        ]
+    }
 
 
 def timed(function: Callable[[], Frame]) -> tuple[Frame, float]:
@@ -148,23 +161,32 @@ def timed(function: Callable[[], Frame]) -> tuple[Frame, float]:
 
 def _crystal(group: h5py.Group, clean: Frame, pixel_size_nm: float) -> Crystal | None:
     names = [name.decode() if isinstance(name, bytes) else name for name in group["names"][()]]
-    if not any("acancy" in name or name.startswith("V") for name in names):
-        return None
     try:
         sites = simulated_sites(
             group["atoms"][()], group["numbers"][()], group["defects"][()], names, pixel_size_nm
         )
-        vacant = sites.amplitudes < THRESHOLD
-        margin = MARGIN_NM / pixel_size_nm
-        inside = (sites.places >= margin) & (sites.places <= np.array(clean.shape) - margin)
-        if not (vacant & inside.all(1)).any():
-            return None
-        template = fit_template(
-            clean, sites.places, pixel_size_nm, kinds=sites.kinds, amplitudes=sites.amplitudes
-        )
-    except EmdnError:  # too few atoms in the field for a picture of one
+    except EmdnError:  # no atoms in the field
         return None
-    vacant &= template.judged
-    if not template.applicable or not vacant.any():
+    return crystal_of(sites, clean, pixel_size_nm)
+
+
+def crystal_of(sites: Sites, clean: Frame, pixel_size_nm: float) -> Crystal | None:
+    """Take the defects that a clean frame shows; None if there are none.
+
+    Vacancies of a kind are taken where, at the best width, half of them stand out of the full
+    sites by three of their standard deviations; foreign atoms one by one.
+    """
+    scores = site_scores(clean, sites, pixel_size_nm)
+    judged: NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(0), bool)
+    sign, vacant = np.ones_like(scores), np.zeros_like(judged)
+    for kind in range(len(sites.names)):
+        own = judged & sites.vacant & (sites.kinds == kind)
+        middle = np.median(scores[:, own], axis=1) if own.any() else np.zeros(len(scores))
+        if np.abs(middle).max() >= _SEEN:
+            vacant |= own
+            sign[:, sites.kinds == kind] = np.where(middle < 0, -1.0, 1.0)[:, None]
+    foreign = judged & sites.foreign & (np.abs(scores).max(0, initial=0.0) >= _SEEN)
+    if not (vacant | foreign).any():
         return None
-    return Crystal(template, vacant, pixel_size_nm)
+    groups = {"vacant": vacant, "foreign": foreign, "full": judged & sites.full}
+    return Crystal(sites, groups, sign, pixel_size_nm)

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from emdn_models import checkpoint, classes
+from emdn_models import MODELS, checkpoint, classes
 from emdn_models.nets import build
-from emdn_models.nets.electrons import noise_map, normalise
+from emdn_models.nets.electrons import middle, noise_map, normalise
+from emdn_models.nets.spectral import WithSpectrum
 from emdn_train import outputs
 from emdn_train.batches import Batch, Specimens
 from emdn_train.config import FitConfig, Fitted, judge, learning_rate, same_run
 from emdn_train.data import open_split
-from emdn_train.idle import idle, redraw, told
 from emdn_train.interrupt import signals_noted
 from emdn_train.parallel import Processes, joined
 from emdn_train.recipes import (
@@ -31,7 +31,7 @@ from emdn_train.recipes import (
     reduced,
 )
 from emdn_train.resume import FILE_NAME, StateFile, Training
-from emdn_train.source import Simulated, Source, chance, shuffled
+from emdn_train.source import Clips, Reused, Simulated, Source, chance
 from emdn_train.specialise import described, source_of
 from emdn_train.start import start_from
 from emdn_train.validate import LEVELS, SEED, evaluate, validation
@@ -69,12 +69,16 @@ def fit(config: FitConfig) -> list[Fitted]:
             out / FILE_NAME, same_run(config, recipe, processes, split, held_out), processes.first
         )
         kept = outputs.existing(out)
-        everything = Simulated(Specimens.of(split), recipe, config.patch, processes.device)
+        seen = max(
+            MODELS[classes.split(name)[0]].presets[config.preset].frames for name in config.models
+        )
+        kind_of_source = Simulated if seen == 1 else Clips
+        everything = kind_of_source(Specimens.of(split), recipe, config.patch, processes.device)
         unseen = Specimens.of(held_out)
         todo = list(dict.fromkeys(config.models))
         kinds = {name: classes.split(name)[1] for name in todo}
         sources = {kind: source_of(kind, everything) for kind in kinds.values()}
-        tests = {kind: validation(unseen, LEVELS, 16, 256, SEED, kind) for kind in sources}
+        tests = {kind: validation(unseen, LEVELS, 16, 256, SEED, kind, seen) for kind in sources}
         for earlier in (Fitted(**result) for result in state.done.values()):
             if earlier.name in kept or earlier.status == "diverged":
                 todo.remove(earlier.name)
@@ -84,7 +88,10 @@ def fit(config: FitConfig) -> list[Fitted]:
         with signals_noted() as signals:
             for name in todo:
                 source, held = sources[kinds[name]], tests[kinds[name]]
-                t = begin(name, config, recipe, processes, state, held)
+                t = begin(name, config, recipe, processes, state)
+                if config.start is not None and isinstance(t.net, WithSpectrum):
+                    t.net.shrinkages.requires_grad_(False)
+                    source = Reused(source, t.net)
                 finite = train(t, config, recipe, source, held, processes, state, signals)
                 if not processes.first:
                     continue
@@ -107,13 +114,8 @@ def begin(
     recipe: Recipe,
     processes: Processes,
     state: StateFile,
-    held: Sequence[Batch] = (),
 ) -> Training:
-    """Build a net, its average and its optimiser, where the state file says or at the start.
-
-    Layers of the weights that it starts from and that count for nothing on the frames
-    ``held`` are drawn anew.
-    """
+    """Build a net, its average and its optimiser, where the state file says or at the start."""
     torch.manual_seed(config.seed)
     net = processes.synchronised(build(name, config.preset)).to(processes.device)
     net = net.to(memory_format=memory_format(recipe, processes.device))  # type: ignore[call-overload]
@@ -122,12 +124,7 @@ def begin(
     if state.restore(training):
         log.info("%s: continuing after step %d", name, training.step)
     elif config.start is not None:
-        fresh = {key: value.clone() for key, value in net.state_dict().items()}
         training.start = start_from(net, name, config)
-        if names := idle(net, recipe, held):
-            redraw(net, names, fresh)
-            log.warning("%s: %s count for nothing in those weights: drawn anew", name, told(names))
-            training.start = {**(training.start or {}), "redrawn": names}
     return training
 
 
@@ -152,7 +149,7 @@ def train(
     limit = config.max_minutes * 60 or math.inf
     shown = time.perf_counter()
     began = shown - t.elapsed
-    order = shuffled(len(source), config.seed, t.step // per_epoch)
+    order = source.order(config.seed, t.step // per_epoch)
     t.net.train()
 
     while t.step < total:
@@ -162,7 +159,7 @@ def train(
             break
         epoch, number = divmod(t.step, per_epoch)
         if number == 0:
-            order = shuffled(len(source), config.seed, epoch)
+            order = source.order(config.seed, epoch)
         batch, place, patches = processes.share(order[number * size : (number + 1) * size])
         for group in t.optimizer.param_groups:
             group["lr"] = lr * rate(recipe, progress)
@@ -171,11 +168,12 @@ def train(
             indices = batch[first : first + micro]
             generator = chance(config.seed, t.step, place + first)
             torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
-            noisy, target, scale = source.batch(indices, generator)
+            noisy, target, scale, spectra = source.batch(indices, generator)
             # A user's dose is never exactly known: the map is off by up to 10 %.
             off = 0.9 + 0.2 * torch.rand(scale.shape, generator=generator).to(device)
-            x, y, noise = normalise(noisy, scale), normalise(target, scale), noise_map(noisy, scale)
-            part = loss(recipe, t.net, x, y, noise * off, half) * (len(indices) / patches)
+            x, y = normalise(noisy, scale), normalise(target, scale)
+            noise = noise_map(middle(noisy), scale) * off
+            part = loss(recipe, t.net, x, y, noise, half, spectra) * (len(indices) / patches)
             part.backward()
             summed += part.detach()
         processes.add_gradients(t.net)
@@ -228,13 +226,10 @@ def train(
 
 
 def measure(t: Training, recipe: Recipe, held: list[Batch], device: torch.device) -> Fitted:
-    """Validate a model at its end and name the outcome, and the layers that count for nothing."""
+    """Validate a model at its end and name the outcome."""
     gains, mean_ratio = evaluate(t.average.module, held, device)
     t.history[-1]["gain_db"] = _mean(gains)
     log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], _mean(gains))
-    if names := idle(t.average.module, recipe, held):
-        log.warning("%s: no gradient reaches %s: they count for nothing; --from draws them anew",
-                    t.name, told(names))  # fmt: skip
     status = judge(_mean(gains))
     return Fitted(t.name, status, t.history, gains, mean_ratio, t.seen / t.trained)
 

@@ -21,6 +21,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Frames
 from emdn_models.errors import FormatError
 from emdn_train.batches import CACHE_BYTES, Batch, crops
+from emdn_train.source import shuffled
 
 _BLOCK = 16
 
@@ -110,6 +111,10 @@ class Neighbours:
     def __len__(self) -> int:
         """Return the number of frames that are trained on."""
         return self.frames
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Shuffle the frames."""
+        return shuffled(len(self), seed, epoch)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """Cut a patch of each frame, and of the frame before or after at the same place."""

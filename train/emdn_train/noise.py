@@ -79,7 +79,8 @@ def draw(
     Parameters
     ----------
     clean
-        (N, 1, H, W) float32 relative intensity, vacuum or mean = 1.
+        (N, 1, H, W) float32 relative intensity, vacuum or mean = 1; or (N, F, H, W), F frames
+        under one beam, by one camera.
     electrons
         (N,) incident electrons per pixel, mean over the field.
     detector
@@ -118,10 +119,10 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Count a scan whose lines jitter and flicker: noisy frames and the steady expectation."""
     probe = DETECTORS[detector]
-    n, _, h, w = clean.shape
+    n, count, h, w = clean.shape
     target = probe.dqe0 * electrons.to(clean).view(-1, 1, 1, 1) * clean
     r = torch.rand(2, n, 1, 1, 1, generator=generator, device=clean.device)
-    line = torch.randn(2, n, 1, h, 1, generator=generator, device=clean.device)
+    line = torch.randn(2, n, count, h, 1, generator=generator, device=clean.device)
     shift = line[0] * _log_uniform(probe.jitter, r[0])
     bright = 1 + line[1] * (probe.flicker[0] + (probe.flicker[1] - probe.flicker[0]) * r[1])
     padded = torch.nn.functional.pad(target, (_PAD, _PAD, 0, 0), mode="reflect")

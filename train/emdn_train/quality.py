@@ -20,22 +20,21 @@ from emdn_deploy import Denoiser
 from emdn_models import pretrained
 from emdn_train.baselines import PEERS, gaussian, need_peers, spectrum
 from emdn_train.data import Split, open_split
-from emdn_train.examples import Example, Frame, count_vacancies, examples, score, table_of, timed
+from emdn_train.examples import Example, Frame, defect_scores, examples, score, table_of, timed
 from emdn_train.source import fingerprint
 from emdn_train.uncertainty import coverage
 
 log = logging.getLogger(__name__)
 
-PEERS_FILE = "peers.csv"
+PEERS_FILE = "peers.parquet"
 
-SCHEMA = pl.Schema(
-    {
-        "model": pl.String, "frame": pl.Int64, "part": pl.String, "level": pl.Float64,
-        "gain_db": pl.Float64, "psnr": pl.Float64, "ssim": pl.Float64, "mean_ratio": pl.Float64,
-        "vacancies": pl.Int64, "found": pl.Int64, "false": pl.Int64, "ms": pl.Float64,
-        "inside_1": pl.Float64, "inside_2": pl.Float64,
-    }
-)  # fmt: skip
+_SITE: Any = pl.Struct({"kind": pl.String, "what": pl.String, "scores": pl.List(pl.Float64)})
+_COLUMNS: dict[str, Any] = {
+    "model": pl.String, "frame": pl.Int64, "part": pl.String, "level": pl.Float64,
+    "gain_db": pl.Float64, "psnr": pl.Float64, "ssim": pl.Float64, "mean_ratio": pl.Float64,
+    "sites": pl.List(_SITE), "ms": pl.Float64, "inside_1": pl.Float64, "inside_2": pl.Float64,
+}  # fmt: skip
+SCHEMA = pl.Schema(_COLUMNS)
 _WITH_SIGMA = 1  # specimens of each part: eight orientations take eight times as long
 
 Method = Callable[[Example], tuple[Frame, float | None]]
@@ -72,12 +71,12 @@ def measure(config: QualityConfig) -> pl.DataFrame:
     -------
     DataFrame
         One row a method and frame, columns as in ``SCHEMA``: gain_db is
-        10 log10 (MSE noisy / MSE denoised), ms the time of one call, array to array, and null
-        in the columns of vacancies where they cannot be scored; ``inside_1`` and ``inside_2``
+        10 log10 (MSE noisy / MSE denoised), ms the time of one call, array to array, and
+        ``sites`` those of `emdn_train.examples.defect_scores`; ``inside_1`` and ``inside_2``
         are the shares of pixels within one and two of the sigma of ``--sigma``, of calibrated
         models on the first specimen of each part, null elsewhere. Methods are the models by name,
         ``noisy``, ``spectrum``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the
-        frames, and ``clean``, the truth itself, of which only vacancies are scored.
+        frames, and ``clean``, the truth itself, of which only sites are scored.
 
     Raises
     ------
@@ -100,9 +99,7 @@ def measure(config: QualityConfig) -> pl.DataFrame:
         others: list[dict[str, Any]] = []
         for example in examples(split):
             own += list(_answers(example, methods, sigmas if example.number in few else {}))
-            own.append(
-                _row(example, "clean", None) | count_vacancies(example.crystal, example.clean)
-            )
+            own.append(_row(example, "clean", None) | defect_scores(example.crystal, example.clean))
             if example.number in chosen:
                 others += list(_answers(example, {name: _peer(name) for name in peers}))
             if (example.number + 1) % 33 == 0:
@@ -112,7 +109,7 @@ def measure(config: QualityConfig) -> pl.DataFrame:
         if peers:
             pl.DataFrame(others, SCHEMA).with_columns(
                 pl.lit(fingerprint(split)).alias("split")
-            ).write_csv(path)
+            ).write_parquet(path)
         kept = _kept(path, split)
     order = {name: at for at, name in enumerate(methods)}
     return pl.concat([rows, kept]).sort(
@@ -184,9 +181,8 @@ def _kept(path: Path, split: Split) -> pl.DataFrame:
     if not path.exists():
         log.info("%s: not there; measure other programs with --peers 1", path)
         return pl.DataFrame(schema=SCHEMA)
-    rows = pl.read_csv(path, schema_overrides=dict(SCHEMA))
+    rows = pl.read_parquet(path)
     if set(rows["split"]) != {fingerprint(split)}:
         log.warning("%s: of another split, left out; measure again with --peers 1", path)
         return pl.DataFrame(schema=SCHEMA)
-    # Files that were written before there was a column lack it.
-    return pl.concat([pl.DataFrame(schema=SCHEMA), rows.drop("split")], how="diagonal")
+    return rows.select(SCHEMA.names())

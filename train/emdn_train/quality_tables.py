@@ -4,18 +4,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
+
+from emdn_models.metrics import roc
 
 MULTISLICE = pl.col("part").str.starts_with("multislice")
 GAIN = pl.col("gain_db").mean().round(2)
 # The geometric mean over the frames: that of the mean dB.
 DOSE = (10 ** (pl.col("gain_db").mean() / 10)).round(1)
-FOUND = (100 * pl.col("found").sum() / pl.col("vacancies").sum()).round(0)
-FALSE = pl.col("false").mean().round(2)
 WITHIN = {
     f"within {times} sigma, %": (100 * pl.col(f"inside_{times}").mean()).round(1)
     for times in (1, 2)
 }
+_LEVEL = 0.4
+_ROC = ("AUC", "0.1 false", "1 false")
 OFF = (pl.col("mean_ratio") - 1).abs() * 100
 
 Columns = dict[str, tuple[pl.DataFrame, pl.Expr]]
@@ -38,25 +41,28 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
 
     Columns are the gain in dB by level, its mean, that of ``multislice``, the part that
     another simulator made, and the ``worst`` frame's; ``dose``, the dose gain of the mean dB;
-    ``vacancies``, how many per cent of them are found, and ``false`` ones a frame; by how
-    much the mean is off in the worst frame; how many pixels' errors are ``within`` one and two
-    sigma, on the frames where that was measured; and the median time of a frame.
+    ``AUC`` and ``recall``, how well vacancies are told from full sites at a signal to noise of
+    0.4 and how many are found at 0.1 false sites a frame (`defects`); by how much the mean
+    is off in the worst frame; how many pixels' errors are ``within`` one and two sigma, on the
+    frames where that was measured; and the median time of a frame.
     """
     tested = rows.filter(pl.col("model") != "clean")
-    return _table(
+    table = _table(
         _levels(tested, GAIN)
         | {
             "mean": (tested, GAIN),
             "multislice": (tested.filter(MULTISLICE), GAIN),
             "worst": (tested, pl.col("gain_db").min().round(2)),
             "dose": (tested, DOSE),
-            "vacancies": (tested, FOUND),
-            "false": (tested, FALSE),
             "mean off by %, worst": (tested, OFF.max().round(2)),
             **{name: (tested, value) for name, value in WITHIN.items()},
             "ms/frame": (tested, pl.col("ms").median().round(1)),
         }
     )
+    seen = defects(tested.filter(pl.col("level") == _LEVEL), "vacant").select(
+        "model", AUC=f"AUC {_LEVEL:g}", recall=f"0.1 false {_LEVEL:g}"
+    )
+    return table.join(seen, on="model", how="left", maintain_order="left")
 
 
 def dose_gain(rows: pl.DataFrame) -> pl.DataFrame:
@@ -88,15 +94,45 @@ def intensities(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def vacancies(rows: pl.DataFrame) -> pl.DataFrame:
-    """Count vacancies by level: how many per cent are found, and false ones a frame."""
-    scored = rows.filter(pl.col("vacancies").is_not_null())
-    return _table(
-        _levels(scored, FOUND, "% at ")
-        | {"%": (scored, FOUND)}
-        | _levels(scored, FALSE, "false at ")
-        | {"false": (scored, FALSE)}
-    )
+def defects(rows: pl.DataFrame, what: str, *keys: str) -> pl.DataFrame:
+    """Say how well sites are told from full ones, by level: a row a method (and the keys).
+
+    Columns are, for each level, the area under the receiver operating characteristic and the
+    share found at 0.1 and at 1 false site a frame (`emdn_models.metrics.vacancies`), at the
+    width that serves a method best; and how many ``sites`` there were.
+
+    Parameters
+    ----------
+    what
+        ``vacant`` or ``foreign`` sites; the latter may be brighter or darker.
+    keys
+        ``kind``, to tell sublattices apart, or ``part``.
+    """
+    judged = rows.filter(pl.col("sites").is_not_null()).explode("sites").unnest("sites")
+    order = ["model", *keys]
+    table: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for (level, *name), part in judged.group_by("level", *order, maintain_order=True):
+        found, full = (
+            np.array(part.filter(pl.col("what") == one)["scores"].to_list()).reshape(-1, 5)
+            for one in (what, "full")
+        )
+        if not len(found):
+            continue
+        if what == "foreign":
+            found, full = np.abs(found), np.abs(full)
+        frames = part["frame"].n_unique()
+        curves = [roc(*scores, frames) for scores in zip(found.T, full.T, strict=True)]
+        best = max(curves, key=lambda one: (one.auc, one.recall))
+        row = table.setdefault(tuple(name), dict(zip(order, name, strict=True)))
+        row |= {
+            f"AUC {level:g}": round(best.auc, 3),
+            f"0.1 false {level:g}": round(best.recall[0], 2),
+            f"1 false {level:g}": round(best.recall[1], 2),
+            "sites": best.sites,
+        }
+    columns = [f"{name} {one:g}" for one in sorted(rows["level"].unique()) for name in _ROC]
+    schema = dict.fromkeys(order, pl.String) | dict.fromkeys(columns, pl.Float64)
+    return pl.DataFrame(list(table.values()), schema | {"sites": pl.Int64})
 
 
 def by_part(rows: pl.DataFrame, value: pl.Expr, *keys: str) -> pl.DataFrame:

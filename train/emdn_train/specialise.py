@@ -16,7 +16,7 @@ from emdn_models.classes import FrameClass
 from emdn_models.errors import FormatError
 from emdn_train.batches import Batch, Specimens
 from emdn_train.noise import DETECTORS
-from emdn_train.source import Simulated, Source
+from emdn_train.source import Simulated, Source, shuffled
 
 
 class Share(NamedTuple):
@@ -49,6 +49,10 @@ class OfClass:
     def __len__(self) -> int:
         """Return the number of frames that can be of the class."""
         return len(self.share.frames)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """Shuffle the frames."""
+        return shuffled(len(self), seed, epoch)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """Draw a patch of each frame, at a dose of the class."""

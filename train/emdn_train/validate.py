@@ -1,12 +1,16 @@
 """How good a net is while it is being fitted: the same frames and noise for every model."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from emdn_models.classes import FrameClass
 from emdn_models.errors import FormatError
-from emdn_models.nets.electrons import denormalise, noise_map, normalise
+from emdn_models.nets.electrons import denormalise, middle, noise_map, normalise
 from emdn_train.batches import Batch, Specimens, record
+from emdn_train.recipes import RECIPES
+from emdn_train.source import Clips
 from emdn_train.specialise import at_level
 
 LEVELS = (0.12, 0.4, 1.2)
@@ -22,11 +26,13 @@ def validation(
     side: int,
     seed: int,
     kind: FrameClass | None = None,
+    seen: int = 1,
 ) -> list[Batch]:
     """Draw the same recordings for every model: one batch a level of signal to noise.
 
     ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels. For a
     copy they are of its class ``kind``; a level at which no frame is has an empty batch.
+    Of a net that is ``seen`` five frames they are clips.
 
     Raises
     ------
@@ -38,6 +44,11 @@ def validation(
     for level in levels:
         chosen = at_level(specimens, kind, level)
         indices = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]
+        if seen > 1:
+            plain = replace(RECIPES["benchmark"], snr=(level, level))
+            source = Clips(specimens, plain, side, torch.device("cpu"))
+            batches.append(source.batch(indices, generator))
+            continue
         frames = specimens.relative(indices)
         height, width = frames.shape[-2:]
         square = min(side, height, width)
@@ -72,12 +83,12 @@ def evaluate(
             if not len(batch.noisy):
                 continue
             gain = []
-            for parts in zip(*(tensor.split(4) for tensor in batch), strict=True):
+            for parts in zip(*(tensor.split(4) for tensor in batch[:3]), strict=True):
                 noisy, target, scale = (part.to(device) for part in parts)
-                y = net(normalise(noisy, scale), noise_map(noisy, scale))
+                y = net(normalise(noisy, scale), noise_map(middle(noisy), scale))
                 denoised = denormalise(y, scale)
-                gain.append(10 * torch.log10(_mse(noisy, target) / _mse(denoised, target)))
-                before += float((noisy / scale).sum())
+                gain.append(10 * torch.log10(_mse(middle(noisy), target) / _mse(denoised, target)))
+                before += float((middle(noisy) / scale).sum())
                 after += float((denoised / scale).sum())
             gains[f"{level:g}"] = float(torch.cat(gain).mean())
     return gains, after / before

@@ -63,9 +63,9 @@ def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
     return folder.open_list(source, paths, choice, _open_file)
 
 
-def suffixes() -> set[str]:
-    """Return every suffix that some reader knows."""
-    return {suffix for known in READERS.values() for suffix in known}
+def suffixes() -> dict[str, str]:
+    """Return every suffix that some reader knows, with that reader."""
+    return {suffix: module for module, known in READERS.items() for suffix in known}
 
 
 def is_pattern(source: Path) -> bool:
@@ -110,6 +110,8 @@ def _module_for(path: Path) -> str:
     for module, known in READERS.items():
         if path.suffix.lower() in known:
             return module
+    if path.suffix.lower() == ".npz":
+        raise FormatError(f"{path}: holds several arrays; save the frames alone by numpy.save")
     if path.suffix.lower() in _NOT_FRAMES or not path.suffix:
         raise FormatError(
             f"{path}: unknown kind of file {path.suffix!r}; emdn reads "

@@ -18,6 +18,9 @@ from emdn_deploy.readers.frames import (
 )
 from emdn_models.errors import FormatError
 
+# In an axis order: the index that is taken of that axis.
+DIGITS = "0123456789"
+
 
 def array_frames(
     path: Path,
@@ -41,7 +44,7 @@ def array_frames(
     array
         Has ``shape``, ``dtype`` and basic indexing; at least two axes.
     order
-        The format's own axis order; None for frames last.
+        The format's own axis order; None where it has none.
     axes
         Calibration, one per axis, or empty.
     notes
@@ -58,6 +61,11 @@ def array_frames(
     if len(shape) < 2:
         raise FormatError(f"{where}: has shape {shape}, expected two axes or more")
     letters = choice.axes or order or default_order(shape)
+    axes = axes if len(axes) == len(shape) else (Axis(),) * len(shape)
+    if len(letters) == len(shape) and any(letter in DIGITS for letter in letters):
+        array = Taken(where, array, letters)
+        axes = tuple(axes[place] for place in array.places)
+        letters, shape = "".join(letters[place] for place in array.places), array.shape
     check_order(where, shape, letters, said=choice.axes is not None or order is not None)
     return Frames(
         path=path,
@@ -66,7 +74,7 @@ def array_frames(
         dtype=array.dtype,
         order=letters,
         stored_shape=shape,
-        axes=axes if len(axes) == len(shape) else (Axis(),) * len(shape),
+        axes=axes,
         read_block=block_reader(array, letters),
         release=release,
         dataset=dataset,
@@ -75,6 +83,28 @@ def array_frames(
         notes=notes,
         compressed=compressed,
     )
+
+
+class Taken:
+    """An array of which single indices of some axes are taken, as digits in ``order`` say."""
+
+    def __init__(self, where: str, array: Any, order: str) -> None:
+        self._array, self._order = array, order
+        self.places = [i for i, letter in enumerate(order) if letter not in DIGITS]
+        self.shape: tuple[int, ...] = tuple(array.shape[i] for i in self.places)
+        self.dtype: np.dtype[Any] = array.dtype
+        for letter, length in zip(order, array.shape, strict=True):
+            if letter in DIGITS and int(letter) >= length:
+                raise FormatError(
+                    f"{where}: --axes {order} takes index {letter} of an axis of {length} "
+                    f"(shape {tuple(array.shape)}), counted from 0"
+                )
+
+    def __getitem__(self, where: tuple[Any, ...]) -> NDArray[Any]:
+        inner = iter(where)
+        full = tuple(int(one) if one in DIGITS else next(inner) for one in self._order)
+        part: NDArray[Any] = self._array[full]
+        return part
 
 
 def block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:

@@ -20,15 +20,34 @@ from emdn_models.errors import FormatError
 
 Opener = Callable[[Path, Choice], Frames]
 
+_ZARR = (".zarray", ".zgroup", "zarr.json")
+
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
     """Sort numbers inside names by value: ``frame_9`` before ``frame_10``."""
     parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    # Superscripts are digits to str.isdigit, but no decimal numbers.
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def find(source: Path, suffixes: set[str]) -> list[Path]:
+def split_pattern(source: Path) -> tuple[Path, str]:
+    """Split a pattern into the folder it searches and the rest.
+
+    What exists is meant as it is written: ``MIB[FAIL] run/*.npy``.
+    """
+    folder, parts = Path(), list(source.parts)
+    while parts and (not glob.has_magic(parts[0]) or (folder / parts[0]).is_dir()):
+        folder /= parts.pop(0)
+    return folder, "/".join(parts)
+
+
+def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
     """List the frames of a folder (searched to any depth) or a pattern.
+
+    Parameters
+    ----------
+    suffixes
+        Those that count as frames in a folder, each with its kind.
 
     Raises
     ------
@@ -38,16 +57,24 @@ def find(source: Path, suffixes: set[str]) -> list[Path]:
     if source.is_dir():
         paths = [path for path in source.rglob("*") if path.suffix.lower() in suffixes]
     else:
-        paths = [Path(name) for name in glob.glob(str(source), recursive=True)]
+        folder, pattern = split_pattern(source)
+        # Brackets that match nothing as a set are part of the name.
+        for one in (pattern, pattern.replace("[", "[[]")):
+            found = glob.glob(one, root_dir=folder, recursive=True)
+            paths = [folder / name for name in found]
+            if paths:
+                break
     paths = [
         path
         for path in paths
         if path.is_file() and not path.name.startswith(".") and "_denoised" not in path.stem
     ]
+    if not paths and any((source / name).exists() for name in _ZARR):
+        raise FormatError(f"{source}: is a Zarr store, which emdn does not read; save it as HDF5")
     if not paths:
         raise FormatError(f"{source}: holds no files of frames that emdn reads")
     kinds = Counter(path.suffix.lower() for path in paths)
-    if len(kinds) > 1:
+    if len({suffixes.get(suffix, suffix) for suffix in kinds}) > 1:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         raise FormatError(
             f"{source}: holds files of several kinds ({listed}); "
@@ -56,13 +83,13 @@ def find(source: Path, suffixes: set[str]) -> list[Path]:
     return sorted(paths, key=natural)
 
 
-def open_frames(source: Path, choice: Choice, suffixes: set[str], opener: Opener) -> Frames:
+def open_frames(source: Path, choice: Choice, suffixes: dict[str, str], opener: Opener) -> Frames:
     """Open a folder or pattern as one stack.
 
     Parameters
     ----------
     suffixes
-        Kinds of files that count as frames in a folder.
+        See `find`.
     opener
         Opens one of the files.
 
@@ -79,6 +106,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
     with opener(paths[0], choice) as first:
         shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))
         name, dataset, order = first.format, first.dataset, first.order
+        notes = first.notes
         known = {key: first.metadata[key] for key in first.metadata if _of_all(key)}
     counts = [shape[0]] * len(paths)
     if shape[0] > 1:
@@ -113,6 +141,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         release=lambda: None,
         why=f"in natural order, {paths[0].name} to {paths[-1].name}",
         metadata=known | ({"in each": f"{dataset} {order}"} if dataset else {}),
+        notes=notes,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.stacks import channels_last, frames_last
 from emdn_models.errors import EmdnError, FormatError
 
 CUT_SHORT = "cut short"
@@ -28,11 +29,16 @@ class Choice:
         Path inside the file, for formats that hold more than one dataset.
     axes
         One letter per stored axis: ``y`` and ``x`` for the frame, ``c`` for a
-        channel axis of length one, any other letter for time or scan axes.
+        channel axis of length one, any other letter for time or scan axes. A digit
+        instead takes that index of the axis: ``t1yx`` is channel 1 of (T, C, Y, X).
     """
 
     dataset: str | None = None
     axes: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.axes is not None:
+            object.__setattr__(self, "axes", self.axes.lower())
 
 
 @dataclass(frozen=True)
@@ -165,11 +171,14 @@ def check_dtype(where: str, dtype: np.dtype[Any]) -> None:
 
 
 def default_order(shape: tuple[int, ...]) -> str:
-    """Name the axes of an array that says nothing itself: frames last, then (y, x)."""
+    """Name the axes of an array that says nothing itself: frames last, then (y, x).
+
+    A last axis of length one is a channel axis.
+    """
+    if len(shape) >= 3 and shape[-1] == 1 < shape[-2]:
+        return default_order(shape[:-1]) + "c"
     lead = len(shape) - 2
-    if len(shape) == 4 and shape[-1] == 1:
-        return "tyxc"
-    return "tuvwabdefghijk"[:lead][::-1] + "yx" if lead > 1 else "t" * lead + "yx"
+    return "tuvwabdefghijk"[:lead][::-1] + "yx"
 
 
 def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -> None:
@@ -178,13 +187,13 @@ def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -
     Parameters
     ----------
     said
-        Whether the user gave the order; if not, a last axis of 3 or 4 is taken
-        for colours and refused.
+        Whether the user or the file gave the order; if not, a last axis of 2 to 4 is
+        taken for colours or channels and refused.
 
     Raises
     ------
     FormatError
-        If they do not fit, or the frames are colour pictures.
+        If they do not fit, or the frames have several channels.
     """
     fits = len(order) == len(shape) and order.count("y") == 1 and order.count("x") == 1
     if not fits or len(set(order)) != len(order):
@@ -200,10 +209,13 @@ def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -
             f"{order.replace('c', '1')}, or all as frames of one scale with "
             f"--axes {order.replace('c', _free_letter(order))}"
         )
-    if not said and len(shape) >= 3 and shape[-1] in (3, 4) and min(shape[-3:-1]) > 8:
+    if not said and channels_last(shape):
+        channels = default_order((*shape[:-1], 1))
         raise FormatError(
-            f"{where}: shape {shape} looks like colour pictures; convert them to grey values, "
-            "or name the axes (--axes) if the last one is not colour"
+            f"{where}: shape {shape} looks like colour pictures or channels last: take one channel "
+            f"with --axes {channels.replace('c', '0')}, all as frames of one scale with "
+            f"--axes {channels.replace('c', _free_letter(channels))}, or say that frames are "
+            f"{shape[-1]} pixels wide with --axes {order}"
         )
     if 0 in shape:
         raise FormatError(f"{where}: is empty (shape {shape})")
@@ -211,6 +223,35 @@ def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -
 
 def _free_letter(order: str) -> str:
     return next(letter for letter in "tuvwabdefghijk" if letter not in order)
+
+
+def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Judge `default_order` for a file that says nothing of its axes.
+
+    Returns
+    -------
+    tuple of str
+        What the user should be told (see `Frames.notes`).
+
+    Raises
+    ------
+    FormatError
+        If the frames are far more likely last.
+    """
+    if len(shape) != 3 or shape[2] < 5:
+        return ()  # channels, if the last axis is short: see `check_order`
+    first, second, last = shape
+    if frames_last(shape):
+        raise FormatError(
+            f"{where}: shape {shape} looks like {last} frames of {first} x {second}, stored last: "
+            f"say so with --axes yxt, or --axes tyx for {first} frames of {second} x {last}"
+        )
+    if last < min(first, second):
+        return (
+            f"shape {shape} is taken as {first} frames of {second} x {last}; if it is {last} "
+            f"frames of {first} x {second}, say --axes yxt",
+        )
+    return ()
 
 
 def stack_shape(shape: tuple[int, ...], order: str) -> tuple[int, int, int]:

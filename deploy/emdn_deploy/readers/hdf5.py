@@ -1,15 +1,16 @@
 """HDF5 of every convention: choose the dataset, then read it lazily."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
-import numpy as np
 
-from emdn_deploy.readers import mode, parts
+from emdn_deploy.readers import mode, parts, scratch
 from emdn_deploy.readers.arrays import array_frames
-from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
-from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate
+from emdn_deploy.readers.frames import Choice, Frames, check_guess, default_order
+from emdn_deploy.readers.hdf5_axes import text_of
+from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate
 from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models import checkpoint
 from emdn_models.errors import FormatError
@@ -27,21 +28,21 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     file = open_file(path)
     try:
         candidate, why = choose(path, file, choice)
-        need = _cache_bytes(candidate)
-        if need:
+        cache = scratch.cache_bytes(candidate.dataset, choice.axes or order_in(file, candidate))
+        if cache is not None:
             # HDF5 sizes its chunk cache when a file is opened.
             file.close()
-            file = open_file(path, need)
+            file = open_file(path, cache)
             candidate, why = choose(path, file, choice)
-        return frames_of(path, file, candidate, choice, why)
+        return frames_of(path, file, candidate, choice, why, complete=True)
     except BaseException:
         file.close()
         raise
 
 
-def open_file(path: Path, cache_bytes: int = 0) -> h5py.File:
+def open_file(path: Path, cache_bytes: int | None = None) -> h5py.File:
     """Open an HDF5 file for reading, with its errors in plain words."""
-    slots = {"rdcc_nbytes": cache_bytes, "rdcc_nslots": 100_003} if cache_bytes else {}
+    slots = {} if cache_bytes is None else {"rdcc_nbytes": cache_bytes, "rdcc_nslots": 100_003}
     try:
         return h5py.File(path, "r", **slots)
     except OSError as error:
@@ -74,7 +75,7 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
             "name one with --dataset if the frames are somewhere special"
         )
     if len(found) > 1:
-        offers = [Offer.of(one.path, one.dataset) for one in found]
+        offers = [Offer.of(one.path, one.dataset, one.label) for one in found]
         raise SeveralStacks(path, f"stacks ({found[0].convention})", offers)
     reason = {"plain HDF5": "the only large numeric dataset"}
     convention = found[0].convention
@@ -84,37 +85,39 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
 
 def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Candidate:
     item = file.get(name)
-    if isinstance(item, h5py.Group):
-        inside = [one for one in found if one.path.startswith(f"{item.name}/")]
+    inside = [one for one in found if _within(one, name) or one.label.lower() == name.lower()]
+    if not isinstance(item, h5py.Dataset):
         if len(inside) == 1:
             return inside[0]
-    if not isinstance(item, h5py.Dataset):
-        offered = ", ".join(one.path for one in found) or "none"
-        raise FormatError(f"{path}: has no dataset {name!r}; it offers {offered}")
+        names = [Offer.of(one.path, one.dataset, one.label).name for one in found]
+        offered = ", ".join([*names[:8], *(["..."] if names[8:] else [])])
+        what = f"{len(inside)} datasets in or called" if inside else "no dataset"
+        raise FormatError(f"{path}: has {what} {name!r}; it offers {offered or 'none'}")
     for one in found:
         if one.dataset == item:
             return replace(one, parts=())
     if item.shape is None or item.ndim < 2:
         raise FormatError(f"{path}: {name} has shape {item.shape}, expected two axes or more")
-    order, axes = default_order(item.shape), (Axis(),) * item.ndim
-    return Candidate("/" + name.strip("/"), item, "plain HDF5", order, axes)
+    return plain_candidate("/" + name.strip("/"), item)
 
 
-def _cache_bytes(one: Candidate) -> int:
-    """Return room for the chunks that a frame shares with the next ones, 0 if it shares none.
+def _within(one: Candidate, name: str) -> bool:
+    """Say whether a candidate lies in the group ``name``, a path or a part of one."""
+    return f"/{name.strip('/')}/" in one.path
 
-    They are then decoded once, not once per block of frames.
-    """
-    data = one.dataset
-    shared = [
-        chunk
-        for chunk, letter in zip(data.chunks or (), one.order, strict=False)
-        if letter not in "yx" and chunk > 1
-    ]
-    if not shared:
-        return 0
-    height, width = (data.shape[one.order.index(letter)] for letter in "yx")
-    return int(1.5 * np.prod(shared) * height * width * data.dtype.itemsize)
+
+def order_in(file: h5py.File, one: Candidate) -> str:
+    """Return one letter per stored axis: what the file says, or the default."""
+    return one.order or _recorded(file, one) or default_order(one.dataset.shape)
+
+
+def _recorded(file: h5py.File, one: Candidate) -> str | None:
+    """Return the order by which an earlier run of emdn read the frames that it mirrored."""
+    record = file.get("emdn")
+    if not isinstance(record, h5py.Group) or text_of(record.attrs.get("frames")) != one.path:
+        return None
+    order = text_of(record.attrs.get("input_axes"))
+    return order if len(order) == one.dataset.ndim else None
 
 
 def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
@@ -133,22 +136,59 @@ def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
             )
 
 
-def frames_of(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: str) -> Frames:
-    """Wrap a chosen dataset; releasing the frames closes the file."""
-    array = (
-        parts.join(path, file, one.parts, choice.axes or one.order) if one.parts else one.dataset
+def _unwritten(datasets: list[h5py.Dataset]) -> tuple[str, ...]:
+    """Say how much of a stack was never written, and reads as the file's fill value."""
+    chunked = [one for one in datasets if one.chunks]
+    there = sum(one.id.get_num_chunks() for one in chunked)
+    all_of_it = sum(
+        math.prod(-(-length // chunk) for length, chunk in zip(one.shape, one.chunks, strict=True))
+        for one in chunked
     )
+    if there == all_of_it:
+        return ()
+    return (
+        f"{all_of_it - there} of {all_of_it} chunks were never written and read as "
+        f"{chunked[0].fillvalue}: an acquisition that was stopped? --frames takes those before",
+    )
+
+
+def frames_of(
+    path: Path,
+    file: h5py.File,
+    one: Candidate,
+    choice: Choice,
+    why: str,
+    *,
+    complete: bool = False,
+) -> Frames:
+    """Wrap a chosen dataset; releasing the frames closes the file.
+
+    Parameters
+    ----------
+    complete
+        Whether nothing more is appended: the shape is judged, and frames that are stored
+        far apart are read through a scratch file.
+    """
+    order = one.order or _recorded(file, one)
+    letters = choice.axes or order or default_order(one.dataset.shape)
+    array = parts.join(path, file, one.parts, letters) if one.parts else one.dataset
     for dataset in array.datasets if one.parts else [array]:
         _load_filters(path, dataset)
     metadata = {"chunks": str(array.chunks or "contiguous")}
     metadata |= mode.from_hdf5(file, one.path, one.convention)
+    metadata |= {"detector": one.label} if one.label else {}
     if one.parts:
         metadata["parts"] = f"{one.parts[0]} to {one.parts[-1]}"
-    order = None if one.order == default_order(one.dataset.shape) else one.order
+    notes = () if choice.axes or order != one.order else one.notes
+    if complete:
+        if not (choice.axes or order):
+            notes += check_guess(f"{path}: {one.path}", array.shape)
+        notes += _unwritten(array.datasets if one.parts else [array])
     name = one.convention if one.convention == "plain HDF5" else f"HDF5 ({one.convention})"
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
-        why=why, metadata=metadata, release=file.close,
+        why=why, metadata=metadata, notes=notes, release=file.close,
         compressed=bool(one.dataset.id.get_create_plist().get_nfilters()),
     )  # fmt: skip
-    return replace(frames, parts=one.parts)
+    frames = replace(frames, parts=one.parts)
+    return scratch.unpacked(frames, array, letters) if complete else frames

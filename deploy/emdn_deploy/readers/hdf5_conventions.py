@@ -14,10 +14,14 @@ import h5py
 from emdn_deploy.readers.frames import Axis, default_order
 from emdn_deploy.readers.hdf5_axes import (
     nexus_axes,
+    order_of,
     scale_axes,
     text_of,
     vector_axis,
     velox_axes,
+    velox_detector,
+    velox_facts,
+    with_channels,
 )
 
 # Narrower arrays in a plain file are lists of positions and the like, not pictures.
@@ -37,20 +41,27 @@ class Candidate:
     path
         Inside the file that was opened; behind an external link the dataset's
         own name is another.
-    order
-        One letter per stored axis (see `emdn_deploy.readers.frames.Choice`).
     axes
         Calibration, one per stored axis.
+    order
+        One letter per stored axis (see `emdn_deploy.readers.frames.Choice`), None where
+        the file does not say.
+    label
+        Another name for it, such as the detector's.
     parts
         Paths of all datasets of a stack that is stored in several, this one first.
+    notes
+        See `emdn_deploy.readers.frames.Frames`.
     """
 
     path: str
     dataset: h5py.Dataset
     convention: str
-    order: str
     axes: tuple[Axis, ...]
+    order: str | None = None
+    label: str = ""
     parts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def velox(file: h5py.File) -> list[Candidate]:
@@ -63,7 +74,9 @@ def velox(file: h5py.File) -> list[Candidate]:
         data = group.get("Data") if isinstance(group, h5py.Group) else None
         if data is not None and _is_image(data) and data.ndim == 3:
             path = f"/Data/Image/{name}/Data"
-            found.append(Candidate(path, data, "Velox", "yxt", velox_axes(group)))
+            facts = velox_facts(group)
+            axes, label = velox_axes(facts), velox_detector(facts)
+            found.append(Candidate(path, data, "Velox", axes, "yxt", label))
     return found
 
 
@@ -78,9 +91,8 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
             continue
         notes = [_attrs(group.get(f"axis-{i}")) for i in range(data.ndim)]
         signal = [i for i, note in enumerate(notes) if not bool(note.get("navigate", False))]
-        if len(signal) != 2:
-            continue  # spectra, or a plain array
-        order = _letters(data.ndim, signal[0], signal[1])
+        if len(signal) not in (2, data.ndim):
+            continue  # spectra
         axes = tuple(
             Axis(
                 text_of(note.get("name")),
@@ -90,7 +102,11 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
             )
             for note in notes
         )
-        found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", order, axes))
+        # A BaseSignal does not tell frames from time.
+        order = order_of(axes)
+        if len(signal) == 2:
+            order = with_channels(_letters(data.ndim, signal[0], signal[1]), axes)
+        found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", axes, order))
     return found
 
 
@@ -100,7 +116,7 @@ def nexus(file: h5py.File) -> list[Candidate]:
     while isinstance(group, h5py.Group) and (default := text_of(group.attrs.get("default"))):
         group = group.get(default)
     groups = [group] if isinstance(group, h5py.Group) and group != file else []
-    if not groups or "signal" not in groups[0].attrs:
+    if not groups or not _signal(groups[0]):
         groups = []
         file.visititems(lambda _, item: groups.append(item) if _is_nxdata(item) else None)
     found: list[Candidate] = []
@@ -110,8 +126,7 @@ def nexus(file: h5py.File) -> list[Candidate]:
         if data is not None and not any(data == other.dataset for other in found):
             paths = tuple(f"{item.name}/{name}" for name in names)
             axes, parts = nexus_axes(item, data), paths if len(paths) > 1 else ()
-            order = default_order(data.shape)
-            found.append(Candidate(paths[0], data, "NeXus", order, axes, parts))
+            found.append(Candidate(paths[0], data, "NeXus", axes, order_of(axes), "", parts))
     return found
 
 
@@ -127,8 +142,21 @@ def emd(file: h5py.File) -> list[Candidate]:
             first = 0 if "dim0" in group else 1
             dims = [group.get(f"dim{i + first}") for i in range(data.ndim)]
             axes = tuple(vector_axis(dim) for dim in dims)
-            order = default_order(data.shape)
-            found.append(Candidate(f"{group.name}/data", data, "EMD", order, axes))
+            # HyperSpy stores the axes of EMD 0.2 in reverse.
+            order, notes = order_of(axes, reverse=first == 1), list[str]()
+            if order is None and data.ndim > 2:
+                notes.append(
+                    f"its axes do not say which is time: taken as {default_order(data.shape)}; "
+                    "if that is wrong, say which with --axes"
+                )
+            elif order != order_of(axes):
+                notes.append(
+                    f"axes x and y are not named: taken as {order}, in reverse, as HyperSpy "
+                    "stores them; if that is wrong, say which with --axes"
+                )
+            found.append(
+                Candidate(f"{group.name}/data", data, "EMD", axes, order, notes=tuple(notes))
+            )
 
     file.visititems(visit)
     return found
@@ -140,7 +168,7 @@ def benchmark(file: h5py.File) -> list[Candidate]:
     if not _is_image(data) or data.ndim not in (3, 4):
         return []
     order = "tyxc" if data.ndim == 4 else "tyx"
-    return [Candidate("/images", data, "em_denoise benchmark", order, (Axis(),) * data.ndim)]
+    return [Candidate("/images", data, "em_denoise benchmark", (Axis(),) * data.ndim, order)]
 
 
 def plain(file: h5py.File) -> list[Candidate]:
@@ -159,10 +187,17 @@ def plain(file: h5py.File) -> list[Candidate]:
     stacks.sort(key=lambda item: item.size, reverse=True)
     if len(stacks) > 1 and stacks[0].size >= 8 * stacks[1].size:
         del stacks[1:]
-    return [
-        Candidate(str(item.name), item, "plain HDF5", default_order(item.shape), scale_axes(item))
-        for item in stacks
-    ]
+    return [plain_candidate(str(item.name), item) for item in stacks]
+
+
+def plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
+    """Describe a dataset of a file that follows no convention."""
+    axes = scale_axes(data)
+    order = order_of(axes)
+    if order is None and "MATLAB_class" in data.attrs:
+        # MATLAB's first index is HDF5's last.
+        order = default_order(data.shape).translate({ord("y"): "x", ord("x"): "y"})
+    return Candidate(path, data, "plain HDF5", axes, order)
 
 
 CONVENTIONS: tuple[Callable[[h5py.File], list[Candidate]], ...] = (
@@ -190,8 +225,19 @@ def _is_nxdata(item: Any) -> bool:
     return (
         isinstance(item, h5py.Group)
         and text_of(item.attrs.get("NX_class")) == "NXdata"
-        and ("signal" in item.attrs or item.get(_FIRST_PART, getlink=True) is not None)
+        and bool(_signal(item) or item.get(_FIRST_PART, getlink=True) is not None)
     )
+
+
+def _signal(group: h5py.Group) -> str:
+    """Return the name of the signal: the group says it, or once the signal itself did."""
+    if name := text_of(group.attrs.get("signal")):
+        return name
+    for name in group:
+        item = group.get(name)
+        if isinstance(item, h5py.Dataset) and str(item.attrs.get("signal")) == "1":
+            return str(name)
+    return ""
 
 
 def _signals(group: h5py.Group) -> list[str]:
@@ -200,7 +246,7 @@ def _signals(group: h5py.Group) -> list[str]:
     A Dectris master has ``data_000001``, ``data_000002`` and so on, one of them
     marked: together they are the stack.
     """
-    signal = text_of(group.attrs.get("signal")) or _FIRST_PART
+    signal = _signal(group) or _FIRST_PART
     part = re.fullmatch(r"(.*_)\d{6}", signal)
     if not part:
         return [signal]

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import h5py
-import numpy as np
 
-from emdn_deploy.readers.hdf5_axes import text_of
+from emdn_deploy.readers.hdf5_axes import text_of, velox_facts
 from emdn_models.classes import Mode
 
 KEY = "imaging"
@@ -66,11 +65,7 @@ def from_hdf5(file: h5py.File, path: str, convention: str) -> dict[str, str]:
 
 def _velox(group: h5py.Group) -> dict[str, str]:
     """Find the detector of the frames among those that the first frame's JSON lists."""
-    try:
-        raw = np.asarray(group["Metadata"][:, 0], dtype=np.uint8).tobytes()
-    except (KeyError, ValueError, TypeError, OSError):
-        return {}
-    facts = _json(raw.split(b"\0", 1)[0])
+    facts = velox_facts(group)
     result, detectors = facts.get("BinaryResult"), facts.get("Detectors")
     if not isinstance(result, dict) or not isinstance(detectors, dict):
         return {}
@@ -85,7 +80,7 @@ def _velox(group: h5py.Group) -> dict[str, str]:
     return from_words(str(own.get("DetectorType", ""))) if isinstance(own, dict) else {}
 
 
-def _json(text: str | bytes) -> dict[str, Any]:
+def _json(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from emdn_deploy.readers import scratch
 from emdn_deploy.readers.arrays import array_frames
-from emdn_deploy.readers.frames import Choice, Frames
+from emdn_deploy.readers.frames import Choice, Frames, check_guess
 from emdn_models.errors import FormatError
 
 
@@ -21,4 +22,8 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise FormatError(f"{path}: cannot be read as .npy ({error})") from error
-    return array_frames(path, "NumPy array", array, choice)
+    notes = () if choice.axes else check_guess(str(path), array.shape)
+    if rest := path.stat().st_size - array.offset - array.nbytes:
+        notes += (f"{rest} bytes after the first array, perhaps more arrays, are not read",)
+    frames = array_frames(path, "NumPy array", array, choice, notes=notes)
+    return scratch.unpacked(frames, array, choice.axes or frames.order)

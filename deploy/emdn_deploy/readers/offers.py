@@ -7,6 +7,8 @@ from typing import Any
 
 from emdn_models.errors import FormatError
 
+_LISTED = 8  # in an error, which is one line
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -18,18 +20,26 @@ class Offer:
         What ``--dataset`` calls it.
     chunks
         How it is cut into pieces, None where it is not.
+    label
+        Another name for it that ``--dataset`` takes, such as the detector's.
     """
 
     dataset: str
     shape: tuple[int, ...]
     dtype: str
     chunks: tuple[int, ...] | None = None
+    label: str = ""
 
     @classmethod
-    def of(cls, dataset: str, array: Any) -> "Offer":
+    def of(cls, dataset: str, array: Any, label: str = "") -> "Offer":
         """Describe an array, or anything with a shape and a dtype."""
         chunks = getattr(array, "chunks", None)
-        return cls(dataset, tuple(array.shape), str(array.dtype), chunks)
+        return cls(dataset, tuple(array.shape), str(array.dtype), chunks, label)
+
+    @property
+    def name(self) -> str:
+        """Return path and label."""
+        return f"{self.dataset} ({self.label})" if self.label else self.dataset
 
 
 def only_stack(offers: list[Offer]) -> tuple[int | None, str]:
@@ -55,7 +65,11 @@ class SeveralStacks(FormatError):
 
     def __init__(self, path: Path, kind: str, offers: list[Offer]) -> None:
         what = "NUMBER" if offers[0].dataset.isdigit() else "PATH"
-        listed = "; ".join(f"{one.dataset} {one.shape} {one.dtype}" for one in offers)
+        listed = "; ".join(f"{one.name} {one.shape} {one.dtype}" for one in offers[:_LISTED])
+        if len(offers) > _LISTED:
+            listed += f"; and {len(offers) - _LISTED} more (emdn-deploy inspect lists all)"
+        if any(one.label for one in offers):
+            what += " or the name in brackets"
         super().__init__(
             f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset {what}"
         )

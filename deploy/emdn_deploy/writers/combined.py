@@ -15,7 +15,7 @@ import numpy as np
 from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import Axis, Frames
 from emdn_deploy.writers.hdf5_frames import create_frames, create_sigma, finish, layout_of, record
-from emdn_deploy.writers.layout import Layout, Provenance, Storage
+from emdn_deploy.writers.layout import Layout, Provenance, Storage, plain_text
 
 __all__ = ["dataset_of", "finish", "lay_out"]
 
@@ -63,7 +63,7 @@ def dataset_of(frames: Frames) -> str:
 
 
 def _title(frames: Frames) -> str:
-    return frames.path.name.split(".")[0].strip("*?[]") or "frames"
+    return plain_text(frames.path.name.split(".")[0].strip("*?[]")) or "frames"
 
 
 def stacked(frames: Frames) -> tuple[tuple[int, ...], tuple[Axis, ...]]:
@@ -93,7 +93,7 @@ def _write_axis(group: h5py.Group, i: int, axis: Axis, length: int, *, navigate:
 def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
     metadata = group.create_group("metadata")
     metadata.create_group("General").attrs.update(
-        {"title": title, "original_filename": frames.path.name}
+        {"title": title, "original_filename": plain_text(frames.path.name)}
     )
     metadata.create_group("Signal").attrs["signal_type"] = ""
     original = group.create_group("original_metadata")

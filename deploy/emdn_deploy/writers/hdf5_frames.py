@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
-from emdn_deploy.writers.layout import SIGMA, Layout, Packing, Provenance, Storage
+from emdn_deploy.writers.layout import SIGMA, Layout, Packing, Provenance, Storage, plain_text
 
 GROUP = "emdn"
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
@@ -136,7 +136,7 @@ def record(file: h5py.File, frames: str, provenance: Provenance) -> None:
     group.attrs["NX_class"] = "NXprocess"
     group.attrs["frames"] = frames
     for key, value in provenance.items():
-        group.attrs[key] = value
+        group.attrs[key] = plain_text(value) if isinstance(value, str) else value
 
 
 def finish(path: Path, late: Provenance) -> None:

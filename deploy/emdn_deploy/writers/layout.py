@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 Provenance = Mapping[str, str | int | float]
 """How an output came about, by name."""
 
+
+def plain_text(text: str) -> str:
+    """Return text that any file can hold: names of files need not be UTF-8."""
+    return text.encode("utf-8", "replace").decode()
+
+
 SIGMA = "_sigma"
 """What follows the name of a dataset, or the stem of a file, of frames in that of their sigma."""
 

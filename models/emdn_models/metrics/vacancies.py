@@ -1,248 +1,251 @@
-"""Vacant sites of a crystal whose sites are known, and how many of them a frame still shows.
+"""Vacant and foreign sites of a crystal against full ones: how well a frame tells them apart.
 
-Intensities at lattice sites against their neighbours' are how vacancies are counted in
-micrographs (Krivanek et al., Nature 464, 571, 2010). Here the amplitudes of all sites are
-fitted together, so that neighbours which overlap are told apart, and the picture of a site is
-the frame's own, so that it may be bright or dark and need not be round.
+The sites are known from the simulation. A site's score is the frame's Gaussian-weighted
+intensity there, less that of the nearest sites of its own sublattice, in units of the spread of
+full sites: what a matched filter sees (intensities at lattice sites are how defects are counted in
+micrographs: Krivanek et al., Nature 464, 571, 2010). From the scores follow the receiver operating
+characteristic (Fawcett, Pattern Recognit. Lett. 27, 861, 2006): the area under it, and how many
+of the vacancies are found at a number of false sites a frame. A raw frame is scored in the same
+way; a denoised frame below it has destroyed information.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from scipy.stats import rankdata
 
 from emdn_models.errors import EmdnError
 from emdn_models.metrics import accept
-from emdn_models.metrics.accept import Floats
-from emdn_models.metrics.atoms import one_frame
-from emdn_models.metrics.matching import points, to_border
-from emdn_models.metrics.template import (
-    Pictures,
-    core,
-    fit_picture,
-    lay_out,
-    solve_strengths,
-)
 
-THRESHOLD = 0.6
-MARGIN_NM = 0.25
-_PULL = 0.05
+WIDTHS_NM = (0.02, 0.03, 0.045, 0.065, 0.09)
+"""Standard deviations of the Gaussian weights; the best of them counts."""
+FALSE_SITES = (0.1, 1.0)
+"""False sites a frame at which the recall is given."""
+
+_BOND_NM = 0.142
+_MERGE_NM = 0.05
+_MARGIN_NM = 0.25
+_FEWEST = 12  # sites of a kind
 _NEIGHBOURS = 12
-# Beyond these a frame is not the sum of compact pictures, and a vacancy does not look like a
-# missing atom. Chosen on simulated training frames, by which vacancies come out below 1.
-LEAST_EXPLAINED = 0.7
-LEAST_CORE = 0.7
-# Sites of one kind among several are further apart, which settles their picture better.
-LEAST_CORE_OF_KINDS = 0.4
-MOST_SPREAD = 0.12
-MOST_ODD = 0.02
-MOST_WILD = 0.001
-_FEWEST_ODD = 5
-HEAVY = 1.6
+_VACANT = 0.6  # of a column's atoms
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class SiteTemplate:
-    """What a site of this crystal looks like in this frame, and whether that is of use.
+class Sites:
+    """Every column of atoms of a specimen, and every place where one is missing.
 
     Attributes
     ----------
-    sites
-        (n, 2), y and x in pixels.
+    places
+        (n, 2) y and x in pixels.
     kinds
-        (n,) 0, 1, ...: sites of one kind look alike.
-    pictures, weights
-        Pixels of every site and its picture there.
-    gain
-        (n,) slowly varying strength of the sites, 1 in the median.
-    judged
-        (n,) sites far enough from the border, and from sites of unknown amplitude.
-    near
-        (n, k) each site's nearest others of its kind.
-    sign
-        ``bright`` or ``dark``.
-    explained
-        Share of the variance that sites of equal amplitude explain.
-    core
-        Share of the picture's energy within 0.06 nm of the site, of the kind that has least.
-    spread
-        Of the judged sites' amplitudes, 1.4826 times the median deviation.
-    odd
-        Share of the judged full sites whose amplitude is more than 0.4 off 1.
-    wild
-        Share of the judged sites, vacant ones too, whose amplitude is above 1.6.
+        (n,) 0, 1, ...: sublattices, columns of the same elements.
+    names
+        Of the kinds: the atomic number of the heaviest element, as ``Z=42``.
+    amplitudes
+        (n,) share of the column's atoms that are there, 0 for an empty site; NaN where that is
+        not to be told: adatoms, and elements of fewer than 12 columns.
+    foreign
+        (n,) whether another element is where the sublattice has its own.
     """
 
-    sites: Floats
+    places: Floats
     kinds: NDArray[np.int64]
-    pictures: Pictures
-    weights: Floats
-    gain: Floats
-    judged: NDArray[np.bool_]
-    near: NDArray[np.int64]
-    sign: str
-    explained: float
-    core: float
-    spread: float
-    odd: float
-    wild: float
+    names: tuple[str, ...]
+    amplitudes: Floats
+    foreign: NDArray[np.bool_]
 
     @property
-    def applicable(self) -> bool:
-        """Whether vacancies mean anything in this frame; ``why_not`` says what is against it."""
-        return self.why_not == ""
+    def vacant(self) -> NDArray[np.bool_]:
+        """Sites with less than 60 % of their atoms, (n,)."""
+        return np.asarray(self.amplitudes < _VACANT, bool)
 
     @property
-    def why_not(self) -> str:
-        """What speaks against counting vacancies here, or nothing."""
-        odd = max(MOST_ODD, _FEWEST_ODD / max(int(self.judged.sum()), 1))
-        core = LEAST_CORE_OF_KINDS if self.kinds.any() else LEAST_CORE
-        if not self.judged.any():
-            return f"no site is {MARGIN_NM} nm from the border"
-        for fits, text in (
-            (self.explained >= LEAST_EXPLAINED, f"sites explain {self.explained:.2f} of the frame"),
-            (self.core >= core, f"{self.core:.2f} of a site's picture is at the site"),
-            (self.spread <= MOST_SPREAD, f"amplitudes differ by {self.spread:.2f}"),
-            (self.odd <= odd, f"{self.odd:.3f} of the amplitudes are odd"),
-            # A vacancy brighter than an atom is not where the frame shows it.
-            (
-                self.wild <= MOST_WILD,
-                f"{self.wild:.4f} of the amplitudes are no atom's",
-            ),
-        ):
-            if not fits:
-                return text
-        return ""
+    def full(self) -> NDArray[np.bool_]:
+        """Sites with all of their own atoms, (n,)."""
+        return np.asarray((self.amplitudes == 1) & ~self.foreign, bool)
 
 
-def fit_template(
-    frame: ArrayLike,
-    sites: ArrayLike,
+class Roc(NamedTuple):
+    """How well sites are told from full ones.
+
+    ``auc`` is the area under the curve, 0.5 for chance; ``recall`` the share found at 0.1 and at
+    1 false site a frame; ``sites`` how many there were to find.
+    """
+
+    auc: float
+    recall: tuple[float, float]
+    sites: int
+
+
+def simulated_sites(
+    atoms: ArrayLike,
+    numbers: ArrayLike,
+    defects: ArrayLike,
+    names: Sequence[str],
     pixel_size_nm: float,
-    *,
-    kinds: ArrayLike | None = None,
-    amplitudes: ArrayLike | None = None,
-) -> SiteTemplate:
-    """Learn the picture of a site from a frame, at best one without noise.
+) -> Sites:
+    """Merge atoms into columns and add the sites that defects have emptied.
 
     Parameters
     ----------
-    frame
-        (H, W).
-    sites
-        (n, 2), y and x in pixels: every site of the lattice, vacant ones too.
-    kinds
-        (n,) whole numbers from 0; None makes all sites alike.
-    amplitudes
-        (n,) what is known of each: 1 is a full column, 0 a vacancy, NaN unknown (a heavy
-        atom). None takes all as full, as one must of a frame without a known truth.
+    atoms
+        (n, 2) **x and y** in pixels, as in ``*_structures.h5``.
+    numbers
+        (n,) atomic numbers.
+    defects
+        (d, 2) x and y.
+    names
+        Of the defects: ``V1...`` is one empty site of graphene, ``V2...`` two, ``vacancy of
+        Z=16`` an atom of a column; ``Z=8 on Z=22`` and ``nitrogen``, ``boron``, ``silicon`` are
+        another element at a site; ``... adatom`` lies on top. Others change no site.
 
     Raises
     ------
     EmdnError
-        If the frame is not (H, W), there are fewer than 8 sites, or arrays do not fit.
+        If there are no atoms or the arrays do not fit one another.
     """
-    image, places = _clipped(one_frame(frame)), points("sites", sites)
+    xy = np.asarray(atoms, float).reshape(-1, 2)[:, ::-1]
+    number = np.asarray(numbers).astype(np.int64)
+    faults = np.asarray(defects, float).reshape(-1, 2)[:, ::-1]
     accept.positive("pixel_size_nm", pixel_size_nm, ())
-    count = len(places)
-    if count < 8:
-        raise EmdnError(f"sites: found {count}, expected at least 8 to learn a picture from")
-    kind = np.zeros(count, np.int64) if kinds is None else np.asarray(kinds)
-    known = np.ones(count) if amplitudes is None else np.asarray(amplitudes, np.float64)
-    if kind.shape != (count,) or kind.dtype.kind not in "iu" or kind.min() < 0:
-        raise EmdnError(f"kinds: found shape {kind.shape}, expected {count} whole numbers from 0")
-    if known.shape != (count,):
-        raise EmdnError(f"amplitudes: found shape {known.shape}, expected ({count},)")
-    pictures = lay_out((image.shape[0], image.shape[1]), places, pixel_size_nm)
-    near = _nearest(places, kind)
-    unknown = np.isnan(known)
-    assumed = np.where(unknown, 1.0, known)
-    regular = ~unknown & (assumed > 0.5)
-    gain = np.ones(count)
-    weights, explained = fit_picture(pictures, image, assumed, kind, unknown)
-    strength = solve_strengths(pictures, weights, image, assumed, kind, _PULL)
-    gain = _typical(np.where(regular, strength / np.where(regular, assumed, 1), np.nan), near)
-    middle = float(np.median(gain))
-    gain = np.clip(gain / middle, 0.2, 5.0) if middle > 0 else np.ones(count)
-    weights, explained = fit_picture(pictures, image, gain * assumed, kind, unknown)
-    share, value = core(pictures, weights, kind)
-    margin = MARGIN_NM / pixel_size_nm
-    judged = to_border(places, pictures.shape) >= margin
-    if unknown.any():
-        apart = ((places[:, None] - places[None, unknown]) ** 2).sum(2).min(1)
-        judged &= apart >= margin**2
-    draft = SiteTemplate(
-        places, kind, pictures, weights, gain, judged, near,
-        "bright" if value > 0 else "dark", explained, share, np.inf, 1.0, 1.0,
-    )  # fmt: skip
-    occupancy = site_occupancy(image, draft)
-    values, every = occupancy[judged & (assumed > 0.9)], occupancy[judged]
-    if not len(values) or not np.isfinite(every).all():
-        return draft
-    return replace(
-        draft,
-        spread=1.4826 * float(np.median(np.abs(values - np.median(values)))),
-        odd=float((np.abs(values - 1) > 0.4).mean()),
-        wild=float((every > HEAVY).mean()),
-    )
+    if not len(xy) or number.shape != (len(xy),) or len(faults) != len(names):
+        raise EmdnError(
+            f"atoms: found {len(xy)} with {number.size} numbers and {len(faults)} defects with "
+            f"{len(names)} names, expected as many of each, and some atoms"
+        )
+    reach = _MERGE_NM / pixel_size_nm
+    lost, losses = _emptied(xy, faults, names, pixel_size_nm)
+    everything, element = np.concatenate([xy, lost]), np.concatenate([number, losses])
+    pairs = cKDTree(everything).query_pairs(reach, output_type="ndarray")
+    links = coo_array((np.ones(len(pairs)), pairs.T), (len(everything),) * 2)
+    count, group = connected_components(links, directed=False)
+    size = np.bincount(group)
+    places = np.stack([np.bincount(group, axis) / size for axis in everything.T], 1)
+    there = np.bincount(group[: len(xy)], minlength=count)
+    heaviest = np.zeros(count, np.int64)
+    np.maximum.at(heaviest, group, element)
+    foreign, adatom = np.zeros(count, bool), np.zeros(count, bool)
+    tree = cKDTree(places)
+    for fault, name in zip(faults, names, strict=True):
+        near = tree.query_ball_point(fault, reach)
+        if name.endswith("adatom"):
+            adatom[near] = True
+        elif " on Z=" in name:
+            foreign[near], heaviest[near] = True, int(name.rpartition("Z=")[2])
+        elif name in ("boron", "nitrogen", "silicon"):
+            foreign[near], heaviest[near] = True, 6
+    kinds, amplitudes = np.zeros(count, np.int64), np.full(count, np.nan)
+    elements, counts = np.unique(heaviest, return_counts=True)
+    common = elements[np.argsort(-counts, kind="stable")][np.sort(counts)[::-1] >= _FEWEST]
+    for kind, one in enumerate(common):
+        own = heaviest == one
+        most = max(float(np.median(size[own])), 1.0)
+        kinds[own] = kind
+        # More atoms than the others have: something lies on top.
+        amplitudes[own] = np.where(size > most, np.nan, there / most)[own]
+    amplitudes[adatom] = np.nan
+    return Sites(places, kinds, tuple(f"Z={one}" for one in common), amplitudes, foreign)
 
 
-def site_occupancy(frame: ArrayLike, template: SiteTemplate) -> Floats:
-    """Estimate every site's amplitude against its neighbours': 0 is vacant, 1 is as they are.
+def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
+    """Score every site by its intensity against its neighbours', for each width.
 
     Parameters
     ----------
     frame
-        (H, W): the frame of the template, or another of the same scene, for instance
-        denoised, in any units of the same sign.
+        (H, W), in any unit.
 
     Returns
     -------
-    ndarray
-        (n,) float64; NaN where the crystal around a site does not show.
-
-    Raises
-    ------
-    EmdnError
-        If the frame's shape is not that of the template.
+    (5, n) float64, one row for each of ``WIDTHS_NM``: positive where a site is brighter than the
+    12 nearest of its sublattice, in units of the standard deviation of full sites (from the median
+    absolute deviation). NaN nearer to the edge than 0.25 nm and for kinds of few sites.
     """
-    image, pictures, weights = _clipped(one_frame(frame)), template.pictures, template.weights
-    if image.shape != pictures.shape:
-        raise EmdnError(f"frame: found shape {image.shape}, expected {pictures.shape}")
-    whole = pictures.drawn(weights * template.gain[pictures.site])
-    level = float(whole @ pictures.flat(image)) / max(float(whole @ whole), 1e-300)
-    if level <= 0:
-        return np.full(pictures.count, np.nan)
-    strength = solve_strengths(
-        pictures, weights, image, level * template.gain, template.kinds, _PULL
-    )
-    typical = _typical(strength, template.near)
-    shown = typical > 0.1 * level * template.gain
-    return np.where(shown, strength / np.where(shown, typical, 1), np.nan)
+    (image,) = accept.frames(frame=frame)
+    margin = _MARGIN_NM / pixel_size_nm
+    inside = (sites.places >= margin) & (sites.places <= np.array(image.shape[-2:]) - 1 - margin)
+    judged = inside.all(1) & np.isfinite(sites.amplitudes)
+    scores = np.full((len(WIDTHS_NM), len(judged)), np.nan)
+    for row, width in zip(scores, WIDTHS_NM, strict=True):
+        smooth = ndimage.gaussian_filter(image, width / pixel_size_nm, mode="reflect")
+        for kind in range(len(sites.names)):
+            own = np.flatnonzero(judged & (sites.kinds == kind))
+            if len(own) < _FEWEST:
+                continue
+            places = sites.places[own]
+            value = ndimage.map_coordinates(smooth, places.T, order=1)
+            _, near = cKDTree(places).query(places, min(_NEIGHBOURS + 1, len(own)))
+            apart = value - _expected(places, value, near[:, 1:])
+            full = apart[sites.full[own]]
+            if len(full):
+                spread = 1.4826 * np.median(np.abs(full - np.median(full)))
+                row[own] = apart / spread if spread > 0 else 0.0
+    return scores
 
 
-def _clipped(frame: Floats) -> Floats:
-    """Cut a frame off well outside its middle 96 percent.
+def roc(found: ArrayLike, full: ArrayLike, frames: int) -> Roc:
+    """Compare scores of sites to be found with those of full sites.
 
-    A gold atom in a dark-field frame outshines carbon eighty times: its halo, and what the
-    background's waves make of it, would be all that is fitted.
+    Parameters
+    ----------
+    found
+        (m,) scores, high for what is to be found; pooled over frames.
+    full
+        (n,) scores of full sites.
+    frames
+        How many frames the full sites are from.
     """
-    low, high = np.percentile(frame, [2, 98])
-    spare = (high - low) / 2
-    return np.clip(frame, low - spare, high + spare)
+    high, low = np.asarray(found, float), np.asarray(full, float)
+    if not len(high) or not len(low):
+        return Roc(np.nan, (np.nan, np.nan), len(high))
+    ranks = rankdata(np.concatenate([high, low]))[: len(high)]
+    auc = (ranks.sum() / len(high) - (len(high) + 1) / 2) / len(low)
+    falling = -np.sort(-low)
+    recall = []
+    for rate in FALSE_SITES:
+        allowed = int(rate * frames)
+        # As many full sites as are allowed lie above the threshold, at the most.
+        limit = falling[allowed] if allowed < len(falling) else -np.inf
+        recall.append(float((high > limit).mean()))
+    return Roc(float(auc), (recall[0], recall[1]), len(high))
 
 
-def _nearest(places: Floats, kinds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of every site's nearest others, of its own kind where there are some."""
-    gap = ((places[:, None] - places[None]) ** 2).sum(2)
-    gap += 1e12 * (kinds[:, None] != kinds[None])
-    np.fill_diagonal(gap, np.inf)
-    return np.argsort(gap, 1)[:, : min(_NEIGHBOURS, len(places) - 1)]
+def _expected(places: Floats, value: Floats, near: NDArray[np.int64]) -> Floats:
+    """Level of each site's neighbours (n, k): their median, their common slope taken out."""
+    offset = places[near] - places[:, None]
+    centred = offset - offset.mean(1, keepdims=True)
+    slope = np.linalg.pinv(centred) @ value[near][..., None]
+    return np.asarray(np.median(value[near] - (offset @ slope)[..., 0], axis=1))
 
 
-def _typical(strength: Floats, near: NDArray[np.int64]) -> Floats:
-    """Median of the neighbours, those unknown left out; the median of all where none is known."""
-    around = strength[near]
-    lost = np.isnan(around).all(1)
-    around[lost] = np.nanmedian(strength) if not np.isnan(strength).all() else 1.0
-    return np.asarray(np.nanmedian(around, 1))
+def _emptied(
+    xy: Floats, faults: Floats, names: Sequence[str], pixel_size_nm: float
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Places (m, 2) of the atoms that defects have removed, and their numbers (m,)."""
+    places: list[Floats] = []
+    lost: list[int] = []
+    for fault, name in zip(faults, names, strict=True):
+        if name.startswith("vacancy of Z="):
+            places.append(fault)
+            lost.append(int(name.removeprefix("vacancy of Z=")))
+        elif name.startswith(("V1", "V2")):
+            places.append(fault)
+            lost.append(6)
+        if name.startswith("V2"):
+            # The two bonds that are left point away from the partner that is gone.
+            apart = xy - fault
+            ends = np.argsort((apart**2).sum(1))[:2]
+            away = -apart[ends].sum(0)
+            places.append(fault + away * (_BOND_NM / pixel_size_nm / np.hypot(*away)))
+            lost.append(6)
+    return np.array(places).reshape(-1, 2), np.array(lost, np.int64)

@@ -51,7 +51,7 @@ def build(name: str, preset: str = "shipped") -> nn.Module:
     if not chosen.windows:
         return NETS[model](**chosen.options)
     return WithSpectrum(
-        NETS[model](**chosen.options, inputs=1 + len(chosen.windows)), chosen.windows
+        NETS[model](**chosen.options, inputs=chosen.frames + len(chosen.windows)), chosen.windows
     )
 
 

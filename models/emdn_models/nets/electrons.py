@@ -24,6 +24,11 @@ def denormalise(x: Tensor, scale: Tensor) -> Tensor:
     return x * torch.sqrt(scale) + scale
 
 
+def middle(frames: Tensor) -> Tensor:
+    """Return the middle one of an odd number of frames, (N, F, H, W) to (N, 1, H, W)."""
+    return frames.narrow(1, frames.shape[1] // 2, 1)
+
+
 def noise_map(electrons: Tensor, scale: Tensor) -> Tensor:
     """Estimate the standard deviation of Poisson noise, in noise units.
 

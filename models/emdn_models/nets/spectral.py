@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emdn_models.nets.blocks import crop_to, pad_to_multiple
+from emdn_models.nets.electrons import middle
 from emdn_models.nets.mcnn import MCNN
 
 
@@ -84,26 +85,15 @@ class FittedGain(nn.Module):
         # Logarithms of whole vectors of numbers only: a rest is rounded in another way, and
         # where it lies depends on the frame's size.
         whole = power.mean((2, 4), keepdim=True).expand(-1, -1, self.radius.shape[0], -1, -1)
-        planes = [torch.log(one) for one in (*evidence, whole)] + [self.radius]
+        planes = [*(torch.log(one) for one in (*evidence, whole)), self.radius]
         return torch.sigmoid(self.judge([one.expand_as(power) for one in planes])).view_as(power)
 
     def judge(self, planes: list[Tensor]) -> Tensor:
         """Map features, each (N, I, w, J, L), to as many numbers as one of them has."""
-        # Products with matrices whose last column is the bias, for rows whose last is 1.
-        flow = torch.stack([*planes, torch.ones_like(planes[0])], 1).flatten(2)
+        flow = torch.stack(planes, 1).flatten(2)
         for layer in (self.first, self.second):
-            flow = functional.relu(_affine(layer, passing=True) @ flow)
-        return _affine(self.last) @ flow
-
-
-def _affine(layer: nn.Linear, passing: bool = False) -> Tensor:
-    """Join weights and bias; ``passing`` adds a row that hands on the 1."""
-    matrix = torch.cat([layer.weight, layer.bias[:, None]], 1)
-    if not passing:
-        return matrix
-    last = torch.zeros_like(matrix[:1])
-    last[0, -1] = 1
-    return torch.cat([matrix, last])
+            flow = (layer.weight @ flow).add_(layer.bias[:, None]).relu_()
+        return self.last.weight @ flow + self.last.bias
 
 
 def _beside(power: Tensor) -> list[Tensor]:
@@ -236,7 +226,8 @@ class WithSpectrum(nn.Module):
     Parameters
     ----------
     net
-        Maps (N, 1 + windows, H, W) to (N, 1, H, W).
+        Maps (N, windows + F, H, W) to (N, 1, H, W), F being 1 or, for a net that sees
+        neighbouring frames, another odd number.
     windows
         Sides of the windows, the largest first.
     """
@@ -254,11 +245,33 @@ class WithSpectrum(nn.Module):
         self.adds_to_input = getattr(net, "adds_to_input", False)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) noisy to (N, 1, H, W) clean; ``noise`` is its standard deviation."""
+        """Map noisy (N, F, H, W) to the middle frame clean, (N, 1, H, W); see `joined`."""
         return self.corrected(self.joined(x, noise), noise)
 
-    def joined(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) to what the net sees, (N, 1 + windows, H, W)."""
+    def joined(
+        self, x: Tensor, noise: Tensor | None = None, spectra: Tensor | None = None
+    ) -> Tensor:
+        """Map (N, F, H, W), a frame amid its neighbours, to what the net sees.
+
+        Parameters
+        ----------
+        noise
+            (N, 1, H, W) standard deviation of the middle frame's noise; None for 1.
+        spectra
+            What `spectra` gives of the middle frame; None to calculate it.
+
+        Returns
+        -------
+        (N, windows + F, H, W): the largest window's estimate, the middle frame, the other
+        windows' estimates, the frames before and those after.
+        """
+        frame, half = middle(x), x.shape[1] // 2
+        planes = self.spectra(frame, noise) if spectra is None else spectra
+        around = [x[:, :half], x[:, -half:]] if half else []
+        return torch.cat([planes[:, :1], frame, planes[:, 1:], *around], 1)
+
+    def spectra(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Map (N, 1, H, W) to the windows' estimates, (N, windows, H, W)."""
         margin = max(self.hops)
         noise = torch.ones_like(x) if noise is None else noise
         padded, noise = (pad_to_multiple(part, margin, margin) for part in (x, noise))
@@ -269,7 +282,7 @@ class WithSpectrum(nn.Module):
             parts = padded[:, :, rows, columns], variance[:, :, rows, columns]
             assert isinstance(shrinkage, SpectralShrinkage)
             planes.append(crop_to(shrinkage.shrink(*parts), x))
-        return torch.cat([planes[0], x, *planes[1:]], 1)
+        return torch.cat(planes, 1)
 
     def corrected(self, joined: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map what `joined` gives to (N, 1, H, W) clean."""

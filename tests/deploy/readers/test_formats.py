@@ -1,5 +1,6 @@
 """Every other format: the same frames, calibration and errors from each."""
 
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -7,12 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import mrcfile
 import numpy as np
 import pytest
 import tifffile
 
+from emdn_deploy import job, targets
+from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, dm, open_frames
+from emdn_deploy.readers.folder import natural, split_pattern
 from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import FormatError, MissingExtraError
 
@@ -316,3 +321,136 @@ def test_a_stack_calibrated_along_x_and_y_only_keeps_that() -> None:
     assert (y.units, y.step, y.origin) == ("µm", 0.05, 0.0)
     assert (x.units, x.step, x.origin) == ("µm", 0.06, -0.12)
     assert dm._axes(file, 1, 4) == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((96, 96, 20), "20 frames of 96 x 96"),
+        ((120, 160, 20), "20 frames of 120 x 160"),
+        ((24, 24, 60), "60 frames of 24 x 24"),
+        ((64, 48, 3), "channels last: take one channel with --axes yx0"),
+        ((9, 64, 48, 2), "--axes tyx0, .*--axes tyxu"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npy", "h5"])
+def test_frames_or_channels_last_are_not_taken_for_pixels(
+    tmp_path: Path, shape: tuple[int, ...], said: str, suffix: str
+) -> None:
+    path, stored = tmp_path / f"a.{suffix}", np.arange(np.prod(shape)).reshape(shape)
+    if suffix == "npy":
+        np.save(path, stored)
+    else:
+        with h5py.File(path, "w") as file:
+            file["a"] = stored
+    with pytest.raises(FormatError, match=said):
+        open_frames(path)
+    if len(shape) == 3:
+        expect(path, np.moveaxis(stored, 2, 0), Choice(axes="yxt"))
+        expect(path, stored, Choice(axes="tyx"))
+    else:
+        expect(path, stored[..., 1], Choice(axes="tyx1"))
+
+
+def test_frames_that_may_be_last_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((48, 40, 20)))
+    with open_frames(tmp_path / "a.npy") as frames:
+        assert frames.shape == (48, 40, 20)
+        assert "say --axes yxt" in frames.notes[0]
+    with open_frames(tmp_path / "a.npy", Choice(axes="tyx")) as frames:
+        assert not frames.notes
+
+
+@pytest.mark.parametrize("shape", [(16, 24, 1), (5, 16, 24, 1), (2, 5, 16, 24, 1), (1, 16, 24)])
+def test_a_last_axis_of_one_is_a_channel(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    stored = np.arange(np.prod(shape)).reshape(shape)
+    np.save(tmp_path / "a.npy", stored)
+    expect(tmp_path / "a.npy", stored.reshape(-1, 16, 24))
+
+
+def test_a_digit_takes_one_index_of_an_axis(tmp_path: Path) -> None:
+    stored = np.arange(4 * 2 * 9 * 12).reshape(4, 2, 9, 12)
+    np.save(tmp_path / "a.npy", stored)
+    expect(tmp_path / "a.npy", stored[:, 1], Choice(axes="t1yx"))
+    expect(tmp_path / "a.npy", stored[3], Choice(axes="3tyx"))
+    expect(tmp_path / "a.npy", stored[3:, 1], Choice(axes="31yx"))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = stored
+    expect(tmp_path / "a.h5", stored[:, 1], Choice(axes="t1yx"))
+    with pytest.raises(FormatError, match=r"takes index 2 of an axis of 2 .*counted from 0"):
+        open_frames(tmp_path / "a.npy", Choice(axes="t2yx"))
+    with pytest.raises(FormatError, match=r"has 2 channels .*--axes t0yx or t1yx, .*--axes tuyx"):
+        open_frames(tmp_path / "a.npy", Choice(axes="tcyx"))
+
+
+NAMES = [f"f_{number}.npy" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [
+        ("MIB[FAIL] run", "*.npy"), ("MIB[FAIL] run", "f_[0-4].npy"), ("10²5", "*.npy"),
+        ("a[0-9]/b [1]", "*.npy"), ("a[0-9]/b [1]", "f_?.npy"), ("what?", "*.npy"),
+        ("Δ run ½", "*.npy"),
+    ],
+)  # fmt: skip
+def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path: Path, folder: str, pattern: str) -> None:
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    for number, name in enumerate(NAMES):
+        np.save(place / name, STACK[0] + number)
+    expected = np.stack([STACK[0] + number for number in range(5)])
+    expect(place / pattern, expected)
+    expect(place, expected)
+    expect(tmp_path / "**" / "f_*.npy", expected)
+    assert split_pattern(place / pattern) == (place, pattern)
+    target, _ = targets.target_of(place / pattern, DenoiseOptions())
+    assert target.parent == place.parent
+    assert target.stem == f"{place.name}_denoised"
+
+
+def test_brackets_in_the_names_of_files_are_taken_as_they_are(tmp_path: Path) -> None:
+    for number in range(2):
+        np.save(tmp_path / f"run[1]_{number}.npy", STACK[0] + number)
+    expect(tmp_path / "run[1]_*.npy", np.stack([STACK[0], STACK[0] + 1]))
+
+
+def test_numbers_of_any_script_are_sorted_by_value() -> None:
+    names = ["10²5", "f٩", "f١٠", "f9", "f10", "f²", "f①", "9"]
+    assert [path.name for path in sorted(map(Path, names), key=natural)] == [
+        "9", "10²5", "f٩", "f9", "f١٠", "f10", "f²", "f①",
+    ]  # fmt: skip
+
+
+def test_what_follows_the_first_array_is_counted(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.save(file, STACK)
+        np.save(file, STACK)
+    with open_frames(tmp_path / "a.npy") as frames:
+        assert "bytes after the first array, perhaps more arrays, are not read" in frames.notes[0]
+
+
+def test_what_is_no_stack_says_what_it_is(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", STACK)
+    with pytest.raises(FormatError, match=r"several arrays; save the frames alone by numpy\.save"):
+        open_frames(tmp_path / "a.npz")
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / ".zarray").write_text("{}")
+    with pytest.raises(FormatError, match="is a Zarr store"):
+        open_frames(tmp_path / "a.zarr")
+
+
+def test_suffixes_of_one_format_are_one_kind(tmp_path: Path) -> None:
+    for number, suffix in enumerate(["h5", "hdf5"]):
+        with h5py.File(tmp_path / f"{number}.{suffix}", "w") as file:
+            file["a"] = STACK[number]
+    expect(tmp_path, STACK[:2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
+def test_names_need_not_be_utf_8(tmp_path: Path, box_model: Path) -> None:
+    path = tmp_path / os.fsdecode(b"fr\xe9.npy")
+    np.save(path, STACK)
+    made = job.run(path, DenoiseOptions(model=str(box_model), device="cpu")).output
+    with open_frames(made) as frames:
+        assert frames.shape == STACK.shape

@@ -8,7 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
+from emdn_deploy import Denoiser, inspection, job
+from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.readers.frames import Axis
+from emdn_deploy.readers.hdf5_axes import order_of, text_of, velox_detector
 from emdn_models.errors import FormatError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
@@ -230,3 +234,207 @@ def test_external_links_are_followed(tmp_path: Path) -> None:
     with open_frames(tmp_path / "master.h5") as frames:
         assert frames.dataset == "/entry/data/data_000001"
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
+
+
+def dims(path: Path, axes: list[tuple[str, str]], order: str, first: int = 1) -> Path:
+    """Write STACK as EMD in any axis order, one (name, units) per stored axis."""
+    stored = STACK.transpose(["tyx".index(letter) for letter in order])
+    with h5py.File(path, "w") as file:
+        group = file.create_group("signals/movie")
+        group.attrs["emd_group_type"] = 1
+        group["data"] = stored
+        for i, (name, units) in enumerate(axes):
+            group[f"dim{i + first}"] = np.arange(stored.shape[i]) * 0.5
+            group[f"dim{i + first}"].attrs.update({"name": name, "units": units})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("order", "axes", "noted"),
+    [
+        ("xyt", [("", ""), ("", ""), ("time", "[s]")], True),  # HyperSpy's EMD writer
+        ("xyt", [("x", "[n_m]"), ("y", "[n_m]"), ("frame", "")], False),
+        ("xyt", [("", "[n_m]"), ("", "[n_m]"), ("", "[s]")], True),
+        ("yxt", [("y", ""), ("x", ""), ("", "[m_s]")], False),
+        ("yxt", [("height", ""), ("width", ""), ("t", "")], False),
+        ("tyx", [("t", "s"), ("y", "nm"), ("x", "nm")], False),
+        ("txy", [("t", "s"), ("X (nm)", ""), ("Y (nm)", "")], False),
+        ("ytx", [("y", "nm"), ("tilt", "deg"), ("x", "nm")], False),
+        ("tyx", [("dose_series", ""), ("", "1/nm"), ("", "1/nm")], False),
+        ("tyx", [("t", "[s]"), ("", ""), ("", "")], False),
+    ],
+)
+def test_names_and_units_say_which_axis_is_time(tmp_path: Path, order, axes, noted) -> None:
+    path = dims(tmp_path / "a.emd", axes, order)
+    with open_frames(path) as frames:
+        assert frames.order == order
+        assert bool(frames.notes) == noted
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+    with open_frames(path, Choice(axes=order)) as frames:
+        assert not frames.notes
+
+
+def test_axes_that_say_nothing_are_named_as_guessed(tmp_path: Path) -> None:
+    with open_frames(dims(tmp_path / "a.emd", [("", "")] * 3, "tyx")) as frames:
+        assert frames.order == "tyx"
+        assert "taken as tyx" in frames.notes[0]
+
+
+def test_patterns_of_a_scan_are_the_frames() -> None:
+    scan = (Axis("x", "nm", 1.0), Axis("y", "nm", 1.0), Axis("kx", "1/nm", 1.0), Axis("ky", "1/nm"))
+    assert order_of(scan) == "utxy"
+    assert order_of(scan[::-1]) == "yxut"
+    assert order_of((Axis("time"), Axis("detector"), Axis("y"), Axis("x"))) == "ucyx"
+    assert order_of((Axis(),) * 3) is None
+
+
+def test_a_reversed_file_is_mirrored_in_place(tmp_path: Path, box_model: Path, caplog) -> None:
+    frames = np.random.default_rng(0).poisson(20, (12, 16, 24)).astype(np.uint16)
+    path = tmp_path / "reversed.emd"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("signals/movie")
+        group.attrs["emd_group_type"] = 1
+        group["data"] = frames.T
+        for i, (name, units) in enumerate([("", ""), ("", ""), ("time", "[s]")], start=1):
+            group[f"dim{i}"] = [0.0, 1.0]
+            group[f"dim{i}"].attrs.update({"name": name, "units": units})
+    job.run(path, DenoiseOptions(model=str(box_model), device="cpu"))
+    assert "taken as xyt" in caplog.text
+    with h5py.File(tmp_path / "reversed_denoised.emd") as file:
+        made = file["signals/movie/data"]
+        assert made.shape == (24, 16, 12)
+        expected = Denoiser(box_model).denoise(frames)
+        np.testing.assert_array_equal(np.moveaxis(made[()], (2, 1, 0), (0, 1, 2)), expected)
+        assert list(file["signals/movie/dim3"]) == [0.0, 1.0]
+        assert "taken as xyt" in file["emdn"].attrs["input_notes"]
+
+
+def test_what_was_mirrored_by_axes_is_read_by_them(tmp_path: Path, box_model: Path) -> None:
+    path = tmp_path / "last.h5"
+    with h5py.File(path, "w") as file:
+        file["a"] = np.moveaxis(STACK, 0, 2)
+    options = DenoiseOptions(model=str(box_model), device="cpu", axes="yxt")
+    with open_frames(job.run(path, options).output) as frames:
+        assert frames.order == "yxt"
+        assert frames.shape == STACK.shape
+
+
+def test_velox_detectors_have_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.emd"
+    facts = {
+        "Detectors": {f"Detector-{i}": {"DetectorName": n} for i, n in enumerate(("BF", "HAADF"))}
+    }
+    with h5py.File(path, "w") as file:
+        for i in range(2):
+            group = file.create_group(f"Data/Image/{i}abc")
+            group["Data"] = np.moveaxis(STACK + i, 0, 2)
+            text = json.dumps({"BinaryResult": {"DetectorIndex": str(i)}, **facts}).encode()
+            group["Metadata"] = np.repeat(np.frombuffer(text, np.uint8)[:, None], 5, axis=1)
+    with pytest.raises(FormatError, match=r"1abc/Data \(HAADF\) .*or the name in brackets"):
+        open_frames(path)
+    with open_frames(path, Choice(dataset="haadf")) as frames:
+        assert frames.dataset == "/Data/Image/1abc/Data"
+        assert frames.metadata["detector"] == "HAADF"
+    with open_frames(path, Choice(dataset="0abc")) as frames:
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+    with pytest.raises(FormatError, match=r"no dataset 'DF4'; it offers .*\(BF\), .*\(HAADF\)"):
+        open_frames(path, Choice(dataset="DF4"))
+    assert "--dataset BF" in list(inspection.describe(path, Choice()))[-1]
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ({"BinaryResult": {"Detector": "SuperXG1"}}, "SuperXG1"),
+        ({"BinaryResult": {}, "Detectors": {"Detector-3": {"DetectorName": "BM-Ceta"}}}, "BM-Ceta"),
+        ({"BinaryResult": {"DetectorIndex": "7"}, "Detectors": {"a": 1, "b": 2}}, ""),
+        ({"BinaryResult": []}, ""),
+        ({}, ""),
+    ],
+)
+def test_odd_detectors_have_the_name_that_is_there(facts, name) -> None:
+    assert velox_detector(facts) == name
+
+
+@pytest.mark.parametrize("value", ["entry", b"entry", np.array(["entry"], "S")])
+def test_attributes_may_be_stored_as_arrays_of_one(value) -> None:
+    assert text_of(value) == "entry"
+
+
+@pytest.mark.parametrize("order", ["tyx", "yxt", "xyt"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_dimension_scales_name_the_axes(tmp_path: Path, order: str, labels: bool) -> None:
+    names = {"t": "time", "y": "y", "x": "x"}
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        data = file.create_dataset(
+            "frames", data=STACK.transpose(["tyx".index(letter) for letter in order])
+        )
+        for i, letter in enumerate(order):
+            if labels:
+                data.dims[i].label = names[letter]
+                continue
+            file[names[letter]] = np.arange(data.shape[i]) * 0.5
+            file[names[letter]].make_scale()
+            data.dims[i].attach_scale(file[names[letter]])
+    with open_frames(tmp_path / "a.nc") as frames:
+        assert frames.order == order
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+
+
+@pytest.mark.parametrize("axes", ["x:y:time", "[x,y,time]"])
+def test_the_nexus_of_old_names_its_signal_at_the_signal(tmp_path: Path, axes: str) -> None:
+    with h5py.File(tmp_path / "a.nxs", "w") as file:
+        group = file.create_group("entry/data")
+        group.attrs["NX_class"] = np.array(["NXdata"], "S")
+        group["background"], group["counts"] = STACK[:4], STACK.T
+        group["counts"].attrs.update({"signal": 1, "axes": axes})
+    with open_frames(tmp_path / "a.nxs") as frames:
+        assert (frames.dataset, frames.order) == ("/entry/data/counts", "xyt")
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+
+
+def test_matlab_stores_the_last_index_first(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.mat", "w", userblock_size=512) as file:
+        file["movie"] = STACK.transpose(0, 2, 1)
+        file["movie"].attrs["MATLAB_class"] = np.bytes_("uint16")
+    with open_frames(tmp_path / "a.mat") as frames:
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+
+
+def test_chunks_that_were_never_written_are_counted(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("a", (12, 16, 24), "u2", chunks=(1, 16, 24))
+        data[:5] = STACK
+    with open_frames(tmp_path / "a.h5") as frames:
+        assert frames.notes[0].startswith("7 of 12 chunks were never written and read as 0")
+
+
+def test_a_long_list_is_cut(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number in range(30):
+            file[f"frame_{number}"] = STACK[0]
+    with pytest.raises(FormatError, match=r"holds 30 stacks.* and 22 more \(emdn-deploy inspect"):
+        open_frames(tmp_path / "a.h5")
+    assert len(list(inspection.describe(tmp_path / "a.h5", Choice()))) == 32
+
+
+@pytest.mark.parametrize(
+    ("names", "navigate", "order"),
+    [
+        (("time", "y", "x"), 0, "tyx"), (("x", "y", "time"), 0, "xyt"),
+        (("", "time", "y", "x"), 2, "utyx"), (("time", "detector", "y", "x"), 2, "ucyx"),
+    ],
+)  # fmt: skip
+def test_axes_of_hyperspy(tmp_path: Path, names: tuple[str, ...], navigate: int, order) -> None:
+    lengths = {"t": 5, "y": 16, "x": 24, "u": 5 if "c" in order else 2, "c": 1}
+    with h5py.File(tmp_path / "a.hspy", "w") as file:
+        file.attrs["file_format"] = "HyperSpy"
+        group = file.create_group("Experiments/movie")
+        group["data"] = np.zeros([lengths[letter] for letter in order])
+        for i, name in enumerate(names):
+            group.create_group(f"axis-{i}").attrs.update({"name": name, "navigate": i < navigate})
+    with open_frames(tmp_path / "a.hspy") as frames:
+        assert frames.order == order
+        assert frames.shape[1:] == (16, 24)
+    with open_frames(tmp_path / "a.hspy", Choice(axes=order.upper())) as frames:
+        assert frames.order == order

@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Literal
 
 from emdn_models.errors import FormatError
-from emdn_train.simulate.specimens import Kind
+from emdn_train.simulate.specimens import DEFECTS, Kind
 
 FORMAT = "emdn-simulation"
 FORMAT_VERSION = 1
@@ -40,10 +40,16 @@ class SimulateConfig:
         Range of the dose instead, drawn log-uniformly.
     pixel_size_nm
         Range of the pixel size, drawn uniformly.
+    defects
+        Range of the point defects per site, drawn log-uniformly; three specimens in twenty
+        have none. A movie has the one defect that moves.
     detector
         ``counting`` or ``ccd`` for TEM frames; STEM has its own.
     images_per_structure
         Frames of one specimen, each at its own optics and dose.
+    states
+        Arrangements of a specimen's point defects. The images of one structure are then of
+        each state in turn, at the same optics: what a movie sees before and after an event.
     seed
         Whole data set follows from it, whatever the number of workers.
     workers
@@ -57,8 +63,10 @@ class SimulateConfig:
     snr: tuple[float, float] = (0.05, 3.0)
     dose_e_per_a2: tuple[float, float] | None = None
     pixel_size_nm: tuple[float, float] = (0.008, 0.025)
+    defects: tuple[float, float] = DEFECTS
     detector: Literal["counting", "ccd"] = "counting"
     images_per_structure: int = 4
+    states: int = 1
     seed: int = 0
     workers: int = 1
 
@@ -66,9 +74,14 @@ class SimulateConfig:
         """Refuse numbers that make no data set."""
         if self.frames < 1 or self.images_per_structure < 1 or self.workers < 1:
             raise FormatError("frames, images_per_structure and workers must be at least 1")
+        if self.states < 1 or self.images_per_structure % self.states:
+            raise FormatError(
+                f"states is {self.states}; expected a divisor of images_per_structure, "
+                f"{self.images_per_structure}"
+            )
         if self.size < 32:
             raise FormatError(f"size is {self.size}; a frame needs at least 32 pixels a side")
-        for name in ("snr", "dose_e_per_a2", "pixel_size_nm"):
+        for name in ("snr", "dose_e_per_a2", "pixel_size_nm", "defects"):
             limits = getattr(self, name)
             if limits is not None and not 0 < limits[0] <= limits[1]:
                 raise FormatError(f"{name} is {limits}; expected 0 < MIN <= MAX")

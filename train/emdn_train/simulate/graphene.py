@@ -7,13 +7,14 @@ V2(5-8-5) with two new bonds.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from emdn_train.simulate.relax import BOND_A, Sheet, relax
-from emdn_train.simulate.structure import Defect, Structure, lattice_points, rotation
+from emdn_train.simulate.structure import Defect, PointDefects, Structure, lattice_points, rotation
 
 LATTICE_A = 2.46
 LAYER_A = 3.35
@@ -31,6 +32,15 @@ _ADATOMS: Mapping[int, tuple[str, float]] = {
     14: ("silicon adatom", 2.1),
     29: ("copper adatom", 2.2),
     79: ("gold adatom", 2.5),
+}
+# How often each point defect is drawn, of all.
+_POINT_DEFECTS: Mapping[str, float] = {
+    "V1": 0.2,
+    "V1(5-9)": 0.2,
+    "V2(5-8-5)": 0.15,
+    "Stone-Wales": 0.1,
+    **{name: 0.05 for name, _ in _SUBSTITUTES.values()},
+    **{name: 0.05 for name, _ in _ADATOMS.values()},
 }
 
 
@@ -104,6 +114,10 @@ def substitute(sheet: Sheet, atom: int, number: int) -> None:
     sheet.rest[own] = _SUBSTITUTES[number][1]
 
 
+def _substituted(number: int, sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
+    substitute(sheet, atom, number)
+
+
 def _remove(sheet: Sheet, atoms: list[int]) -> None:
     mask = np.ones(len(sheet.xy), bool)
     mask[atoms] = False
@@ -148,44 +162,46 @@ def edge(xy: NDArray[np.float64], reach: float, rng: np.random.Generator) -> NDA
 
 
 def point_defects(
-    sheet: Sheet, reach: float, rng: np.random.Generator
+    sheet: Sheet, reach: float, asked: PointDefects
 ) -> tuple[list[Defect], list[tuple[int, float, float, float]]]:
     """Put random point defects into a sheet, well apart, and relax around them.
+
+    None is closer to another than 7 angstrom, so that crowded sheets hold fewer than asked.
 
     Returns
     -------
     The defects, and the adatoms as (atomic number, x, y, height).
     """
-    rates: Mapping[Callable[[Sheet, int, np.random.Generator], None], tuple[str, float]] = {
-        monovacancy: ("V1(5-9)", 0.7),
-        divacancy: ("V2(5-8-5)", 0.6),
-        stone_wales: ("Stone-Wales", 0.5),
+    rng = asked.rng
+    actions: dict[str, Callable[[Sheet, int, np.random.Generator], None]] = {
+        "V1": lambda sheet, atom, _: _remove(sheet, [atom]),
+        "V1(5-9)": monovacancy,
+        "V2(5-8-5)": divacancy,
+        "Stone-Wales": stone_wales,
     }
-    wanted: list[tuple[str, int, Callable[[Sheet, int, np.random.Generator], None] | None]] = []
-    for make, (name, rate) in rates.items():
-        wanted += [(name, 0, make)] * int(rng.poisson(rate))
     for number, (name, _) in _SUBSTITUTES.items():
-        wanted += [(name, number, None)] * int(rng.poisson(0.5))
+        actions[name] = partial(_substituted, number)
+    heights = {name: (number, height) for number, (name, height) in _ADATOMS.items()}
+    names, shares = list(_POINT_DEFECTS), np.array(list(_POINT_DEFECTS.values()))
+    atoms = int((np.abs(sheet.xy).max(1) < reach).sum())
+    wanted = rng.choice(names, rng.poisson(asked.density * atoms), p=shares / shares.sum())
     defects: list[Defect] = []
     sites: list[NDArray[np.float64]] = []
-    for name, number, action in wanted:
+    for name in wanted[[name in actions for name in wanted]]:
         site = _free_site(sheet, reach, sites, rng)
         if site is None:
-            continue
+            break
         place = sheet.xy[site].copy()
-        if action is None:
-            substitute(sheet, site, number)
-        else:
-            action(sheet, site, rng)
+        actions[name](sheet, site, rng)
         sites.append(place)
-        defects.append(Defect(name, float(place[0]), float(place[1])))
+        defects.append(Defect(str(name), float(place[0]), float(place[1])))
     relax(sheet, np.array(sites).reshape(-1, 2))
     adatoms: list[tuple[int, float, float, float]] = []
-    for number, (name, height) in _ADATOMS.items():
-        for _ in range(int(rng.poisson(0.35))):
-            place = _adatom_site(sheet, reach, rng)
-            adatoms.append((number, float(place[0]), float(place[1]), height))
-            defects.append(Defect(name, float(place[0]), float(place[1])))
+    for name in wanted[[name in heights for name in wanted]]:
+        number, height = heights[name]
+        place = _adatom_site(sheet, reach, rng)
+        adatoms.append((number, float(place[0]), float(place[1]), height))
+        defects.append(Defect(str(name), float(place[0]), float(place[1])))
     return defects, adatoms
 
 

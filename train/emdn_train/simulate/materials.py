@@ -8,6 +8,7 @@ from emdn_train.simulate.graphene import edge, hole
 from emdn_train.simulate.scattering import ELEMENTS
 from emdn_train.simulate.structure import (
     Defect,
+    PointDefects,
     Structure,
     lattice_points,
     moved,
@@ -15,11 +16,16 @@ from emdn_train.simulate.structure import (
     stacked,
 )
 
-Mask = NDArray[np.bool_]
+# Atoms that are closer than the first, seen along the beam, are one column. No extra atom is
+# put closer to another than the second.
+_COLUMN_A = 0.3
+_APART_A = 1.3
 
 
-def dichalcogenide(rng: np.random.Generator, side: float, reach: float) -> Structure:
-    """One layer of 2H MoS2 or WS2 with sulphur and metal vacancies, holes and edges.
+def dichalcogenide(
+    rng: np.random.Generator, side: float, reach: float, defects: PointDefects
+) -> Structure:
+    """One layer of 2H MoS2 or WS2 with point defects, holes and edges.
 
     Lattice parameters 3.16 and 3.15 angstrom, sulphur 1.56 angstrom above and below
     (Wilson and Yoffe, Adv. Phys. 18, 193, 1969).
@@ -29,16 +35,10 @@ def dichalcogenide(rng: np.random.Generator, side: float, reach: float) -> Struc
     basis = np.array([[0, 0, 0], [1 / 3, 1 / 3, -1.56], [1 / 3, 1 / 3, 1.56]], float)
     basis[:, :2] += rng.uniform(0, 1, 2)
     points = lattice_points(cell, basis, side)
-    numbers = np.where(points[:, 3] == 0, metal, 16)
-    keep, defects = _vacancies(points[:, :3], numbers, reach, rng, {16: 3.0, metal: 0.7})
-    shape = rng.random()
-    if shape < 0.15:
-        keep &= ~hole(points[:, :2], reach, rng)
-    elif shape < 0.3:
-        keep &= ~edge(points[:, :2], reach, rng)
-    return _structure(
-        "MoS2" if metal == 42 else "WS2", points[keep, :3], numbers[keep], 0.06, defects
-    )
+    keep = _outline(points[:, :2], reach, rng, holes=0.15, edges=0.15)
+    points, numbers = points[keep, :3], np.where(points[keep, 3] == 0, metal, 16)
+    points, numbers, faults = point_defects(points, numbers, reach, defects)
+    return _structure("MoS2" if metal == 42 else "WS2", points, numbers, 0.06, faults)
 
 
 def amorphous_carbon(
@@ -59,8 +59,10 @@ def amorphous_carbon(
     return _structure("amorphous carbon", points, np.full(len(points), 6), 0.08, [], False)
 
 
-def particle(rng: np.random.Generator, side: float, reach: float) -> Structure:
-    """A gold or platinum crystal on a thin carbon film.
+def particle(
+    rng: np.random.Generator, side: float, reach: float, defects: PointDefects
+) -> Structure:
+    """A gold or platinum crystal with point defects on a thin carbon film.
 
     Face-centred cubic (4.078 and 3.924 angstrom), cut by {111} and {100} planes, seen
     near a [110] or [100] axis or at random, sometimes twinned on (111).
@@ -75,7 +77,7 @@ def particle(rng: np.random.Generator, side: float, reach: float) -> Structure:
     octahedron = np.abs(points).sum(1) / np.sqrt(3) < radius
     cube = np.abs(points).max(1) < radius * rng.uniform(0.9, 1.15)
     points = points[octahedron & cube]
-    defects: list[Defect] = []
+    twins: list[Defect] = []
     if rng.random() < 0.3:
         axis = np.array([1.0, 1.0, 1.0]) / np.sqrt(3)
         spacing = a / np.sqrt(3)
@@ -85,27 +87,26 @@ def particle(rng: np.random.Generator, side: float, reach: float) -> Structure:
         above = height > anchor @ axis + 0.1 * spacing
         d = points[above] - anchor
         points[above] = 2 * (d @ axis)[:, None] * axis - d + anchor
-        defects.append(Defect("twin", 0.0, 0.0))
+        twins.append(Defect("twin", 0.0, 0.0))
     points = points @ _zone(rng).T
     if rng.random() < 0.5:
         points = points @ _small_tilt(rng, 0.06).T
     points = points @ _about_z(rng.uniform(0, 2 * np.pi)).T
+    numbers = np.full(len(points), number)
+    points, numbers, faults = point_defects(points, numbers, np.inf, defects)
     film = amorphous_carbon(rng, side, float(rng.uniform(5.0, 20.0)))
     bottom = film.positions[:, 2].min()
-    crystal = _structure(
-        ("gold" if number == 79 else "platinum") + " particle",
-        points,
-        np.full(len(points), number),
-        0.08,
-        defects,
-    )
+    material = ("gold" if number == 79 else "platinum") + " particle"
+    crystal = _structure(material, points, numbers, 0.08, twins + faults)
     place = rng.uniform(-0.4, 0.4, 2) * reach
     crystal = moved(crystal, (place[0], place[1], bottom - points[:, 2].max() - 2.0))
     return stacked(crystal.material, [crystal, film])
 
 
-def strontium_titanate(rng: np.random.Generator, side: float, reach: float) -> Structure:
-    """Cubic SrTiO3 along [001], 3.905 angstrom, 1-5 nm thick, with oxygen vacancies."""
+def strontium_titanate(
+    rng: np.random.Generator, side: float, reach: float, defects: PointDefects
+) -> Structure:
+    """Cubic SrTiO3 along [001], 3.905 angstrom, 1-5 nm thick, with oxygen and point defects."""
     a = 3.905
     layers = int(rng.integers(3, 13))
     turn = rng.uniform(0, 2 * np.pi)
@@ -119,14 +120,17 @@ def strontium_titanate(rng: np.random.Generator, side: float, reach: float) -> S
     numbers = np.tile(np.array([38, 22, 8, 8, 8])[column[:, 3].astype(int)], layers)
     keep = np.ones(len(points), bool)
     keep[(numbers == 8) & (rng.random(len(points)) < rng.uniform(0, 0.03))] = False
-    if rng.random() < 0.25:
-        keep &= ~edge(points[:, :2], reach, rng)
+    keep &= _outline(points[:, :2], reach, rng, edges=0.25)
+    points, numbers = points[keep], numbers[keep]
+    points, numbers, faults = point_defects(points, numbers, reach, defects)
     tilt = rng.normal(0, 0.004, 2)
     points[:, :2] += points[:, 2:] * tilt
-    return _structure("SrTiO3", points[keep], numbers[keep], 0.08, [])
+    return _structure("SrTiO3", points, numbers, 0.08, faults)
 
 
-def random_lattice(rng: np.random.Generator, side: float, reach: float) -> Structure:
+def random_lattice(
+    rng: np.random.Generator, side: float, reach: float, defects: PointDefects
+) -> Structure:
     """A crystal that does not exist: any cell of 1.8-5.5 angstrom, one to three elements."""
     a = rng.uniform(1.8, 5.5)
     b = a * rng.uniform(0.7, 1.4)
@@ -142,14 +146,28 @@ def random_lattice(rng: np.random.Generator, side: float, reach: float) -> Struc
     heights = (np.arange(layers) - (layers - 1) / 2) * rng.uniform(2.5, 4.0)
     points = np.concatenate([column[:, :3] + [0, 0, z] for z in heights])
     numbers = np.tile(kinds[column[:, 3].astype(int)], layers)
-    keep, defects = _vacancies(points, numbers, reach, rng, {int(k): 2.0 for k in set(kinds)})
-    shape = rng.random()
-    if shape < 0.2:
-        keep &= ~hole(points[:, :2], reach, rng)
-    elif shape < 0.4:
-        keep &= ~edge(points[:, :2], reach, rng)
+    keep = _outline(points[:, :2], reach, rng, holes=0.2, edges=0.2)
+    points, numbers = points[keep], numbers[keep]
+    points, numbers, faults = point_defects(points, numbers, reach, defects)
     vibration = float(rng.uniform(0.05, 0.1))
-    return _structure("random lattice", points[keep], numbers[keep], vibration, defects)
+    return _structure("random lattice", points, numbers, vibration, faults)
+
+
+def _outline(
+    xy: NDArray[np.float64],
+    reach: float,
+    rng: np.random.Generator,
+    *,
+    holes: float = 0.0,
+    edges: float = 0.0,
+) -> NDArray[np.bool_]:
+    """Mark the atoms that are left by a hole or an edge, each drawn as often as is said."""
+    shape = rng.random()
+    if shape < holes:
+        return ~hole(xy, reach, rng)
+    if shape < holes + edges:
+        return ~edge(xy, reach, rng)
+    return np.ones(len(xy), bool)
 
 
 def _spaced_basis(
@@ -187,24 +205,71 @@ def _structure(
     )
 
 
-def _vacancies(
+def point_defects(
     points: NDArray[np.float64],
     numbers: NDArray[np.int64],
     reach: float,
-    rng: np.random.Generator,
-    rates: dict[int, float],
-) -> tuple[Mask, list[Defect]]:
-    """Choose single atoms within reach to take out, a Poisson number of each element."""
+    asked: PointDefects,
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[Defect]]:
+    """Put point defects at a share of a crystal's sites: columns of atoms along the beam.
+
+    Seven in ten are vacancies of any sublattice, half of them of the whole column; two in ten
+    have another element there, half of those one of the crystal's own (an antisite); one in
+    ten is an extra atom beside the column or on top of it.
+
+    Parameters
+    ----------
+    points
+        (n, 3), angstrom.
+    numbers
+        (n,) atomic numbers.
+    reach
+        Defects lie within this of the centre in x and in y, angstrom.
+
+    Returns
+    -------
+    The points and numbers that are left, extra atoms last, and the defects.
+    """
+    rng = asked.rng
+    near = np.flatnonzero(np.abs(points[:, :2]).max(1) < reach)
+    columns = cKDTree(points[:, :2]).query_ball_point(points[near, :2], _COLUMN_A)
+    # A column of n atoms is met n times.
+    expected = asked.density * sum(1 / len(column) for column in columns)
+    own, changed = np.unique(numbers), numbers.copy()
     keep = np.ones(len(points), bool)
-    defects = []
-    for number, rate in rates.items():
-        choices = np.flatnonzero((numbers == number) & (np.abs(points[:, :2]).max(1) < reach))
-        count = min(int(rng.poisson(rate)), len(choices))
-        for atom in rng.choice(choices, count, replace=False) if count else ():
-            keep[atom] = False
-            x, y = points[atom, :2]
-            defects.append(Defect(f"vacancy of Z={number}", float(x), float(y)))
-    return keep, defects
+    extra: list[NDArray[np.float64]] = []
+    defects: list[Defect] = []
+    for one in rng.integers(len(near), size=rng.poisson(expected)) if len(near) else ():
+        atom, choice = int(near[one]), rng.random()
+        place, number = points[atom], int(numbers[atom])
+        some = columns[one] if rng.random() < 0.5 else [atom]
+        if not keep[some].all():
+            continue
+        if choice < 0.7:
+            keep[some] = False
+            name = f"vacancy of Z={number}"
+        elif choice < 0.9:
+            other = int(rng.choice(own if choice < 0.8 else ELEMENTS))
+            if other == number:
+                continue
+            changed[some] = other
+            name = f"Z={other} on Z={number}"
+        else:
+            angle = rng.uniform(0, 2 * np.pi)
+            side = float(rng.choice([0.0, 1.6]))
+            height = 0.0 if side else float(points[columns[one], 2].min() - place[2]) - 2.0
+            new = place + np.array([side * np.cos(angle), side * np.sin(angle), height])
+            if np.sqrt(((points - new) ** 2).sum(1).min()) < _APART_A:
+                new[2] = points[:, 2].min() - 2.0
+            extra.append(np.append(new, number))
+            name, place = f"Z={number} adatom", new
+        defects.append(Defect(name, float(place[0]), float(place[1])))
+    more = np.array(extra).reshape(-1, 4)
+    return (
+        np.concatenate([points[keep], more[:, :3]]),
+        np.concatenate([changed[keep], more[:, 3].astype(np.int64)]),
+        defects,
+    )
 
 
 def _zone(rng: np.random.Generator) -> NDArray[np.float64]:

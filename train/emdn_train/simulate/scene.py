@@ -9,8 +9,8 @@ import numpy as np
 from emdn_train.simulate import hrtem, stem
 from emdn_train.simulate.mesh import Image, Spectrum
 from emdn_train.simulate.optics import Optics, draw_optics
-from emdn_train.simulate.specimens import RECIPES, SHARES, Kind
-from emdn_train.simulate.structure import Structure
+from emdn_train.simulate.specimens import DEFECTS, RECIPES, SHARES, Kind
+from emdn_train.simulate.structure import PointDefects, Structure
 
 LEAST_CONTRAST = 0.005
 _TRIES = 20
@@ -49,17 +49,25 @@ class Shot:
     optics: dict[str, float]
 
 
+_DEFECT_FREE = 0.15
+
+
 def make_scene(
-    kind: Kind, size: int, pixel_size_nm: tuple[float, float], rng: np.random.Generator
+    kind: Kind,
+    size: int,
+    pixel_size_nm: tuple[float, float],
+    rng: np.random.Generator,
+    defects: tuple[float, float] = DEFECTS,
+    state: int = 0,
 ) -> Scene:
-    """Draw what to look at, how, and the specimen itself."""
+    """Draw what to look at, how, and the specimen itself; see `specimen_scene`."""
     shares = SHARES[kind]
     mode = "hrtem"
     if kind == "stem" or (kind == "mixed" and rng.random() < 0.15):
         mode, shares = "stem", SHARES["stem"]
     weights = np.array(list(shares.values()))
     recipe = str(rng.choice(list(shares), p=weights / weights.sum()))
-    return specimen_scene(recipe, mode, size, pixel_size_nm, rng)
+    return specimen_scene(recipe, mode, size, pixel_size_nm, rng, defects, state)
 
 
 def specimen_scene(
@@ -68,13 +76,28 @@ def specimen_scene(
     size: int,
     pixel_size_nm: tuple[float, float],
     rng: np.random.Generator,
+    defects: tuple[float, float] = DEFECTS,
+    state: int = 0,
 ) -> Scene:
-    """Draw a specimen of one recipe, its pixel size and its voltage."""
+    """Draw a specimen of one recipe, its pixel size and its voltage.
+
+    Parameters
+    ----------
+    defects
+        Range of the point defects per site, drawn log-uniformly; three specimens in twenty
+        have none whatever the range.
+    state
+        With another number the same specimen has other point defects.
+    """
     light = recipe in ("graphene", "dichalcogenide", "amorphous carbon")
     pixel_a = 10 * float(rng.uniform(*pixel_size_nm))
     voltage_kv = float(rng.choice([60.0, 80.0] if light else [80.0, 200.0, 300.0]))
     field = hrtem.make_field(size, pixel_a)
-    structure = RECIPES[recipe].make(rng, field.side_a + 1.0, size * pixel_a / 2)
+    low, high = defects
+    density = low * (high / low) ** rng.random() if rng.random() >= _DEFECT_FREE else 0.0
+    seed = int(rng.integers(2**62))
+    asked = PointDefects(density, np.random.default_rng([seed, state]))
+    structure = RECIPES[recipe].make(rng, field.side_a + 1.0, size * pixel_a / 2, asked)
     return Scene(structure, field, recipe, mode, voltage_kv)
 
 

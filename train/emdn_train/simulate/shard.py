@@ -40,28 +40,33 @@ def run(job: Job) -> int:
     rows: list[dict[str, Any]] = []
     clean: list[NDArray[np.float32]] = []
     noisy: list[NDArray[np.float32]] = []
-    scenes: list[Scene] = []
+    scenes: dict[str, Scene] = {}
     config, index = job.config, job.first
     while len(rows) < job.frames:
-        rng = np.random.default_rng([config.seed, SPLIT_SEEDS[job.split], index])
-        scene = make_scene(config.kind, config.size, config.pixel_size_nm, rng)
-        pixel_a = scene.field.pixel_a
-        count = min(config.images_per_structure, job.frames - len(rows))
-        for shot in shots(scene, count, rng):
-            electrons = draw_electrons(config, shot.contrast, shot.share, pixel_a, rng)
-            exposure = exposed(scene, shot, electrons, config.detector, rng)
-            rows.append({"structure": index, **exposure.row})
-            clean.append(exposure.clean)
-            noisy.append(exposure.noisy)
-        scenes.append(scene)
+        for state in range(config.states):
+            # All states draw the same specimen, optics and beam.
+            rng = np.random.default_rng([config.seed, SPLIT_SEEDS[job.split], index])
+            scene = make_scene(
+                config.kind, config.size, config.pixel_size_nm, rng, config.defects, state
+            )
+            pixel_a = scene.field.pixel_a
+            count = min(config.images_per_structure // config.states, job.frames - len(rows))
+            for number, shot in enumerate(shots(scene, count, rng)):
+                electrons = draw_electrons(config, shot.contrast, shot.share, pixel_a, rng)
+                exposure = exposed(scene, shot, electrons, config.detector, rng)
+                place = {"structure": index, "state": state, "image": number}
+                rows.append({**place, **exposure.row})
+                clean.append(exposure.clean)
+                noisy.append(exposure.noisy)
+            scenes[f"{index}-{state}" if state else f"{index}"] = scene
         index += 1
     partial = job.path.with_name(job.path.name + ".partial")
     with h5py.File(partial, "w") as file:
         file["clean"] = np.stack(clean)
         file["noise"] = np.stack(noisy)
         file["rows"] = json.dumps(rows)
-        for number, scene in zip(range(job.first, index), scenes, strict=True):
-            write_scene(file.create_group(f"structures/{number}"), scene)
+        for name, scene in scenes.items():
+            write_scene(file.create_group(f"structures/{name}"), scene)
     partial.replace(job.path)
     return len(rows)
 

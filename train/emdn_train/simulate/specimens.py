@@ -18,9 +18,13 @@ from emdn_train.simulate.graphene import (
     perfect_sheet,
     point_defects,
 )
-from emdn_train.simulate.structure import Defect, Structure, stacked
+from emdn_train.simulate.structure import Defect, PointDefects, Structure, stacked
 
 Kind = Literal["graphene", "mixed", "stem", "movie"]
+
+DEFECTS = (5e-4, 0.05)
+"""Least and most point defects per site. With one in a thousand, the best guess from a noisy
+frame is that there is none, and a net learns to fill them."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,22 @@ class Recipe:
     ----------
     make
         Called with the generator, the side to cover and the reach of the frame (half its
-        side), both in angstrom.
+        side), both in angstrom, and what point defects to put in.
     sampling_a
         Coarsest sampling of its exit wave, angstrom.
     slice_a
         Thickness of a slice of the exit wave's calculation, angstrom.
     """
 
-    make: Callable[[np.random.Generator, float, float], Structure]
+    make: Callable[[np.random.Generator, float, float, PointDefects], Structure]
     sampling_a: float = 0.2
     slice_a: float = np.inf
 
 
-def graphene(rng: np.random.Generator, side: float, reach: float) -> Structure:
-    """Draw graphene of one morphology, with point defects four times out of five."""
+def graphene(
+    rng: np.random.Generator, side: float, reach: float, defects: PointDefects
+) -> Structure:
+    """Draw graphene of one morphology, with point defects."""
     morphology = rng.choice(
         ["sheet", "hole", "edge", "bilayer", "grain boundary"],
         p=[0.58, 0.12, 0.14, 0.1, 0.06],
@@ -62,10 +68,7 @@ def graphene(rng: np.random.Generator, side: float, reach: float) -> Structure:
         cut(sheet, hole(sheet.xy, reach, rng))
     elif morphology == "edge":
         cut(sheet, edge(sheet.xy, reach, rng))
-    faults: list[Defect] = []
-    adatoms: list[tuple[int, float, float, float]] = []
-    if rng.random() < 0.8:
-        faults, adatoms = point_defects(sheet, reach, rng)
+    faults, adatoms = point_defects(sheet, reach, defects)
     layer = as_structure(sheet, adatoms, marks + faults, vibration)
     layers = [layer]
     if morphology == "bilayer":
@@ -112,7 +115,7 @@ def rippled(positions: NDArray[np.float64], rng: np.random.Generator) -> NDArray
     return result
 
 
-def _film(rng: np.random.Generator, side: float, reach: float) -> Structure:
+def _film(rng: np.random.Generator, side: float, reach: float, defects: PointDefects) -> Structure:
     return materials.amorphous_carbon(rng, side)
 
 

@@ -46,6 +46,24 @@ class Structure:
     crystalline: bool = True
 
 
+@dataclass(frozen=True)
+class PointDefects:
+    """How many point defects a specimen gets, and the chance that draws them.
+
+    With another generator, the same specimen has other defects.
+
+    Attributes
+    ----------
+    density
+        Expected defects per site.
+    rng
+        Draws their kinds and places, and nothing else of the specimen.
+    """
+
+    density: float
+    rng: np.random.Generator
+
+
 def rotation(angle: float) -> Points:
     """Rotate rows of points in the plane by ``angle`` in rad: ``points @ rotation(angle)``."""
     c, s = np.cos(angle), np.sin(angle)

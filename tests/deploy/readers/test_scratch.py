@@ -1,0 +1,176 @@
+"""Chunks that span many frames: the same frames, each chunk decoded once, in bounded memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+
+from emdn_deploy.readers import Choice, open_frames, scratch
+from emdn_models.errors import FormatError, OutputError
+
+FRAMES = np.random.default_rng(0).poisson(20, (30, 21, 26)).astype(">u2")
+
+
+def write(path: Path, order: str, chunks: Any, frames: np.ndarray = FRAMES, **options: Any) -> Path:
+    """Write frames (t, y, x), or (t, u, y, x), in any axis order."""
+    stored = frames.transpose(["tyx".index(letter) for letter in order])
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file.create_dataset("a", data=stored, chunks=chunks, **options)
+    return path
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few frames be too much."""
+    monkeypatch.setattr(scratch, "_limit", lambda *_: 2000)
+
+
+@pytest.mark.parametrize("order", ["tyx", "ytx", "xyt"])
+@pytest.mark.parametrize("chunk", [(30, 8, 8), (7, 8, 8), (30, 21, 26), (16, 16, 16), (30, 2, 2)])
+@pytest.mark.parametrize("options", [
+    {}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True},
+    hdf5plugin.Bitshuffle(),
+])  # fmt: skip
+@pytest.mark.usefixtures("small")
+def test_frames_are_the_same_whatever_the_chunks(
+    tmp_path: Path, order: str, chunk: tuple[int, ...], options: Any
+) -> None:
+    sizes = dict(zip("tyx", chunk, strict=True))
+    chunks = tuple(sizes[letter] for letter in order)
+    path = write(tmp_path / "a.h5", order, chunks, **options)
+    with open_frames(path, Choice(axes=order)) as frames:
+        # Frames that follow each other are read where they are if nothing is to be decoded.
+        assert bool(frames.notes) == (bool(options) or order in ("ytx", "yxt", "xyt"))
+        for start, stop in [(0, 30), (3, 11), (29, 30), (5, 6)]:
+            np.testing.assert_array_equal(frames.read(start, stop), FRAMES[start:stop])
+        assert frames.stored_shape == tuple(FRAMES.shape["tyx".index(i)] for i in order)
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+@pytest.mark.parametrize("axes", ["u1yx", "utyx", "1tyx"])
+@pytest.mark.usefixtures("small")
+def test_one_index_of_an_axis(tmp_path: Path, axes: str) -> None:
+    stored = np.stack([FRAMES, FRAMES + 1], 1)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", data=stored, chunks=(30, 2, 8, 8), compression="gzip")
+    expected = {"u1yx": stored[:, 1], "utyx": stored.reshape(-1, 21, 26), "1tyx": stored[1]}[axes]
+    with open_frames(tmp_path / "a.h5", Choice(axes=axes)) as frames:
+        np.testing.assert_array_equal(frames.read(0, len(expected)), expected)
+
+
+@pytest.mark.usefixtures("small")
+def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.h5", "tyx", (30, 8, 8), compression="lzf")
+    read, seen = h5py.Dataset.__getitem__, []
+
+    def noting(self: h5py.Dataset, where: Any) -> Any:
+        seen.append(where)
+        return read(self, where)
+
+    with open_frames(path) as frames:
+        assert "TMPDIR chooses another folder" in frames.notes[0]
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", noting)
+        for start in range(30):
+            frames.read(start, start + 1)
+    touched = [(where[1].start // 8, where[2].start // 8) for where in seen]
+    assert len(touched) == len(set(touched)) == 12
+
+
+def test_a_disk_without_room_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    path = write(tmp_path / "a.h5", "tyx", (30, 8, 8), compression="gzip")
+    with (
+        open_frames(path) as frames,
+        pytest.raises(OutputError, match=r"a\.h5: needs a scratch file .*No space .*TMPDIR"),
+    ):
+        frames.read(0, 1)
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+def test_a_chunk_that_is_too_large_to_decode_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    monkeypatch.setattr(scratch, "LARGEST_CHUNK", 10_000)
+    path = write(tmp_path / "a.h5", "tyx", (30, 21, 26), compression="lzf")
+    with pytest.raises(FormatError, match=r"chunks \(30, 21, 26\) .*h5repack"):
+        open_frames(path)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", "tyx", (30, 21, 26), compression="gzip")
+    with h5py.File(path) as file:
+        place = file["a"].id.get_chunk_info(0).byte_offset
+    with path.open("r+b") as raw:
+        raw.seek(place + 500)
+        raw.write(b"\xff" * 2000)
+    with open_frames(path) as frames, pytest.raises(FormatError, match="damaged"):
+        frames.read(0, 30)
+
+
+_MEASURED = """
+import sys
+from emdn_deploy.readers import Choice, open_frames, scratch
+scratch.LIMIT = 2**24
+with open_frames(sys.argv[1]) as frames:
+    frames.read(0, 1)
+    for start in range(0, frames.shape[0], 8):
+        frames.read(start, start + 8)
+print(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts it")
+@pytest.mark.parametrize("chunks", [(160, 32, 32), (160, 512, 512)])
+def test_memory_does_not_grow_with_the_stack(tmp_path: Path, chunks: tuple[int, ...]) -> None:
+    peaks = []
+    for count in (8, 160):
+        path = tmp_path / f"{count}.h5"
+        own = (min(count, chunks[0]), *chunks[1:])
+        with h5py.File(path, "w") as file:
+            file.create_dataset(
+                "images", data=np.tile(np.arange(512, dtype=np.uint16), (count, 512, 1)),
+                chunks=own, compression="gzip", compression_opts=1, shuffle=True,
+            )  # fmt: skip
+        made = subprocess.run(
+            [sys.executable, "-c", _MEASURED, path], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(made.stdout) / 1024)
+    # The stack is 84 MB, five times the limit.
+    assert peaks[1] - peaks[0] < 45
+
+
+@pytest.mark.parametrize("order", ["tyx", "ytx", "yxt", "xyt"])
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.usefixtures("small")
+def test_arrays_with_frames_last(tmp_path: Path, order: str, fortran: bool) -> None:
+    stored = FRAMES.transpose(["tyx".index(letter) for letter in order])
+    np.save(tmp_path / "a.npy", np.asfortranarray(stored) if fortran else stored.copy())
+    with open_frames(tmp_path / "a.npy", Choice(axes=order)) as frames:
+        assert bool(frames.notes) == (order != "tyx")
+        np.testing.assert_array_equal(frames.read(3, 30), FRAMES[3:])
+
+
+def test_the_cache_holds_what_reading_in_order_comes_back_to(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        scan = file.create_dataset(
+            "a", (6, 10, 8, 9), "u2", chunks=(2, 5, 4, 4), compression="gzip"
+        )
+        # Two rows of the scan, not one block of it.
+        assert scratch.cache_bytes(scan, "utyx") == 1.5 * 2 * (2 * 10 * 8 * 9)
+        assert scratch.cache_bytes(scan, "tyx") is None
+        single = file.create_dataset("b", (6, 8, 9), "u2", chunks=(1, 4, 4), compression="gzip")
+        assert scratch.cache_bytes(single, "tyx") is None
+        plain = file.create_dataset("c", (6, 8, 9), "u2", chunks=(6, 4, 4))
+        assert scratch.cache_bytes(plain, "tyx") == 0
