@@ -49,13 +49,20 @@ def denoise(
         typer.Option("--output", "-o", metavar="OUT", help="Default: <stem>_denoised beside IN."),
     ] = _DEFAULT.output,
     to: Annotated[
-        Kind | None, typer.Option(help="Kind of output; HDF5 is mirrored, others become hspy.")
+        Kind | None,
+        typer.Option(
+            help="Kind of output; by default that of the input, hspy for DM, SER and folders."
+        ),
     ] = _DEFAULT.to,
     dtype: Annotated[
         Dtype, typer.Option(help="Integers are rounded; pixels that saturate are counted.")
     ] = _DEFAULT.dtype,
     compress: Annotated[
-        bool, typer.Option("--compress", help="Without loss: gzip in HDF5, zlib in TIFF.")
+        bool | None,
+        typer.Option(
+            "--compress/--no-compress",
+            help="Without loss: gzip in HDF5, zlib in TIFF. Default: if the input is.",
+        ),
     ] = _DEFAULT.compress,
     sigma: Annotated[
         bool, typer.Option("--sigma", help="Add every pixel's standard deviation; 8 x the time.")

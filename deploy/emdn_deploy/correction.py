@@ -11,6 +11,7 @@ from emdn_deploy import defects, intensity
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.frames import WHITE
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
@@ -147,8 +148,19 @@ def _measure(
     bad: defects.Mask,
 ) -> Intensity:
     count, height, width = frames.shape
+    white = frames.metadata.get(WHITE)
+    offset = options.offset
+    if white is not None:
+        # Electrons count down from white: a gain below 0.
+        level, upright = float(white), read
+        read = lambda start, stop: level - upright(start, stop)  # noqa: E731
+        offset = None if offset is None else level - offset
     try:
-        return intensity.estimate(read, count, (height, width), options.gain, options.offset, bad)
+        found = intensity.estimate(read, count, (height, width), options.gain, offset, bad)
+        if white is None:
+            return found
+        note = f"{found.note}; min-is-white: electrons are taken to count down from {white}"
+        return replace(found, gain=-found.gain, offset=level - found.offset, note=note)
     except FormatError:
         raise
     except EmdnError as error:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.outcome import Plan, Report
 from emdn_deploy.output import Output, check_target
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.frames import CUT_SHORT
 from emdn_deploy.writers import Layout, Storage
 
 # A mean that moves by more than this is worth a warning.
@@ -39,10 +41,11 @@ _log = logging.getLogger(__name__)
 def open_selected(source: Path, options: DenoiseOptions) -> Frames:
     """Open an input and take the frames that ``options`` select."""
     frames = open_frames(source, Choice(options.dataset, options.axes))
-    if options.frames is None:
-        return frames
     try:
-        return selection.select(frames, options.frames)
+        chosen = frames if options.frames is None else selection.select(frames, options.frames)
+        if CUT_SHORT in frames.metadata:
+            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
+        return chosen
     except BaseException:
         frames.release()
         raise
@@ -53,11 +56,13 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
         _check(source, target, module, frames, options)
+        compress = writers.compressed(module, frames, options.compress)
+        writers.check_room(target, frames.shape, Storage(options.dtype, compress, options.sigma))
         size = np.dtype(options.dtype).itemsize + 4 * options.sigma
         return Plan(
             source, target, frames.format, frames.dataset, frames.why, frames.shape,
             str(frames.dtype), size * int(np.prod(frames.shape)),
-            writers.sigma_place(target, module, frames) if options.sigma else None,
+            writers.sigma_place(target, module, frames) if options.sigma else None, compress,
         )  # fmt: skip
 
 
@@ -102,6 +107,8 @@ def run(
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
         beside = _check(source, target, module, frames, options)
+        compress = writers.compressed(module, frames, options.compress)
+        options = replace(options, compress=compress)
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
         denoiser = denoiser or Denoiser.of(options)
@@ -120,7 +127,8 @@ def run(
         count, size = frames.shape[0], frames.shape[1:]
         _, batch = _cut(denoiser, count, size, options)
         facts = provenance.facts_of(frames, options, route, ready, batch)
-        storage = Storage(options.dtype, options.compress, options.sigma)
+        storage = Storage(options.dtype, bool(options.compress), options.sigma)
+        _log.info("%s: %s to write", target, writers.check_room(target, frames.shape, storage))
 
         def make(partial: Path) -> Layout:
             own = partial_of(beside) if beside else None

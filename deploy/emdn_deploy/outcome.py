@@ -20,6 +20,8 @@ class Plan:
         Of the output's pixels and their standard deviations, before any compression.
     sigma
         Where the standard deviations will lie (see `Report.sigma`).
+    compress
+        Whether frames will be compressed.
     """
 
     source: Path
@@ -31,6 +33,7 @@ class Plan:
     dtype: str
     size_bytes: int
     sigma: str | None
+    compress: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 
 from emdn_deploy.outcome import Plan, Report
+from emdn_deploy.writers import human
 
 
 def lines(report: Report) -> list[str]:
@@ -46,7 +47,7 @@ def planned(plan: Plan) -> list[str]:
     text = [
         f"{plan.source} -> {plan.output}",
         f"  {count} frames of {height} x {width}, {plan.dtype}, {what} ({plan.why})",
-        f"  {plan.size_bytes / 1e6:.1f} MB to write",
+        f"  {human(plan.size_bytes)} to write{', before compression' * plan.compress}",
     ]
     if plan.sigma:
         text.append(f"  standard deviations in {plan.sigma}, at about eight times the time")

@@ -72,6 +72,7 @@ def select(frames: Frames, text: str) -> Frames:
         axes=(first, frames.axis("y"), frames.axis("x")),
         read_block=read_block,
         why=f"{frames.why}, frames {text}",
+        numbers=chosen,
     )
 
 

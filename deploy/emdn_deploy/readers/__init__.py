@@ -16,8 +16,8 @@ READERS: dict[str, tuple[str, ...]] = {
     "hdf5": (".h5", ".hdf5", ".hdf", ".hspy", ".nxs", ".nx", ".emd", ".he5", ".mat"),
     "dm": (".dm3", ".dm4"),
     "ser": (".ser",),
-    "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st"),
-    "tiff": (".tif", ".tiff", ".btf", ".tf8"),
+    "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st", ".gz", ".bz2"),
+    "tiff": (".tif", ".tiff", ".btf", ".tf8", ".eer"),
     "npy": (".npy",),
 }
 

@@ -35,6 +35,7 @@ def array_frames(
     metadata: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
     release: Callable[[], None] = lambda: None,
+    compressed: bool = False,
 ) -> Frames:
     """Wrap a memory map, an h5py dataset or anything that is indexed like one.
 
@@ -80,6 +81,7 @@ def array_frames(
         why=why,
         metadata=metadata or {},
         notes=notes,
+        compressed=compressed,
     )
 
 

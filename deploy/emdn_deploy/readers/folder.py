@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers import mode
-from emdn_deploy.readers.frames import Axis, Choice, Frames
+from emdn_deploy.readers.frames import WHITE, Axis, Choice, Frames
 from emdn_models.errors import FormatError
 
 Opener = Callable[[Path, Choice], Frames]
@@ -106,7 +107,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))
         name, dataset, order = first.format, first.dataset, first.order
         notes = first.notes
-        known = {mode.KEY: first.metadata[mode.KEY]} if mode.KEY in first.metadata else {}
+        known = {key: first.metadata[key] for key in first.metadata if _of_all(key)}
     counts = [shape[0]] * len(paths)
     if shape[0] > 1:
         counts = [_count(path, choice, opener) for path in paths]
@@ -142,6 +143,11 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         metadata=known | ({"in each": f"{dataset} {order}"} if dataset else {}),
         notes=notes,
     )
+
+
+def _of_all(key: str) -> bool:
+    """Say whether what is known of the first file is taken to hold for all."""
+    return key in (mode.KEY, WHITE, "photometric", "orientation") or key.startswith(INSTRUMENT)
 
 
 def _count(path: Path, choice: Choice, opener: Opener) -> int:

@@ -188,6 +188,7 @@ def frames_of(
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, notes=notes, release=file.close,
+        compressed=bool(one.dataset.id.get_create_plist().get_nfilters()),
     )  # fmt: skip
     frames = replace(frames, parts=one.parts)
     return scratch.unpacked(frames, array, letters) if complete else frames

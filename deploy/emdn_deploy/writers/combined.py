@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import Axis, Frames
 from emdn_deploy.writers.hdf5_frames import create_frames, create_sigma, finish, layout_of, record
 from emdn_deploy.writers.layout import Layout, Provenance, Storage, plain_text
@@ -97,4 +98,15 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
     metadata.create_group("Signal").attrs["signal_type"] = ""
     original = group.create_group("original_metadata")
     for key, value in frames.metadata.items():
-        original.attrs[key.replace("/", "_")] = value
+        if key.startswith(f"{INSTRUMENT}."):
+            *path, name = key.split(".")
+            metadata.require_group("/".join(path)).attrs[name] = _number_or_text(value)
+        else:
+            original.attrs[key.replace("/", "_")] = value
+
+
+def _number_or_text(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value

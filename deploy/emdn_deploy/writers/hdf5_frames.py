@@ -16,8 +16,8 @@ from emdn_deploy.writers.layout import SIGMA, Layout, Packing, Provenance, Stora
 GROUP = "emdn"
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
 ERRORS = "_errors"
-# gzip's own default, 6, takes twice the time for a percent or two.
-LEVEL = 4
+# gzip's own default, 6, takes twice the time; of denoised float32 it makes 57 % instead of 60.
+LEVEL = 1
 
 
 def create_frames(
