@@ -9,7 +9,7 @@ from typing import Any
 
 import h5py
 
-from emdn_models.errors import OutputError
+from emdn_models.files import unwritable
 
 
 class Written:
@@ -26,12 +26,9 @@ class Written:
         self.file = h5py.File(self._disk, "w")
 
     def check(self) -> None:
-        """Raise `OutputError` if anything could not be written so far."""
+        """Raise OutputError if anything could not be written so far."""
         if (error := self._disk.error) is not None:
-            raise OutputError(
-                f"{self._disk.name}: cannot be written ({error.strerror or error}); "
-                "make room and repeat the command"
-            ) from error
+            raise unwritable(str(self._disk.name), error) from error
 
     def close(self) -> None:
         """Let go of the file, all of it on disk unless `check` says otherwise."""

@@ -15,6 +15,7 @@ import torch
 
 from emdn_deploy.bench import machine
 from emdn_models import __version__, checkpoint
+from emdn_models.files import renamed
 from emdn_train.data import Split
 
 if TYPE_CHECKING:
@@ -182,9 +183,8 @@ def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     left.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
-    os.replace(partial, path)
+    with renamed(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
 
 
 def _merge(path: Path, entries: dict[str, Any]) -> None:
@@ -194,9 +194,5 @@ def _merge(path: Path, entries: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with renamed(path) as partial:
+        partial.write_text(text, encoding="utf-8")

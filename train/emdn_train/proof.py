@@ -4,14 +4,11 @@ A fault is planted in one frame in eight, and in every frame. The honest results
 movies say how often a frame or a stack is flagged for nothing.
 """
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +26,7 @@ from emdn_train.proof_config import Job, ProofConfig, jobs, tried
 from emdn_train.proof_movies import Movie, movie
 from emdn_train.proof_rows import Saved
 from emdn_train.righted import Righted
+from emdn_train.simulate.threads import begin_worker
 
 NONE = "none"
 ONE, ALL = PLACES = ("one frame in 8", "every frame")
@@ -79,7 +77,7 @@ def _run(work: dict[int, Job], workers: int) -> Iterator[tuple[int, list[dict[st
         for number, job in work.items():
             yield number, run(job)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_worker)
     try:
         under_way = {pool.submit(run, job): number for number, job in work.items()}
         for future in as_completed(under_way):
@@ -96,19 +94,6 @@ def _run(work: dict[int, Job], workers: int) -> Iterator[tuple[int, list[dict[st
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def run(job: Job) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from emdn_deploy.bench import machine
 from emdn_deploy.denoiser import Denoiser
 from emdn_models import MODELS, checkpoint
 from emdn_models.errors import EmdnError
+from emdn_models.files import renamed
 from emdn_models.nets import build
 from emdn_train.config import Device, FitConfig, Fitted, learning_rate
 from emdn_train.data import STEM, open_split
@@ -124,9 +125,8 @@ def record(config: RecordConfig) -> dict[str, Any] | None:
         "git_revision": where.info.text.get("git_revision"),
         "machine": machine.facts("torch", "onnx", "h5py"),
     }  # fmt: skip
-    partial = out / f"{FILE_NAME}.partial"
-    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out / FILE_NAME)
+    with renamed(out / FILE_NAME) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 

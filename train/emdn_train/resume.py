@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from emdn_models.errors import CheckpointError
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 
 FILE_NAME = "fit_state.h5"
 FORMAT = "emdn-fit-state"
@@ -152,8 +154,8 @@ class StateFile:
             return
         began = time.perf_counter()
         counters = {key: getattr(training, key) for key in COUNTERS} if training else {}
-        partial = self._partial()
-        with h5py.File(partial, "w") as file:
+        with renamed(self.path) as partial, written(partial) as out:
+            file = out.file
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             # Datasets, since an attribute may not exceed 64 kB and a history does.
@@ -169,9 +171,6 @@ class StateFile:
                 for group, tensors in groups.items():
                     for key, tensor in tensors.items():
                         file[f"{group}/{key}"] = tensor.cpu().numpy()
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, self.path)
         self._saved = time.perf_counter()
         self._cost = self._saved - began
 
@@ -184,11 +183,8 @@ class StateFile:
         """Delete the file: the run is complete, and the same command starts a new one."""
         if not self._writes:
             return
-        self._partial().unlink(missing_ok=True)
+        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-
-    def _partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
 
     def _compare(self, saved: dict[str, Any]) -> None:
         found = [
