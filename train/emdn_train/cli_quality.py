@@ -36,11 +36,13 @@ def quality(
     """Measure exported models on the fixed test split, beside baselines."""
     need_torch()
     from emdn_train import quality_report
-    from emdn_train.quality import QualityConfig, measure
+    from emdn_train.quality import QualityConfig, measure, note
 
-    rows = measure(QualityConfig(testset, chosen(models), peers, threads))
+    config = QualityConfig(testset, chosen(models), peers, threads)
+    rows = measure(config)
     typer.echo(quality_report.report(rows))
-    for path in [] if save is None else quality_report.save(rows, save):
+    written = [] if save is None else quality_report.save(rows, save)
+    for path in written + note(rows, config):
         typer.echo(f"saved {path}")
 
 
