@@ -32,7 +32,11 @@ class Written:
 
     def close(self) -> None:
         """Let go of the file, all of it on disk unless `check` says otherwise."""
-        self.file.close()
+        try:
+            self.file.close()
+        except (OSError, RuntimeError):
+            self.check()
+            raise
         self._disk.sync()
         self._disk.close()
 
@@ -51,34 +55,42 @@ def written(path: Path) -> Iterator[Written]:
         yield out
     finally:
         out.close()
-    out.check()
+        out.check()  # whatever the library says of a file that it cannot read again
 
 
 class _Disk(io.FileIO):
-    """A file that notes the first failure instead of raising it.
+    """A file that notes the first failure, and from then on only says that it grows.
 
     libhdf5 does not get over a failed write: the file stays open in it, every further call
     fails, and the process ends by a segmentation fault. So it never sees one.
     """
 
     error: OSError | None = None
+    _end = 0
 
     def write(self, data: Any) -> int:
         left = memoryview(data)
-        size = left.nbytes
+        end = self.tell() + left.nbytes
         try:
             while left.nbytes and self.error is None:
                 left = left[super().write(left) :]
         except OSError as error:
             self.error = error
-        return size
+        if self.error is not None:
+            self._end = max(self._end, end)
+        return memoryview(data).nbytes
 
     def truncate(self, size: int | None = None) -> int:
         try:
             return super().truncate(size)
         except OSError as error:
             self.error = self.error or error
-            return size or 0
+            self._end = size or 0
+            return self._end
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        place = super().seek(offset, whence)
+        return max(place, self._end) if whence == io.SEEK_END else place
 
     def sync(self) -> None:
         """Put everything on the disk."""

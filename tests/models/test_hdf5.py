@@ -1,28 +1,11 @@
 """HDF5 files on a disk that fills up: one error, whichever write fails."""
 
-import resource
-import signal
-from contextlib import contextmanager
-
 import h5py
 import numpy as np
 import pytest
 
 from emdn_models import OutputError
 from emdn_models.hdf5 import written
-
-
-@contextmanager
-def room(size):
-    """Let no file grow beyond ``size`` bytes."""
-    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def fill(path, check):
@@ -41,7 +24,7 @@ def fill(path, check):
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_wherever_the_disk_is_full_it_is_one_error(tmp_path, check):
+def test_wherever_the_disk_is_full_it_is_one_error(tmp_path, room, check):
     path = tmp_path / "out.h5"
     fill(path, check)
     whole = path.read_bytes()

@@ -99,8 +99,8 @@ class Fitted:
     name
         The model.
     status
-        ``fitted``; ``start kept``, the result is worse than the start, which was better
-        than the noisy frame and is what is saved; ``no gain``, the result is worse than
+        ``fitted``; ``start kept``, the result is more than 0.05 dB worse than the start, which
+        was better than the noisy frame and is what is saved; ``no gain``, the result is worse than
         the noisy frame, as after too few steps; or ``diverged``, the loss is not finite or
         the result more than 20 dB worse. What diverged is not saved.
     history
@@ -126,7 +126,7 @@ def judge(gain_db: float, start_db: float = -math.inf) -> Status:
     """Name the outcome of a run by its mean gain and that of its start; see `Fitted`."""
     if not gain_db > -20:
         return "diverged"
-    if gain_db < start_db and start_db > 0:
+    if gain_db < start_db - 0.05 and start_db > 0:
         return "start kept"
     return "fitted" if gain_db > 0 else "no gain"
 

@@ -17,6 +17,7 @@ from emdn_models import metrics
 from emdn_models.errors import FormatError
 
 Frames = NDArray[np.float32]
+LIKENESS = ("psnr_db", "ssim", "sciml_bench")
 
 
 def pictures(data: Path, part: str) -> Frames:
@@ -84,11 +85,7 @@ def denoised(
                     stack_rate(one, raw, float(np.median(seconds[weights])), 3.0)
                 )
             }
-            | (
-                {"sciml_bench": None, "psnr_db": None, "ssim": None}
-                if drawn
-                else likeness(answers[weights], truth)
-            )
+            | (dict.fromkeys(LIKENESS) if drawn else likeness(answers[weights], truth))
         )
     return made
 
@@ -106,7 +103,7 @@ def likeness(frames: Frames, truth: Frames) -> dict[str, Any]:
     ]
     psnr = np.mean([20 * np.log10(255 / np.sqrt(error)) for error in errors])
     return {
-        "sciml_bench": {"mse": float(f"{np.mean(errors):.6g}"), "psnr_db": round(float(psnr), 3)},
         "psnr_db": round(float(metrics.psnr(frames, truth, span).mean()), 3),
         "ssim": round(float(metrics.ssim(frames, truth, span).mean()), 4),
+        "sciml_bench": {"mse": float(f"{np.mean(errors):.6g}"), "psnr_db": round(float(psnr), 3)},
     }

@@ -19,6 +19,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_models import MODELS, checkpoint
 from emdn_models.errors import EmdnError
 from emdn_models.files import renamed
+from emdn_models.lock import locked
 from emdn_models.nets import build
 from emdn_train.config import WARM_UP, Device, FitConfig, Fitted, learning_rate
 from emdn_train.data import STEM, open_split
@@ -31,12 +32,13 @@ from emdn_train.simulate import SimulateConfig, simulate
 from emdn_train.source import fingerprint
 
 FILE_NAME = "record.json"
+LOCK = "record.lock"
 FORMAT = "emdn-record"
 FORMAT_VERSION = 1
 RECIPE = "benchmark"
 FOLLOWED = {
     "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01; its code "
-    "has 10 epochs since 1.2.0 (-b epochs 10)",
+    "of 2023 (1.2.0) has 10 epochs: -b epochs 10",
     "differs": "noise drawn anew at every step; frames in units of their noise; gradients "
     f"clipped to a norm of 1; lr rises over the first {WARM_UP} steps; inference by onnxruntime, "
     "a frame at a time",
@@ -92,8 +94,18 @@ def record(config: RecordConfig) -> dict[str, Any] | None:
         If the data set is not as `emdn_train.data` says, or lacks ``inference/``.
     EmdnError
         If data would have to be simulated by several processes at once.
+    OutputError
+        If another process records into the folder, or it cannot be written to.
     """
-    data, out = Path(config.data), Path(config.out)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", 0)):  # the first of several processes holds the lock for all
+        return _record(config, Path(config.data), out)
+    with locked(out / LOCK, out):
+        return _record(config, Path(config.data), out)
+
+
+def _record(config: RecordConfig, data: Path, out: Path) -> dict[str, Any] | None:
     if not (data / "train" / f"{STEM}_clean.h5").exists():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise EmdnError(f"{data}: no data set; simulate it first, with one process")
