@@ -63,6 +63,14 @@ def _simulate(config: SimulateConfig, out: Path) -> None:
     done = total - sum(job.frames for job in todo)
     if done:
         _log.info("%s: %d of %d frames are there already", out, done, total)
+    if todo:
+        # Clean and noisy, in float32; shards stay until their split is put together.
+        size = total * config.size**2 * 8
+        free = shutil.disk_usage(out).free
+        _log.info(
+            "%s: takes %.2g GB, up to %.2g GB on the way; %.2g GB are free",
+            out, size / 1e9, 2 * size / 1e9, free / 1e9,
+        )  # fmt: skip
     with Progress(
         "simulating",
         BarColumn(),
