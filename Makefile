@@ -22,7 +22,7 @@ test: $(VENV)/.dev  ## Install what the tests need and run all of them
 
 train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated first if missing)
 	@test -e $(DATA)/train/graphene_img_clean.h5 || { \
-	    echo "first simulates $(DATA): 1.2 GB, 2.4 GB on the way, 2 minutes of two cores"; \
+	    echo "first simulates $(DATA): 1.2 GB, 2.4 GB on the way, about a minute"; \
 	    echo "then fits: 15 to 30 minutes of one core for 2 epochs; it says how long here"; \
 	    $(MAKE) simulate; }
 	$(BIN)/emdn-train fit --data $(DATA) --out $(OUT) --epochs $(EPOCHS) $(ARGS)

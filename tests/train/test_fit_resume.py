@@ -1,5 +1,6 @@
 """A run that is stopped at any moment goes on to the result of one that never was."""
 
+import contextlib
 import json
 import math
 import os
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from emdn_models import CheckpointError, checkpoint
+from emdn_models import CheckpointError, OutputError, checkpoint
 from emdn_train import config as configs
 from emdn_train import fit as fitting
 from emdn_train import outputs, resume, source
+from emdn_train.cli import main
 from emdn_train.config import FitConfig
 from emdn_train.fit import fit
 
@@ -150,6 +152,48 @@ def test_a_process_that_is_killed_leaves_no_damage(gratings, tmp_path):
     fit(config(gratings, tmp_path / "cut", **options))
     fit(config(gratings, tmp_path / "whole", **options))
     assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))
+
+
+def test_a_full_disk_is_one_error_and_the_run_goes_on(gratings, whole, tmp_path, monkeypatch, room):
+    monkeypatch.setattr(resume.StateFile, "due", lambda _: True)
+    for size in (0, 100, 5000, 1_000_000, 4_000_000):
+        with room(size), pytest.raises(OutputError, match=r"cannot be written \(File too large\)"):
+            fit(config(gratings, tmp_path))
+        assert not list(tmp_path.glob("*.partial"))
+    fit(config(gratings, tmp_path))
+    assert_same(result(tmp_path), whole)
+
+
+def test_on_a_disk_that_is_full_a_command_says_so_in_a_line(
+    gratings, whole, small_disk, capfd, monkeypatch
+):
+    monkeypatch.setattr(resume.StateFile, "due", lambda _: True)
+    out, ballast = small_disk / "out", small_disk / "ballast"
+    command = [
+        "fit", "--data", gratings, "--out", out, "--models", "ffdnet,unet", "--recipe", "quality",
+        "--batch-size", 12, "--patch", 16, "--device", "cpu",
+    ]  # fmt: skip
+
+    def run():
+        with pytest.raises(SystemExit) as left:
+            main([str(one) for one in command])
+        return left.value.code, capfd.readouterr().err
+
+    ballast.touch()
+    for free in (0, 8192, 1 << 20):
+        with ballast.open("ab") as file, contextlib.suppress(OSError):
+            while True:  # until not a page is left
+                os.write(file.fileno(), bytes(4096))
+        os.truncate(ballast, ballast.stat().st_size - free)
+        code, told = run()
+        assert code == 1
+        assert "No space left on device" in told.splitlines()[-1]
+        assert "Traceback" not in told
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    code, told = run()
+    assert code in (0, None), told
+    assert_same(result(out), whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
