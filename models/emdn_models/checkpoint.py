@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from emdn_models import __version__
 from emdn_models.errors import CheckpointError, ModelError
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 
 FILE_NAME = "em_denoise_model.h5"
 FORMAT = "emdn-checkpoint"
@@ -48,11 +50,17 @@ class Weights:
 
 
 def save(path: str | PathLike[str], models: Mapping[str, Weights]) -> None:
-    """Write a checkpoint beside ``path`` and move it there when it is complete."""
+    """Write a checkpoint beside ``path`` and move it there when it is complete.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what there was stays.
+    """
     target = Path(path)
-    partial = target.with_name(target.name + ".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(partial, "w") as file:
+    with renamed(target) as partial, written(partial) as out:
+        file = out.file
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["emdn_version"] = __version__
@@ -62,9 +70,6 @@ def save(path: str | PathLike[str], models: Mapping[str, Weights]) -> None:
             group.attrs["metadata"] = json.dumps(dict(weights.metadata))
             for tensor, array in weights.state.items():
                 group.create_dataset(tensor, data=array)
-    with open(partial, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(partial, target)
 
 
 def load(path: str | PathLike[str]) -> dict[str, Weights]:

@@ -1,8 +1,9 @@
 """The shipped models: name to packaged ONNX file, checked against the index.
 
 ``weights/index.json`` is written by ``emdn-train export``. It names the default
-model and, for each model, its file, sha256, preset, size, training and measured
-quality, and its variants of other precisions.
+model and, for each model, its file, sha256, preset, size, training, what the fit
+measured on its own test frames (``validation``), and its variants of other precisions;
+``emdn-train quality`` adds the gain on the fixed test split (``quality``).
 """
 
 import hashlib

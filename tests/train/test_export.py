@@ -30,9 +30,9 @@ def perturbed(name: str, preset: str = "shipped") -> nn.Module:
 
 def weights_of(name: str, preset: str = "shipped", **metadata) -> checkpoint.Weights:
     state = {key: value.numpy() for key, value in perturbed(name, preset).state_dict().items()}
-    quality = {"gain_db": {"0.4": float(len(name))}}
+    validation = {"gain_db": {"0.4": float(len(name))}}
     return checkpoint.Weights(
-        preset, state, {"status": "fitted", "quality": quality, "recipe": {}} | metadata
+        preset, state, {"status": "fitted", "validation": validation, "recipe": {}} | metadata
     )
 
 
@@ -97,7 +97,7 @@ def test_index_names_files_and_default(exported):
     folder, done = exported
     index = json.loads((folder / "index.json").read_text())
     assert list(index["models"]) == list(MODELS)
-    # The quality of the weights made here is the length of the name: three have six.
+    # The gain of the weights made here is the length of the name: three have six.
     assert index["default"] == "ffdnet"
     assert index["models"]["unet"]["gflop_256"] == pytest.approx(done["unet"].gflop_256, abs=1e-3)
     assert set(checkpoint.load(folder / checkpoint.FILE_NAME)) == set(MODELS)
@@ -106,7 +106,7 @@ def test_index_names_files_and_default(exported):
 def test_one_model_again_keeps_the_others(exported, tmp_path):
     folder, _ = exported
     source = tmp_path / "other.h5"
-    again = weights_of("unet", "paper", quality={"gain_db": {"0.4": 99.0}})
+    again = weights_of("unet", "paper", validation={"gain_db": {"0.4": 99.0}})
     checkpoint.save(source, {"unet": again})
     (done,) = export(source, folder)
     assert done.name == "unet"
@@ -117,7 +117,7 @@ def test_one_model_again_keeps_the_others(exported, tmp_path):
 
 def test_copies_come_after_models_and_are_never_the_default(tmp_path):
     source = tmp_path / "a.h5"
-    better = weights_of("ffdnet", "paper", quality={"gain_db": {"0.4": 99.0}})
+    better = weights_of("ffdnet", "paper", validation={"gain_db": {"0.4": 99.0}})
     checkpoint.save(source, {"ffdnet@stem": better, "ffdnet": weights_of("ffdnet", "paper")})
     index_path = tmp_path / "onnx" / "index.json"
     (alone,) = export(source, tmp_path / "onnx", ("ffdnet@stem",))

@@ -37,13 +37,14 @@ def quality(
     need_torch()
     from emdn_deploy import Denoiser
     from emdn_train import movies, quality_report
-    from emdn_train.quality import QualityConfig, measure, names_of
+    from emdn_train.quality import QualityConfig, measure, names_of, note
 
     config = QualityConfig(testset, chosen(models), peers, threads)
     rows = measure(config)
     hops = movies.measure({name: Denoiser(name, threads=threads) for name in names_of(config)})
     typer.echo(quality_report.report(rows, hops))
-    for path in [] if save is None else quality_report.save(rows, save, hops):
+    written = [] if save is None else quality_report.save(rows, save, hops)
+    for path in written + note(rows, config):
         typer.echo(f"saved {path}")
 
 

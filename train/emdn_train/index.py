@@ -1,11 +1,11 @@
 """The ``index.json`` beside exported models, and how commands after the export add to it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from emdn_models.errors import ModelError
+from emdn_models.files import renamed
 
 NAME = "index.json"
 
@@ -63,6 +63,5 @@ def add(path: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
 
 def write(path: Path, index: dict[str, Any]) -> None:
     """Write an index, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with renamed(path) as partial:
+        partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

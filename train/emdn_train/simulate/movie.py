@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.progress import track
 
 from emdn_models import __version__
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 from emdn_train import noise
 from emdn_train.simulate import hrtem
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SimulateConfig
 from emdn_train.simulate.exposure import draw_electrons
-from emdn_train.simulate.files import claim, renamed
+from emdn_train.simulate.files import claimed
 from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.relax import Sheet, relax
@@ -46,10 +48,15 @@ def simulate_movie(config: SimulateConfig) -> Path:
     The folder.
     """
     out = Path(config.out)
-    claim(out, config)
-    if (out / "movie.h5").exists():
-        _log.info("%s: the movie is there already", out)
-        return out
+    with claimed(out, config):
+        if (out / "movie.h5").exists():
+            _log.info("%s: the movie is there already", out)
+        else:
+            _simulate(config, out)
+    return out
+
+
+def _simulate(config: SimulateConfig, out: Path) -> None:
     rng, path_rng = np.random.default_rng([config.seed, 3]).spawn(2)
     pixel_a = 10 * float(rng.uniform(*config.pixel_size_nm))
     field = hrtem.make_field(config.size, pixel_a)
@@ -68,9 +75,10 @@ def simulate_movie(config: SimulateConfig) -> Path:
     with (
         renamed(out / "movie.h5") as movie_path,
         renamed(out / "movie_truth.h5") as truth_path,
-        h5py.File(movie_path, "w") as movie,
-        h5py.File(truth_path, "w") as truth,
+        written(movie_path) as movie_out,
+        written(truth_path) as truth_out,
     ):
+        movie, truth = movie_out.file, truth_out.file
         frames = _lay_out_movie(movie, config, pixel_a / 10, electrons / pixel_a**2, voltage_kv)
         _stamp(truth, config)
         truth.attrs["contrast"] = contrast
@@ -99,9 +107,10 @@ def simulate_movie(config: SimulateConfig) -> Path:
             atoms = hrtem.to_pixels(structure.positions[:, :2], field)
             seen = (np.abs(atoms - (config.size - 1) / 2) <= config.size / 2).all(1)
             _dataset(truth, f"atoms/{index:06d}", atoms[seen], "pixels")
+            movie_out.check()
+            truth_out.check()
         _dataset(truth, "defect", hrtem.to_pixels(np.array(places), field), "pixels")
         truth["defect"].attrs["name"] = first.defects[0].name
-    return out
 
 
 def draw_drift(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
