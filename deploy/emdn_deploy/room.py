@@ -102,9 +102,8 @@ def _once(
     """Denoise frames in one run, or a frame by tiles."""
 
     def whole(tile: Stack, into: Stack | None = None) -> Stack:
-        numbers = scale.scale, scale.offset, scale.gain
         try:
-            return session.run(tile, *numbers, out=into, alone=alone)
+            return session.run(tile, *scale.numbers, out=into, alone=alone)
         except DeviceMemoryError:
             room.shrink(tile.size)
             raise

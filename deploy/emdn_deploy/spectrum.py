@@ -49,6 +49,8 @@ def noise(frame: Floats) -> tuple[float, float]:
     levels = np.array([_level(power[outside & (ring == number)]) for number in numbers])
     total = levels[ring[outside]] @ weight[outside] + levels[0] * weight[~outside].sum()
     variance = float(total / weight.sum())
+    if variance <= 0:
+        return 0.0, 1.0
     near, far = (power[(radius >= low) & (radius < high)] for low, high in _FALL)
     chance = 1 + _CLEAR * np.sqrt(1 / near.size + 1 / far.size) / np.log(2)
     if _level(near) < max(_FALLS, chance) * _level(far):
