@@ -1,21 +1,92 @@
-"""From what a file holds to frames that can be denoised: references and bad pixels."""
+"""From what a file holds to frames that can be denoised: references, bad pixels, gaps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import defects, intensity
+from emdn_deploy import defects, flagged, intensity, sampling
+from emdn_deploy.denoiser import Answer
+from emdn_deploy.flagged import Flagged
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
+Read = Callable[[int, int], Stack]
 
 _UNSCALED = Intensity(1.0, 1.0, 0.0, 0.0, "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some frames of a stack, ready for a network.
+
+    Attributes
+    ----------
+    frames
+        (k, H, W), finite, corrected.
+    kept
+        (k, H, W), the pixels that keep their value: gaps, saturated areas, frames without any
+        value. None where there are none.
+    values
+        Their values, in the order of ``kept``.
+    saturated, filled
+        How many pixels are saturated, and how many were filled in in these frames only.
+    """
+
+    frames: Stack
+    kept: defects.Mask | None = None
+    values: Stack | None = None
+    saturated: int = 0
+    filled: int = 0
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """Return (k,), which frames have no value at all."""
+        none = np.zeros(len(self.frames), bool)
+        return none if self.kept is None else np.asarray(self.kept.all(axis=(1, 2)))
+
+    def finish(self, made: Answer, *, whole: bool = False) -> Answer:
+        """Put the kept values into what a network has made of ``frames``, in place.
+
+        The other pixels of a frame keep their mean.
+
+        Parameters
+        ----------
+        whole
+            Whether the output holds whole numbers, and so no NaN: what was filled in stays
+            there, and frames without any value become 0.
+        """
+        if self.kept is None or self.values is None:
+            return made
+        values = np.zeros(self.frames.shape, np.float32)
+        values[self.kept] = self.values
+        for index, kept in enumerate(self.kept):
+            frame, put = made.frames[index], kept
+            if self.empty[index]:
+                made.shifts[index] = 0.0
+                frame[:] = 0.0
+            else:
+                mean = self.frames[index].mean(where=~kept, dtype=np.float64)
+                shift = mean - frame.mean(where=~kept, dtype=np.float64)
+                made.shifts[index] += shift
+                frame += np.float32(shift)
+            if whole:
+                put = kept & np.isfinite(values[index])
+            frame[put] = values[index][put]
+        if made.sigma is not None:
+            made.sigma[self.kept] = np.nan
+        return made
+
+    def counted(self) -> Stack:
+        """Return the frames with NaN for what no sum is to count: the kept pixels."""
+        if self.kept is None:
+            return self.frames
+        return np.where(self.kept, np.float32(np.nan), self.frames)
 
 
 @dataclass(frozen=True)
@@ -26,48 +97,93 @@ class Recipe:
     ----------
     dark, gain_map
         (H, W), frames become (frames - dark) * gain_map; None for neither.
+    faulty
+        (H, W), the pixels that are filled in from their neighbours.
+    flags
+        Gaps and saturated areas, which keep their value.
     bad
-        (H, W), the pixels that ``fill`` replaces.
+        (H, W), all of these: the pixels that tell nothing of the noise.
+    fill
+        Fills in what is faulty, and what the network is not to see.
+    notes
+        What the frames show that denoising does not mend, for people.
     """
 
     dark: NDArray[np.float32] | None
     gain_map: NDArray[np.float32] | None
+    faulty: defects.Mask
+    flags: Flagged
     bad: defects.Mask
     fill: defects.Fill
     scale: Intensity
+    notes: tuple[str, ...] = ()
 
-    def apply(self, block: Stack, path: Path, start: int) -> int:
-        """Correct frames (k, H, W) in place and make them finite.
+    def apply(self, block: Stack) -> Part:
+        """Correct frames (k, H, W), as the file holds them, in place and make them finite."""
+        static = self.flags.masked | self.faulty
+        lost = ~np.isfinite(block) & ~static
+        saturated = self.flags.saturated_in(block)
+        if saturated is None and not lost.any() and not self.flags.masked.any():
+            self._reference(block)
+            self.fill.apply(block)
+            return Part(block)
+        # Areas are kept, and hidden from the network; single pixels are filled in.
+        hidden = np.zeros(block.shape, bool) if saturated is None else saturated.copy()
+        for index in np.flatnonzero(lost.any(axis=(1, 2))):
+            hidden[index] |= flagged.areas(lost[index])
+        hidden[(hidden | lost | static).all(axis=(1, 2))] = True
+        single = lost & ~hidden
+        kept = hidden | self.flags.masked
+        original = block.copy() if kept.any() else None
+        self._reference(block)
+        if original is not None and saturated is not None:
+            original[saturated] = block[saturated]  # corrected as all others; a flag is not
+        self.fill.apply(block)
+        for frame, away, gone in zip(block, hidden, single, strict=True):
+            if away.all():
+                frame[:] = self.scale.offset + self.scale.gain * self.scale.scale
+            elif away.any():
+                defects.fill_nearest(frame, away, away | gone)
+            if gone.any():
+                defects.plan(gone).apply(frame[None])
+        return Part(
+            block,
+            None if original is None else kept,
+            None if original is None else original[kept],
+            0 if saturated is None else int(np.count_nonzero(saturated)),
+            int(np.count_nonzero(single)),
+        )
 
-        Returns
-        -------
-        int
-            How many pixels were not finite in some frames only.
-        """
+    def _reference(self, block: Stack) -> None:
         if self.dark is not None:
             block -= self.dark
         if self.gain_map is not None:
             block *= self.gain_map
-        self.fill.apply(block)
-        return _fill_rest(path, block, start, self.bad)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stack that reads corrected.
+    """A stack that reads corrected."""
 
-    Attributes
-    ----------
-    read
-        ``read(start, stop)`` gives (k, H, W), finite, corrected.
-    lost
-        Of the blocks read so far, by their first frame: how many pixels were not
-        finite in some frames only, and were filled in as well.
-    """
-
+    frames: Frames
     recipe: Recipe
-    read: Callable[[int, int], Stack]
-    lost: dict[int, int]
+
+    def take(self, start: int, stop: int) -> Part:
+        """Return frames ``start`` to ``stop``, corrected, and what is to be kept of them."""
+        return self.recipe.apply(self.frames.read(start, stop))
+
+    def read(self, start: int, stop: int) -> Stack:
+        """Return (k, H, W), finite, corrected."""
+        return self.take(start, stop).frames
+
+    def shown(self, denoised: Read) -> Read:
+        """Return a reader of denoised frames that shows filled-in pixels where values were kept."""
+
+        def read(start: int, stop: int) -> Stack:
+            part, after = self.take(start, stop), denoised(start, stop)
+            return after if part.kept is None else np.where(part.kept, part.frames, after)
+
+        return read
 
     @property
     def scale(self) -> Intensity:
@@ -76,8 +192,13 @@ class Prepared:
 
     @property
     def bad_pixels(self) -> int:
-        """Return how many pixels are filled in, in every frame."""
-        return int(self.recipe.bad.sum())
+        """Return how many pixels are filled in from their neighbours, in every frame."""
+        return int(self.recipe.faulty.sum())
+
+    @property
+    def gap_pixels(self) -> int:
+        """Return how many pixels of every frame lie in gaps, or are flagged, and are kept."""
+        return int(self.recipe.flags.gaps.sum())
 
 
 def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:
@@ -86,7 +207,7 @@ def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = Non
     Raises
     ------
     FormatError
-        If a reference or the recipe does not fit, or frames cannot be made finite.
+        If a reference or the recipe does not fit, or no frame has a value.
     """
     if recipe is None:
         recipe = find_recipe(frames, options)
@@ -95,40 +216,106 @@ def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = Non
             f"{frames.path}: is {frames.shape[1]} x {frames.shape[2]}, earlier frames were "
             f"{recipe.bad.shape[0]} x {recipe.bad.shape[1]}"
         )
-    lost: dict[int, int] = {}
-    return Prepared(recipe, _reader(frames, recipe, lost), lost)
+    return Prepared(frames, recipe)
 
 
 def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
-    """Find the bad pixels and the scale of a stack."""
-    count, size = frames.shape[0], frames.shape[1:]
+    """Find gaps, saturated areas, bad pixels and the scale of a stack."""
+    sample, size = Sample(frames), frames.shape[1:]
     dark, gain_map = (_reference(path, size) for path in (options.dark, options.gain_map))
-    bad = defects.unusable(frames.read, count, size, frames.dtype)
     marked = _reference(options.defects, size)
-    if marked is not None:
-        bad |= marked != 0
+    flags = flagged.find(sample.blocks, size, frames.dtype)
+    faulty = np.zeros(size, bool) if marked is None else marked != 0
+    if options.keep_bad_pixels:
+        flags = replace(flags, masked=flags.masked | flags.single)
+    else:
+        faulty |= flags.single | flags.stuck
 
-    def with_mask() -> Recipe:
-        draft = Recipe(dark, gain_map, bad, _plan(frames.path, bad), _UNSCALED)
-        return replace(draft, scale=_measure(frames, _reader(frames, draft, {}), options, bad))
+    def recipe_for(faulty: defects.Mask) -> Recipe:
+        fill = _plan(frames.path, faulty | flags.masked)
+        bad = faulty | flags.masked | flags.saturated | flags.stuck
+        if bad.all():
+            bad = faulty | flags.masked
+        draft = Recipe(dark, gain_map, faulty, flags, bad, fill, _UNSCALED)
+        return replace(
+            draft, scale=_measure(frames.path, sample, _reader(sample, draft), options, bad)
+        )
 
-    recipe = with_mask()
+    recipe = recipe_for(faulty)
     scale = recipe.scale
     if not options.keep_bad_pixels and scale.sigma:
-        read = _reader(frames, recipe, {})
-        found = defects.outliers(read, count, size, scale.gain, scale.offset)
-        if found.any():
-            bad = bad | found
-            recipe = with_mask()
+        read = _reader(sample, recipe)
+        found = defects.outliers(read, sample.count, size, scale.gain, scale.offset)
+        if (found & ~recipe.bad).any():
+            recipe = recipe_for(faulty | (found & ~recipe.bad))
     return recipe
 
 
-def _reader(frames: Frames, recipe: Recipe, lost: dict[int, int]) -> Callable[[int, int], Stack]:
+class Sample:
+    """The frames of a stack that are looked at, as the file holds them: read once if memory allows.
+
+    Frames without any value, as an acquisition may drop, are passed over for the next.
+
+    Attributes
+    ----------
+    count
+        Frames of the stack, or of those with a value if there are hardly any.
+
+    Raises
+    ------
+    FormatError
+        If no frame has a value.
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames, self.count = frames, frames.shape[0]
+        self._starts, self._run = sampling.sample_starts(self.count, frames.shape[1:])
+        self._known: dict[int, Stack] = {}
+        pixels = len(self._starts) * self._run * frames.shape[1] * frames.shape[2]
+        self._remember = pixels <= sampling.MAX_PIXELS
+        first = self.read(0, self._run)
+        if len(first) == self._run:
+            return
+        if not len(first):
+            raise FormatError(
+                f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
+                "with --frames, or another --dataset"
+            )
+        self.count, self._known, self._remember = len(first), {0: first}, True
+        self._starts, self._run = [0], len(first)
+
+    def read(self, start: int, stop: int) -> Stack:
+        """Return (k, H, W), fewer than asked for only where so few have a value."""
+        if start not in self._known or len(self._known[start]) != stop - start:
+            block = self._frames.read(start, stop)
+            if not np.isfinite(block).any(axis=(1, 2)).all():
+                block = self._next(start, stop - start)
+            if not self._remember:
+                return block
+            self._known[start] = block
+        return self._known[start].copy()
+
+    def blocks(self) -> Iterator[Stack]:
+        """Yield the runs of neighbouring frames that are looked at."""
+        for start in self._starts:
+            yield self.read(start, start + self._run)
+
+    def _next(self, start: int, wanted: int) -> Stack:
+        """Return so many frames with values from ``start`` on, and round to it again."""
+        found = []
+        for step in range(self._frames.shape[0]):
+            number = (start + step) % self._frames.shape[0]
+            block = self._frames.read(number, number + 1)
+            if np.isfinite(block).any():
+                found.append(block)
+            if len(found) == wanted:
+                break
+        return np.concatenate([np.zeros((0, *self._frames.shape[1:]), np.float32), *found])
+
+
+def _reader(sample: Sample, recipe: Recipe) -> Read:
     def read(start: int, stop: int) -> Stack:
-        block = frames.read(start, stop)
-        if filled := recipe.apply(block, frames.path, start):
-            lost[start] = filled
-        return block
+        return recipe.apply(sample.read(start, stop)).frames
 
     return read
 
@@ -141,18 +328,21 @@ def _plan(path: Path, mask: defects.Mask) -> defects.Fill:
 
 
 def _measure(
-    frames: Frames,
-    read: Callable[[int, int], Stack],
+    path: Path,
+    sample: Sample,
+    read: Read,
     options: DenoiseOptions,
     bad: defects.Mask,
 ) -> Intensity:
-    count, height, width = frames.shape
+    height, width = bad.shape
     try:
-        return intensity.estimate(read, count, (height, width), options.gain, options.offset, bad)
+        return intensity.estimate(
+            read, sample.count, (height, width), options.gain, options.offset, bad
+        )
     except FormatError:
         raise
     except EmdnError as error:
-        raise FormatError(f"{frames.path}: {error}") from error
+        raise FormatError(f"{path}: {error}") from error
 
 
 def _reference(path: Path | None, size: tuple[int, ...]) -> NDArray[np.float32] | None:
@@ -171,19 +361,3 @@ def _reference(path: Path | None, size: tuple[int, ...]) -> NDArray[np.float32] 
     if not np.isfinite(reference).all():
         raise FormatError(f"{path}: has pixels that are not finite")
     return reference
-
-
-def _fill_rest(path: Path, block: Stack, start: int, mask: defects.Mask) -> int:
-    """Fill, in place, what is not finite in some frames only; return how many pixels."""
-    filled = 0
-    for index in np.flatnonzero(~np.isfinite(block).all(axis=(1, 2))):
-        frame = block[index : index + 1]
-        lost = ~np.isfinite(frame[0])
-        filled += int(lost.sum())
-        try:
-            defects.plan(mask | lost).apply(frame)
-        except ValueError as error:
-            raise FormatError(
-                f"{path}: frame {start + index} has no finite pixels; leave it out with --frames"
-            ) from error
-    return filled

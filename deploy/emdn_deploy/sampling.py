@@ -57,6 +57,8 @@ class Blocks:
         The largest number that all of them are multiples of; 0 where there is none.
     singles
         Some frames, or their middles, large enough for a spectrum; empty if none is.
+    good
+        (H, W), the pixels of these that count; None for all.
     """
 
     level: float
@@ -69,6 +71,7 @@ class Blocks:
     whole: bool
     step: float
     singles: tuple[NDArray[np.float32], ...]
+    good: NDArray[np.bool_] | None = None
 
     @cached_property
     def single(self) -> float:
@@ -87,7 +90,7 @@ class Blocks:
 
     @cached_property
     def _spectral(self) -> list[tuple[float, float]]:
-        return [spectrum.noise(one.astype(np.float64)) for one in self.singles]
+        return [spectrum.noise(one.astype(np.float64), self.good) for one in self.singles]
 
 
 def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
@@ -166,6 +169,7 @@ def collect(
         whole=all(one.whole for one in samples),
         step=common_step(np.unique(np.concatenate([one.values for one in samples]))),
         singles=tuple(one.single for one in samples if one.single is not None),
+        good=None if lost is None else spectrum.middle(good),
     )
 
 
