@@ -48,13 +48,11 @@ def select(frames: Frames, text: str) -> Frames:
         If the selection is empty or is not one.
     """
     ranges = [range(frames.shape[0])[part] for part in parse(text)]
-    if not all(ranges):
-        name = (
-            text
-            if len(ranges) == 1
-            else text.split(",")[[bool(one) for one in ranges].index(False)]
-        )
-        raise FormatError(f"{frames.path}: --frames {name} takes none of {frames.shape[0]} frames")
+    for name, one in zip(text.split(","), ranges, strict=True):
+        if not one:
+            raise FormatError(
+                f"{frames.path}: --frames {name} takes none of {frames.shape[0]} frames"
+            )
     chosen = np.concatenate([np.asarray(one) for one in ranges])
     steps = np.unique(np.diff(chosen))
     step = 1 if len(ranges) == len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
