@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import defects, flagged, intensity, sampling
+from emdn_deploy import defects, flagged, intensity, motion, sampling
 from emdn_deploy.denoiser import Answer
 from emdn_deploy.flagged import Flagged
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise import findings
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_models.errors import EmdnError, FormatError
@@ -18,6 +19,10 @@ from emdn_models.errors import EmdnError, FormatError
 Stack = NDArray[np.float32]
 Read = Callable[[int, int], Stack]
 
+# How many times the variance of some frames is that of others, for a word about it.
+_UNEVEN = 4
+# Pixels that differ from most of a frame, for none to do so in another to be no chance.
+_EVENTS = 30
 _UNSCALED = Intensity(1.0, 1.0, 0.0, 0.0, "")
 
 
@@ -105,6 +110,8 @@ class Recipe:
         (H, W), all of these: the pixels that tell nothing of the noise.
     fill
         Fills in what is faulty, and what the network is not to see.
+    blank
+        Whether frames of one value are no chance, and pass as they are.
     notes
         What the frames show that denoising does not mend, for people.
     """
@@ -116,6 +123,7 @@ class Recipe:
     bad: defects.Mask
     fill: defects.Fill
     scale: Intensity
+    blank: bool = False
     notes: tuple[str, ...] = ()
 
     def apply(self, block: Stack) -> Part:
@@ -123,7 +131,8 @@ class Recipe:
         static = self.flags.masked | self.faulty
         lost = ~np.isfinite(block) & ~static
         saturated = self.flags.saturated_in(block)
-        if saturated is None and not lost.any() and not self.flags.masked.any():
+        blank = _constant(block, ~static) & self.blank
+        if saturated is None and not (lost.any() or self.flags.masked.any() or blank.any()):
             self._reference(block)
             self.fill.apply(block)
             return Part(block)
@@ -131,13 +140,15 @@ class Recipe:
         hidden = np.zeros(block.shape, bool) if saturated is None else saturated.copy()
         for index in np.flatnonzero(lost.any(axis=(1, 2))):
             hidden[index] |= flagged.areas(lost[index])
-        hidden[(hidden | lost | static).all(axis=(1, 2))] = True
+        hidden[(hidden | lost | static).all(axis=(1, 2)) | blank] = True
         single = lost & ~hidden
         kept = hidden | self.flags.masked
         original = block.copy() if kept.any() else None
         self._reference(block)
-        if original is not None and saturated is not None:
-            original[saturated] = block[saturated]  # corrected as all others; a flag is not
+        if original is not None:  # a flag is no intensity, all else is corrected
+            if saturated is not None:
+                original[saturated] = block[saturated]
+            original[blank] = block[blank]
         self.fill.apply(block)
         for frame, away, gone in zip(block, hidden, single, strict=True):
             if away.all():
@@ -236,7 +247,7 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
         bad = faulty | flags.masked | flags.saturated | flags.stuck
         if bad.all():
             bad = faulty | flags.masked
-        draft = Recipe(dark, gain_map, faulty, flags, bad, fill, _UNSCALED)
+        draft = Recipe(dark, gain_map, faulty, flags, bad, fill, _UNSCALED, sample.blank)
         return replace(
             draft, scale=_measure(frames.path, sample, _reader(sample, draft), options, bad)
         )
@@ -248,18 +259,49 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
         found = defects.outliers(read, sample.count, size, scale.gain, scale.offset)
         if (found & ~recipe.bad).any():
             recipe = recipe_for(faulty | (found & ~recipe.bad))
-    return recipe
+    return replace(recipe, notes=_notes(sample, recipe))
+
+
+def _notes(sample: "Sample", recipe: Recipe) -> tuple[str, ...]:
+    """Say what of the frames looked at one scale, and a network, do not fit."""
+    scale, size = recipe.scale, recipe.bad.shape
+    if not scale.sigma:
+        return ()
+    read = _reader(sample, recipe)
+    spectra = motion.gather(read, sample.count, (size[0], size[1]), recipe.bad)
+    said = findings.lines_of(spectra, scale.gain * scale.scale)
+    noise = np.array([_noise(frame) for one in sample.spans() for frame in read(*one)])
+    (low, high), error = np.quantile(noise[:, 0], (0.1, 0.9), method="nearest"), noise[:, 1].max()
+    if high > _UNEVEN * low + 6 * error:
+        said.append(
+            f"the noise of the frames differs, from {low**0.5:.3g} to {high**0.5:.3g}, and one "
+            "scale is taken for all: denoise frames of different detectors or exposures apart, as "
+            "by --frames ::2"
+        )
+    return tuple(said)
+
+
+def _noise(frame: Stack) -> tuple[float, float]:
+    """Return the variance of (H, W) from neighbours along x, and its standard error."""
+    every = max(1, frame.size // 2**17)
+    squares = np.diff(frame[::every].astype(np.float64), axis=1) ** 2 / 2
+    if not squares.size:
+        return 0.0, 0.0
+    return float(squares.mean()), float(squares.std() / squares.size**0.5)
 
 
 class Sample:
     """The frames of a stack that are looked at, as the file holds them: read once if memory allows.
 
-    Frames without any value, as an acquisition may drop, are passed over for the next.
+    Frames without any value, as an acquisition may drop, and blank ones are passed over for the
+    next.
 
     Attributes
     ----------
     count
-        Frames of the stack, or of those with a value if there are hardly any.
+        Frames of the stack, or of those that are not passed over if there are hardly any.
+    blank
+        Whether frames of one value only are passed over: there are others, and not sparse ones.
 
     Raises
     ------
@@ -273,7 +315,12 @@ class Sample:
         self._known: dict[int, Stack] = {}
         pixels = len(self._starts) * self._run * frames.shape[1] * frames.shape[2]
         self._remember = pixels <= sampling.MAX_PIXELS
+        self.blank = True
         first = self.read(0, self._run)
+        if not len(first) or np.count_nonzero(first[0] != np.nanmedian(first[0])) < _EVENTS:
+            self.blank = False
+            self._known.clear()
+            first = self.read(0, self._run)
         if len(first) == self._run:
             return
         if not len(first):
@@ -288,7 +335,7 @@ class Sample:
         """Return (k, H, W), fewer than asked for only where so few have a value."""
         if start not in self._known or len(self._known[start]) != stop - start:
             block = self._frames.read(start, stop)
-            if not np.isfinite(block).any(axis=(1, 2)).all():
+            if not self._tell(block).all():
                 block = self._next(start, stop - start)
             if not self._remember:
                 return block
@@ -296,21 +343,37 @@ class Sample:
         return self._known[start].copy()
 
     def blocks(self) -> Iterator[Stack]:
-        """Yield the runs of neighbouring frames that are looked at."""
-        for start in self._starts:
-            yield self.read(start, start + self._run)
+        """Return the runs of neighbouring frames that are looked at."""
+        return (self.read(*span) for span in self.spans())
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return first and last frame, plus one, of these runs."""
+        return [(start, start + self._run) for start in self._starts]
+
+    def _tell(self, block: Stack) -> NDArray[np.bool_]:
+        """Say which of (k, H, W) are not passed over."""
+        finite = np.isfinite(block)
+        found = finite.any(axis=(1, 2))
+        return np.asarray(found & ~_constant(block, finite) if self.blank else found)
 
     def _next(self, start: int, wanted: int) -> Stack:
-        """Return so many frames with values from ``start`` on, and round to it again."""
+        """Return so many frames that are not passed over, from ``start`` on and round to it."""
         found = []
         for step in range(self._frames.shape[0]):
             number = (start + step) % self._frames.shape[0]
             block = self._frames.read(number, number + 1)
-            if np.isfinite(block).any():
+            if self._tell(block)[0]:
                 found.append(block)
             if len(found) == wanted:
                 break
         return np.concatenate([np.zeros((0, *self._frames.shape[1:]), np.float32), *found])
+
+
+def _constant(block: Stack, good: defects.Mask) -> NDArray[np.bool_]:
+    """Say which of (k, H, W) have one value in all good pixels, (H, W) or (k, H, W)."""
+    where = True if good.all() else np.broadcast_to(good, block.shape)
+    low = block.min(axis=(1, 2), initial=np.inf, where=where)
+    return np.asarray(low == block.max(axis=(1, 2), initial=-np.inf, where=where))
 
 
 def _reader(sample: Sample, recipe: Recipe) -> Read:

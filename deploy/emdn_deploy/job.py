@@ -234,9 +234,10 @@ def _warn(
         )  # fmt: skip
     if sums.empty:
         shown = ", ".join(spans(sums.empty))
-        become = "are 0" if np.dtype(options.dtype).kind != "f" else "are left as they are"
+        whole = np.dtype(options.dtype).kind != "f"
+        become = "are left as they are" + (", NaN as 0" if whole else "")
         _log.warning(
-            "warning: %s: %d frames hold no value and %s (%s)",
+            "warning: %s: %d frames are blank or hold no value, and %s (%s)",
             source, len(sums.empty), become, shown,
         )  # fmt: skip
     if abs(ratio - 1) > RATIO_TOLERANCE:

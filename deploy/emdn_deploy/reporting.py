@@ -39,7 +39,9 @@ def lines(report: Report) -> list[str]:
             "their value"
         )
     if report.empty:
-        text.append(f"empty      {len(report.empty)} frames without any value, left as they are")
+        text.append(
+            f"empty      {len(report.empty)} frames are blank or hold no value, left as they are"
+        )
     text += [f"note       {note}" for note in report.notes]
     if np.dtype(report.dtype).kind != "f":
         text.append(f"saturated  {report.saturated} pixels outside the range of {report.dtype}")

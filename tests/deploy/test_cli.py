@@ -123,7 +123,7 @@ def test_pixels_that_are_not_finite_are_filled_and_told(
     with h5py.File(path, "r+") as file:
         file["frames"][()] = frames
     assert call("denoise", path, "--overwrite", "--model", box_model, "--device", "cpu") == 0
-    assert "1 frames hold no value and are left as they are (2)" in caplog.text
+    assert "1 frames are blank or hold no value, and are left as they are (2)" in caplog.text
     assert "empty      1 frames" in capsys.readouterr().out
     with h5py.File(tmp_path / "nan_denoised.h5") as file:
         assert np.isnan(file["frames"][2]).all()

@@ -288,7 +288,7 @@ def test_frames_without_values_pass_through(run, lattice, lost: list[int], caplo
     frames[lost] = np.nan
     report, made = run(frames)
     assert report.empty == tuple(lost)
-    assert f"{len(lost)} frames hold no value" in caplog.text
+    assert f"{len(lost)} frames are blank or hold no value" in caplog.text
     rest = np.setdiff1d(np.arange(12), lost)
     assert np.isnan(made[lost]).all()
     np.testing.assert_allclose(made[rest], expected[rest], atol=0.2)
@@ -323,6 +323,54 @@ def test_blank_frames_come_back(run, shape: tuple[int, int, int], value: int, ca
     np.testing.assert_array_equal(made, value)
     assert "no noise found" in caplog.text
     assert report.gap_pixels == report.saturated_input == report.bad_pixels == 0
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_blank_frames_among_others_pass_through(run, lattice, every: int, caplog) -> None:
+    """A beam that is blanked every other frame tells nothing of the others' noise."""
+    frames = lattice(9.0, (12, 64, 64)).astype("u2")
+    _, expected = run(frames, "clean")
+    frames[::every] = 3
+    report, made = run(frames)
+    assert report.empty == tuple(range(0, 12, every))
+    assert "frames are blank" in caplog.text
+    assert report.intensity.gain == 1
+    np.testing.assert_array_equal(made[::every], 3)
+    np.testing.assert_allclose(made[1::every], expected[1::every], atol=0.2)
+
+
+def test_empty_frames_of_a_sparse_stack_are_frames(run) -> None:
+    frames = np.random.default_rng(0).poisson(2e-3, (6, 32, 32)).astype("u1")
+    frames[3] = 0
+    report, _ = run(frames)
+    assert report.empty == ()
+    assert report.intensity.scale == pytest.approx(frames.mean(), rel=1e-6)
+
+
+def test_frames_on_two_scales_are_told(stack_of, lattice) -> None:
+    frames = lattice(20.0, (12, 64, 64))
+    told = {
+        "two detectors": np.stack([frames[::2] / 4, 300 * frames[1::2]], 1).reshape(frames.shape),
+        "nearly blanked": frames * np.array([0.02, 1] * 6)[:, None, None].round(2),
+        "fading": np.random.default_rng(0).poisson(frames * np.linspace(1, 0.5, 12)[:, None, None]),
+    }
+    for name, stack in told.items():
+        notes = correction.find_recipe(stack_of(stack)[0], DenoiseOptions()).notes
+        assert any("one scale is taken for all" in one for one in notes) == (name != "fading"), name
+
+
+@pytest.mark.parametrize(("count", "word"), [(8, "rows flicker"), (1, "rows differ")])
+def test_noise_of_rows_is_told_with_its_size(run, lattice, count: int, word: str, caplog) -> None:
+    rng = np.random.default_rng(4)
+    clean = lattice(100.0, (count, 96, 96))
+    report, _ = run(clean)
+    assert report.notes == ()
+    report, _ = run(clean * (1 + 0.04 * rng.standard_normal((count, 96, 1))), "rows")
+    (note,) = report.notes
+    assert note in caplog.text
+    assert note.startswith(word)
+    share = float(note.split("by ")[1].split("%")[0])
+    assert share == pytest.approx(4, rel=0.25)
 
 
 def test_the_sample_is_read_once(stack_of, lattice) -> None:

@@ -181,7 +181,8 @@ def area(power: Array, shape: tuple[int, int]) -> float:
     low = np.hypot(*frequencies(shape)) < 0.08
     where = off_axes(shape)
     inner = power[where & low]
-    return float(np.median(inner) / power[where].mean()) if inner.size else np.nan
+    mean = float(power[where].mean()) if inner.size else 0.0
+    return float(np.median(inner)) / mean if mean else np.nan
 
 
 def corner(power: Array, shape: tuple[int, int]) -> Array:
