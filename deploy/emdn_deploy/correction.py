@@ -19,6 +19,7 @@ from emdn_models.errors import EmdnError, FormatError
 Stack = NDArray[np.float32]
 Read = Callable[[int, int], Stack]
 
+_RIM = 2  # pixels around gaps and saturated areas, of which a network saw one side only
 # How many times the variance of some frames is that of others, for a word about it.
 _UNEVEN = 4
 # Pixels that differ from most of a frame, for none to do so in another to be no chance.
@@ -107,7 +108,7 @@ class Recipe:
     flags
         Gaps and saturated areas, which keep their value.
     bad
-        (H, W), all of these: the pixels that tell nothing of the noise.
+        (H, W), all of these, and the rims of areas: the pixels that tell nothing of the noise.
     fill
         Fills in what is faulty, and what the network is not to see.
     blank
@@ -244,7 +245,8 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
 
     def recipe_for(faulty: defects.Mask) -> Recipe:
         fill = _plan(frames.path, faulty | flags.masked)
-        bad = faulty | flags.masked | flags.saturated | flags.stuck
+        hidden = flags.masked | flags.saturated
+        bad = faulty | flags.stuck | (defects.widened(hidden, _RIM) if hidden.any() else hidden)
         if bad.all():
             bad = faulty | flags.masked
         draft = Recipe(dark, gain_map, faulty, flags, bad, fill, _UNSCALED, sample.blank)

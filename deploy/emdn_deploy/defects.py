@@ -108,6 +108,11 @@ def plan(mask: Mask) -> Fill:
     )
 
 
+def widened(mask: Mask, pixels: int) -> Mask:
+    """Return (H, W) with so many pixels more on all sides."""
+    return np.asarray(ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=pixels))
+
+
 def fill_nearest(frame: NDArray[np.float32], mask: Mask, without: Mask) -> None:
     """Replace, in place, the pixels of ``mask`` by the nearest that are not in ``without``."""
     nearest = ndimage.distance_transform_edt(without, return_distances=False, return_indices=True)
