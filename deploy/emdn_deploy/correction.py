@@ -24,6 +24,7 @@ _RIM = 2  # pixels around gaps and saturated areas, of which a network saw one s
 _UNEVEN = 4
 # Pixels that differ from most of a frame, for none to do so in another to be no chance.
 _EVENTS = 30
+_WHOLE = 0.98  # of the most pixels with a value, for a frame to be as good as others
 _UNSCALED = Intensity(1.0, 1.0, 0.0, 0.0, "")
 
 
@@ -55,6 +56,12 @@ class Part:
         """Return (k,), which frames have no value at all."""
         none = np.zeros(len(self.frames), bool)
         return none if self.kept is None else np.asarray(self.kept.all(axis=(1, 2)))
+
+    def judged(self, bad: defects.Mask) -> NDArray[np.bool_]:
+        """Return (k,), which frames keep hardly more than what is ``bad`` (H, W) in all."""
+        if self.kept is None:
+            return np.ones(len(self.frames), bool)
+        return np.asarray((self.kept & ~bad).mean(axis=(1, 2)) < 1 - _WHOLE)
 
     def finish(self, made: Answer, *, whole: bool = False) -> Answer:
         """Put the kept values into what a network has made of ``frames``, in place.
@@ -295,8 +302,8 @@ def _noise(frame: Stack) -> tuple[float, float]:
 class Sample:
     """The frames of a stack that are looked at, as the file holds them: read once if memory allows.
 
-    Frames without any value, as an acquisition may drop, and blank ones are passed over for the
-    next.
+    Frames with fewer values than others, as an acquisition may drop, and blank ones are passed
+    over for the next.
 
     Attributes
     ----------
@@ -317,6 +324,7 @@ class Sample:
         self._known: dict[int, Stack] = {}
         pixels = len(self._starts) * self._run * frames.shape[1] * frames.shape[2]
         self._remember = pixels <= sampling.MAX_PIXELS
+        self._most = 0.0  # share of pixels with a value, in any frame so far
         self.blank = True
         first = self.read(0, self._run)
         if not len(first) or np.count_nonzero(first[0] != np.nanmedian(first[0])) < _EVENTS:
@@ -355,7 +363,9 @@ class Sample:
     def _tell(self, block: Stack) -> NDArray[np.bool_]:
         """Say which of (k, H, W) are not passed over."""
         finite = np.isfinite(block)
-        found = finite.any(axis=(1, 2))
+        share = finite.mean(axis=(1, 2))
+        self._most = max(self._most, float(share.max()))
+        found = (share > 0) & (share > _WHOLE * self._most)
         return np.asarray(found & ~_constant(block, finite) if self.blank else found)
 
     def _next(self, start: int, wanted: int) -> Stack:

@@ -176,7 +176,7 @@ def _stream(
             part.frames, ready.scale, with_sigma=options.sigma, batch=batch, alone=lanes > 1
         )
         # Here, and not where it is written, so that every lane does its own.
-        for index in np.flatnonzero(~part.empty):
+        for index in np.flatnonzero(part.judged(ready.recipe.bad)):
             one = slice(index, index + 1)
             quick.add(start + int(index), part.frames[one], made.frames[one], made.shifts[one])
         return part.finish(made, whole=whole)

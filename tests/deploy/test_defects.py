@@ -305,6 +305,7 @@ def test_a_frame_without_a_part_keeps_it_empty(run, lattice) -> None:
     report, made = run(frames)
     assert report.empty == ()
     assert report.filled == 1
+    assert report.notes == report.standing_out == ()
     assert np.isposinf(made[3, 40:]).all()
     assert np.isfinite(made[3, :40]).all()
     assert np.isfinite(made[2]).all()
