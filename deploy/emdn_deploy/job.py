@@ -212,10 +212,12 @@ def _draw(
             from emdn_deploy import preview  # matplotlib takes half a second to import
 
             number = count // 2
-            readers = ready.read, ready.shown(denoised.read)
-            before, after = (read(number, number + 1)[0] for read in readers)
+            # Pictures are drawn in a unit whose square float32 holds.
+            readers, unit = (ready.read, ready.shown(denoised.read)), ready.scale.unit
+            before, after = (read(number, number + 1)[0] / np.float32(unit) for read in readers)
+            scale = ready.scale.scaled(1 / unit)
             title = f"{frames.path.name}, frame {number}"
-            preview.draw(options.preview, before, after, ready.scale, frames.axis("x"), title)
+            preview.draw(options.preview, before, after, scale, frames.axis("x"), title)
         if options.movie is not None:
             from emdn_deploy import movie
 
