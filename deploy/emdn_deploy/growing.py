@@ -126,9 +126,11 @@ def _follow(
                 ready = _reading(frames_now(), recipe)
                 for start in range(done, count, batch):
                     stop = min(count, start + batch)
-                    before = ready.read(start, stop)
-                    made = denoiser.answer(before, recipe.scale, batch=batch)
-                    after = made.frames
+                    part = ready.take(start, stop)
+                    made = part.finish(denoiser.answer(part.frames, recipe.scale, batch=batch))
+                    before, after = part.counted(), made.frames
+                    empty = (start + np.flatnonzero(part.empty)).tolist()
+                    sums.add_kept(part.saturated, part.filled, empty)
                     grown.resize(stop, axis=0)
                     grown[start:stop] = after.reshape(stop - start, *grown.shape[1:])
                     grown.flush()

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emdn_deploy import (
     correction,
@@ -19,8 +18,8 @@ from emdn_deploy import (
     targets,
     writers,
 )
-from emdn_deploy.checking.quick import Quick
-from emdn_deploy.correction import Prepared, Recipe
+from emdn_deploy.checking.quick import Quick, spans
+from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
 from emdn_deploy.filling import partial_of
 from emdn_deploy.options import DenoiseOptions
@@ -28,12 +27,12 @@ from emdn_deploy.outcome import Plan, Report
 from emdn_deploy.output import Output, check_target
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import CUT_SHORT
+from emdn_deploy.sums import Sums
 from emdn_deploy.writers import Layout, Storage
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
 
-Block = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
@@ -147,20 +146,22 @@ def run(
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
             late |= provenance.memory(denoiser)
-            saturated = output.sums.saturated
+            sums = output.sums
             output.complete(late)
         if options.preview is not None or options.movie is not None:
             _draw(options, frames, ready, target, module)
     ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
-    _warn(source, ratio, net, ready)
+    _warn(source, ratio, net, ready, sums, options)
     info = denoiser.session.info
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
-        ratio, ready.bad_pixels, options.dtype, saturated, options.preview,
+        ratio, ready.bad_pixels, options.dtype, sums.saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
         route.reason or None, checked.line if checked else None,
         checked.failing if checked else (), net, float(late["largest_shift"]),
+        ready.gap_pixels, sums.kept, ready.recipe.flags.limit, sums.filled, tuple(sums.empty),
+        ready.recipe.notes,
     )  # fmt: skip
 
 
@@ -176,23 +177,29 @@ def _stream(
     """Denoise the frames that are not done yet."""
     lanes, batch = _cut(denoiser, count, ready.recipe.bad.shape, options)
 
-    def read(start: int, stop: int) -> tuple[int, Block]:
-        return start, ready.read(start, stop)
+    whole = np.dtype(options.dtype).kind != "f"
 
-    def compute(item: tuple[int, Block]) -> Answer:
-        start, block = item
+    def read(start: int, stop: int) -> tuple[int, Part]:
+        return start, ready.take(start, stop)
+
+    def compute(item: tuple[int, Part]) -> Answer:
+        start, part = item
         made = denoiser.answer(
-            block, ready.scale, with_sigma=options.sigma, batch=batch, alone=lanes > 1
+            part.frames, ready.scale, with_sigma=options.sigma, batch=batch, alone=lanes > 1
         )
         # Here, and not where it is written, so that every lane does its own.
-        quick.add(start, block, made.frames, made.shifts)
-        return made
+        for index in np.flatnonzero(part.judged(ready.recipe.bad)):
+            one = slice(index, index + 1)
+            quick.add(start + int(index), part.frames[one], made.frames[one], made.shifts[one])
+        return part.finish(made, whole=whole)
 
-    def write(start: int, item: tuple[int, Block], made: Answer) -> None:
-        _, before = item
-        output.sums.add_shifts(made.shifts, before[0].size)
-        output.write(start, before, made.frames, made.sigma)
-        progress(start + len(before), count)
+    def write(start: int, item: tuple[int, Part], made: Answer) -> None:
+        _, part = item
+        empty = (start + np.flatnonzero(part.empty)).tolist()
+        output.sums.add_kept(part.saturated, part.filled, empty)
+        output.sums.add_shifts(made.shifts, part.frames[0].size)
+        output.write(start, part.counted(), made.frames, made.sigma)
+        progress(start + len(part.frames), count)
 
     pipeline.stream(read, compute, write, pipeline.blocks(output.done, count, batch), lanes)
 
@@ -217,20 +224,35 @@ def _draw(
             from emdn_deploy import preview  # matplotlib takes half a second to import
 
             number = count // 2
-            before, after = (read(number, number + 1)[0] for read in (ready.read, denoised.read))
+            # Pictures are drawn in a unit whose square float32 holds.
+            readers, unit = (ready.read, ready.shown(denoised.read)), ready.scale.unit
+            before, after = (read(number, number + 1)[0] / np.float32(unit) for read in readers)
+            scale = ready.scale.scaled(1 / unit)
             title = f"{frames.path.name}, frame {number}"
-            preview.draw(options.preview, before, after, ready.scale, frames.axis("x"), title)
+            preview.draw(options.preview, before, after, scale, frames.axis("x"), title)
         if options.movie is not None:
             from emdn_deploy import movie
 
-            movie.write(options.movie, ready.read, denoised.read, count)
+            movie.write(options.movie, ready.read, ready.shown(denoised.read), count)
 
 
-def _warn(source: Path, ratio: float, net: float, ready: Prepared) -> None:
-    if ready.lost:
+def _warn(
+    source: Path, ratio: float, net: float, ready: Prepared, sums: Sums, options: DenoiseOptions
+) -> None:
+    for note in ready.recipe.notes:
+        _log.warning("warning: %s: %s", source, note)
+    if sums.filled:
         _log.warning(
             "warning: %s: %d pixels were not finite in some frames; filled from their neighbours",
-            source, sum(ready.lost.values()),
+            source, sums.filled,
+        )  # fmt: skip
+    if sums.empty:
+        shown = ", ".join(spans(sums.empty))
+        whole = np.dtype(options.dtype).kind != "f"
+        become = "are left as they are" + (", NaN as 0" if whole else "")
+        _log.warning(
+            "warning: %s: %d frames are blank or hold no value, and %s (%s)",
+            source, len(sums.empty), become, shown,
         )  # fmt: skip
     if abs(ratio - 1) > RATIO_TOLERANCE:
         _log.warning(

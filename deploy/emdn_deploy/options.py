@@ -43,7 +43,7 @@ class DenoiseOptions:
     dataset, axes
         Which frames (see `emdn_deploy.readers.frames.Choice`).
     frames
-        A slice, ``start:stop:step``; None for all.
+        Slices ``start:stop:step`` or numbers, by commas; None for all.
     gain
         Intensity units per electron; None to estimate.
     offset

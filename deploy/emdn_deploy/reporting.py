@@ -28,6 +28,22 @@ def lines(report: Report) -> list[str]:
         text.append(f"check      {report.check}")
     if report.bad_pixels:
         text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
+    if report.gap_pixels:
+        text.append(
+            f"gaps       {report.gap_pixels} pixels of every frame are flagged or without a value, "
+            "and keep it"
+        )
+    if report.saturated_input:
+        each = report.saturated_input / max(1, report.frames)
+        text.append(
+            f"saturated  {each:.6g} pixels a frame, at {report.saturated_from:g} or above, keep "
+            "their value"
+        )
+    if report.empty:
+        text.append(
+            f"empty      {len(report.empty)} frames are blank or hold no value, left as they are"
+        )
+    text += [f"note       {note}" for note in report.notes]
     if np.dtype(report.dtype).kind != "f":
         text.append(f"saturated  {report.saturated} pixels outside the range of {report.dtype}")
     if report.sigma:

@@ -104,11 +104,13 @@ class Quick:
     def _measure(
         self, raw: Frames, denoised: Frames, shift: float
     ) -> tuple[float, float, float, float]:
-        kept = after = denoised - np.float32(self.offset)
-        level, given = float(after.mean()), float(raw.mean()) - self.offset
-        least = max(_DARK * (self.gain * level + self.read**2), 1e-30)
-        variance = np.maximum(np.float32(self.gain) * kept + np.float32(self.read**2), least)
-        scaled = (raw - denoised) / np.sqrt(variance)
+        unit = np.float32(self.gain)  # in electrons: float32 does not hold every unit's square
+        after, read = (denoised - np.float32(self.offset)) / unit, self.read / self.gain
+        level = float(after.mean())
+        given = float(raw.mean(dtype=np.float64) - self.offset) / self.gain
+        least = max(_DARK * (level + read**2), 1e-30)
+        variance = np.maximum(after + np.float32(read**2), np.float32(least))
+        scaled = (raw - denoised) / unit / np.sqrt(variance)
         share = 1.0
         if self.bad is not None and self.bad.any():
             scaled[self.bad] = 0
@@ -123,7 +125,7 @@ class Quick:
             if one.size
         ]
         lag = float(np.mean(across)) / square if across and square > 0 else 0.0
-        ratio = (level - shift) / given if given else np.nan
+        ratio = (level - shift / self.gain) / given if given else np.nan
         return ratio, max(0.0, square) ** 0.5, lag, _box(scaled, mean)
 
     def result(self) -> QuickResult:
