@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.frames import (
     Axis,
     Choice,
@@ -55,6 +56,7 @@ def array_frames(
         raise FormatError(f"{where}: has shape {shape}, expected two axes or more")
     letters = choice.axes or order or default_order(shape)
     check_order(where, shape, letters, said=choice.axes is not None or order is not None)
+    limits.check_frame(where, *stack_shape(shape, letters)[1:])
     return Frames(
         path=path,
         format=name,

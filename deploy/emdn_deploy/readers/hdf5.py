@@ -9,6 +9,7 @@ import numpy as np
 from emdn_deploy.readers import mode, parts
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
+from emdn_deploy.readers.guarded import Guarded, check_tree
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate
 from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models import checkpoint
@@ -65,7 +66,13 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
     """Return the dataset to take and the reason in words."""
     if file.attrs.get("format") == checkpoint.FORMAT:
         raise FormatError(f"{path}: holds weights of models, not frames")
-    found = candidates(file)
+    check_tree(path, file)
+    try:
+        found = candidates(file)
+    except FormatError:
+        if choice.dataset is None:
+            raise
+        found = []
     if choice.dataset is not None:
         return _asked(path, file, choice.dataset, found), "asked for by --dataset"
     if not found:
@@ -136,10 +143,12 @@ def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
 def frames_of(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: str) -> Frames:
     """Wrap a chosen dataset; releasing the frames closes the file."""
     array = (
-        parts.join(path, file, one.parts, choice.axes or one.order) if one.parts else one.dataset
+        parts.join(path, file, one.parts, choice.axes or one.order)
+        if one.parts
+        else Guarded(path, one.dataset)
     )
-    for dataset in array.datasets if one.parts else [array]:
-        _load_filters(path, dataset)
+    for guarded in array.datasets if isinstance(array, parts.Parts) else [array]:
+        _load_filters(path, guarded.dataset)
     metadata = {"chunks": str(array.chunks or "contiguous")}
     metadata |= mode.from_hdf5(file, one.path, one.convention)
     if one.parts:

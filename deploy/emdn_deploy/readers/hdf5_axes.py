@@ -7,12 +7,13 @@ import h5py
 import numpy as np
 
 from emdn_deploy.readers.frames import Axis
+from emdn_deploy.readers.guarded import read
 
 
 def velox_axes(group: h5py.Group) -> tuple[Axis, ...]:
     """Read the pixel size, in metres, from the JSON of the first frame."""
     try:
-        raw = np.asarray(group["Metadata"][:, 0], dtype=np.uint8).tobytes()
+        raw = np.asarray(read(group["Metadata"], np.s_[:, 0]), dtype=np.uint8).tobytes()
         result = json.loads(raw.split(b"\0", 1)[0])["BinaryResult"]
         size, units = result["PixelSize"], str(result.get("PixelUnitX", "m"))
         y, x = float(size["height"]), float(size["width"])
@@ -45,7 +46,7 @@ def vector_axis(vector: Any, name: str = "") -> Axis:
     units = text_of(vector.attrs.get("units")).strip("[]").replace("_", "")
     if vector.ndim != 1 or vector.size < 2:
         return Axis(name, units)
-    first, second = (float(value) for value in vector[:2])
+    first, second = (float(value) for value in read(vector, slice(2)))
     return Axis(name, units, second - first, first)
 
 

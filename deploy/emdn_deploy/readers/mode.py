@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from emdn_deploy.readers.guarded import read
 from emdn_deploy.readers.hdf5_axes import text_of
 from emdn_models.classes import Mode
 
@@ -67,7 +68,7 @@ def from_hdf5(file: h5py.File, path: str, convention: str) -> dict[str, str]:
 def _velox(group: h5py.Group) -> dict[str, str]:
     """Find the detector of the frames among those that the first frame's JSON lists."""
     try:
-        raw = np.asarray(group["Metadata"][:, 0], dtype=np.uint8).tobytes()
+        raw = np.asarray(read(group["Metadata"], np.s_[:, 0]), dtype=np.uint8).tobytes()
     except (KeyError, ValueError, TypeError, OSError):
         return {}
     facts = _json(raw.split(b"\0", 1)[0])

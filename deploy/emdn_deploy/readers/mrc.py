@@ -8,6 +8,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import FormatError
@@ -24,6 +25,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     FormatError
         If it is damaged, truncated, or holds transforms.
     """
+    limits.check_mrc(path)
     try:
         # Many programs write headers with small faults; the data are read all the same.
         with warnings.catch_warnings(record=True) as notes:

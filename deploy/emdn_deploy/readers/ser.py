@@ -7,6 +7,7 @@ import numpy as np
 from ncempy.io import ser
 from numpy.typing import NDArray
 
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import FormatError
@@ -46,6 +47,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     FormatError
         If it is damaged, empty, or holds spectra.
     """
+    limits.check_ser(path)
     try:
         file = ser.fileSER(str(path))
     except Exception as error:  # ncempy raises what its parser stumbles over

@@ -89,18 +89,20 @@ def _copy_tree(
 ) -> None:
     """Walk the links of ``source`` depth first and make each again in ``copy``."""
     chosen = source[frames.dataset]
-    made: dict[Any, str] = {_identity(source): "/"}
+    made: dict[Any, bytes] = {_identity(source): b"/"}
     base = frames.path.parent
     leaf = frames.dataset.rpartition("/")[2]
 
-    def walk(group: h5py.Group, into: h5py.Group) -> None:
+    def walk(group: h5py.Group, into: h5py.Group, above: str) -> None:
         _copy_attributes(group, into)
         for name in group:
             link = group.get(name, getlink=True)
-            path = f"{into.name.rstrip('/')}/{name}"
+            # A name that is not UTF-8 comes as bytes.
+            text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+            path = f"{above}/{text}"
             if path in frames.parts[1:]:
                 continue  # its frames are in the first part
-            if path.startswith(f"{frames.dataset}_") and _is_sigma(group, name, leaf):
+            if path.startswith(f"{frames.dataset}_") and _is_sigma(group, text, leaf):
                 continue
             if isinstance(link, h5py.SoftLink):
                 into[name] = h5py.SoftLink(link.path)
@@ -113,9 +115,9 @@ def _copy_tree(
             if _identity(item) in made and isinstance(link, h5py.HardLink):
                 into[name] = copy[made[_identity(item)]]
                 continue
-            made[_identity(item)] = path
+            made[_identity(item)] = path.encode("utf-8", "surrogateescape")
             if isinstance(item, h5py.Group):
-                walk(item, into.create_group(name, track_order=True))
+                walk(item, into.create_group(name, track_order=True), path)
             elif item == chosen:
                 made_frames = create_frames(into, name, frames.stored_shape, frames.order, storage)
                 _copy_attributes(item, made_frames)
@@ -127,7 +129,7 @@ def _copy_tree(
             else:
                 group.copy(name, into, name=name)
 
-    walk(source, copy)
+    walk(source, copy, "")
 
 
 def _count_parts(source: h5py.File, made: h5py.Dataset, frames: Frames) -> None:
@@ -153,15 +155,15 @@ def _copy_attributes(
     leave: tuple[str, ...] = (),
 ) -> None:
     for name in item.attrs:
-        kind = item.attrs.get_id(name).get_type()
+        low = item.attrs.get_id(name)
+        kind = low.get_type()
         if name not in leave and not _refers(item, name):
-            # The stored type and shape, not what numpy would make of the value.
-            low = h5py.h5a.open(item.id, name.encode())
-            new = h5py.h5a.create(into.id, name.encode(), kind, low.get_space())
+            # The stored type, shape and bytes, not what numpy would make of the value.
+            new = h5py.h5a.create(into.id, low.name, kind, low.get_space())
             if low.get_space().get_simple_extent_type() != h5py.h5s.NULL:
-                buffer = np.empty(low.shape, dtype=low.dtype)
-                low.read(buffer)
-                new.write(buffer)
+                buffer = np.zeros(low.shape, f"V{kind.get_size()}")
+                low.read(buffer, mtype=kind)
+                new.write(buffer, mtype=kind)
 
 
 def _copy_references(source: h5py.File, copy: h5py.File) -> None:
