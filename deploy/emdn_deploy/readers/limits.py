@@ -1,17 +1,24 @@
 """What a file may claim: it is compared with memory and with the bytes that are there."""
 
+import math
 import os
+import re
 import stat
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 from emdn_models.errors import FormatError
 
 # Bytes of memory that a pixel of one frame takes while it is denoised.
 PIXEL_BYTES = 16
-# The most that deflate expands what it reads.
+# The most that deflate expands what it reads, and that TIFF's other compressions do, by number.
 DEFLATE = 1032
+_EXPANDS = {5: 4096, 8: DEFLATE, 32946: DEFLATE, 32773: 128}
+# Pages that a text may claim, and bytes that a stream may grow to without a look.
+MOST_PAGES = 10**7
+_HARMLESS = 2**26
 _PIECE = 2**20
 
 
@@ -91,6 +98,83 @@ def inflated(data: bytes, most: int) -> int:
         count += len(stream.decompress(data, _PIECE))
         data = stream.unconsumed_tail
     return count
+
+
+def check_pages(path: Path, file: Any) -> None:
+    """Refuse a TIFF whose list of pages has no end, or whose OME text claims millions of them.
+
+    tifffile follows some circles for ever, and makes room for every page that the text claims.
+
+    Parameters
+    ----------
+    file
+        A `tifffile.TiffFile`.
+
+    Raises
+    ------
+    FormatError
+        Naming the page, or the number.
+    """
+    form, place, pages = file.tiff, int(file.pages[0].offset), dict[int, int]()
+    with path.open("rb") as opened:
+
+        def number(at: int, kind: str, length: int) -> int:
+            opened.seek(at)
+            return int(struct.unpack(kind, opened.read(length).ljust(length, b"\0"))[0])
+
+        while 0 < place < file.filehandle.size:  # 0 is the end; what lies outside is cut off
+            if place in pages:
+                raise FormatError(
+                    f"{path}: its pages form a circle, the last leads back to number "
+                    f"{pages[place]}; it is a damaged TIFF file: copy it again"
+                )
+            pages[place] = len(pages)
+            tags = number(place, form.tagnoformat, form.tagnosize)
+            after = place + form.tagnosize + tags * form.tagsize
+            place = number(after, form.offsetformat, form.offsetsize)
+    for text in re.findall(r"<[^<>]*Pixels [^>]*>", file.ome_metadata or "") if file.is_ome else []:
+        claimed = math.prod(int(one) for one in re.findall(r'Size[TCZ]="(\d{1,18})"', text))
+        if claimed > max(MOST_PAGES, len(pages)):
+            raise FormatError(
+                f"{path}: its OME text claims {claimed} frames, and it has {len(pages)} pages; "
+                "it is damaged: copy it again"
+            )
+
+
+def check_page(path: Path, page: Any) -> None:
+    """Refuse a TIFF page that claims more than it holds, or inflates to more than it claims.
+
+    Parameters
+    ----------
+    page
+        A `tifffile.TiffPage` or a frame of a series.
+
+    Raises
+    ------
+    FormatError
+        Naming both sizes.
+    """
+    key = page.keyframe
+    code, counts = int(key.compression), page.databytecounts
+    if code not in _EXPANDS:
+        return
+    limit, itemsize = _EXPANDS[code], key.dtype.itemsize
+    check_stored(f"{path}: page {page.index}", key.size * itemsize, sum(counts), limit)
+    most = 2 * math.prod(key.chunks) * itemsize + _PIECE
+    for start, count in zip(page.dataoffsets, counts, strict=True):
+        if limit != DEFLATE or limit * count <= max(most, _HARMLESS):
+            continue
+        with path.open("rb") as opened:
+            opened.seek(start)
+            try:
+                found = inflated(opened.read(count), most)
+            except zlib.error as error:
+                raise FormatError(f"{path}: page {page.index} is damaged ({error})") from error
+        if found > most:
+            raise FormatError(
+                f"{path}: page {page.index} inflates to more than {size(most)}, expected "
+                f"{size(math.prod(key.chunks) * itemsize)}; it is a damaged TIFF file"
+            )
 
 
 def check_mrc(path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks
@@ -44,6 +45,7 @@ class _Pages:
         page = self._series[number]
         if page is None:
             return np.zeros(self._series.keyframe.shape, self.dtype)
+        limits.check_page(self._path, page)
         try:
             pixels: NDArray[Any] = page.asarray()
         except (ImportError, ValueError, RuntimeError) as error:
@@ -69,11 +71,13 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     except (tifffile.TiffFileError, ValueError, OSError, KeyError) as error:
         raise FormatError(f"{path}: cannot be read as TIFF ({error})") from error
     try:
+        limits.check_pages(path, file)
         series, why = _choose(path, file, choice)
         if series.keyframe.photometric.name in ("PALETTE", "RGB", "YCBCR", "CMYK"):
             raise FormatError(f"{path}: holds colours; convert it to grey values first")
         order, shape = _order(series)
         plain = series.dataoffset is not None
+        limits.check_page(path, series.keyframe)
         data = (
             np.memmap(
                 path, np.dtype(series.dtype).newbyteorder(file.byteorder), "r",
