@@ -20,6 +20,8 @@ class _Series:
 
     def __init__(self, file: Any, path: Path) -> None:
         first, self.note = file.getDataset(0)
+        if min(self.note["ArrayShape"]) < 1:
+            raise ValueError(f"frames of {self.note['ArrayShape']} pixels")
         self.shape = (int(file.head["ValidNumberElements"]), *first.shape)
         self.dtype: np.dtype[Any] = first.dtype
         self._file, self._path = file, path

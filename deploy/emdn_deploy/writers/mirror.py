@@ -6,6 +6,7 @@ under the name of the first, and the links to the others are left out. Standard 
 that an earlier run left are not those of the new frames and are left out as well.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from emdn_deploy.writers.hdf5_frames import (
 )
 from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
 from emdn_models.errors import OutputError
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["check_sigma", "dataset_of", "finish", "lay_out"]
 
@@ -89,20 +92,21 @@ def _copy_tree(
 ) -> None:
     """Walk the links of ``source`` depth first and make each again in ``copy``."""
     chosen = source[frames.dataset]
-    made: dict[Any, bytes] = {_identity(source): b"/"}
+    made: dict[Any, str] = {_identity(source): "/"}
     base = frames.path.parent
     leaf = frames.dataset.rpartition("/")[2]
 
     def walk(group: h5py.Group, into: h5py.Group, above: str) -> None:
         _copy_attributes(group, into)
         for name in group:
+            if isinstance(name, bytes):  # not UTF-8, which h5py cannot follow
+                _copy_raw(group, into, name)
+                continue
             link = group.get(name, getlink=True)
-            # A name that is not UTF-8 comes as bytes.
-            text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
-            path = f"{above}/{text}"
+            path = f"{above}/{name}"
             if path in frames.parts[1:]:
                 continue  # its frames are in the first part
-            if path.startswith(f"{frames.dataset}_") and _is_sigma(group, text, leaf):
+            if path.startswith(f"{frames.dataset}_") and _is_sigma(group, name, leaf):
                 continue
             if isinstance(link, h5py.SoftLink):
                 into[name] = h5py.SoftLink(link.path)
@@ -115,7 +119,7 @@ def _copy_tree(
             if _identity(item) in made and isinstance(link, h5py.HardLink):
                 into[name] = copy[made[_identity(item)]]
                 continue
-            made[_identity(item)] = path.encode("utf-8", "surrogateescape")
+            made[_identity(item)] = path
             if isinstance(item, h5py.Group):
                 walk(item, into.create_group(name, track_order=True), path)
             elif item == chosen:
@@ -130,6 +134,13 @@ def _copy_tree(
                 group.copy(name, into, name=name)
 
     walk(source, copy, "")
+
+
+def _copy_raw(group: h5py.Group, into: h5py.Group, name: bytes) -> None:
+    if group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD:
+        h5py.h5o.copy(group.id, name, into.id, name)
+    else:
+        _log.warning("warning: the link %r is left out: its name is not UTF-8", name)
 
 
 def _count_parts(source: h5py.File, made: h5py.Dataset, frames: Frames) -> None:
@@ -170,7 +181,7 @@ def _copy_references(source: h5py.File, copy: h5py.File) -> None:
     """Point references (dimension scales, HDF5 regions of interest) at the copies."""
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        twin = copy.get(name)
+        twin = copy.get(name) if isinstance(name, str) else None
         if twin is None:
             return
         if isinstance(item, h5py.Dataset) and twin.ndim == item.ndim:
