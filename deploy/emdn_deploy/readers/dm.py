@@ -15,7 +15,7 @@ from emdn_models.errors import FormatError
 _MOST_TAGS = 30_000
 
 
-class _Tags(dm.fileDM):
+class _Tags(dm.fileDM):  # type: ignore[misc]
     """ncempy's parser, with room to count the tags of a group, and an end to all of them."""
 
     _count = 0

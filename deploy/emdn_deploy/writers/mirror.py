@@ -27,7 +27,7 @@ from emdn_deploy.writers.hdf5_frames import (
     record,
 )
 from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
-from emdn_models.errors import OutputError
+from emdn_models.errors import FormatError, OutputError
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +35,28 @@ __all__ = ["check_sigma", "dataset_of", "finish", "lay_out"]
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
-    """Write everything but the pixels, and say where those belong."""
-    with open_file(frames.path) as source, h5py.File(target, "w") as copy:
-        _copy_tree(source, copy, frames, Path(target).parent, storage)
-        _copy_references(source, copy)
-        if storage.sigma:
-            _copy_scales(copy[frames.dataset], copy[frames.dataset + SIGMA])
-        record(copy, frames.dataset, provenance)
+    """Write everything but the pixels, and say where those belong.
+
+    Raises
+    ------
+    FormatError
+        If the input is damaged beside its frames.
+    """
+    try:
+        with open_file(frames.path) as source, h5py.File(target, "w") as copy:
+            _copy_tree(source, copy, frames, Path(target).parent, storage)
+            _copy_references(source, copy)
+            if storage.sigma:
+                _copy_scales(copy[frames.dataset], copy[frames.dataset + SIGMA])
+            record(copy, frames.dataset, provenance)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
+        Path(target).unlink(missing_ok=True)
+        raise FormatError(
+            f"{frames.path}: what it holds beside the frames is damaged and cannot be copied "
+            f"({error}); --to hspy writes the frames alone"
+        ) from error
     return layout_of(target, frames.dataset, frames.stored_shape, frames.order, storage)
 
 
