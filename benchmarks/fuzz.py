@@ -175,21 +175,22 @@ def damage(content: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-def child(name: str, first: int, stop: int) -> None:
-    """Read damaged files, and print a line for each."""
+def child(cases: list[tuple[str, int]]) -> None:
+    """Read damaged files, and print a line before and after each."""
     import resource
 
     from emdn_models.errors import EmdnError
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    file, make, read = FORMATS[name]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, file)
-        make(path)
-        content = path.read_bytes()
-        for seed in range(first, stop):
-            path.write_bytes(damage(content, seed))
-            print(json.dumps({"seed": seed}), flush=True)
+        for name, seed in cases:
+            file, make, read = FORMATS[name]
+            sound, path = Path(folder, "sound " + name, file), Path(folder, file)
+            if not sound.exists():
+                sound.parent.mkdir()
+                make(sound)
+            path.write_bytes(damage(sound.read_bytes(), seed))
+            print(json.dumps(None), flush=True)
             try:
                 read(path)
                 outcome, words = "result", ""
@@ -198,32 +199,33 @@ def child(name: str, first: int, stop: int) -> None:
                 outcome = "error" if str(path) in words or name == "onnx" else "traceback"
             except BaseException as error:
                 outcome, words = "traceback", f"{type(error).__name__}: {error}"
-            print(json.dumps({"seed": seed, "outcome": outcome, "words": words}), flush=True)
+            print(json.dumps([name, seed, outcome, words]), flush=True)
 
 
-def run(name: str, first: int, count: int) -> Iterator[tuple[int, str, str]]:
-    """Yield seed, outcome and words of damaged files, in children that may die."""
-    seed, stop = first, first + count
-    while seed < stop:
-        command = [sys.executable, __file__, "--child", name, str(seed), str(stop)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def run(names: list[str], first: int, count: int) -> Iterator[tuple[str, int, str, str]]:
+    """Yield format, seed, outcome and words of damaged files, in children that may die."""
+    cases = [(name, seed) for name in names for seed in range(first, first + count)]
+    while cases:
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stdin is not None
         assert process.stdout is not None
         try:
-            begun, wait = None, 60 + _SECONDS
-            while True:
-                ready, _, _ = select.select([process.stdout], [], [], wait)
-                line = process.stdout.readline() if ready else b""
-                if not line:
-                    break
-                wait, said = _SECONDS, json.loads(line)
-                begun = said["seed"]
-                if "outcome" in said:
-                    yield begun, said["outcome"], said["words"]
-                    begun, seed = None, begun + 1
-            if begun is not None or seed < stop:
-                outcome = "crash" if ready else "hang"
-                yield seed, outcome, f"exit {process.poll()}"
-                seed += 1
+            process.stdin.write(json.dumps(cases).encode())
+            process.stdin.close()
+            wait, line = 60 + _SECONDS, b"null"
+            while line and cases:
+                hangs = not select.select([process.stdout], [], [], wait)[0]
+                line = b"" if hangs else process.stdout.readline()
+                wait = _SECONDS
+                if line and (said := json.loads(line)):
+                    cases.pop(0)
+                    yield tuple(said)
+            if cases:
+                outcome = "hang" if hangs else "crash"
+                yield (*cases.pop(0), outcome, f"exit {process.poll()}")
         finally:
             process.kill()
             process.wait()
@@ -248,16 +250,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--keep", type=Path, help="folder for files that were read wrongly")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        name, first, stop = options.child
-        child(name, int(first), int(stop))
+        child(json.load(sys.stdin))
         return
     counts = {}
     for name in options.only:
         counts[name] = Counter[str]()
-        for seed, outcome, words in run(name, options.seed, options.cases):
+        for _, seed, outcome, words in run([name], options.seed, options.cases):
             counts[name][outcome] += 1
             if outcome in ("error", "result"):
                 continue
