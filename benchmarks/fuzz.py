@@ -11,6 +11,7 @@ other exception), crashes of the process, and hangs.
 
 import argparse
 import json
+import os
 import select
 import struct
 import subprocess
@@ -182,6 +183,8 @@ def child(cases: list[tuple[str, int]]) -> None:
     from emdn_models.errors import EmdnError
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    said = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # onnxruntime prints, too
     with tempfile.TemporaryDirectory() as folder:
         for name, seed in cases:
             file, make, read = FORMATS[name]
@@ -190,7 +193,7 @@ def child(cases: list[tuple[str, int]]) -> None:
                 sound.parent.mkdir()
                 make(sound)
             path.write_bytes(damage(sound.read_bytes(), seed))
-            print(json.dumps(None), flush=True)
+            print(json.dumps(None), file=said, flush=True)
             try:
                 read(path)
                 outcome, words = "result", ""
@@ -199,7 +202,7 @@ def child(cases: list[tuple[str, int]]) -> None:
                 outcome = "error" if str(path) in words or name == "onnx" else "traceback"
             except BaseException as error:
                 outcome, words = "traceback", f"{type(error).__name__}: {error}"
-            print(json.dumps([name, seed, outcome, words]), flush=True)
+            print(json.dumps([name, seed, outcome, words]), file=said, flush=True)
 
 
 def run(names: list[str], first: int, count: int) -> Iterator[tuple[str, int, str, str]]:

@@ -20,7 +20,7 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
-from emdn_models import __version__
+from emdn_models import __version__, hdf5
 from emdn_models.errors import CheckpointError, ModelError
 
 FILE_NAME = "em_denoise_model.h5"
@@ -79,7 +79,10 @@ def load(path: str | PathLike[str]) -> dict[str, Weights]:
     if os.path.exists(path) and not os.path.isfile(path):
         raise CheckpointError(f"{os.fspath(path)}: is no file; expected a checkpoint")
     try:
+        if os.path.exists(path):
+            hdf5.check_heaps(path)
         with h5py.File(path, "r") as file:
+            hdf5.check_attributes(file.id)
             _check(path, file)
             left = os.path.getsize(path)
             models = {}
@@ -141,6 +144,7 @@ def _check(path: str | PathLike[str], file: h5py.File) -> None:
 def _read(file: h5py.File, name: str, left: int) -> Weights:
     """Read a model whose tensors take ``left`` bytes at most."""
     group = _inside(file, name, h5py.Group)
+    hdf5.check_attributes(group.id)
     preset, metadata = group.attrs["preset"], json.loads(str(group.attrs["metadata"]))
     if not isinstance(preset, str) or not isinstance(metadata, dict):
         raise ValueError(f"{name} has no preset, or metadata that are no mapping")

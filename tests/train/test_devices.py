@@ -1,4 +1,4 @@
-"""``--device``: a device that is asked for by name and is not there is an error, in every command."""
+"""``--device``: one that is asked for by name and is not there is an error, in every command."""
 
 import itertools
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.readers import limits
+from emdn_models import hdf5
 from emdn_models.errors import FormatError
 
 MOST_OBJECTS, DEEPEST = 20_000, 100
@@ -41,7 +42,8 @@ def check_tree(path: Path, file: h5py.File) -> None:
     Raises
     ------
     FormatError
-        If it has too many groups and datasets, or groups too deep in one another.
+        If it has too many groups and datasets, groups too deep in one another, or attributes
+        on which libhdf5 crashes.
     """
     count = itertools.count(1)
 
@@ -51,7 +53,19 @@ def check_tree(path: Path, file: h5py.File) -> None:
         many = next(count) > MOST_OBJECTS
         return f"more than {MOST_OBJECTS} groups and datasets" if many else None
 
-    if found := h5py.h5o.visit(file.id, stop):
+    def check(name: bytes) -> str | None:
+        if found := stop(name):
+            return found
+        hdf5.check_attributes(h5py.h5o.open(file.id, name))
+        return None
+
+    try:
+        hdf5.check_heaps(path)
+        hdf5.check_attributes(file.id)
+        found = h5py.h5o.visit(file.id, check)
+    except ValueError as error:
+        raise FormatError(f"{path}: is damaged: {error}; copy it again") from error
+    if found:
         raise FormatError(f"{path}: has {found}; copy the frames into an HDF5 file of their own")
 
 
