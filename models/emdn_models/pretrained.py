@@ -30,18 +30,19 @@ def read_index(path: Path, remedy: str = "write it with emdn-train export") -> d
     Raises
     ------
     ModelError
-        If there is none, or it is damaged: each model, and each of its variants, needs a
-        ``file`` in the same folder.
+        If there is none, or it is damaged: each model needs a ``file`` in the same folder.
     """
     try:
         if path.stat().st_size > _MOST_INDEX:
             raise ValueError(f"larger than {_MOST_INDEX} bytes")
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         entries = list(data["models"].values())
+        if not all(entry["file"] for entry in entries):
+            raise ValueError("a model has no file")
         entries += [one for entry in entries for one in entry.get("variants", {}).values()]
         for entry in entries:
-            if entry["file"] != Path(entry["file"]).name:
-                raise ValueError(f"{entry['file']!r} is no file's name")
+            if (file := entry.get("file", "")) != Path(file).name:
+                raise ValueError(f"{file!r} is no file's name")
         if not isinstance(data.get("default"), str | None):
             raise ValueError(f"{data['default']!r} is no name")
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
@@ -83,7 +84,7 @@ def onnx_path(name: str, precision: str = "fp32") -> Path:
                 + (f"those that have one: {', '.join(others)}" if others else "no model has one")
             )
         entry = entry["variants"][precision]
-    path = WEIGHTS / str(entry["file"])
+    path = WEIGHTS / str(entry.get("file"))
     if not path.is_file() or sha256(path) != entry.get("sha256"):
         raise ModelError(f"{path}: missing or damaged; reinstall emdn")
     return path

@@ -22,22 +22,22 @@ def check(path: Path) -> None:
     Raises
     ------
     ModelError
-        If onnxruntime refuses the model, it takes more than `SECONDS` or `BYTES`, or what it
+        If onnxruntime refuses the model, it takes more than `SECONDS`, or `BYTES` besides its own, or what it
         gives is no frame of that size with finite numbers.
     """
     limits, failed = ort.RunOptions(), list[Exception]()
 
     def run() -> None:
         try:
-            with _less_memory():
-                _run(path, limits)
+            _run(path, limits)
         except Exception as error:  # onnxruntime raises bare Exceptions
             failed.append(error)
 
     # Nothing stops an operator in its middle: then the thread is left behind.
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(SECONDS)
+    with _less_memory(BYTES + 4 * path.stat().st_size):
+        thread.start()
+        thread.join(SECONDS)
     if thread.is_alive():
         limits.terminate = True
         raise ModelError(
@@ -75,8 +75,8 @@ def _run(path: Path, limits: ort.RunOptions) -> None:
 
 
 @contextlib.contextmanager
-def _less_memory() -> Iterator[None]:
-    """Let this process grow by `BYTES` at most, where the system can say so."""
+def _less_memory(more: int) -> Iterator[None]:
+    """Let this process grow by ``more`` bytes at most, where the system can say so."""
     if sys.platform != "linux":
         yield
         return
@@ -84,7 +84,7 @@ def _less_memory() -> Iterator[None]:
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + BYTES
+    wanted = pages * resource.getpagesize() + more
     known = [one for one in (soft, hard) if one != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *known]), hard))
     try:
