@@ -22,8 +22,8 @@ def check(path: Path) -> None:
     Raises
     ------
     ModelError
-        If onnxruntime refuses the model, it takes more than `SECONDS`, or `BYTES` besides its own, or what it
-        gives is no frame of that size with finite numbers.
+        If onnxruntime refuses the model, it takes more than `SECONDS`, or `BYTES` besides its
+        own, or what it gives is no frame of that size with finite numbers.
     """
     limits, failed = ort.RunOptions(), list[Exception]()
 
