@@ -3,6 +3,7 @@
 import polars as pl
 
 from emdn_models import classes, pretrained
+from emdn_models.errors import ModelError
 
 
 def table() -> pl.DataFrame:
@@ -14,6 +15,15 @@ def table() -> pl.DataFrame:
     ``gflop_256`` (for one 256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over
     the noisy frame at a signal to noise per pixel, on the fixed test split (``make quality``).
     """
+    try:
+        return _table()
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{pretrained.WEIGHTS / 'index.json'}: is damaged ({error!r}); reinstall emdn"
+        ) from error
+
+
+def _table() -> pl.DataFrame:
     default = pretrained.default_model()
     rows = []
     shipped = pretrained.index()["models"]

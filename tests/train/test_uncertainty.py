@@ -125,7 +125,8 @@ def test_an_export_keeps_what_was_measured_of_the_same_weights_only(
 
     def write(value: float) -> dict:
         weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
-        export._write_index(tmp_path, {"unet": {"validation": {}}}, copied, {"unet": weights})
+        entry = {"file": "unet.onnx", "validation": {}}
+        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
         return json.loads(path.read_text())["models"]["unet"]
 
     assert key not in write(1.0)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from emdn_models import pretrained
 from emdn_models.errors import ModelError
 from emdn_models.files import renamed
 
@@ -18,13 +19,7 @@ def read(path: Path) -> dict[str, Any]:
     ModelError
         If there is none, or it is damaged.
     """
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error}); write it with emdn-train export"
-        ) from error
-    return index
+    return pretrained.read_index(path)
 
 
 def chosen(path: Path, names: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:

@@ -143,9 +143,9 @@ def pick_device(device: Device, local: int | None = None) -> torch.device:
     ``local`` is the number of this process on its machine, where there are several.
     """
     available = torch.cuda.is_available()
-    if device == "cuda" and not available:
+    if device not in ("auto", "cpu") and not available:
         raise DeviceError(
-            "--device cuda: torch finds no CUDA GPU; use --device cpu, or install a CUDA "
+            f"--device {device}: torch finds no CUDA GPU; use --device cpu, or install a CUDA "
             "build of torch and a driver that fits it"
         )
     if not available or device == "cpu":

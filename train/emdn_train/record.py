@@ -27,6 +27,7 @@ from emdn_train.export import export_one
 from emdn_train.fit import fit
 from emdn_train.inference import denoised, likeness, pictures
 from emdn_train.outputs import describe_data
+from emdn_train.parallel import pick_device
 from emdn_train.recipes import RECIPES
 from emdn_train.simulate import SimulateConfig, simulate
 from emdn_train.source import fingerprint
@@ -94,9 +95,14 @@ def record(config: RecordConfig) -> dict[str, Any] | None:
         If the data set is not as `emdn_train.data` says, or lacks ``inference/``.
     EmdnError
         If data would have to be simulated by several processes at once.
+    DeviceError
+        If the device asked for cannot be had, before anything is made.
     OutputError
         If another process records into the folder, or it cannot be written to.
     """
+    if config.device != "auto":
+        pick_device(config.device)
+        Denoiser(None, config.device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", 0)):  # the first of several processes holds the lock for all

@@ -8,7 +8,7 @@ import importlib
 from os import PathLike
 from pathlib import Path
 
-from emdn_deploy.readers import folder
+from emdn_deploy.readers import folder, limits
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import EmdnError, FormatError
 
@@ -76,6 +76,8 @@ def is_pattern(source: Path) -> bool:
 def is_hdf5(path: Path) -> bool:
     """Say whether a file begins as HDF5 does."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as opened:
             return opened.read(8) == _HDF5_SIGNATURE
     except OSError:
@@ -85,6 +87,7 @@ def is_hdf5(path: Path) -> bool:
 def _open_file(path: Path, choice: Choice) -> Frames:
     if not path.exists():
         raise FormatError(f"{path}: no such file")
+    limits.check_regular(path)
     try:
         with path.open("rb") as opened:
             head = opened.read(8)

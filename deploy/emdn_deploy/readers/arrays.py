@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.frames import (
     Axis,
     Choice,
@@ -67,6 +68,7 @@ def array_frames(
         axes = tuple(axes[place] for place in array.places)
         letters, shape = "".join(letters[place] for place in array.places), array.shape
     check_order(where, shape, letters, said=choice.axes is not None or order is not None)
+    limits.check_frame(where, *stack_shape(shape, letters)[1:])
     return Frames(
         path=path,
         format=name,

@@ -13,6 +13,26 @@ from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
 from emdn_models.errors import FormatError
 
+_MOST_TAGS = 30_000
+
+
+class _Tags(dm.fileDM):  # type: ignore[misc]
+    """ncempy's parser, with room to count the tags of a group, and an end to all of them."""
+
+    _count = 0
+
+    def parseHeader(self) -> None:
+        """Read the tags; ncempy counts those of a group in 8 bits."""
+        self._curGroupAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
+        self._curTagAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
+        super().parseHeader()
+
+    def _readTagEntry(self) -> None:
+        self._count += 1
+        if self._count > _MOST_TAGS:
+            raise ValueError(f"it has more than {_MOST_TAGS} tags")
+        super()._readTagEntry()
+
 
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open a DM file; ``choice.dataset`` is the number of an image where there are several.
@@ -23,7 +43,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         If it is damaged, holds spectra or colours, or holds several images.
     """
     try:
-        file = dm.fileDM(str(path), on_memory=False)
+        file = _Tags(str(path), on_memory=False)
     except Exception as error:  # ncempy raises what its parser stumbles over
         raise FormatError(
             f"{path}: cannot be read as a DM file ({_words(error)}); it is cut short or damaged: "

@@ -14,6 +14,7 @@ from typing import IO, Any
 import mrcfile
 import numpy as np
 
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
 from emdn_deploy.readers.pages import Pages, cut_short
@@ -82,6 +83,8 @@ def open_frames(path: Path, choice: Choice) -> Frames:
 
 def _header(path: Path) -> tuple[Any, list[str]]:
     """Return the header, and what is odd about it."""
+    if path.suffix.lower() not in _PACKED:
+        limits.check_mrc(path)
     try:
         # Many programs write headers with small faults; the data are read all the same.
         with warnings.catch_warnings(record=True) as said:

@@ -9,7 +9,7 @@ from ncempy.io import ser
 from numpy.typing import NDArray
 
 from emdn_deploy.calibration import beam
-from emdn_deploy.readers import mode
+from emdn_deploy.readers import limits, mode
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
 from emdn_deploy.readers.pages import Pages, cut_short
@@ -37,6 +37,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     FormatError
         If it is damaged, empty, or holds spectra.
     """
+    limits.check_ser(path)
     try:
         file = _opened(path)
     except Exception as error:  # ncempy raises what its parser stumbles over
@@ -49,6 +50,8 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         raise FormatError(f"{path}: holds no frames; was the acquisition stopped?")
     try:
         first, note = file.getDataset(0)
+        if min(note["ArrayShape"]) < 1:
+            raise ValueError(f"frames of {note['ArrayShape']} pixels")
     except (ValueError, IndexError, KeyError) as error:
         raise FormatError(f"{path}: is a truncated SER file ({error})") from error
     count, size = int(file.head["ValidNumberElements"]), path.stat().st_size

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import tiff_calibration
+from emdn_deploy.readers import limits, tiff_calibration
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import CUT_SHORT, WHITE, Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
@@ -72,12 +72,14 @@ def open_frames(path: Path, choice: Choice) -> Frames:
 
 
 def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
+    limits.check_pages(path, file)
     if int(file.pages[0].compression) in _EER:
         raise FormatError(
             f"{path}: holds electron events (EER), expected frames; sum them into frames first, "
             "such as with relion_convert_to_tiff, and denoise those"
         )
     series, number, why = _choose(path, file, _series(file), choice)
+    limits.check_page(path, series.keyframe)
     ours = "emdn-deploy" in str((file.imagej_metadata or {}).get("Info", ""))
     order = _order(series, ours=ours)
     if _is_colour(series) and "c" not in order and choice.axes is None:
@@ -302,6 +304,7 @@ def _is_there(page: Any, size: int) -> bool:
 
 
 def _decoded(page: Any, path: Path) -> NDArray[Any]:
+    limits.check_page(Path(page.parent.filehandle.path), page)
     # Of several files of an OME-TIFF, one is open at a time.
     handle = page.parent.filehandle
     other = handle.closed
