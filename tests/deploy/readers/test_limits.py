@@ -323,7 +323,7 @@ def test_mrc_headers(tmp_path: Path, sizes: tuple[int, int, int], extended: int)
     struct.pack_into("<i", head, 92, extended)
     head[208:214] = b"MAP DD"
     path.write_bytes(bytes(head) + bytes(8192))
-    refused(path, "claims|damaged|empty|larger" if extended else "damaged|empty|cannot")
+    refused(path, "claims|damaged|empty|larger" if extended else "damaged|empty|cut short")
 
 
 @pytest.mark.parametrize(("place", "kind", "value", "match"), [
