@@ -224,13 +224,16 @@ timing.add_to(app)
 
 def _progress() -> Callable[[int, int], None]:
     """Return a function that rewrites one line of stderr, where that is a terminal."""
-    began = time.perf_counter()
+    began, first = time.perf_counter(), -1
     live = sys.stderr.isatty()
 
     def show(done: int, count: int) -> None:
-        if not live:
+        nonlocal began, first
+        if first < 0:  # before the first frame; those of an earlier run took no time of this one
+            began, first = time.perf_counter(), done
+        if not live or done == first:
             return
-        rate = done / max(time.perf_counter() - began, 1e-9)
+        rate = (done - first) / max(time.perf_counter() - began, 1e-9)
         line = f"\r{done}/{count} frames, {rate:.1f}/s, {(count - done) / rate:.0f} s left "
         print(line, end="\n" if done == count else "", file=sys.stderr, flush=True)
 

@@ -1,8 +1,10 @@
 """Denoise one file into another: the whole of ``emdn-deploy denoise``."""
 
+import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +23,13 @@ from emdn_deploy import (
 from emdn_deploy.checking.quick import Quick
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
-from emdn_deploy.filling import partial_of
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.outcome import Plan, Report
-from emdn_deploy.output import Output, check_target
+from emdn_deploy.output import Output, State, check_targets, held
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.writers import Layout, Storage
+from emdn_deploy.writers.layout import partial_of
+from emdn_models.errors import EmdnError, OutputError
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
@@ -52,7 +55,8 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
     """Say what `run` would do, and raise what it would raise before reading pixels."""
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
-        _check(source, target, module, frames, options)
+        files, others = _outputs(target, module, frames, options)
+        check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
         size = np.dtype(options.dtype).itemsize + 4 * options.sigma
         return Plan(
             source, target, frames.format, frames.dataset, frames.why, frames.shape,
@@ -61,20 +65,23 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
         )  # fmt: skip
 
 
-def _check(
-    source: Path, target: Path, module: str, frames: Frames, options: DenoiseOptions
-) -> Path | None:
-    """Refuse what would destroy something; return the file for standard deviations, if any."""
-    check_target(target, source, overwrite=options.overwrite)
+def _outputs(
+    target: Path, module: str, frames: Frames, options: DenoiseOptions
+) -> tuple[list[Path], list[Path]]:
+    """List the files of an output, that of the frames last, and the pictures of it."""
     beside = writers.sigma_file(target, module)
     if options.sigma:
         writers.check_sigma(module, frames)
-        if beside is not None:
-            check_target(beside, source, overwrite=options.overwrite)
-        return beside
-    if beside is not None and beside.exists():
+    elif beside is not None and beside.exists():
         _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
-    return None
+    pictures = [path for path in (options.preview, options.movie) if path is not None]
+    return writers.files_of(target, module, sigma=options.sigma), pictures
+
+
+def _inputs(frames: Frames, options: DenoiseOptions) -> list[Path]:
+    """List every file that a run reads."""
+    model = [Path(options.model)] if options.model and Path(options.model).is_file() else []
+    return [frames.path, *provenance.inputs_of(frames, options), *model]
 
 
 def run(
@@ -100,8 +107,13 @@ def run(
         One of its kinds, naming the file and the remedy.
     """
     target, module = targets.target_of(source, options)
-    with open_selected(source, options) as frames:
-        beside = _check(source, target, module, frames, options)
+    with contextlib.ExitStack() as stack:
+        frames = stack.enter_context(open_selected(source, options))
+        given = provenance.stamps(provenance.inputs_of(frames, options))
+        files, pictures = _outputs(target, module, frames, options)
+        over = options.overwrite
+        stack.enter_context(held(files, pictures, _inputs(frames, options), overwrite=over))
+        beside = writers.sigma_file(target, module) if options.sigma else None
         denoiser = denoiser or Denoiser.of(options)
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
@@ -122,23 +134,33 @@ def run(
             own = partial_of(beside) if beside else None
             return writers.lay_out(module, partial, frames, facts, storage, own)
 
-        key = provenance.key_of(source, frames, facts)
-        over = options.overwrite
-        with Output(target, module, make, key, beside=beside, overwrite=over) as output:
+        quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
+
+        def state() -> State:
+            lost = np.array(list(ready.lost.items()), np.int64).reshape(-1, 2)
+            return {"quick": quick.state(), "lost": lost, "note": np.array(denoiser.room.note)}
+
+        key = provenance.key_of(facts, given)
+        with Output(files, module, make, key, beside=beside, state=state, overwrite=over) as output:
             resumed = output.done
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
+                _take_up(output, quick, ready, denoiser, size)
             began = time.perf_counter()
-            quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
+            progress(resumed, count)
             _stream(denoiser, ready, options, output, quick, count, progress)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
             late |= provenance.memory(denoiser)
             saturated = output.sums.saturated
+            provenance.check_unchanged(given)
             output.complete(late)
         if options.preview is not None or options.movie is not None:
-            _draw(options, frames, ready, target, module)
+            try:
+                _draw(options, frames, ready, target, module)
+            except (EmdnError, OSError) as error:
+                raise OutputError(f"{error}; {target} itself is complete") from error
     ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
     _warn(source, ratio, net, ready)
     info = denoiser.session.info
@@ -185,6 +207,17 @@ def _stream(
     pipeline.stream(read, compute, write, pipeline.blocks(output.done, count, batch), lanes)
 
 
+def _take_up(
+    output: Output, quick: Quick, ready: Prepared, denoiser: Denoiser, size: tuple[int, ...]
+) -> None:
+    """Let check and record speak of the frames of an earlier run, too."""
+    earlier = output.earlier
+    if "quick" in earlier:
+        quick.restore(earlier["quick"], size[0] * size[1])
+        ready.lost.update((a, b) for a, b in earlier["lost"].tolist() if a < output.done)
+        denoiser.room.note = denoiser.room.note or str(earlier["note"])
+
+
 def _cut(
     denoiser: Denoiser, count: int, size: tuple[int, ...], options: DenoiseOptions
 ) -> tuple[int, int]:
@@ -207,11 +240,24 @@ def _draw(
             number = count // 2
             before, after = (read(number, number + 1)[0] for read in (ready.read, denoised.read))
             title = f"{frames.path.name}, frame {number}"
-            preview.draw(options.preview, before, after, ready.scale, frames.axis("x"), title)
+            with _whole(options.preview) as place:
+                preview.draw(place, before, after, ready.scale, frames.axis("x"), title)
         if options.movie is not None:
             from emdn_deploy import movie
 
-            movie.write(options.movie, ready.read, denoised.read, count)
+            with _whole(options.movie) as place:
+                movie.write(place, ready.read, denoised.read, count)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a name to draw to; the picture gets its own when it is complete."""
+    place = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        yield place
+        os.replace(place, path)
+    finally:
+        place.unlink(missing_ok=True)
 
 
 def _warn(source: Path, ratio: float, net: float, ready: Prepared) -> None:

@@ -70,9 +70,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
     return arm
 
 
-@pytest.mark.parametrize(("frame", "error"), [(4, ValueError("a bug")), (0, KeyboardInterrupt())])
+@pytest.mark.parametrize(("frame", "error"), [(0, ValueError("a bug")), (0, KeyboardInterrupt())])
 def test_a_failure_leaves_nothing(source: Path, box_model: Path, stop_at, frame, error) -> None:
-    """Neither an error, nor an interruption before anything is done."""
+    """Neither an error nor an interruption before anything is done."""
     before = sorted(source.parent.iterdir())
     stop_at(frame, error)
     with pytest.raises(type(error)):
@@ -81,7 +81,9 @@ def test_a_failure_leaves_nothing(source: Path, box_model: Path, stop_at, frame,
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OutputError("No space left")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OutputError("No space left"), ValueError("a bug")]
+)
 def test_an_interrupted_run_is_continued(
     source: Path, box_model: Path, stop_at, monkeypatch, suffix: str, error: BaseException
 ) -> None:
@@ -131,7 +133,7 @@ def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
     target, code = source.parent / "cut.h5", (
         "import sys, time\n"
         "from emdn_deploy import cli, denoiser, output\n"
-        "output._SYNC_SECONDS = 0.0\n"
+        "output.SYNC_SECONDS = 0.0\n"
         "answer = denoiser.Denoiser.answer\n"
         "def slow(*a, **b):\n    time.sleep(0.02)\n    return answer(*a, **b)\n"
         "denoiser.Denoiser.answer = slow\n"

@@ -4,6 +4,7 @@ In-situ cameras write trees such as ``Hour_00/Minute_03/Second_07/..._Frame_0012
 """
 
 import glob
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,12 @@ from emdn_models.errors import FormatError
 
 Opener = Callable[[Path, Choice], Frames]
 
+# What names of outputs hold by default, and what those of their standard deviations end in.
+_DENOISED, _SIGMA = "_denoised", "_sigma"
+_PARTIAL = ".partial"
+
+_log = logging.getLogger(__name__)
+
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
     """Sort numbers inside names by value: ``frame_9`` before ``frame_10``."""
@@ -29,6 +36,9 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
 def find(source: Path, suffixes: set[str]) -> list[Path]:
     """List the frames of a folder (searched to any depth) or a pattern.
 
+    Denoised files are left out, and said, where there are others and the name of folder or
+    pattern does not ask for them; so are standard deviations beside their frames.
+
     Raises
     ------
     FormatError
@@ -38,11 +48,16 @@ def find(source: Path, suffixes: set[str]) -> list[Path]:
         paths = [path for path in source.rglob("*") if path.suffix.lower() in suffixes]
     else:
         paths = [Path(name) for name in glob.glob(str(source), recursive=True)]
-    paths = [
+    found = {
         path
         for path in paths
-        if path.is_file() and not path.name.startswith(".") and "_denoised" not in path.stem
-    ]
+        if path.is_file() and not path.name.startswith(".") and _PARTIAL not in path.suffixes
+    }
+    paths = sorted(path for path in found if not _is_sigma(path, found))
+    if _DENOISED not in source.resolve().name:
+        paths = [path for path in paths if _DENOISED not in path.stem] or paths
+    if left := len(found) - len(paths):
+        _log.info("%s: %d files by emdn are left out (%s...)", source, left, _DENOISED)
     if not paths:
         raise FormatError(f"{source}: holds no files of frames that emdn reads")
     kinds = Counter(path.suffix.lower() for path in paths)
@@ -53,6 +68,13 @@ def find(source: Path, suffixes: set[str]) -> list[Path]:
             f"choose one with a pattern in quotes, such as '{source}/*{kinds.most_common()[0][0]}'"
         )
     return sorted(paths, key=natural)
+
+
+def _is_sigma(path: Path, among: set[Path]) -> bool:
+    """Say whether a file holds the standard deviations of another one, by its name."""
+    if not path.stem.endswith(_SIGMA):
+        return False
+    return path.with_name(path.stem.removesuffix(_SIGMA) + path.suffix) in among
 
 
 def open_frames(source: Path, choice: Choice, suffixes: set[str], opener: Opener) -> Frames:
@@ -112,6 +134,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         release=lambda: None,
         why=f"in natural order, {paths[0].name} to {paths[-1].name}",
         metadata=known | ({"in each": f"{dataset} {order}"} if dataset else {}),
+        files=tuple(paths),
     )
 
 

@@ -76,6 +76,8 @@ class Frames:
     parts
         Paths of the datasets that together are the stack, the first of which is
         ``dataset``; empty where it is one.
+    files
+        Every file that pixels come from; empty where that is ``path`` alone.
     """
 
     path: Path
@@ -91,6 +93,7 @@ class Frames:
     why: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.

@@ -150,4 +150,16 @@ def frames_of(path: Path, file: h5py.File, one: Candidate, choice: Choice, why: 
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, release=file.close,
     )  # fmt: skip
-    return replace(frames, parts=one.parts)
+    return replace(frames, parts=one.parts, files=_files(path, array))
+
+
+def _files(path: Path, array: h5py.Dataset | parts.Parts) -> tuple[Path, ...]:
+    """List the files that pixels come from, behind links and virtual datasets too."""
+    found = {path: None}
+    for dataset in array.datasets if isinstance(array, parts.Parts) else [array]:
+        own = Path(dataset.file.filename)
+        names = [own.name, *(name for name, *_ in dataset.external or ())]
+        if dataset.is_virtual:
+            names += [source.file_name for source in dataset.virtual_sources()]
+        found |= {own.parent / name: None for name in names if name != "."}
+    return tuple(one for one in found if one.exists())

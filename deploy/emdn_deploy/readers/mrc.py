@@ -1,4 +1,4 @@
-"""MRC2014 and its relatives, memory-mapped."""
+"""MRC2014 and its relatives."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import array_frames, unmapped
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import FormatError
 
@@ -47,7 +47,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         # A section's distance means something in a volume only; these are frames.
         axes = (Axis("frame"), *axes[1:])
     return array_frames(
-        path, "MRC", data, choice, axes=axes if data.ndim < 4 else (),
+        path, "MRC", unmapped(path, data), choice, axes=axes if data.ndim < 4 else (),
         metadata={"mode": reading}, release=file.close,
     )  # fmt: skip
 

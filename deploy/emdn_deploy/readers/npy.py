@@ -1,10 +1,10 @@
-"""NumPy ``.npy`` files, memory-mapped; never unpickled."""
+"""NumPy ``.npy`` files, never unpickled."""
 
 from pathlib import Path
 
 import numpy as np
 
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import array_frames, unmapped
 from emdn_deploy.readers.frames import Choice, Frames
 from emdn_models.errors import FormatError
 
@@ -21,4 +21,4 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise FormatError(f"{path}: cannot be read as .npy ({error})") from error
-    return array_frames(path, "NumPy array", array, choice)
+    return array_frames(path, "NumPy array", unmapped(path, array), choice)

@@ -1,4 +1,4 @@
-"""TIFF and BigTIFF stacks: memory-mapped where they are plain, page by page otherwise."""
+"""TIFF and BigTIFF stacks: read in one piece where they are plain, page by page otherwise."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import Plain, array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models.errors import FormatError, MissingExtraError
@@ -75,13 +75,12 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         order, shape = _order(series)
         plain = series.dataoffset is not None
         data = (
-            np.memmap(
-                path, np.dtype(series.dtype).newbyteorder(file.byteorder), "r",
-                series.dataoffset, shape,
+            Plain(
+                path, series.dataoffset, shape, np.dtype(series.dtype).newbyteorder(file.byteorder)
             )
             if plain
             else _Pages(series, path)
-        )  # fmt: skip
+        )
         return array_frames(
             path, "TIFF", data, choice, order=order if len(order) == len(data.shape) else None,
             axes=_axes(file, series, order), why=why, release=file.close,

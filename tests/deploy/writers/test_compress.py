@@ -171,7 +171,7 @@ def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str) 
     target, code = source.with_name(f"cut.{to}"), (
         "import sys, time\n"
         "from emdn_deploy import cli, denoiser, output\n"
-        "output._SYNC_SECONDS = 0.0\n"
+        "output.SYNC_SECONDS = 0.0\n"
         "answer = denoiser.Denoiser.answer\n"
         "def slow(*a, **b):\n    time.sleep(0.03)\n    return answer(*a, **b)\n"
         "denoiser.Denoiser.answer = slow\n"
