@@ -193,7 +193,10 @@ def watch(
             print(f"{frames} {arrival.source} -> {arrival.output}, lag {arrival.lag_s:.2f} s")
     except KeyboardInterrupt:
         arrivals.close()
-    print(f"frames     {frames}, largest lag {worst:.2f} s")
+    except BaseException as error:
+        arrivals.throw(error)  # so that what is not finished does not look finished
+    finally:
+        print(f"frames     {frames}, largest lag {worst:.2f} s")
 
 
 @app.command()

@@ -280,15 +280,35 @@ class Output:
         before: NDArray[np.float32],
         after: NDArray[np.float32],
         sigma: NDArray[np.float32] | None = None,
+        shifts: NDArray[np.float64] | None = None,
     ) -> None:
-        """Write frames (k, H, W), the first of which is number ``start``, and their sigma."""
+        """Write frames (k, H, W), the first of which is number ``start``, and their sigma.
+
+        Parameters
+        ----------
+        shifts
+            (k,) what was added to each for the sake of its mean.
+        """
+        counted = {name: replace(filling.sums) for name, filling in self._fillings.items()}
+        try:
+            with self._disk():
+                self._fillings["frames"].write(start, before, after)
+                if sigma is not None:
+                    self._fillings["sigma"].write(start, sigma, sigma)
+        except BaseException:
+            for name, filling in self._fillings.items():
+                filling.sums = counted[name]
+            raise
+        if shifts is not None:
+            self.sums.add_shifts(shifts, before[0].size)
+        self.done = start + len(after)
         with self._disk():
-            self._fillings["frames"].write(start, before, after)
-            if sigma is not None:
-                self._fillings["sigma"].write(start, sigma, sigma)
-            self.done = start + len(after)
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 self._save_map()
+
+    def spoil(self) -> None:
+        """Let no run continue this one, whose frames may be of two inputs."""
+        self._key = json.dumps({"input_files": "changed meanwhile"})
 
     def complete(self, late: Provenance) -> None:
         """Make the files durable and give them their names."""

@@ -125,8 +125,8 @@ def check_unchanged(before: Stamps) -> None:
         more = f" and {len(changed) - 1} others" if len(changed) > 1 else ""
         raise FormatError(
             f"{changed[0]}{more}: was changed while it was denoised ({size} bytes, now "
-            f"{size_now}, or another time), so that frames may be of two inputs; the output stays "
-            "incomplete: begin anew with --overwrite when nothing writes to it any more"
+            f"{size_now}, or another time); wait until nothing writes to it any more, then begin "
+            "anew with --overwrite"
         )
 
 

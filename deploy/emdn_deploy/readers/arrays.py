@@ -187,7 +187,7 @@ class Plain:
 
     def _read(self, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
         made = np.empty(shape, self.dtype)
-        left = memoryview(made.reshape(-1).view(np.uint8))
+        left = made.reshape(-1).view(np.uint8).data
         with self._lock:
             self._file = self._file or FileIO(self._path)
             self._file.seek(start)
