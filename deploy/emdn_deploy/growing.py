@@ -197,7 +197,7 @@ class _Growing:
         self._frame = 4 * int(np.prod(frames.shape[1:]))
         self.done, self.sums = 0, Sums()
         saved = output.load_map(target)
-        with self._disk():
+        with self._begun(), self._disk():
             if not (
                 output.continues(target, saved, self._key, overwrite=overwrite)
                 and self._taken_up(saved)
@@ -210,6 +210,19 @@ class _Growing:
             reserve(self.partial, self._file.id.get_filesize(), self._frame + MARGIN)
             self._file.swmr_mode = True
             self._save_map()
+
+    @contextlib.contextmanager
+    def _begun(self) -> Iterator[None]:
+        """Leave nothing of an output that could not be begun."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError, RuntimeError, AttributeError):
+                self._file.close()
+            if not self.done:
+                with contextlib.suppress(OSError):
+                    output.discard([self.target])
+            raise
 
     def append(self, before: NDArray[np.float32], answer: Answer) -> None:
         """Write denoised frames after those that are there."""
@@ -295,8 +308,7 @@ class _Growing:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise OutputError(f"{self.partial}: cannot be written ({reason})") from error
+            raise output.refused(self.partial, error) from error
 
 
 def _create(file: h5py.File, frames: Frames, facts: Provenance) -> h5py.Dataset:

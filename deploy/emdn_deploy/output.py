@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -185,6 +186,13 @@ def say_kept(error: BaseException, done: int, partial: Path) -> None:
         _log.warning("%s", words)
     elif "--overwrite" not in str(error):
         error.args = (f"{error}; {words}",)
+
+
+def refused(partial: Path, error: OSError | RuntimeError) -> OutputError:
+    """Say why a disk refuses a file; HDF5 says it in the middle of an error of any kind."""
+    found = re.search(r"error message = '([^']*)'", str(error))
+    reason = getattr(error, "strerror", None) or (found.group(1) if found else str(error))
+    return OutputError(f"{partial}: cannot be written ({reason})")
 
 
 def discard(files: list[Path]) -> None:
@@ -422,9 +430,8 @@ class Output:
     def _disk(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"{self.partial}: cannot be written ({reason})") from error
+        except (OSError, RuntimeError) as error:
+            raise refused(self.partial, error) from error
 
 
 def _difference(one: str, other: str) -> str:

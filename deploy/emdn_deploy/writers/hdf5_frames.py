@@ -22,7 +22,7 @@ ERRORS = "_errors"
 # gzip's own default, 6, takes twice the time for a percent or two.
 LEVEL = 4
 # Room for what HDF5 writes besides pixels.
-MARGIN = 2**20
+MARGIN = 2**18
 
 
 def reserve(path: Path, start: int, size: int) -> None:
@@ -47,6 +47,22 @@ def reserve(path: Path, start: int, size: int) -> None:
                 raise
     if shutil.disk_usage(path.parent).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def probe(target: Path, size: int) -> None:
+    """Make sure that a file of ``size`` bytes and a little more would fit beside ``target``.
+
+    Raises
+    ------
+    OSError
+        If it would not.
+    """
+    scratch = target.with_name(target.name + ".new")
+    try:
+        scratch.touch()
+        reserve(scratch, 0, max(0, size) + MARGIN)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def create_frames(
@@ -120,6 +136,7 @@ def _layout_of(
         return Layout(offsets, storage.kind.str, flip)
 
     def fill(chunks: Iterator[bytes]) -> None:
+        reserve(path, path.stat().st_size, int(offsets[-1]) + MARGIN + 100 * len(offsets))
         with h5py.File(path, "r+") as file:
             data = file[dataset]
             for number, chunk in enumerate(chunks):

@@ -23,6 +23,7 @@ from emdn_deploy.writers.hdf5_frames import (
     finish,
     is_nxdata,
     layout_of,
+    probe,
     record,
 )
 from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
@@ -33,6 +34,10 @@ __all__ = ["check_sigma", "dataset_of", "finish", "lay_out"]
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write everything but the pixels, and say where those belong."""
+    with open_file(frames.path) as source:
+        parts = frames.parts or (frames.dataset,)
+        pixels = sum(source[part].id.get_storage_size() for part in parts)
+        probe(target, frames.path.stat().st_size - pixels)
     with open_file(frames.path) as source, h5py.File(target, "w") as copy:
         _copy_tree(source, copy, frames, Path(target).parent, storage)
         _copy_references(source, copy)
