@@ -291,7 +291,12 @@ def filled(case: Case, wanted: Reference, size: int, tally: Tally) -> None:
         status, words = start(case, limit=0 if grow else max(1, size))
         tally.runs += 1
         tally.ended += status == 1
-        named = not status or "cannot be written" in words or "No space left" in words
+        named = (
+            not status
+            or "cannot be written" in words
+            or "No space left" in words
+            or "make room" in words
+        )
         tally.check(status in (0, 1) and named, f"{where}: {status} {words}")
         there = case.pixels()
         tally.check(there is None or same(there, wanted.pixels), f"{where}: incomplete")

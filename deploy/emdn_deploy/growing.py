@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy import correction, output, provenance, routing, selection
 from emdn_deploy.correction import Prepared, Recipe
-from emdn_deploy.denoiser import Answer, Denoiser
+from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames
 from emdn_deploy.readers.hdf5 import choose, frames_of
@@ -81,6 +82,7 @@ def dataset(
         inputs = [
             source,
             *(path for name in provenance.REFERENCES if (path := getattr(options, name))),
+            *([Path(options.model)] if options.model else []),
         ]
         stack.enter_context(output.held([target], [], inputs, overwrite=options.overwrite))
         denoiser = Denoiser.of(options)
@@ -158,10 +160,15 @@ def _follow(
                 stop = min(count, start + batch)
                 before = ready.read(start, stop)
                 answer = denoiser.answer(before, recipe.scale, batch=batch)
-                made.append(before, answer)
+                size = before[0].size
+                made.append(before, answer.frames, partial(_tally, answer.shifts, size))
                 yield Arrival(first.path, target, stop - start, time.time() - arrived)
             idle, seen = (0.0 if count > seen else idle + poll_s), count
             sleep(poll_s)
+
+
+def _tally(shifts: NDArray[np.float64], pixels: int, sums: Sums) -> None:
+    sums.add_shifts(shifts, pixels)
 
 
 def _reading(frames: Frames, recipe: Recipe) -> Prepared:
@@ -196,6 +203,8 @@ class _Growing:
         self._name = frames.dataset
         self._frame = 4 * int(np.prod(frames.shape[1:]))
         self.done, self.sums = 0, Sums()
+        self._file: Any = None
+        self._new = False
         saved = output.load_map(target)
         with self._begun(), self._disk():
             if not (
@@ -203,6 +212,7 @@ class _Growing:
                 and self._taken_up(saved)
             ):
                 output.discard([target])
+                self._new = True
                 self.partial.touch()
                 reserve(self.partial, 0, self._frame + MARGIN)
                 self._file = h5py.File(self.partial, "w", libver="latest")
@@ -217,24 +227,26 @@ class _Growing:
         try:
             yield
         except BaseException:
-            with contextlib.suppress(OSError, RuntimeError, AttributeError):
-                self._file.close()
-            if not self.done:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RuntimeError):
+                if self._file is not None:
+                    self._file.close()
+                if self._new:
                     output.discard([self.target])
             raise
 
-    def append(self, before: NDArray[np.float32], answer: Answer) -> None:
-        """Write denoised frames after those that are there."""
+    def append(
+        self, before: NDArray[np.float32], after: NDArray[np.float32], tally: Callable[[Sums], None]
+    ) -> None:
+        """Write denoised frames after those that are there; ``tally`` as of `Output.write`."""
         stop = self.done + len(before)
         with self._disk():
             end = self._file.id.get_filesize()
             reserve(self.partial, end, len(before) * self._frame + MARGIN)
             self._data.resize(stop, axis=0)
-            self._data[self.done : stop] = answer.frames.reshape(-1, *self._data.shape[1:])
+            self._data[self.done : stop] = after.reshape(-1, *self._data.shape[1:])
             self._data.flush()
-            self.sums.add(before, answer.frames)
-            self.sums.add_shifts(answer.shifts, before[0].size)
+            self.sums.add(before, after)
+            tally(self.sums)
             self.done = stop
             if time.monotonic() - self._synced > output.SYNC_SECONDS:
                 self._save_map()

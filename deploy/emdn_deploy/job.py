@@ -27,6 +27,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.outcome import Plan, Report
 from emdn_deploy.output import Output, State, check_targets, held
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.sums import Sums
 from emdn_deploy.writers import Layout, Storage
 from emdn_deploy.writers.layout import partial_of
 from emdn_models.errors import EmdnError, FormatError, OutputError
@@ -210,7 +211,11 @@ def _stream(
 
     def write(start: int, item: tuple[int, Block], made: Answer) -> None:
         _, before = item
-        output.write(start, before, made.frames, made.sigma, made.shifts)
+
+        def tally(sums: Sums) -> None:
+            sums.add_shifts(made.shifts, before[0].size)
+
+        output.write(start, before, made.frames, made.sigma, tally)
         progress(start + len(before), count)
 
     pipeline.stream(read, compute, write, pipeline.blocks(output.done, count, batch), lanes)

@@ -9,6 +9,7 @@ until all are done. Standard deviations fill a second stack, in the same file or
 """
 
 import contextlib
+import copy
 import importlib
 import json
 import logging
@@ -288,16 +289,16 @@ class Output:
         before: NDArray[np.float32],
         after: NDArray[np.float32],
         sigma: NDArray[np.float32] | None = None,
-        shifts: NDArray[np.float64] | None = None,
+        tally: Callable[[Sums], None] = lambda sums: None,
     ) -> None:
         """Write frames (k, H, W), the first of which is number ``start``, and their sigma.
 
         Parameters
         ----------
-        shifts
-            (k,) what was added to each for the sake of its mean.
+        tally
+            Sums up what else is recorded of them; not called where writing fails.
         """
-        counted = {name: replace(filling.sums) for name, filling in self._fillings.items()}
+        counted = {name: copy.deepcopy(filling.sums) for name, filling in self._fillings.items()}
         try:
             with self._disk():
                 self._fillings["frames"].write(start, before, after)
@@ -307,8 +308,7 @@ class Output:
             for name, filling in self._fillings.items():
                 filling.sums = counted[name]
             raise
-        if shifts is not None:
-            self.sums.add_shifts(shifts, before[0].size)
+        tally(self.sums)
         self.done = start + len(after)
         with self._disk():
             if time.monotonic() - self._synced > SYNC_SECONDS:
