@@ -261,7 +261,7 @@ class Output:
         self.partial = partial_of(files[-1])
         self._make = make
         self._key = json.dumps(dict(key), sort_keys=True)
-        self._synced = time.monotonic()
+        self._synced, self._took = time.monotonic(), 0.0
         self._state = state
         self._fillings: dict[str, Filling] = {}
         self.earlier: State = {}
@@ -311,7 +311,8 @@ class Output:
         tally(self.sums)
         self.done = start + len(after)
         with self._disk():
-            if time.monotonic() - self._synced > SYNC_SECONDS:
+            # Of a very long stack it takes a while to save what is known: 5 % of the time.
+            if time.monotonic() - self._synced > max(SYNC_SECONDS, 20 * self._took):
                 self._save_map()
 
     def spoil(self) -> None:
@@ -409,10 +410,12 @@ class Output:
 
     def _save_map(self) -> None:
         """Make the frames durable, then say that they are done."""
+        began = time.monotonic()
         for filling in self._fillings.values():
             filling.sync()
         self._write_map({})
         self._synced = time.monotonic()
+        self._took = self._synced - began
 
     def _write_map(self, more: dict[str, Any]) -> None:
         arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings), **more}
