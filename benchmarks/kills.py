@@ -166,6 +166,7 @@ def work(case: Case, told: Connection, event: int, limit: int) -> None:
 
     sys.addaudithook(count_down)
     told.send("go")
+    began = time.perf_counter()
     try:
         if case.form == FOLLOWED:
             for _ in growing.dataset(case.source, case.target, case.options, 0.0, 0.01):
@@ -179,8 +180,9 @@ def work(case: Case, told: Connection, event: int, limit: int) -> None:
     except BaseException:
         told.send(traceback.format_exc())
         sys.exit(2)
+    seconds = time.perf_counter() - began
     end_hdf5()
-    told.send(" / ".join(operations))
+    told.send(" / ".join([str(seconds), *operations]))
 
 
 def end_hdf5() -> None:
@@ -242,14 +244,13 @@ class Reference:
     @classmethod
     def of(cls, case: Case) -> "Reference":
         """Run the command."""
-        began = time.perf_counter()
         status, words = start(case)
-        seconds = time.perf_counter() - began
         if status:
             raise SystemExit(f"{case.form}: an undisturbed run fails: {words or status}")
         files = {file.name for file in case.out.iterdir()}
         size = sum(file.stat().st_size for file in case.out.iterdir())
-        return cls(case.pixels(), files, size, seconds, words.split(" / "))
+        seconds, *operations = words.split(" / ")
+        return cls(case.pixels(), files, size, float(seconds), operations)
 
 
 def moments(wanted: Reference, chance: random.Random) -> list[tuple[int, float | None]]:
