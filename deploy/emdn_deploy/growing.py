@@ -292,12 +292,12 @@ class _Growing:
         try:
             reserve(self.partial, self.partial.stat().st_size, self._frame + MARGIN)
             self._file = h5py.File(self.partial, "r+", libver="latest")
-        except OSError as error:
-            if error.errno:
+            self._data = self._file[self._name]
+        except (OSError, KeyError, RuntimeError) as error:
+            if getattr(error, "errno", None):
                 raise
             _log.warning("%s: was left open by a run that was killed; begun anew", self.partial)
             return False
-        self._data = self._file[self._name]
         self.done, self.sums = int(saved["done"]), Sums(**json.loads(str(saved["sums"])))
         self._data.resize(self.done, axis=0)
         _log.info("%s: continuing after frame %d", self.partial, self.done - 1)

@@ -144,7 +144,10 @@ def run(
             return {"quick": quick.state(), "lost": lost, "note": np.array(denoiser.room.note)}
 
         key = provenance.key_of(facts, given)
-        with Output(files, module, make, key, beside=beside, state=state, overwrite=over) as output:
+        with Output(
+            files, module, make, key, pixels=size[0] * size[1], beside=beside, state=state,
+            overwrite=over,
+        ) as output:  # fmt: skip
             resumed = output.done
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.filling import Filling, Saved
 from emdn_deploy.sums import Sums
+from emdn_deploy.writers import INSIDE
 from emdn_deploy.writers.layout import Layout, Provenance, partial_of
 from emdn_models.errors import EmdnError, OutputError
 from emdn_models.lock import locked
@@ -230,6 +231,8 @@ class Output:
     key
         What decides the pixels: input, model, options. A partial file is continued
         only where it is equal.
+    pixels
+        Of a frame.
     beside
         The file of the standard deviations, where they have one of their own.
     state
@@ -251,6 +254,7 @@ class Output:
         make: Callable[[Path], Layout],
         key: Provenance,
         *,
+        pixels: int,
         beside: Path | None = None,
         state: Callable[[], State] = dict,
         overwrite: bool = False,
@@ -259,7 +263,7 @@ class Output:
         self._files = files
         self._beside = beside
         self.partial = partial_of(files[-1])
-        self._make = make
+        self._make, self._pixels = make, pixels
         self._key = json.dumps(dict(key), sort_keys=True)
         self._synced, self._took = time.monotonic(), 0.0
         self._state = state
@@ -326,6 +330,7 @@ class Output:
             self._save_map()
             for filling in self._fillings.values():
                 filling.complete()
+            self._write_map({"finishing": True})
             if self._beside is not None:
                 own = self._fillings["sigma"].sums.facts(0.0)
                 known = {name: own[name] for name in own if name.startswith("output_")}
@@ -388,6 +393,8 @@ class Output:
             layouts = {
                 name: replace(made[name], offsets=one.offsets) for name, one in layouts.items()
             }
+        elif "finishing" in saved_map and self.module in INSIDE:
+            self._mend(list(layouts.values()))
         layout = replace(layouts["frames"], sigma=layouts.get("sigma"))
         self._open(layout, {name: one.sums for name, one in saved.items()})
         self.done = int(np.count_nonzero(saved_map["done"]))
@@ -397,6 +404,33 @@ class Output:
             if name.startswith("state_")
         }
         return True
+
+    def _mend(self, layouts: list[Layout]) -> None:
+        """Write everything but the pixels again: a kill while HDF5 adds to a file damages it."""
+        laid_out = Path(f"{self.partial}.new")
+        made = self._make(laid_out)
+        same = zip(layouts, (made, made.sigma or made), strict=False)
+        if not all(np.array_equal(one.offsets, other.offsets) for one, other in same):
+            raise OutputError(
+                f"{self.partial}: was damaged by a kill at its very end; add --overwrite to begin "
+                "anew"
+            )
+        pixels = sorted(
+            (int(offset), int(offset) + self._pixels * np.dtype(one.dtype).itemsize)
+            for one in layouts
+            for offset in one.offsets
+        )
+        size = laid_out.stat().st_size
+        ends = [0, *(stop for _, stop in pixels)], [*(start for start, _ in pixels), size]
+        with laid_out.open("rb") as source, self.partial.open("r+b") as file:
+            for start, stop in zip(*ends, strict=True):
+                source.seek(start)
+                file.seek(start)
+                while start < stop and (part := source.read(min(stop - start, 2**20))):
+                    file.write(part)
+                    start += len(part)
+            file.truncate(size)
+        laid_out.unlink()
 
     def _open(self, layout: Layout, sums: dict[str, Sums]) -> None:
         """Get ready to fill in what is laid out."""

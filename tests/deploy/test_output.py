@@ -452,3 +452,37 @@ def test_a_folder_that_changes_meanwhile(
     with pytest.raises(OutputError, match=r"interrupted run with another .*input_files"):
         run(folder, box_model)
     run(folder, box_model, overwrite=True)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy"])
+@pytest.mark.parametrize("sigma", [False, True])
+def test_a_kill_while_the_record_is_completed(
+    source: Path, box_model: Path, monkeypatch, suffix: str, sigma: bool
+) -> None:
+    """HDF5 leaves a file that it cannot read any more; the frames in it are not lost."""
+    options = {"sigma": sigma, "frames": None if suffix == ".h5" else "0:8"}
+    whole = run(source, box_model, output=source.with_name(f"whole{suffix}"), **options)
+    target = source.with_name(f"cut{suffix}")
+    module = {".h5": "mirror", ".hspy": "combined", ".tif": "tiff"}.get(suffix, suffix[1:])
+
+    def dying(path: Path, late: object) -> None:
+        if suffix in (".h5", ".hspy"):
+            with path.open("r+b") as file:
+                file.write(bytes(200))
+                file.seek(0, 2)
+                file.write(bytes(3000))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"emdn_deploy.writers.{module}.finish", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, box_model, output=target, **options)
+    monkeypatch.undo()
+    report = run(source, box_model, output=target, **options)
+    assert report.resumed == 8
+    assert pixels(target) == pixels(whole.output)
+    assert report.ratio == whole.ratio
+    if sigma and suffix in (".h5", ".hspy"):
+        with h5py.File(target) as one, h5py.File(whole.output) as other:
+            assert (one[report.sigma][:] == other[whole.sigma][:]).all()
+            assert one["emdn"].attrs["output_std"] == other["emdn"].attrs["output_std"]
+    assert not list(source.parent.glob("*.partial*"))
