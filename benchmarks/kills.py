@@ -1,22 +1,25 @@
 """What is lost when `denoise` is killed at random, and when its disk is full?
 
-`python benchmarks/kills.py --minutes 5` kills runs in every form of output, at random moments and
-at the n-th file that is opened, renamed or removed, two or three times in a row, and repeats the
-command. Then it fills disks: a tmpfs of random size where it may mount one, otherwise a limit on
-the size of a file. Lost is: an input that has changed, an output under its final name that is
-incomplete, a run that ends by a signal or a traceback, or a repeated command that does not end
-with the same frames as an undisturbed one, or leaves anything behind. The table goes to
+`python benchmarks/kills.py --minutes 5` kills runs in every form of output, at random moments, at
+the n-th file that is opened, renamed or removed, and while the record is completed, up to three
+times in a row, and repeats the command. Then it fills disks: a tmpfs of random size where
+it may mount one, otherwise a limit on the size of a file. Lost is: an input that has changed, an
+output under its final name that is incomplete, a run that ends by a signal or a traceback, or a
+repeated command that does not end with the same frames as an undisturbed one, or leaves anything
+behind. The table goes to
 `benchmarks/results/robustness.md`.
 """
 
 import argparse
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +37,7 @@ import numpy as np
 from emdn_deploy import growing, job, output
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.writers import combined, mirror, mrc, npy, tiff
 from emdn_models.errors import EmdnError
 
 RESULTS = Path(__file__).with_name("results")
@@ -54,6 +58,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "folder to TIFF": ("out.tif", {}),
 }
 HANGS_S = 300  # a run of a second
+ENDED = (-signal.SIGKILL, -signal.SIGALRM)
 FOLLOWED = "HDF5, followed"
 # What every run would load, in the process that they are forked from.
 _LOADED = [
@@ -147,7 +152,8 @@ def work(case: Case, told: Connection, event: int, limit: int) -> None:
     Parameters
     ----------
     event
-        The number of the file operation at which it kills itself; 0 for none.
+        The number of the file operation at which it kills itself; 0 for none; below, so many
+        microseconds after it has begun to complete the record in the file.
     limit
         Bytes that a file may have; 0 for any number.
     """
@@ -165,6 +171,8 @@ def work(case: Case, told: Connection, event: int, limit: int) -> None:
                 os.kill(os.getpid(), 9)
 
     sys.addaudithook(count_down)
+    for module in (mirror, combined, tiff, mrc, npy, growing) if event < 0 else ():
+        vars(module)["finish"] = functools.partial(dying, module.finish, -event * 1e-6)
     told.send("go")
     began = time.perf_counter()
     try:
@@ -183,6 +191,13 @@ def work(case: Case, told: Connection, event: int, limit: int) -> None:
     seconds = time.perf_counter() - began
     end_hdf5()
     told.send(" / ".join([str(seconds), *operations]))
+
+
+def dying(finish: Callable[..., None], after_s: float, *arguments: Any) -> None:
+    """Complete a record, and end on the way."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, after_s)
+    finish(*arguments)
 
 
 def end_hdf5() -> None:
@@ -254,11 +269,15 @@ class Reference:
 
 
 def moments(wanted: Reference, chance: random.Random) -> list[tuple[int, float | None]]:
-    """Choose one to three times at which to kill: file operations, or seconds."""
+    """Choose one to three times at which to kill: file operations, seconds, or in the record."""
     return [
-        (chance.randint(1, len(wanted.events)), None)
-        if chance.random() < 0.5
-        else (0, wanted.seconds * chance.random())
+        chance.choice(
+            [
+                (chance.randint(1, len(wanted.events)), None),
+                (0, wanted.seconds * chance.random()),
+                (-int(10 ** chance.uniform(1.5, 4)), None),
+            ]
+        )
         for _ in range(chance.randint(1, 3))
     ]
 
@@ -272,10 +291,10 @@ def killed(
     for event, after_s in kills:
         status, words = start(case, event, after_s=after_s)
         tally.runs += 1
-        tally.ended += status == -9
+        tally.ended += status in ENDED
         where += f" event {event}" if event else f" {after_s:.4f} s"
         tally.check(
-            status in (0, -9) or "exists already; add" in words, f"{where}: {status} {words}"
+            status in (0, *ENDED) or "exists already; add" in words, f"{where}: {status} {words}"
         )
         tally.check(case.input() == before, f"{where}: the input has changed")
         there = case.pixels()

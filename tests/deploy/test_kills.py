@@ -33,7 +33,7 @@ def test_a_killed_run_loses_nothing(tried, form: str) -> None:
     case, wanted = tried(form)
     chance, tally = random.Random(SHORT.index(form)), kills.Tally()
     first, late = sorted(chance.randint(1, len(wanted.events)) for _ in range(2))
-    kills.killed(case, wanted, [(first, None), (late, None)], tally)
+    kills.killed(case, wanted, [(first, None), (late, None), (-300, None)], tally)
     assert tally.ended
     assert not tally.lost
 
