@@ -200,7 +200,10 @@ def watch(
             print(f"{frames} {arrival.source} -> {arrival.output}, lag {arrival.lag_s:.2f} s")
     except KeyboardInterrupt:
         arrivals.close()
-    print(f"frames     {frames}, largest lag {worst:.2f} s")
+    except BaseException as error:
+        arrivals.throw(error)  # so that what is not finished does not look finished
+    finally:
+        print(f"frames     {frames}, largest lag {worst:.2f} s")
 
 
 @app.command()
@@ -231,13 +234,16 @@ timing.add_to(app)
 
 def _progress() -> Callable[[int, int], None]:
     """Return a function that rewrites one line of stderr, where that is a terminal."""
-    began = time.perf_counter()
+    began, first = time.perf_counter(), -1
     live = sys.stderr.isatty()
 
     def show(done: int, count: int) -> None:
-        if not live:
+        nonlocal began, first
+        if first < 0:  # before the first frame; those of an earlier run took no time of this one
+            began, first = time.perf_counter(), done
+        if not live or done == first:
             return
-        rate = done / max(time.perf_counter() - began, 1e-9)
+        rate = (done - first) / max(time.perf_counter() - began, 1e-9)
         line = f"\r{done}/{count} frames, {rate:.1f}/s, {(count - done) / rate:.0f} s left "
         print(line, end="\n" if done == count else "", file=sys.stderr, flush=True)
 

@@ -94,5 +94,7 @@ def each(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, Denoi
                     f"{source} and {other} would both be written to {written}; "
                     "denoise them in two runs with different --out-dir or --suffix"
                 )
+        if target.exists() and any(one.exists() and target.samefile(one) for one in sources):
+            raise OutputError(f"{target}: is the input itself; emdn never overwrites it, use -o")
         pairs.append((source, replace(options, output=target)))
     return pairs

@@ -101,6 +101,16 @@ class Quick:
         ):
             self._rows[number] = self._measure(before, after, float(shift))
 
+    def state(self) -> NDArray[np.float64]:
+        """Return what is known of each frame, (N, 5), for `restore`."""
+        rows = [(number, *row) for number, row in list(self._rows.items())]
+        return np.array(rows, np.float64).reshape(-1, 1 + len(BOUNDS))
+
+    def restore(self, state: NDArray[np.float64], size: int) -> None:
+        """Take up frames of ``size`` pixels that an earlier run has measured."""
+        self._pixels = size
+        self._rows |= {int(number): (a, b, c, d) for number, a, b, c, d in state.tolist()}
+
     def _measure(
         self, raw: Frames, denoised: Frames, shift: float
     ) -> tuple[float, float, float, float]:

@@ -1,4 +1,4 @@
-"""Gatan DigitalMicrograph DM3 and DM4, memory-mapped through ncempy."""
+"""Gatan DigitalMicrograph DM3 and DM4, through ncempy."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from ncempy.io import dm
 
 from emdn_deploy.calibration import beam
 from emdn_deploy.readers import mode
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import array_frames, unmapped
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
 from emdn_models.errors import FormatError
@@ -67,7 +67,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
             "extract an image from them first"
         )
     return array_frames(
-        path, f"DigitalMicrograph {path.suffix[1:].upper()}", data, choice,
+        path, f"DigitalMicrograph {path.suffix[1:].upper()}", unmapped(path, data), choice,
         axes=_axes(file, index, data.ndim), why=why, notes=notes,
         metadata={key: tags[key] for key in _SHOWN if tags.get(key)} | _microscope(tags),
     )  # fmt: skip

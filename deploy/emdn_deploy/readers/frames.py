@@ -94,6 +94,8 @@ class Frames:
         Whether the file's frames are compressed.
     numbers
         Which of the file's frames these are; None for all.
+    files
+        Every file that pixels come from; empty where that is ``path`` alone.
     """
 
     path: Path
@@ -112,6 +114,7 @@ class Frames:
     notes: tuple[str, ...] = ()
     compressed: bool = False
     numbers: Sequence[int] | None = None
+    files: tuple[Path, ...] = ()
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.

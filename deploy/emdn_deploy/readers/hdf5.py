@@ -199,10 +199,20 @@ def frames_of(
         why=why, metadata=metadata, notes=notes, release=file.close,
         compressed=bool(one.dataset.id.get_create_plist().get_nfilters()),
     )  # fmt: skip
-    frames = replace(frames, parts=one.parts)
+    frames = replace(frames, parts=one.parts, files=_files(path, datasets))
+    if not complete:
+        return frames
     # What HDF5 itself need not decode is decoded in parts, where chunks are large.
-    return (
-        scratch.unpacked(frames, array if one.parts else one.dataset, letters)
-        if complete
-        else frames
-    )
+    return scratch.unpacked(frames, array if one.parts else one.dataset, letters)
+
+
+def _files(path: Path, datasets: list[h5py.Dataset]) -> tuple[Path, ...]:
+    """List the files that pixels come from, behind links and virtual datasets too."""
+    found = {path: None}
+    for dataset in datasets:
+        own = Path(dataset.file.filename)
+        names = [own.name, *(name for name, *_ in dataset.external or ())]
+        if dataset.is_virtual:
+            names += [source.file_name for source in dataset.virtual_sources()]
+        found |= {own.parent / name: None for name in names if name != "."}
+    return tuple(one for one in found if one.exists())

@@ -1,4 +1,4 @@
-"""MRC2014 and its relatives, memory-mapped; ``.gz`` and ``.bz2`` through a scratch file."""
+"""MRC2014 and its relatives; ``.gz`` and ``.bz2`` through a scratch file."""
 
 import bz2
 import gzip
@@ -15,7 +15,7 @@ import mrcfile
 import numpy as np
 
 from emdn_deploy.readers import limits
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import array_frames, unmapped
 from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
 from emdn_deploy.readers.pages import Pages, cut_short
 from emdn_models.errors import FormatError, OutputError
@@ -137,7 +137,9 @@ def _data(
     whole = shape if there >= promised else (max(0, there), *shape[-2:])
     if not math.prod(whole):
         raise FormatError(cut_short(path, 0, str(promised)))
-    mapped = np.memmap(scratch or path, dtype, "r", start, whole)
+    mapped: Any = np.memmap(scratch or path, dtype, "r", start, whole)
+    if scratch is None:
+        mapped = unmapped(path, mapped)
     if whole == shape:
         return mapped
     return Pages(

@@ -1,4 +1,4 @@
-"""TIFF and BigTIFF stacks: memory-mapped where they are plain, page by page otherwise."""
+"""TIFF and BigTIFF stacks: read in one piece where they are plain, page by page otherwise."""
 
 import contextlib
 import logging
@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdn_deploy.readers import limits, tiff_calibration
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import Plain, array_frames
 from emdn_deploy.readers.frames import CUT_SHORT, WHITE, Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
 from emdn_deploy.readers.pages import Pages, cut_short
@@ -95,7 +95,7 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
     data, cut = _data(path, file, series, shape)
     key = series.keyframe
     metadata = {"pages": str(len(file.pages)), **tiff_calibration.facts(key)}
-    metadata["stored"] = "plain" if isinstance(data, np.memmap) else "page by page"
+    metadata["stored"] = "page by page" if isinstance(data, Pages) else "plain"
     compressed = int(key.compression) > 1
     if compressed:
         metadata["stored"] += f", {key.compression.name.lower()}"
@@ -276,8 +276,8 @@ def _data(
     if start is not None:
         there = min(count, (size - start) // _bytes(series))
         if there == count:
-            return np.memmap(path, kind, "r", start, shape), False
-        read = np.memmap(path, kind, "r", start, (max(there, 0), *key.shape)).__getitem__
+            return Plain(path, start, shape, kind), False
+        read = Plain(path, start, (max(there, 0), *key.shape), kind).__getitem__
     else:
         pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
         lost = (number for number, page in enumerate(pages) if not _is_there(page, size))

@@ -40,6 +40,7 @@ __all__ = [
     "check_room",
     "check_sigma",
     "compressed",
+    "files_of",
     "human",
     "lay_out",
     "module_for",
@@ -130,6 +131,14 @@ def human(size: float) -> str:
 def sigma_file(target: Path, module: str) -> Path | None:
     """Name the file of an output's standard deviations, None where they lie in the output."""
     return None if module in INSIDE else target.with_name(f"{target.stem}{SIGMA}{target.suffix}")
+
+
+def files_of(target: Path, module: str, *, sigma: bool) -> list[Path]:
+    """List the files of an output, that of the frames last."""
+    beside = sigma_file(target, module) if sigma else None
+    files = [target] if beside is None else [beside, target]
+    sidecar = getattr(_writer(module), "sidecar", None)
+    return [*([sidecar(file) for file in files] if sidecar else []), *files]
 
 
 def sigma_place(target: Path, module: str, frames: Frames) -> str:

@@ -14,7 +14,14 @@ import numpy as np
 
 from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers.hdf5_frames import create_frames, create_sigma, finish, layout_of, record
+from emdn_deploy.writers.hdf5_frames import (
+    create_frames,
+    create_sigma,
+    finish,
+    layout_of,
+    probe,
+    record,
+)
 from emdn_deploy.writers.layout import Layout, Provenance, Storage, plain_text
 
 __all__ = ["dataset_of", "finish", "lay_out"]
@@ -28,6 +35,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     shape, axes = stacked(frames)
     order = "tuvwabdefghij"[: len(shape) - 2] + "yx"
     path = dataset_of(frames)
+    probe(target, 0)
     with h5py.File(target, "w") as file:
         file.attrs.update(
             {

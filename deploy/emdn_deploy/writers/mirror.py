@@ -24,6 +24,7 @@ from emdn_deploy.writers.hdf5_frames import (
     finish,
     is_nxdata,
     layout_of,
+    probe,
     record,
 )
 from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
@@ -43,6 +44,10 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         If the input is damaged beside its frames.
     """
     try:
+        with open_file(frames.path) as source:
+            parts = frames.parts or (frames.dataset,)
+            pixels = sum(source[part].id.get_storage_size() for part in parts)
+            probe(target, frames.path.stat().st_size - pixels)
         with open_file(frames.path) as source, h5py.File(target, "w") as copy:
             _copy_tree(source, copy, frames, Path(target).parent, storage)
             _copy_references(source, copy)
