@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks
-from emdn_models.errors import FormatError, MissingExtraError
+from emdn_models.errors import FormatError, MissingExtraError, install
 
 # What it logs of a damaged file is raised here as well, in one line.
 tifffile.logger().setLevel(logging.CRITICAL)
@@ -50,7 +50,7 @@ class _Pages:
             if "imagecodecs" in str(error):
                 raise MissingExtraError(
                     f"{self._path}: is compressed ({page.compression.name}); "
-                    "pip install imagecodecs to read it"
+                    f"to read it: {install('filters')}"
                 ) from error
             raise
         return pixels
