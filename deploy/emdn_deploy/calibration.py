@@ -1,4 +1,4 @@
-"""Lengths in the units that a file format prescribes."""
+"""Lengths in the units that a file format prescribes, and the dose that follows from them."""
 
 from emdn_deploy.readers.frames import Axis
 
@@ -14,3 +14,9 @@ def step_in(axis: Axis, units: str) -> float | None:
     if axis.step is None or own is None:
         return None
     return axis.step * own / _METRES[units.lower()]
+
+
+def dose(y: Axis, x: Axis, electrons: float) -> float | None:
+    """Return electrons per square angstrom, None where a pixel's size is not known."""
+    steps = [step_in(axis, "Å") for axis in (y, x)]
+    return electrons / (steps[0] * steps[1]) if steps[0] and steps[1] else None

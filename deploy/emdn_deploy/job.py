@@ -18,6 +18,7 @@ from emdn_deploy import (
     targets,
     writers,
 )
+from emdn_deploy.calibration import dose
 from emdn_deploy.checking.quick import Quick
 from emdn_deploy.correction import Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
@@ -138,7 +139,7 @@ def run(
             saturated = output.sums.saturated
             output.complete(late)
         if options.preview is not None or options.movie is not None:
-            _draw(options, frames, ready, target, module)
+            _draw(options, frames, ready, target, module, denoiser.session.info.name)
     ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
     _warn(source, ratio, net, ready)
     info = denoiser.session.info
@@ -194,7 +195,7 @@ def _cut(
 
 
 def _draw(
-    options: DenoiseOptions, frames: Frames, ready: Prepared, target: Path, module: str
+    options: DenoiseOptions, frames: Frames, ready: Prepared, target: Path, module: str, model: str
 ) -> None:
     """Draw what was asked for, from the finished output."""
     mirrored = module == "mirror"
@@ -206,12 +207,17 @@ def _draw(
 
             number = count // 2
             before, after = (read(number, number + 1)[0] for read in (ready.read, denoised.read))
-            title = f"{frames.path.name}, frame {number}"
+            title = f"{frames.path.name}, frame {number} of {count}, {model}"
+            if ready.scale.sigma:
+                title += f", {ready.scale.scale:.3g} e/px"
+            if known := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
+                title += f", {known:.4g} e/Å²"
             preview.draw(options.preview, before, after, ready.scale, frames.axis("x"), title)
         if options.movie is not None:
             from emdn_deploy import movie
 
-            movie.write(options.movie, ready.read, denoised.read, count)
+            time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
+            movie.write(options.movie, ready.read, denoised.read, count, time, frames.axis("x"))
 
 
 def _warn(source: Path, ratio: float, net: float, ready: Prepared) -> None:
