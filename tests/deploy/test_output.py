@@ -1,10 +1,6 @@
 """An output appears whole or not at all."""
 
-import contextlib
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,36 +118,19 @@ def pixels(path: Path) -> bytes:
         return frames.read(0, frames.shape[0]).tobytes()
 
 
-def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
+def test_a_killed_run_is_continued(source: Path, box_model: Path, denoise_killed) -> None:
     """SIGKILL, so that nothing is tidied up, while frames are being written."""
     with h5py.File(source, "r+") as file:
         del file["frames"]
         rng = np.random.default_rng(0)
-        file["frames"] = rng.poisson(20, (400, 64, 64)).astype(np.uint16)
-    target, code = source.parent / "cut.h5", (
-        "import sys, time\n"
-        "from emdn_deploy import cli, denoiser, output\n"
-        "output._SYNC_SECONDS = 0.0\n"
-        "answer = denoiser.Denoiser.answer\n"
-        "def slow(*a, **b):\n    time.sleep(0.02)\n    return answer(*a, **b)\n"
-        "denoiser.Denoiser.answer = slow\n"
-        "cli.main(sys.argv[1:])\n"
-    )  # fmt: skip
-    arguments = ["denoise", str(source), "-o", str(target), "--model", str(box_model),
-                 "--device", "cpu", "--batch", "2"]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
-    partial_map = source.parent / "cut.h5.partial.map"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with contextlib.suppress(Exception), np.load(partial_map) as saved:
-            if saved["done"].sum() >= 10:
-                break
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+        file["frames"] = rng.poisson(20, (40, 64, 64)).astype(np.uint16)
+    target = source.parent / "cut.h5"
+    denoise_killed(
+        10, source, "-o", target, "--model", box_model, "--device", "cpu", "--batch", "2"
+    )
     assert not target.exists()
     report = run(source, box_model, batch=2, output=target)
-    assert 10 <= report.resumed < 400
+    assert report.resumed == 10
     whole = run(source, box_model, batch=2, output=source.parent / "whole.h5")
     assert pixels(target) == pixels(whole.output)
 
