@@ -1,0 +1,161 @@
+"""Every command in every README: it is spelled right, and it runs, in order, in a fresh checkout.
+
+Quick commands run as they are written. Those of `SLOW` run in the slow tests, at a smaller size;
+those of `NOT_RUN` are only read. Files of the reader's own are made in `checkout`.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import h5py
+import pytest
+import tifffile
+import typer
+
+ROOT = Path(__file__).parents[1]
+READMES = [f"{folder}README.md" for folder in ("", "deploy/", "train/", "models/", "benchmarks/")]
+PROGRAMS = ("make", "emdn-deploy", "emdn-train", "pip", "python3", ".", "git", "torchrun")
+
+FIT = "--models dncnn --patch 32 --batch-size 8 --epochs 1"
+SLOW = {
+    "emdn-deploy bench --rate 25": "emdn-deploy bench --rate 25 --models dncnn --size 64",
+    "make bench": "make bench ARGS='-k test_conv'",
+    "make record": "make record ARGS='--frames 16 -b epochs=1 -b batch_size=8'",
+    "make train EPOCHS=2": "emdn-train simulate data/graphene --frames 16 --size 64 && "
+    "make train EPOCHS=1 ARGS='--models unet --patch 32 --batch-size 8'",
+    "make export": "make export",
+    "emdn-train adapt movie.h5 --max-minutes 10": "emdn-train adapt movie.h5 --epochs 1 --patch 32",
+}
+NOT_RUN = {
+    "emdn-train proof --workers 2": "half an hour",
+    "python3 -m venv .venv": "the test has its own",
+    "pip install .": ".ci/run does",
+    "make test": "it runs this",
+    "make test-all": "it runs this",
+    "make check": ".ci/run does",
+}
+
+
+def blocks(readme: str) -> Iterator[tuple[str, str]]:
+    """Yield the language and text of each fenced block."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield language, body.replace("\\\n", " ")
+
+
+def steps(readme: str) -> Iterator[tuple[str, str]]:
+    """Yield ``command`` and a command line without its comment, or ``python`` and a block."""
+    for language, body in blocks(readme):
+        if language == "python":
+            yield "python", body
+        elif not language and body.split()[0] in PROGRAMS:
+            for line in filter(None, body.splitlines()):
+                yield "command", re.split(r"\s{2,}# ", line)[0].strip()
+
+
+def all_commands() -> list[str]:
+    return [step for readme in READMES for kind, step in steps(readme) if kind == "command"]
+
+
+def test_the_lists_name_commands_of_the_readmes() -> None:
+    assert not {*SLOW, *NOT_RUN} - {*all_commands()}
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(all_commands()))
+def test_a_command_is_spelled_right(line: str) -> None:
+    from emdn_deploy import cli as deploy
+    from emdn_train import cli as train
+
+    program, *words = shlex.split(line)
+    if program == "torchrun":
+        program, words = "emdn-train", words[words.index("emdn_train") + 1 :]
+    if program in ("emdn-deploy", "emdn-train"):
+        command = typer.main.get_command(deploy.app if program == "emdn-deploy" else train.app)
+        group = command.make_context(program, list(words))
+        _, chosen, rest = command.resolve_command(group, words)
+        try:
+            chosen.make_context(words[0], rest, group)
+        except click.UsageError as error:
+            pytest.fail(error.format_message())
+    elif program == "make":
+        done = subprocess.run(
+            ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    elif program == "pip":
+        extras = re.findall(r"\[(.*?)\]", line)
+        known = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert all(f"\n{extra} = [" in known for extra in extras)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Iterator[Path]:
+    """Copy the checkout, with an installed environment and some files of the reader's own."""
+    copy = tmp_path / "emdn"
+    kept_out = shutil.ignore_patterns(
+        ".*", "*_denoised*", "results", "__pycache__", "data", "outputs"
+    )
+    shutil.copytree(ROOT, copy, ignore=kept_out)
+    shutil.copytree(ROOT / "tests" / "data", copy / "tests" / "data", dirs_exist_ok=True)
+    programs = copy / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").touch()
+    for name, module in (("python", ""), ("emdn-deploy", "-m emdn_deploy"),
+                         ("emdn-train", "-m emdn_train")):  # fmt: skip
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    for stamp in (".deploy", ".train", ".dev"):  # for make: all of it is installed
+        (programs.parent / stamp).touch()
+    with h5py.File(copy / "deploy" / "examples" / "frames.h5") as example:
+        frames = example["entry/data/frames"][:, :64, :64]
+    with h5py.File(copy / "movie.h5", "w") as file:
+        file["frames"] = frames
+    shutil.copy(copy / "movie.h5", copy / "truth.h5")
+    tifffile.imwrite(copy / "movie.tif", frames, photometric="minisblack")
+    (copy / "my_movie").mkdir()
+    for number, frame in enumerate(frames[:4]):
+        tifffile.imwrite(copy / "my_movie" / f"frame_{number}.tif", frame)
+    yield copy
+    shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize(
+    ("readme", "slow"),
+    [
+        *((readme, False) for readme in ("README.md", "deploy/README.md")),
+        *(pytest.param(readme, True, marks=pytest.mark.slow) for readme in READMES),
+    ],
+)
+def test_commands_run_in_order(checkout: Path, readme: str, slow: bool) -> None:
+    code = os.pathsep.join(str(ROOT / part) for part in ("train", "deploy", "models"))
+    environment = os.environ | {
+        "PATH": f"{checkout / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": code,
+    }  # fmt: skip
+    for kind, step in steps(readme):
+        if kind == "python":
+            frames = "import h5py\nframes = h5py.File('movie.h5')['frames'][()]\n"
+            command = [sys.executable, "-c", frames + step]
+        elif step in NOT_RUN or (step in SLOW and not slow):
+            continue
+        else:
+            command = ["bash", "-c", SLOW.get(step, step)]
+        with subprocess.Popen(
+            command, cwd=checkout, env=environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            try:
+                said = process.communicate()[0]
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        # `check` leaves with 3 where frames stand out.
+        good = (0, 3) if step.startswith("emdn-deploy check") else (0,)
+        assert process.returncode in good, f"{step}\n{said[-3000:]}"
