@@ -144,6 +144,24 @@ def checkout(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(copy)
 
 
+def test_make_takes_any_file_name(checkout: Path) -> None:
+    """Blanks, quotes, dollars and brackets reach the command; nothing is replaced unasked."""
+    (checkout / ".venv" / "bin" / "emdn-deploy").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    name = "my data/it's $5 [1].tif"
+    for frames, folder in ((name, "my data"), ("my movie/", ".")):
+        said = subprocess.run(
+            ["make", "denoise", f"FRAMES={frames}", "ARGS=--sigma"],
+            cwd=checkout, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        assert said.splitlines() == ["denoise", frames, "--preview", folder, "--sigma"]
+
+
+def test_make_help_lists_targets_and_variables() -> None:
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    words = {line.split()[0] for line in said.stdout.splitlines() if line}
+    assert words > {"denoise", "test", "test-all", "FRAMES", "DATA", "OUT", "EPOCHS", "ARGS"}
+
+
 @pytest.mark.parametrize(
     ("readme", "slow"),
     [

@@ -124,7 +124,7 @@ def denoise(
 
     pairs = [(source, _pictured(own)) for source, own in targets.each(sources, options)]
     opened = None
-    failed = []
+    failed, single = [], 0
     for source, own in pairs:
         try:
             if dry_run:
@@ -135,11 +135,17 @@ def denoise(
                 opened = opened or Denoiser.of(own)
             report = job.run(source, own, _progress(), opened)
             _show(reporting.as_json(report) if as_json else reporting.lines(report))
+            single += report.frames == 1
         except EmdnError as error:
             if len(pairs) == 1:
                 raise
             failed.append(str(source))
             print(f"error: {error}", file=sys.stderr)
+    if single > 1 and not as_json:
+        console.say(
+            f"note       {single} files of one frame each, denoised one by one; those of one movie "
+            "are better denoised together: give the folder, or the pattern in quotes"
+        )
     if failed:
         raise EmdnError(f"{len(failed)} of {len(pairs)} inputs failed: {', '.join(failed)}")
 

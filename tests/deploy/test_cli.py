@@ -221,6 +221,16 @@ def test_models_and_help_fit_80_columns(monkeypatch, capsys) -> None:
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
+def test_frames_given_one_by_one_are_told_that_a_stack_is_better(
+    tmp_path: Path, box_model: Path, lattice, capsys
+) -> None:
+    for number, frame in enumerate(lattice(20.0, (2, 32, 40)).astype(np.uint16)):
+        np.save(tmp_path / f"{number}.npy", frame)
+    both = tmp_path / "0.npy", tmp_path / "1.npy"
+    assert call("denoise", *both, "--model", box_model, "--device", "cpu") == 0
+    assert "2 files of one frame each, denoised one by one" in capsys.readouterr().out
+
+
 def test_pictures_go_into_a_folder_under_the_outputs_name(
     source: Path, box_model: Path, tmp_path: Path
 ) -> None:
