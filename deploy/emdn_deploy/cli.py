@@ -124,7 +124,7 @@ def denoise(
 
     pairs = [(source, _pictured(own)) for source, own in targets.each(sources, options)]
     opened = None
-    failed, single = [], 0
+    failed, alone = [], 0
     for source, own in pairs:
         try:
             if dry_run:
@@ -135,15 +135,15 @@ def denoise(
                 opened = opened or Denoiser.of(own)
             report = job.run(source, own, _progress(), opened)
             _show(reporting.as_json(report) if as_json else reporting.lines(report))
-            single += report.frames == 1
+            alone += report.frames == 1
         except EmdnError as error:
             if len(pairs) == 1:
                 raise
             failed.append(str(source))
             print(f"error: {error}", file=sys.stderr)
-    if single > 1 and not as_json:
+    if alone > 1 and not as_json:
         console.say(
-            f"note       {single} files of one frame each, denoised one by one; those of one movie "
+            f"note       {alone} files of one frame each, denoised one by one; those of one movie "
             "are better denoised together: give the folder, or the pattern in quotes"
         )
     if failed:
@@ -233,13 +233,14 @@ timing.add_to(app)
 
 def _pictured(options: DenoiseOptions) -> DenoiseOptions:
     """Name pictures that are to go into a folder after the output."""
-    output, pictures = options.output, {"preview": options.preview, "movie": options.movie}
-    named = {
-        kind: folder / f"{output.stem}{'.png' if kind == 'preview' else '.gif'}"
-        for kind, folder in pictures.items()
-        if output is not None and folder is not None and folder.is_dir()
-    }
-    return replace(options, **named)
+
+    def named(picture: Path | None, suffix: str) -> Path | None:
+        if picture is None or options.output is None or not picture.is_dir():
+            return picture
+        return picture / f"{options.output.stem}{suffix}"
+
+    preview, movie = named(options.preview, ".png"), named(options.movie, ".gif")
+    return replace(options, preview=preview, movie=movie)
 
 
 def _show(result: str | list[str]) -> None:
