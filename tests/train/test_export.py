@@ -119,6 +119,7 @@ def test_one_model_again_keeps_the_others(exported, tmp_path):
     assert index["default"] == "unet"
 
 
+@pytest.mark.slow
 def test_copies_come_after_models_and_are_never_the_default(tmp_path):
     source = tmp_path / "a.h5"
     better = weights_of("ffdnet", "paper", quality={"gain_db": {"0.4": 99.0}})
@@ -188,6 +189,7 @@ def test_batch_norm_folds_into_the_convolutions():
     assert operators.count("Conv") == 4
 
 
+@pytest.mark.slow
 def test_the_benchmarks_unet_is_marked_as_not_tileable(tmp_path):
     net = build("unet", "paper")
     state = {key: value.numpy() for key, value in net.state_dict().items()}

@@ -98,6 +98,7 @@ def test_only_the_first_process_speaks(two):
     assert done.stderr.count("training on") == 1
 
 
+@pytest.mark.slow
 def test_all_stop_when_one_is_told_to_and_all_continue(torchrun, two, tmp_path):
     stopped = torchrun(tmp_path, STOP="1")
     assert stopped.returncode != 0
