@@ -34,7 +34,7 @@ SLOW = {
     "emdn-train fit": SMALL,
     "emdn-train gallery": "",
     "emdn-train simulate": "--frames 16 --size 64",
-    "make bench": "ARGS='-k test_conv'",
+    "make bench": "ARGS='-k test_roofline'",
     "make export": "",
     "make record": "ARGS='--frames 16 -b epochs=1 -b batch_size=8'",
     "make train": f"ARGS='{SMALL}'",
