@@ -1,24 +1,43 @@
 # Every target is a task, not a file; the stamps in .venv record what is installed.
-.PHONY: help denoise test train simulate export ship quality gallery example bench record check clean
+.PHONY: help denoise test test-all train simulate export ship quality gallery example bench record \
+    check clean
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+#: FRAMES  file or folder that `make denoise` denoises
 FRAMES ?= deploy/examples/frames.h5
+#: DATA    folder of the training data
 DATA   ?= data/graphene
+#: OUT     folder of weights, exports and measurements
 OUT    ?= outputs
+#: SPLIT   folder of the fixed test frames of `make quality`
 SPLIT  ?= data/testset
+#: EPOCHS  how long `make train` trains
 EPOCHS ?= 2
+#: ARGS    further options of the command, such as ARGS="--model cafcn --overwrite"
 ARGS   ?=
 
+# As written, so that names with blanks, quotes or $ reach the shell unchanged.
+override FRAMES := $(value FRAMES)
+export FRAMES
+
+TESTS = $(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist worksteal
+
 help:  ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo
+	@echo "Variables, given as in: make denoise FRAMES=\"my data/movie.dm4\""
+	@sed -n 's/^#: \([A-Z]*\) */\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
-denoise: $(VENV)/.deploy  ## Denoise FRAMES (default: the example) with the default model, no torch
-	$(BIN)/emdn-deploy denoise $(FRAMES) --overwrite --preview $(basename $(FRAMES))_denoised.png $(ARGS)
+denoise: $(VENV)/.deploy  ## Denoise FRAMES (default: the example) into a file and a picture beside it
+	@$(BIN)/emdn-deploy denoise "$$FRAMES" --preview "$$(dirname "$$FRAMES")" $(ARGS)
 
-test: $(VENV)/.dev  ## Install what the tests need and run all of them
-	$(BIN)/python -m pytest tests $(ARGS)
+test: $(VENV)/.dev  ## Install what the tests need and run all but the slow ones
+	$(TESTS) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev  ## Run all tests
+	$(TESTS) $(ARGS)
 
 train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated first if missing)
 	@test -e $(DATA)/train/graphene_img_clean.h5 || { \

@@ -64,10 +64,9 @@ def notes(name: str, absent: Mapping[str, str]) -> list[str]:
 def save(folder: Path, name: str, table: pl.DataFrame, head: Iterable[str]) -> str:
     """Write a table as Markdown, CSV and Parquet; return it as printed."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = report.table(table.to_dicts())
-    conditions, body = text.split("\n", 1)
+    conditions, body = report.markdown(table.to_dicts())
     lines = [*head, *([conditions] if conditions else [])]
     (folder / f"{name}.md").write_text("\n\n".join([*lines, body]) + "\n", encoding="utf-8")
     table.write_csv(folder / f"{name}.csv")
     table.write_parquet(folder / f"{name}.parquet")
-    return "\n".join([*lines, body])
+    return "\n".join([*head, report.table(table.to_dicts())])

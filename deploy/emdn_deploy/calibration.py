@@ -1,4 +1,4 @@
-"""Lengths, units and facts of the microscope, as file formats prescribe them."""
+"""Lengths, units and facts of the microscope, as file formats prescribe them, and the dose."""
 
 from emdn_deploy.readers.frames import Axis
 
@@ -56,3 +56,9 @@ def beam(
         for name, value in known.items()
         if value
     }
+
+
+def dose(y: Axis, x: Axis, electrons: float) -> float | None:
+    """Return electrons per square angstrom, None where a pixel's size is not known."""
+    steps = [step_in(axis, "Å") for axis in (y, x)]
+    return electrons / (steps[0] * steps[1]) if steps[0] and steps[1] else None

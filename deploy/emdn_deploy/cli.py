@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -96,10 +97,10 @@ def denoise(
         bool, typer.Option("--keep-bad-pixels", help="Do not look for hot and dead pixels.")
     ] = _DEFAULT.keep_bad_pixels,
     preview: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw the middle frame before and after.")
+        Path | None, typer.Option(metavar="PNG|DIR", help="Draw the middle frame before and after.")
     ] = _DEFAULT.preview,
     movie: Annotated[
-        Path | None, typer.Option(metavar="GIF", help="Draw the stack before and after.")
+        Path | None, typer.Option(metavar="GIF|DIR", help="Draw the stack before and after.")
     ] = _DEFAULT.movie,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing output.")
@@ -112,9 +113,11 @@ def denoise(
     ] = False,
 ) -> None:
     """Denoise files of frames into files of the same shape and units."""
-    if len(sources) > 1 and any(one is not None for one in (output, preview, movie)):
+    single = (output, *(one for one in (preview, movie) if one is not None and not one.is_dir()))
+    if len(sources) > 1 and any(one is not None for one in single):
         raise typer.BadParameter(
-            "-o, --preview and --movie take a single input; use --out-dir for several"
+            "-o, --preview and --movie take a single input; give folders for several: --out-dir, "
+            "--preview, --movie"
         )
     options = DenoiseOptions(
         output=output, to=to, dtype=dtype, compress=compress, sigma=sigma, out_dir=out_dir,
@@ -126,24 +129,30 @@ def denoise(
     from emdn_deploy import job, reporting, targets
     from emdn_deploy.denoiser import Denoiser
 
-    pairs = targets.each(sources, options)
+    pairs = [(source, _pictured(own)) for source, own in targets.each(sources, options)]
     opened = None
-    failed = []
+    failed, alone = [], 0
     for source, own in pairs:
         try:
             if dry_run:
                 plan = job.plan(source, own)
-                print(reporting.as_json(plan) if as_json else "\n".join(reporting.planned(plan)))
+                _show(reporting.as_json(plan) if as_json else reporting.planned(plan))
                 continue
             if len(pairs) > 1:
                 opened = opened or Denoiser.of(own)
             report = job.run(source, own, _progress(), opened)
-            print(reporting.as_json(report) if as_json else "\n".join(reporting.lines(report)))
+            _show(reporting.as_json(report) if as_json else reporting.lines(report))
+            alone += report.frames == 1
         except EmdnError as error:
             if len(pairs) == 1:
                 raise
             failed.append(str(source))
             print(f"error: {error}", file=sys.stderr)
+    if alone > 1 and not as_json:
+        console.say(
+            f"note       {alone} files of one frame each, denoised one by one; those of one movie "
+            "are better denoised together: give the folder, or the pattern in quotes"
+        )
     if failed:
         raise EmdnError(f"{len(failed)} of {len(pairs)} inputs failed: {', '.join(failed)}")
 
@@ -211,7 +220,7 @@ def models() -> None:
     """List the shipped models: size, cost and measured quality."""
     from emdn_deploy import listing
 
-    print(listing.text())
+    console.say(listing.text())
 
 
 @app.command()
@@ -225,11 +234,31 @@ def inspect(
     from emdn_deploy.readers import Choice
 
     for line in inspection.describe(file, Choice(dataset, axes)):
-        print(line)
+        console.say(line)
 
 
 commands.add_to(app)
 timing.add_to(app)
+
+
+def _pictured(options: DenoiseOptions) -> DenoiseOptions:
+    """Name pictures that are to go into a folder after the output."""
+
+    def named(picture: Path | None, suffix: str) -> Path | None:
+        if picture is None or options.output is None or not picture.is_dir():
+            return picture
+        return picture / f"{options.output.stem}{suffix}"
+
+    preview, movie = named(options.preview, ".png"), named(options.movie, ".gif")
+    return replace(options, preview=preview, movie=movie)
+
+
+def _show(result: str | list[str]) -> None:
+    """Print one line of JSON as it is, lines for people in the terminal's width."""
+    if isinstance(result, str):
+        print(result)
+    else:
+        console.say("\n".join(result))
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -17,7 +17,7 @@ Axes = Annotated[
 Model = Annotated[
     str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
 ]
-On = Annotated[Device, typer.Option(help="auto says what it took; the others never fall back.")]
+On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
 Numbers = Annotated[
     Precision, typer.Option(help="What it computes with: a variant (see models), or tf32 on CUDA.")
 ]

@@ -7,9 +7,9 @@ from pathlib import Path
 import h5py
 
 from emdn_deploy import correction, tiling
-from emdn_deploy.calibration import step_in
+from emdn_deploy.calibration import dose
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Choice, Frames, is_pattern, open_frames
+from emdn_deploy.readers import Choice, is_pattern, open_frames
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.readers.mode import mode_of
 from emdn_deploy.readers.offers import SeveralStacks
@@ -90,8 +90,8 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
             f"{scale.scale:.4g} e/px, gain {scale.gain:.4g}, offset {scale.offset:.4g} "
             f"({scale.note})",
         )
-        if dose := _dose(frames, scale.scale):
-            yield _row("dose", f"{dose:.4g} e/Å² a frame, if the gain is right")
+        if known_dose := dose(frames.axis("y"), frames.axis("x"), scale.scale):
+            yield _row("dose", f"{known_dose:.4g} e/Å² a frame, if the gain is right")
         known = class_of(mode_of(frames.metadata), scale.scale if scale.sigma else None)
         yield _row("class", f"{known.name} ({known.words})" if known else "not known")
         yield _row("bad pixels", f"{ready.bad_pixels}")
@@ -121,9 +121,3 @@ def _several(path: Path, several: SeveralStacks) -> Iterator[str]:
 
 def _row(name: str, value: str) -> str:
     return f"  {name:10} {value}"
-
-
-def _dose(frames: Frames, electrons: float) -> float | None:
-    """Return electrons per square angstrom, None where a pixel's size is not known."""
-    steps = [step_in(frames.axis(letter), "Å") for letter in "yx"]
-    return electrons / (steps[0] * steps[1]) if steps[0] and steps[1] else None

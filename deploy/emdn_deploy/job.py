@@ -20,6 +20,7 @@ from emdn_deploy import (
     targets,
     writers,
 )
+from emdn_deploy.calibration import dose
 from emdn_deploy.checking.quick import Quick, spans
 from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
@@ -177,7 +178,7 @@ def run(
             output.complete(late)
         if options.preview is not None or options.movie is not None:
             try:
-                _draw(options, frames, ready, target, module)
+                _draw(options, frames, ready, target, module, denoiser.session.info.name)
             except (EmdnError, OSError) as error:
                 raise OutputError(f"{error}; {target} itself is complete") from error
     ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
@@ -258,7 +259,7 @@ def _cut(
 
 
 def _draw(
-    options: DenoiseOptions, frames: Frames, ready: Prepared, target: Path, module: str
+    options: DenoiseOptions, frames: Frames, ready: Prepared, target: Path, module: str, model: str
 ) -> None:
     """Draw what was asked for, from the finished output."""
     mirrored = module == "mirror"
@@ -273,14 +274,20 @@ def _draw(
             readers, unit = (ready.read, ready.shown(denoised.read)), ready.scale.unit
             before, after = (read(number, number + 1)[0] / np.float32(unit) for read in readers)
             scale = ready.scale.scaled(1 / unit)
-            title = f"{frames.path.name}, frame {number}"
+            title = f"{frames.path.name}, frame {number} of {count}, {model}"
+            if ready.scale.sigma:
+                title += f", {ready.scale.scale:.3g} e/px"
+            if known := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
+                title += f", {known:.4g} e/Å²"
             with _whole(options.preview) as place:
                 preview.draw(place, before, after, scale, frames.axis("x"), title)
         if options.movie is not None:
             from emdn_deploy import movie
 
+            time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
             with _whole(options.movie) as place:
-                movie.write(place, ready.read, ready.shown(denoised.read), count)
+                read = ready.shown(denoised.read)
+                movie.write(place, ready.read, read, count, time, frames.axis("x"))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from emdn_models import classes, pretrained
+from emdn_models import classes, console, pretrained
 from emdn_models.errors import ModelError
 
 
@@ -49,17 +49,27 @@ def _table() -> pl.DataFrame:
 
 
 def text() -> str:
-    """Return the table as printed."""
-    note = "* the default"
-    names = pretrained.index()["models"]
-    copied = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
-    for model in copied:
-        note += (
-            f"\n{model}@{classes.AUTO} takes the copy of {model} that fits a file's imaging mode "
+    """Return the table as printed; what all models have in common, or only copies, stands below."""
+    rows = table()
+    note = ["* the default"]
+    same = rows["preset"].n_unique() == 1
+    if same:
+        note.append(f"preset of all: {rows['preset'][0]}")
+    copies = rows.filter(pl.col("name").str.contains("@"))
+    note += [f"{name} is for {frames}" for name, frames in copies.select("name", "for").rows()]
+    for model in dict.fromkeys(name.partition("@")[0] for name in copies["name"]):
+        note.append(
+            f"{model}@{classes.AUTO} takes the copy of {model} that fits a file's imaging mode "
             "and dose"
         )
-    with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
-        tbl_formatting="ASCII_MARKDOWN", tbl_width_chars=200, thousands_separator=True,
-    ):  # fmt: skip
-        return f"{table()}\n{note}"
+    shown = rows.drop("for", *(["preset"] if same else []))
+    names = ["MB" if name == "size_mb" else name.replace("gflop_256", "GFLOP") for name in
+             shown.columns]  # fmt: skip
+    cells = [[_written(value) for value in row] for row in shown.rows()]
+    note.append("GFLOP for one frame of 256 x 256; dB: gain over the noisy frame at that signal "
+                "to noise a pixel")  # fmt: skip
+    return "\n".join([console.table(names, cells), *note])
+
+
+def _written(value: str | float | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:,}"

@@ -1,8 +1,12 @@
-"""How both commands start and how they fail: one line, no traceback."""
+"""What both commands share: how they start and fail, and how they print text and tables."""
 
+import io
 import logging
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from io import TextIOWrapper
 
@@ -50,3 +54,66 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
 def _fail(message: str, status: int) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
     sys.exit(status)
+
+
+def columns() -> int | None:
+    """Return how wide the terminal is, None where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def say(text: str) -> None:
+    """Print lines; a terminal gets them broken between words, and indented under their text."""
+    for line in text.splitlines():
+        width = columns()
+        # "name       what is said of it" goes on below "what".
+        named = re.match(r"\s*\w+(?: \w+)*\s{2,}(?=\S)", line)
+        start = named.end() if named else len(line) - len(line.lstrip()) + 2
+        if width and len(line) > width and " " in line[start:]:
+            line = textwrap.fill(
+                line, max(width, 2 * start), subsequent_indent=" " * start,
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+        typer.echo(line)
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table for people, as wide as the terminal at most; a file has no limit.
+
+    What is too wide is cut between columns into several tables, each with the first column;
+    no word is cut.
+    """
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+
+    limit = columns() or 10**6
+    cells = [[row[number] for row in rows] for number in range(len(names))]
+    widths = [max(map(len, [name, *one])) for name, one in zip(names, cells, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) > limit:  # titles of several words get several lines
+        widths = [
+            max(map(len, [*name.split(), *one])) for name, one in zip(names, cells, strict=True)
+        ]
+    parts, used = [[0]], widths[0]
+    for number in range(1, len(names)):
+        if used + 2 + widths[number] > limit and len(parts[-1]) > 1:
+            parts.append([0])
+            used = widths[0]
+        parts[-1].append(number)
+        used += 2 + widths[number]
+    drawn = []
+    for part in parts:
+        made = Table(
+            box=Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True),
+            pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="",
+        )  # fmt: skip
+        for number in part:
+            right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells[number])
+            made.add_column(
+                names[number], width=widths[number], justify="right" if right else "left"
+            )
+        for row in rows:
+            made.add_row(*(row[number] for number in part))
+        page = io.StringIO()
+        Console(file=page, width=10**6, markup=False, highlight=False, emoji=False).print(made)
+        drawn.append("\n".join(line.rstrip() for line in page.getvalue().splitlines()))
+    return "\n\n".join(drawn)

@@ -50,3 +50,8 @@ class ParityError(EmdnError):
 
 class MissingExtraError(EmdnError):
     """A part of emdn that needs an extra which is not installed."""
+
+
+def install(extra: str) -> str:
+    """Return the command that installs an extra: emdn is on no package index."""
+    return f'pip install ".[{extra}]" in the folder of emdn\'s checkout'

@@ -21,6 +21,7 @@ def case() -> Case:
     return Case("dncnn", "fp32", "cpu")
 
 
+@pytest.mark.slow
 def test_the_graph_without_rewriting_and_torch_give_what_is_shipped(case, tmp_path) -> None:
     frames = noisy(2, 256, 256)
     expected = engines.shipped(case.open(1))(frames)

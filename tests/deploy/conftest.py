@@ -130,3 +130,28 @@ def lattice() -> Callable[..., np.ndarray[Any, Any]]:
         return rng.poisson(np.maximum(truth, 0)).astype(np.float64)
 
     return make
+
+
+KILLED = """
+import os, signal, sys
+from emdn_deploy import cli, output
+write = output.Output.write
+def once(self, *arguments):
+    write(self, *arguments)
+    if self.done >= int(sys.argv[1]):
+        self._save_map()
+        os.kill(os.getpid(), signal.SIGKILL)
+output.Output.write = once
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def denoise_killed() -> Callable[..., None]:
+    """Run ``emdn-deploy denoise`` in a process that is killed after so many frames."""
+
+    def run(frames: int, *arguments: object) -> None:
+        command = [sys.executable, "-c", KILLED, str(frames), "denoise", *map(str, arguments)]
+        assert subprocess.run(command, check=False).returncode == -9
+
+    return run

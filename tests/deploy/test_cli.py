@@ -218,6 +218,42 @@ def test_models_are_listed(shipped: None, capsys) -> None:
     assert table["dB at 0.4"].to_list() == [15.2, None]
 
 
+def test_models_and_help_fit_80_columns(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in [("models",), ("--help",), ("denoise", "--help")]:
+        assert call(*arguments) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_frames_given_one_by_one_are_told_that_a_stack_is_better(
+    tmp_path: Path, box_model: Path, lattice, capsys
+) -> None:
+    for number, frame in enumerate(lattice(20.0, (2, 32, 40)).astype(np.uint16)):
+        np.save(tmp_path / f"{number}.npy", frame)
+    both = tmp_path / "0.npy", tmp_path / "1.npy"
+    assert call("denoise", *both, "--model", box_model, "--device", "cpu") == 0
+    assert "2 files of one frame each, denoised one by one" in capsys.readouterr().out
+
+
+def test_pictures_go_into_a_folder_under_the_outputs_name(
+    source: Path, box_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    other = source.with_name("other.h5")
+    other.write_bytes(source.read_bytes())
+    folder = tmp_path / "pictures"
+    status = call(
+        "denoise", source, other, "--model", box_model, "--device", "cpu",
+        "--preview", folder, "--movie", folder,
+    )  # fmt: skip
+    assert status == 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "movie_denoised.gif", "movie_denoised.png", "other_denoised.gif", "other_denoised.png",
+    ]  # fmt: skip
+    assert call("denoise", source, other, "--preview", tmp_path / "p.png") == 2
+
+
 def test_the_default_model_is_used(shipped: None, source: Path, capsys) -> None:
     assert call("denoise", source, "--device", "cpu") == 0
     line = failure(capsys, "denoise", source, "--overwrite", "--model", "nonet")

@@ -76,18 +76,19 @@ def test_the_first_error_stops_all(stage: str, kind: type[BaseException], lanes:
 
 
 def test_stages_overlap() -> None:
-    def slow(*_: object) -> None:
-        time.sleep(0.01)
+    """Block 2 is read while block 1 is computed and block 0 written, or the barrier breaks."""
+    together = threading.Barrier(3, timeout=300)
+
+    def meet(block_number: float, number: int) -> None:
+        if block_number == number:
+            together.wait()
 
     def read(start: int, stop: int) -> np.ndarray:
-        slow()
+        meet(start, 2)
         return block(start, stop)
 
     def compute(frames: np.ndarray) -> np.ndarray:
-        slow()
+        meet(frames[0, 0, 0], 1)
         return frames
 
-    began = time.perf_counter()
-    stream(read, compute, slow, blocks(0, 30, 1))
-    # One after another, three stages of 30 x 10 ms would take 0.9 s.
-    assert time.perf_counter() - began < 0.7
+    stream(read, compute, lambda start, *_: meet(start, 0), blocks(0, 5, 1))

@@ -246,6 +246,7 @@ print(np.array_equal(found, expected), denoiser.room.note)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the size from Linux")
 def test_onnxruntime_that_runs_out_of_memory_is_understood() -> None:
     # How much is too little for the whole and enough for a half depends on the C library and

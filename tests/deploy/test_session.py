@@ -77,6 +77,11 @@ def test_auto_says_what_it_took(
     box_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(session, "obstacle", lambda device: "no GPU" if device == "cuda" else "")
+    monkeypatch.setattr(session, "nvidia_there", lambda: False)
+    with caplog.at_level(logging.INFO):
+        assert open_session(box_model, "auto").device == "cpu"
+    assert "CUDA" not in caplog.text  # nobody without a GPU wants to read of it
+    monkeypatch.setattr(session, "nvidia_there", lambda: True)
     with caplog.at_level(logging.INFO):
         assert open_session(box_model, "auto").device == "cpu"
     assert "device: cpu (CUDA is not available: no GPU)" in caplog.text

@@ -1,5 +1,7 @@
 """How commands leave: one line and the right exit code for every kind of end."""
 
+import sys
+
 import pytest
 import typer
 
@@ -48,3 +50,55 @@ def test_every_error_is_an_emdn_error():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert len(kinds) >= 8
     assert all(issubclass(kind, EmdnError) for kind in kinds)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Give stdout a width."""
+
+    def narrow(width: int) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv("COLUMNS", str(width))
+
+    return narrow
+
+
+NAMES = ["name", "dB at 0.4", "ratio"]
+ROWS = [["unet *", "9.0", "0.36 (0.34-0.41)"], ["cafcn@stem", "10.25", "-"]]
+
+
+def test_a_file_gets_a_table_as_wide_as_it_is():
+    assert console.table(NAMES, ROWS).splitlines() == [
+        "name        dB at 0.4             ratio",
+        "---------------------------------------",
+        "unet *            9.0  0.36 (0.34-0.41)",
+        "cafcn@stem      10.25                 -",
+    ]
+
+
+def test_a_terminal_gets_no_line_that_is_too_long(terminal):
+    terminal(36)
+    lines = console.table(NAMES, ROWS).splitlines()
+    assert [line.split() for line in lines[:2]] == [["dB", "at"], ["name", "0.4", "ratio"]]
+    terminal(20)
+    lines = console.table(NAMES, ROWS).splitlines()
+    assert [line.split() for line in lines] == [
+        ["dB", "at"], ["name", "0.4"], ["-" * 17], ["unet", "*", "9.0"], ["cafcn@stem", "10.25"],
+        [], ["name", "ratio"], ["-" * 28], ["unet", "*", "0.36", "(0.34-0.41)"],
+        ["cafcn@stem", "-"],
+    ]  # fmt: skip
+
+
+def test_a_terminal_gets_lines_broken_between_words(terminal, capsys):
+    line = "intensity  67.9 e/px, gain 1, offset 0, whole-number counts"
+    path = "output     a/path/that/is/longer/than/a/line.h5"
+    console.say(line)
+    assert capsys.readouterr().out == line + "\n"
+    terminal(30)
+    console.say(f"{line}\n{path}")
+    assert capsys.readouterr().out.splitlines() == [
+        "intensity  67.9 e/px, gain 1,",
+        "           offset 0,",
+        "           whole-number counts",
+        path,
+    ]

@@ -239,6 +239,7 @@ def test_motion_is_told(speed, warned, drawn, tmp_path, caplog):
     assert ("moves" in caplog.text) is warned
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(tuned, stack, drawn, tmp_path, monkeypatch):
     original, calls = Neighbours.batch, []
 
@@ -280,6 +281,7 @@ def test_the_shipped_weights_by_name(tmp_path, monkeypatch):
         start_from(net, "ffdnet", FitConfig(models=("ffdnet",), start="shipped"))
 
 
+@pytest.mark.slow
 def test_from_the_command_line_to_a_deployed_model(stack, tmp_path, capfd):
     """Shipped weights, adapted, exported: an ordinary checkpoint and graph."""
     with pytest.raises(SystemExit) as left:

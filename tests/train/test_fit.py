@@ -77,6 +77,7 @@ def test_a_second_run_keeps_the_other_models(gratings, tmp_path):
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"ffdnet", "msdnet"}
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(gratings, tmp_path):
     states = [_state(gratings, tmp_path / str(n), seed) for n, seed in enumerate((4, 4, 5))]
     assert (states[0] == states[1]).all()
@@ -99,6 +100,7 @@ def test_it_learns(gratings, tmp_path):
     assert result.mean_ratio == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_starting_from_a_checkpoint_goes_on_where_it_was(gratings, tmp_path):
     fit(config(gratings, tmp_path / "a", epochs=3))
     saved = tmp_path / "a" / "em_denoise_model.h5"
@@ -246,6 +248,7 @@ def test_evaluate_measures_decibels_over_the_noisy_frame(gratings, share, gain):
     assert ratio == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_runs_of_any_seed_are_validated_on_the_same_noise(gratings, tmp_path, monkeypatch):
     seen = []
 

@@ -108,6 +108,7 @@ def test_a_refused_run_is_refused_once(torchrun, tmp_path):
     assert not (tmp_path / FILE_NAME).exists()
 
 
+@pytest.mark.slow
 def test_all_stop_when_one_is_told_to_and_all_continue(torchrun, two, tmp_path):
     stopped = torchrun(tmp_path, STOP="1")
     assert stopped.returncode != 0

@@ -116,6 +116,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_net_with_batch_norm_goes_on_too(gratings, tmp_path, monkeypatch):
     options = {"models": ("unet",), "preset": "paper", "recipe": "benchmark", "lr": 1e-3}
     fit(config(gratings, tmp_path / "whole", **options))
@@ -128,6 +129,7 @@ def test_a_net_with_batch_norm_goes_on_too(gratings, tmp_path, monkeypatch):
     assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_no_damage(gratings, tmp_path):
     start = (
         "import os, signal; from emdn_train import resume\n"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from emdn_models import metrics
-from emdn_models.errors import MissingExtraError
+from emdn_models.errors import MissingExtraError, install
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
 from emdn_models.nets.spectral import SpectralShrinkage
 from emdn_train.examples import Example, Frame, timed
@@ -119,6 +119,6 @@ def need_peers() -> tuple[str, ...]:
     if not found:
         raise MissingExtraError(
             "neither scikit-image nor bm3d is installed; "
-            "install them with: pip install 'emdn[bench-peers]'"
+            f"install them with: {install('bench-peers')}"
         )
     return found

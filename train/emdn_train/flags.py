@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import MODELS, MissingExtraError, classes
+from emdn_models.errors import install
 
 BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float, "use_gpu": str}
 """What the SciML-Bench em_denoise benchmark lets its user set with -b KEY VALUE."""
@@ -84,5 +85,5 @@ def need_torch() -> None:
     except ImportError as error:
         raise MissingExtraError(
             "this command needs torch, which the deploy side does without; "
-            "install it with: pip install 'emdn[train]'"
+            f"install it with: {install('train')}"
         ) from error

@@ -6,6 +6,7 @@ import typer
 
 from emdn_deploy.flags import Numbers, On, Threads
 from emdn_deploy.options import DenoiseOptions
+from emdn_models import console
 
 _DEFAULT = DenoiseOptions()
 
@@ -34,7 +35,10 @@ def bench(
 
     names = None if models is None else tuple(filter(None, models.split(",")))
     found = run.bench(run.BenchConfig(names or None, size, rate, device, threads, precision))
-    print(report.as_json(found) if as_json else "\n".join(report.text(found)))  # noqa: T201
+    if as_json:
+        print(report.as_json(found))  # noqa: T201
+    else:
+        console.say("\n".join(report.text(found)))
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""Timings as printed, and as one line of JSON."""
+"""Timings as printed, as Markdown, and as one line of JSON."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import polars as pl
 from emdn_deploy.bench import machine
 from emdn_deploy.bench.rows import Row
 from emdn_deploy.bench.run import Bench
+from emdn_models import console
 
 _CONDITIONS = ("precision", "asked", "got", "threads", "batch", "size")
 
@@ -25,7 +26,20 @@ def text(found: Bench) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lay rows out; what all have in common stands above them, once.
+    """Lay rows out for people; what all have in common stands above them, once."""
+    head, cells = _cells(rows)
+    return f"{head}\n{console.table(cells.columns, cells.rows())}"
+
+
+def markdown(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return what all rows have in common, and their table as Markdown."""
+    head, cells = _cells(rows)
+    lines = [cells.columns, ["---:"] * cells.width, *cells.rows()]
+    return head, "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cells(rows: Sequence[Row]) -> tuple[str, pl.DataFrame]:
+    """Return what all rows have in common, and the rest as text; what is unknown is ``-``.
 
     A column that no row fills is left out.
     """
@@ -33,24 +47,14 @@ def table(rows: Sequence[Row]) -> str:
     frame = frame.select(one.name for one in frame if one.null_count() < len(one))
     same = [one.name for one in frame if one.name in _CONDITIONS and one.n_unique() == 1]
     head = ", ".join(f"{name} {frame[name][0]}" for name in same)
-    return f"{head}\n{layout(frame.drop(same))}"
-
-
-def layout(frame: pl.DataFrame) -> str:
-    """Return a table as text that is Markdown too; what is unknown is ``-``."""
-    cells = frame.select(
+    frame = frame.drop(same)
+    return head, frame.select(
         pl.when(pl.col(name).is_null())
         .then(pl.lit("-"))
         .otherwise(_written(frame, name))
         .alias(name)
         for name in frame.columns
     )
-    with pl.Config(
-        tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
-        tbl_formatting="ASCII_MARKDOWN", tbl_width_chars=1000, fmt_str_lengths=200,
-        tbl_cell_alignment="RIGHT",
-    ):  # fmt: skip
-        return str(cells)
 
 
 def as_json(found: Bench) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from emdn_deploy.flags import Axes, Dataset, Gain, Model, Offset, On, Selected, Threads
 from emdn_deploy.options import DenoiseOptions
+from emdn_models import console
 
 FAILED = 3  # exit status of a check that the stack does not pass
 
@@ -37,7 +38,7 @@ def evaluate(
     result = evaluation.evaluate(denoised, truth, noisy, data_range, Choice(dataset, axes))
     if csv is not None:
         tables.write(result.table, csv)
-    print("\n".join(filter(None, tables.evaluated(result))))  # noqa: T201
+    console.say("\n".join(filter(None, tables.evaluated(result))))
 
 
 def check(
@@ -82,7 +83,10 @@ def check(
         from emdn_deploy.checking import report as reports  # matplotlib takes half a second
 
         reports.write(report, result)
-    print(tables.as_json(result) if as_json else "\n".join(tables.checked(result)))  # noqa: T201
+    if as_json:
+        print(tables.as_json(result))  # noqa: T201
+    else:
+        console.say("\n".join(tables.checked(result)))
     if not result.passed:
         raise typer.Exit(FAILED)
 

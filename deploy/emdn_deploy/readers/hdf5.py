@@ -14,7 +14,7 @@ from emdn_deploy.readers.hdf5_axes import text_of
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate
 from emdn_deploy.readers.offers import Offer, SeveralStacks
 from emdn_models import checkpoint
-from emdn_models.errors import FormatError
+from emdn_models.errors import FormatError, MissingExtraError, install
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
@@ -133,8 +133,18 @@ def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
     filters = [settings.get_filter(i) for i in range(settings.get_nfilters())]
     if all(h5py.h5z.filter_avail(code) for code, *_ in filters):
         return
-    import hdf5plugin  # noqa: F401
-
+    try:
+        import hdf5plugin  # noqa: F401
+    except ImportError as error:
+        missing = [
+            f"{code} ({name.decode()})" if name else f"{code}"
+            for code, *_, name in filters
+            if not h5py.h5z.filter_avail(code)
+        ]
+        raise MissingExtraError(
+            f"{path}: {dataset.name} is compressed by HDF5 filter {' and '.join(missing)}; "
+            f"to read it: {install('filters')}"
+        ) from error
     for code, *_, name in filters:
         if not h5py.h5z.filter_avail(code):
             raise FormatError(

@@ -1,6 +1,6 @@
 """Everything that RosettaSciIO reads and emdn does not: MIB, TVIPS, BLO, EMPAD and others.
 
-RosettaSciIO is GPL-3, so it is never required: ``emdn[rsciio]`` is the user's choice.
+RosettaSciIO is GPL-3, so it is never required: the extra ``rsciio`` is the user's choice.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from emdn_deploy.readers import mode
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
 from emdn_deploy.readers.offers import Offer, SeveralStacks
-from emdn_models.errors import FormatError, MissingExtraError
+from emdn_models.errors import FormatError, MissingExtraError, install
 
 
 class _Lazy:
@@ -44,7 +44,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     except ImportError as error:
         raise MissingExtraError(
             f"{path}: emdn itself does not read {path.suffix or 'such'} files; "
-            "RosettaSciIO may: pip install emdn[rsciio]"
+            f"RosettaSciIO may: {install('rsciio')}"
         ) from error
     suffix = path.suffix[1:].lower()
     plugins = [one for one in IO_PLUGINS if suffix in map(str.lower, one["file_extensions"])]

@@ -17,7 +17,7 @@ from emdn_deploy.readers.arrays import Plain, array_frames
 from emdn_deploy.readers.frames import CUT_SHORT, WHITE, Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
 from emdn_deploy.readers.pages import Pages, cut_short
-from emdn_models.errors import FormatError, MissingExtraError
+from emdn_models.errors import FormatError, MissingExtraError, install
 
 
 class _Complaints(logging.Handler):
@@ -315,8 +315,7 @@ def _decoded(page: Any, path: Path) -> NDArray[Any]:
     except (ImportError, ValueError, RuntimeError) as error:
         if "imagecodecs" in str(error):
             raise MissingExtraError(
-                f"{path}: is compressed ({page.compression.name}); "
-                "pip install imagecodecs to read it"
+                f"{path}: is compressed ({page.compression.name}); to read it: {install('filters')}"
             ) from error
         raise
     finally:

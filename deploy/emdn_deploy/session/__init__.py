@@ -20,7 +20,7 @@ from emdn_deploy.session import fit, graph, trial
 from emdn_deploy.session.complaints import first_line, ran_out
 from emdn_deploy.session.driver import open_driver
 from emdn_deploy.session.handles import open_handle
-from emdn_deploy.session.providers import NAMES, Place, cuda_obstacle, obstacle
+from emdn_deploy.session.providers import NAMES, Place, cuda_obstacle, nvidia_there, obstacle
 from emdn_deploy.session.staging import Numbers, Staging
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError
@@ -196,7 +196,12 @@ def _try(path: Path, sha256: str) -> None:
 def _opened(
     path: Path, device: Device, threads: int, precision: Precision
 ) -> tuple[ort.InferenceSession, Staging | None, Place]:
-    """Open a file on a device, or on the best one for ``auto``, which says what it took."""
+    """Open a file on a device, or on the best one for ``auto``, which says what it took.
+
+    Where there is no NVIDIA GPU, ``auto`` is the CPU without a word.
+    """
+    if device == "auto" and not nvidia_there():
+        device = "cpu"
     wanted: Place = "cuda" if device == "auto" else device
     try:
         if missing := obstacle(wanted):

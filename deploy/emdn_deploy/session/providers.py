@@ -5,13 +5,16 @@ import ctypes
 import importlib
 import io
 import os
+import shutil
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any, Literal
 
 import onnxruntime as ort
 
 from emdn_deploy.session.driver import open_driver
+from emdn_models.errors import install
 
 Place = Literal["cpu", "cuda", "tensorrt"]
 
@@ -80,6 +83,15 @@ def obstacle(device: Place) -> str:
     return tensorrt_obstacle() if device == "tensorrt" else cuda_obstacle()
 
 
+def nvidia_there() -> bool:
+    """Tell whether the machine has an NVIDIA GPU, as its driver's files show."""
+    return bool(
+        any(Path("/dev").glob("nvidia[0-9]*"))
+        or shutil.which("nvidia-smi")
+        or (sys.platform == "win32" and find_library("nvcuda"))
+    )
+
+
 def cuda_obstacle() -> str:
     """Say what keeps CUDA from working, or return an empty string.
 
@@ -89,14 +101,14 @@ def cuda_obstacle() -> str:
     if CUDA not in ort.get_available_providers():
         return (
             f"the installed onnxruntime {ort.__version__} has no CUDA provider; "
-            "install emdn[cuda] and nothing that brings plain onnxruntime"
+            f"{install('cuda')}, and nothing that brings plain onnxruntime"
         )
     if hasattr(ort, "preload_dlls"):
         # It prints what it does not find; the check below says it better.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             ort.preload_dlls()
     if missing := _missing("shared", "cuda") or _unloadable(_CUDNN):
-        return f"{missing} cannot be loaded; install emdn[cuda] and an NVIDIA driver"
+        return f"{missing} cannot be loaded; {install('cuda')}, and an NVIDIA driver"
     return "" if open_driver() else "no NVIDIA driver or GPU found"
 
 

@@ -1,6 +1,7 @@
 """Which dataset is taken from each HDF5 convention, and what is refused."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.readers.frames import Axis
 from emdn_deploy.readers.hdf5_axes import order_of, text_of, velox_detector
-from emdn_models.errors import FormatError
+from emdn_models.errors import FormatError, MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
 
@@ -438,3 +439,18 @@ def test_axes_of_hyperspy(tmp_path: Path, names: tuple[str, ...], navigate: int,
         assert frames.shape[1:] == (16, 24)
     with open_frames(tmp_path / "a.hspy", Choice(axes=order.upper())) as frames:
         assert frames.order == order
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch) -> None:
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset(
+            "frames", data=np.ones((3, 16, 16), "u2"), compression=hdf5plugin.Bitshuffle()
+        )
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code < 32_000)
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    expected = (
+        r'/frames is compressed by HDF5 filter 32008 \(bitshuffle.*pip install "\.\[filters\]"'
+    )
+    with pytest.raises(MissingExtraError, match=expected):
+        open_frames(tmp_path / "a.h5")

@@ -57,6 +57,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, memory: HostMemory) -> HostMemory
 
     opened.asked = []
     memory.asked = opened.asked
+    monkeypatch.setattr(session, "nvidia_there", lambda: True)
     monkeypatch.setattr(session, "obstacle", lambda _: "")
     monkeypatch.setattr(session, "open_driver", lambda: memory)
     monkeypatch.setattr(session, "open_handle", opened)

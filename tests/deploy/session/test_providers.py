@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(libraries: set[str], monkeypatch: pytest.Monke
     assert obstacle("tensorrt") == ""
     # onnxruntime starts without it and gives the convolutions to the CPU.
     libraries.add("cudnn")
-    assert obstacle("cuda").startswith("cudnn cannot be loaded; install emdn[cuda]")
+    assert obstacle("cuda").startswith('cudnn cannot be loaded; pip install ".[cuda]"')
     assert obstacle("tensorrt") == obstacle("cuda")
     libraries.clear()
     monkeypatch.setattr(providers, "open_driver", lambda: None)
@@ -105,3 +105,11 @@ def test_tensorrt_needs_more_than_cuda(libraries: set[str]) -> None:
 
 def test_the_name_of_the_missing_library_is_taken_from_the_loader() -> None:
     assert providers._unloadable("libnowhere.so.7") == "libnowhere.so.7"
+
+
+def test_a_gpu_is_known_by_its_drivers_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    monkeypatch.setattr(providers.shutil, "which", lambda _: None)
+    assert not providers.nvidia_there()
+    monkeypatch.setattr(providers.shutil, "which", lambda name: name)
+    assert providers.nvidia_there()

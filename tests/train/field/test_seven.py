@@ -32,6 +32,7 @@ def test_the_shipped_graph_sees_what_is_declared(name):
     assert tiling.halo(info) == field.halo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_outside_the_field_changes_a_pixel(name):
     """Whatever else the frame holds, a pixel of the packaged model keeps its bits."""
@@ -71,6 +72,7 @@ def spreading(name: str) -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_single_line_reaches_all_that_see_it(name, tmp_path):
     """The field is no larger than it must be: an impulse fills exactly what sees it."""

@@ -7,7 +7,13 @@ from emdn_models import MODELS
 from emdn_models.nets import build
 from emdn_train.rewrite import REWRITES, rewritten
 
-CASES = [(name, preset) for name, spec in MODELS.items() for preset in spec.presets]
+# 42 million parameters.
+LARGE = ("mcnn", "paper")
+CASES = [
+    pytest.param(name, preset, marks=pytest.mark.slow if (name, preset) == LARGE else ())
+    for name, spec in MODELS.items()
+    for preset in spec.presets
+]
 
 
 @pytest.mark.parametrize(("name", "preset"), CASES)
