@@ -162,6 +162,7 @@ def run(
         checked.failing if checked else (), net, float(late["largest_shift"]),
         ready.gap_pixels, sums.kept, ready.recipe.flags.limit, sums.filled, tuple(sums.empty),
         ready.recipe.notes,
+        smallest_defect=checked.smallest.words if checked and checked.smallest else None,
     )  # fmt: skip
 
 

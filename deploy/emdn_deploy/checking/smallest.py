@@ -1,0 +1,193 @@
+"""The smallest defect that a check sees: what a pass does not say.
+
+An atom that the denoiser fills in where there is none leaves a spot in the residual, of an
+atom's shape. It is found if, smoothed as the check smooths, it rises above the check's limit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import erf, pi, sqrt
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.checking import local
+from emdn_deploy.checking.camera import Camera
+from emdn_deploy.checking.panel import SCALES
+from emdn_deploy.checking.result import Limits, Smallest
+from emdn_models.metrics.matching import close_pairs
+from emdn_models.metrics.peaks import gaussian, maxima
+
+POWER = 0.9  # share of the defects of the smallest size that are found
+SIDE = 256  # pixels of a frame that an atom's contrast is measured on
+_FEWEST = 8  # spots that tell what an atom looks like
+# Share of an atom's norm that nine in ten vacancies in simulated graphene show or exceed: their
+# neighbours move, and rings about an atom do not count.
+_SURE = 0.75
+_MOST = 1000.0  # per cent: what is a tenth of what can be seen may be noise, and is no atom
+_CLIPPED = 1.1  # what a run loses by `local.share`
+_WIDTH = 4.0  # pixels, of a spot where no atoms show
+
+Frame = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """An atom's picture, taken as a Gaussian.
+
+    Attributes
+    ----------
+    norm
+        Root of the sum of the squares of its pixels, intensity units.
+    width
+        Standard deviation, pixels.
+    """
+
+    norm: float
+    width: float
+
+
+def atom_of(frame: Frame) -> Atom | None:
+    """Measure what one atom adds to a denoised frame (H, W); None where none shows.
+
+
+    Where a frame is the sum of equal pictures of scattered atoms, its variance is the square
+    of a picture's norm times the atoms a pixel (Campbell, Proc. Camb. Phil. Soc. 15, 1909,
+    117): so neighbours that overlap do not matter. Atoms are counted as spots. Where each spot
+    has six neighbours it is taken for two atoms, since the two sublattices of a honeycomb are
+    rarely told apart; where it is one, an atom is sqrt(2) times stronger than said here.
+    `_SURE` of the norm is returned.
+    """
+    side = [slice((n - min(n, SIDE)) // 2, (n + min(n, SIDE)) // 2) for n in frame.shape]
+    whole = frame[side[0], side[1]].astype(np.float64)
+    reach = 0.1 * min(whole.shape)
+    for _ in range(2):  # the second time without what varies more slowly than the lattice
+        detail = whole - gaussian(whole, reach)
+        detail = np.clip(detail, *np.quantile(detail, (0.005, 0.995)))  # a heavy atom is not usual
+        slopes = sum(float(one.var()) for one in np.gradient(detail))
+        if slopes <= 1e-12 * float(np.square(whole).mean()):
+            return None
+        width = sqrt(float(detail.var()) / slopes)
+        smooth = gaussian(detail, max(1.0, width / 3))
+        least = 0.3 * float(smooth.std())
+        # Bright or dark ones: where these are as many, it does not matter which.
+        spots = max(maxima(smooth, least), maxima(-smooth, least), key=len).astype(np.float64)
+        if len(spots) < _FEWEST:
+            return None
+        one, other, distance = close_pairs(spots, spots, 2 * sqrt(whole.size / len(spots)))
+        apart = np.full(len(spots), np.inf)
+        np.minimum.at(apart, one[one != other], distance[one != other])
+        spacing = float(np.median(apart))
+        if not spacing < min(whole.shape) / 4:
+            return None
+        reach = spacing / 2
+    inside = ((spots > spacing) & (spots < np.array(whole.shape) - 1 - spacing)).all(axis=1)
+    if not inside.any():
+        return None
+    area = float(np.prod(np.array(whole.shape) - 2 * spacing)) / int(inside.sum())
+    around = np.bincount(one[distance < 1.35 * spacing], minlength=len(spots)) - 1
+    if np.median(around[inside]) >= 5:
+        area /= 2
+    return Atom(_SURE * sqrt(float(detail.var()) * area), width)
+
+
+def of_check(
+    raw: Frame,
+    denoised: Frame,
+    camera: Camera,
+    limits: Mapping[str, Limits],
+    length: int,
+    correlated: bool,
+) -> Smallest:
+    """Find the smallest defect that ``check`` flags, from one frame (H, W).
+
+    Parameters
+    ----------
+    limits
+        Of the frame's statistics, ``blob_2`` and so on among them.
+    length
+        Frames of a run; 0 for no runs.
+    correlated
+        Whether the noise is correlated, so that no place is judged.
+    """
+    if correlated:
+        words = "a filled atom cannot be seen: in correlated noise no place is judged"
+        return Smallest(None, None, words)
+    side = tuple(slice(0, min(n, SIDE)) for n in raw.shape)
+    noise = camera.noise(denoised)
+    fields = local.smoothed(((raw - denoised) / noise)[side])
+    spread = fields.std(axis=(1, 2))
+    level = float(np.quantile(noise, POWER))  # where the beam is bright, less is seen
+    atom = atom_of(denoised)
+    width = atom.width if atom else _WIDTH
+
+    def norm(prefix: str) -> float:
+        """Return the norm of the faintest spot, in units of the noise of a pixel."""
+        power = NormalDist().inv_cdf(POWER)
+        return min(
+            (limits[f"{prefix}blob_{scale:g}"].high + power * float(one))
+            * (width**2 + scale**2) / (2 * width * scale)
+            for scale, one in zip(SCALES, spread, strict=True)
+        )  # fmt: skip
+
+    run = _CLIPPED * norm("run_") / sqrt(length) * level if length else None
+    return _said(norm("") * level, run, length, atom, float(denoised.mean()) - camera.offset)
+
+
+def of_boxes(
+    denoised: Frame, noise: float, limit: float, spread: float, box: int, mean: float
+) -> Smallest:
+    """Find the smallest defect that shows in the mean residual of boxes.
+
+    Parameters
+    ----------
+    denoised
+        (H, W).
+    noise
+        Standard deviation of a pixel's noise, intensity units, where it is largest.
+    limit, spread
+        What a box's mean is flagged above, and its scatter, in standard deviations of white noise.
+    box
+        Side in pixels.
+    mean
+        Intensity above the offset.
+    """
+    atom = atom_of(denoised)
+    width = atom.width if atom else _WIDTH
+    # The share of a spot that is in the box with most of it, wherever its middle is.
+    edges = (np.arange(8) + 0.5) / 16 * box
+    part = [
+        (erf((box - x) / (sqrt(2) * width)) + erf(x / (sqrt(2) * width))) / 2
+        for x in edges.tolist()
+    ]
+    signal = np.outer(part, part).ravel() * 2 * sqrt(pi) * width / box
+    low, high = 0.0, 1e6
+    for _ in range(60):
+        middle = (low + high) / 2
+        chances = [NormalDist(middle * one, spread).cdf(limit) for one in signal.tolist()]
+        low, high = (low, middle) if 1 - np.mean(chances) > POWER else (middle, high)
+    return _said(high * noise, None, 0, atom, mean)
+
+
+def _said(norm: float, run: float | None, length: int, atom: Atom | None, mean: float) -> Smallest:
+    percent = 100 * norm / atom.norm if atom else _MOST
+    if atom is None or percent >= _MOST:
+        width = atom.width if atom else _WIDTH
+        height = 100 * norm / (sqrt(pi) * width) / max(mean, 1e-30)
+        return Smallest(
+            None, None,
+            f"no atoms show; a false spot of {width:.2g} px (sigma) is noticed above "
+            f"{height:.2g} % of the mean intensity",
+        )  # fmt: skip
+    words = f"a filled atom is noticed above {_rounded(percent)} % of an atom's contrast"
+    together = None if run is None else 100 * run / atom.norm
+    if together is not None and length > 1:
+        words += f" in one frame, {_rounded(together)} % if it stays for {length} frames"
+    if percent > 100:
+        words += ": single vacancies can be filled unseen at this dose"
+    return Smallest(percent, together, words)
+
+
+def _rounded(percent: float) -> str:
+    return f"{float(f'{percent:.2g}'):.0f}"
