@@ -5,14 +5,16 @@ movies (``tests/deploy/checking/test_quick.py`` keeps to them), wide enough for 
 model, and from the other frames of the stack. What this passes can still fail ``check``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.checking import smallest
+from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.chance import allowed
 from emdn_deploy.checking.result import Smallest
 
@@ -53,8 +55,8 @@ class QuickResult:
         `emdn_deploy.checking.whole`).
     line
         One line for people.
-    smallest
-        The smallest defect that is seen; None where nothing was taken in.
+    find
+        Finds the smallest defect that is seen, which takes as long as a frame.
     """
 
     frames: tuple[int, ...]
@@ -62,7 +64,12 @@ class QuickResult:
     failing: tuple[int, ...]
     passed: bool
     line: str
-    smallest: Smallest | None = None
+    find: Callable[[], Smallest | None]
+
+    @cached_property
+    def smallest(self) -> Smallest | None:
+        """Return the smallest defect that is seen; None where nothing was taken in."""
+        return self.find()
 
 
 @dataclass
@@ -165,14 +172,14 @@ class Quick:
         failing = tuple(number for number, fails in zip(order, bad, strict=True) if fails)
         passed = not far and len(failing) <= allowed(len(order), _RATE)
         line = _line(order, numbers, outside, failing, passed)
-        return QuickResult(tuple(order), numbers, failing, passed, line, self._smallest())
+        return QuickResult(tuple(order), numbers, failing, passed, line, self._smallest)
 
     def _smallest(self) -> Smallest | None:
         if self._sample is None:
             return None
         _, part, noise, spread = self._sample
-        mean, limit = float(part.mean()) - self.offset, BOUNDS["box"][1]
-        return smallest.of_boxes(part, noise, limit, spread, BOX, mean)
+        camera = Camera(self.gain, self.offset, self.read, 0.0, False)
+        return smallest.of_boxes(part, camera, noise, BOUNDS["box"][1], spread, BOX)
 
     def _outside(
         self, numbers: dict[str, NDArray[np.float64]], times: float = 1.0

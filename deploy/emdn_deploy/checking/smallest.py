@@ -61,12 +61,14 @@ def atom_of(frame: Frame) -> Atom | None:
     """
     side = [slice((n - min(n, SIDE)) // 2, (n + min(n, SIDE)) // 2) for n in frame.shape]
     whole = frame[side[0], side[1]].astype(np.float64)
+    if min(whole.shape) < 16:
+        return None
     reach = 0.1 * min(whole.shape)
     for _ in range(2):  # the second time without what varies more slowly than the lattice
         detail = whole - gaussian(whole, reach)
         detail = np.clip(detail, *np.quantile(detail, (0.005, 0.995)))  # a heavy atom is not usual
         slopes = sum(float(one.var()) for one in np.gradient(detail))
-        if slopes <= 1e-12 * float(np.square(whole).mean()):
+        if not slopes > 1e-12 * float(np.square(whole).mean()):
             return None
         width = sqrt(float(detail.var()) / slopes)
         smooth = gaussian(detail, max(1.0, width / 3))
@@ -136,7 +138,7 @@ def of_check(
 
 
 def of_boxes(
-    denoised: Frame, noise: float, limit: float, spread: float, box: int, mean: float
+    denoised: Frame, camera: Camera, noise: float, limit: float, spread: float, box: int
 ) -> Smallest:
     """Find the smallest defect that shows in the mean residual of boxes.
 
@@ -150,8 +152,6 @@ def of_boxes(
         What a box's mean is flagged above, and its scatter, in standard deviations of white noise.
     box
         Side in pixels.
-    mean
-        Intensity above the offset.
     """
     atom = atom_of(denoised)
     width = atom.width if atom else _WIDTH
@@ -165,9 +165,12 @@ def of_boxes(
     low, high = 0.0, 1e6
     for _ in range(60):
         middle = (low + high) / 2
-        chances = [NormalDist(middle * one, spread).cdf(limit) for one in signal.tolist()]
+        # The noise expected is that of the spot as well, which so hides a part of itself.
+        height = middle * noise / (sqrt(pi) * width)
+        seen = middle / sqrt(1 + camera.gain * height / 2 / noise**2) * signal
+        chances = [NormalDist(one, max(spread, 0.1)).cdf(limit) for one in seen.tolist()]
         low, high = (low, middle) if 1 - np.mean(chances) > POWER else (middle, high)
-    return _said(high * noise, None, 0, atom, mean)
+    return _said(high * noise, None, 0, atom, float(denoised.mean()) - camera.offset)
 
 
 def _said(norm: float, run: float | None, length: int, atom: Atom | None, mean: float) -> Smallest:
@@ -180,14 +183,15 @@ def _said(norm: float, run: float | None, length: int, atom: Atom | None, mean: 
             f"no atoms show; a false spot of {width:.2g} px (sigma) is noticed above "
             f"{height:.2g} % of the mean intensity",
         )  # fmt: skip
-    words = f"a filled atom is noticed above {_rounded(percent)} % of an atom's contrast"
+    words = f"a filled atom is noticed above {rounded(percent)} % of an atom's contrast"
     together = None if run is None else 100 * run / atom.norm
     if together is not None and length > 1:
-        words += f" in one frame, {_rounded(together)} % if it stays for {length} frames"
+        words += f" in one frame, {rounded(together)} % if it stays for {length} frames"
     if percent > 100:
         words += ": single vacancies can be filled unseen at this dose"
     return Smallest(percent, together, words)
 
 
-def _rounded(percent: float) -> str:
+def rounded(percent: float) -> str:
+    """Write a number above 1 with two digits that count."""
     return f"{float(f'{percent:.2g}'):.0f}"

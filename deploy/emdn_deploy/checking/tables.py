@@ -14,6 +14,7 @@ from emdn_deploy.checking import summary
 from emdn_deploy.checking.evaluation import Evaluation
 from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.result import CheckResult
+from emdn_deploy.checking.smallest import rounded
 from emdn_deploy.checking.verdict import BEYOND
 from emdn_models.errors import OutputError
 
@@ -65,12 +66,10 @@ def evaluated(result: Evaluation) -> list[str]:
 def conclusion(result: CheckResult) -> str:
     """Say in a line what came out: what was found in how many frames."""
     count, own = result.table.height, standing(result)
-    kinds = Counter(
-        "; ".join(one for one in verdict.split("; ") if one != "outside training")
-        for verdict in own["verdict"]
-    )
+    found = [one for verdict in own["verdict"] for one in verdict.split("; ")]
+    kinds = Counter(one for one in found if one != "outside training").most_common()
     several = len(kinds) > 1
-    named = ", ".join(f"{number} {name}" if several else name for name, number in kinds.items())
+    named = ", ".join(f"{number} {name}" if several else name for name, number in kinds)
     flagged = f"{own.height} of {count} frames flagged" + (f" ({named})" if named else "")
     said = "the noise is not what the models were trained on; " if result.outside else ""
     return f"{said}{flagged}, up to {result.facts.by_chance} expected by chance"
@@ -145,7 +144,7 @@ def numbers(result: CheckResult) -> list[tuple[str, str, str, str]]:
         ),
         (
             "smallest defect", "not known" if result.smallest.percent is None
-            else f"{result.smallest.percent:.0f} % of an atom", "none", result.smallest.words,
+            else f"{rounded(result.smallest.percent)} % of an atom", "none", result.smallest.words,
         ),
     ]  # fmt: skip
     if held:

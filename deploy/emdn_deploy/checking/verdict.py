@@ -179,5 +179,6 @@ def summed_up(
     best: dict[str, Finding] = {}
     for one in found:
         best.setdefault(one.test, one)
-    evidence = [one.words for one in list(best.values())[:_MOST]] + list(outside)
+    # What the noise has is said of the stack, once, where a frame has more to say.
+    evidence = [one.words for one in list(best.values())[:_MOST]] or list(outside)
     return "; ".join(ordered), "; ".join(evidence)

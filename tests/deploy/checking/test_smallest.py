@@ -8,6 +8,7 @@ import pytest
 
 from emdn_deploy import Denoiser
 from emdn_deploy.checking import smallest
+from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.quick import Quick
 from emdn_deploy.correction import prepare
@@ -15,6 +16,7 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"
+COUNTS = Camera(1.0, 0.0, 0.0, 0.0, True)
 A = 20.0  # pixels, of the lattices
 
 BASES = {
@@ -51,7 +53,7 @@ def test_no_atoms_no_percent(atom) -> None:
     flat = np.full((64, 64), 60, np.float32)
     noisy = flat + np.random.default_rng(0).normal(0, 0.3, flat.shape).astype(np.float32)
     for frame in (flat, noisy, flat + 20 * atom(flat.shape, 30, 30, 3), flat[:8, :8]):
-        found = smallest.of_boxes(frame.astype(np.float32), 7.7, 5.0, 1.0, 16, 60.0)
+        found = smallest.of_boxes(frame.astype(np.float32), COUNTS, 7.7, 5.0, 1.0, 16)
         assert found.percent is None
         assert found.words.startswith("no atoms show; a false spot of ")
 
@@ -106,6 +108,15 @@ def test_nine_in_ten_of_the_smallest_are_found(grounds, atom) -> None:
     assert sum(seen) >= 23
     assert sum(told) >= 23
     assert sum(seen) + sum(told) < 60
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 50), (15, 400), (16, 16), (64, 64)])
+def test_odd_frames_have_an_answer(shape: tuple[int, int]) -> None:
+    raw = np.random.default_rng(0).poisson(9, (2, *shape)).astype(np.float32)
+    for made in (raw, np.full_like(raw, 9), np.full_like(raw, np.nan)):  # nothing was done; all was
+        quick = Quick(1, 0)
+        quick.add(0, raw, made)
+        assert quick.result().smallest.words
 
 
 def test_in_correlated_noise_no_place_is_judged(grounds) -> None:
