@@ -64,10 +64,11 @@ quality: $(VENV)/.train  ## Measure every shipped model on the fixed test split 
 gallery: $(VENV)/.train  ## Draw what the simulator makes into train/gallery.png
 	$(BIN)/emdn-train gallery train/gallery.png
 
-example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 again
+example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 and its truth.h5 again
 	$(BIN)/emdn-train simulate data/example --kind movie --frames 16 --dose-e-per-a2 8000 8000 \
 	    --pixel-size-nm 0.01 0.01 --seed 0
 	cp data/example/movie.h5 deploy/examples/frames.h5
+	$(BIN)/python deploy/examples/make_truth.py data/example/movie_truth.h5 deploy/examples/truth.h5
 
 bench: $(VENV)/.dev  ## Time every shipped model, beside others and the machine's limit; tables in benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)

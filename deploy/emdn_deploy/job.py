@@ -151,7 +151,7 @@ def run(
         quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
 
         def state() -> State:
-            return {"quick": quick.state(), "note": np.array(denoiser.room.note)}
+            return {**quick.state(), "note": np.array(denoiser.room.note)}
 
         key = provenance.key_of(facts, given)
         with Output(
@@ -193,6 +193,7 @@ def run(
         checked.failing if checked else (), net, float(late["largest_shift"]),
         ready.gap_pixels, sums.kept, ready.recipe.flags.limit, sums.filled, tuple(sums.empty),
         ready.recipe.notes,
+        smallest_defect=checked.smallest.words if checked and checked.smallest else None,
     )  # fmt: skip
 
 
@@ -246,7 +247,7 @@ def _take_up(output: Output, quick: Quick, denoiser: Denoiser, size: tuple[int, 
     """Let check and record speak of the frames of an earlier run, too."""
     earlier = output.earlier
     if "quick" in earlier:
-        quick.restore(earlier["quick"], size[0] * size[1])
+        quick.restore(earlier, size[0] * size[1])
         denoiser.room.note = denoiser.room.note or str(earlier["note"])
 
 

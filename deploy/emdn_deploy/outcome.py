@@ -85,6 +85,8 @@ class Report:
         Numbers of the frames without any value, which are left as they are.
     notes
         What the frames show that denoising does not mend.
+    smallest_defect
+        What ``check`` would have seen, which a pass does not say.
     """
 
     source: Path
@@ -116,6 +118,7 @@ class Report:
     filled: int = 0
     empty: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    smallest_defect: str | None = None
 
     @property
     def frames_per_s(self) -> float:

@@ -26,6 +26,8 @@ def lines(report: Report) -> list[str]:
     ]
     if report.check:
         text.append(f"check      {report.check}")
+    if report.smallest_defect:
+        text.append(f"           {report.smallest_defect}")
     if report.bad_pixels:
         text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
     if report.gap_pixels:

@@ -38,8 +38,13 @@ def record(path):
 def test_an_honest_run_says_so(run):
     report = run(np.random.default_rng(0).poisson(60.0, (9, 64, 80)))
     assert report.standing_out == ()
-    assert report.check.startswith("nothing stands out in 9 frames")
-    assert record(report.output) == {"check": report.check, "check_frames": "none"}
+    assert report.check.startswith("PASS: 0 of 9 frames flagged")
+    assert record(report.output) == {
+        "check": report.check,
+        "check_frames": "none",
+        "check_smallest_defect": report.smallest_defect,
+    }
+    assert report.smallest_defect.startswith("no atoms show; a false spot of ")
 
 
 def test_a_frame_whose_structure_is_lost_is_listed(run):
@@ -47,7 +52,7 @@ def test_a_frame_whose_structure_is_lost_is_listed(run):
     frames[4, :, ::2] += 20  # finer than the box that the model averages over
     report = run(frames)
     assert report.standing_out == (4,)
-    assert "1 of 9 frames stand out (4)" in report.check
+    assert "1 of 9 frames flagged (4)" in report.check
     assert record(report.output)["check_frames"] == "4"
 
 
@@ -66,8 +71,9 @@ def test_the_line_is_printed_and_in_the_json(box_model, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*common, *extra])
     text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
-    assert "check      nothing stands out in 2 frames" in text
-    assert json.loads(line)["check"].startswith("nothing stands out")
+    assert "check      PASS: 0 of 2 frames flagged" in text
+    assert "\n           no atoms show" in text
+    assert json.loads(line)["check"].startswith("PASS: 0 of 2")
 
 
 def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):

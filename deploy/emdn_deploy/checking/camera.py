@@ -34,6 +34,11 @@ class Camera:
     uncertainty: float
     whole: bool
 
+    def noise(self, expected: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the noise's standard deviation at expected values, intensity units."""
+        level = np.maximum(expected - self.offset, self.gain * 0.01)
+        return np.asarray(np.sqrt(self.gain * level + self.read**2), np.float32)
+
     def draw(self, truth: NDArray[np.float32], chance: np.random.Generator) -> NDArray[np.float32]:
         """Draw a frame of which ``truth`` (H, W) is the expected value."""
         electrons = np.maximum((truth.astype(np.float64) - self.offset) / self.gain, 0)

@@ -89,9 +89,7 @@ class Slices:
         shown = []
         for number in chosen(table):
             one, two = (read(number, number + 1)[0] for read in (before, after))
-            level = np.maximum(two - camera.offset, camera.gain * 0.01)
-            noise = np.sqrt(camera.gain * level + camera.read**2)
-            shown.append(Shown(number, one, two, np.asarray((one - two) / noise, np.float32)))
+            shown.append(Shown(number, one, two, (one - two) / camera.noise(two)))
         rows = [np.stack(part) for part in zip(*self._rows, strict=True)]
         return Exhibits(tuple(shown), rows[0], rows[1], self.step, axis)
 

@@ -85,6 +85,11 @@ class Grounds:
         bounds = self.bounds(table.height)
         return (*whole.findings(table, rows.means, bounds, self.outside), *known)
 
+    @property
+    def rate(self) -> float:
+        """Return the share of honest frames that are flagged, each for itself."""
+        return max(LEVEL, len(cut(*self.good.shape)) * self._failing())
+
     def bounds(self, count: int) -> Bounds:
         """Return what an honest stack of so many frames keeps to."""
         panels = len(cut(*self.good.shape))
@@ -93,7 +98,7 @@ class Grounds:
         means = pooled(*own, SHARE, SAFETY, self.camera.uncertainty, count * panels)
         together = sum(name.startswith("run_") for name in self.ranges)
         return Bounds(
-            self.ranges, clear, means, max(LEVEL, panels * self._failing()),
+            self.ranges, clear, means, self.rate,
             LEVEL * together / len(self.ranges), self.length, self.noise.correlated,
         )  # fmt: skip
 

@@ -9,11 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from emdn_deploy.calibration import step_in
 from emdn_deploy.checking import tables
 from emdn_deploy.checking.exhibits import Exhibits, Shown
 from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.result import CheckResult, Correlations, Maps, Spectrum
 from emdn_deploy.preview import log_power, scale_bar
+from emdn_deploy.readers.frames import Axis
 
 _DPI = 80
 _USUAL = ("ratio", "std", "lag", "blob_2", "lattice_added", "match_removed")
@@ -27,10 +29,10 @@ def overview(result: CheckResult) -> bytes:
     _frames(grid[0], shown, result)
     _course(grid[1, 0], result.table, "std")
     if result.correlations is not None:
-        _correlations(grid[1, 1], result.correlations)
+        _correlations(grid[1, 1], result.correlations, result.exhibits.axis)
     else:
         grid[1, 1].set_axis_off()
-    _spectrum(grid[1, 2], result.spectrum)
+    _spectrum(grid[1, 2], result.spectrum, result.exhibits.axis)
     figure.suptitle(f"{result.facts.source.name}: {tables.headline(result)}", fontsize=11)
     return _png(figure)
 
@@ -41,8 +43,8 @@ def frame(shown: Shown, result: CheckResult) -> bytes:
     grid = figure.subplots(2, 3)
     _frames(grid[0], shown, result)
     _map(grid[1, 0], shown, result.maps, result.noise.correlated)
-    _powers(grid[1, 1], shown)
-    _profile(grid[1, 2], shown)
+    _powers(grid[1, 1], shown, result.exhibits.axis)
+    _profile(grid[1, 2], shown, result.exhibits.axis)
     return _png(figure)
 
 
@@ -65,9 +67,9 @@ def curves(result: CheckResult) -> bytes:
     """Draw the residual's spectrum, and FRC with the neighbouring raw frame."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _spectrum(left, result.spectrum)
+    _spectrum(left, result.spectrum, result.exhibits.axis)
     if result.correlations is not None:
-        _correlations(right, result.correlations)
+        _correlations(right, result.correlations, result.exhibits.axis)
     else:
         right.set_axis_off()
         right.text(0.5, 0.5, "one frame: no correlation with a neighbour", ha="center")
@@ -78,15 +80,16 @@ def slices(exhibits: Exhibits) -> bytes:
     """Draw the middle row of the frames over time, before and after."""
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     low, high = _display(exhibits.before)
+    step, unit = _lengths(exhibits.axis)
     for panel, rows, name in zip(
         figure.subplots(1, 2), (exhibits.before, exhibits.after), ("before", "after"), strict=True
     ):
         panel.imshow(
             rows, cmap="gray", vmin=low, vmax=high, aspect="auto", interpolation="nearest",
-            extent=(0, rows.shape[1], len(rows) * exhibits.step, 0),
+            extent=(0, rows.shape[1] * step, len(rows) * exhibits.step, 0),
         )  # fmt: skip
         panel.set_title(f"middle row, {name}", fontsize=10)
-        panel.set_xlabel("x (pixels)")
+        panel.set_xlabel(f"x ({unit})")
         panel.set_ylabel("frame")
     return _png(figure)
 
@@ -129,7 +132,21 @@ def _map(panel: Axes, shown: Shown, maps: Maps, correlated: bool) -> None:
     figure.colorbar(image, ax=panel, shrink=0.8)
 
 
-def _powers(panel: Axes, shown: Shown) -> None:
+def _lengths(axis: Axis) -> tuple[float, str]:
+    """Return the length of a pixel and its unit: nm where the axis is calibrated."""
+    step = step_in(axis, "nm")
+    return (step, "nm") if step and step > 0 else (1.0, "pixels")
+
+
+def _frequencies(panel: Axes, axis: Axis) -> float:
+    """Label an axis of spatial frequencies; return what cycles per pixel are in its unit."""
+    step, unit = _lengths(axis)
+    panel.set_xlabel(f"spatial frequency ({'1/nm' if unit == 'nm' else 'cycles/pixel'})")
+    return 1 / step
+
+
+def _powers(panel: Axes, shown: Shown, axis: Axis) -> None:
+    unit = _frequencies(panel, axis)
     for picture, name in (
         (shown.before, "before"), (shown.after, "after"), (shown.before - shown.after, "difference")
     ):  # fmt: skip
@@ -139,18 +156,19 @@ def _powers(panel: Axes, shown: Shown) -> None:
         radius = np.hypot((y - centre[0]) / power.shape[0], (x - centre[1]) / power.shape[1])
         ring = (radius * 2 * 64).astype(int).ravel()
         mean = np.bincount(ring, power.ravel())[:64] / np.maximum(np.bincount(ring)[:64], 1)
-        panel.semilogy((np.arange(64) + 0.5) / 128, mean, label=name, lw=1.2)
-    panel.set_xlabel("spatial frequency (cycles/pixel)")
+        panel.semilogy((np.arange(64) + 0.5) / 128 * unit, mean, label=name, lw=1.2)
     panel.set_title("mean power on rings", fontsize=10)
     panel.legend(fontsize=8)
 
 
-def _profile(panel: Axes, shown: Shown) -> None:
+def _profile(panel: Axes, shown: Shown, axis: Axis) -> None:
     middle = shown.before.shape[0] // 2
-    panel.plot(shown.before[middle], color="0.7", lw=0.8, label="before")
-    panel.plot(shown.after[middle], color="tab:red", lw=1.2, label="after")
+    step, unit = _lengths(axis)
+    x = np.arange(shown.before.shape[1]) * step
+    panel.plot(x, shown.before[middle], color="0.7", lw=0.8, label="before")
+    panel.plot(x, shown.after[middle], color="tab:red", lw=1.2, label="after")
     panel.set_title(f"row {middle}", fontsize=10)
-    panel.set_xlabel("x (pixels)")
+    panel.set_xlabel(f"x ({unit})")
     panel.set_ylabel("intensity")
     panel.legend(fontsize=8)
 
@@ -174,28 +192,26 @@ def _course(panel: Axes, table: pl.DataFrame, name: str) -> None:
     panel.set_xlabel("frame")
 
 
-def _spectrum(panel: Axes, spectrum: Spectrum) -> None:
+def _spectrum(panel: Axes, spectrum: Spectrum, axis: Axis) -> None:
+    frequency = spectrum.frequency * _frequencies(panel, axis)
     panel.fill_between(
-        spectrum.frequency, spectrum.low, spectrum.high, color="0.85", label="honest, single frames"
+        frequency, spectrum.low, spectrum.high, color="0.85", label="honest, single frames"
     )
-    panel.plot(spectrum.frequency, spectrum.honest, color="0.4", lw=1, label="honest, mean")
-    panel.plot(spectrum.frequency, spectrum.power, color="tab:red", lw=1.2, label="these frames")
-    panel.set_xlabel("spatial frequency (cycles/pixel)")
+    panel.plot(frequency, spectrum.honest, color="0.4", lw=1, label="honest, mean")
+    panel.plot(frequency, spectrum.power, color="tab:red", lw=1.2, label="these frames")
     panel.set_title("power of the residual / expected noise", fontsize=10)
     panel.legend(fontsize=8)
 
 
-def _correlations(panel: Axes, found: Correlations) -> None:
+def _correlations(panel: Axes, found: Correlations, axis: Axis) -> None:
+    frequency = found.frequency * _frequencies(panel, axis)
     for curve, error, name, colour in (
         (found.raw, found.raw_se, "raw with the next raw", "0.4"),
         (found.denoised, found.denoised_se, "denoised with the next raw", "tab:red"),
     ):
-        panel.plot(found.frequency, curve, color=colour, lw=1.2, label=name)
-        panel.fill_between(
-            found.frequency, curve - error, curve + error, color=colour, alpha=0.2, lw=0
-        )
+        panel.plot(frequency, curve, color=colour, lw=1.2, label=name)
+        panel.fill_between(frequency, curve - error, curve + error, color=colour, alpha=0.2, lw=0)
     panel.axhline(0, color="0.8", lw=0.8)
-    panel.set_xlabel("spatial frequency (cycles/pixel)")
     panel.set_title(f"Fourier ring correlation, {found.pairs} pairs", fontsize=10)
     panel.legend(fontsize=8)
 

@@ -5,13 +5,19 @@ movies (``tests/deploy/checking/test_quick.py`` keeps to them), wide enough for 
 model, and from the other frames of the stack. What this passes can still fail ``check``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.checking import smallest
+from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.chance import allowed
+from emdn_deploy.checking.result import Smallest
 
 BOX = 16  # pixels, the side of the boxes whose mean residual is looked at
 # Of honest denoisings, between 0.1 and 1.5 in signal to noise per pixel.
@@ -50,6 +56,8 @@ class QuickResult:
         `emdn_deploy.checking.whole`).
     line
         One line for people.
+    find
+        Finds the smallest defect that is seen, which takes as long as a frame.
     """
 
     frames: tuple[int, ...]
@@ -57,6 +65,12 @@ class QuickResult:
     failing: tuple[int, ...]
     passed: bool
     line: str
+    find: Callable[[], Smallest | None]
+
+    @cached_property
+    def smallest(self) -> Smallest | None:
+        """Return the smallest defect that is seen; None where nothing was taken in."""
+        return self.find()
 
 
 @dataclass
@@ -79,6 +93,8 @@ class Quick:
     bad: NDArray[np.bool_] | None = None
     _rows: dict[int, tuple[float, float, float, float]] = field(default_factory=dict)
     _pixels: int = 1
+    _sample: tuple[int, Frames, float, float] | None = None
+    _lock: Lock = field(default_factory=Lock)
 
     def add(
         self,
@@ -95,21 +111,49 @@ class Quick:
             (k,) what was added to each for the sake of its mean: the ratio is that without.
         """
         self._pixels = raw[0].size
+        with self._lock:  # blocks come from several threads
+            if self._sample is None or start < self._sample[0]:
+                self._sample = start, *self._sampled(raw[0], denoised[0])
         added = np.zeros(len(raw)) if shifts is None else shifts
         for number, (before, after, shift) in enumerate(
             zip(raw, denoised, added, strict=True), start
         ):
             self._rows[number] = self._measure(before, after, float(shift))
 
-    def state(self) -> NDArray[np.float64]:
-        """Return what is known of each frame, (N, 5), for `restore`."""
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return what is known of the frames, for `restore`."""
         rows = [(number, *row) for number, row in list(self._rows.items())]
-        return np.array(rows, np.float64).reshape(-1, 1 + len(BOUNDS))
+        known: dict[str, NDArray[Any]] = {
+            "quick": np.array(rows, np.float64).reshape(-1, 1 + len(BOUNDS))
+        }
+        if self._sample is not None:
+            number, part, noise, spread = self._sample
+            known |= {"sample": part, "sample_facts": np.array([number, noise, spread])}
+        return known
 
-    def restore(self, state: NDArray[np.float64], size: int) -> None:
+    def restore(self, state: Mapping[str, NDArray[Any]], size: int) -> None:
         """Take up frames of ``size`` pixels that an earlier run has measured."""
         self._pixels = size
-        self._rows |= {int(number): (a, b, c, d) for number, a, b, c, d in state.tolist()}
+        rows = state["quick"].tolist()
+        self._rows |= {int(number): (a, b, c, d) for number, a, b, c, d in rows}
+        if "sample" in state:
+            number, noise, spread = state["sample_facts"].tolist()
+            self._sample = int(number), state["sample"], noise, spread
+
+    def _sampled(self, raw: Frames, denoised: Frames) -> tuple[Frames, float, float]:
+        """Keep the middle of a frame, the noise of its pixels and the scatter of its boxes."""
+        rows, columns = (
+            slice((n - min(n, smallest.SIDE)) // 2, (n + min(n, smallest.SIDE)) // 2)
+            for n in denoised.shape
+        )
+        part = denoised[rows, columns].copy()
+        mean, bright = float(part.mean()), float(np.quantile(part, smallest.POWER))
+        usual, noise = (
+            max(self.gain * (level - self.offset) + self.read**2, 1e-6 * self.gain**2) ** 0.5
+            for level in (mean, bright)
+        )
+        boxes = _boxes((raw[rows, columns] - part) / np.float32(usual)) / BOX
+        return part, noise, float(boxes.std()) if boxes.size > 1 else 1.0
 
     def _measure(
         self, raw: Frames, denoised: Frames, shift: float
@@ -149,7 +193,14 @@ class Quick:
         failing = tuple(number for number, fails in zip(order, bad, strict=True) if fails)
         passed = not far and len(failing) <= allowed(len(order), _RATE)
         line = _line(order, numbers, outside, failing, passed)
-        return QuickResult(tuple(order), numbers, failing, passed, line)
+        return QuickResult(tuple(order), numbers, failing, passed, line, self._smallest)
+
+    def _smallest(self) -> Smallest | None:
+        if self._sample is None:
+            return None
+        _, part, noise, spread = self._sample
+        camera = Camera(self.gain, self.offset, self.read, 0.0, False)
+        return smallest.of_boxes(part, camera, noise, BOUNDS["box"][1], spread, BOX)
 
     def _outside(
         self, numbers: dict[str, NDArray[np.float64]], times: float = 1.0
@@ -168,13 +219,16 @@ class Quick:
 
 
 def _box(scaled: Frames, mean: float) -> float:
+    return float(np.abs(_boxes(scaled) / BOX - mean * BOX).max(initial=0.0))
+
+
+def _boxes(scaled: Frames) -> Frames:
+    """Sum (H, W) over boxes."""
     height, width = (length // BOX for length in scaled.shape)
-    if not height * width:
-        return 0.0
     cut = scaled[: height * BOX, : width * BOX]
     # Rows first: adding whole rows is what a processor does fastest.
-    sums = cut.reshape(height, BOX, -1).sum(axis=1).reshape(height, width, BOX).sum(axis=2)
-    return float(np.abs(sums / BOX - mean * BOX).max())
+    rows = cut.reshape(height, BOX, width * BOX).sum(axis=1)
+    return np.asarray(rows.reshape(height, width, BOX).sum(axis=2))
 
 
 def _outside(
@@ -209,7 +263,7 @@ def _line(
     if not failing:
         low, high = (float(part) for part in np.quantile(numbers["std"], (0, 1)))
         return (
-            f"nothing stands out in {len(order)} frames (residual {low:.3f} to {high:.3f} of the "
+            f"PASS: 0 of {len(order)} frames flagged (residual {low:.3f} to {high:.3f} of the "
             "expected noise)"
         )
     causes = []
@@ -219,8 +273,10 @@ def _line(
             at = int(np.argmax(np.where(bad, np.abs(values - np.median(values)), -1)))
             causes.append(f"{_WORDS[name]} {values[at]:.4g} in frame {order[at]}")
     shown = ", ".join(spans(failing))
-    chance = ", which can be chance" if passed else ""
-    return f"{len(failing)} of {len(order)} frames stand out ({shown}){chance}: {'; '.join(causes)}"
+    return (
+        f"{'PASS' if passed else 'FAIL'}: {len(failing)} of {len(order)} frames flagged ({shown}), "
+        f"up to {allowed(len(order), _RATE)} expected by chance: {'; '.join(causes)}"
+    )
 
 
 def spans(failing: Iterable[int], most: int = 5) -> list[str]:

@@ -1,6 +1,7 @@
 """A check as one HTML file with its pictures inside: nothing is loaded, no script runs."""
 
 import base64
+from collections.abc import Iterable, Sequence
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,11 @@ _HONEST = (
     "denoised, to which new noise was added, and which were denoised again in the same way. "
     "Sigma: standard deviations of the noise, or of what honest ones scatter by."
 )
+_WORDS = {
+    "PASS": "Nothing was found beyond what honest denoisings of such frames show.",
+    "WARN": "Nothing was found beyond what honest denoisings show, but:",
+    "FAIL": "Do not trust these frames before you know why:",
+}
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff; }
@@ -26,7 +32,7 @@ img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: 0.2rem 0.7rem; text-align: left;
   vertical-align: top; border-bottom: 1px solid #ddd; } td:nth-child(2) { min-width: 9rem; }
 .verdict { padding: 0.6rem 1rem; border-left: 0.4rem solid; background: #f5f5f5; }
-.pass { border-color: #2a7d3f; } .fail { border-color: #b3261e; }
+.pass { border-color: #2a7d3f; } .warn { border-color: #b26a00; } .fail { border-color: #b3261e; }
 pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; white-space: pre-wrap; }
 figcaption { color: #555; font-size: 0.9rem; } figure { margin: 1rem 0; }
 """
@@ -55,11 +61,12 @@ def html(result: CheckResult) -> str:
     """Return the report as the text of a web page."""
     facts = result.facts
     parts = [
-        f"<h1>Can these denoised frames be trusted? {escape(facts.source.name)}</h1>",
+        f"<h1>{result.word}: {escape(facts.source.name)}</h1>",
         _verdict(result),
-        "<h2>What was found</h2>",
-        f"<pre>{escape(chr(10).join(tables.checked(result, listed=False)))}</pre>",
         _failing(result),
+        "<h2>Numbers</h2>",
+        f"<p>{_HONEST}</p>",
+        _table(("number", "value", "threshold", "what it says"), tables.numbers(result)),
         "<h2>Frames</h2>",
         *(
             _figure(
@@ -81,6 +88,8 @@ def html(result: CheckResult) -> str:
             "on whatever the denoiser invents. On a lattice a first crossing means nothing.",
         ),
         _figure(pictures.slices(result.exhibits), "One row of pixels over time. A view, not data."),
+        "<h2>Details</h2>",
+        f"<pre>{escape(chr(10).join(tables.checked(result, listed=False)))}</pre>",
         f"<p>emdn {escape(__version__)}, model {escape(facts.model)} "
         f"({escape(facts.sha256[:12])}), {escape(facts.device)}.</p>",
     ]
@@ -93,23 +102,29 @@ def html(result: CheckResult) -> str:
 
 
 def _verdict(result: CheckResult) -> str:
-    kind = "pass" if result.passed else "fail"
-    said = f"<strong>{escape(tables.conclusion(result))}</strong>"
-    if result.facts.findings:
-        reasons = "".join(f"<li>{escape(one)}</li>" for one in result.facts.findings)
-        said += f" The stack fails:<ul>{reasons}</ul>"
-    return f'<div class="verdict {kind}">{said}</div>'
+    facts = result.facts
+    said = f"<strong>{escape(tables.headline(result))}</strong>. {_WORDS[result.word]}"
+    reasons = [*facts.findings, *facts.warnings]
+    if reasons:
+        said += f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in reasons)}</ul>"
+    said += f"<p>What a pass does not say: {escape(result.smallest.words)}.</p>"
+    return f'<div class="verdict {result.word.lower()}">{said}</div>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [("th", head), *(("td", row) for row in rows)]
+    body = "\n".join(
+        f"<tr>{''.join(f'<{tag}>{escape(str(one))}</{tag}>' for one in row)}</tr>"
+        for tag, row in lines
+    )
+    return f"<table>\n{body}\n</table>"
 
 
 def _failing(result: CheckResult) -> str:
     bad = tables.standing(result)
     if not bad.height:
         return ""
-    rows = "\n".join(
-        f"<tr><td>{row['frame']}</td><td>{escape(row['verdict'])}</td>"
-        f"<td>{escape(row['evidence'])}</td></tr>"
-        for row in bad.head(_ROWS).iter_rows(named=True)
-    )
+    rows = bad.select("frame", "verdict", "evidence").head(_ROWS).iter_rows()
     more = bad.height - _ROWS
     rest = f"<p>and {more} frames more; --table FILE has all.</p>" if more > 0 else ""
     kinds = {kind for text in bad["verdict"] for kind in text.split("; ")}
@@ -119,9 +134,8 @@ def _failing(result: CheckResult) -> str:
         if kind in kinds
     )
     return (
-        f"<h2>Frames that stand out</h2>\n<ul>{meanings}</ul>\n<p>{_HONEST}</p>\n"
-        "<table>\n<tr><th>frame</th><th>verdict</th>"
-        f"<th>evidence</th></tr>\n{rows}\n</table>\n{rest}"
+        f"<h2>Frames flagged</h2>\n<ul>{meanings}</ul>\n"
+        f"{_table(('frame', 'verdict', 'evidence'), rows)}\n{rest}"
     )
 
 

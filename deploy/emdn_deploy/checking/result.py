@@ -146,6 +146,52 @@ class HeldOutFacts:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The squared error of the stack beside that of the shipped default model.
+
+    Attributes
+    ----------
+    name
+        Of the default model.
+    verdict
+        ``no worse``, ``worse`` (by 0.4 dB or more, beyond chance), ``far worse`` (6 dB); or why it
+        cannot be told: ``same`` (the frames are the default's own), ``too few frames``, ``moves``
+        (frames differ by more than noise).
+    worse
+        The stack's error less the default's, intensity units squared.
+    error
+        The default's, likewise.
+    frames
+        Neighbouring frames that were compared.
+    """
+
+    name: str
+    verdict: str
+    worse: Estimate | None = None
+    error: Estimate | None = None
+    frames: int = 0
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The smallest defect that is found in 9 cases of 10.
+
+    Attributes
+    ----------
+    percent
+        Of an atom's contrast; None where no atoms show, or nothing is found at any size.
+    run_percent
+        The same of a defect that stays in place for a run of frames; None without runs.
+    words
+        What a pass does not say, for people.
+    """
+
+    percent: float | None
+    run_percent: float | None
+    words: str
+
+
+@dataclass(frozen=True)
 class Maps:
     """Where residuals stand out, of at most `MAPS` frames: the worst ones of a longer stack.
 
@@ -181,8 +227,12 @@ class StackFacts:
         Mean out / mean in above the offset, over all frames.
     linearity
         Local means out against those in; None where the frames hold too few blocks.
+    by_chance
+        Frames that may be flagged for themselves in an honest stack of as many.
     findings
         Why the stack fails as a whole (`emdn_deploy.checking.whole`); empty if it passes.
+    warnings
+        What speaks against the stack and does not fail it.
     notes
         What was assumed, and what cannot be said.
     """
@@ -195,7 +245,9 @@ class StackFacts:
     device: str
     ratio: float
     linearity: Linearity | None
+    by_chance: int
     findings: tuple[str, ...]
+    warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -225,6 +277,8 @@ class CheckResult:
     maps: Maps
     heldout: HeldOutFacts | None
     correlations: Correlations | None
+    comparison: Comparison
+    smallest: Smallest
     exhibits: Exhibits
 
     @property
@@ -242,3 +296,10 @@ class CheckResult:
     def passed(self) -> bool:
         """Whether the stack shows no more than honest ones do; single frames may stand out."""
         return not self.facts.findings
+
+    @property
+    def word(self) -> str:
+        """Return ``PASS``, ``WARN`` or ``FAIL``; what warns does not fail."""
+        if not self.passed:
+            return "FAIL"
+        return "WARN" if self.facts.warnings else "PASS"

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import correction, job, pipeline, routing
-from emdn_deploy.checking import null, record, summary
+from emdn_deploy.checking import null, record, smallest, summary
+from emdn_deploy.checking.chance import allowed
+from emdn_deploy.checking.compare import Sample
 from emdn_deploy.checking.exhibits import Slices
 from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.held import Held
@@ -141,6 +143,7 @@ def _check(
     good, noise, camera = grounds.good, grounds.noise, grounds.camera
     rows = grounds.rows()
     held, slices, sums = Held(frames.shape, good), Slices(frames.shape), np.zeros(2)
+    sample = Sample(frames.shape, good)
 
     def write(start: int, before: Frame, after: Frame) -> None:
         for number, (one, two) in enumerate(zip(before, after, strict=True), start):
@@ -149,6 +152,7 @@ def _check(
             rows.add(number, one, two)
             held.add(number, one, two)
             slices.add(number, one, two)
+            sample.add(number, one, two)
             sums[:] += [float(part.mean(where=good)) - camera.offset for part in (two, one)]
         progress(start + len(before), count)
 
@@ -171,17 +175,26 @@ def _check(
     error, curves, line = held.error(grounds.honest.error), held.correlations(), held.line()
     info = make.denoiser.session.info
     notes = summary.notes(noise, error, grounds.length, make.facts, info)
+    compared = sample.compare(make.denoiser, make.scale, camera, here=clean is None)
+    worse = {compared.verdict: (summary.compared(compared),)}
+    middle = count // 2, count // 2 + 1
+    seen = smallest.of_check(
+        ready.read(*middle)[0], after(*middle)[0], camera, grounds.ranges, grounds.length,
+        noise.correlated,
+    )  # fmt: skip
     return CheckResult(
         table,
         StackFacts(
             frames.path, clean.path if clean else None, frames.shape, info.name, info.sha256,
             make.denoiser.session.device, float(sums[0] / sums[1]), line,
-            grounds.judge(rows, table, held), (*make.said, *notes),
+            allowed(count, grounds.rate),
+            (*grounds.judge(rows, table, held), *worse.get("far worse", ())),
+            worse.get("worse", ()), (*make.said, *notes),
         ),
         noise,
         grounds.thresholds(),
         _spectrum(grounds.honest, rows.mean_power, grounds.panel),
-        rows.maps(), error, curves,
+        rows.maps(), error, curves, compared, seen,
         slices.exhibits(table, ready.read, after, camera, frames.axis("x")),
     )  # fmt: skip
 

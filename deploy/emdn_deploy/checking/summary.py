@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from emdn_deploy.checking.limits import student
-from emdn_deploy.checking.result import Correlations, HeldOutFacts
+from emdn_deploy.checking.result import Comparison, Correlations, HeldOutFacts
 from emdn_deploy.model import ModelInfo
 from emdn_deploy.noise.model import NoiseModel
 from emdn_models.metrics import Linearity
@@ -55,6 +55,26 @@ def findings(
             f"{honest.slope_error:.2g}"
         )
     return tuple(found)
+
+
+def compared(found: Comparison) -> str:
+    """Say how the frames' error compares with that of the default model."""
+    name = found.name
+    if found.worse is None or found.error is None:
+        if found.verdict == "same":
+            return f"the frames are made by {name}, the default: nothing to compare with"
+        return f"cannot be compared with {name}, the default: too few frames"
+    worse, error = found.worse, found.error
+    if not worse.value and not worse.se:
+        return f"the frames are those that {name}, the default, makes"
+    said = f"{abs(worse.value):.3g} ± {worse.se:.2g} {'above' if worse.value > 0 else 'below'}"
+    said = f"squared error {said} that of {name} (the default) on {found.frames} frames"
+    if found.verdict == "moves":
+        return f"{said}, which cannot be told from motion"
+    if found.verdict == "no worse":
+        return f"{said}: no worse"
+    decibel = 10 * np.log10(1 + worse.value / max(error.value, error.se, 1e-30))
+    return f"{said}: {decibel:.2g} dB worse"
 
 
 def _differs(line: Linearity, honest: Linearity) -> bool:

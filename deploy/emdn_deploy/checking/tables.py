@@ -2,14 +2,20 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from emdn_deploy.checking import summary
 from emdn_deploy.checking.evaluation import Evaluation
+from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.result import CheckResult
+from emdn_deploy.checking.smallest import rounded
+from emdn_deploy.checking.verdict import BEYOND
 from emdn_models.errors import OutputError
 
 _SHOWN = 20  # failing frames that are printed
@@ -58,25 +64,20 @@ def evaluated(result: Evaluation) -> list[str]:
 
 
 def conclusion(result: CheckResult) -> str:
-    """Say in a sentence or two what came out."""
+    """Say in a line what came out: what was found in how many frames."""
     count, own = result.table.height, standing(result)
-    said = "The noise is not what the models were trained on. " if result.outside else ""
-    if not own.height:
-        if result.passed:
-            return f"Nothing stands out: all {count} frames are within noise."
-        return said + ("" if result.outside else "No single frame stands out, but the stack does.")
-    kinds = Counter(
-        "; ".join(one for one in verdict.split("; ") if one != "outside training")
-        for verdict in own["verdict"]
-    )
-    named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
-    chance = ", no more than chance makes of an honest stack" if result.passed else ""
-    return f"{said}{own.height} of {count} frames stand out{chance}: {named}."
+    found = [one for verdict in own["verdict"] for one in verdict.split("; ")]
+    kinds = Counter(one for one in found if one != "outside training").most_common()
+    several = len(kinds) > 1
+    named = ", ".join(f"{number} {name}" if several else name for name, number in kinds)
+    flagged = f"{own.height} of {count} frames flagged" + (f" ({named})" if named else "")
+    said = "the noise is not what the models were trained on; " if result.outside else ""
+    return f"{said}{flagged}, up to {result.facts.by_chance} expected by chance"
 
 
 def headline(result: CheckResult) -> str:
-    """Return the conclusion, after whether the stack passes."""
-    return f"{'passes' if result.passed else 'fails'}. {conclusion(result)}".strip()
+    """Return the conclusion, after PASS, WARN or FAIL."""
+    return f"{result.word}: {conclusion(result)}"
 
 
 def standing(result: CheckResult) -> pl.DataFrame:
@@ -110,16 +111,21 @@ def checked(result: CheckResult, listed: bool = True) -> list[str]:
             lines.append(f"drift      {held.drift.value:.3g} ± {held.drift.se:.2g}: {moving}")
     own = result.thresholds
     lines.append(
-        f"limits     from {own.bases * own.resamples} honest denoisings by {facts.model} "
-        f"(seed {own.seed}), for at most {own.level:.0%} false alarms a frame "
-        f"and {own.stack_level:.0%} a stack"
+        f"thresholds parametric bootstrap by {facts.model}, {own.bases * own.resamples} replicates "
+        f"(seed {own.seed}); false-alarm rate {own.level:.0%} a frame, "
+        f"{own.stack_level:.0%} a stack"
     )
+    compared = summary.compared(result.comparison)
+    if compared not in (*facts.findings, *facts.warnings):
+        lines.append(f"default    {compared}")
     lines += [f"note       {one}" for one in facts.notes]
     lines += [f"noise      {one}" for one in noise.findings]
     if not listed:
         return lines
     lines += [f"fails      {one}" for one in facts.findings]
+    lines += [f"warns      {one}" for one in facts.warnings]
     lines.append(f"verdict    {headline(result)}")
+    lines.append(f"           {result.smallest.words}")
     bad = standing(result)
     for row in bad.head(_SHOWN).iter_rows(named=True):
         lines.append(f"  frame {row['frame']}: {row['verdict']} ({row['evidence']})")
@@ -128,13 +134,63 @@ def checked(result: CheckResult, listed: bool = True) -> list[str]:
     return lines
 
 
+def numbers(result: CheckResult) -> list[tuple[str, str, str, str]]:
+    """Return every number of the stack: what it is, its value, its threshold, what it means."""
+    facts, held, line = result.facts, result.heldout, result.facts.linearity
+    rows = [
+        (
+            "frames flagged", f"{standing(result).height} of {result.table.height}",
+            f"up to {facts.by_chance}", "more than chance makes of an honest stack fail it",
+        ),
+        (
+            "smallest defect", "not known" if result.smallest.percent is None
+            else f"{rounded(result.smallest.percent)} % of an atom", "none", result.smallest.words,
+        ),
+    ]  # fmt: skip
+    if held:
+        rows.append((
+            "squared error", f"{held.error.value:.3g} ± {held.error.se:.2g}",
+            f"1.5 x {held.honest:.3g}, at 5 s.e.",
+            f"against {held.pairs} neighbouring frames, which is {held.gain_db.value:.1f} dB below "
+            "the raw frames'; the threshold is that of bootstrap replicates, where nothing moves",
+        ))  # fmt: skip
+        if held.drift:
+            rows.append((
+                "motion", f"{held.drift.value:.3g} ± {held.drift.se:.2g}", "3 s.e.",
+                "by how much frames two apart differ more than neighbours; above, they move",
+            ))  # fmt: skip
+    if line:
+        rows.append((
+            "contrast at large scales", f"{line.slope:.3f} ± {line.slope_error:.2g}",
+            "0.05 and 5 s.e. off replicates", "local means out against those in",
+        ))  # fmt: skip
+    worse = result.comparison.worse
+    rows.append((
+        f"error beyond that of {result.comparison.name}",
+        "not known" if worse is None else f"{worse.value:.3g} ± {worse.se:.2g}",
+        "0, at 3 s.e.", summary.compared(result.comparison),
+    ))  # fmt: skip
+    for name, limit in result.thresholds.limits.items():
+        kind, values = KINDS[name], result.table[name].to_numpy()
+        low, high = (kind.said(one) for one in (limit.low, limit.high))
+        typical = kind.said(float(np.median(values)))
+        away = np.abs(values - limit.typical) if isfinite(limit.low) else values
+        worst = kind.said(float(values[away.argmax()]))
+        rows.append((
+            kind.words, f"median {typical}, farthest {worst}",
+            f"{low} to {high}" if isfinite(limit.low) else f"at most {high}",
+            f"beyond: {BEYOND['blob' if 'blob' in name else name]}",
+        ))  # fmt: skip
+    return rows
+
+
 def as_json(result: CheckResult) -> str:
     """Return one line of JSON: all but the maps and the curves."""
     facts, held, line = result.facts, result.heldout, result.facts.linearity
     return json.dumps(
         _plain(
             {
-                "passed": result.passed,
+                "passed": result.passed, "verdict": result.word,
                 "source": facts.source, "denoised": facts.denoised, "frames": facts.shape[0],
                 "failing": result.failing, "model": facts.model, "model_sha256": facts.sha256,
                 "device": facts.device, "ratio": facts.ratio,
@@ -145,7 +201,9 @@ def as_json(result: CheckResult) -> str:
                     "honest": held.honest, "moves": held.moves, "pairs": held.pairs,
                     "drift": held.drift and held.drift.value,
                 },
-                "findings": facts.findings, "notes": facts.notes,
+                "comparison": asdict(result.comparison),
+                "smallest_defect": asdict(result.smallest),
+                "findings": facts.findings, "warnings": facts.warnings, "notes": facts.notes,
                 "noise": result.noise.as_dict(),
                 "limits": {
                     name: [one.low, one.high] for name, one in result.thresholds.limits.items()

@@ -21,6 +21,25 @@ MEANINGS: Mapping[Verdict, str] = {
 }
 """What a microscopist should take a verdict for, in one line each."""
 
+BEYOND: Mapping[str, str] = {
+    "ratio": "intensity changed",
+    "std": "above: structure removed; below: noise left in",
+    "lag": "above: over-smoothed; below: noise left in",
+    "columns": "structure added or removed, along a column",
+    "rows": "structure added or removed, along a row",
+    "band_high": "over-smoothed",
+    "band_low": "noise left in",
+    "tile_high": "structure removed",
+    "tile_low": "noise left in",
+    "peak": "a lattice over-smoothed or added",
+    "lattice_removed": "over-smoothed",
+    "lattice_added": "structure added",
+    "match_removed": "over-smoothed, or noise left in",
+    "match_added": "structure added",
+    "blob": "structure added or removed at one place: an atom invented or filled in",
+}
+"""What a statistic beyond its threshold means; all sizes of blobs together."""
+
 _ORDER: tuple[Verdict, ...] = get_args(Verdict)
 _STRUCTURE = ("over-smoothed", "structure removed", "structure added")
 _MOST = 4  # pieces of evidence that are shown
@@ -160,5 +179,6 @@ def summed_up(
     best: dict[str, Finding] = {}
     for one in found:
         best.setdefault(one.test, one)
-    evidence = [one.words for one in list(best.values())[:_MOST]] + list(outside)
+    # What the noise has is said of the stack, once, where a frame has more to say.
+    evidence = [one.words for one in list(best.values())[:_MOST]] or list(outside)
     return "; ".join(ordered), "; ".join(evidence)

@@ -19,6 +19,7 @@ from emdn_deploy.readers.frames import (
     default_order,
     stack_shape,
 )
+from emdn_deploy.readers.pages import Pages
 from emdn_models.errors import FormatError
 
 # In an axis order: the index that is taken of that axis.
@@ -73,7 +74,7 @@ def array_frames(
     limits.check_frame(where, *stack_shape(shape, letters)[1:])
 
     def close() -> None:
-        if isinstance(given, Plain):
+        if isinstance(given, Plain | Pages):
             given.close()
         release()
 

@@ -143,8 +143,9 @@ def _data(
     if whole == shape:
         return mapped
     return Pages(
-        shape, dtype, 2, lambda number: mapped[number], there, cut_short(path, there, str(promised))
-    )
+        shape, dtype, 2, lambda number: mapped[number], there,
+        cut_short(path, there, str(promised)), mapped.close if scratch is None else lambda: None,
+    )  # fmt: skip
 
 
 def _axes(header: Any, ndim: int) -> tuple[tuple[Axis, ...], list[str]]:

@@ -20,6 +20,8 @@ class Pages:
         Stored shape as the file promises it; the last ``inner`` axes are those of a page.
     there
         How many pages the file holds; reading one beyond raises ``missing``.
+    close
+        Called when the frames are released.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class Pages:
         page: Callable[[int], NDArray[Any]],
         there: int,
         missing: str,
+        close: Callable[[], None] = lambda: None,
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self._lead = len(shape) - inner
         self._page, self._there, self._missing = page, there, missing
+        self.close = close
 
     def __getitem__(self, where: Any) -> NDArray[Any]:
         where = where if isinstance(where, tuple) else (where,)

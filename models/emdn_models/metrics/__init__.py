@@ -14,7 +14,7 @@ from emdn_models.metrics.honest import Null, null, outside, statistics
 from emdn_models.metrics.image import dose_gain, gain_db, mean_ratio, psnr, ssim
 from emdn_models.metrics.residual import Moments, Residual, normalised, residual_statistics
 from emdn_models.metrics.response import Linearity, linearity
-from emdn_models.metrics.unbiased import HeldOut, umse, umse_unequal, upsnr
+from emdn_models.metrics.unbiased import HeldOut, umse, umse_difference, umse_unequal, upsnr
 from emdn_models.metrics.vacancies import Roc, Sites, roc, simulated_sites, site_scores
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "ssim",
     "statistics",
     "umse",
+    "umse_difference",
     "umse_unequal",
     "upsnr",
 ]

@@ -53,7 +53,7 @@ def test_honest_frames_of_a_shipped_model_pass(model: str) -> None:
     quick.add(0, raw, denoiser.run(raw, scale))
     found = quick.result()
     assert found.failing == ()
-    assert found.line.startswith("nothing stands out in 2 frames")
+    assert found.line.startswith("PASS: 0 of 2 frames flagged")
 
 
 @pytest.mark.parametrize("fault", ["none", "all noise", "half the noise", "blurred", "brighter"])
@@ -73,7 +73,7 @@ def test_faults_stand_out(fault: str, stacks, scene) -> None:
         quick.add(start, raw[start : start + 6], clean[start : start + 6])
     result = quick.result()
     assert result.failing == (() if fault == "none" else (4,))
-    assert fault == "none" or "1 of 12 frames stand out (4)" in result.line
+    assert fault == "none" or "1 of 12 frames flagged (4)" in result.line
 
 
 def test_filled_pixels_do_not_count(stacks, scene) -> None:

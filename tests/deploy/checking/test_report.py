@@ -10,9 +10,11 @@ from io import BytesIO
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from emdn_deploy.checking import check, exhibits, report
+from emdn_deploy.checking import check, exhibits, pictures, report, tables
+from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import OutputError
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -56,7 +58,11 @@ def test_the_page_stands_alone_and_names_the_frame(faulty):
     assert "<script" not in text
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "raw <1>.npy" in page.text
-    assert "of 8 frames stand out" in page.text
+    assert "of 8 frames flagged" in page.text
+    assert "<h1>FAIL: raw &lt;1&gt;.npy</h1>" in text
+    assert "FAIL: " in page.text
+    assert "up to 2 expected by chance" in page.text
+    assert f"What a pass does not say: {faulty.smallest.words}." in page.text
     assert faulty.failing
     assert 5 in faulty.failing
     assert re.search(r"Frame 5: .*structure added", page.text)
@@ -95,6 +101,34 @@ def test_frames_are_chosen_by_how_far_they_stand_out():
     })  # fmt: skip
     assert exhibits.chosen(table) == [1, 3, 4]
     assert exhibits.chosen(table.filter(pl.col("verdict") == "within noise")) == [2, 0, 5]
+
+
+def test_every_number_has_a_threshold_and_a_meaning(faulty):
+    rows = {row[0]: row for row in tables.numbers(faulty)}
+    assert all(all(row) for row in rows.values())
+    assert rows["frames flagged"][2] == "up to 2"
+    assert rows["largest column mean of the residual"][2].startswith("at most ")
+    assert rows["standard deviation of the residual"][2].count(" to ") == 1
+    assert len(rows) == len(faulty.thresholds.limits) + 6
+    page = Page(report.html(faulty))
+    assert all(one in page.text for row in rows.values() for one in row)
+
+
+@pytest.mark.parametrize(
+    ("axis", "factor", "label"),
+    [
+        (Axis("x", "nm", 0.02), 50, "1/nm"),
+        (Axis("x", "Å", 0.2), 50, "1/nm"),
+        (Axis("x", "1/nm", 0.2), 1, "cycles/pixel"),
+        (Axis(), 1, "cycles/pixel"),
+    ],
+)
+def test_frequencies_are_in_the_unit_of_the_pixels(faulty, axis, factor, label):
+    panel = Figure().subplots()
+    pictures._spectrum(panel, faulty.spectrum, axis)
+    assert panel.get_xlabel() == f"spatial frequency ({label})"
+    drawn = panel.get_lines()[0].get_xdata()
+    np.testing.assert_allclose(drawn, factor * faulty.spectrum.frequency)
 
 
 def test_kinds_of_report(faulty, tmp_path):

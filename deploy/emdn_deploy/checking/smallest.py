@@ -1,0 +1,222 @@
+"""The smallest defect that a check sees: what a pass does not say.
+
+An atom that the denoiser fills in where there is none leaves a spot in the residual, of an
+atom's shape. It is found if, smoothed as the check smooths, it rises above the check's limit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import erf, pi, sqrt
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from emdn_deploy.checking import local
+from emdn_deploy.checking.camera import Camera
+from emdn_deploy.checking.panel import SCALES
+from emdn_deploy.checking.result import Limits, Smallest
+
+POWER = 0.9  # share of the defects of the smallest size that are found
+SIDE = 256  # pixels of a frame that an atom's contrast is measured on
+_FEWEST = 8  # spots that tell what an atom looks like
+# Share of an atom's norm that nine in ten vacancies in simulated graphene show or exceed: their
+# neighbours move, and rings about an atom do not count.
+_SURE = 0.75
+_MOST = 1000.0  # per cent: what is a tenth of what can be seen may be noise, and is no atom
+_CLIPPED = 1.1  # what a run loses by `local.share`
+_WIDTH = 4.0  # pixels, of a spot where no atoms show
+
+Frame = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """An atom's picture, taken as a Gaussian.
+
+    Attributes
+    ----------
+    norm
+        Root of the sum of the squares of its pixels, intensity units.
+    width
+        Standard deviation, pixels.
+    """
+
+    norm: float
+    width: float
+
+
+def atom_of(frame: Frame) -> Atom | None:
+    """Measure what one atom adds to a denoised frame (H, W); None where none shows.
+
+
+    Where a frame is the sum of equal pictures of scattered atoms, its variance is the square
+    of a picture's norm times the atoms a pixel (Campbell, Proc. Camb. Phil. Soc. 15, 1909,
+    117): so neighbours that overlap do not matter. Atoms are counted as spots. Where each spot
+    has six neighbours it is taken for two atoms, since the two sublattices of a honeycomb are
+    rarely told apart; where it is one, an atom is sqrt(2) times stronger than said here.
+    `_SURE` of the norm is returned.
+    """
+    side = [slice((n - min(n, SIDE)) // 2, (n + min(n, SIDE)) // 2) for n in frame.shape]
+    whole = frame[side[0], side[1]].astype(np.float64)
+    if min(whole.shape) < 16:
+        return None
+    reach = 0.1 * min(whole.shape)
+    for _ in range(2):  # the second time without what varies more slowly than the lattice
+        detail = whole - _gaussian(whole, reach)
+        detail = np.clip(detail, *np.quantile(detail, (0.005, 0.995)))  # a heavy atom is not usual
+        slopes = sum(float(one.var()) for one in np.gradient(detail))
+        if not slopes > 1e-12 * float(np.square(whole).mean()):
+            return None
+        width = sqrt(float(detail.var()) / slopes)
+        smooth = _gaussian(detail, max(1.0, width / 3))
+        least = 0.3 * float(smooth.std())
+        # Bright or dark ones: where these are as many, it does not matter which.
+        spots = max(_maxima(smooth, least), _maxima(-smooth, least), key=len).astype(np.float64)
+        if len(spots) < _FEWEST:
+            return None
+        tree = cKDTree(spots)
+        near = 2 * sqrt(whole.size / len(spots))
+        pairs = tree.sparse_distance_matrix(tree, near, output_type="ndarray")
+        one, other, distance = (pairs[name] for name in "ijv")
+        apart = np.full(len(spots), np.inf)
+        np.minimum.at(apart, one[one != other], distance[one != other])
+        spacing = float(np.median(apart))
+        if not spacing < min(whole.shape) / 4:
+            return None
+        reach = spacing / 2
+    inside = ((spots > spacing) & (spots < np.array(whole.shape) - 1 - spacing)).all(axis=1)
+    if not inside.any():
+        return None
+    area = float(np.prod(np.array(whole.shape) - 2 * spacing)) / int(inside.sum())
+    around = np.bincount(one[distance < 1.35 * spacing], minlength=len(spots)) - 1
+    if np.median(around[inside]) >= 5:
+        area /= 2
+    return Atom(_SURE * sqrt(float(detail.var()) * area), width)
+
+
+def of_check(
+    raw: Frame,
+    denoised: Frame,
+    camera: Camera,
+    limits: Mapping[str, Limits],
+    length: int,
+    correlated: bool,
+) -> Smallest:
+    """Find the smallest defect that ``check`` flags, from one frame (H, W).
+
+    Parameters
+    ----------
+    limits
+        Of the frame's statistics, ``blob_2`` and so on among them.
+    length
+        Frames of a run; 0 for no runs.
+    correlated
+        Whether the noise is correlated, so that no place is judged.
+    """
+    if correlated:
+        words = "a filled atom cannot be seen: in correlated noise no place is judged"
+        return Smallest(None, None, words)
+    side = tuple(slice(0, min(n, SIDE)) for n in raw.shape)
+    noise = camera.noise(denoised)
+    fields = local.smoothed(((raw - denoised) / noise)[side])
+    spread = fields.std(axis=(1, 2))
+    level = float(np.quantile(noise, POWER))  # where the beam is bright, less is seen
+    atom = atom_of(denoised)
+    width = atom.width if atom else _WIDTH
+
+    def norm(prefix: str) -> float:
+        """Return the norm of the faintest spot, in units of the noise of a pixel."""
+        power = NormalDist().inv_cdf(POWER)
+        return min(
+            (limits[f"{prefix}blob_{scale:g}"].high + power * float(one))
+            * (width**2 + scale**2) / (2 * width * scale)
+            for scale, one in zip(SCALES, spread, strict=True)
+        )  # fmt: skip
+
+    run = _CLIPPED * norm("run_") / sqrt(length) * level if length else None
+    return _said(norm("") * level, run, length, atom, float(denoised.mean()) - camera.offset)
+
+
+def of_boxes(
+    denoised: Frame, camera: Camera, noise: float, limit: float, spread: float, box: int
+) -> Smallest:
+    """Find the smallest defect that shows in the mean residual of boxes.
+
+    Parameters
+    ----------
+    denoised
+        (H, W).
+    noise
+        Standard deviation of a pixel's noise, intensity units, where it is largest.
+    limit, spread
+        What a box's mean is flagged above, and its scatter, in standard deviations of white noise.
+    box
+        Side in pixels.
+    """
+    atom = atom_of(denoised)
+    width = atom.width if atom else _WIDTH
+    # The share of a spot that is in the box with most of it, wherever its middle is.
+    edges = (np.arange(8) + 0.5) / 16 * box
+    part = [
+        (erf((box - x) / (sqrt(2) * width)) + erf(x / (sqrt(2) * width))) / 2
+        for x in edges.tolist()
+    ]
+    signal = np.outer(part, part).ravel() * 2 * sqrt(pi) * width / box
+    low, high = 0.0, 1e6
+    for _ in range(60):
+        middle = (low + high) / 2
+        # The noise expected is that of the spot as well, which so hides a part of itself.
+        height = middle * noise / (sqrt(pi) * width)
+        seen = middle / sqrt(1 + camera.gain * height / 2 / noise**2) * signal
+        chances = [NormalDist(one, max(spread, 0.1)).cdf(limit) for one in seen.tolist()]
+        low, high = (low, middle) if 1 - np.mean(chances) > POWER else (middle, high)
+    return _said(high * noise, None, 0, atom, float(denoised.mean()) - camera.offset)
+
+
+def _said(norm: float, run: float | None, length: int, atom: Atom | None, mean: float) -> Smallest:
+    percent = 100 * norm / atom.norm if atom else _MOST
+    if atom is None or percent >= _MOST:
+        width = atom.width if atom else _WIDTH
+        height = 100 * norm / (sqrt(pi) * width) / max(mean, 1e-30)
+        return Smallest(
+            None, None,
+            f"no atoms show; a false spot of {width:.2g} px (sigma) is noticed above "
+            f"{height:.2g} % of the mean intensity",
+        )  # fmt: skip
+    words = f"a filled atom is noticed above {rounded(percent)} % of an atom's contrast"
+    together = None if run is None else 100 * run / atom.norm
+    if together is not None and length > 1:
+        words += f" in one frame, {rounded(together)} % if it stays for {length} frames"
+    if percent > 100:
+        words += ": single vacancies can be filled unseen at this dose"
+    return Smallest(percent, together, words)
+
+
+def rounded(percent: float) -> str:
+    """Write a number above 1 with two digits that count."""
+    return f"{float(f'{percent:.2g}'):.0f}"
+
+
+def _gaussian(frame: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+    return np.asarray(ndimage.gaussian_filter(frame, width, mode="mirror"))
+
+
+def _maxima(frame: NDArray[np.float64], least: float) -> NDArray[np.int64]:
+    """Places (n, 2) of the maxima that rise ``least`` or more over the pass to a higher one.
+
+    By reconstruction from below (Vincent, IEEE Trans. Image Process. 2, 176, 1993). Those on the
+    outermost pixels are left out: their top may lie outside.
+    """
+    flooded = frame - least
+    while True:
+        higher = np.minimum(ndimage.maximum_filter(flooded, 3, mode="nearest"), frame)
+        if np.array_equal(higher, flooded):
+            break
+        flooded = higher
+    top = frame == ndimage.maximum_filter(frame, 3, mode="nearest")
+    places = np.argwhere(top & (frame - flooded > 0.999 * least))
+    inside = (places > 0) & (places < np.array(frame.shape) - 1)
+    return places[inside.all(1)]
