@@ -122,7 +122,8 @@ def test_an_export_keeps_the_calibration_of_the_same_weights_only(tmp_path: Path
 
     def write(value: float) -> dict:
         weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
-        export._write_index(tmp_path, {"unet": {"file": "unet.onnx"}}, copied, {"unet": weights})
+        entry = {"file": "unet.onnx", "quality": {}}
+        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
         return json.loads(path.read_text())["models"]["unet"]
 
     assert "sigma" not in write(1.0)

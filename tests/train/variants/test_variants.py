@@ -152,7 +152,8 @@ def test_an_export_keeps_variants_of_the_same_weights_only(tmp_path: Path) -> No
 
     def write(value: float) -> dict:
         weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
-        export._write_index(tmp_path, {"unet": {"file": "unet.onnx"}}, copied, {"unet": weights})
+        entry = {"file": "unet.onnx", "quality": {}}
+        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
         return json.loads(path.read_text())["models"]["unet"]
 
     index = {"models": {"unet": write(1.0)}}
