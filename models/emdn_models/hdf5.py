@@ -16,6 +16,8 @@ from emdn_models.files import unwritable
 
 # Heaps lie near a file's start or its end; what is between them in a large file are data.
 _LOOKED_AT = 2**23
+# Bytes of an attribute; most files cannot have more than 65,536.
+_LARGEST = 2**24
 
 
 class Written:
@@ -140,7 +142,7 @@ def _check_heap(data: bytes, start: int, place: int) -> None:
 
 
 def check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID) -> None:
-    """Refuse attributes of a sequence type that is of no kind, on which libhdf5 crashes.
+    """Refuse attributes that claim megabytes, or a type of no kind, on which libhdf5 crashes.
 
     Raises
     ------
@@ -150,6 +152,9 @@ def check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.Type
     for number in range(h5py.h5a.get_num_attrs(item)):
         attribute = h5py.h5a.open(item, index=number)
         kind = attribute.get_type()
+        claimed = attribute.get_space().get_simple_extent_npoints() * kind.get_size()
+        if claimed > _LARGEST:
+            raise ValueError(f"the attribute {attribute.name!r} claims {claimed} bytes")
         while isinstance(kind, h5py.h5t.TypeVlenID | h5py.h5t.TypeArrayID):
             # Bits 0 to 3 of a sequence are 0, of a text 1, which h5py has another type for.
             if isinstance(kind, h5py.h5t.TypeVlenID) and kind.encode()[3] & 15:

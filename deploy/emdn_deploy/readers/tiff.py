@@ -272,14 +272,14 @@ def _data(
     count = math.prod(shape[: len(shape) - key.ndim])
     start, kind = series.dataoffset, np.dtype(series.dtype).newbyteorder(file.byteorder)
     read: Callable[[int], NDArray[Any]]
-    close: Callable[[], None] = lambda: None
+    plain: Plain | None = None
     # A plain stack's pages may follow the pixels, and be lost.
     if start is not None:
         there = min(count, (size - start) // _bytes(series))
         if there == count:
             return Plain(path, start, shape, kind), False
         plain = Plain(path, start, (max(there, 0), *key.shape), kind)
-        read, close = plain.__getitem__, plain.close
+        read = plain.__getitem__
     else:
         pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
         lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
@@ -290,6 +290,7 @@ def _data(
 
     sure = "" if key.is_imagej or key.is_shaped or len(series) == count else "at least "
     missing = cut_short(path, there, f"{sure}{count}")
+    close = plain.close if plain else lambda: None
     return Pages(shape, series.dtype, key.ndim, read, there, missing, close), there < count
 
 

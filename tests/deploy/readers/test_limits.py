@@ -378,3 +378,15 @@ def test_damaged_files_are_an_error_or_are_read() -> None:
     found = list(fuzz.run(list(fuzz.FORMATS), 0, 12))
     assert len(found) == 12 * len(fuzz.FORMATS)
     assert not [one for one in found if one[2] not in ("error", "result")]
+
+
+def test_attributes_have_a_bound(tmp_path: Path) -> None:
+    path = tmp_path / "attribute.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["images"] = FRAMES
+        file["images"].attrs["small"] = np.zeros(2**20)
+    with open_frames(path) as frames:
+        assert frames.shape == FRAMES.shape
+    with h5py.File(path, "a", libver="latest") as file:
+        file["images"].attrs["large"] = np.zeros(2**21 + 1)
+    refused(path, "the attribute b'large' claims 16777224 bytes")
