@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from scipy import ndimage
 
+from emdn_deploy import Denoiser
 from emdn_models import FormatError, pretrained
 from emdn_train import baselines, quality, quality_tables
 from emdn_train.cli import main
@@ -246,6 +247,7 @@ def test_peers_are_kept_for_the_split_that_they_were_measured_on(
 def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(quality, "Denoiser", Denoiser)
     shipped = pretrained.WEIGHTS / "ffdnet.onnx"
     own = tmp_path / "ffdnet.onnx"
     own.write_bytes(shipped.read_bytes())
