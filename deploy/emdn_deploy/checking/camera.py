@@ -17,7 +17,7 @@ class Camera:
     Attributes
     ----------
     gain
-        Intensity units per electron.
+        Intensity units per electron; below 0 where electrons darken the picture.
     offset
         Intensity of a pixel without electrons.
     read
@@ -36,8 +36,8 @@ class Camera:
 
     def noise(self, expected: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the noise's standard deviation at expected values, intensity units."""
-        level = np.maximum(expected - self.offset, self.gain * 0.01)
-        return np.asarray(np.sqrt(self.gain * level + self.read**2), np.float32)
+        electrons = np.maximum((expected - self.offset) / self.gain, 0.01)
+        return np.asarray(np.sqrt(self.gain**2 * electrons + self.read**2), np.float32)
 
     def draw(self, truth: NDArray[np.float32], chance: np.random.Generator) -> NDArray[np.float32]:
         """Draw a frame of which ``truth`` (H, W) is the expected value."""

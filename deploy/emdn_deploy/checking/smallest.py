@@ -170,7 +170,7 @@ def of_boxes(
         middle = (low + high) / 2
         # The noise expected is that of the spot as well, which so hides a part of itself.
         height = middle * noise / (sqrt(pi) * width)
-        seen = middle / sqrt(1 + camera.gain * height / 2 / noise**2) * signal
+        seen = middle / sqrt(1 + abs(camera.gain) * height / 2 / noise**2) * signal
         chances = [NormalDist(one, max(spread, 0.1)).cdf(limit) for one in seen.tolist()]
         low, high = (low, middle) if 1 - np.mean(chances) > POWER else (middle, high)
     return _said(high * noise, None, 0, atom, float(denoised.mean()) - camera.offset)
@@ -180,11 +180,11 @@ def _said(norm: float, run: float | None, length: int, atom: Atom | None, mean: 
     percent = 100 * norm / atom.norm if atom else _MOST
     if atom is None or percent >= _MOST:
         width = atom.width if atom else _WIDTH
-        height = 100 * norm / (sqrt(pi) * width) / max(mean, 1e-30)
+        height = 100 * norm / (sqrt(pi) * width) / max(abs(mean), float(np.finfo(np.float32).tiny))
         return Smallest(
             None, None,
             f"no atoms show; a false spot of {width:.2g} px (sigma) is noticed above "
-            f"{height:.2g} % of the mean intensity",
+            f"{rounded(height)} % of the mean intensity",
         )  # fmt: skip
     words = f"a filled atom is noticed above {rounded(percent)} % of an atom's contrast"
     together = None if run is None else 100 * run / atom.norm

@@ -23,6 +23,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.frames import WHITE
 from emdn_deploy.readers.offers import SeveralStacks
 from emdn_deploy.routing import Route
 from emdn_models.errors import EmdnError, FormatError
@@ -67,6 +68,13 @@ def check(
         frames = opened.enter_context(job.open_selected(Path(source), options))
         clean = opened.enter_context(_open_denoised(path, frames)) if path else None
         _refuse(frames, clean)
+        if (white := frames.metadata.get(WHITE)) is not None:
+            # Judged as counted from white; a negative stays one in the files.
+            level = float(white)
+            frames, clean = _upright(frames, level), clean and _upright(clean, level)
+            facts = _upright_scale(facts, level)
+            if options.offset is not None:
+                options = replace(options, offset=level - options.offset)
         ready = correction.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
@@ -99,6 +107,23 @@ class _Maker:
             bounds = np.iinfo(self._kind)
             made = np.clip(np.rint(made), bounds.min, bounds.max).astype(np.float32)
         return made
+
+
+def _upright(frames: Frames, white: float) -> Frames:
+    """Count electrons up from white, in a stack in which white is their least."""
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        block = frames.read_block(start, stop)
+        return np.asarray(white - block, block.dtype)
+
+    metadata = {key: text for key, text in frames.metadata.items() if key != WHITE}
+    return replace(frames, read_block=read, metadata=metadata)
+
+
+def _upright_scale(facts: dict[str, Any], white: float) -> dict[str, Any]:
+    if not {"gain", "offset"} <= facts.keys():
+        return facts
+    return facts | {"gain": -float(facts["gain"]), "offset": white - float(facts["offset"])}
 
 
 def _scale(ready: Prepared, facts: dict[str, Any]) -> Intensity:

@@ -150,6 +150,8 @@ class _Scratch:
         size = self._frames.dtype.itemsize
         for block, part in _pieces(self._array, self._order):
             *lead, y, x = (block[i] for i in places)
+            # Joined pieces are in the machine's byte order.
+            part = part.astype(self._frames.dtype, copy=False)
             frames = part.transpose(places).reshape(-1, y.stop - y.start, x.stop - x.start)
             whole = x.stop - x.start == width
             for number, frame in zip(numbers[tuple(lead)].ravel().tolist(), frames, strict=True):
