@@ -82,7 +82,7 @@ check: $(VENV)/.dev  ## Lint, format and strict types
 	$(BIN)/mypy
 
 clean:  ## Remove the environment and everything that commands made, but not DATA and OUT
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .benchmarks benchmarks/results
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
