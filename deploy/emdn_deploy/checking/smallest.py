@@ -11,8 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy import ndimage, spatial
 
 from emdn_deploy.checking import local
 from emdn_deploy.checking.camera import Camera
@@ -51,50 +50,56 @@ class Atom:
 def atom_of(frame: Frame) -> Atom | None:
     """Measure what one atom adds to a denoised frame (H, W); None where none shows.
 
-
     Where a frame is the sum of equal pictures of scattered atoms, its variance is the square
     of a picture's norm times the atoms a pixel (Campbell, Proc. Camb. Phil. Soc. 15, 1909,
-    117): so neighbours that overlap do not matter. Atoms are counted as spots. Where each spot
-    has six neighbours it is taken for two atoms, since the two sublattices of a honeycomb are
-    rarely told apart; where it is one, an atom is sqrt(2) times stronger than said here.
+    117): so neighbours that overlap do not matter. Atoms are counted as spots, bright or dark,
+    whichever give more. A spot with six neighbours is taken for two atoms, since the two
+    sublattices of a honeycomb are rarely told apart; where it is one, an atom is sqrt(2) times
+    stronger than said here.
     `_SURE` of the norm is returned.
     """
     side = [slice((n - min(n, SIDE)) // 2, (n + min(n, SIDE)) // 2) for n in frame.shape]
     whole = frame[side[0], side[1]].astype(np.float64)
-    if min(whole.shape) < 16:
+    if min(whole.shape) < 32:
         return None
     reach = 0.1 * min(whole.shape)
     for _ in range(2):  # the second time without what varies more slowly than the lattice
-        detail = whole - _gaussian(whole, reach)
+        detail = whole - ndimage.gaussian_filter(whole, reach)
         detail = np.clip(detail, *np.quantile(detail, (0.005, 0.995)))  # a heavy atom is not usual
         slopes = sum(float(one.var()) for one in np.gradient(detail))
         if not slopes > 1e-12 * float(np.square(whole).mean()):
             return None
         width = sqrt(float(detail.var()) / slopes)
-        smooth = _gaussian(detail, max(1.0, width / 3))
-        least = 0.3 * float(smooth.std())
-        # Bright or dark ones: where these are as many, it does not matter which.
-        spots = max(_maxima(smooth, least), _maxima(-smooth, least), key=len).astype(np.float64)
-        if len(spots) < _FEWEST:
+        smooth = ndimage.gaussian_filter(detail, max(1.0, width / 3))
+        bright, dark = (_area(field, max(1, round(width))) for field in (smooth, -smooth))
+        area, spacing = min(bright[0], dark[0]), max(bright[1], dark[1])
+        if not (np.isfinite(area) and spacing < min(whole.shape) / 4):
             return None
-        tree = cKDTree(spots)
-        near = 2 * sqrt(whole.size / len(spots))
-        pairs = tree.sparse_distance_matrix(tree, near, output_type="ndarray")
-        one, other, distance = (pairs[name] for name in "ijv")
-        apart = np.full(len(spots), np.inf)
-        np.minimum.at(apart, one[one != other], distance[one != other])
-        spacing = float(np.median(apart))
-        if not spacing < min(whole.shape) / 4:
-            return None
-        reach = spacing / 2
-    inside = ((spots > spacing) & (spots < np.array(whole.shape) - 1 - spacing)).all(axis=1)
-    if not inside.any():
-        return None
-    area = float(np.prod(np.array(whole.shape) - 2 * spacing)) / int(inside.sum())
-    around = np.bincount(one[distance < 1.35 * spacing], minlength=len(spots)) - 1
-    if np.median(around[inside]) >= 5:
-        area /= 2
-    return Atom(_SURE * sqrt(float(detail.var()) * area), width)
+        reach = 0.6 * spacing
+    edge = int(reach)
+    variance = float(detail[edge:-edge, edge:-edge].var())
+    return Atom(_SURE * sqrt(variance * area), width)
+
+
+def _area(field: NDArray[np.float64], edge: int) -> tuple[float, float]:
+    """Return the pixels that an atom takes, and the distance of spots; infinite and 0 for none.
+
+    Parameters
+    ----------
+    edge
+        How far from the border spots are looked for, and what they are above, pixels.
+    """
+    highest = ndimage.maximum_filter(field, 2 * edge + 1) == field
+    highest &= field > 0.3 * field.std()
+    spots = np.argwhere(highest[edge:-edge, edge:-edge]) + edge
+    if len(spots) < _FEWEST:
+        return np.inf, 0.0
+    tree = spatial.KDTree(spots)
+    spacing = float(np.median(tree.query(spots, 2)[0][:, 1]))
+    inside = ((spots >= spacing) & (spots < np.array(field.shape) - spacing)).all(axis=1)
+    around = tree.query_ball_point(spots[inside], 1.35 * spacing, return_length=True)
+    atoms = 2 if len(around) and np.median(around) > 6 else 1  # with itself
+    return float(np.prod(np.array(field.shape) - 2 * edge)) / len(spots) / atoms, spacing
 
 
 def of_check(
@@ -196,27 +201,5 @@ def _said(norm: float, run: float | None, length: int, atom: Atom | None, mean: 
 
 
 def rounded(percent: float) -> str:
-    """Write a number above 1 with two digits that count."""
-    return f"{float(f'{percent:.2g}'):.0f}"
-
-
-def _gaussian(frame: NDArray[np.float64], width: float) -> NDArray[np.float64]:
-    return np.asarray(ndimage.gaussian_filter(frame, width, mode="mirror"))
-
-
-def _maxima(frame: NDArray[np.float64], least: float) -> NDArray[np.int64]:
-    """Places (n, 2) of the maxima that rise ``least`` or more over the pass to a higher one.
-
-    By reconstruction from below (Vincent, IEEE Trans. Image Process. 2, 176, 1993). Those on the
-    outermost pixels are left out: their top may lie outside.
-    """
-    flooded = frame - least
-    while True:
-        higher = np.minimum(ndimage.maximum_filter(flooded, 3, mode="nearest"), frame)
-        if np.array_equal(higher, flooded):
-            break
-        flooded = higher
-    top = frame == ndimage.maximum_filter(frame, 3, mode="nearest")
-    places = np.argwhere(top & (frame - flooded > 0.999 * least))
-    inside = (places > 0) & (places < np.array(frame.shape) - 1)
-    return places[inside.all(1)]
+    """Write a number with two digits that count."""
+    return f"{float(f'{percent:.2g}'):g}"
