@@ -50,7 +50,6 @@ NOT_RUN = {
     "git clone": "of others",
     "emdn-train published": "needs the files of others",
     "torchrun": "needs four GPUs",
-    "emdn-train proof": "half an hour",
     "emdn-train testset": "minutes",
     "emdn-train variants": "minutes, and a trained net",
     "emdn-deploy denoise movie.h5 --model outputs/onnx/unet.onnx --prec": "needs variants",
