@@ -47,8 +47,6 @@ NOT_RUN = {
     "make test": "it runs this",
     "make check": ".ci/run does",
     "make bench ARGS": "minutes",
-    "git clone": "of others",
-    "emdn-train published": "needs the files of others",
     "torchrun": "needs four GPUs",
     "emdn-train testset": "minutes",
     "emdn-train variants": "minutes, and a trained net",
