@@ -22,6 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item, call):
     """Fail, in CI, a test that is skipped because something is not installed."""
     report = yield
+    # Processes that test side by side send each other UTF-8 only, whatever names were logged.
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
     if os.environ.get("CI") and report.skipped and "could not import" in str(report.longrepr):
         report.outcome = "failed"
     return report

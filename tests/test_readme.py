@@ -87,10 +87,13 @@ def test_the_lists_name_commands_of_the_readmes() -> None:
 def test_a_command_is_spelled_right(line: str) -> None:
     from emdn_deploy import cli as deploy
     from emdn_train import cli as train
+    from emdn_train.flags import joined
 
     program, *words = shlex.split(line)
     if program == "torchrun":
         program, words = "emdn-train", words[words.index("emdn_train") + 1 :]
+    if program == "emdn-train":
+        words = joined(words)
     if program in ("emdn-deploy", "emdn-train"):
         command = typer.main.get_command(deploy.app if program == "emdn-deploy" else train.app)
         group = command.make_context(program, list(words))
