@@ -2,7 +2,7 @@
 
 A class-aware model is one net for all frames and copies of it that were fine-tuned on one
 class each (Remez et al., arXiv:1808.06562, where a class is what a photograph shows). A copy
-is called ``MODEL@CLASS``; ``MODEL@auto`` asks for the copy that fits the frames.
+is called ``MODEL@CLASS``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,6 @@ from emdn_models.errors import ModelError
 from emdn_models.spec import MODELS
 
 Mode = Literal["stem", "tem"]
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,6 @@ def known(name: str) -> bool:
 def copy_of(model: str, kind: FrameClass) -> str:
     """Name a model's copy for a class."""
     return f"{model}@{kind.name}"
-
-
-def automatic(name: str | None) -> str | None:
-    """Return the model of ``MODEL@auto``, None for any other name."""
-    model, _, kind = (name or "").partition("@")
-    return model if kind == AUTO and model in MODELS else None
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -35,12 +35,6 @@ def test_a_name_is_split_or_refused():
     assert classes.known("msdnet@tem-high")
 
 
-def test_only_auto_of_a_model_is_automatic():
-    assert classes.automatic("unet@auto") == "unet"
-    for name in (None, "unet", "unet@stem", "resnet@auto", "auto"):
-        assert classes.automatic(name) is None
-
-
 def test_copies_come_after_all_models():
     names = ["unet@stem", "cafcn@tem-high", "unet", "cafcn@stem", *reversed(MODELS)]
     assert classes.ordered(set(names)) == [

@@ -4,14 +4,11 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from emdn_deploy.readers import open_frames
-from emdn_deploy.readers.mode import mode_of
 from emdn_models import ModelError, checkpoint
 from emdn_models.classes import CLASSES
 from emdn_models.errors import FormatError
@@ -23,7 +20,6 @@ from emdn_train.data import open_split
 from emdn_train.fit import fit
 from emdn_train.noise import DETECTORS
 from emdn_train.recipes import RECIPES
-from emdn_train.simulate.config import FORMAT, SimulateConfig
 from emdn_train.source import Simulated, chance
 from emdn_train.specialise import OfClass, source_of
 from emdn_train.validate import LEVELS, validation
@@ -145,16 +141,6 @@ def test_a_copy_needs_something_to_start_from(both, tmp_path):
     checkpoint.save(start, {"unet": drawn("unet")})
     with pytest.raises(ModelError, match="holds no model 'ffdnet'; it holds unet"):
         tuned(both, tmp_path / "out", start)
-
-
-@pytest.mark.parametrize(("kind", "mode"), [("stem", "stem"), ("graphene", "tem"), ("mixed", None)])
-def test_a_deployment_reads_the_mode_that_the_simulator_writes(kind, mode, tmp_path):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["settings"] = SimulateConfig(tmp_path, kind=kind).identity()
-        file["images"] = np.ones((2, 16, 16, 1), np.float32)
-    with open_frames(tmp_path / "a.h5") as frames:
-        assert mode_of(frames.metadata) == mode
 
 
 @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
