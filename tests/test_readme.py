@@ -51,9 +51,9 @@ NOT_RUN = {
     "emdn-train testset": "minutes",
     "emdn-train variants": "minutes, and a trained net",
     "emdn-deploy denoise movie.h5 --model outputs/onnx/unet.onnx --prec": "needs variants",
-    "emdn-train fit --models cafcn@stem": "needs a trained net",
+    "emdn-train fit --models cafcn --class stem": "needs a trained net",
     "emdn-train export outputs/em_denoise_model.h5": "needs the one above",
-    "emdn-train classes": "needs the one above",
+    "emdn-deploy denoise movie.tif --model outputs/onnx/cafcn@stem.onnx": "needs the one above",
 }
 
 

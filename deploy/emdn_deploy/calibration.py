@@ -1,5 +1,7 @@
 """Lengths, units and facts of the microscope, as file formats prescribe them, and the dose."""
 
+import re
+
 from emdn_deploy.readers.frames import Axis
 
 _METRES = {
@@ -24,6 +26,16 @@ def known_unit(text: str) -> str:
     text = text.strip("\0 ").replace("\\u00B5", "µ").replace("μ", "µ")
     known = {"micron": "µm", "microns": "µm", "um": "µm", "angstrom": "Å", "sec": "s"}
     return known.get(text.lower(), text)
+
+
+def imaging_mode(*words: str) -> str | None:
+    """Return ``STEM`` or ``TEM`` by a file's words; None for diffraction, SEM or contradiction."""
+    said = set(re.findall("[A-Z]+", " ".join(words).upper()))
+    stem, tem = not said.isdisjoint({"STEM", "SCANNING"}), not said.isdisjoint({"TEM", "IMAGING"})
+    # A scanning microscope's projector is in diffraction whatever is recorded.
+    if stem == tem or "SEM" in said or (tem and "DIFFRACTION" in said):
+        return None
+    return "STEM" if stem else "TEM"
 
 
 def beam(

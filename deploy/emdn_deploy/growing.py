@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, output, provenance, routing, selection
+from emdn_deploy import correction, output, provenance, selection
 from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
@@ -134,14 +134,8 @@ def _follow(
     first = source.now()
     recipe = correction.find_recipe(selection.select(first, f"0:{known}"), options)
     ready = correction.prepare(first, options, recipe)
-    route = routing.route(denoiser, options, first, ready.scale)
-    denoiser = route.denoiser
-    if route.warning:
-        _log.warning("warning: %s: %s", first.path, route.warning)
-    elif route.reason:
-        _log.info("%s on %s (%s)", denoiser.session.info.name, first.path, route.reason)
     batch = options.batch or denoiser.batch_for(first.shape[1:])
-    facts = provenance.facts_of(first, options, route, ready, batch)
+    facts = provenance.facts_of(first, options, denoiser, ready, batch)
 
     def late(sums: Sums) -> Provenance:
         return {**sums.facts(recipe.scale.offset), **provenance.memory(denoiser)}

@@ -11,10 +11,8 @@ from emdn_deploy.calibration import dose
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, is_pattern, open_frames
 from emdn_deploy.readers.hdf5 import open_file
-from emdn_deploy.readers.mode import mode_of
 from emdn_deploy.readers.offers import SeveralStacks
 from emdn_models import checkpoint, pretrained
-from emdn_models.classes import class_of
 from emdn_models.errors import EmdnError, FormatError
 
 
@@ -92,8 +90,6 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         )
         if known_dose := dose(frames.axis("y"), frames.axis("x"), scale.scale):
             yield _row("dose", f"{known_dose:.4g} e/Å² a frame, if the gain is right")
-        known = class_of(mode_of(frames.metadata), scale.scale if scale.sigma else None)
-        yield _row("class", f"{known.name} ({known.words})" if known else "not known")
         yield _row("bad pixels", f"{ready.bad_pixels}")
         if ready.gap_pixels:
             yield _row("gaps", f"{ready.gap_pixels} pixels flagged or without a value")

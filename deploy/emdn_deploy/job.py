@@ -14,7 +14,6 @@ from emdn_deploy import (
     correction,
     pipeline,
     provenance,
-    routing,
     selection,
     sigma,
     targets,
@@ -131,16 +130,12 @@ def run(
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
-        route = routing.route(denoiser, options, frames, ready.scale)
-        denoiser = route.denoiser
-        if route.warning:
-            _log.warning("warning: %s: %s", source, route.warning)
         note = sigma.note(denoiser.session.info, denoiser.calibration) if options.sigma else None
         if note and denoiser.calibration is None:
             _log.warning("warning: %s: sigma is %s", source, note)
         count, size = frames.shape[0], frames.shape[1:]
         _, batch = _cut(denoiser, count, size, options)
-        facts = provenance.facts_of(frames, options, route, ready, batch)
+        facts = provenance.facts_of(frames, options, denoiser, ready, batch)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
         _log.info("%s: %s to write", target, writers.check_room(target, frames.shape, storage))
 
@@ -189,10 +184,9 @@ def run(
         info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
         ratio, ready.bad_pixels, options.dtype, sums.saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
-        route.reason or None, checked.line if checked else None,
-        checked.failing if checked else (), net, float(late["largest_shift"]),
-        ready.gap_pixels, sums.kept, ready.recipe.flags.limit, sums.filled, tuple(sums.empty),
-        ready.recipe.notes,
+        checked.line if checked else None, checked.failing if checked else (),
+        net, float(late["largest_shift"]), ready.gap_pixels, sums.kept, ready.recipe.flags.limit,
+        sums.filled, tuple(sums.empty), ready.recipe.notes,
         smallest_defect=checked.smallest.words if checked and checked.smallest else None,
     )  # fmt: skip
 

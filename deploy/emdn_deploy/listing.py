@@ -2,15 +2,14 @@
 
 import polars as pl
 
-from emdn_models import classes, console, pretrained
+from emdn_models import console, pretrained
 from emdn_models.errors import ModelError
 
 
 def table() -> pl.DataFrame:
     """Return one row per shipped model.
 
-    The columns are ``name`` (the default marked by ``*``; copies stand below their model),
-    ``for``, the frames that a copy is fitted to and measured on, ``preset``, ``precision``,
+    The columns are ``name`` (the default marked by ``*``), ``preset``, ``precision``,
     what ``--precision`` can ask for, ``size_mb`` of the first of them, ``parameters``,
     ``gflop_256`` (for one 256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over
     the noisy frame at a signal to noise per pixel, on the fixed test split (``make quality``).
@@ -26,17 +25,12 @@ def table() -> pl.DataFrame:
 def _table() -> pl.DataFrame:
     default = pretrained.default_model()
     rows = []
-    shipped = pretrained.index()["models"]
-    bases = list(dict.fromkeys(name.partition("@")[0] for name in shipped))
-    # The sort is stable: a model stays before its copies.
-    for name in sorted(shipped, key=lambda name: bases.index(name.partition("@")[0])):
-        entry = shipped[name]
+    for name, entry in pretrained.index()["models"].items():
         size = (pretrained.WEIGHTS / entry["file"]).stat().st_size
         gains = entry.get("quality", {}).get("gain_db", {})
         rows.append(
             {
                 "name": name + (" *" if name == default else ""),
-                "for": entry.get("for", "all frames"),
                 "preset": entry["preset"],
                 "precision": ", ".join(pretrained.precisions(name)),
                 "size_mb": round(size / 1e6, 2),
@@ -49,20 +43,13 @@ def _table() -> pl.DataFrame:
 
 
 def text() -> str:
-    """Return the table as printed; what all models have in common, or only copies, stands below."""
+    """Return the table as printed; what all models have in common stands below."""
     rows = table()
     note = ["* the default"]
     same = rows["preset"].n_unique() == 1
     if same:
         note.append(f"preset of all: {rows['preset'][0]}")
-    copies = rows.filter(pl.col("name").str.contains("@"))
-    note += [f"{name} is for {frames}" for name, frames in copies.select("name", "for").rows()]
-    for model in dict.fromkeys(name.partition("@")[0] for name in copies["name"]):
-        note.append(
-            f"{model}@{classes.AUTO} takes the copy of {model} that fits a file's imaging mode "
-            "and dose"
-        )
-    shown = rows.drop("for", *(["preset"] if same else []))
+    shown = rows.drop("preset") if same else rows
     names = ["MB" if name == "size_mb" else name.replace("gflop_256", "GFLOP") for name in
              shown.columns]  # fmt: skip
     cells = [[_written(value) for value in row] for row in shown.rows()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from emdn_deploy.options import Precision
-from emdn_models import classes, pretrained
+from emdn_models import pretrained
 from emdn_models.errors import ModelError
 
 SCHEMA = "1"
@@ -69,7 +69,6 @@ def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") ->
     ----------
     model
         A shipped name, the path of an ``.onnx`` file, or None for the default.
-        ``MODEL@auto`` stands for the model until the frames are known (`routing`).
     precision
         Which variant: a shipped one's file stands in the index, that of ``NAME.onnx`` is
         ``NAME.int8.onnx`` beside it. ``fp32`` is the model, or the file, itself, and ``tf32``
@@ -91,7 +90,7 @@ def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") ->
         if not path.is_file():
             raise ModelError(f"{path}: no such ONNX file")
         return path if precision == "fp32" else _variant(path, precision)
-    return pretrained.onnx_path(classes.automatic(text) or text, precision)
+    return pretrained.onnx_path(text, precision)
 
 
 def stored(precision: Precision) -> Precision:

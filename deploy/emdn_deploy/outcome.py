@@ -63,8 +63,6 @@ class Report:
         for the others. None without ``--sigma``.
     sigma_note
         How they were made, and whether they are calibrated.
-    route
-        Why this copy of a model, or none, was taken, where the options left that open.
     check
         What the quick check of this run's frames says (`emdn_deploy.checking.quick`); None
         where there is no noise to check against.
@@ -107,7 +105,6 @@ class Report:
     movie: Path | None
     sigma: str | None
     sigma_note: str | None
-    route: str | None = None
     check: str | None = None
     standing_out: tuple[int, ...] = ()
     net_ratio: float = 1.0

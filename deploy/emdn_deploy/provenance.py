@@ -11,7 +11,6 @@ from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Frames, open_frames
-from emdn_deploy.routing import Route
 from emdn_deploy.writers import Provenance
 from emdn_models import __version__
 from emdn_models.errors import FormatError
@@ -21,10 +20,9 @@ Stamps = dict[str, tuple[int, int, int]]
 
 
 def facts_of(
-    frames: Frames, options: DenoiseOptions, route: Route, ready: Prepared, batch: int
+    frames: Frames, options: DenoiseOptions, denoiser: Denoiser, ready: Prepared, batch: int
 ) -> Provenance:
     """Say how an output comes about."""
-    denoiser, said = route.denoiser, route.reason or route.warning
     info, scale = denoiser.session.info, ready.scale
     references = {
         name: str(path) for name in REFERENCES if (path := getattr(options, name)) is not None
@@ -37,7 +35,6 @@ def facts_of(
         "precision": denoiser.session.precision,
         "model_sha256": info.sha256,
         "weights_sha256": info.text.get("weights_sha256", ""),
-        **({"model_route": said} if said else {}),
         "device": denoiser.session.device,
         "threads": denoiser.session.threads,
         "batch": batch,

@@ -13,12 +13,11 @@ def lines(report: Report) -> list[str]:
     """Return what is printed after a run."""
     scale = report.intensity
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
-    route = f" ({report.route})" if report.route else ""
     model = report.model + ("" if report.precision == "fp32" else f" in {report.precision}")
     text = [
         f"frames     {report.frames} from {report.source} {report.dataset}".rstrip() + resumed,
         f"speed      {report.frames_per_s:.1f} frames/s, file to file",
-        f"model      {model} on {report.device}{route}",
+        f"model      {model} on {report.device}",
         f"intensity  {scale.scale:.4g} e/px, gain {scale.gain:.4g}, offset {scale.offset:.4g} "
         f"({scale.note})",
         f"ratio      {report.ratio:.5f}, mean(out) / mean(in); the model's own was "

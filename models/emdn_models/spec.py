@@ -1,7 +1,10 @@
 """The seven models by name: the one list that every command, test and export follows."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from emdn_models.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -173,3 +176,17 @@ _SPECS = (
 )
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def spec_of(name: str) -> ModelSpec:
+    """Return what is known of a model; ``MODEL@CLASS`` is a model fitted to a class of frames.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model.
+    """
+    model, at, label = name.partition("@")
+    if model not in MODELS or (at and not re.fullmatch(r"[\w-]+", label)):
+        raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
+    return MODELS[model]

@@ -218,6 +218,23 @@ def test_models_are_listed(shipped: None, capsys) -> None:
     assert table["dB at 0.4"].to_list() == [15.2, None]
 
 
+def test_a_model_for_a_class_of_frames_is_a_model_as_any(
+    source: Path, tmp_path: Path, make_model, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    path = make_model(tmp_path / "cafcn@stem.onnx", model="cafcn@stem")
+    entry = {"file": path.name, "sha256": pretrained.sha256(path)}
+    index = {"default": "unet", "models": {"cafcn@stem": entry}}
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(pretrained, "index", lambda: index)
+    for model in ("cafcn@stem", path):
+        assert call("denoise", source, "--model", model, "--device", "cpu", "--overwrite") == 0
+        assert "model      cafcn@stem on cpu\n" in capsys.readouterr().out
+        with h5py.File(tmp_path / "movie_denoised.h5") as file:
+            assert file["emdn"].attrs["model"] == "cafcn@stem"
+    said = failure(capsys, "denoise", source, "--model", "cafcn@auto", "--overwrite")
+    assert "no shipped model is called 'cafcn@auto'; shipped are cafcn@stem" in said
+
+
 def test_models_and_help_fit_80_columns(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")

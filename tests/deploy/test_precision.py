@@ -11,7 +11,6 @@ from emdn_deploy import Denoiser, cli, denoise, job, listing, session
 from emdn_deploy.checking import record
 from emdn_deploy.model import resolve
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.routing import choose
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, ModelError
 
@@ -106,9 +105,3 @@ def test_the_list_of_models_shows_what_can_be_asked_for(shipped: Path) -> None:
     assert dict(zip(table["name"], table["precision"], strict=True)) == {
         "unet *": "fp32, int8", "dncnn": "fp32",
     }  # fmt: skip
-
-
-def test_a_copy_without_the_variant_gives_way_to_its_model() -> None:
-    name, why = choose("cafcn", "stem", 5.0, ["cafcn"], "int8")
-    assert name == "cafcn"
-    assert "there is no cafcn@stem in int8, so cafcn itself" in why

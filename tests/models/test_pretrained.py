@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emdn_deploy import Denoiser
-from emdn_models import MODELS, ModelError, checkpoint, classes, pretrained
+from emdn_models import MODELS, ModelError, checkpoint, pretrained
 from emdn_models.nets import build, load_state
 from emdn_train import noise
 from emdn_train.export import weights_sha256
@@ -19,26 +19,23 @@ from emdn_train.simulate import SimulateConfig, simulate
 SHIPPED = list(pretrained.index()["models"])
 
 
-def test_all_seven_are_shipped_and_listed_before_copies():
+def test_all_seven_and_no_others_are_shipped():
     index = pretrained.index()
-    assert SHIPPED[: len(MODELS)] == list(MODELS)
-    assert classes.ordered(SHIPPED) == SHIPPED
+    assert list(MODELS) == SHIPPED
+    files = {path.name for path in pretrained.WEIGHTS.glob("*.onnx")}
+    assert files == {entry["file"] for entry in index["models"].values()}
     assert pretrained.default_model() in MODELS
     assert sum(path.stat().st_size for path in pretrained.WEIGHTS.iterdir()) < 30e6
     for name, entry in index["models"].items():
-        model, kind = classes.split(name)
-        preset = MODELS[model].presets[entry["preset"]]
+        preset = MODELS[name].presets[entry["preset"]]
         assert entry["parameters"] == preset.parameters
         assert set(entry["quality"]["gain_db"]) == {"0.12", "0.4", "1.2"}
-        if kind is not None:
-            assert entry["recipe"]["start"], "a copy is fine-tuned"
         assert {"recipe", "data", "steps", "minutes", "seed", "hardware"} <= set(entry["recipe"])
     assert index["checkpoint"]["sha256"] == pretrained.sha256(pretrained.CHECKPOINT)
 
 
-@pytest.mark.parametrize("readme", ["README.md", "models/README.md"])
-def test_the_tables_have_the_gains_of_the_index(readme):
-    text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
+def test_the_table_has_the_gains_of_the_index():
+    text = (Path(__file__).parents[2] / "models/README.md").read_text(encoding="utf-8")
     for name, entry in pretrained.index()["models"].items():
         gains = entry["quality"]["gain_db"].values()
         mean = sum(gains) / len(gains)

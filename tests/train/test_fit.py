@@ -183,12 +183,12 @@ def test_a_forecast_counts_every_step_of_every_net(gratings, tmp_path, monkeypat
     monkeypatch.setattr(fitting.time, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(fitting, "micro_batch", lambda *_: 4)
     asked = config(gratings, tmp_path, models=("ffdnet", "unet"), batch_size=16, epochs=3)
-    frames = {"ffdnet": 32, "unet": 32}
     # A tick for 4 patches: 4 a step, 2 steps an epoch.
-    seconds = fitting.forecast(frames, asked, RECIPES["benchmark"], Processes(CPU))
+    seconds = fitting.forecast(asked.names, 32, asked, RECIPES["benchmark"], Processes(CPU))
     assert seconds == 2 * 3 * 2 * 4
     limited = replace(asked, max_minutes=0.25)
-    assert fitting.forecast(frames, limited, RECIPES["benchmark"], Processes(CPU)) == 2 * 15
+    seconds = fitting.forecast(asked.names, 32, limited, RECIPES["benchmark"], Processes(CPU))
+    assert seconds == 2 * 15
 
 
 def test_a_second_fit_into_the_folder_is_told_who_is_at_work(gratings, tmp_path, caplog):

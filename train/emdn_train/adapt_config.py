@@ -5,7 +5,8 @@ from os import PathLike
 from pathlib import Path
 
 from emdn_deploy.options import DenoiseOptions
-from emdn_models import ModelError, classes
+from emdn_models import ModelError
+from emdn_models.spec import spec_of
 from emdn_train.config import Device, FitConfig
 from emdn_train.recipes import RECIPES
 
@@ -24,7 +25,7 @@ class AdaptConfig:
     out
         Folder for the results, as of a fit.
     model
-        A name of ``MODELS``, or of a copy.
+        A name of ``MODELS``, or ``MODEL@CLASS``.
     preset
         Its size, that of the weights it starts from.
     start
@@ -63,7 +64,7 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         """Refuse what would not start or not end."""
-        classes.split(self.model)
+        spec_of(self.model)
         if not self.max_minutes and self.epochs is None:
             raise ModelError("max_minutes is 0 and epochs not given; give one, or it never ends")
 

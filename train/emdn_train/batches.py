@@ -225,9 +225,7 @@ def record(
     return Batch(noisy, target, scale.view(-1, 1, 1, 1).to(device))
 
 
-def log_uniform(
-    limits: tuple[float, float] | tuple[Tensor, Tensor], count: int, generator: torch.Generator
-) -> Tensor:
-    """Draw (count,) numbers whose logarithm is uniform between the limits, or (count,) limits."""
+def log_uniform(limits: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """Draw (count,) numbers whose logarithm is uniform between the limits."""
     low, high = limits
     return low * (high / low) ** torch.rand(count, generator=generator)

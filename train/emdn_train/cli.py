@@ -12,7 +12,6 @@ import typer
 from emdn_models import console
 from emdn_train import (
     cli_adapt,
-    cli_classes,
     cli_quality,
     cli_record,
     cli_sigma,
@@ -51,6 +50,13 @@ class DetectorName(StrEnum):
 
     counting = "counting"
     ccd = "ccd"
+
+
+class ClassName(StrEnum):
+    """Classes of frames, by the detector that recorded them."""
+
+    stem = "stem"
+    tem = "tem"
 
 
 @app.command()
@@ -144,6 +150,12 @@ def fit(
     models: Annotated[
         str, typer.Option(metavar="NAME,NAME,...", help="Models to fit, or all.")
     ] = "all",
+    frame_class: Annotated[
+        ClassName | None,
+        typer.Option(
+            "--class", help="Fit to these frames of DATA alone, and save as NAME@stem or NAME@tem."
+        ),
+    ] = None,
     preset: Annotated[str, typer.Option(help="Size of the nets: shipped or paper.")] = "shipped",
     recipe: Annotated[
         str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")
@@ -182,6 +194,7 @@ def fit(
 
     values: dict[str, Any] = {
         "data": data, "out": out, "models": names_of(models), "preset": preset, "recipe": recipe,
+        "frame_class": frame_class.value if frame_class else None,
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "patch": patch,
         "device": device.value, "seed": seed, "start": start, "max_minutes": max_minutes,
     }  # fmt: skip
@@ -233,7 +246,6 @@ def export(
 
 
 app.command()(cli_adapt.adapt)
-app.command()(cli_classes.classes)
 app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
 app.command()(cli_variants.variants)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from emdn_models import MODELS, ModelError, classes
-from emdn_train.data import Split
+from emdn_models import MODELS, ModelError
+from emdn_models.spec import spec_of
+from emdn_train.data import FrameClass, Split
 from emdn_train.recipes import RECIPES, Recipe
 from emdn_train.source import fingerprint
 
@@ -37,7 +38,7 @@ class FitConfig:
         Folder for the results. Models that its checkpoint holds already and that
         are not fitted again stay in it.
     models
-        Names of ``MODELS``, or of their copies (`emdn_models.classes`), which need ``start``.
+        Names of ``MODELS``.
     preset
         Size of the nets.
     recipe
@@ -56,11 +57,12 @@ class FitConfig:
         Start of every random number.
     start
         Checkpoint whose weights are the start of each model, instead of chance
-        (`emdn_train.start`); spectral estimates then stay as they are. A copy that it does
-        not hold starts from its model.
+        (`emdn_train.start`); spectral estimates then stay as they are.
     max_minutes
         Time for each model, all parts of a stopped run together, after which it ends
         with its schedule completed; 0 for as long as the epochs take.
+    frame_class
+        Fit and validate on the frames of one class alone, and save as ``MODEL@CLASS``.
     """
 
     data: str | PathLike[str] = "data"
@@ -76,18 +78,20 @@ class FitConfig:
     seed: int = 0
     start: str | PathLike[str] | None = None
     max_minutes: float = 0.0
+    frame_class: FrameClass | None = None
 
     def __post_init__(self) -> None:
         """Refuse names that do not exist before any time is spent."""
         for name in self.models:
-            model, kind = classes.split(name)
-            if kind is not None and self.start is None:
-                raise ModelError(
-                    f"{name}: a copy is fine-tuned from {model}; "
-                    f"give a checkpoint that holds {model}, or this copy, by --from"
-                )
+            spec_of(name)
         if self.recipe not in RECIPES:
             raise ModelError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that the models are saved under."""
+        suffix = f"@{self.frame_class}" if self.frame_class else ""
+        return tuple(f"{name}{suffix}" for name in dict.fromkeys(self.models))
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,11 @@ def same_run(
 ) -> dict[str, Any]:
     """Name all that a result follows from, and a run is continued with; folders may move."""
     options = asdict(config)
-    del options["data"], options["out"]
+    del options["data"], options["out"], options["frame_class"]
     return {
         **asdict(recipe),
         **options,
+        "models": config.names,
         "lr": learning_rate(config, recipe),
         "device": processes.device.type,
         "processes": processes.count,

@@ -28,6 +28,7 @@ from emdn_models.errors import FormatError
 from emdn_train.noise import DETECTORS, Profile, profile_map
 
 Frames = NDArray[np.float32]
+FrameClass = Literal["stem", "tem"]
 
 STEM = "graphene_img"
 
@@ -39,6 +40,9 @@ class Split:
     ----------
     path
         The split's folder.
+    frame_class
+        What is left out of the frames: ``stem`` has those of a scanned probe, ``tem`` the
+        others, None all. Numbers of frames count those that are left.
     frames
         Number of frames.
     shape
@@ -49,8 +53,13 @@ class Split:
         dose_e_per_a2, detector and every optic.
     """
 
-    def __init__(self, path: str | PathLike[str], split: Literal["train", "test"]) -> None:
-        self.path = Path(path) / split
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        split: Literal["train", "test"],
+        frame_class: FrameClass | None = None,
+    ) -> None:
+        self.path, self.frame_class = Path(path) / split, frame_class
         self._clean = _open(self.path / f"{STEM}_clean.h5")
         self._noisy = _open(self.path / f"{STEM}_noise.h5")
         self.frames: int = self._clean.shape[0]
@@ -68,6 +77,11 @@ class Split:
                 f"{table}: has {len(self.table)} rows for {self.frames} frames; "
                 "simulate the data set again"
             )
+        self._rows = np.arange(self.frames)
+        if frame_class is not None:
+            self._rows = self._of(frame_class)
+            self.frames = len(self._rows)
+            self.table = None if self.table is None else self.table[self._rows.tolist()]
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -93,11 +107,11 @@ class Split:
 
     def clean(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> Frames:
         """Read clean frames, (n, H, W) float32, in the order asked for."""
-        return _read(self._clean, self._list(indices))
+        return _read(self._clean, self._rows[self._list(indices)])
 
     def noisy(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> Frames:
         """Read noisy frames, (n, H, W) float32, in the order asked for."""
-        return _read(self._noisy, self._list(indices))
+        return _read(self._noisy, self._rows[self._list(indices)])
 
     def relative(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> Frames:
         """Clean frames without beam and dose, (n, H, W), for fresh noise at every step.
@@ -116,21 +130,42 @@ class Split:
         scale = rows["electrons_per_pixel"].to_numpy() * dqe
         return np.asarray(frames / (beam * scale[:, None, None]), np.float32)
 
+    def _of(self, frame_class: FrameClass) -> NDArray[np.int64]:
+        """Return the numbers of the frames of a class, by the table's detectors."""
+        if self.table is None or "detector" not in self.table.columns:
+            raise FormatError(
+                f"{self.path}: has no table of detectors ({STEM}_metadata.parquet), which says "
+                f"the frames of class {frame_class}; simulate a data set with emdn-train simulate"
+            )
+        scanned = (self.table["detector"] == "stem").to_numpy()
+        rows = np.flatnonzero(scanned == (frame_class == "stem"))
+        if not len(rows):
+            raise FormatError(
+                f"{self.path}: none of its {self.frames} frames is of class {frame_class}; "
+                "simulate some with emdn-train simulate --kind mixed"
+            )
+        return rows
+
     def _list(self, indices: Sequence[int] | NDArray[np.int64] | slice) -> NDArray[np.int64]:
         chosen = np.arange(self.frames)[indices]
         return np.atleast_1d(chosen)
 
 
-def open_split(path: str | PathLike[str], split: Literal["train", "test"]) -> Split:
-    """Open ``train`` or ``test`` of a data set.
+def open_split(
+    path: str | PathLike[str],
+    split: Literal["train", "test"],
+    frame_class: FrameClass | None = None,
+) -> Split:
+    """Open ``train`` or ``test`` of a data set, or the frames of one class in it.
 
     Raises
     ------
     FormatError
         If a file is missing, is no HDF5, lacks ``images``, or its axes are not
-        (N, H, W, 1) or (N, H, W); or if noisy and clean frames do not pair up.
+        (N, H, W, 1) or (N, H, W); if noisy and clean frames do not pair up; or if no frame
+        is known to be of the class.
     """
-    return Split(path, split)
+    return Split(path, split, frame_class)
 
 
 def _open(path: Path) -> h5py.Dataset:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from emdn_models import MODELS, ModelError, __version__, checkpoint, classes, pretrained
+from emdn_models import MODELS, ModelError, __version__, checkpoint, pretrained
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
-from emdn_models.spec import Preset
+from emdn_models.spec import Preset, spec_of
 from emdn_train import field, index
 from emdn_train.graph import Graph, describe, to_onnx
 from emdn_train.parity import compare
@@ -60,8 +60,8 @@ def export(
 
     A model whose training diverged is passed over with a message. What the folder
     holds of other models stays, and the calibration of models whose weights are the same.
-    The index has the copies (`emdn_models.classes`) after the models, and names as default
-    the model, never a copy, with the largest mean gain.
+    The index names as default the model with the largest mean gain, never one that was fitted to
+    a class of frames (``MODEL@CLASS``); these come last.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def export(
     chosen = {name: checkpoint.pick(source, weights, name) for name in names or weights}
     done: list[Exported] = []
     entries: dict[str, Any] = {}
-    for name in classes.ordered(chosen):
+    for name in _ordered(chosen):
         status = chosen[name].metadata.get("status")
         if status not in ("fitted", "start kept", "no gain"):
             log.warning("%s: not exported, its training ended as %r", name, status)
@@ -85,7 +85,6 @@ def export(
             log.warning("%s: worse than the noisy frame when it was fitted", name)
         elif status == "start kept":
             log.warning("%s: holds its start, since the fit ended worse than that", name)
-        kind = classes.split(name)[1]
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
         entries[name] = {
@@ -94,7 +93,6 @@ def export(
             "preset": exported.preset,
             "parameters": exported.parameters,
             "gflop_256": round(exported.gflop_256, 3),
-            **({} if kind is None else {"class": kind.name, "for": kind.words}),
             "validation": _validation(chosen[name]),
             "recipe": chosen[name].metadata.get("recipe", {}),
         }
@@ -121,21 +119,19 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     ModelError
         If the weights do not fit, or the graph sees more than `emdn_models.spec` declares.
     """
-    model, kind = classes.split(name)
     net = build(name, weights.preset)
     load_state(net, name, weights)
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 1, 256, 256))
     gflop = counter.get_total_flops() / 1e9
-    preset = MODELS[model].presets[weights.preset]
+    preset = spec_of(name).presets[weights.preset]
     program = to_onnx(rewritten(Graph(net)))
     describe(
         program,
         {
             "emdn_schema": "1",
             "model": name,
-            **({} if kind is None else {"class": kind.name, "for": kind.words}),
             "preset": weights.preset,
             "weights_sha256": weights_sha256(weights.state),
             "multiple": str(preset.multiple),
@@ -207,6 +203,12 @@ def _validation(weights: checkpoint.Weights) -> Mapping[str, Any]:
     return found
 
 
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Sort names as ``MODELS`` has them, those of models for a class of frames last."""
+    models = list(MODELS)
+    return sorted(names, key=lambda name: ("@" in name, models.index(spec_of(name).name), name))
+
+
 def _mean_gain(entry: Mapping[str, Any]) -> float:
     gains = entry.get("validation", {}).get("gain_db", {})
     return sum(gains.values()) / len(gains) if gains else float("-inf")
@@ -247,10 +249,11 @@ def _write_index(
         if kept := _variants(folder, earlier.get(name, {}), weights):
             entry["variants"] = kept
     entries = earlier | entries
-    entries = {name: entries[name] for name in classes.ordered(filter(classes.known, entries))}
-    models = [name for name in entries if classes.split(name)[1] is None]
+    known = [name for name in entries if name.partition("@")[0] in MODELS]
+    entries = {name: entries[name] for name in _ordered(known)}
+    models = [name for name in entries if "@" not in name]
     made = {
-        # None where a folder has nothing but copies.
+        # None where all were fitted to a class of frames.
         "default": max(models, key=lambda name: _mean_gain(entries[name]), default=None),
         "checkpoint": {"file": copied.name, "sha256": pretrained.sha256(copied)},
         "models": entries,

@@ -3,17 +3,18 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from emdn_models import MODELS, checkpoint, classes
+from emdn_models import ModelError, checkpoint
 from emdn_models.nets import build
 from emdn_models.nets.electrons import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
+from emdn_models.spec import spec_of
 from emdn_train import outputs
 from emdn_train.batches import Batch, Specimens
 from emdn_train.config import FitConfig, Fitted, judge, learning_rate, mean, same_run, warm_up
@@ -32,7 +33,6 @@ from emdn_train.recipes import (
 )
 from emdn_train.resume import FILE_NAME, StateFile, Training
 from emdn_train.source import Clips, Reused, Simulated, Source, chance
-from emdn_train.specialise import described, source_of
 from emdn_train.start import start_from
 from emdn_train.validate import LEVELS, SEED, evaluate, validation
 
@@ -52,6 +52,8 @@ def fit(config: FitConfig) -> list[Fitted]:
 
     Raises
     ------
+    ModelError
+        If a name is that of a model for a class; such a model is fitted by ``frame_class``.
     KeyboardInterrupt
         On SIGINT or SIGTERM, once the step is finished and the state saved.
     CheckpointError
@@ -59,11 +61,16 @@ def fit(config: FitConfig) -> list[Fitted]:
     OutputError
         If another process fits into the folder, or it cannot be written to.
     """
-    out = Path(config.out)
+    out, kind = Path(config.out), config.frame_class
+    if named := [name for name in config.models if "@" in name]:
+        raise ModelError(
+            f"{', '.join(named)}: is fitted to a class of frames; give the model's own name, and "
+            "the class by --class"
+        )
     with (
         joined(config.device) as processes,
-        open_split(config.data, "train") as split,
-        open_split(config.data, "test") as held_out,
+        open_split(config.data, "train", kind) as split,
+        open_split(config.data, "test", kind) as held_out,
     ):
         log.info("training on %s", outputs.describe(processes))
         out.mkdir(parents=True, exist_ok=True)
@@ -78,14 +85,11 @@ def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split)
         out / FILE_NAME, same_run(config, recipe, processes, split, held_out), processes.first
     )
     kept = outputs.existing(out)
-    seen = max(frames_of(name, config.preset) for name in config.models)
+    seen = max(frames_of(name, config.preset) for name in config.names)
     recorded = Simulated if seen == 1 else Clips
     everything = recorded(Specimens.of(split), recipe, config.patch, processes.device)
-    unseen = Specimens.of(held_out)
-    todo = list(dict.fromkeys(config.models))
-    kinds = {name: classes.split(name)[1] for name in todo}
-    sources = {kind: source_of(kind, everything) for kind in kinds.values()}
-    tests = {kind: validation(unseen, LEVELS, 16, 256, SEED, kind, seen) for kind in sources}
+    held = validation(Specimens.of(held_out), LEVELS, 16, 256, SEED, seen)
+    todo = list(config.names)
     for earlier in (Fitted(**result) for result in state.done.values()):
         if earlier.name in kept or earlier.status == "diverged":
             todo.remove(earlier.name)
@@ -93,12 +97,11 @@ def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split)
             log.info("%s: %s before, not fitted again", earlier.name, earlier.status)
     processes.wait()  # all have read the state before the first one changes it
     if processes.first and todo:
-        frames = {name: len(sources[kinds[name]]) for name in todo}
-        seconds = forecast(frames, config, recipe, processes)
+        seconds = forecast(todo, len(everything), config, recipe, processes)
         log.info("about %s min in all, by a timed step of each net", _clock(seconds))
     with signals_noted() as signals:
         for name in todo:
-            source, held = sources[kinds[name]], tests[kinds[name]]
+            source: Source = everything
             t = begin(name, config, recipe, processes, state)
             if config.start is not None and isinstance(t.net, WithSpectrum):
                 t.net.shrinkages.requires_grad_(False)
@@ -113,7 +116,7 @@ def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split)
             results.append(result)
             kept.pop(name, None)
             if result.status != "diverged":
-                data = described(kinds[name], outputs.describe_data(split))
+                data = outputs.describe_data(split)
                 kept[name] = outputs.weights(result, t, config, recipe, data, processes)
                 checkpoint.save(out / checkpoint.FILE_NAME, kept)
             outputs.write_results(out, config, results, processes)
@@ -260,21 +263,21 @@ def failed(t: Training) -> Fitted:
 
 
 def forecast(
-    frames: Mapping[str, int], config: FitConfig, recipe: Recipe, processes: Processes
+    names: Sequence[str], frames: int, config: FitConfig, recipe: Recipe, processes: Processes
 ) -> float:
     """Return about how many seconds a fit takes, by timing part of a step of each net.
 
     Parameters
     ----------
     frames
-        Model to the number of frames that it is trained on.
+        Number of frames that each model is trained on.
     """
     seconds, device = 0.0, processes.device
-    for name, number in frames.items():
+    for name in names:
         net = build(name, config.preset).to(device)
         net = net.to(memory_format=memory_format(recipe, device))  # type: ignore[call-overload]
-        own = min(config.batch_size, math.ceil(number / processes.count))
-        steps = config.epochs * math.ceil(number / (config.batch_size * processes.count))
+        own = min(config.batch_size, math.ceil(frames / processes.count))
+        steps = config.epochs * math.ceil(frames / (config.batch_size * processes.count))
         shown = min(micro_batch(config.patch, device), own), frames_of(name, config.preset)
         shape = *shown, config.patch, config.patch
         x = torch.randn(shape, device=device)
@@ -292,7 +295,7 @@ def forecast(
 
 def frames_of(name: str, preset: str) -> int:
     """Return how many consecutive frames a net sees, 1 of an unknown preset."""
-    chosen = MODELS[classes.split(name)[0]].presets.get(preset)
+    chosen = spec_of(name).presets.get(preset)
     return 1 if chosen is None else chosen.frames
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emdn_models import MODELS, MissingExtraError, classes
+from emdn_models import MODELS, MissingExtraError
 from emdn_models.errors import install
 
 BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float, "use_gpu": str}
@@ -28,11 +28,10 @@ def names_of(text: str) -> tuple[str, ...]:
     if text == "all":
         return tuple(MODELS)
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if not classes.known(name)]
+    unknown = [name for name in names if name.partition("@")[0] not in MODELS]
     if unknown or not names:
         raise typer.BadParameter(
-            f"{', '.join(unknown) or 'nothing'}; choose from {', '.join(MODELS)}, "
-            f"or their copies @{', @'.join(classes.CLASSES)}",
+            f"{', '.join(unknown) or 'nothing'}; choose from {', '.join(MODELS)}",
             param_hint="--models",
         )
     return tuple(dict.fromkeys(names))

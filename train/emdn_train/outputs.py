@@ -41,7 +41,8 @@ def describe_data(split: Split) -> str:
     if split.table is None:
         return text
     kinds = ", ".join(sorted(split.table["kind"].unique().to_list()))
-    return f"{text}, simulated ({kinds})"
+    text += f", simulated ({kinds})"
+    return text if split.frame_class is None else f"{text}, of class {split.frame_class} alone"
 
 
 def existing(out: Path) -> dict[str, checkpoint.Weights]:

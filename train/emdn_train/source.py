@@ -83,21 +83,12 @@ class Simulated:
         """Shuffle the frames; see `Source`."""
         return shuffled(len(self), seed, epoch)
 
-    def batch(
-        self,
-        indices: Tensor,
-        generator: torch.Generator,
-        limits: tuple[Tensor, Tensor] | None = None,
-    ) -> Batch:
-        """Cut a patch of each frame and record it at a dose of its own; see `Source`.
-
-        ``limits`` is a range of signal to noise for each frame, (n,) twice; None for the
-        recipe's.
-        """
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Cut a patch of each frame and record it at a dose of its own; see `Source`."""
         recipe = self.recipe
         frames = self.specimens.relative(indices)
         clean = crops(frames, self.patch, generator, recipe.augmented)
-        snr = log_uniform(limits or recipe.snr, len(indices), generator)
+        snr = log_uniform(recipe.snr, len(indices), generator)
         if recipe.augmented:
             clean, contrast = stretch(clean, recipe.augmented, generator)
             snr = snr / contrast
@@ -117,12 +108,7 @@ class Clips(Simulated):
 
     frames = 5
 
-    def batch(
-        self,
-        indices: Tensor,
-        generator: torch.Generator,
-        limits: tuple[Tensor, Tensor] | None = None,
-    ) -> Batch:
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """Record a clip of each frame's specimen: (n, 5, p, p); see `Source`."""
         recipe, count, n = self.recipe, self.frames, len(indices)
 
@@ -137,7 +123,7 @@ class Clips(Simulated):
         sides = torch.stack([self.specimens.relative(i) for i in (indices, later)], 1)
         clean = sides[torch.arange(n)[:, None], after.long()]
         clean = moved(clean, self.patch, recipe.augmented, generator)
-        snr = log_uniform(limits or recipe.snr, n, generator)
+        snr = log_uniform(recipe.snr, n, generator)
         if recipe.augmented:
             clean, contrast = stretch(clean, recipe.augmented, generator)
             snr = snr / contrast

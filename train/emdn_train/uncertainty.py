@@ -21,8 +21,6 @@ from emdn_deploy import Denoiser, ensemble, intensity, sigma
 from emdn_deploy.defects import plan
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.sigma import Calibration
-from emdn_models import classes
-from emdn_models.classes import FrameClass
 from emdn_train import index
 from emdn_train.simulate.exposure import LEAST_ELECTRONS
 from emdn_train.simulate.scene import make_scene, shots
@@ -68,12 +66,10 @@ class Answer(NamedTuple):
     scale: Intensity
 
 
-def recordings(
-    count: int = FRAMES, size: int = SIZE, kind: FrameClass | None = None
-) -> Iterator[Recorded]:
+def recordings(count: int = FRAMES, size: int = SIZE, frame_class: str = "") -> Iterator[Recorded]:
     """Simulate frames to calibrate on: all kinds of specimens, at all doses of training.
 
-    With ``kind`` only the frames of this class, by the truth, are among the ``count``.
+    With a ``frame_class``, ``stem`` or ``tem``, all ``count`` are of this class.
     """
     found = 0
     for number in itertools.count():
@@ -81,15 +77,13 @@ def recordings(
             return
         rng = np.random.default_rng([1, _SEED, number])
         scene = make_scene("mixed", size, _PIXEL_SIZE_NM, rng)
-        if kind is not None and (scene.mode == "stem") != (kind.mode == "stem"):
+        if frame_class in ("stem", "tem") and (scene.mode == "stem") != (frame_class == "stem"):
             continue
         shot = next(shots(scene, 1, rng))
         level = float(np.exp(rng.uniform(*np.log(SNR))))
         electrons = max((level / shot.contrast) ** 2, LEAST_ELECTRONS)
         detector = "counting" if number % CCD_EVERY else "ccd"
         exposure = exposed(scene, shot, electrons, detector, rng)
-        if kind is not None and not kind.holds(float(exposure.clean.mean())):
-            continue
         found += 1
         yield mended(exposure.noisy, exposure.clean)
 
@@ -197,7 +191,7 @@ def calibrate(
     frames: int = FRAMES,
     size: int = SIZE,
 ) -> dict[str, dict[str, Any]]:
-    """Calibrate exported models, copies on frames of their class; write the factors beside them.
+    """Calibrate exported models, ``MODEL@CLASS`` on frames of its class; write the factors.
 
     Parameters
     ----------
@@ -213,10 +207,10 @@ def calibrate(
     """
     path = Path(folder) / index.NAME
     models = index.chosen(path, names)
-    drawn: dict[FrameClass | None, list[Recorded]] = {}
+    drawn: dict[str, list[Recorded]] = {}
     found = {}
     for name in models:
-        kind = classes.split(name)[1]
+        kind = name.partition("@")[2]
         if kind not in drawn:
             drawn[kind] = list(recordings(frames, size, kind))
             log.info("%d frames simulated", len(drawn[kind]))

@@ -5,13 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from emdn_models.classes import FrameClass
-from emdn_models.errors import FormatError
 from emdn_models.nets.electrons import denormalise, middle, noise_map, normalise
 from emdn_train.batches import Batch, Specimens, record
 from emdn_train.recipes import RECIPES
 from emdn_train.source import Clips
-from emdn_train.specialise import at_level
 
 LEVELS = (0.12, 0.4, 1.2)
 """Signal to noise per pixel at which a model is validated."""
@@ -25,25 +22,18 @@ def validation(
     count: int,
     side: int,
     seed: int,
-    kind: FrameClass | None = None,
     seen: int = 1,
 ) -> list[Batch]:
     """Draw the same recordings for every model: one batch a level of signal to noise.
 
-    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels. For a
-    copy they are of its class ``kind``; a level at which no frame is has an empty batch.
+    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
     Of a net that is ``seen`` five frames they are clips.
-
-    Raises
-    ------
-    FormatError
-        If no frame is of the class at any level.
     """
     generator = torch.Generator().manual_seed(seed)
     batches = []
+    frames_there = specimens.split.frames
+    indices = torch.linspace(0, frames_there - 1, min(count, frames_there)).long()
     for level in levels:
-        chosen = at_level(specimens, kind, level)
-        indices = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]
         if seen > 1:
             plain = replace(RECIPES["benchmark"], snr=(level, level))
             source = Clips(specimens, plain, side, torch.device("cpu"))
@@ -56,11 +46,6 @@ def validation(
         clean = frames[:, None, top : top + square, left : left + square]
         snr = torch.full((len(indices),), level)
         batches.append(record(specimens, indices, clean, snr, generator, torch.device("cpu")))
-    if not any(len(batch.noisy) for batch in batches):
-        raise FormatError(
-            f"{specimens.split.path}: none of its frames is of the class at a signal to noise "
-            f"of {', '.join(map(str, levels))}, expected some to validate on; simulate others"
-        )
     return batches
 
 
@@ -71,17 +56,14 @@ def evaluate(
 
     Returns
     -------
-    Level to gain in dB, the mean over its frames, if it has any, of
-    10 log10(MSE noisy / MSE denoised); and the ratio of the means of all denoised and
-    all noisy counts.
+    Level to gain in dB, the mean over its frames of 10 log10(MSE noisy / MSE denoised);
+    and the ratio of the means of all denoised and all noisy counts.
     """
     net.eval()
     gains = {}
     before = after = 0.0
     with torch.inference_mode():
         for level, batch in zip(LEVELS, held, strict=True):
-            if not len(batch.noisy):
-                continue
             gain = []
             for parts in zip(*(tensor.split(4) for tensor in batch[:3]), strict=True):
                 noisy, target, scale = (part.to(device) for part in parts)

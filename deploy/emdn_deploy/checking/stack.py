@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, pipeline, routing
+from emdn_deploy import correction, job, pipeline
 from emdn_deploy.checking import null, record, smallest, summary
 from emdn_deploy.checking.chance import allowed
 from emdn_deploy.checking.compare import Sample
@@ -25,7 +25,6 @@ from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE
 from emdn_deploy.readers.offers import SeveralStacks
-from emdn_deploy.routing import Route
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics.rings import rings
 
@@ -78,20 +77,17 @@ def check(
         ready = correction.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
-        route = routing.route(Denoiser.of(options), options, frames, ready.scale)
-        return _check(
-            frames, clean, ready, _Maker(route, ready, facts, clean), options, seed, progress
-        )
+        make = _Maker(Denoiser.of(options), ready, facts, clean)
+        return _check(frames, clean, ready, make, options, seed, progress)
 
 
 class _Maker:
     """Denoises as the denoised file was: model, scale, orientations, rounding."""
 
     def __init__(
-        self, route: Route, ready: Prepared, facts: dict[str, Any], clean: Frames | None
+        self, denoiser: Denoiser, ready: Prepared, facts: dict[str, Any], clean: Frames | None
     ) -> None:
-        self.denoiser, self.facts = route.denoiser, facts
-        self.said = tuple(filter(None, (route.reason, route.warning)))
+        self.denoiser, self.facts = denoiser, facts
         self.scale = _scale(ready, facts)
         self._sigma = "ensemble" in facts
         whole = clean is not None and clean.dtype.kind in "iu"
@@ -214,7 +210,7 @@ def _check(
             make.denoiser.session.device, float(sums[0] / sums[1]), line,
             allowed(count, grounds.rate),
             (*grounds.judge(rows, table, held), *worse.get("far worse", ())),
-            worse.get("worse", ()), (*make.said, *notes),
+            worse.get("worse", ()), tuple(notes),
         ),
         noise,
         grounds.thresholds(),

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from ncempy.io import dm
 
-from emdn_deploy.calibration import beam
-from emdn_deploy.readers import mode
+from emdn_deploy.calibration import beam, imaging_mode
 from emdn_deploy.readers.arrays import array_frames, unmapped
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
@@ -84,25 +83,21 @@ _EXPOSURES = (
 
 
 def _microscope(tags: dict[str, str]) -> dict[str, str]:
-    imaging = _mode(tags)
-    scanning = imaging.get(mode.KEY) == "STEM"
+    words = ("Illumination Mode", "Operation Mode", "Imaging Mode")
+    mode = imaging_mode(*(tags.get(f"Microscope Info.{one}", "") for one in words))
+    scanning = mode == "STEM"
     shown = _number(tags.get("Microscope Info.Indicated Magnification"))
     # In diffraction a camera's magnification is the camera length.
     pattern = "DIFFRACTION" in tags.get("Microscope Info.Operation Mode", "").upper()
     length = _number(tags.get("Microscope Info.STEM Camera Length"))
     exposures = (_number(tags.get(name)) for name in _EXPOSURES)
-    return imaging | beam(
+    return beam(
         volts=_number(tags.get("Microscope Info.Voltage")),
         camera_length_mm=length if scanning else shown if pattern else None,
         magnification=None if pattern and not scanning else shown,
         exposure_s=next((one for one in exposures if one), None),
-        mode=imaging.get(mode.KEY),
+        mode=mode,
     )
-
-
-def _mode(tags: dict[str, str]) -> dict[str, str]:
-    kinds = ("Illumination Mode", "Operation Mode", "Imaging Mode")
-    return mode.from_words(*(tags.get(f"Microscope Info.{kind}", "") for kind in kinds))
 
 
 def _choose(

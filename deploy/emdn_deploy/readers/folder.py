@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.calibration import INSTRUMENT
-from emdn_deploy.readers import mode
 from emdn_deploy.readers.frames import WHITE, Axis, Choice, Frames
 from emdn_models.errors import FormatError
 
@@ -170,7 +169,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
 
 def _of_all(key: str) -> bool:
     """Say whether what is known of the first file is taken to hold for all."""
-    return key in (mode.KEY, WHITE, "photometric", "orientation") or key.startswith(INSTRUMENT)
+    return key in (WHITE, "photometric", "orientation") or key.startswith(INSTRUMENT)
 
 
 def _count(path: Path, choice: Choice, opener: Opener) -> int:

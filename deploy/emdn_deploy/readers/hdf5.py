@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from emdn_deploy.readers import mode, parts, scratch
+from emdn_deploy.readers import parts, scratch
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Choice, Frames, check_guess, default_order
 from emdn_deploy.readers.guarded import Guarded, check_tree
@@ -194,7 +194,6 @@ def frames_of(
     for dataset in datasets:
         _load_filters(path, dataset)
     metadata = {"chunks": str(array.chunks or "contiguous")}
-    metadata |= mode.from_hdf5(file, one.path, one.convention)
     metadata |= {"detector": one.label} if one.label else {}
     if one.parts:
         metadata["parts"] = f"{one.parts[0]} to {one.parts[-1]}"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import mode
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Axis, Choice, Frames, default_order
 from emdn_deploy.readers.offers import Offer, SeveralStacks
@@ -86,7 +85,6 @@ def _choose(path: Path, name: str, signals: list[dict[str, Any]], choice: Choice
     )  # fmt: skip
     return array_frames(
         path, f"{name} (RosettaSciIO)", _Lazy(found[0]["data"]), choice, order=order, axes=axes,
-        metadata=mode.from_hyperspy(found[0].get("metadata")),
     )  # fmt: skip
 
 

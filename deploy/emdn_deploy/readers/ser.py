@@ -8,8 +8,8 @@ from typing import Any
 from ncempy.io import ser
 from numpy.typing import NDArray
 
-from emdn_deploy.calibration import beam
-from emdn_deploy.readers import limits, mode
+from emdn_deploy.calibration import beam, imaging_mode
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
 from emdn_deploy.readers.pages import Pages, cut_short
@@ -102,14 +102,13 @@ def _axis(name: str, step: float, origin: float) -> tuple[Axis, list[str]]:
 def _microscope(emi: Mapping[str, Any]) -> dict[str, str]:
     """Return what the ``.emi`` file beside the frames says."""
     words = str(emi.get("Mode []") or "")
-    imaging = mode.from_words(words)
     metres = emi.get("Camera length [m]")
-    return imaging | beam(
+    return beam(
         volts=_number(emi.get("AcceleratingVoltage")),
         camera_length_mm=None if metres is None else 1000 * (_number(metres) or 0),
         magnification=_number(emi.get("Magnification [x]")),
         exposure_s=None if "STEM" in words else _number(emi.get("DwellTimePath")),
-        mode=imaging.get(mode.KEY),
+        mode=imaging_mode(words),
     )
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from emdn_models import classes
 from emdn_models.checkpoint import Weights
 from emdn_models.errors import ModelError
 from emdn_models.nets.cafcn import CAFCN
@@ -22,7 +21,7 @@ from emdn_models.nets.msdnet import MSDNet
 from emdn_models.nets.rednet import REDNet
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_models.nets.unet import UNet
-from emdn_models.spec import MODELS
+from emdn_models.spec import spec_of
 
 NETS: dict[str, type[nn.Module]] = {
     "cafcn": CAFCN,
@@ -36,15 +35,15 @@ NETS: dict[str, type[nn.Module]] = {
 
 
 def build(name: str, preset: str = "shipped") -> nn.Module:
-    """Return a new net with freshly drawn weights; a copy's is that of its model.
+    """Return a new net with freshly drawn weights.
 
     Raises
     ------
     ModelError
-        If the model, its class or the preset is unknown.
+        If the model or the preset is unknown.
     """
-    model, _ = classes.split(name)
-    presets = MODELS[model].presets
+    spec = spec_of(name)
+    model, presets = spec.name, spec.presets
     if preset not in presets:
         raise ModelError(f"{model} has no preset {preset!r}; it has {', '.join(presets)}")
     chosen = presets[preset]

@@ -13,8 +13,8 @@ class CAFCN(nn.Module):
     Remez, Litany, Giryes, Bronstein, IEEE TIP 2018, arXiv:1808.06562, fig. 2.
     Of each layer's features the first one (``shuffle**2`` of them) is a noise
     estimate, taken before any activation; the others go on through ReLU, but for
-    the last but one layer, which has none. Class-aware means a class-agnostic net
-    and copies of it that are fine-tuned for one class each.
+    the last but one layer, which has none. Class-aware means that the net is fine-tuned
+    for each class of images.
 
     Parameters
     ----------

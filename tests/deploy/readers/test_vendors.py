@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import job
+from emdn_deploy.calibration import imaging_mode
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.readers.offers import SeveralStacks
@@ -79,6 +80,21 @@ def test_the_microscope_is_kept(
         assert dict(found.attrs) == {"beam_energy": 200.0, **known}
     hyperspy = pytest.importorskip("hyperspy.api")
     assert hyperspy.load(report.output).metadata.Acquisition_instrument.TEM.beam_energy == 200
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ("STEM NANOPROBE SCANNING DIFFRACTION", "STEM"),
+        ("TEM IMAGING MAG1", "TEM"),
+        ("TEM IMAGING DIFFRACTION", None),
+        ("TEM SCANNING", None),
+        ("SEM SCANNING", None),
+        ("", None),
+    ],
+)
+def test_words_give_a_mode_or_none(words: str, mode: str | None) -> None:
+    assert imaging_mode(*words.split()) == mode
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from emdn_train.variants.table import table
 
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch, frames) -> None:
-    monkeypatch.setattr(variants, "simulated", lambda kind=None: frames)
+    monkeypatch.setattr(variants, "simulated", lambda: frames)
 
 
 @pytest.fixture

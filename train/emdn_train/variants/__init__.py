@@ -19,8 +19,7 @@ from onnx import helper
 
 from emdn_deploy.bench.rounds import Ratio
 from emdn_deploy.session import open_session
-from emdn_models import classes, pretrained
-from emdn_models.classes import FrameClass
+from emdn_models import pretrained
 from emdn_train import index
 from emdn_train.simulate.threads import one_thread
 from emdn_train.uncertainty import SNR, recordings
@@ -86,7 +85,7 @@ def make(
     folder
         What ``emdn-train export`` has written.
     names
-        Models of the index; None for all. A copy is judged by frames of its class.
+        Models of the index; None for all.
 
     Raises
     ------
@@ -94,23 +93,21 @@ def make(
         If there is no index, or it lacks a model.
     """
     path = Path(folder) / index.NAME
-    drawn: dict[FrameClass | None, Frames] = {}
-    for name in index.chosen(path, names):
-        kind = classes.split(name)[1]
-        if kind not in drawn:
-            drawn[kind] = simulated(kind)
+    chosen = index.chosen(path, names)
+    frames = simulated()
+    for name in chosen:
         for precision in precisions:
-            result = make_one(path, name, precision, drawn[kind])
+            result = make_one(path, name, precision, frames)
             log.info("%s in %s: %s", name, precision, result.refusal or "accepted")
             yield result
 
 
 @one_thread()
-def simulated(kind: FrameClass | None = None) -> Frames:
-    """Simulate the frames that `make` needs for models, or for copies of one class."""
+def simulated() -> Frames:
+    """Simulate the frames that `make` needs."""
     # Their levels are drawn, and not averaged over.
-    fitted = [gate.sample(one, 0.0) for one in recordings(FRAMES, SIZE, kind)]
-    return Frames(fitted, gate.samples(kind))
+    fitted = [gate.sample(one, 0.0) for one in recordings(FRAMES, SIZE)]
+    return Frames(fitted, gate.samples())
 
 
 @one_thread()

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from emdn_deploy import intensity
 from emdn_deploy.session import Session
 from emdn_models import metrics
-from emdn_models.classes import FrameClass
 from emdn_train.simulate.testset import first_specimens
 from emdn_train.uncertainty import Recorded, mended
 
@@ -65,20 +64,15 @@ class Verdict:
         return ", ".join(words for words, good in grounds.items() if not good)
 
 
-def samples(kind: FrameClass | None = None) -> list[Sample]:
+def samples() -> list[Sample]:
     """Simulate the frames to judge by: nine kinds, one specimen each, at each of ``LEVELS``.
 
-    The specimens are the first ones of the fixed test split. With ``kind`` those frames that
-    are of this class.
+    The specimens are the first ones of the fixed test split.
     """
-    made = []
-    for exposure in first_specimens(LEVELS):
-        mode = "stem" if exposure.row["mode"] == "stem" else "tem"
-        electrons = float(exposure.clean.mean())
-        if kind is None or (kind.mode == mode and kind.holds(electrons)):
-            recorded = mended(exposure.noisy, exposure.clean)
-            made.append(sample(recorded, float(exposure.row["level"])))
-    return made
+    return [
+        sample(mended(exposure.noisy, exposure.clean), float(exposure.row["level"]))
+        for exposure in first_specimens(LEVELS)
+    ]
 
 
 def sample(recorded: Recorded, level: float) -> Sample:
