@@ -48,7 +48,6 @@ NOT_RUN = {
     "make check": ".ci/run does",
     "make bench ARGS": "minutes",
     "make quality": "minutes",
-    "git clone": "of others",
     "torchrun": "needs four GPUs",
     "emdn-train proof": "half an hour",
 }
