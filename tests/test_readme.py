@@ -30,9 +30,9 @@ SLOW = {
     "emdn-deploy bench": "--models dncnn --size 64",
     "emdn-train adapt": "--epochs 1 --patch 32",
     "emdn-train benchmark": "-b epochs=1 -b batch_size=8",
+    "emdn-train calibrate": "--frames 8",
     "emdn-train export": "",
     "emdn-train fit": SMALL,
-    "emdn-train gallery": "",
     "emdn-train simulate": "--frames 16 --size 64",
     "make bench": "ARGS='-k test_roofline'",
     "make export": "",
@@ -47,13 +47,8 @@ NOT_RUN = {
     "make test": "it runs this",
     "make check": ".ci/run does",
     "make bench ARGS": "minutes",
+    "make quality": "minutes",
     "torchrun": "needs four GPUs",
-    "emdn-train testset": "minutes",
-    "emdn-train variants": "minutes, and a trained net",
-    "emdn-deploy denoise movie.h5 --model outputs/onnx/unet.onnx --prec": "needs variants",
-    "emdn-train fit --models cafcn --class stem": "needs a trained net",
-    "emdn-train export outputs/em_denoise_model.h5": "needs the one above",
-    "emdn-deploy denoise movie.tif --model outputs/onnx/cafcn@stem.onnx": "needs the one above",
 }
 
 
