@@ -29,7 +29,8 @@ def pytest_terminal_summary(
 
     facts = machine.facts("torch", "openvino")
     for name, table in tables.collect(session.benchmarks).items():
-        head = [machine.line(facts), *tables.notes(name, engines.absent())]
+        by = "By `make bench`, with the shipped weights."
+        head = [by, machine.line(facts), *tables.notes(name, engines.absent())]
         terminalreporter.write_line(f"\n{name}")
         terminalreporter.write_line(tables.save(RESULTS, name, table, head))
     (RESULTS / "machine.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

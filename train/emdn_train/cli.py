@@ -156,7 +156,12 @@ def fit(
             "--class", help="Fit to these frames of DATA alone, and save as NAME@stem or NAME@tem."
         ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="Size of the nets: shipped or paper.")] = "shipped",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Size of the nets: shipped, paper; of unet also wide and movie (five frames)."
+        ),
+    ] = "shipped",
     recipe: Annotated[
         str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")
     ] = "benchmark",
@@ -174,8 +179,8 @@ def fit(
         Path | None,
         typer.Option(
             "--from",
-            metavar="FILE[:NAME]",
-            help="Start from the model's weights there, or from those of model NAME that fit.",
+            metavar="FILE",
+            help="Start from the model's weights there; shipped: the package's.",
         ),
     ] = None,
     max_minutes: Annotated[
