@@ -99,7 +99,9 @@ def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split)
             source, held = sources[kinds[name]], tests[kinds[name]]
             t = begin(name, config, recipe, processes, state, held)
             if processes.first and not t.step:
-                t.start_db, _ = evaluate(t.net, held, processes.device)
+                t.average.module.load_state_dict(t.net.state_dict())
+                t.start_db, _ = evaluate(t.average.module, held, processes.device)
+                t.note(t.start_db)
                 log.info("%s: gain %.2f dB before the first step", name, mean(t.start_db))
             finite = train(t, config, recipe, source, held, processes, state, signals)
             if not processes.first:
@@ -145,7 +147,6 @@ def begin(
             redraw(net, names, fresh)
             log.warning("%s: %s count for nothing in those weights: drawn anew", name, told(names))
             training.start = {**(training.start or {}), "redrawn": names}
-    training.first = {key: value.clone() for key, value in net.state_dict().items()}
     return training
 
 
@@ -228,6 +229,7 @@ def train(
         validated = validated and bool(held)
         if validated and processes.first:
             gains, _ = evaluate(t.average.module, held, device)
+            t.note(gains)
             t.history[-1]["gain_db"] = mean(gains)
             log.info("%s  epoch %d  loss %.4f  gain %.2f dB", t.name, epoch + 1,
                      t.history[-1]["loss"], mean(gains))  # fmt: skip
@@ -253,12 +255,14 @@ def measure(t: Training, recipe: Recipe, held: list[Batch], device: torch.device
     if names := idle(t.average.module, recipe, held):
         log.warning("%s: no gradient reaches %s: they count for nothing; --from draws them anew",
                     t.name, told(names))  # fmt: skip
-    status = judge(mean(gains), mean(t.start_db) if t.start_db else -math.inf)
-    if status == "start kept":
-        t.average.module.load_state_dict(t.first)
+    status = judge(mean(gains), mean(t.best_db) if t.best_db else -math.inf)
+    if status == "best kept":
+        t.average.module.load_state_dict(t.best)
         _, mean_ratio = evaluate(t.average.module, held, device)
-    rate = t.seen / t.trained
-    return Fitted(t.name, status, t.history, gains, mean_ratio, rate, t.start_db)
+    return Fitted(
+        t.name, status, t.history, gains, mean_ratio, t.seen / t.trained, t.start_db, t.best_db,
+        t.best_step,
+    )  # fmt: skip
 
 
 def failed(t: Training) -> Fitted:
