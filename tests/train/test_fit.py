@@ -22,7 +22,7 @@ from emdn_train.data import open_split
 from emdn_train.fit import FitConfig, fit
 from emdn_train.parallel import Processes, pick_device
 from emdn_train.recipes import RECIPES, loss, memory_format, rate, reduced
-from emdn_train.validate import LEVELS, evaluate, validation
+from emdn_train.validate import LEVELS, SEED, evaluate, validation
 
 CPU = torch.device("cpu")
 
@@ -140,7 +140,7 @@ def test_outcomes_are_named_by_their_gain():
     outcomes = [fitting.judge(gain) for gain in (3.0, -0.1, -19.0, -21.0, math.nan)]
     assert outcomes == ["fitted", "no gain", "no gain", "diverged", "diverged"]
     later = [fitting.judge(gain, 3.0) for gain in (3.1, 2.96, 2.9, -1.0, -21.0, math.nan)]
-    assert later == ["fitted", "fitted", "start kept", "start kept", "diverged", "diverged"]
+    assert later == ["fitted", "fitted", "best kept", "best kept", "diverged", "diverged"]
     # A start that is no better than the noisy frame is not worth keeping.
     assert [fitting.judge(gain, -1.0) for gain in (1.0, -2.0)] == ["fitted", "no gain"]
 
@@ -156,7 +156,7 @@ def test_what_ends_worse_than_it_started_leaves_its_start(gratings, tmp_path, mo
             with pytest.raises(KeyboardInterrupt):
                 fit(config(gratings, tmp_path, **options))
     (result,) = fit(config(gratings, tmp_path, **options))
-    assert result.status == "start kept"
+    assert result.status == "best kept"
     before, after = (sum(gains.values()) / 3 for gains in (result.start_db, result.gain_db))
     assert after < before - 0.05
     assert before > 3
@@ -164,11 +164,31 @@ def test_what_ends_worse_than_it_started_leaves_its_start(gratings, tmp_path, mo
     torch.manual_seed(0)
     for key, value in build("ffdnet").state_dict().items():
         assert (saved.state[key] == value.numpy()).all(), key
-    assert saved.metadata["status"] == "start kept"
+    assert saved.metadata["status"] == "best kept"
     assert saved.metadata["validation"]["gain_db"] == pytest.approx(result.start_db, abs=0.01)
     metrics = json.loads((tmp_path / "metrics.json").read_text())["ffdnet"]
-    assert metrics["start_db"] == result.start_db
+    assert metrics["start_db"] == result.start_db == result.best_db
+    assert result.best_step == 0
     assert metrics["gain_db"] == result.gain_db
+
+
+def test_what_ends_worse_than_an_epoch_before_leaves_that(gratings, tmp_path, monkeypatch):
+    """The learning rate rises to what throws the net away, in the second of two epochs."""
+    monkeypatch.setattr(fitting, "warm_up", lambda _, step: 1.0 if step < 2 else 60.0)
+    (result,) = fit(config(gratings, tmp_path, lr=1e-3))
+    assert (result.status, result.best_step) == ("best kept", 2)
+    before, best, after = (
+        sum(gains.values()) / 3 for gains in (result.start_db, result.best_db, result.gain_db)
+    )
+    assert after < before < best == result.history[0]["gain_db"]
+    saved = checkpoint.load(tmp_path / "em_denoise_model.h5")["ffdnet"]
+    assert saved.metadata["recipe"]["kept_step"] == 2
+    assert saved.metadata["validation"]["gain_db"] == pytest.approx(result.best_db, abs=0.01)
+    net = build("ffdnet")
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in saved.state.items()})
+    with open_split(gratings, "test") as split:
+        held = validation(Specimens.of(split), LEVELS, 16, 256, SEED)
+    assert evaluate(net, held, CPU)[0] == pytest.approx(result.best_db, abs=1e-3)
 
 
 def test_the_benchmarks_learning_rate_is_reached_after_a_rise():

@@ -211,17 +211,18 @@ def fit(
     for result in results:
         if result.status == "no gain":
             print(f"{result.name}: worse than the noisy frame so far; train it longer")
-        elif result.status == "start kept":
+        elif result.status == "best kept":
+            step = f"after step {result.best_step}" if result.best_step else "before the first step"
             print(
-                f"{result.name}: ended at {mean(result.gain_db):.2f} dB, below the "
-                f"{mean(result.start_db):.2f} dB before the first step: saved is that start; "
-                "train it longer, or with a smaller --lr"
+                f"{result.name}: ended at {mean(result.gain_db):.2f} dB: saved is what it was "
+                f"{step}, at {mean(result.best_db):.2f} dB; train it with a smaller --lr"
             )
         elif result.status == "diverged":
             print(f"{result.name}: diverged; it is not saved and will not be exported")
     if any(result.status != "diverged" for result in results):
         print(f"saved {out / 'em_denoise_model.h5'}")
-    if any(result.status in ("diverged", "start kept") for result in results):
+    started = [one for one in results if one.status == "best kept" and not one.best_step]
+    if started or any(result.status == "diverged" for result in results):
         raise typer.Exit(1)
 
 

@@ -23,7 +23,7 @@ Device = Literal["auto", "cpu", "cuda"]
 WARM_UP = 100
 """Steps over which the learning rate rises, where the recipe does not say."""
 
-Status = Literal["fitted", "start kept", "no gain", "diverged"]
+Status = Literal["fitted", "best kept", "no gain", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,18 @@ class Fitted:
     name
         The model.
     status
-        ``fitted``; ``start kept``, the result is more than 0.05 dB worse than the start, which
-        was better than the noisy frame and is what is saved; ``no gain``, the result is worse than
-        the noisy frame, as after too few steps; or ``diverged``, the loss is not finite or
-        the result more than 20 dB worse. What diverged is not saved.
+        ``fitted``; ``best kept``, the result is more than 0.05 dB worse than the weights
+        that were validated best, which were better than the noisy frame and are what is saved;
+        ``no gain``, the result is worse than the noisy frame, as after too few steps; or
+        ``diverged``, the loss is not finite or the result more than 20 dB worse. What
+        diverged is not saved.
     history
         One row an epoch: loss, learning rate, validation gain, seconds.
     gain_db
         Mean over frames of 10 log10(MSE noisy / MSE denoised), a value a level, at the end.
-    start_db
-        The same before the first step; empty where it was not measured.
+    start_db, best_db, best_step
+        The same before the first step, and of the weights that were validated best before the
+        end, after how many steps (0: the start); empty where they were not measured.
     images_per_s
         Patches a second through whole training steps, noise included.
     """
@@ -124,14 +126,16 @@ class Fitted:
     mean_ratio: float
     images_per_s: float
     start_db: dict[str, float] = field(default_factory=dict)
+    best_db: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
 
 
-def judge(gain_db: float, start_db: float = -math.inf) -> Status:
-    """Name the outcome of a run by its mean gain and that of its start; see `Fitted`."""
+def judge(gain_db: float, best_db: float = -math.inf) -> Status:
+    """Name the outcome of a run by its mean gain and the best before; see `Fitted`."""
     if not gain_db > -20:
         return "diverged"
-    if gain_db < start_db - 0.05 and start_db > 0:
-        return "start kept"
+    if gain_db < best_db - 0.05 and best_db > 0:
+        return "best kept"
     return "fitted" if gain_db > 0 else "no gain"
 
 

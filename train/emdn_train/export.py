@@ -78,13 +78,14 @@ def export(
     entries: dict[str, Any] = {}
     for name in _ordered(chosen):
         status = chosen[name].metadata.get("status")
-        if status not in ("fitted", "start kept", "no gain"):
+        if status not in ("fitted", "best kept", "no gain"):
             log.warning("%s: not exported, its training ended as %r", name, status)
             continue
         if status == "no gain":
             log.warning("%s: worse than the noisy frame when it was fitted", name)
-        elif status == "start kept":
-            log.warning("%s: holds its start, since the fit ended worse than that", name)
+        elif status == "best kept":
+            step = chosen[name].metadata["recipe"]["kept_step"]
+            log.warning("%s: as it was after step %d, since its fit ended worse", name, step)
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
         entries[name] = {

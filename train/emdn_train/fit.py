@@ -107,7 +107,9 @@ def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split)
                 t.net.shrinkages.requires_grad_(False)
                 source = Reused(source, t.net)
             if processes.first and not t.step:
-                t.start_db, _ = evaluate(t.net, held, processes.device)
+                t.average.module.load_state_dict(t.net.state_dict())
+                t.start_db, _ = evaluate(t.average.module, held, processes.device)
+                t.note(t.start_db)
                 log.info("%s: gain %.2f dB before the first step", name, mean(t.start_db))
             finite = train(t, config, recipe, source, held, processes, state, signals)
             if not processes.first:
@@ -143,7 +145,6 @@ def begin(
         return training
     if config.start is not None:
         training.start = start_from(net, name, config)
-    training.first = {key: value.clone() for key, value in net.state_dict().items()}
     return training
 
 
@@ -227,6 +228,7 @@ def train(
         validated = validated and bool(held)
         if validated and processes.first:
             gains, _ = evaluate(t.average.module, held, device)
+            t.note(gains)
             t.history[-1]["gain_db"] = mean(gains)
             log.info("%s  epoch %d  loss %.4f  gain %.2f dB", t.name, epoch + 1,
                      t.history[-1]["loss"], mean(gains))  # fmt: skip
@@ -249,12 +251,14 @@ def measure(t: Training, recipe: Recipe, held: list[Batch], device: torch.device
     gains, mean_ratio = evaluate(t.average.module, held, device)
     t.history[-1]["gain_db"] = mean(gains)
     log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], mean(gains))
-    status = judge(mean(gains), mean(t.start_db) if t.start_db else -math.inf)
-    if status == "start kept":
-        t.average.module.load_state_dict(t.first)
+    status = judge(mean(gains), mean(t.best_db) if t.best_db else -math.inf)
+    if status == "best kept":
+        t.average.module.load_state_dict(t.best)
         _, mean_ratio = evaluate(t.average.module, held, device)
-    rate = t.seen / t.trained
-    return Fitted(t.name, status, t.history, gains, mean_ratio, rate, t.start_db)
+    return Fitted(
+        t.name, status, t.history, gains, mean_ratio, t.seen / t.trained, t.start_db, t.best_db,
+        t.best_step,
+    )  # fmt: skip
 
 
 def failed(t: Training) -> Fitted:

@@ -73,6 +73,7 @@ def weights(
         "start": training.start,
         "epochs": config.epochs,
         "steps": result.history[-1]["step"] if result.history else 0,
+        "kept_step": result.best_step if result.status == "best kept" else None,
         "batch_size": config.batch_size,
         "processes": processes.count,
         "patch": config.patch,
@@ -82,7 +83,7 @@ def weights(
         "hardware": describe(processes),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    gains = result.start_db if result.status == "start kept" else result.gain_db
+    gains = result.best_db if result.status == "best kept" else result.gain_db
     validation = {
         "gain_db": {level: round(gain, 2) for level, gain in gains.items()},
         "mean_ratio": round(result.mean_ratio, 5),

@@ -4,7 +4,7 @@ Layout (format version 1)::
 
     /                      attributes: format, format_version
     /run, /done, /training     JSON text: what must stay the same, results so far, counters
-    /net/<tensor>, /average/<tensor>, /first/<tensor>, /optimizer/<parameter>/<tensor>
+    /net/<tensor>, /average/<tensor>, /best/<tensor>, /optimizer/<parameter>/<tensor>
 
 HDF5 and not torch.save, which is a pickle however it is read; any other reader opens this.
 No generator is kept: all chance follows from the seed and the step (`emdn_train.source`).
@@ -47,8 +47,10 @@ class Training:
         The weights, their moving average and the optimiser of the former.
     start
         How the weights came about that the net started from, if not by chance.
-    first, start_db
-        The weights before the first step, and their gain by level of signal to noise.
+    start_db
+        Gain before the first step, by level of signal to noise.
+    best, best_db, best_step
+        The average that did best when it was validated, its gain, and after which step.
     step, seen
         Optimiser steps and patches so far.
     loss, losses
@@ -72,7 +74,16 @@ class Training:
     trained: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     start_db: dict[str, float] = field(default_factory=dict)
-    first: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_db: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+
+    def note(self, gains: dict[str, float]) -> None:
+        """Keep the average as it is if it is the best so far, by its ``gains``."""
+        if not self.best_db or sum(gains.values()) > sum(self.best_db.values()):
+            state = self.average.module.state_dict()
+            self.best = {key: value.clone() for key, value in state.items()}
+            self.best_db, self.best_step = gains, self.step
 
     def end_epoch(self, steps: int) -> None:
         """Add a row to the history and begin the next epoch's mean; ``steps`` are an epoch's."""
@@ -99,6 +110,8 @@ COUNTERS = (
     "trained",
     "history",
     "start_db",
+    "best_db",
+    "best_step",
 )
 
 
@@ -148,7 +161,7 @@ class StateFile:
             training.net.load_state_dict(_tensors(file["net"]))
             training.average.load_state_dict(_tensors(file["average"]))
             state = {int(key): _tensors(group) for key, group in file["optimizer"].items()}
-            training.first = _tensors(file["first"]) if "first" in file else {}
+            training.best = _tensors(file["best"]) if "best" in file else {}
         groups = training.optimizer.state_dict()["param_groups"]
         training.optimizer.load_state_dict({"state": state, "param_groups": groups})
         # A fused optimiser walks through memory: its moments must lie as the weights do.
@@ -157,7 +170,7 @@ class StateFile:
                 if value.shape == parameter.shape:
                     values[key] = torch.empty_like(parameter).copy_(value)
         for counter in COUNTERS:
-            if counter in self._counters:  # files of before have no start_db
+            if counter in self._counters:  # files of before have no gains
                 setattr(training, counter, self._counters[counter])
         return True
 
@@ -184,7 +197,7 @@ class StateFile:
                 groups = {f"optimizer/{key}": values for key, values in state.items()}
                 groups["net"] = training.net.state_dict()
                 groups["average"] = training.average.state_dict()
-                groups["first"] = training.first
+                groups["best"] = training.best
                 file.create_group("optimizer")
                 for group, tensors in groups.items():
                     for key, tensor in tensors.items():
