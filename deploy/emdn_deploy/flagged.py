@@ -170,7 +170,7 @@ def _marks(value: Frame, same: Mask, low: Frame, dtype: np.dtype[Any], *, certai
     if dtype.kind in "iu" and dtype.itemsize >= 4:
         marks |= same & (value >= np.float32(np.iinfo(dtype).max))
     below = same & (value < 0)
-    if below.any() and not (low[~below & np.isfinite(low)] < 0).any():
+    if below.any() and not below.all() and not (low[~below & np.isfinite(low)] < 0).any():
         kinds = np.unique(value[below])
         clear = certain or 2 * np.count_nonzero(areas(below, 16)) > np.count_nonzero(below)
         if len(kinds) < _FLAGS and clear and (kinds == np.rint(kinds)).all():
