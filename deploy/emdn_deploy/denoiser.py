@@ -3,12 +3,13 @@
 import logging
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import ensemble, intensity, portions, room, sigma, stacks
+from emdn_deploy import ensemble, portions, room, sigma, stacks
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.room import Room
@@ -90,7 +91,8 @@ class Denoiser:
         ----------
         frames
             (..., H, W) or (..., H, W, 1), any real dtype, any units linear in electrons. All
-            have one scale: denoise detectors and channels one by one.
+            have one scale: denoise detectors and channels one by one. Bad pixels, gaps,
+            saturated areas and NaN are treated as in files.
         gain, offset
             Units per electron and reading without electrons; None to estimate.
         batch
@@ -104,12 +106,11 @@ class Denoiser:
         Raises
         ------
         FormatError
-            If ``frames`` are not frames of finite real numbers on one scale.
+            If ``frames`` are not frames of real numbers on one scale.
         EmdnError
             If ``gain`` or ``offset`` cannot be that of such frames.
         """
-        stack, scale = self._scaled(frames, gain, offset)
-        return self.run(stack, scale, batch=batch).reshape(np.shape(frames))
+        return self._whole(frames, gain, offset, batch, with_sigma=False).frames
 
     def denoise_with_sigma(
         self,
@@ -139,11 +140,11 @@ class Denoiser:
         FormatError, EmdnError
             As `denoise`.
         """
-        stack, scale = self._scaled(frames, gain, offset)
         if self.calibration is None:
             _log.warning("sigma: %s", sigma.note(self.session.info, None))
-        mean, deviation = self.run_with_sigma(stack, scale, batch=batch)
-        return mean.reshape(np.shape(frames)), deviation.reshape(np.shape(frames))
+        made = self._whole(frames, gain, offset, batch, with_sigma=True)
+        assert made.sigma is not None
+        return made.frames, made.sigma
 
     @property
     def calibration(self) -> Calibration | None:
@@ -229,22 +230,40 @@ class Denoiser:
         """Choose the frames per run for frames of (H, W); see `run`."""
         return portions.together(self.session, self.room, size, alone=alone)
 
-    def _scaled(
-        self, frames: ArrayLike, gain: float | None, offset: float | None
-    ) -> tuple[Stack, Intensity]:
-        """Check an array and find its scale."""
-        stack = stacks.as_stack(frames)
-        count, height, width = stack.shape
-        size = height, width
+    def _whole(
+        self,
+        frames: ArrayLike,
+        gain: float | None,
+        offset: float | None,
+        batch: int | None,
+        *,
+        with_sigma: bool,
+    ) -> Answer:
+        """Denoise an array as `emdn_deploy.job` does a file: gaps, bad pixels and all."""
+        from emdn_deploy import correction  # which needs Answer
+        from emdn_deploy.readers.frames import Axis, Frames
 
-        def read(start: int, stop: int) -> Stack:
-            return stack[start:stop]
-
-        lanes = self.lanes(count, size)
-        scale = intensity.estimate(read, count, size, gain, offset, lanes=lanes)
-        if not scale.sigma:
-            _log.warning("warning: %s", scale.note)
-        return stack, scale
+        array = np.asarray(frames)
+        stack = stacks.as_stack(array)
+        opened = Frames(
+            Path("frames"), "array", stack.shape, array.dtype, "tyx", stack.shape, (Axis(),) * 3,
+            lambda start, stop: stack[start:stop].copy(), lambda: None,
+        )  # fmt: skip
+        recipe = correction.find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
+        part = recipe.apply(stack.copy())
+        if not recipe.scale.sigma:
+            _log.warning("warning: %s", recipe.scale.note)
+        faulty, kept = int(recipe.faulty.sum()), 0 if part.kept is None else int(part.kept.sum())
+        if faulty or kept or part.filled:
+            _log.warning(
+                "warning: %d bad pixels of every frame and %d of single frames are filled in; %d "
+                "pixels in gaps, saturated areas or empty frames keep their value",
+                faulty, part.filled, kept,
+            )  # fmt: skip
+        made = self.answer(part.frames, recipe.scale, with_sigma=with_sigma, batch=batch)
+        made = part.finish(made)
+        errors = None if made.sigma is None else made.sigma.reshape(array.shape)
+        return Answer(made.frames.reshape(array.shape), made.shifts, errors)
 
     def _run(
         self, frames: Stack, scale: Intensity, out: Stack, wanted: Means, *, alone: bool

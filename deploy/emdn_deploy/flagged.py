@@ -1,10 +1,11 @@
 """Pixels whose value is no measurement: a detector's flags, its gaps, and saturated areas.
 
 They are found in the sampled frames, as the file holds them. A flag is a value that an area has
-in all frames and that lies far outside of the rest, what is never finite, a negative whole
-number among counts, or the largest 32-bit number. Saturated are connected pixels at the largest
-value of the type, or at a largest value that a whole area of a frame shares. Both keep their
-value in the output. What the network sees in place of a flag is filled in from around it.
+in all frames and that lies far outside of the rest or amid pixels that count, what is never
+finite, a negative whole number among counts, or the largest 32-bit number. Saturated are
+connected pixels at the largest value of the type, or at a largest value that a whole area of a
+frame shares. Both keep their value in the output. What the network sees in place of a flag is
+filled in from around it.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,6 +25,9 @@ RIM = 0.04
 _RANGE = 0.001, 0.999  # quantiles that range over the rest, but for its single faults
 _FLAGS = 4  # different flags that are looked for at either end
 _BAND = 3  # rows or columns of a gap between two modules; fewer are dead lines
+_SILENT = 3, 6  # side of a square without a count, in many frames and in few
+_VACUUM = 0.3  # of a frame, of which more without a count is the specimen's surroundings
+_DIM = 0.25  # of the pixels around it that hold its value, above which it is no gap
 _LEVELS = 16  # values that a stack has, for the largest to be told from a count
 _PLATEAU = 4  # frames that tell a constant value from chance
 _SAME = 0.9  # of the pixels, above which that some are constant says nothing
@@ -115,6 +119,8 @@ def find(blocks: Blocks, size: tuple[int, int], dtype: np.dtype[Any]) -> Flagged
     marks = never | _marks(value, same, low, dtype, certain=certain)
     far = _far_ones(value, low, high, marks, certain=certain) | _bands(value, same)
     masked = areas(marks) | (areas(far) & thick(far))
+    if certain or seen == 1:
+        masked |= _silent(value, high, same & ~marks, seen)
     single = marks & ~masked
     stuck = _lone(far & ~masked & ~single, value, high)
     top = float(np.iinfo(dtype).max) if dtype.kind in "iu" else np.inf
@@ -164,7 +170,7 @@ def _marks(value: Frame, same: Mask, low: Frame, dtype: np.dtype[Any], *, certai
     if dtype.kind in "iu" and dtype.itemsize >= 4:
         marks |= same & (value >= np.float32(np.iinfo(dtype).max))
     below = same & (value < 0)
-    if below.any() and not (low[~below & np.isfinite(low)] < 0).any():
+    if below.any() and not below.all() and not (low[~below & np.isfinite(low)] < 0).any():
         kinds = np.unique(value[below])
         clear = certain or 2 * np.count_nonzero(areas(below, 16)) > np.count_nonzero(below)
         if len(kinds) < _FLAGS and clear and (kinds == np.rint(kinds)).all():
@@ -218,6 +224,31 @@ def _bands(value: Frame, same: Mask) -> Mask:
                 continue
             beside = [still[row] & (values[row] == values[rows[0], 0]) for row in (first, last)]
             into[rows] = max(float(one.mean()) for one in beside) < 0.5
+    return found
+
+
+def _silent(value: Frame, high: Frame, same: Mask, seen: int) -> Mask:
+    """Find areas of one value amid pixels that count: beam stops and modules that are off.
+
+    Of one frame only those at its lowest value.
+    """
+    narrow, side = _SILENT[0], _SILENT[seen < _PLATEAU]
+    still = same & (value == np.nanmin(value)) if seen == 1 else same
+    cores = ndimage.binary_opening(still, np.ones((narrow, narrow)))
+    labels, _ = ndimage.label(thick(cores, side), _TOUCHING)
+    found = np.zeros_like(same)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        part = tuple(slice(max(0, one.start - 4), one.stop + 4) for one in box)
+        core, values = labels[part] == number, value[part]
+        # Where an area ends by chance, as in the dark, its value is frequent a little farther on.
+        near, far = (ndimage.binary_dilation(core, np.ones((3, 3)), n) for n in (2, 4))
+        around, level = far & ~near & np.isfinite(values), np.median(values[core])
+        one = near & still[part] & (values == level)
+        if one.sum() > _VACUUM * same.size or (values[core] == level).mean() < _SAME:
+            continue
+        if around.any() and np.median(high[part][around]) > level:
+            dim = float((values[around] == level).mean())
+            found[part] |= one & (dim < _DIM)
     return found
 
 

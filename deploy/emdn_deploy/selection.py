@@ -46,7 +46,7 @@ def select(frames: Frames, text: str) -> Frames:
     Raises
     ------
     FormatError
-        If the selection is empty or is not one.
+        If the selection is empty, is not one, or takes a frame twice.
     """
     ranges = [range(frames.shape[0])[part] for part in parse(text)]
     for name, one in zip(text.split(","), ranges, strict=True):
@@ -55,6 +55,11 @@ def select(frames: Frames, text: str) -> Frames:
                 f"{frames.path}: --frames {name} takes none of {frames.shape[0]} frames"
             )
     chosen = np.concatenate([np.asarray(one) for one in ranges])
+    if len(np.unique(chosen)) < len(chosen):
+        raise FormatError(
+            f"{frames.path}: --frames {text} takes some frames twice, which would count as frames "
+            "without noise between them; name each once"
+        )
     steps = np.unique(np.diff(chosen))
     step = 1 if len(ranges) == len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from emdn_deploy import correction, defects, flagged, job
 from emdn_deploy.denoiser import Denoiser
@@ -175,6 +176,27 @@ def test_a_gap_keeps_its_value_and_ruins_nothing(run, lattice, kind: str, count:
     far = np.r_[0:30, 60:96]
     np.testing.assert_allclose(made[:, far], expected[:, far], atol=0.1)
     assert np.abs(made[:, 36:40].mean() - expected[:, 36:40].mean()) < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize("kind", ["stop", "module", "module of floats"])
+def test_an_area_without_a_count_ruins_nothing(run, kind: str, count: int) -> None:
+    """A beam stop with its arm, and a module that is off: around them, what was counted stays."""
+    y, x = np.mgrid[:96, :96]
+    off = (y < 40) & (x < 40)
+    level = np.full((96, 96), 20.0)
+    if kind == "stop":
+        off = (np.hypot(y - 48, x - 48) < 8) | ((np.abs(y - 48) < 2) & (x > 48))
+        level = 200 * np.exp(-np.hypot(y - 48, x - 48) / 20) + 1
+    frames = np.random.default_rng(0).poisson(level, (count, 96, 96)).astype("u4")
+    if kind == "module of floats":
+        frames = (frames * 1.7e-9).astype("f4")
+    frames[:, off] = 0
+    report, made = run(frames)
+    near = ndimage.binary_dilation(off, iterations=4) & ~off
+    assert report.gap_pixels == off.sum()
+    assert not made[:, off].any()
+    assert made[:, near].mean() == pytest.approx(frames[:, near].mean(), rel=0.03)
 
 
 def test_flags_of_several_kinds(run, lattice) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import emdn_deploy
-from emdn_deploy import Denoiser, denoise, intensity, tiling
+from emdn_deploy import Denoiser, denoise, intensity, job, tiling
+from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.session import Session
 from emdn_models.errors import EmdnError, FormatError
 
@@ -146,7 +147,7 @@ def test_a_stack_is_run_frame_by_frame_and_a_frame_by_all_cores(
         (np.zeros((16, 16, 2)), r"numpy\.moveaxis\(frames, -1, 0\) if it counts frames"),
         (np.zeros((0, 4, 4)), "empty"),
         (np.zeros((2, 4, 4), complex), "complex128, expected real"),
-        (np.array([[[1.0, np.nan]]]), "not finite"),
+        (np.full((2, 4, 4), np.nan), "no frame has a finite pixel"),
         (np.array([[["a"]]]), "expected real numbers"),
     ],
 )
@@ -182,6 +183,30 @@ def test_frames_that_look_last_are_named(box_model: Path, caplog) -> None:
     frames = np.random.default_rng(0).poisson(9, (48, 48, 10))
     assert Denoiser(box_model).denoise(frames).shape == (48, 48, 10)
     assert "taken as 48 of 48 x 10; pass numpy.moveaxis(frames, -1, 0)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["gap", "NaN gap", "NaN frame", "blank frame", "hot", "pixels"])
+def test_an_array_gives_what_its_file_gives(
+    box_model: Path, lattice, tmp_path: Path, kind: str, caplog
+) -> None:
+    frames = lattice(20.0, (6, 64, 64)).astype(np.float32)
+    change = {
+        "gap": (np.s_[:, 30:36], 65535), "NaN gap": (np.s_[:, 30:36], np.nan),
+        "NaN frame": (2, np.nan), "blank frame": (2, 0), "hot": (np.s_[:, 20, 20], 5000),
+        "pixels": (np.s_[3, 20, ::9], np.inf),
+    }  # fmt: skip
+    at, value = change[kind]
+    frames[at] = value
+    before = frames.copy()
+    np.save(tmp_path / "a.npy", frames)
+    job.run(tmp_path / "a.npy", DenoiseOptions(model=str(box_model), sigma=True))
+    expected = [np.load(tmp_path / f"a_denoised{part}.npy") for part in ("", "_sigma")]
+    caplog.clear()
+    made = Denoiser(box_model).denoise_with_sigma(frames)
+    np.testing.assert_array_equal(frames, before)
+    for one, other in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "keep their value" in caplog.text
 
 
 def test_nonsense_gains_are_refused(box_model: Path) -> None:

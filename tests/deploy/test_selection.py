@@ -47,6 +47,16 @@ def test_an_empty_selection_is_named(tmp_path: Path, text: str, name: str) -> No
         selection.select(frames, text)
 
 
+@pytest.mark.parametrize("text", ["0,0", "0:3,2:5", "9,-1"])
+def test_frames_taken_twice_are_refused(tmp_path: Path, text: str) -> None:
+    np.save(tmp_path / "a.npy", STACK)
+    with (
+        open_frames(tmp_path / "a.npy") as frames,
+        pytest.raises(FormatError, match=f"--frames {text} takes some frames twice"),
+    ):
+        selection.select(frames, text)
+
+
 @pytest.mark.parametrize(
     ("text", "step", "origin"), [("2:8:3", 1.5, 1.0), ("4", 0.5, 2.0), ("0:3,5:8", None, 0.0)]
 )

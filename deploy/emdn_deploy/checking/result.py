@@ -226,7 +226,8 @@ class StackFacts:
     ratio
         Mean out / mean in above the offset, over all frames.
     linearity
-        Local means out against those in; None where the frames hold too few blocks.
+        Local means out against those in; None where the frames hold too few blocks, or
+        no structure as large as one.
     by_chance
         Frames that may be flagged for themselves in an honest stack of as many.
     findings

@@ -194,6 +194,7 @@ def _check(
     pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
     table = rows.finish()
     error, curves, line = held.error(grounds.honest.error), held.correlations(), held.line()
+    line = line if summary.tells(grounds.honest.line) else None
     info = make.denoiser.session.info
     notes = summary.notes(noise, error, grounds.length, make.facts, info)
     compared = sample.compare(make.denoiser, make.scale, camera, here=clean is None)

@@ -14,6 +14,7 @@ from emdn_models.metrics import Linearity
 _CLEAR = 5.0  # standard errors
 _PAIRS = 8  # fewer do not tell the scatter of a correlation
 _SLOPE = 0.05  # change of contrast at large scales that is not worth a finding
+_TELLING = 0.2  # by which the slope of honest denoisings may be off 1
 _ERROR = 1.5  # squared error, over that of honest denoisings, that is not worth one
 
 
@@ -28,8 +29,7 @@ def findings(
     Parameters
     ----------
     line, honest
-        Local means out against those in, of the stack and of honest denoisings. These lie
-        below 1 too where noise is what differs most from place to place, for that is taken away.
+        Local means out against those in, of the stack and of honest denoisings.
     """
     found = []
     if error and not error.moves and np.isfinite(error.error.se):
@@ -48,7 +48,7 @@ def findings(
                 "denoised frames agree less with the neighbouring raw frame than raw ones do "
                 f"(FRC) at {at} cycles/pixel"
             )
-    if line and honest and _differs(line, honest):
+    if line and honest and tells(honest) and _differs(line, honest):
         found.append(
             f"local means come out {line.slope:.3f} ± {line.slope_error:.2g} times as far from "
             f"each other as they went in, those of honest denoisings {honest.slope:.3f} ± "
@@ -75,6 +75,11 @@ def compared(found: Comparison) -> str:
         return f"{said}: no worse"
     decibel = 10 * np.log10(1 + worse.value / max(error.value, error.se, 1e-30))
     return f"{said}: {decibel:.2g} dB worse"
+
+
+def tells(honest: Linearity | None) -> bool:
+    """Say whether local means differ by structure, which honest denoisings keep, not by noise."""
+    return honest is not None and abs(honest.slope - 1) < _TELLING
 
 
 def _differs(line: Linearity, honest: Linearity) -> bool:

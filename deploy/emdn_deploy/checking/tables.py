@@ -13,7 +13,7 @@ import polars as pl
 from emdn_deploy.checking import summary
 from emdn_deploy.checking.evaluation import Evaluation
 from emdn_deploy.checking.kinds import KINDS
-from emdn_deploy.checking.result import CheckResult
+from emdn_deploy.checking.result import CheckResult, HeldOutFacts
 from emdn_deploy.checking.smallest import rounded
 from emdn_deploy.checking.verdict import BEYOND
 from emdn_models.errors import OutputError
@@ -85,6 +85,13 @@ def standing(result: CheckResult) -> pl.DataFrame:
     return result.table.filter(~pl.col("verdict").is_in(["within noise", "outside training"]))
 
 
+def _below(held: HeldOutFacts) -> str:
+    gain = held.gain_db
+    return (
+        f"{gain.value:.1f} ± {gain.se:.1g} dB" if np.isfinite(gain.value) else "too small to tell"
+    )
+
+
 def checked(result: CheckResult, listed: bool = True) -> list[str]:
     """Return what ``emdn-deploy check`` prints; ``listed``: with what fails, and which frames."""
     facts, noise = result.facts, result.noise
@@ -100,11 +107,13 @@ def checked(result: CheckResult, listed: bool = True) -> list[str]:
             f"linearity  local means out {facts.linearity.slope:.4f} ± "
             f"{facts.linearity.slope_error:.2g} of those in"
         )
+    else:
+        lines.append("linearity  cannot be told: local means differ by noise, or there are too few")
     if result.heldout:
         held = result.heldout
         lines.append(
             f"error      {held.error.value:.4g} ± {held.error.se:.2g} squared, against "
-            f"{held.pairs} neighbouring frames: {held.gain_db.value:.1f} ± {held.gain_db.se:.1g} dB"
+            f"{held.pairs} neighbouring frames: {_below(held)}"
         )
         if held.drift:
             moving = "frames differ by more than noise" if held.moves else "no motion beyond chance"
@@ -151,8 +160,8 @@ def numbers(result: CheckResult) -> list[tuple[str, str, str, str]]:
         rows.append((
             "squared error", f"{held.error.value:.3g} ± {held.error.se:.2g}",
             f"1.5 x {held.honest:.3g}, at 5 s.e.",
-            f"against {held.pairs} neighbouring frames, which is {held.gain_db.value:.1f} dB below "
-            "the raw frames'; the threshold is that of bootstrap replicates, where nothing moves",
+            f"against {held.pairs} neighbouring frames; below the raw frames': {_below(held)}; the "
+            "threshold is that of bootstrap replicates, where nothing moves",
         ))  # fmt: skip
         if held.drift:
             rows.append((

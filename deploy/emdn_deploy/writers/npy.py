@@ -1,6 +1,7 @@
 """NumPy ``.npy``, with the calibration and the record of the run in a JSON file beside it."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from emdn_deploy.writers.layout import Layout, Provenance, Storage, partial_of
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
-    """Write the header and the space for the pixels."""
-    array = np.lib.format.open_memmap(target, "w+", storage.kind, frames.shape)
+    """Write the header, in the input's shape if frames come last, and the space for the pixels."""
+    last = frames.order.removesuffix("c").endswith("yx")
+    same = last and math.prod(frames.stored_shape) == math.prod(frames.shape)
+    shape = frames.stored_shape if same else frames.shape
+    array = np.lib.format.open_memmap(target, "w+", storage.kind, shape)
     start = int(array.offset)
     del array
     offsets = start + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])

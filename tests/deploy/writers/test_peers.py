@@ -163,6 +163,17 @@ def test_numpy_opens_the_npy(movie: Path, run, expected) -> None:
     assert facts["emdn"]["intensity_ratio"] == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("shape", [(24, 24), (4, 1, 24, 24), (4, 24, 24, 1), (2, 2, 24, 24)])
+def test_an_npy_keeps_its_shape(tmp_path: Path, run, lattice, shape: tuple[int, ...]) -> None:
+    frames = lattice(20.0, (4, 24, 24))
+    np.save(tmp_path / "stack.npy", frames)
+    np.save(tmp_path / "a.npy", frames.ravel()[: int(np.prod(shape))].reshape(shape))
+    made = np.load(run(tmp_path / "a.npy"))
+    assert made.shape == shape
+    if len(shape) > 2:
+        np.testing.assert_array_equal(made.ravel(), np.load(run(tmp_path / "stack.npy")).ravel())
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".npy", ".mrc"])
 def test_each_kind_of_output_can_be_an_input(movie: Path, run, expected, suffix: str) -> None:
     first = run(movie, to=suffix[1:])
