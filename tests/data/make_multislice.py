@@ -28,6 +28,7 @@ from emdn_train.simulate.hrtem import make_field
 from emdn_train.simulate.mesh import resize_half
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.specimens import graphene
+from emdn_train.simulate.structure import PointDefects
 
 SIZE, SEED, EACH = 256, 20260, 4
 PHONONS, SAMPLING_A = 8, 0.08
@@ -36,7 +37,7 @@ SCALE = 16384
 
 
 def graphene_atoms(rng: np.random.Generator, side: float) -> tuple[Atoms, list]:
-    structure = graphene(rng, side, SIZE * 0.05)
+    structure = graphene(rng, side, SIZE * 0.05, PointDefects(0.01, rng))
     inside = np.abs(structure.positions[:, :2]).max(1) < side / 2
     atoms = Atoms(structure.numbers[inside], positions=structure.positions[inside])
     return atoms, [(d.name, d.x, d.y) for d in structure.defects]

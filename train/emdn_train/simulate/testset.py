@@ -29,11 +29,12 @@ from emdn_train.simulate.threads import one_thread
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 LEVELS = (0.12, 0.4, 1.2)
 SCENES = 6
 SIZE = 256
 _PIXEL_SIZE_NM = (0.008, 0.025)
+_DEFECTS = (0.005, 0.04)  # point defects per site: enough of them to tell methods apart
 
 # Second number of the seeds; data sets use 0 to 3.
 _SEED = 7
@@ -159,7 +160,7 @@ def _recorded(
     part: Part, seed: tuple[int, int], levels: Sequence[float]
 ) -> tuple[Scene, list[Exposure]]:
     rng = np.random.default_rng([VERSION, _SEED, *seed])
-    scene = specimen_scene(part.recipe, part.mode, SIZE, _PIXEL_SIZE_NM, rng)
+    scene = specimen_scene(part.recipe, part.mode, SIZE, _PIXEL_SIZE_NM, rng, _DEFECTS)
     shot = next(shots(scene, 1, rng))
     doses = [_electrons(level, shot.contrast) for level in levels]
     return scene, [exposed(scene, shot, dose, part.detector, rng) for dose in doses]
