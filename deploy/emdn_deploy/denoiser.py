@@ -69,7 +69,7 @@ class Denoiser:
         precision: Precision = "fp32",
     ) -> None:
         self.session = open_session(model, device, threads, precision)
-        self.room = Room(self.session.pixels_that_fit, few_shapes=self.session.device != "cpu")
+        self.room = Room(few_shapes=self.session.device != "cpu")
 
     @classmethod
     def of(cls, options: DenoiseOptions) -> Self:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,29 +37,18 @@ class Room:
 
     Parameters
     ----------
-    measure
-        Tells it, when it is first needed; None for no limit.
     few_shapes
         Whether a run holds a power of two of frames: a device that prepares itself for every
         new shape then meets few of them, however many frames are left at the end.
     """
 
-    def __init__(self, measure: Callable[[], int | None], *, few_shapes: bool) -> None:
-        self._measure, self._few_shapes = measure, few_shapes
-        self._pixels: int | None = None
+    def __init__(self, *, few_shapes: bool) -> None:
+        self._few_shapes = few_shapes
+        self.pixels = sys.maxsize
         self._lock = threading.Lock()
         self._turns, self._running = threading.Condition(), 0
         self.one_by_one = False
         self.note = ""
-
-    @property
-    def pixels(self) -> int:
-        """Return the limit."""
-        with self._lock:
-            if self._pixels is None:
-                found = self._measure()
-                self._pixels = sys.maxsize if found is None else found
-            return self._pixels
 
     def frames(self, size: tuple[int, ...], most: int) -> int:
         """Return how many of ``most`` frames of (H, W) are run at once, 1 or more."""
@@ -96,7 +85,7 @@ class Room:
         if half >= self.pixels:  # another lane failed first
             return
         with self._lock:
-            self._pixels = half
+            self.pixels = half
             self.note = f"ran out of memory: at most {half} pixels a run"
         _log.warning("warning: memory ran out for %d pixels at once; trying %d", failed, half)
 

@@ -28,7 +28,7 @@ class Cramped:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
         self.tried: list[tuple[int, ...]] = []
-        real = session._into
+        real = session._run
 
         def into(handle: object, frames: np.ndarray, *rest: object) -> None:
             self.tried.append(frames.shape)
@@ -36,21 +36,19 @@ class Cramped:
                 raise RuntimeError(ARENA)
             real(handle, frames, *rest)
 
-        monkeypatch.setattr(session, "_into", into)
+        monkeypatch.setattr(session, "_run", into)
 
 
 def noisy(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).poisson(9, shape).astype(np.float32)
 
 
-def test_the_room_is_measured_once_and_when_it_is_needed() -> None:
-    asked = []
-    room = Room(lambda: asked.append(1) or 1000, few_shapes=False)
-    assert not asked
+def test_frames_share_a_run_as_long_as_they_fit() -> None:
+    room = Room(few_shapes=False)
+    assert room.frames((4096, 4096), 64) == 64
+    room.pixels = 1000
     assert [room.frames((10, 10), most) for most in (1, 7, 40)] == [1, 7, 10]
     assert room.frames((100, 100), 5) == 1  # by tiles
-    assert asked == [1]
-    assert Room(lambda: None, few_shapes=False).frames((4096, 4096), 64) == 64
 
 
 def test_frames_that_fit_are_run_whole_and_others_by_tiles(
@@ -68,7 +66,7 @@ def test_frames_that_fit_are_run_whole_and_others_by_tiles(
 
 
 def test_few_shapes_are_powers_of_two() -> None:
-    room = Room(lambda: None, few_shapes=True)
+    room = Room(few_shapes=True)
     left, cut = 13, []
     while left:
         cut.append(room.frames((8, 8), min(8, left)))
@@ -77,7 +75,7 @@ def test_few_shapes_are_powers_of_two() -> None:
 
 
 def test_lanes_that_fail_together_halve_once() -> None:
-    room = Room(lambda: None, few_shapes=False)
+    room = Room(few_shapes=False)
     for _ in range(3):
         room.shrink(4000)
     assert room.pixels == 2000
@@ -126,7 +124,7 @@ def test_runs_go_one_at_a_time_before_they_shrink(
     """Memory that suffices for one frame, but not for several at the same time."""
     frames, running, lock = noisy(12, 64, 64), [], threading.Lock()
     expected = Denoiser(box_model, threads=1).denoise(frames)
-    real, together = session._into, threading.Barrier(3)
+    real, together = session._run, threading.Barrier(3)
 
     def into(handle: object, part: np.ndarray, *rest: object) -> None:
         with lock:
@@ -141,7 +139,7 @@ def test_runs_go_one_at_a_time_before_they_shrink(
             inside.release()
 
     inside = threading.Lock()
-    monkeypatch.setattr(session, "_into", into)
+    monkeypatch.setattr(session, "_run", into)
     denoiser = Denoiser(box_model, threads=3)
     np.testing.assert_array_equal(denoiser.denoise(frames, batch=1), expected)
     assert running == [(1, 64, 64)] * 15
@@ -198,7 +196,7 @@ def test_other_failures_are_not_tried_again(
         calls.append(1)
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
-    monkeypatch.setattr(session, "_into", into)
+    monkeypatch.setattr(session, "_run", into)
     with pytest.raises(session.DeviceError, match=r"box failed on cpu .*illegal memory access"):
         Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
     assert calls == [1]
