@@ -12,7 +12,7 @@ from pathlib import Path
 
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.model import resolve, stored
+from emdn_deploy.model_info import resolve, stored
 from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.readers import Frames
 from emdn_deploy.readers.mode import mode_of

@@ -24,10 +24,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from emdn_deploy import cpus, onnx_file
-from emdn_deploy import model as models
-from emdn_deploy.model import ModelInfo
+from emdn_deploy import model_info, onnx_file
+from emdn_deploy.model_info import ModelInfo
 from emdn_deploy.options import Device, Precision
+from emdn_deploy.pipeline import usable_cpus
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError, install
 
@@ -168,17 +168,17 @@ def open_session(
         raise DeviceError(f"no device is called {device!r}; there are {devices}")
     if threads is not None and threads < 1:
         raise EmdnError(f"threads is {threads}, expected 1 or more")
-    path = models.resolve(model, precision)
+    path = model_info.resolve(model, precision)
     if precision == "int8" and device != "cpu":
         # CUDA has no convolutions of int8 in onnxruntime: it would go back to float32.
         if device != "auto":
             raise DeviceError("int8 variants are for the CPU; use fp32 on CUDA")
         device = "cpu"
         _log.info("device: cpu (int8 variants are for it)")
-    count = threads or cpus.usable()
+    count = threads or usable_cpus()
     contents = onnx_file.read(path)
-    info = models.parse(path, contents.metadata, contents.inputs)
-    models.check_precision(info, precision)
+    info = model_info.parse(path, contents.metadata, contents.inputs)
+    model_info.check_precision(info, precision)
     if path.parent != pretrained.WEIGHTS:  # those have the sha256 of the index
         _try(path, info.sha256)
     handle, place = _open_somewhere(path, device, count, precision)

@@ -9,7 +9,7 @@ import pytest
 
 from emdn_deploy import Denoiser, cli, denoise, job, listing, session
 from emdn_deploy.checking import record
-from emdn_deploy.model import resolve
+from emdn_deploy.model_info import resolve
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.routing import choose
 from emdn_models import pretrained

@@ -323,15 +323,15 @@ def test_tf32_is_used_under_its_own_name_only(
         open_session(box_model, "cpu", precision="tf32")
 
 
-def test_a_device_takes_batches_of_powers_of_two_in_two_lanes(
+def test_a_device_takes_batches_of_powers_of_two_two_at_a_time(
     box_model: Path, pretended: list[tuple[object, ...]]
 ) -> None:
     denoiser = Denoiser(box_model, "cuda")
     assert denoiser.batch_for((256, 256)) == 64
     assert denoiser.batch_for((200, 300)) == 64
     assert denoiser.batch_for((3000, 3000)) == 1
-    assert denoiser.lanes(64, (256, 256)) == 1
-    assert denoiser.lanes(65, (256, 256)) == 2
+    assert denoiser.batching.parallel_runs(64, (256, 256)) == 1
+    assert denoiser.batching.parallel_runs(65, (256, 256)) == 2
 
 
 def test_a_device_that_runs_out_of_memory_gets_less(
@@ -349,7 +349,7 @@ def test_a_device_that_runs_out_of_memory_gets_less(
 
     monkeypatch.setattr(session, "_run", small)
     np.testing.assert_array_equal(denoiser.denoise(frames), expected)
-    assert denoiser.room.note == "ran out of memory: at most 8192 pixels a run"
+    assert denoiser.batching.note == "ran out of memory: at most 8192 pixels a run"
     assert tried[:3] == [8, 4, 2]
     with pytest.raises(DeviceMemoryError, match="box failed on cuda for 4 frames of 64 x 64"):
         denoiser.session.run(frames[:4], 9.0, 0.0, 1.0)
@@ -446,5 +446,5 @@ def test_a_batch_that_is_too_large_for_a_gpu_is_halved() -> None:
     taken = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
     found = gpu.run(frames, KNOWN, batch=64)
     del taken
-    assert gpu.room.note
+    assert gpu.batching.note
     assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)

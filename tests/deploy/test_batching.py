@@ -3,16 +3,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, session, tiling
+from emdn_deploy.batching import Batching
 from emdn_deploy.checking import record
 from emdn_deploy.job import run
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.room import Room
 from emdn_models.errors import DeviceMemoryError
 
 # What onnxruntime 1.31 raises when its arena cannot grow.
@@ -43,12 +44,32 @@ def noisy(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).poisson(9, shape).astype(np.float32)
 
 
+def on(device: str, threads: int = 1) -> Batching:
+    return Batching(SimpleNamespace(device=device, threads=threads))
+
+
+@pytest.mark.parametrize(
+    ("threads", "count", "side", "expected"),
+    [
+        (1, 100, 256, 1),
+        (2, 1, 256, 1),
+        (2, 2, 256, 2),
+        (64, 63, 256, 1),
+        (64, 1000, 256, 64),
+        # Memory: 64 frames of this size at once would take some ten gigabytes.
+        (64, 1000, 1280, 1),
+    ],
+)
+def test_one_frame_gets_all_cores_and_a_stack_one_each(threads, count, side, expected) -> None:
+    assert on("cpu", threads).parallel_runs(count, (side, side)) == expected
+
+
 def test_frames_share_a_run_as_long_as_they_fit() -> None:
-    room = Room(few_shapes=False)
-    assert room.frames((4096, 4096), 64) == 64
-    room.pixels = 1000
-    assert [room.frames((10, 10), most) for most in (1, 7, 40)] == [1, 7, 10]
-    assert room.frames((100, 100), 5) == 1  # by tiles
+    batching = on("cpu")
+    assert batching._that_fit((4096, 4096), 64) == 64
+    batching.pixels = 1000
+    assert [batching._that_fit((10, 10), most) for most in (1, 7, 40)] == [1, 7, 10]
+    assert batching._that_fit((100, 100), 5) == 1  # by tiles
 
 
 def test_frames_that_fit_are_run_whole_and_others_by_tiles(
@@ -66,19 +87,19 @@ def test_frames_that_fit_are_run_whole_and_others_by_tiles(
 
 
 def test_few_shapes_are_powers_of_two() -> None:
-    room = Room(few_shapes=True)
+    batching = on("cuda")
     left, cut = 13, []
     while left:
-        cut.append(room.frames((8, 8), min(8, left)))
+        cut.append(batching._that_fit((8, 8), min(8, left)))
         left -= cut[-1]
     assert cut == [8, 4, 1]
 
 
-def test_lanes_that_fail_together_halve_once() -> None:
-    room = Room(few_shapes=False)
+def test_runs_that_fail_together_halve_once() -> None:
+    batching = on("cpu")
     for _ in range(3):
-        room.shrink(4000)
-    assert room.pixels == 2000
+        batching._shrink(4000)
+    assert batching.pixels == 2000
 
 
 @pytest.mark.parametrize(
@@ -101,7 +122,7 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     areas = [height * width for _, height, width in tiles]
     assert max(areas) < shape[1] * shape[2]
     assert max(areas[1:]) <= 3000
-    assert denoiser.room.note.startswith("ran out of memory: at most ")
+    assert denoiser.batching.note.startswith("ran out of memory: at most ")
     assert f"memory ran out for {frames.size} pixels at once" in caplog.text
     # What was learnt is kept.
     cramped.tried.clear()
@@ -109,12 +130,12 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     assert all(height * width <= 3000 for _, height, width in cramped.tried)
 
 
-def test_lanes_back_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_runs_back_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = noisy(12, 64, 64)
     expected = Denoiser(box_model, threads=1).denoise(frames)
     Cramped(monkeypatch, 3000)
     denoiser = Denoiser(box_model, threads=3)
-    assert denoiser.lanes(12, (64, 64)) == 3
+    assert denoiser.batching.parallel_runs(12, (64, 64)) == 3
     np.testing.assert_array_equal(denoiser.denoise(frames), expected)
 
 
@@ -129,7 +150,7 @@ def test_runs_go_one_at_a_time_before_they_shrink(
     def into(handle: object, part: np.ndarray, *rest: object) -> None:
         with lock:
             running.append(part.shape)
-        if len(running) <= 3:  # the first of all lanes
+        if len(running) <= 3:  # the first of all three
             together.wait(10)
             raise RuntimeError(ARENA)
         assert inside.acquire(blocking=False)
@@ -143,7 +164,7 @@ def test_runs_go_one_at_a_time_before_they_shrink(
     denoiser = Denoiser(box_model, threads=3)
     np.testing.assert_array_equal(denoiser.denoise(frames, batch=1), expected)
     assert running == [(1, 64, 64)] * 15
-    assert denoiser.room.note == "ran out of memory: one run at a time"
+    assert denoiser.batching.note == "ran out of memory: one run at a time"
 
 
 def test_sigma_backs_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +249,7 @@ def test_a_run_records_that_memory_ran_out(
 REAL = """
 import re, resource, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from emdn_deploy import Denoiser
 from emdn_deploy.intensity import Intensity
@@ -240,7 +262,7 @@ denoiser.run(frames[:, :64, :64], known)
 has = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (has + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
 found = denoiser.run(frames, known, batch=2)
-print(np.array_equal(found, expected), denoiser.room.note)
+print(np.array_equal(found, expected), denoiser.batching.note)
 """
 
 
