@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 
 from benchmarks.cases import CASES
-from emdn_deploy import cpus
 from emdn_deploy.bench.frames import ELECTRONS
-from emdn_deploy.session.handles import options_for
+from emdn_deploy.pipeline import usable_cpus
+from emdn_deploy.session import session_options
 from emdn_models import pretrained
 
 KINDS = {
@@ -31,7 +31,7 @@ ROUNDS = 12
     "case", [one for one in CASES if one.device == "cpu" and one.precision == "fp32"], ids=str
 )
 def test_profile(benchmark, ring, tmp_path, case):
-    options = options_for("cpu", cpus.usable())
+    options = session_options("cpu", usable_cpus())
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
     path = pretrained.onnx_path(case.model)
@@ -54,7 +54,7 @@ def test_profile(benchmark, ring, tmp_path, case):
         share[kind] += float(np.median(found))
     total = sum(share.values())
     row = {
-        "threads": cpus.usable(),
+        "threads": usable_cpus(),
         "size": "256 x 256",
         "model": case.model,
         "ms": round(total, 1),

@@ -9,13 +9,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import ensemble, portions, room, sigma, stacks
+from emdn_deploy import stacks, uncertainty
+from emdn_deploy.batching import Batching
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions, Device, Precision
-from emdn_deploy.room import Room
 from emdn_deploy.session import open_session
-from emdn_deploy.sigma import Calibration
 from emdn_deploy.stacks import Stack
+from emdn_deploy.uncertainty import Calibration
 
 Means = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ class Denoiser:
         precision: Precision = "fp32",
     ) -> None:
         self.session = open_session(model, device, threads, precision)
-        self.room = Room(self.session.pixels_that_fit, few_shapes=self.session.device != "cpu")
+        self.batching = Batching(self.session)
 
     @classmethod
     def of(cls, options: DenoiseOptions) -> Self:
@@ -131,7 +131,7 @@ class Denoiser:
         -------
         ndarray, ndarray
             float32 each, in the shape and units of ``frames``: the mean of the eight, and
-            the standard deviation of its error (see `emdn_deploy.sigma`). For a model
+            the standard deviation of its error (see `emdn_deploy.uncertainty`). For a model
             without a calibration that is the raw spread, which is too small; a warning is
             logged.
 
@@ -141,7 +141,7 @@ class Denoiser:
             As `denoise`.
         """
         if self.calibration is None:
-            _log.warning("sigma: %s", sigma.note(self.session.info, None))
+            _log.warning("sigma: %s", uncertainty.note(self.session.info, None))
         made = self._whole(frames, gain, offset, batch, with_sigma=True)
         assert made.sigma is not None
         return made.frames, made.sigma
@@ -149,7 +149,7 @@ class Denoiser:
     @property
     def calibration(self) -> Calibration | None:
         """Return how the model's error follows from spread and noise, None if unknown."""
-        return sigma.calibration_of(self.session.info)
+        return uncertainty.calibration_of(self.session.info)
 
     def run(
         self, frames: Stack, scale: Intensity, *, batch: int | None = None, alone: bool = False
@@ -213,22 +213,18 @@ class Denoiser:
             def turned(stack: Stack) -> Stack:
                 made = np.empty(stack.shape, np.float32)
                 shift = self._run(stack, scale, made, wanted, alone=alone)
-                shifts[part] += shift / ensemble.ORIENTATIONS
+                shifts[part] += shift / uncertainty.ORIENTATIONS
                 return made
 
-            output[part], variance = ensemble.apply(turned, frames[part])
-            sigmas[part] = sigma.estimate(output[part], variance, scale, self.calibration)
+            output[part], variance = uncertainty.ensemble(turned, frames[part])
+            sigmas[part] = uncertainty.estimate(output[part], variance, scale, self.calibration)
 
-        portions.each(self.session, self.room, frames.shape, one, batch, alone=alone)
+        self.batching.each(frames.shape, one, batch, alone=alone)
         return Answer(output, shifts, sigmas)
-
-    def lanes(self, count: int, size: tuple[int, ...]) -> int:
-        """Choose how many of ``count`` frames of (H, W) are run side by side."""
-        return portions.side_by_side(self.session, self.room, count, size)
 
     def batch_for(self, size: tuple[int, ...], *, alone: bool = False) -> int:
         """Choose the frames per run for frames of (H, W); see `run`."""
-        return portions.together(self.session, self.room, size, alone=alone)
+        return self.batching.frames_per_run(size, alone=alone)
 
     def _whole(
         self,
@@ -269,7 +265,7 @@ class Denoiser:
         self, frames: Stack, scale: Intensity, out: Stack, wanted: Means, *, alone: bool
     ) -> Means:
         """Denoise one batch into ``out``, and shift its frames to the means that are wanted."""
-        room.denoise(self.session, self.room, frames, scale, out, alone=alone)
+        self.batching.denoise(frames, scale, out, alone=alone)
         return stacks.keep_means(wanted, out)
 
 

@@ -15,8 +15,8 @@ from emdn_deploy import (
     pipeline,
     provenance,
     selection,
-    sigma,
     targets,
+    uncertainty,
     writers,
 )
 from emdn_deploy.calibration import dose
@@ -130,7 +130,8 @@ def run(
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
-        note = sigma.note(denoiser.session.info, denoiser.calibration) if options.sigma else None
+        info = denoiser.session.info
+        note = uncertainty.note(info, denoiser.calibration) if options.sigma else None
         if note and denoiser.calibration is None:
             _log.warning("warning: %s: sigma is %s", source, note)
         count, size = frames.shape[0], frames.shape[1:]
@@ -146,7 +147,7 @@ def run(
         quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
 
         def state() -> State:
-            return {**quick.state(), "note": np.array(denoiser.room.note)}
+            return {**quick.state(), "note": np.array(denoiser.batching.note)}
 
         key = provenance.key_of(facts, given)
         with Output(
@@ -178,7 +179,6 @@ def run(
                 raise OutputError(f"{error}; {target} itself is complete") from error
     ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
     _warn(source, ratio, net, ready, sums, options)
-    info = denoiser.session.info
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
@@ -242,14 +242,14 @@ def _take_up(output: Output, quick: Quick, denoiser: Denoiser, size: tuple[int, 
     earlier = output.earlier
     if "quick" in earlier:
         quick.restore(earlier, size[0] * size[1])
-        denoiser.room.note = denoiser.room.note or str(earlier["note"])
+        denoiser.batching.note = denoiser.batching.note or str(earlier["note"])
 
 
 def _cut(
     denoiser: Denoiser, count: int, size: tuple[int, ...], options: DenoiseOptions
 ) -> tuple[int, int]:
     """Return how many runs go side by side, and how many frames of (H, W) each has."""
-    lanes = denoiser.lanes(count, size)
+    lanes = denoiser.batching.parallel_runs(count, size)
     return lanes, options.batch or denoiser.batch_for(size, alone=lanes > 1)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "fp16", "int8"]
 Kind = Literal["h5", "hspy", "tif", "mrc", "npy"]
 Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from emdn_deploy import ensemble, sigma
+from emdn_deploy import uncertainty
 from emdn_deploy.checking.quick import QuickResult, spans
 from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
@@ -65,14 +65,14 @@ def _sigma_facts(denoiser: Denoiser) -> Provenance:
     """Say what the frames and their standard deviations are, with all numbers."""
     calibration = denoiser.calibration
     known: Provenance = {
-        "ensemble": ensemble.ORIENTATIONS,
-        "sigma": sigma.note(denoiser.session.info, calibration),
+        "ensemble": uncertainty.ORIENTATIONS,
+        "sigma": uncertainty.note(denoiser.session.info, calibration),
     }
     if calibration is None:
         return known
     return {
         **known, "sigma_spread": calibration.spread, "sigma_noise": calibration.noise,
-        "sigma_window": sigma.WINDOW,
+        "sigma_window": uncertainty.WINDOW,
     }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def checked(result: QuickResult | None) -> Provenance:
 
 def memory(denoiser: Denoiser) -> Provenance:
     """Say what had to give way where memory ran out, for the end of a record."""
-    return {"memory": denoiser.room.note} if denoiser.room.note else {}
+    return {"memory": denoiser.batching.note} if denoiser.batching.note else {}
 
 
 def inputs_of(frames: Frames, options: DenoiseOptions) -> list[Path]:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import moments, spectrum, stacks
-from emdn_deploy.lanes import ordered
 from emdn_deploy.moments import BLOCK
+from emdn_deploy.pipeline import ordered
 
 MAX_FRAMES = 64
 MAX_PIXELS = 8 * 2**20
@@ -121,7 +121,7 @@ def collect(
 
     ``watch`` is shown every run of neighbouring frames, (k, h, w), the middle of large
     ones, and which of their pixels are good, (h, w); blocks are then all over these. Runs
-    are read in the caller's thread, and measured in ``lanes`` (see `emdn_deploy.lanes`).
+    are read in the caller's thread, and measured in ``lanes`` threads.
 
     Raises
     ------

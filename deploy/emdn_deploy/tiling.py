@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.model import ModelInfo
+from emdn_deploy.model_info import ModelInfo
 from emdn_models.errors import ModelError
 
 # The largest frame that is denoised whole, and the largest tile of one that is not.
@@ -43,7 +43,7 @@ def apply(
     *,
     even: bool = False,
 ) -> None:
-    """Denoise (n, H, W) by tiles into ``out``; `emdn_deploy.room` says when.
+    """Denoise (n, H, W) by tiles into ``out``; `emdn_deploy.batching` says when.
 
     Parameters
     ----------
@@ -69,6 +69,15 @@ def apply(
                 # A contiguous copy: the crop of a frame is not, and a session wants one.
                 tile = np.ascontiguousarray(frames[index : index + 1, row.read, column.read])
                 out[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
+
+
+def times(size: tuple[int, int], info: ModelInfo, tile_pixels: int, *, even: bool) -> float:
+    """Return how many times the pixels of a frame of (H, W) are computed by tiles."""
+    rows, columns = tiles(size, info, tile_pixels, even=even)
+    high, wide = (
+        sum(int(one.read.stop) - int(one.read.start) for one in spans) for spans in (rows, columns)
+    )
+    return high * wide / (size[0] * size[1])
 
 
 def most_pixels(size: tuple[int, ...]) -> int:

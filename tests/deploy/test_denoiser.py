@@ -136,7 +136,7 @@ def test_a_stack_is_run_frame_by_frame_and_a_frame_by_all_cores(
     model.denoise(lattice(5.0, (count, 256, 256)))
     assert [length for length, _, _ in seen] == [1] * count
     assert {alone for _, alone, _ in seen} == {count > 1}
-    assert all(name.startswith("emdn-lane") == (count > 1) for _, _, name in seen)
+    assert all(name.startswith("emdn-compute") == (count > 1) for _, _, name in seen)
 
 
 @pytest.mark.parametrize(

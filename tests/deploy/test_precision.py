@@ -9,7 +9,7 @@ import pytest
 
 from emdn_deploy import Denoiser, cli, denoise, job, listing, session
 from emdn_deploy.checking import record
-from emdn_deploy.model import resolve
+from emdn_deploy.model_info import resolve
 from emdn_deploy.options import DenoiseOptions
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, ModelError
@@ -73,7 +73,7 @@ def test_a_damaged_variant_is_refused(shipped: Path) -> None:
 
 
 def test_int8_stays_on_the_cpu(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "obstacle", lambda _: "")
+    monkeypatch.setattr(session, "cuda_obstacle", lambda: "")
     assert session.open_session("unet", "auto", precision="int8").device == "cpu"
     with pytest.raises(DeviceError, match="int8 variants are for the CPU; use fp32 on CUDA"):
         session.open_session("unet", "cuda", precision="int8")

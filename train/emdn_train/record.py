@@ -13,9 +13,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from emdn_deploy import cpus
 from emdn_deploy.bench import machine
 from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.pipeline import usable_cpus
 from emdn_models import MODELS, checkpoint
 from emdn_models.errors import EmdnError
 from emdn_models.files import renamed
@@ -115,7 +115,7 @@ def _record(config: RecordConfig, data: Path, out: Path) -> dict[str, Any] | Non
     if not (data / "train" / f"{STEM}_clean.h5").exists():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise EmdnError(f"{data}: no data set; simulate it first, with one process")
-        simulate(SimulateConfig(data, frames=config.frames, workers=cpus.usable()))
+        simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
     raw, truth = (pictures(data, part) for part in ("raw", "truth"))
     with open_split(data, "train") as split:
         shape = split.shape

@@ -2,7 +2,7 @@
 
 Frames as training draws them, of specimens that neither training nor the fixed test split has,
 are denoised the way that a user's are. Two factors are then fitted to the errors (see
-`emdn_deploy.sigma`) by maximum likelihood for errors that are Gaussian with the predicted
+`emdn_deploy.uncertainty`) by maximum likelihood for errors that are Gaussian with the predicted
 variance: the squared errors, divided by it, average to 1.
 """
 
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from emdn_deploy import Denoiser, ensemble, intensity, sigma
+from emdn_deploy import Denoiser, intensity
 from emdn_deploy.defects import plan
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.sigma import Calibration
+from emdn_deploy.uncertainty import Calibration, ensemble, variances
 from emdn_train import index
 from emdn_train.simulate.exposure import LEAST_ELECTRONS
 from emdn_train.simulate.scene import make_scene, shots
@@ -55,8 +55,8 @@ class Recorded(NamedTuple):
 class Answer(NamedTuple):
     """What the eight orientations of a frame give, (H, W) each, in electrons and their square.
 
-    ``spread`` and ``noise`` are the two variances of `emdn_deploy.sigma.terms`, ``variance``
-    is the first before smoothing.
+    ``spread`` and ``noise`` are what `emdn_deploy.uncertainty.variances` gives, ``variance`` is
+    the first before smoothing.
     """
 
     denoised: Frame
@@ -101,8 +101,8 @@ def answer(denoiser: Denoiser, noisy: Frame) -> Answer:
     """Denoise a frame (H, W) in eight orientations, alone, at a scale that is measured."""
     stack = noisy[None]
     scale = intensity.estimate(lambda start, stop: stack[start:stop], 1, noisy.shape)
-    mean, variance = ensemble.apply(lambda turned: denoiser.run(turned, scale), stack)
-    spread, noise = sigma.terms(mean, variance, scale)
+    mean, variance = ensemble(lambda turned: denoiser.run(turned, scale), stack)
+    spread, noise = variances(mean, variance, scale)
     return Answer(mean[0], variance[0], spread[0], noise[0], scale)
 
 

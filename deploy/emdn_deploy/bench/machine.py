@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from emdn_deploy import cpus
+from emdn_deploy.pipeline import usable_cpus
 
 # One of the two is installed, as the platform has it.
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
@@ -37,7 +37,7 @@ def facts(*more: str) -> dict[str, Any]:
     """Describe the machine: processor, CPUs that may be used, load, system, versions."""
     return {
         "processor": processor(),
-        "cpus": cpus.usable(),
+        "cpus": usable_cpus(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),

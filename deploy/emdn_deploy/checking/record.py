@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import tifffile
 
-from emdn_deploy.model import stored
+from emdn_deploy.model_info import stored
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import is_hdf5
 from emdn_deploy.readers.hdf5 import open_file

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, shape_inference
 
+from emdn_deploy import session
 from emdn_deploy.session import open_session
-from emdn_deploy.session.handles import open_handle
 from emdn_models import MODELS, pretrained
 from emdn_train.variants import halves
 from emdn_train.variants.halves import between, emulated, halved
@@ -146,7 +146,7 @@ def test_the_emulation_rounds_where_the_cpu_does_not(tmp_path: Path) -> None:
     # 1 + 2^-12 is no half. onnxruntime adds it up in float32, and forgets to round.
     model = halved(onnx.parser.parse_model(ROUNDING))
     ones = np.ones((1, 1, 4, 4), np.float32)
-    handles = [open_handle(save(one, tmp_path / "one.onnx"), "cpu", 1)
+    handles = [session._open(save(one, tmp_path / "one.onnx"), "cpu", 1)
                for one in (model, emulated(model))]  # fmt: skip
     exact, rounded = (handle.run(None, {"frames": ones})[0] for handle in handles)
     np.testing.assert_array_equal(rounded, 0)
@@ -172,5 +172,5 @@ def test_the_emulation_is_of_the_same_graph(
 def test_what_overflows_shows_in_the_emulation(tmp_path: Path) -> None:
     text = ROUNDING.replace("one = {1.0}", "one = {1000.0}")
     path = save(emulated(halved(onnx.parser.parse_model(text))), tmp_path / "large.onnx")
-    found = open_handle(path, "cpu", 1).run(None, {"frames": np.full((1, 1, 2, 2), 99, "f4")})[0]
+    found = session._open(path, "cpu", 1).run(None, {"frames": np.full((1, 1, 2, 2), 99, "f4")})[0]
     assert np.isinf(found).all()

@@ -8,8 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, ensemble, sigma
+from emdn_deploy import Denoiser
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.uncertainty import (
+    _LEAST_LEVEL,
+    Calibration,
+    _smooth,
+    _turn,
+    _turn_back,
+    ensemble,
+    estimate,
+    variances,
+)
 from emdn_models import MODELS, pretrained
 from emdn_models.errors import ModelError
 
@@ -19,12 +29,12 @@ SCALE = Intensity(scale=25.0, gain=2.0, offset=10.0, sigma=10.0, note="")
 def test_the_orientations_are_eight_and_come_back() -> None:
     frames = np.random.default_rng(0).normal(size=(2, 5, 9)).astype(np.float32)
     square = frames[:, :, :5]
-    assert len({ensemble.turn(square, one).tobytes() for one in range(8)}) == 8
+    assert len({_turn(square, one).tobytes() for one in range(8)}) == 8
     for one in range(8):
-        turned = ensemble.turn(frames, one)
+        turned = _turn(frames, one)
         assert turned.shape == ((2, 5, 9) if one < 4 else (2, 9, 5))
         assert turned.flags.c_contiguous
-        np.testing.assert_array_equal(ensemble.back(turned, one), frames)
+        np.testing.assert_array_equal(_turn_back(turned, one), frames)
 
 
 def test_mean_and_variance_are_those_of_the_eight_answers() -> None:
@@ -34,8 +44,8 @@ def test_mean_and_variance_are_those_of_the_eight_answers() -> None:
     def run(stack: np.ndarray) -> np.ndarray:
         return stack + 3 * np.roll(stack - 1e6, 1, axis=1) - np.roll(stack - 1e6, 2, axis=2)
 
-    answers = [ensemble.back(run(ensemble.turn(frames, one)), one) for one in range(8)]
-    mean, variance = ensemble.apply(run, frames)
+    answers = [_turn_back(run(_turn(frames, one)), one) for one in range(8)]
+    mean, variance = ensemble(run, frames)
     np.testing.assert_allclose(mean, np.mean(answers, 0, np.float64), rtol=1e-6)
     np.testing.assert_allclose(variance, np.var(answers, 0, np.float64, ddof=1), rtol=0.01)
     assert mean.dtype == variance.dtype == np.float32
@@ -44,7 +54,7 @@ def test_mean_and_variance_are_those_of_the_eight_answers() -> None:
 
 def test_a_denoiser_without_direction_has_no_spread() -> None:
     frames = np.random.default_rng(0).normal(size=(1, 6, 11)).astype(np.float32)
-    mean, variance = ensemble.apply(lambda stack: stack * 2, frames)
+    mean, variance = ensemble(lambda stack: stack * 2, frames)
     np.testing.assert_array_equal(mean, 2 * frames)
     assert not variance.any()
 
@@ -53,8 +63,8 @@ def test_smoothing_averages_over_what_there_is() -> None:
     frame = np.random.default_rng(0).random((1, 12, 23)).astype(np.float32)
     padded = np.pad(frame[0].astype(float), 4, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (9, 9))
-    np.testing.assert_allclose(sigma.smooth(frame)[0], np.nanmean(windows, (2, 3)), rtol=1e-6)
-    assert sigma.smooth(frame[:, :1, :2]).shape == (1, 1, 2)
+    np.testing.assert_allclose(_smooth(frame)[0], np.nanmean(windows, (2, 3)), rtol=1e-6)
+    assert _smooth(frame[:, :1, :2]).shape == (1, 1, 2)
 
 
 def test_sigma_is_calibrated_in_the_units_of_the_frames() -> None:
@@ -62,10 +72,10 @@ def test_sigma_is_calibrated_in_the_units_of_the_frames() -> None:
     mean = np.full((1, 20, 20), 10 + 2 * 36, np.float32)
     mean[0, 0, 0] = -50  # below the offset
     variance = np.full((1, 20, 20), 4.0, np.float32)
-    found = sigma.estimate(mean, variance, SCALE, sigma.Calibration("m", 3.0, 0.5))
+    found = estimate(mean, variance, SCALE, Calibration("m", 3.0, 0.5))
     assert found[0, 5, 5] == pytest.approx(np.sqrt(3 * 4 + 0.5 * 2**2 * 36))
-    assert found[0, 0, 0] == pytest.approx(np.sqrt(3 * 4 + 0.5 * 2**2 * 25 * sigma.LEAST_LEVEL))
-    np.testing.assert_array_equal(sigma.estimate(mean, variance, SCALE, None), 2.0)
+    assert found[0, 0, 0] == pytest.approx(np.sqrt(3 * 4 + 0.5 * 2**2 * 25 * _LEAST_LEVEL))
+    np.testing.assert_array_equal(estimate(mean, variance, SCALE, None), 2.0)
 
 
 @pytest.fixture
@@ -89,8 +99,8 @@ def test_arrays_get_a_calibrated_sigma(calibrated: Path, lattice, caplog) -> Non
     assert mean.dtype == found.dtype == np.float32
     assert not caplog.records
     scale = Intensity(frames.mean(), 1.0, 0.0, np.sqrt(frames.mean()), "")
-    both = ensemble.apply(lambda one: denoiser.run(one, scale), frames.astype(np.float32))
-    spread, noise = sigma.terms(*both, scale)
+    both = ensemble(lambda one: denoiser.run(one, scale), frames.astype(np.float32))
+    spread, noise = variances(*both, scale)
     np.testing.assert_allclose(found, np.sqrt(4 * spread + 0.25 * noise), rtol=1e-4)
     np.testing.assert_allclose(mean, both[0], rtol=1e-5)
     # An equivariant net cannot tell a frame from its mirror image, nor may its sigma.
@@ -115,7 +125,7 @@ def test_a_model_without_calibration_gives_the_spread_and_says_so(
     _, found = denoiser.denoise_with_sigma(frames, gain=1.0, offset=0.0)
     assert "uncalibrated for box: the raw spread" in caplog.text
     scale = Intensity(frames.mean(), 1.0, 0.0, np.sqrt(frames.mean()), "")
-    _, variance = ensemble.apply(lambda one: denoiser.run(one, scale), frames.astype(np.float32))
+    _, variance = ensemble(lambda one: denoiser.run(one, scale), frames.astype(np.float32))
     np.testing.assert_allclose(found, np.sqrt(variance), rtol=1e-3, atol=1e-5)
 
 
@@ -150,6 +160,6 @@ def test_a_damaged_calibration_is_named(calibrated: Path, entry) -> None:
 def test_shipped_models_are_calibrated_wherever_their_file_lies(name: str, tmp_path: Path) -> None:
     entry = pretrained.index()["models"][name]["sigma"]
     found = Denoiser(name, threads=1).calibration
-    assert found == sigma.Calibration(name, entry["spread"], entry["noise"])
+    assert found == Calibration(name, entry["spread"], entry["noise"])
     copied = shutil.copy(pretrained.onnx_path(name), tmp_path / "mine.onnx")
     assert Denoiser(copied, threads=1).calibration == found

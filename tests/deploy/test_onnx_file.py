@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from emdn_deploy.session import graph, open_session, trial
+from emdn_deploy import onnx_file, session
+from emdn_deploy.session import open_session
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
 
@@ -36,7 +37,7 @@ def refused(path: Path, match: str) -> None:
 def test_shipped_models_read_as_onnx_reads_them(name: str) -> None:
     path = pretrained.onnx_path(name)
     model = onnx.load(path)
-    found = graph.read(path)
+    found = onnx_file.read(path)
     assert found.metadata == {one.key: one.value for one in model.metadata_props}
     assert found.inputs == [one.name for one in model.graph.input]
 
@@ -113,11 +114,11 @@ def test_a_slow_model_is_left_behind(box_model: Path, monkeypatch: pytest.Monkey
     from threading import Event
 
     left = Event()
-    monkeypatch.setattr(trial, "SECONDS", 0.0)
-    monkeypatch.setattr(trial, "_run", lambda path, limits: left.wait(30))
+    monkeypatch.setattr(session, "_TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(session, "_try_run", lambda path, limits: left.wait(30))
     try:
         with pytest.raises(ModelError, match=r"box\.onnx: did not denoise a frame of 64 x 64"):
-            trial.check(box_model)
+            session._try(box_model, "slow")
     finally:
         left.set()
 
@@ -131,4 +132,4 @@ def test_damage_is_a_model_error_or_none(box_model: Path, tmp_path: Path, seed: 
     path = tmp_path / "model.onnx"
     path.write_bytes(content[: chance.integers(1, len(content))] if seed % 3 == 0 else content)
     with contextlib.suppress(ModelError):
-        graph.read(path)
+        onnx_file.read(path)

@@ -1,4 +1,8 @@
-"""The standard deviation of a denoised pixel, from the spread over the eight orientations.
+"""The standard deviation of a denoised pixel, from the eight orientations of a frame.
+
+A net knows no up and down, so that its answer for a turned frame, turned back, is as good
+as its answer for the frame. The mean of the eight is better than any of them (self-ensemble,
+Timofte, Rothe, Van Gool, CVPR 2016, section 3), and their spread says where the net is unsure.
 
 The spread alone is too small, because the eight share most of their error. It is therefore
 calibrated on simulated frames (``emdn-train calibrate``)::
@@ -12,24 +16,24 @@ weights of a model and stand in the ``index.json`` beside its file.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.ensemble import ORIENTATIONS
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.model import ModelInfo
+from emdn_deploy.model_info import ModelInfo
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
 
 Stack = NDArray[np.float32]
 
+ORIENTATIONS = 8
 WINDOW = 9
 # Share of the mean: denoised pixels may come out below the offset, noise may not.
-LEAST_LEVEL = 0.05
+_LEAST_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -48,33 +52,52 @@ class Calibration:
     spread: float
     noise: float
 
-    def sigma(self, terms: tuple[Stack, Stack]) -> Stack:
-        """Turn the two variances that `terms` gives into a standard deviation, (n, H, W)."""
-        spread, noise = terms
+    def sigma(self, variances: tuple[Stack, Stack]) -> Stack:
+        """Turn the two variances that `variances` gives into a standard deviation, (n, H, W)."""
+        spread, noise = variances
         root: Stack = np.sqrt(np.float32(self.spread) * spread + np.float32(self.noise) * noise)
         return root
 
 
-def terms(mean: Stack, variance: Stack, scale: Intensity) -> tuple[Stack, Stack]:
+def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack]:
+    """Denoise in all eight orientations, one at a time.
+
+    Parameters
+    ----------
+    run
+        Denoises (n, H, W), and (n, W, H).
+
+    Returns
+    -------
+    ndarray, ndarray
+        (n, H, W) each: the mean over the orientations and their variance, with 7 degrees of
+        freedom, in the frames' units and their square.
+    """
+    first = run(frames)
+    total, squares = np.zeros_like(first), np.zeros_like(first)
+    for orientation in range(1, ORIENTATIONS):
+        # About the first estimate float32 loses nothing, however large the intensities.
+        difference = _turn_back(run(_turn(frames, orientation)), orientation) - first
+        total += difference
+        squares += difference * difference
+    total /= ORIENTATIONS
+    squares -= ORIENTATIONS * total * total
+    squares /= ORIENTATIONS - 1
+    return first + total, np.maximum(squares, 0)
+
+
+def variances(mean: Stack, variance: Stack, scale: Intensity) -> tuple[Stack, Stack]:
     """Return the smoothed spread and the expected noise, both variances in squared units.
 
     Parameters
     ----------
     mean, variance
-        (n, H, W), from `emdn_deploy.ensemble.apply`.
+        (n, H, W), from `ensemble`.
     """
     level = (mean - np.float32(scale.offset)) / np.float32(scale.gain * scale.scale)
     # Through scale.sigma, which is 0 where a stack shows no noise at all.
-    noise = np.float32(scale.sigma**2) * np.maximum(level, np.float32(LEAST_LEVEL))
-    return smooth(variance), noise
-
-
-def smooth(frames: Stack, width: int = WINDOW) -> Stack:
-    """Average (n, H, W) over squares of ``width`` pixels, at the edges over what there is."""
-    smoothed = np.empty_like(frames)
-    for frame, into in zip(frames, smoothed, strict=True):
-        into[...] = _running(_running(frame, width).T, width).T
-    return smoothed
+    noise = np.float32(scale.sigma**2) * np.maximum(level, np.float32(_LEAST_LEVEL))
+    return _smooth(variance), noise
 
 
 def estimate(
@@ -83,7 +106,7 @@ def estimate(
     """Return sigma, (n, H, W): without a calibration the raw spread."""
     if calibration is None:
         return np.sqrt(variance)
-    return calibration.sigma(terms(mean, variance, scale))
+    return calibration.sigma(variances(mean, variance, scale))
 
 
 def note(info: ModelInfo, calibration: Calibration | None) -> str:
@@ -138,12 +161,35 @@ def _entry(index: Any, info: ModelInfo) -> Mapping[str, Any] | None:
     return sigma if sigma.get("weights_sha256") == info.text["weights_sha256"] else None
 
 
-def _running(frame: NDArray[Any], width: int) -> NDArray[np.float64]:
-    """Average along the last axis over ``width`` pixels, fewer at both ends."""
+def _turn(frames: Stack, orientation: int) -> Stack:
+    """Turn (n, H, W) into an orientation, 0 to 7; from 4 on height and width change places."""
+    turned = frames.transpose(0, 2, 1) if orientation >= 4 else frames
+    turned = turned[:, ::-1] if orientation & 1 else turned
+    turned = turned[:, :, ::-1] if orientation & 2 else turned
+    return np.ascontiguousarray(turned)
+
+
+def _turn_back(frames: Stack, orientation: int) -> Stack:
+    """Undo `_turn`."""
+    turned = frames[:, :, ::-1] if orientation & 2 else frames
+    turned = turned[:, ::-1] if orientation & 1 else turned
+    return turned.transpose(0, 2, 1) if orientation >= 4 else turned
+
+
+def _smooth(frames: Stack) -> Stack:
+    """Average (n, H, W) over squares of `WINDOW` pixels, at the edges over what there is."""
+    smoothed = np.empty_like(frames)
+    for frame, into in zip(frames, smoothed, strict=True):
+        into[...] = _running_mean(_running_mean(frame).T).T
+    return smoothed
+
+
+def _running_mean(frame: NDArray[Any]) -> NDArray[np.float64]:
+    """Average along the last axis over `WINDOW` pixels, fewer at both ends."""
     length = frame.shape[-1]
     sums = np.zeros((frame.shape[0], length + 1))
     np.cumsum(frame, axis=-1, out=sums[:, 1:])
     place = np.arange(length)
-    start, stop = np.maximum(place - width // 2, 0), np.minimum(place + width // 2 + 1, length)
+    start, stop = np.maximum(place - WINDOW // 2, 0), np.minimum(place + WINDOW // 2 + 1, length)
     averages: NDArray[np.float64] = np.maximum(sums[:, stop] - sums[:, start], 0) / (stop - start)
     return averages

@@ -15,7 +15,6 @@ from emdn_models.errors import ModelError
 SCHEMA = "1"
 # Pixels that a tile may need around itself.
 _LARGEST = 2**16
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,10 @@ def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") ->
     ModelError
         If there is no such name, file or variant.
     """
-    if precision not in PRECISIONS:
-        raise ModelError(f"no precision is called {precision!r}; there are {', '.join(PRECISIONS)}")
+    if precision not in get_args(Precision):
+        raise ModelError(
+            f"no precision is called {precision!r}; there are {', '.join(get_args(Precision))}"
+        )
     precision = stored(precision)
     if model is None:
         return pretrained.onnx_path(pretrained.default_model(), precision)

@@ -3,16 +3,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, session, tiling
+from emdn_deploy.batching import Batching
 from emdn_deploy.checking import record
 from emdn_deploy.job import run
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.room import Room
 from emdn_models.errors import DeviceMemoryError
 
 # What onnxruntime 1.31 raises when its arena cannot grow.
@@ -28,7 +29,7 @@ class Cramped:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
         self.tried: list[tuple[int, ...]] = []
-        real = session._into
+        real = session._run
 
         def into(handle: object, frames: np.ndarray, *rest: object) -> None:
             self.tried.append(frames.shape)
@@ -36,21 +37,39 @@ class Cramped:
                 raise RuntimeError(ARENA)
             real(handle, frames, *rest)
 
-        monkeypatch.setattr(session, "_into", into)
+        monkeypatch.setattr(session, "_run", into)
 
 
 def noisy(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).poisson(9, shape).astype(np.float32)
 
 
-def test_the_room_is_measured_once_and_when_it_is_needed() -> None:
-    asked = []
-    room = Room(lambda: asked.append(1) or 1000, few_shapes=False)
-    assert not asked
-    assert [room.frames((10, 10), most) for most in (1, 7, 40)] == [1, 7, 10]
-    assert room.frames((100, 100), 5) == 1  # by tiles
-    assert asked == [1]
-    assert Room(lambda: None, few_shapes=False).frames((4096, 4096), 64) == 64
+def on(device: str, threads: int = 1) -> Batching:
+    return Batching(SimpleNamespace(device=device, threads=threads))
+
+
+@pytest.mark.parametrize(
+    ("threads", "count", "side", "expected"),
+    [
+        (1, 100, 256, 1),
+        (2, 1, 256, 1),
+        (2, 2, 256, 2),
+        (64, 63, 256, 1),
+        (64, 1000, 256, 64),
+        # Memory: 64 frames of this size at once would take some ten gigabytes.
+        (64, 1000, 1280, 1),
+    ],
+)
+def test_one_frame_gets_all_cores_and_a_stack_one_each(threads, count, side, expected) -> None:
+    assert on("cpu", threads).parallel_runs(count, (side, side)) == expected
+
+
+def test_frames_share_a_run_as_long_as_they_fit() -> None:
+    batching = on("cpu")
+    assert batching._that_fit((4096, 4096), 64) == 64
+    batching.pixels = 1000
+    assert [batching._that_fit((10, 10), most) for most in (1, 7, 40)] == [1, 7, 10]
+    assert batching._that_fit((100, 100), 5) == 1  # by tiles
 
 
 def test_frames_that_fit_are_run_whole_and_others_by_tiles(
@@ -68,19 +87,19 @@ def test_frames_that_fit_are_run_whole_and_others_by_tiles(
 
 
 def test_few_shapes_are_powers_of_two() -> None:
-    room = Room(lambda: None, few_shapes=True)
+    batching = on("cuda")
     left, cut = 13, []
     while left:
-        cut.append(room.frames((8, 8), min(8, left)))
+        cut.append(batching._that_fit((8, 8), min(8, left)))
         left -= cut[-1]
     assert cut == [8, 4, 1]
 
 
-def test_lanes_that_fail_together_halve_once() -> None:
-    room = Room(lambda: None, few_shapes=False)
+def test_runs_that_fail_together_halve_once() -> None:
+    batching = on("cpu")
     for _ in range(3):
-        room.shrink(4000)
-    assert room.pixels == 2000
+        batching._shrink(4000)
+    assert batching.pixels == 2000
 
 
 @pytest.mark.parametrize(
@@ -103,7 +122,7 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     areas = [height * width for _, height, width in tiles]
     assert max(areas) < shape[1] * shape[2]
     assert max(areas[1:]) <= 3000
-    assert denoiser.room.note.startswith("ran out of memory: at most ")
+    assert denoiser.batching.note.startswith("ran out of memory: at most ")
     assert f"memory ran out for {frames.size} pixels at once" in caplog.text
     # What was learnt is kept.
     cramped.tried.clear()
@@ -111,12 +130,12 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     assert all(height * width <= 3000 for _, height, width in cramped.tried)
 
 
-def test_lanes_back_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_runs_back_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = noisy(12, 64, 64)
     expected = Denoiser(box_model, threads=1).denoise(frames)
     Cramped(monkeypatch, 3000)
     denoiser = Denoiser(box_model, threads=3)
-    assert denoiser.lanes(12, (64, 64)) == 3
+    assert denoiser.batching.parallel_runs(12, (64, 64)) == 3
     np.testing.assert_array_equal(denoiser.denoise(frames), expected)
 
 
@@ -126,12 +145,12 @@ def test_runs_go_one_at_a_time_before_they_shrink(
     """Memory that suffices for one frame, but not for several at the same time."""
     frames, running, lock = noisy(12, 64, 64), [], threading.Lock()
     expected = Denoiser(box_model, threads=1).denoise(frames)
-    real, together = session._into, threading.Barrier(3)
+    real, together = session._run, threading.Barrier(3)
 
     def into(handle: object, part: np.ndarray, *rest: object) -> None:
         with lock:
             running.append(part.shape)
-        if len(running) <= 3:  # the first of all lanes
+        if len(running) <= 3:  # the first of all three
             together.wait(10)
             raise RuntimeError(ARENA)
         assert inside.acquire(blocking=False)
@@ -141,11 +160,11 @@ def test_runs_go_one_at_a_time_before_they_shrink(
             inside.release()
 
     inside = threading.Lock()
-    monkeypatch.setattr(session, "_into", into)
+    monkeypatch.setattr(session, "_run", into)
     denoiser = Denoiser(box_model, threads=3)
     np.testing.assert_array_equal(denoiser.denoise(frames, batch=1), expected)
     assert running == [(1, 64, 64)] * 15
-    assert denoiser.room.note == "ran out of memory: one run at a time"
+    assert denoiser.batching.note == "ran out of memory: one run at a time"
 
 
 def test_sigma_backs_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +217,7 @@ def test_other_failures_are_not_tried_again(
         calls.append(1)
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
-    monkeypatch.setattr(session, "_into", into)
+    monkeypatch.setattr(session, "_run", into)
     with pytest.raises(session.DeviceError, match=r"box failed on cpu .*illegal memory access"):
         Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
     assert calls == [1]
@@ -230,6 +249,7 @@ def test_a_run_records_that_memory_ran_out(
 REAL = """
 import re, resource, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from emdn_deploy import Denoiser
 from emdn_deploy.intensity import Intensity
@@ -242,7 +262,7 @@ denoiser.run(frames[:, :64, :64], known)
 has = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (has + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
 found = denoiser.run(frames, known, batch=2)
-print(np.array_equal(found, expected), denoiser.room.note)
+print(np.array_equal(found, expected), denoiser.batching.note)
 """
 
 

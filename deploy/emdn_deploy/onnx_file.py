@@ -1,4 +1,4 @@
-"""What an ONNX file holds, read without onnx or onnxruntime, and which graphs are run at all.
+"""What an ONNX file holds, read before onnxruntime sees it, and which graphs are run at all.
 
 Only the few fields of ``onnx.proto`` that decide it are read.
 """

@@ -1,0 +1,466 @@
+"""Open an ONNX model on a device and run it: the only user of onnxruntime.
+
+onnxruntime by itself opens a model on the CPU where CUDA's libraries are missing, and leaves
+convolutions to the CPU where only cuDNN is. Here the libraries are loaded first, and a session
+that computes elsewhere than asked for is refused.
+"""
+
+import contextlib
+import ctypes
+import io
+import logging
+import shutil
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from emdn_deploy import model_info, onnx_file
+from emdn_deploy.model_info import ModelInfo
+from emdn_deploy.options import Device, Precision
+from emdn_deploy.pipeline import usable_cpus
+from emdn_models import pretrained
+from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError, install
+
+Place = Literal["cpu", "cuda"]
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+# A first run of a model from elsewhere: side of its frame, and the most that it may take.
+_TRIAL_SIDE, _TRIAL_SECONDS, _TRIAL_BYTES = 64, 20.0, 2**30
+# What onnxruntime computes sizes by, on the CPU on purpose.
+_SIZES = {
+    "Add", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor",
+    "Gather", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "Range", "ReduceProd", "Reshape",
+    "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
+}  # fmt: skip
+# What onnxruntime's arenas, CUDA's runtime, cuDNN and cuBLAS say where memory runs out.
+_OUT_OF_MEMORY = (
+    "failed to allocate memory", "bfcarena", "out of memory", "cudaerrormemoryallocation",
+    "alloc_failed", "allocation_failed", "bad_alloc",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open model.
+
+    Attributes
+    ----------
+    device
+        Where it runs.
+    precision
+        What it computes with: what the file says, or ``tf32``.
+    threads
+        Threads of the CPU provider.
+    handle
+        Uses all threads for one batch.
+    """
+
+    info: ModelInfo
+    device: Place
+    precision: str
+    threads: int
+    handle: ort.InferenceSession
+    _single: list[ort.InferenceSession] = field(default_factory=list, repr=False)
+    _opening: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def single(self) -> ort.InferenceSession:
+        """Return the same model with one thread, to be run by several callers at once."""
+        if self.device != "cpu" or self.threads == 1:
+            return self.handle
+        with self._opening:
+            if not self._single:
+                self._single.append(_open(self.info.path, self.device, 1))
+        return self._single[0]
+
+    def run(
+        self,
+        frames: NDArray[np.float32],
+        scale: float,
+        offset: float,
+        gain: float,
+        *,
+        out: NDArray[np.float32] | None = None,
+        alone: bool = False,
+    ) -> NDArray[np.float32]:
+        """Denoise one batch.
+
+        Parameters
+        ----------
+        frames
+            (n, H, W) in the input's own units.
+        scale
+            Mean electrons per pixel of the stack.
+        offset, gain
+            Reading of a pixel without electrons, and units per electron.
+        out
+            (n, H, W), contiguous, where the result goes; None for a new array.
+        alone
+            Whether to keep to one CPU thread, the caller's: for callers that run
+            several batches at the same time.
+
+        Returns
+        -------
+        ndarray
+            (n, H, W), same units: ``out``, if there is one.
+
+        Raises
+        ------
+        DeviceMemoryError
+            If the device's memory does not suffice: fewer frames, or tiles, may do.
+        DeviceError
+            If the device gives up for another reason.
+        """
+        if out is None:
+            out = np.empty(frames.shape, np.float32)
+        try:
+            _run(self.single if alone else self.handle, frames, (scale, offset, gain), out)
+        except Exception as error:  # onnxruntime raises bare Exceptions
+            failed = (
+                f"{self.info.name} failed on {self.device} for {len(frames)} frames of "
+                f"{frames.shape[1]} x {frames.shape[2]}: {_first_line(error)}"
+            )
+            raise (DeviceMemoryError if _ran_out(error) else DeviceError)(failed) from error
+        return out
+
+
+def open_session(
+    model: str | PathLike[str] | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    precision: Precision = "fp32",
+) -> Session:
+    """Open a model.
+
+    Parameters
+    ----------
+    model
+        A shipped name, the path of an ``.onnx`` file, or None for the default.
+    device
+        ``cuda`` never falls back; ``auto`` takes CUDA where it works and says what it took.
+    threads
+        CPU threads; None takes those that affinity mask and quota allow.
+    precision
+        Which variant of the model. ``int8`` is for the CPU, where ``auto`` then stays; ``tf32``
+        is the model itself, on CUDA, which may then round to 10 bits before it multiplies.
+
+    Raises
+    ------
+    ModelError
+        If the model is unknown, damaged or foreign, or has no such variant.
+    DeviceError
+        If the device asked for cannot be had; the message names what is missing.
+    """
+    if device not in get_args(Device):
+        devices = ", ".join(get_args(Device))
+        raise DeviceError(f"no device is called {device!r}; there are {devices}")
+    if threads is not None and threads < 1:
+        raise EmdnError(f"threads is {threads}, expected 1 or more")
+    path = model_info.resolve(model, precision)
+    if precision == "int8" and device != "cpu":
+        # CUDA has no convolutions of int8 in onnxruntime: it would go back to float32.
+        if device != "auto":
+            raise DeviceError("int8 variants are for the CPU; use fp32 on CUDA")
+        device = "cpu"
+        _log.info("device: cpu (int8 variants are for it)")
+    count = threads or usable_cpus()
+    contents = onnx_file.read(path)
+    info = model_info.parse(path, contents.metadata, contents.inputs)
+    model_info.check_precision(info, precision)
+    if path.parent != pretrained.WEIGHTS:  # those have the sha256 of the index
+        _try(path, info.sha256)
+    handle, place = _open_somewhere(path, device, count, precision)
+    if precision == "tf32" and place != "cuda":
+        raise DeviceError(f"tf32 is CUDA's, and the device is {place}; use fp32")
+    computed = "tf32" if precision == "tf32" else info.precision
+    return Session(info, place, computed, count, handle)
+
+
+def cuda_obstacle() -> str:
+    """Say what keeps CUDA from working, or return an empty string.
+
+    onnxruntime lists the CUDA provider even where its libraries are missing and
+    then quietly runs on the CPU, so the libraries are loaded here first.
+    """
+    if CUDA not in ort.get_available_providers():
+        return (
+            f"the installed onnxruntime {ort.__version__} has no CUDA provider; "
+            f"{install('cuda')}, and nothing that brings plain onnxruntime"
+        )
+    if hasattr(ort, "preload_dlls"):
+        # It prints what it does not find; the check below says it better.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            ort.preload_dlls()
+    capi = Path(ort.__file__).parent / "capi"
+    needed = [
+        str(one)
+        for name in ("shared", "cuda")
+        for one in sorted(capi.glob(f"*onnxruntime_providers_{name}.*"))
+    ]
+    windows = sys.platform == "win32"
+    # onnxruntime opens cuDNN by itself, and leaves convolutions to the CPU where it is not there.
+    needed += ["cudnn64_9.dll", "nvcuda.dll"] if windows else ["libcudnn.so.9", "libcuda.so.1"]
+    for library in needed:
+        if missing := _unloadable(library):
+            return f"{missing} cannot be loaded; {install('cuda')}, and an NVIDIA driver"
+    try:
+        ort.OrtValue.ortvalue_from_shape_and_type((1,), np.float32, "cuda", 0)
+    except Exception as error:  # onnxruntime raises bare Exceptions
+        return f"no GPU can be used ({_first_line(error)}); check the driver with nvidia-smi"
+    return ""
+
+
+def session_options(device: Place, threads: int) -> ort.SessionOptions:
+    """Return what every session is opened with."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # onnxruntime's own log lines would follow ours
+    # Spinning threads take the cores from the reader, the writer and other processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if device == "cpu":
+        # Where all results of a run lie is not planned ahead: half the memory, as fast.
+        options.enable_mem_pattern = False
+    else:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _run(
+    handle: ort.InferenceSession,
+    frames: NDArray[np.float32],
+    numbers: tuple[float, float, float],
+    out: NDArray[np.float32],
+) -> None:
+    """Run so that the result is written where it belongs; a device copies it there itself."""
+    if out.shape != frames.shape or out.dtype != np.float32:
+        raise ValueError(f"out is {out.dtype} {out.shape}")
+    if not out.flags.c_contiguous:
+        raise ValueError("out is not contiguous")
+    binding = handle.io_binding()
+    binding.bind_cpu_input("frames", np.ascontiguousarray(frames[:, None]))
+    for name, value in zip(("scale", "offset", "gain"), numbers, strict=True):
+        binding.bind_cpu_input(name, np.full((len(frames), 1, 1, 1), value, np.float32))
+    place = out[:, None]
+    binding.bind_output("denoised", "cpu", 0, np.float32, place.shape, place.ctypes.data)
+    handle.run_with_iobinding(binding)
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Tell whether a run failed for lack of memory, which onnxruntime has no type for."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _open_somewhere(
+    path: Path, device: Device, threads: int, precision: Precision
+) -> tuple[ort.InferenceSession, Place]:
+    """Open a file on a device, or on the best one for ``auto``, which says what it took.
+
+    Where there is no NVIDIA GPU, ``auto`` is the CPU without a word.
+    """
+    if device == "cpu" or (device == "auto" and not _nvidia_there()):
+        return _open(path, "cpu", threads), "cpu"
+    try:
+        if missing := cuda_obstacle():
+            raise DeviceError(f"CUDA is not available: {missing}")
+        handle = _open(path, "cuda", threads, precision)
+    except DeviceError as error:
+        if device != "auto":
+            raise
+        _log.info("device: cpu (%s)", error)
+        return _open(path, "cpu", threads), "cpu"
+    if device == "auto":
+        _log.info("device: cuda")
+    return handle, "cuda"
+
+
+def _nvidia_there() -> bool:
+    """Tell whether the machine has an NVIDIA GPU, as its driver's files show."""
+    return bool(
+        any(Path("/dev").glob("nvidia[0-9]*"))
+        or shutil.which("nvidia-smi")
+        or (sys.platform == "win32" and not _unloadable("nvcuda.dll"))
+    )
+
+
+def _unloadable(library: str) -> str:
+    """Load a library; return what of it, or of what it needs, cannot be had, or nothing."""
+    try:
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        return str(error).split(":", 1)[0]
+    return ""
+
+
+def _open(path: Path, device: Place, threads: int, precision: str = "fp32") -> ort.InferenceSession:
+    """Open a file on a device, and refuse a session that would compute elsewhere."""
+    handle = _load(path, session_options(device, threads), _providers(device, precision))
+    if device == "cuda":
+        _check_cuda(handle, path.name)
+    return handle
+
+
+def _load(path: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises bare Exceptions
+        raise ModelError(
+            f"{path}: onnxruntime cannot load it ({_first_line(error)}); "
+            "is it a complete ONNX file written by emdn-train export?"
+        ) from error
+
+
+def _providers(device: Place, precision: str) -> list[Any]:
+    """Return the execution providers to open a session with, the one asked for first.
+
+    Halves and TF32 go through the tensor cores, which want the channels last; TF32, float32
+    with its fraction cut to 10 bits, is used under no other name.
+    """
+    if device == "cpu":
+        return [CPU]
+    cuda = {
+        "use_tf32": str(int(precision == "tf32")),
+        "prefer_nhwc": str(int(precision in ("fp16", "tf32"))),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # Doubling every time, as by default, would keep up to half of the memory idle.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return [(CUDA, cuda), CPU]
+
+
+def _check_cuda(handle: ort.InferenceSession, name: str) -> None:
+    """Refuse a session that runs on the CPU; warn of a part of one that does.
+
+    onnxruntime opens a session on the CPU where CUDA does not start, and gives single
+    operators to it for which CUDA has no kernel.
+    """
+    got = handle.get_providers()[0]
+    if got != CUDA:
+        raise DeviceError(
+            f"CUDA is not available: onnxruntime fell back to {got}; "
+            "check the driver with nvidia-smi"
+        )
+    away = _not_on(handle, CUDA)
+    convolutions = sum(count for kind, count in away.items() if "Conv" in kind)
+    if convolutions:
+        raise DeviceError(
+            f"CUDA is not available: onnxruntime would run {convolutions} convolutions of "
+            f"{name} on another device; check that cuDNN fits the installed onnxruntime"
+        )
+    if away:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(away.items()))
+        _log.warning("warning: %s: not on CUDA but elsewhere run %s", name, listed)
+
+
+def _not_on(handle: ort.InferenceSession, provider: str) -> Counter[str]:
+    """Count the operators, by kind, that other providers run, but for those that compute sizes."""
+    if not hasattr(handle, "get_provider_graph_assignment_info"):  # onnxruntime before 1.24
+        return Counter()
+    return Counter(
+        node.op_type
+        for part in handle.get_provider_graph_assignment_info()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if node.op_type not in _SIZES
+    )
+
+
+@cache
+def _try(path: Path, sha256: str) -> None:
+    """Denoise one small frame by a file from elsewhere, once, with bounds on time and memory.
+
+    Raises
+    ------
+    ModelError
+        If onnxruntime refuses the model, it takes too long or too much memory, or what it gives
+        is no frame of that size with finite numbers.
+    """
+    limits, failed = ort.RunOptions(), list[Exception]()
+
+    def run() -> None:
+        try:
+            _try_run(path, limits)
+        except Exception as error:  # onnxruntime raises bare Exceptions
+            failed.append(error)
+
+    # Nothing stops an operator in its middle: then the thread is left behind.
+    thread = threading.Thread(target=run, daemon=True)
+    with _memory_limited(_TRIAL_BYTES + 4 * path.stat().st_size):
+        thread.start()
+        thread.join(_TRIAL_SECONDS)
+    size = f"{_TRIAL_SIDE} x {_TRIAL_SIDE}"
+    if thread.is_alive():
+        limits.terminate = True
+        raise ModelError(
+            f"{path}: did not denoise a frame of {size} within {_TRIAL_SECONDS:g} s; it is no "
+            "denoiser for whole movies"
+        )
+    for error in failed:
+        if isinstance(error, ModelError):
+            raise error
+        raise ModelError(
+            f"{path}: fails on a frame of {size} ({_first_line(error)}); "
+            "export it again with emdn-train export"
+        ) from error
+
+
+def _try_run(path: Path, limits: ort.RunOptions) -> None:
+    options = session_options("cpu", 1)
+    # Constants are then computed in the run, which can be ended, and not when it is opened.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    handle = _load(path, options, [CPU])
+    side = _TRIAL_SIDE
+    frame = np.random.default_rng(0).poisson(20.0, (1, 1, side, side)).astype(np.float32)
+    one = np.ones((1, 1, 1, 1), np.float32)
+    given = {"frames": frame, "scale": 20 * one, "offset": 0 * one, "gain": one}
+    (made, *_) = handle.run(["denoised"], given, limits)
+    if not isinstance(made, np.ndarray) or made.shape != frame.shape:
+        raise ModelError(
+            f"{path}: makes {getattr(made, 'shape', type(made))} of a frame {frame.shape}, "
+            "expected the same shape"
+        )
+    if made.dtype != np.float32 or not np.isfinite(made).all():
+        raise ModelError(
+            f"{path}: makes {made.dtype} with {np.count_nonzero(~np.isfinite(made))} pixels that "
+            "are not finite of a frame of counts; its weights are damaged"
+        )
+
+
+@contextlib.contextmanager
+def _memory_limited(more: int) -> Iterator[None]:
+    """Let this process grow by ``more`` bytes at most, where the system can say so."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + more
+    known = [one for one in (soft, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *known]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
