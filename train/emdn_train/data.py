@@ -142,7 +142,7 @@ class Split:
         if not len(rows):
             raise FormatError(
                 f"{self.path}: none of its {self.frames} frames is of class {frame_class}; "
-                "simulate some with emdn-train simulate --kind mixed"
+                "simulate more, with emdn-train simulate --kind mixed"
             )
         return rows
 
