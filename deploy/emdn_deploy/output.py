@@ -64,7 +64,7 @@ def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: boo
         if any(target.resolve() == other.resolve() for other in targets[:number]):
             raise OutputError(f"{target}: would be written twice; give two names")
         if target.exists() and not overwrite:
-            raise OutputError(f"{target}: exists already; add --overwrite, or another name with -o")
+            raise OutputError(f"{target}: exists already; add --overwrite, or give another name")
         _check_folder(target.parent)
 
 

@@ -14,6 +14,7 @@ FAILED = 3  # exit status of a check that the stack does not pass
 _DEFAULT = DenoiseOptions()
 
 Reference = Annotated[Path | None, typer.Option(metavar="FILE", help="As it was denoised with.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 
 
@@ -30,11 +31,13 @@ def evaluate(
     dataset: Dataset = None,
     axes: Axes = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row a frame.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare denoised frames with the truth: PSNR, SSIM, gain in dB and in dose."""
     from emdn_deploy.checking import evaluation, tables
     from emdn_deploy.readers import Choice
 
+    _check({csv: tables.FILES}, [denoised, truth, noisy], overwrite=overwrite)
     result = evaluation.evaluate(denoised, truth, noisy, data_range, Choice(dataset, axes))
     if csv is not None:
         tables.write(result.table, csv)
@@ -66,6 +69,7 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Pictures and words as .html, or one picture as .png."),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Say, without the truth, which denoised frames can be trusted; status 3 if the stack fails."""
@@ -76,6 +80,10 @@ def check(
     from emdn_deploy.checking import stack as checking
     from emdn_deploy.checking import tables
 
+    _check(
+        {table: tables.FILES, report: (".html", ".png")},
+        [stack, denoised, dark, gain_map, defects], overwrite=overwrite,
+    )  # fmt: skip
     result = checking.check(stack, denoised, options, seed)
     if table is not None:
         tables.write(result.table, table)
@@ -89,6 +97,22 @@ def check(
         console.say("\n".join(tables.checked(result)))
     if not result.passed:
         raise typer.Exit(FAILED)
+
+
+def _check(
+    wanted: dict[Path | None, tuple[str, ...]], read: list[Path | None], *, overwrite: bool
+) -> None:
+    """Refuse, before the work, files that cannot or must not be written."""
+    from emdn_deploy.output import check_targets
+    from emdn_models.errors import OutputError
+
+    files = {path: kinds for path, kinds in wanted.items() if path is not None}
+    for path, kinds in files.items():
+        if path.suffix.lower() not in kinds:
+            raise OutputError(
+                f"{path}: unknown kind of file {path.suffix!r}; give {' or '.join(kinds)}"
+            )
+    check_targets(list(files), [path for path in read if path], overwrite=overwrite)
 
 
 def add_to(app: typer.Typer) -> None:

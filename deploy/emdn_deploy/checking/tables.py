@@ -21,6 +21,9 @@ from emdn_models.errors import OutputError
 _SHOWN = 20  # failing frames that are printed
 
 
+FILES = (".csv", ".parquet")
+
+
 def write(table: pl.DataFrame, path: Path) -> None:
     """Write a table as CSV or Parquet, by the suffix.
 
@@ -30,7 +33,7 @@ def write(table: pl.DataFrame, path: Path) -> None:
         If the suffix is another, or the file cannot be written.
     """
     kind = path.suffix.lower()
-    if kind not in (".csv", ".parquet"):
+    if kind not in FILES:
         raise OutputError(f"{path}: unknown kind of table {path.suffix!r}; give .csv or .parquet")
     try:
         if kind == ".csv":

@@ -82,6 +82,24 @@ def test_errors_and_usage_have_their_own_status(files: Path, box_model: Path, ca
     assert "give .csv or .parquet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "name"), [("--csv", "a.csv"), ("--table", "a.parquet"), ("--report", "a.html")]
+)
+def test_no_file_is_replaced_unasked(
+    files: Path, box_model: Path, tmp_path: Path, capsys, option: str, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    if option == "--csv":
+        run = ("evaluate", files / "clean.h5", files / "truth.npy")
+    else:
+        run = ("check", files / "raw.tif", "--model", box_model, *FAST)
+    assert call(*run, option, tmp_path / name) == 1
+    assert f"{name}: exists already; add --overwrite" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+    assert call(*run, option, tmp_path / name, "--overwrite") in (0, 3)
+    assert (tmp_path / name).read_bytes() != b"mine"
+
+
 def test_evaluate_prints_and_writes(files: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "rows.csv"
     status = call(
