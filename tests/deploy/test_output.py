@@ -272,6 +272,22 @@ def test_a_partial_file_of_somebody_else_is_left_alone(source: Path, box_model: 
     assert other.read_text() == "a download"
 
 
+def test_pictures_replace_nothing_but_themselves(tmp_path: Path, box_model: Path) -> None:
+    """Not even while they are drawn, and what cannot be drawn is said before the run."""
+    given, other = tmp_path / "movie.partial.tif", tmp_path / "m.partial.gif"
+    tifffile.imwrite(given, np.full((2, 24, 24), 7, "u2"), photometric="minisblack")
+    other.write_text("mine")
+    before = given.read_bytes()
+    target, picture = tmp_path / "out.tif", tmp_path / "movie.tif"
+    run(given, box_model, output=target, preview=picture, movie=tmp_path / "m.gif")
+    assert (given.read_bytes(), other.read_text()) == (before, "mine")
+    assert tifffile.imread(picture).ndim == 3
+    for options in ({"preview": tmp_path / "p.xyz"}, {"movie": tmp_path / "m.png"}):
+        with pytest.raises(OutputError, match="unknown kind of picture"):
+            run(given, box_model, output=tmp_path / "second.tif", **options)
+    assert not (tmp_path / "second.tif").exists()
+
+
 def test_no_output_is_written_twice(source: Path, box_model: Path) -> None:
     both = source.with_name("p.gif")
     with pytest.raises(OutputError, match="would be written twice"):
