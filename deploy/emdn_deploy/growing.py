@@ -6,6 +6,7 @@ else it stays ``NAME.partial``, which the same command continues.
 """
 
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -241,9 +242,10 @@ class _Growing:
             self._data.resize(stop, axis=0)
             self._data[self.done : stop] = after.reshape(-1, *self._data.shape[1:])
             self._data.flush()
-            self.sums.add(before, after)
-            tally(self.sums)
-            self.done = stop
+            sums = copy.deepcopy(self.sums)
+            sums.add(before, after)
+            tally(sums)
+            self.sums, self.done = sums, stop  # an interrupted block counts wholly or not at all
             if time.monotonic() - self._synced > output.SYNC_SECONDS:
                 self._save_map()
 

@@ -2,9 +2,8 @@
 
 import contextlib
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +31,14 @@ from emdn_deploy.sums import Sums
 from emdn_deploy.writers import Layout, Storage
 from emdn_deploy.writers.layout import partial_of
 from emdn_models.errors import EmdnError, FormatError, OutputError
+from emdn_models.files import renamed
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
 # Inputs of so many files are compared with what they were after every block, others at the end.
 FEW_FILES = 16
+# What a preview may be.
+PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
 
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
@@ -80,7 +82,13 @@ def _outputs(
         writers.check_sigma(module, frames)
     elif beside is not None and beside.exists():
         _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
-    pictures = [path for path in (options.preview, options.movie) if path is not None]
+    pictures = []
+    for path, kinds in ((options.preview, PICTURES), (options.movie, (".gif",))):
+        if path is not None and path.suffix.lower() not in kinds:
+            raise OutputError(
+                f"{path}: unknown kind of picture {path.suffix!r}; expected {' '.join(kinds)}"
+            )
+        pictures += [] if path is None else [path]
     return writers.files_of(target, module, sigma=options.sigma), pictures
 
 
@@ -274,26 +282,16 @@ def _draw(
                 title += f", {ready.scale.scale:.3g} e/px"
             if known := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
                 title += f", {known:.4g} e/Å²"
-            with _whole(options.preview) as place:
-                preview.draw(place, before, after, scale, frames.axis("x"), title)
+            kind = options.preview.suffix[1:].lower()
+            with renamed(options.preview) as place:
+                preview.draw(place, before, after, scale, frames.axis("x"), title, kind)
         if options.movie is not None:
             from emdn_deploy import movie
 
             time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
-            with _whole(options.movie) as place:
+            with renamed(options.movie) as place:
                 read = ready.shown(denoised.read)
                 movie.write(place, ready.read, read, count, time, frames.axis("x"))
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a name to draw to; the picture gets its own when it is complete."""
-    place = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        yield place
-        os.replace(place, path)
-    finally:
-        place.unlink(missing_ok=True)
 
 
 def _warn(

@@ -308,12 +308,12 @@ class Output:
                 self._fillings["frames"].write(start, before, after)
                 if sigma is not None:
                     self._fillings["sigma"].write(start, sigma, sigma)
+            tally(self.sums)
+            self.done = start + len(after)  # an interrupted block is counted wholly or not at all
         except BaseException:
             for name, filling in self._fillings.items():
                 filling.sums = counted[name]
             raise
-        tally(self.sums)
-        self.done = start + len(after)
         with self._disk():
             # Of a very long stack it takes a while to save what is known: 5 % of the time.
             if time.monotonic() - self._synced > max(SYNC_SECONDS, 20 * self._took):

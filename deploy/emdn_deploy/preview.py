@@ -24,8 +24,9 @@ def draw(
     scale: Intensity,
     axis: Axis,
     title: str = "",
+    kind: str = "png",
 ) -> None:
-    """Write a PNG: before and after, each in its own contrast, and their difference.
+    """Write a picture: before and after, each in its own contrast, and their difference.
 
     Below are the power spectra of the three at the same limits, cut to the frequencies that hold
     signal.
@@ -38,6 +39,8 @@ def draw(
         Of the stack; the difference is drawn in units of the expected noise.
     axis
         Calibration along x; a scale bar is drawn where it has a step.
+    kind
+        Of file, as Matplotlib names it.
 
     Raises
     ------
@@ -73,7 +76,7 @@ def draw(
     for panel in grid.ravel():
         panel.set_axis_off()
     try:
-        figure.savefig(path, dpi=100)
+        figure.savefig(path, dpi=100, format=kind)
     except OSError as error:
         raise OutputError(f"{Path(path)}: cannot be written ({error.strerror})") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import cli, job, output
+from emdn_deploy import cli, growing, job, output
 from emdn_deploy.filling import Filling
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.pipeline import blocks
@@ -270,6 +270,60 @@ def test_a_partial_file_of_somebody_else_is_left_alone(source: Path, box_model: 
     with pytest.raises(OutputError, match=r"no run of emdn has left it; move it away"):
         run(source, box_model)
     assert other.read_text() == "a download"
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_an_interrupted_block_is_counted_once(
+    tmp_path: Path, box_model: Path, lattice, monkeypatch: pytest.MonkeyPatch, followed: bool
+) -> None:
+    """Ctrl-C ends a followed file, with what is whole; anything else goes on where it was."""
+    source, whole, target = (tmp_path / name for name in ("in.h5", "whole.h5", "out.h5"))
+    with h5py.File(source, "w", libver="latest") as file:
+        movie = lattice(20.0, (8, 24, 24)).astype(np.uint16)
+        file.create_dataset("frames", data=movie, chunks=(1, 24, 24), maxshape=(None, 24, 24))
+    add, calls = Sums.add_shifts, []
+
+    def interrupted(self: Sums, *given) -> None:
+        add(self, *given)
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    options = DenoiseOptions(model=str(box_model), device="cpu", batch=2, output=target)
+    if followed:
+        monkeypatch.setattr(Sums, "add_shifts", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(growing.dataset(source, target, options, 0.0, 0.01))
+        with h5py.File(target) as file:
+            assert len(file["frames"]) == 4
+            mean, stored = file["emdn"].attrs["output_mean"], file["frames"][:].mean()
+        assert mean == pytest.approx(stored, rel=1e-6)
+        return
+    run(source, box_model, batch=2, output=whole)
+    monkeypatch.setattr(Sums, "add_shifts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(source, options)
+    assert job.run(source, options).resumed == 4
+    with h5py.File(target) as one, h5py.File(whole) as other:
+        for name in ("output_mean", "output_std", "intensity_ratio", "net_intensity_ratio"):
+            found, expected = (file["emdn"].attrs[name] for file in (one, other))
+            assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_pictures_replace_nothing_but_themselves(tmp_path: Path, box_model: Path) -> None:
+    """Not even while they are drawn, and what cannot be drawn is said before the run."""
+    given, other = tmp_path / "movie.partial.tif", tmp_path / "m.partial.gif"
+    tifffile.imwrite(given, np.full((2, 24, 24), 7, "u2"), photometric="minisblack")
+    other.write_text("mine")
+    before = given.read_bytes()
+    target, picture = tmp_path / "out.tif", tmp_path / "movie.tif"
+    run(given, box_model, output=target, preview=picture, movie=tmp_path / "m.gif")
+    assert (given.read_bytes(), other.read_text()) == (before, "mine")
+    assert tifffile.imread(picture).ndim == 3
+    for options in ({"preview": tmp_path / "p.xyz"}, {"movie": tmp_path / "m.png"}):
+        with pytest.raises(OutputError, match="unknown kind of picture"):
+            run(given, box_model, output=tmp_path / "second.tif", **options)
+    assert not (tmp_path / "second.tif").exists()
 
 
 def test_no_output_is_written_twice(source: Path, box_model: Path) -> None:

@@ -12,6 +12,7 @@ from emdn_deploy.checking import pictures, tables, verdict
 from emdn_deploy.checking.result import CheckResult
 from emdn_models import __version__
 from emdn_models.errors import OutputError
+from emdn_models.files import renamed
 
 _ROWS = 100  # failing frames that are listed
 _HONEST = (
@@ -51,10 +52,8 @@ def write(path: str | PathLike[str], result: CheckResult) -> None:
     if kind not in (".html", ".png"):
         raise OutputError(f"{target}: unknown kind of report {kind!r}; give .html or .png")
     content = pictures.overview(result) if kind == ".png" else html(result).encode()
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    with renamed(target) as partial:
+        partial.write_bytes(content)
 
 
 def html(result: CheckResult) -> str:

@@ -17,6 +17,7 @@ from emdn_deploy.checking.result import CheckResult, HeldOutFacts
 from emdn_deploy.checking.smallest import rounded
 from emdn_deploy.checking.verdict import BEYOND
 from emdn_models.errors import OutputError
+from emdn_models.files import renamed
 
 _SHOWN = 20  # failing frames that are printed
 
@@ -35,13 +36,11 @@ def write(table: pl.DataFrame, path: Path) -> None:
     kind = path.suffix.lower()
     if kind not in FILES:
         raise OutputError(f"{path}: unknown kind of table {path.suffix!r}; give .csv or .parquet")
-    try:
+    with renamed(path) as partial:
         if kind == ".csv":
-            table.write_csv(path)
+            table.write_csv(partial)
         else:
-            table.write_parquet(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+            table.write_parquet(partial)
 
 
 def text(table: pl.DataFrame, digits: int = 4) -> str:

@@ -72,6 +72,8 @@ def check_tree(path: Path, file: h5py.File) -> None:
 class Guarded:
     """A dataset, indexed like one; its chunks are measured before they are decoded.
 
+    ``files`` are those that its pixels come from, behind links and virtual datasets too.
+
     Raises
     ------
     FormatError
@@ -88,8 +90,9 @@ class Guarded:
         settings = dataset.id.get_create_plist()
         self._filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
         self._bytes = math.prod(self.chunks or ()) * self.dtype.itemsize
+        self.files = {Path(dataset.file.filename), *_outside(dataset)}
         if dataset.is_virtual:
-            check_sources(path, dataset)
+            self.files |= check_sources(path, dataset)
         else:
             self._check_claims()
 
@@ -126,9 +129,8 @@ class Guarded:
             )
         claimed = math.prod(self.shape) * self.dtype.itemsize
         if claimed > _SMALL:
-            outside = [Path(name) for name, _, _ in self.dataset.external or ()]
-            stored = sum(one.stat().st_size for one in outside if one.is_file())
-            stored = stored if outside else self.dataset.id.get_storage_size()
+            stored = sum(one.stat().st_size for one in _outside(self.dataset))
+            stored = stored if self.dataset.external else self.dataset.id.get_storage_size()
             limits.check_stored(self._where, claimed, stored)
         if self._filters and self._bytes and claimed:
             self._check_chunk((0,) * self.ndim)
@@ -200,12 +202,19 @@ def read(dataset: h5py.Dataset, where: Any) -> NDArray[Any]:
     return Guarded(Path(dataset.file.filename), dataset)[where]
 
 
-def check_sources(path: Path, dataset: h5py.Dataset) -> None:
+def _outside(dataset: h5py.Dataset) -> set[Path]:
+    """List the raw files of a dataset; HDF5 takes their names from the working folder."""
+    names = [name for name, _, _ in dataset.external or ()]
+    return {Path(name) for name in names if Path(name).is_file()}
+
+
+def check_sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
     """Refuse a virtual dataset that leads back to itself, or sources that `Guarded` refuses.
 
-    A source that is missing is of no concern here.
+    Returns the files behind it. A source that is missing is of no concern here.
     """
     known: set[tuple[str, int]] = set()
+    found: set[Path] = set()
 
     def walk(one: h5py.Dataset, above: tuple[tuple[str, int], ...]) -> None:
         own = os.path.realpath(one.file.filename), int(h5py.h5o.get_info(one.id).addr)
@@ -217,8 +226,9 @@ def check_sources(path: Path, dataset: h5py.Dataset) -> None:
         if own in known:
             return
         known.add(own)
+        found.add(Path(one.file.filename))
         if not one.is_virtual:
-            Guarded(path, one)
+            found.update(Guarded(path, one).files)
             return
         if one.id.get_create_plist().get_virtual_count() > _MOST_SOURCES:
             raise FormatError(f"{path}: {one.name} has more than {_MOST_SOURCES} sources")
@@ -245,6 +255,7 @@ def check_sources(path: Path, dataset: h5py.Dataset) -> None:
             beside = Path(one.file.filename).parent / name
             if not beside.is_file():
                 return False
+            found.add(beside)
             try:
                 file = h5py.File(beside, "r")
             except OSError:
@@ -262,6 +273,7 @@ def check_sources(path: Path, dataset: h5py.Dataset) -> None:
         return True
 
     walk(dataset, ())
+    return found
 
 
 def _numbered(name: str) -> Iterator[str]:

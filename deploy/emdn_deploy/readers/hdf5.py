@@ -1,6 +1,7 @@
 """HDF5 of every convention: choose the dataset, then read it lazily."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,20 +209,15 @@ def frames_of(
         why=why, metadata=metadata, notes=notes, release=file.close,
         compressed=bool(one.dataset.id.get_create_plist().get_nfilters()),
     )  # fmt: skip
-    frames = replace(frames, parts=one.parts, files=_files(path, datasets))
+    frames = replace(frames, parts=one.parts, files=_files(path, guarded))
     if not complete:
         return frames
     # What HDF5 itself need not decode is decoded in parts, where chunks are large.
     return scratch.unpacked(frames, array if one.parts else one.dataset, letters)
 
 
-def _files(path: Path, datasets: list[h5py.Dataset]) -> tuple[Path, ...]:
-    """List the files that pixels come from, behind links and virtual datasets too."""
-    found = {path: None}
-    for dataset in datasets:
-        own = Path(dataset.file.filename)
-        names = [own.name, *(name for name, *_ in dataset.external or ())]
-        if dataset.is_virtual:
-            names += [source.file_name for source in dataset.virtual_sources()]
-        found |= {own.parent / name: None for name in names if name != "."}
-    return tuple(one for one in found if one.exists())
+def _files(path: Path, guarded: list[Guarded]) -> tuple[Path, ...]:
+    """List the files that pixels come from, the one that was opened first."""
+    names = {os.path.realpath(one): one for part in guarded for one in part.files}
+    names.pop(os.path.realpath(path), None)
+    return (path, *(names[real] for real in sorted(names)))

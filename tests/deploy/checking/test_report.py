@@ -141,6 +141,19 @@ def test_kinds_of_report(faulty, tmp_path):
         report.write(tmp_path / "missing" / "check.html", faulty)
 
 
+def test_a_report_is_not_written_through_a_link(faulty, tmp_path):
+    precious, table = tmp_path / "movie.npy", faulty.table
+    for name, write in (
+        ("check.html", lambda path: report.write(path, faulty)),
+        ("check.csv", lambda path: tables.write(table, path)),
+    ):
+        precious.write_text("frames")
+        (tmp_path / name).symlink_to(precious)
+        write(tmp_path / name)
+        assert precious.read_text() == "frames"
+        assert (tmp_path / name).stat().st_size > 10
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_a_browser_draws_it(faulty, tmp_path):
     report.write(tmp_path / "check.html", faulty)

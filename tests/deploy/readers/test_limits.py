@@ -196,6 +196,25 @@ def test_virtual_datasets_that_lead_to_themselves(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
 
 
+def test_all_files_behind_a_dataset_are_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that none is written to, and a change in any is noticed."""
+    monkeypatch.chdir(tmp_path)
+    FRAMES.tofile("raw.dat")
+    with h5py.File("last.h5", "w") as file:
+        file.create_dataset("images", FRAMES.shape, "u2", external=[("raw.dat", 0, FRAMES.nbytes)])
+    with h5py.File("links.h5", "w") as file:
+        file["images"] = h5py.ExternalLink("last.h5", "images")
+    virtual(tmp_path / "inner.h5", "links.h5", "images")
+    virtual(tmp_path / "outer.h5", "inner.h5", "images")
+    with open_frames(tmp_path / "outer.h5") as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
+        names = [path.name for path in frames.files]
+    assert names[0] == "outer.h5"
+    assert sorted(names[1:]) == ["inner.h5", "last.h5", "links.h5", "raw.dat"]
+
+
 def test_links_in_circles_hide_nothing(tmp_path: Path) -> None:
     for own, other in (("a", "b"), ("b", "a")):
         with h5py.File(tmp_path / f"{own}.h5", "w") as file:
