@@ -22,7 +22,7 @@ from emdn_deploy import intensity
 from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
 from emdn_train import index
-from emdn_train.graph import INPUTS
+from emdn_train.onnx_graph import INPUTS
 from emdn_train.simulate.testset import first_specimens
 from emdn_train.simulate.threads import one_thread
 from emdn_train.uncertainty import Recorded, mended, recordings

@@ -1,4 +1,4 @@
-"""Intensities around a net, folded, against `emdn_train.graph.Graph`."""
+"""Intensities around a net, folded, against `emdn_train.onnx_graph.Graph`."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from emdn_models.nets.electrons import BLUR
 from emdn_models.nets.ffdnet import FFDNet
 from emdn_models.nets.rednet import REDNet
 from emdn_models.nets.unet import UNet
-from emdn_train.graph import Graph
+from emdn_train.onnx_graph import Graph
 from emdn_train.rewrite import rewritten
 from emdn_train.rewrite.units import FoldedGraph, separable_blur
 

@@ -19,7 +19,7 @@ from emdn_models.nets.msdnet import MSDNet
 from emdn_models.nets.rednet import REDNet
 from emdn_models.nets.spectral import FittedGain
 from emdn_models.nets.unet import UNet
-from emdn_train.graph import Graph
+from emdn_train.onnx_graph import Graph
 from emdn_train.rewrite.cafcn import SplitCAFCN
 from emdn_train.rewrite.chains import EdgedDnCNN, EdgedFFDNet, EdgedREDNet
 from emdn_train.rewrite.layers import ConvolvedGain, ShuffledUp, transposed_as_conv

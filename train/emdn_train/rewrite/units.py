@@ -5,12 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emdn_models.nets.electrons import BLUR
-from emdn_train.graph import Graph
+from emdn_train.onnx_graph import Graph
 from emdn_train.rewrite.chains import Residual
 
 
 class FoldedGraph(nn.Module):
-    """What `emdn_train.graph.Graph` computes, with its chains of scalars folded.
+    """What `emdn_train.onnx_graph.Graph` computes, with its chains of scalars folded.
 
     With the centre c = offset + scale gain and the unit u = sqrt(scale) gain, both one
     number a frame, the net's input ((f - offset) / gain - scale) / sqrt(scale) is
