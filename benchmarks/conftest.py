@@ -24,7 +24,7 @@ def pytest_terminal_summary(
     if session is None or not any("table" in one.extra_info for one in session.benchmarks):
         return
     # Every run of the tests would pay for these.
-    from benchmarks import engines, scaling, tables
+    from benchmarks import engines, tables
     from emdn_deploy.bench import machine
 
     facts = machine.facts("torch", "openvino")
@@ -32,8 +32,6 @@ def pytest_terminal_summary(
         head = [machine.line(facts), *tables.notes(name, engines.absent())]
         terminalreporter.write_line(f"\n{name}")
         terminalreporter.write_line(tables.save(RESULTS, name, table, head))
-        if name == "scaling":
-            scaling.draw(table, RESULTS / "scaling.png")
     (RESULTS / "machine.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     terminalreporter.write_line(f"saved in {RESULTS}")
 

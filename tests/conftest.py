@@ -1,7 +1,10 @@
 """What all tests share."""
 
 import os
+import resource
 import signal
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -30,6 +33,38 @@ def interruptible():
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.fixture(scope="session")
+def room():
+    """Give a context in which no file grows beyond a number of bytes, as on a full disk."""
+
+    @contextmanager
+    def limited(size):
+        earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of 4 MB, where that is permitted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], check=False, capture_output=True
+    )
+    if done.returncode:
+        pytest.skip(f"may not mount a disk of its own: {done.stderr.decode().strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ PACKAGES = {
     "emdn_deploy": ROOT / "deploy/emdn_deploy",
     "emdn_train": ROOT / "train/emdn_train",
 }
-TRAINING = {"torch", "onnx", "onnxscript", "scipy", "ase"}
+TRAINING = {"torch", "onnx", "onnxscript", "ase"}
 FORBIDDEN = {
     "emdn_models": {"emdn_deploy", "emdn_train", "onnxruntime", *TRAINING},
     "emdn_deploy": {"emdn_train", *TRAINING},

@@ -1,4 +1,4 @@
-"""Lengths in the units that a file format prescribes."""
+"""Lengths, units and facts of the microscope, as file formats prescribe them."""
 
 from emdn_deploy.readers.frames import Axis
 
@@ -7,6 +7,9 @@ _METRES = {
     "nm": 1e-9, "pm": 1e-12, "å": 1e-10, "a": 1e-10, "ang": 1e-10, "angstrom": 1e-10,
 }  # fmt: skip
 
+# Under this HyperSpy keeps what is known of the microscope.
+INSTRUMENT = "Acquisition_instrument"
+
 
 def step_in(axis: Axis, units: str) -> float | None:
     """Return an axis' step in ``units``, None where it has no step or is no length."""
@@ -14,3 +17,42 @@ def step_in(axis: Axis, units: str) -> float | None:
     if axis.step is None or own is None:
         return None
     return axis.step * own / _METRES[units.lower()]
+
+
+def known_unit(text: str) -> str:
+    """Return a unit as the field writes it: ``micron`` and its like as µm."""
+    text = text.strip("\0 ").replace("\\u00B5", "µ").replace("μ", "µ")
+    known = {"micron": "µm", "microns": "µm", "um": "µm", "angstrom": "Å", "sec": "s"}
+    return known.get(text.lower(), text)
+
+
+def beam(
+    *,
+    volts: float | None = None,
+    camera_length_mm: float | None = None,
+    magnification: float | None = None,
+    exposure_s: float | None = None,
+    mode: str | None = None,
+    scanning: str = "TEM",
+) -> dict[str, str]:
+    """Return metadata under the names that HyperSpy has for them (keV, mm, s).
+
+    Parameters
+    ----------
+    mode
+        ``TEM`` or ``STEM``.
+    scanning
+        The instrument: ``TEM`` or ``SEM``.
+    """
+    known = {
+        "beam_energy": None if volts is None else volts / 1000,
+        "camera_length": camera_length_mm,
+        "magnification": magnification,
+        "Camera.exposure": exposure_s,
+        "acquisition_mode": mode,
+    }
+    return {
+        f"{INSTRUMENT}.{scanning}.{name}": value if isinstance(value, str) else f"{value:.10g}"
+        for name, value in known.items()
+        if value
+    }

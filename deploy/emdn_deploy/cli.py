@@ -49,13 +49,20 @@ def denoise(
         typer.Option("--output", "-o", metavar="OUT", help="Default: <stem>_denoised beside IN."),
     ] = _DEFAULT.output,
     to: Annotated[
-        Kind | None, typer.Option(help="Kind of output; HDF5 is mirrored, others become hspy.")
+        Kind | None,
+        typer.Option(
+            help="Kind of output; by default that of the input, hspy for DM, SER and folders."
+        ),
     ] = _DEFAULT.to,
     dtype: Annotated[
         Dtype, typer.Option(help="Integers are rounded; pixels that saturate are counted.")
     ] = _DEFAULT.dtype,
     compress: Annotated[
-        bool, typer.Option("--compress", help="Without loss: gzip in HDF5, zlib in TIFF.")
+        bool | None,
+        typer.Option(
+            "--compress/--no-compress",
+            help="Without loss: gzip in HDF5, zlib in TIFF. Default: if the input is.",
+        ),
     ] = _DEFAULT.compress,
     sigma: Annotated[
         bool, typer.Option("--sigma", help="Add every pixel's standard deviation; 8 x the time.")
@@ -193,7 +200,10 @@ def watch(
             print(f"{frames} {arrival.source} -> {arrival.output}, lag {arrival.lag_s:.2f} s")
     except KeyboardInterrupt:
         arrivals.close()
-    print(f"frames     {frames}, largest lag {worst:.2f} s")
+    except BaseException as error:
+        arrivals.throw(error)  # so that what is not finished does not look finished
+    finally:
+        print(f"frames     {frames}, largest lag {worst:.2f} s")
 
 
 @app.command()
@@ -224,13 +234,16 @@ timing.add_to(app)
 
 def _progress() -> Callable[[int, int], None]:
     """Return a function that rewrites one line of stderr, where that is a terminal."""
-    began = time.perf_counter()
+    began, first = time.perf_counter(), -1
     live = sys.stderr.isatty()
 
     def show(done: int, count: int) -> None:
-        if not live:
+        nonlocal began, first
+        if first < 0:  # before the first frame; those of an earlier run took no time of this one
+            began, first = time.perf_counter(), done
+        if not live or done == first:
             return
-        rate = done / max(time.perf_counter() - began, 1e-9)
+        rate = (done - first) / max(time.perf_counter() - began, 1e-9)
         line = f"\r{done}/{count} frames, {rate:.1f}/s, {(count - done) / rate:.0f} s left "
         print(line, end="\n" if done == count else "", file=sys.stderr, flush=True)
 

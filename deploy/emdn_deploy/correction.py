@@ -1,21 +1,106 @@
-"""From what a file holds to frames that can be denoised: references and bad pixels."""
+"""From what a file holds to frames that can be denoised: references, bad pixels, gaps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import defects, intensity
+from emdn_deploy import defects, flagged, intensity, motion, sampling
+from emdn_deploy.denoiser import Answer
+from emdn_deploy.flagged import Flagged
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise import findings
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.frames import WHITE
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
+Read = Callable[[int, int], Stack]
 
+_RIM = 2  # pixels around gaps and saturated areas, of which a network saw one side only
+# How many times the variance of some frames is that of others, for a word about it.
+_UNEVEN = 4
+# Pixels that differ from most of a frame, for none to do so in another to be no chance.
+_EVENTS = 30
+_WHOLE = 0.98  # of the most pixels with a value, for a frame to be as good as others
 _UNSCALED = Intensity(1.0, 1.0, 0.0, 0.0, "")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some frames of a stack, ready for a network.
+
+    Attributes
+    ----------
+    frames
+        (k, H, W), finite, corrected.
+    kept
+        (k, H, W), the pixels that keep their value: gaps, saturated areas, frames without any
+        value. None where there are none.
+    values
+        Their values, in the order of ``kept``.
+    saturated, filled
+        How many pixels are saturated, and how many were filled in in these frames only.
+    """
+
+    frames: Stack
+    kept: defects.Mask | None = None
+    values: Stack | None = None
+    saturated: int = 0
+    filled: int = 0
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """Return (k,), which frames have no value at all."""
+        none = np.zeros(len(self.frames), bool)
+        return none if self.kept is None else np.asarray(self.kept.all(axis=(1, 2)))
+
+    def judged(self, bad: defects.Mask) -> NDArray[np.bool_]:
+        """Return (k,), which frames keep hardly more than what is ``bad`` (H, W) in all."""
+        if self.kept is None:
+            return np.ones(len(self.frames), bool)
+        return np.asarray((self.kept & ~bad).mean(axis=(1, 2)) < 1 - _WHOLE)
+
+    def finish(self, made: Answer, *, whole: bool = False) -> Answer:
+        """Put the kept values into what a network has made of ``frames``, in place.
+
+        The other pixels of a frame keep their mean.
+
+        Parameters
+        ----------
+        whole
+            Whether the output holds whole numbers, and so no NaN: what was filled in stays
+            there, and frames without any value become 0.
+        """
+        if self.kept is None or self.values is None:
+            return made
+        values = np.zeros(self.frames.shape, np.float32)
+        values[self.kept] = self.values
+        for index, kept in enumerate(self.kept):
+            frame, put = made.frames[index], kept
+            if self.empty[index]:
+                made.shifts[index] = 0.0
+                frame[:] = 0.0
+            else:
+                mean = self.frames[index].mean(where=~kept, dtype=np.float64)
+                shift = mean - frame.mean(where=~kept, dtype=np.float64)
+                made.shifts[index] += shift
+                frame += np.float32(shift)
+            if whole:
+                put = kept & np.isfinite(values[index])
+            frame[put] = values[index][put]
+        if made.sigma is not None:
+            made.sigma[self.kept] = np.nan
+        return made
+
+    def counted(self) -> Stack:
+        """Return the frames with NaN for what no sum is to count: the kept pixels."""
+        if self.kept is None:
+            return self.frames
+        return np.where(self.kept, np.float32(np.nan), self.frames)
 
 
 @dataclass(frozen=True)
@@ -26,48 +111,99 @@ class Recipe:
     ----------
     dark, gain_map
         (H, W), frames become (frames - dark) * gain_map; None for neither.
+    faulty
+        (H, W), the pixels that are filled in from their neighbours.
+    flags
+        Gaps and saturated areas, which keep their value.
     bad
-        (H, W), the pixels that ``fill`` replaces.
+        (H, W), all of these, and the rims of areas: the pixels that tell nothing of the noise.
+    fill
+        Fills in what is faulty, and what the network is not to see.
+    blank
+        Whether frames of one value are no chance, and pass as they are.
+    notes
+        What the frames show that denoising does not mend, for people.
     """
 
     dark: NDArray[np.float32] | None
     gain_map: NDArray[np.float32] | None
+    faulty: defects.Mask
+    flags: Flagged
     bad: defects.Mask
     fill: defects.Fill
     scale: Intensity
+    blank: bool = False
+    notes: tuple[str, ...] = ()
 
-    def apply(self, block: Stack, path: Path, start: int) -> int:
-        """Correct frames (k, H, W) in place and make them finite.
+    def apply(self, block: Stack) -> Part:
+        """Correct frames (k, H, W), as the file holds them, in place and make them finite."""
+        static = self.flags.masked | self.faulty
+        lost = ~np.isfinite(block) & ~static
+        saturated = self.flags.saturated_in(block)
+        blank = _constant(block, ~static) & self.blank
+        if saturated is None and not (lost.any() or self.flags.masked.any() or blank.any()):
+            self._reference(block)
+            self.fill.apply(block)
+            return Part(block)
+        # Areas are kept, and hidden from the network; single pixels are filled in.
+        hidden = np.zeros(block.shape, bool) if saturated is None else saturated.copy()
+        for index in np.flatnonzero(lost.any(axis=(1, 2))):
+            hidden[index] |= flagged.areas(lost[index])
+        hidden[(hidden | lost | static).all(axis=(1, 2)) | blank] = True
+        single = lost & ~hidden
+        kept = hidden | self.flags.masked
+        original = block.copy() if kept.any() else None
+        self._reference(block)
+        if original is not None:  # a flag is no intensity, all else is corrected
+            if saturated is not None:
+                original[saturated] = block[saturated]
+            original[blank] = block[blank]
+        self.fill.apply(block)
+        for frame, away, gone in zip(block, hidden, single, strict=True):
+            if away.all():
+                frame[:] = self.scale.offset + self.scale.gain * self.scale.scale
+            elif away.any():
+                defects.fill_nearest(frame, away, away | gone)
+            if gone.any():
+                defects.plan(gone).apply(frame[None])
+        return Part(
+            block,
+            None if original is None else kept,
+            None if original is None else original[kept],
+            0 if saturated is None else int(np.count_nonzero(saturated)),
+            int(np.count_nonzero(single)),
+        )
 
-        Returns
-        -------
-        int
-            How many pixels were not finite in some frames only.
-        """
+    def _reference(self, block: Stack) -> None:
         if self.dark is not None:
             block -= self.dark
         if self.gain_map is not None:
             block *= self.gain_map
-        self.fill.apply(block)
-        return _fill_rest(path, block, start, self.bad)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stack that reads corrected.
+    """A stack that reads corrected."""
 
-    Attributes
-    ----------
-    read
-        ``read(start, stop)`` gives (k, H, W), finite, corrected.
-    lost
-        Of the blocks read so far, by their first frame: how many pixels were not
-        finite in some frames only, and were filled in as well.
-    """
-
+    frames: Frames
     recipe: Recipe
-    read: Callable[[int, int], Stack]
-    lost: dict[int, int]
+
+    def take(self, start: int, stop: int) -> Part:
+        """Return frames ``start`` to ``stop``, corrected, and what is to be kept of them."""
+        return self.recipe.apply(self.frames.read(start, stop))
+
+    def read(self, start: int, stop: int) -> Stack:
+        """Return (k, H, W), finite, corrected."""
+        return self.take(start, stop).frames
+
+    def shown(self, denoised: Read) -> Read:
+        """Return a reader of denoised frames that shows filled-in pixels where values were kept."""
+
+        def read(start: int, stop: int) -> Stack:
+            part, after = self.take(start, stop), denoised(start, stop)
+            return after if part.kept is None else np.where(part.kept, part.frames, after)
+
+        return read
 
     @property
     def scale(self) -> Intensity:
@@ -76,8 +212,13 @@ class Prepared:
 
     @property
     def bad_pixels(self) -> int:
-        """Return how many pixels are filled in, in every frame."""
-        return int(self.recipe.bad.sum())
+        """Return how many pixels are filled in from their neighbours, in every frame."""
+        return int(self.recipe.faulty.sum())
+
+    @property
+    def gap_pixels(self) -> int:
+        """Return how many pixels of every frame lie in gaps, or are flagged, and are kept."""
+        return int(self.recipe.flags.gaps.sum())
 
 
 def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:
@@ -86,7 +227,7 @@ def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = Non
     Raises
     ------
     FormatError
-        If a reference or the recipe does not fit, or frames cannot be made finite.
+        If a reference or the recipe does not fit, or no frame has a value.
     """
     if recipe is None:
         recipe = find_recipe(frames, options)
@@ -95,40 +236,160 @@ def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = Non
             f"{frames.path}: is {frames.shape[1]} x {frames.shape[2]}, earlier frames were "
             f"{recipe.bad.shape[0]} x {recipe.bad.shape[1]}"
         )
-    lost: dict[int, int] = {}
-    return Prepared(recipe, _reader(frames, recipe, lost), lost)
+    return Prepared(frames, recipe)
 
 
 def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
-    """Find the bad pixels and the scale of a stack."""
-    count, size = frames.shape[0], frames.shape[1:]
+    """Find gaps, saturated areas, bad pixels and the scale of a stack."""
+    sample, size = Sample(frames), frames.shape[1:]
     dark, gain_map = (_reference(path, size) for path in (options.dark, options.gain_map))
-    bad = defects.unusable(frames.read, count, size, frames.dtype)
     marked = _reference(options.defects, size)
-    if marked is not None:
-        bad |= marked != 0
+    flags = flagged.find(sample.blocks, size, frames.dtype)
+    faulty = np.zeros(size, bool) if marked is None else marked != 0
+    if options.keep_bad_pixels:
+        flags = replace(flags, masked=flags.masked | flags.single)
+    else:
+        faulty |= flags.single | flags.stuck
 
-    def with_mask() -> Recipe:
-        draft = Recipe(dark, gain_map, bad, _plan(frames.path, bad), _UNSCALED)
-        return replace(draft, scale=_measure(frames, _reader(frames, draft, {}), options, bad))
+    def recipe_for(faulty: defects.Mask) -> Recipe:
+        fill = _plan(frames.path, faulty | flags.masked)
+        hidden = flags.masked | flags.saturated
+        bad = faulty | flags.stuck | (defects.widened(hidden, _RIM) if hidden.any() else hidden)
+        if bad.all():
+            bad = faulty | flags.masked
+        draft = Recipe(dark, gain_map, faulty, flags, bad, fill, _UNSCALED, sample.blank)
+        return replace(draft, scale=_measure(frames, sample, _reader(sample, draft), options, bad))
 
-    recipe = with_mask()
+    recipe = recipe_for(faulty)
     scale = recipe.scale
     if not options.keep_bad_pixels and scale.sigma:
-        read = _reader(frames, recipe, {})
-        found = defects.outliers(read, count, size, scale.gain, scale.offset)
-        if found.any():
-            bad = bad | found
-            recipe = with_mask()
-    return recipe
+        read = _reader(sample, recipe)
+        found = defects.outliers(read, sample.count, size, scale.gain, scale.offset)
+        if (found & ~recipe.bad).any():
+            recipe = recipe_for(faulty | (found & ~recipe.bad))
+    return replace(recipe, notes=_notes(sample, recipe))
 
 
-def _reader(frames: Frames, recipe: Recipe, lost: dict[int, int]) -> Callable[[int, int], Stack]:
+def _notes(sample: "Sample", recipe: Recipe) -> tuple[str, ...]:
+    """Say what of the frames looked at one scale, and a network, do not fit."""
+    scale, size = recipe.scale, recipe.bad.shape
+    if not scale.sigma:
+        return ()
+    read = _reader(sample, recipe)
+    spectra = motion.gather(read, sample.count, (size[0], size[1]), recipe.bad)
+    said = findings.lines_of(spectra, scale.gain * scale.scale)
+    noise = np.array([_noise(frame) for one in sample.spans() for frame in read(*one)])
+    (low, high), error = np.quantile(noise[:, 0], (0.1, 0.9), method="nearest"), noise[:, 1].max()
+    if high > _UNEVEN * low + 6 * error:
+        said.append(
+            f"the noise of the frames differs, from {low**0.5:.3g} to {high**0.5:.3g}, and one "
+            "scale is taken for all: denoise frames of different detectors or exposures apart, as "
+            "by --frames ::2"
+        )
+    return tuple(said)
+
+
+def _noise(frame: Stack) -> tuple[float, float]:
+    """Return the variance of (H, W) from neighbours along x, and its standard error."""
+    every = max(1, frame.size // 2**17)
+    squares = np.diff(frame[::every].astype(np.float64), axis=1) ** 2 / 2
+    if not squares.size:
+        return 0.0, 0.0
+    return float(squares.mean()), float(squares.std() / squares.size**0.5)
+
+
+class Sample:
+    """The frames of a stack that are looked at, as the file holds them: read once if memory allows.
+
+    Frames with fewer values than others, as an acquisition may drop, and blank ones are passed
+    over for the next.
+
+    Attributes
+    ----------
+    count
+        Frames of the stack, or of those that are not passed over if there are hardly any.
+    blank
+        Whether frames of one value only are passed over: there are others, and not sparse ones.
+
+    Raises
+    ------
+    FormatError
+        If no frame has a value.
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames, self.count = frames, frames.shape[0]
+        self._starts, self._run = sampling.sample_starts(self.count, frames.shape[1:])
+        self._known: dict[int, Stack] = {}
+        pixels = len(self._starts) * self._run * frames.shape[1] * frames.shape[2]
+        self._remember = pixels <= sampling.MAX_PIXELS
+        self._most = 0.0  # share of pixels with a value, in any frame so far
+        self.blank = True
+        first = self.read(0, self._run)
+        if not len(first) or np.count_nonzero(first[0] != np.nanmedian(first[0])) < _EVENTS:
+            self.blank = False
+            self._known.clear()
+            first = self.read(0, self._run)
+        if len(first) == self._run:
+            return
+        if not len(first):
+            raise FormatError(
+                f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
+                "with --frames, or another --dataset"
+            )
+        self.count, self._known, self._remember = len(first), {0: first}, True
+        self._starts, self._run = [0], len(first)
+
+    def read(self, start: int, stop: int) -> Stack:
+        """Return (k, H, W), fewer than asked for only where so few have a value."""
+        if start not in self._known or len(self._known[start]) != stop - start:
+            block = self._frames.read(start, stop)
+            if not self._tell(block).all():
+                block = self._next(start, stop - start)
+            if not self._remember:
+                return block
+            self._known[start] = block
+        return self._known[start].copy()
+
+    def blocks(self) -> Iterator[Stack]:
+        """Return the runs of neighbouring frames that are looked at."""
+        return (self.read(*span) for span in self.spans())
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return first and last frame, plus one, of these runs."""
+        return [(start, start + self._run) for start in self._starts]
+
+    def _tell(self, block: Stack) -> NDArray[np.bool_]:
+        """Say which of (k, H, W) are not passed over."""
+        finite = np.isfinite(block)
+        share = finite.mean(axis=(1, 2))
+        self._most = max(self._most, float(share.max()))
+        found = (share > 0) & (share > _WHOLE * self._most)
+        return np.asarray(found & ~_constant(block, finite) if self.blank else found)
+
+    def _next(self, start: int, wanted: int) -> Stack:
+        """Return so many frames that are not passed over, from ``start`` on and round to it."""
+        found = []
+        for step in range(self._frames.shape[0]):
+            number = (start + step) % self._frames.shape[0]
+            block = self._frames.read(number, number + 1)
+            if self._tell(block)[0]:
+                found.append(block)
+            if len(found) == wanted:
+                break
+        return np.concatenate([np.zeros((0, *self._frames.shape[1:]), np.float32), *found])
+
+
+def _constant(block: Stack, good: defects.Mask) -> NDArray[np.bool_]:
+    """Say which of (k, H, W) have one value in all good pixels, (H, W) or (k, H, W)."""
+    where = True if good.all() else np.broadcast_to(good, block.shape)
+    low = block.min(axis=(1, 2), initial=np.inf, where=where)
+    return np.asarray(low == block.max(axis=(1, 2), initial=-np.inf, where=where))
+
+
+def _reader(sample: Sample, recipe: Recipe) -> Read:
     def read(start: int, stop: int) -> Stack:
-        block = frames.read(start, stop)
-        if filled := recipe.apply(block, frames.path, start):
-            lost[start] = filled
-        return block
+        return recipe.apply(sample.read(start, stop)).frames
 
     return read
 
@@ -142,13 +403,25 @@ def _plan(path: Path, mask: defects.Mask) -> defects.Fill:
 
 def _measure(
     frames: Frames,
-    read: Callable[[int, int], Stack],
+    sample: Sample,
+    read: Read,
     options: DenoiseOptions,
     bad: defects.Mask,
 ) -> Intensity:
-    count, height, width = frames.shape
+    height, width = bad.shape
+    white = frames.metadata.get(WHITE)
+    offset = options.offset
+    if white is not None:
+        # Electrons count down from white: a gain below 0.
+        level, upright = float(white), read
+        read = lambda start, stop: level - upright(start, stop)  # noqa: E731
+        offset = None if offset is None else level - offset
     try:
-        return intensity.estimate(read, count, (height, width), options.gain, options.offset, bad)
+        found = intensity.estimate(read, sample.count, (height, width), options.gain, offset, bad)
+        if white is None:
+            return found
+        note = f"{found.note}; min-is-white: electrons are taken to count down from {white}"
+        return replace(found, gain=-found.gain, offset=level - found.offset, note=note)
     except FormatError:
         raise
     except EmdnError as error:
@@ -171,19 +444,3 @@ def _reference(path: Path | None, size: tuple[int, ...]) -> NDArray[np.float32] 
     if not np.isfinite(reference).all():
         raise FormatError(f"{path}: has pixels that are not finite")
     return reference
-
-
-def _fill_rest(path: Path, block: Stack, start: int, mask: defects.Mask) -> int:
-    """Fill, in place, what is not finite in some frames only; return how many pixels."""
-    filled = 0
-    for index in np.flatnonzero(~np.isfinite(block).all(axis=(1, 2))):
-        frame = block[index : index + 1]
-        lost = ~np.isfinite(frame[0])
-        filled += int(lost.sum())
-        try:
-            defects.plan(mask | lost).apply(frame)
-        except ValueError as error:
-            raise FormatError(
-                f"{path}: frame {start + index} has no finite pixels; leave it out with --frames"
-            ) from error
-    return filled

@@ -3,8 +3,8 @@
 Dead and hot pixels change from one acquisition to the next, so they are looked for in
 the frames themselves: in the mean of the sampled frames, a pixel is bad when it stands
 out from its eight neighbours by far more than counting noise and than they differ among
-each other. Pixels that are never finite, or always at the largest number of their type
-(how detectors mark gaps), are bad as well.
+each other, and does so in most of these frames. A small bright spot of the image, which has a
+rim, is none. Pixels without a measurement are told by `emdn_deploy.flagged`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
+from emdn_deploy.flagged import RIM
 from emdn_deploy.sampling import RUN, sample_starts
 
 # Standing out: by this many standard deviations of the noise, plus a few electrons
@@ -48,13 +50,18 @@ class Fill:
     sources: NDArray[np.intp]
     starts: NDArray[np.intp]
 
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Return (B,) how many good neighbours each bad pixel has."""
+        return np.diff(np.append(self.starts, self.sources.size))
+
     def apply(self, frames: NDArray[np.float32]) -> None:
         """Replace, in place, each bad pixel of (k, H, W) by the mean of its neighbours."""
         if not self.bad.size:
             return
         flat = frames.reshape(len(frames), -1)
-        counts = np.diff(np.append(self.starts, self.sources.size))
-        flat[:, self.bad] = np.add.reduceat(flat[:, self.sources], self.starts, axis=1) / counts
+        sums = np.add.reduceat(flat[:, self.sources], self.starts, axis=1)
+        flat[:, self.bad] = sums / self.counts
 
 
 def plan(mask: Mask) -> Fill:
@@ -101,23 +108,23 @@ def plan(mask: Mask) -> Fill:
     )
 
 
+def widened(mask: Mask, pixels: int) -> Mask:
+    """Return (H, W) with so many pixels more on all sides."""
+    return np.asarray(ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=pixels))
+
+
+def fill_nearest(frame: NDArray[np.float32], mask: Mask, without: Mask) -> None:
+    """Replace, in place, the pixels of ``mask`` by the nearest that are not in ``without``."""
+    nearest = ndimage.distance_transform_edt(without, return_distances=False, return_indices=True)
+    rows, columns = nearest[:, mask]
+    frame[mask] = frame[rows, columns]
+
+
 def _ring(radius: int) -> NDArray[np.intp]:
     """Return the steps (8 * radius, 2) to the pixels of a square around one."""
     steps = np.stack(np.meshgrid(*[np.arange(-radius, radius + 1)] * 2, indexing="ij"), axis=-1)
     flat = steps.reshape(-1, 2)
     return np.asarray(flat[np.abs(flat).max(axis=1) == radius], dtype=np.intp)
-
-
-def unusable(read: Reader, count: int, size: tuple[int, int], dtype: np.dtype[Any]) -> Mask:
-    """Return the pixels of (H, W) that no sampled frame has a value for."""
-    top = float(np.iinfo(dtype).max) if dtype.kind in "iu" and dtype.itemsize > 1 else None
-    mask = np.ones(size, bool)
-    for frames in _samples(read, count, size):
-        lost = ~np.isfinite(frames)
-        if top is not None:
-            lost |= frames >= np.float32(top)
-        mask &= lost.all(axis=0)
-    return mask
 
 
 def outliers(read: Reader, count: int, size: tuple[int, int], gain: float, offset: float) -> Mask:
@@ -147,6 +154,8 @@ def outliers(read: Reader, count: int, size: tuple[int, int], gain: float, offse
         electrons /= 4
     mask = _suspects(electrons)
     mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
+    if number > 1 and mask.any():
+        mask[mask] = _steady(read, count, size, mask, (gain, offset))
     mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
 
@@ -214,14 +223,39 @@ def _confirmed(electrons: NDArray[np.float32], suspects: Mask) -> Mask:
             for x in range(5)
         ]
     )
+    within = [5 * y + x for y in (1, 2, 3) for x in (1, 2, 3) if (y, x) != (2, 2)]
+    rim = np.median(around[within], axis=0)
+    beyond = np.median(np.delete(around, [*within, 12], axis=0), axis=0)
+    spot = rim - beyond > np.maximum(RIM * (values - beyond), 2 * np.sqrt(beyond.clip(0)) + 3)
     around.sort(axis=0)
     mask = np.zeros_like(suspects)
     # No image is dark in one pixel and bright in all but four of those around it.
     least = around[4]
     noise = _SIGMAS * np.sqrt(np.maximum(least, 0)) + _ELECTRONS
     dead = (values < _DEAD * least) & (least - values > noise)
-    mask[rows, columns] = dead | _stands_out(values, around, (6, 18))
+    mask[rows, columns] = dead | (_stands_out(values, around, (6, 18)) & ~spot)
     return mask
+
+
+def _steady(
+    read: Reader, count: int, size: tuple[int, int], mask: Mask, scale: tuple[float, float]
+) -> Mask:
+    """Say which of the pixels (B,) of ``mask`` stand out in most frames, and not in a few only.
+
+    Of n frames, ((sum of d)^2 / sum of d^2) is how many share the distance d to the good pixels
+    around, beyond what counting adds to the squares.
+    """
+    fill, (gain, offset) = plan(mask), scale
+    distance, squares, number = np.zeros(fill.bad.size), np.zeros(fill.bad.size), 0
+    for frames in _samples(read, count, size):
+        flat = (frames.reshape(len(frames), -1).astype(np.float64) - offset) / gain
+        near = np.add.reduceat(flat[:, fill.sources], fill.starts, axis=1) / fill.counts
+        away = flat[:, fill.bad] - near
+        distance += away.sum(axis=0)
+        squares += (away**2 - np.maximum(flat[:, fill.bad], near)).sum(axis=0)
+        number += len(frames)
+    steady = distance**2 > number / 2 * squares
+    return np.asarray(steady[np.argsort(fill.bad)])
 
 
 def _lines(electrons: NDArray[np.float32]) -> Mask:

@@ -184,7 +184,21 @@ class Denoiser:
         batch: int | None = None,
         alone: bool = False,
     ) -> Answer:
-        """Do what `run`, or `run_with_sigma`, does, and say by how much means were off."""
+        """Do what `run`, or `run_with_sigma`, does, and say by how much means were off.
+
+        Where ``scale`` says that there is no noise, frames come back as they are.
+        """
+        if not scale.sigma:
+            stacks.means(frames)
+            none = np.zeros(frames.shape, np.float32) if with_sigma else None
+            return Answer(frames.copy(), np.zeros(len(frames)), none)
+        if (unit := scale.unit) != 1:
+            made = self.answer(
+                frames * np.float32(1 / unit), scale.scaled(1 / unit),
+                with_sigma=with_sigma, batch=batch, alone=alone,
+            )  # fmt: skip
+            errors = None if made.sigma is None else made.sigma * np.float32(unit)
+            return Answer(made.frames * np.float32(unit), made.shifts * unit, errors)
         output, shifts = np.empty(frames.shape, np.float32), np.empty(len(frames))
         sigmas = np.empty(frames.shape, np.float32) if with_sigma else None
 
@@ -227,7 +241,10 @@ class Denoiser:
             return stack[start:stop]
 
         lanes = self.lanes(count, size)
-        return stack, intensity.estimate(read, count, size, gain, offset, lanes=lanes)
+        scale = intensity.estimate(read, count, size, gain, offset, lanes=lanes)
+        if not scale.sigma:
+            _log.warning("warning: %s", scale.note)
+        return stack, scale
 
     def _run(
         self, frames: Stack, scale: Intensity, out: Stack, wanted: Means, *, alone: bool

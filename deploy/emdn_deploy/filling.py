@@ -101,8 +101,3 @@ class Filling:
         for start, stop in pairwise(self.layout.offsets.tolist()):
             self.file.seek(start)
             yield self.file.read(stop - start)
-
-
-def partial_of(target: Path) -> Path:
-    """Name a file while it is incomplete."""
-    return target.with_name(target.name + ".partial")

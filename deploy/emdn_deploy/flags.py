@@ -29,5 +29,5 @@ Offset = Annotated[
     float | None, typer.Option(help="Reading without electrons; measured if not given.")
 ]
 Selected = Annotated[
-    str | None, typer.Option(metavar="A:B:STEP", help="Only these frames, counted from 0.")
+    str | None, typer.Option(metavar="A:B:STEP,...", help="Only these frames, counted from 0.")
 ]

@@ -95,6 +95,13 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         known = class_of(mode_of(frames.metadata), scale.scale if scale.sigma else None)
         yield _row("class", f"{known.name} ({known.words})" if known else "not known")
         yield _row("bad pixels", f"{ready.bad_pixels}")
+        if ready.gap_pixels:
+            yield _row("gaps", f"{ready.gap_pixels} pixels flagged or without a value")
+        if limit := ready.recipe.flags.limit:
+            count = int(ready.recipe.flags.saturated.sum())
+            yield _row("saturated", f"{count} pixels at {limit:g} or above in the frames looked at")
+        for note in ready.recipe.notes:
+            yield _row("note", note)
         model = pretrained.default_model()
         whole = "whole frames" if height * width <= tiling.WHOLE_PIXELS else "by tiles"
         yield _row("model", f"{model} unless --model says otherwise, {whole}")

@@ -11,7 +11,7 @@ than its electrons: their noise is whole only where many pixels are added up. So
 then the power of the noise at low frequencies, where images are, not its variance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +21,15 @@ from emdn_deploy import motion
 from emdn_deploy.sampling import Blocks, Reader, collect, trimmed_mean
 from emdn_models.errors import EmdnError
 
-# Estimated gains this close to 1 are counts, when the data are whole numbers.
+# Estimated gains this close to 1 are counts, when the data are whole numbers; gains this close
+# to a number that all data are multiples of are counts in another unit.
 _COUNTS_TOLERANCE = 0.2
+# Noise of this part of the mean is the rounding of float32.
+_ROUNDING = 1e-7
+# From here on float32 rounds a pixel's electrons by more than 0.1 % of their noise.
+_MOST_ELECTRONS = 2.0**28
+_EXPONENT = 20  # a gain of so many powers of two from 1 is in another unit
+NO_NOISE = "no noise found: a constant or synthetic stack, whose frames are left as they are"
 _UNEVEN = 1.1  # how much more than white noise differences must hold that show motion
 
 
@@ -49,6 +56,34 @@ class Intensity:
     offset: float
     sigma: float
     note: str
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """Return scale, offset and gain for a net that computes in float32.
+
+        All that have the same mean and noise give it the same input. Where noise is small
+        against the mean, as above an unknown offset, these round it less.
+        """
+        if self.scale <= _MOST_ELECTRONS:
+            return self.scale, self.offset, self.gain
+        mean, few = self.offset + self.gain * self.scale, 100.0
+        gain = self.gain * float(np.sqrt(self.scale / few))
+        return few, mean - gain * few, gain
+
+    @property
+    def unit(self) -> float:
+        """Return the power of two by which intensities are divided before float32 squares them."""
+        exponent = float(np.floor(np.log2(abs(self.gain))))
+        return 1.0 if abs(exponent) < _EXPONENT else float(2.0**exponent)
+
+    def scaled(self, factor: float) -> "Intensity":
+        """Return the scale of the stack times ``factor``."""
+        return replace(
+            self,
+            gain=self.gain * factor,
+            offset=self.offset * factor,
+            sigma=self.sigma * factor,
+        )
 
     @property
     def pixel_gain(self) -> float:
@@ -105,8 +140,9 @@ def from_blocks(
     found = noise(blocks, closer)
     variance = found.variance
     sigma = float(np.sqrt(variance))
-    if sigma <= 1e-6 * max(1.0, abs(mean)):
-        return Intensity(1.0, 1.0, mean - 1.0, 0.0, "no noise found: a constant or synthetic stack")
+    if sigma <= _ROUNDING * abs(mean):
+        unit = gain or abs(mean) or 1.0
+        return Intensity(1.0, unit, mean - unit, 0.0, NO_NOISE)
     notes = []
     if offset is None:
         offset, said = _offset(blocks, mean, variance, closer)
@@ -122,6 +158,9 @@ def from_blocks(
         if blocks.whole and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
             gain = 1.0
             notes.append("whole numbers with the noise of counts")
+        elif blocks.step and offset == 0 and abs(gain / blocks.step - 1) <= _COUNTS_TOLERANCE:
+            gain = blocks.step
+            notes.append(f"multiples of {gain:.6g} with the noise of counts")
         else:
             notes.append(f"gain from {found.method}")
     scale = (mean - offset) / gain
@@ -255,16 +294,22 @@ def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relati
     errors = np.array([values.std(ddof=1) / np.sqrt(values.size) for values in kept])
     if not (errors > 0).all():
         return None
+    # In units near 1, and exactly so: of others the fit would take one column for rounding.
+    of_mean, of_variance = (
+        2.0 ** np.floor(np.log2(np.abs(part).max())) for part in (centres, levels)
+    )
+    centres, levels, errors = centres / of_mean, levels / of_variance, errors / of_variance
     design = np.stack([centres, np.ones_like(centres)], axis=1) / errors[:, None]
     covariance = np.linalg.pinv(design.T @ design)
     slope, constant = covariance @ design.T @ (levels / errors)
     chi = float(np.mean(((levels - slope * centres - constant) / errors) ** 2))
     covariance *= max(1.0, chi)
     slope_error, constant_error = np.sqrt(np.diag(covariance))
+    ratio = of_variance / of_mean
     return Relation(
-        float(slope),
-        float(slope_error),
-        float(constant),
-        float(constant_error),
-        float(covariance[0, 1]),
+        float(slope * ratio),
+        float(slope_error * ratio),
+        float(constant * of_variance),
+        float(constant_error * of_variance),
+        float(covariance[0, 1] * ratio * of_variance),
     )

@@ -1,12 +1,14 @@
 """Denoise one file into another: the whole of ``emdn-deploy denoise``."""
 
+import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emdn_deploy import (
     correction,
@@ -18,20 +20,24 @@ from emdn_deploy import (
     targets,
     writers,
 )
-from emdn_deploy.checking.quick import Quick
-from emdn_deploy.correction import Prepared, Recipe
+from emdn_deploy.checking.quick import Quick, spans
+from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
-from emdn_deploy.filling import partial_of
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.outcome import Plan, Report
-from emdn_deploy.output import Output, check_target
+from emdn_deploy.output import Output, State, check_targets, held
 from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.frames import CUT_SHORT
+from emdn_deploy.sums import Sums
 from emdn_deploy.writers import Layout, Storage
+from emdn_deploy.writers.layout import partial_of
+from emdn_models.errors import EmdnError, FormatError, OutputError
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
+# Inputs of so many files are compared with what they were after every block, others at the end.
+FEW_FILES = 16
 
-Block = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
@@ -39,10 +45,11 @@ _log = logging.getLogger(__name__)
 def open_selected(source: Path, options: DenoiseOptions) -> Frames:
     """Open an input and take the frames that ``options`` select."""
     frames = open_frames(source, Choice(options.dataset, options.axes))
-    if options.frames is None:
-        return frames
     try:
-        return selection.select(frames, options.frames)
+        chosen = frames if options.frames is None else selection.select(frames, options.frames)
+        if CUT_SHORT in frames.metadata:
+            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
+        return chosen
     except BaseException:
         frames.release()
         raise
@@ -52,29 +59,35 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
     """Say what `run` would do, and raise what it would raise before reading pixels."""
     target, module = targets.target_of(source, options)
     with open_selected(source, options) as frames:
-        _check(source, target, module, frames, options)
+        files, others = _outputs(target, module, frames, options)
+        check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
+        compress = writers.compressed(module, frames, options.compress)
+        writers.check_room(target, frames.shape, Storage(options.dtype, compress, options.sigma))
         size = np.dtype(options.dtype).itemsize + 4 * options.sigma
         return Plan(
             source, target, frames.format, frames.dataset, frames.why, frames.shape,
             str(frames.dtype), size * int(np.prod(frames.shape)),
-            writers.sigma_place(target, module, frames) if options.sigma else None,
+            writers.sigma_place(target, module, frames) if options.sigma else None, compress,
         )  # fmt: skip
 
 
-def _check(
-    source: Path, target: Path, module: str, frames: Frames, options: DenoiseOptions
-) -> Path | None:
-    """Refuse what would destroy something; return the file for standard deviations, if any."""
-    check_target(target, source, overwrite=options.overwrite)
+def _outputs(
+    target: Path, module: str, frames: Frames, options: DenoiseOptions
+) -> tuple[list[Path], list[Path]]:
+    """List the files of an output, that of the frames last, and the pictures of it."""
     beside = writers.sigma_file(target, module)
     if options.sigma:
         writers.check_sigma(module, frames)
-        if beside is not None:
-            check_target(beside, source, overwrite=options.overwrite)
-        return beside
-    if beside is not None and beside.exists():
+    elif beside is not None and beside.exists():
         _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
-    return None
+    pictures = [path for path in (options.preview, options.movie) if path is not None]
+    return writers.files_of(target, module, sigma=options.sigma), pictures
+
+
+def _inputs(frames: Frames, options: DenoiseOptions) -> list[Path]:
+    """List every file that a run reads."""
+    model = [Path(options.model)] if options.model and Path(options.model).is_file() else []
+    return [frames.path, *provenance.inputs_of(frames, options), *model]
 
 
 def run(
@@ -100,8 +113,15 @@ def run(
         One of its kinds, naming the file and the remedy.
     """
     target, module = targets.target_of(source, options)
-    with open_selected(source, options) as frames:
-        beside = _check(source, target, module, frames, options)
+    with contextlib.ExitStack() as stack:
+        frames = stack.enter_context(open_selected(source, options))
+        given = provenance.stamps(provenance.inputs_of(frames, options))
+        files, pictures = _outputs(target, module, frames, options)
+        over = options.overwrite
+        stack.enter_context(held(files, pictures, _inputs(frames, options), overwrite=over))
+        beside = writers.sigma_file(target, module) if options.sigma else None
+        compress = writers.compressed(module, frames, options.compress)
+        options = replace(options, compress=compress)
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
         denoiser = denoiser or Denoiser.of(options)
@@ -120,39 +140,58 @@ def run(
         count, size = frames.shape[0], frames.shape[1:]
         _, batch = _cut(denoiser, count, size, options)
         facts = provenance.facts_of(frames, options, route, ready, batch)
-        storage = Storage(options.dtype, options.compress, options.sigma)
+        storage = Storage(options.dtype, bool(options.compress), options.sigma)
+        _log.info("%s: %s to write", target, writers.check_room(target, frames.shape, storage))
 
         def make(partial: Path) -> Layout:
             own = partial_of(beside) if beside else None
             return writers.lay_out(module, partial, frames, facts, storage, own)
 
-        key = provenance.key_of(source, frames, facts)
-        over = options.overwrite
-        with Output(target, module, make, key, beside=beside, overwrite=over) as output:
+        quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
+
+        def state() -> State:
+            return {"quick": quick.state(), "note": np.array(denoiser.room.note)}
+
+        key = provenance.key_of(facts, given)
+        with Output(
+            files, module, make, key, pixels=size[0] * size[1], beside=beside, state=state,
+            overwrite=over,
+        ) as output:  # fmt: skip
             resumed = output.done
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
+                _take_up(output, quick, denoiser, size)
             began = time.perf_counter()
-            quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
-            _stream(denoiser, ready, options, output, quick, count, progress)
+            progress(resumed, count)
+            _stream(denoiser, ready, options, output, quick, count, progress, given)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
             late |= provenance.memory(denoiser)
-            saturated = output.sums.saturated
+            sums = output.sums
+            try:
+                provenance.check_unchanged(given)
+            except FormatError:
+                output.spoil()
+                raise
             output.complete(late)
         if options.preview is not None or options.movie is not None:
-            _draw(options, frames, ready, target, module)
+            try:
+                _draw(options, frames, ready, target, module)
+            except (EmdnError, OSError) as error:
+                raise OutputError(f"{error}; {target} itself is complete") from error
     ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
-    _warn(source, ratio, net, ready)
+    _warn(source, ratio, net, ready, sums, options)
     info = denoiser.session.info
     return Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
-        ratio, ready.bad_pixels, options.dtype, saturated, options.preview,
+        ratio, ready.bad_pixels, options.dtype, sums.saturated, options.preview,
         options.movie, writers.sigma_place(target, module, frames) if note else None, note,
         route.reason or None, checked.line if checked else None,
         checked.failing if checked else (), net, float(late["largest_shift"]),
+        ready.gap_pixels, sums.kept, ready.recipe.flags.limit, sums.filled, tuple(sums.empty),
+        ready.recipe.notes,
     )  # fmt: skip
 
 
@@ -164,29 +203,50 @@ def _stream(
     quick: Quick,
     count: int,
     progress: Progress,
+    given: provenance.Stamps,
 ) -> None:
     """Denoise the frames that are not done yet."""
     lanes, batch = _cut(denoiser, count, ready.recipe.bad.shape, options)
 
-    def read(start: int, stop: int) -> tuple[int, Block]:
-        return start, ready.read(start, stop)
+    whole = np.dtype(options.dtype).kind != "f"
 
-    def compute(item: tuple[int, Block]) -> Answer:
-        start, block = item
+    def read(start: int, stop: int) -> tuple[int, Part]:
+        part = ready.take(start, stop)
+        if len(given) <= FEW_FILES:  # HDF5 reads zeros where a file was cut off
+            provenance.check_unchanged(given)
+        return start, part
+
+    def compute(item: tuple[int, Part]) -> Answer:
+        start, part = item
         made = denoiser.answer(
-            block, ready.scale, with_sigma=options.sigma, batch=batch, alone=lanes > 1
+            part.frames, ready.scale, with_sigma=options.sigma, batch=batch, alone=lanes > 1
         )
         # Here, and not where it is written, so that every lane does its own.
-        quick.add(start, block, made.frames, made.shifts)
-        return made
+        for index in np.flatnonzero(part.judged(ready.recipe.bad)):
+            one = slice(index, index + 1)
+            quick.add(start + int(index), part.frames[one], made.frames[one], made.shifts[one])
+        return part.finish(made, whole=whole)
 
-    def write(start: int, item: tuple[int, Block], made: Answer) -> None:
-        _, before = item
-        output.sums.add_shifts(made.shifts, before[0].size)
-        output.write(start, before, made.frames, made.sigma)
-        progress(start + len(before), count)
+    def write(start: int, item: tuple[int, Part], made: Answer) -> None:
+        _, part = item
+
+        def tally(sums: Sums) -> None:
+            empty = (start + np.flatnonzero(part.empty)).tolist()
+            sums.add_kept(part.saturated, part.filled, empty)
+            sums.add_shifts(made.shifts, part.frames[0].size)
+
+        output.write(start, part.counted(), made.frames, made.sigma, tally)
+        progress(start + len(part.frames), count)
 
     pipeline.stream(read, compute, write, pipeline.blocks(output.done, count, batch), lanes)
+
+
+def _take_up(output: Output, quick: Quick, denoiser: Denoiser, size: tuple[int, ...]) -> None:
+    """Let check and record speak of the frames of an earlier run, too."""
+    earlier = output.earlier
+    if "quick" in earlier:
+        quick.restore(earlier["quick"], size[0] * size[1])
+        denoiser.room.note = denoiser.room.note or str(earlier["note"])
 
 
 def _cut(
@@ -209,20 +269,48 @@ def _draw(
             from emdn_deploy import preview  # matplotlib takes half a second to import
 
             number = count // 2
-            before, after = (read(number, number + 1)[0] for read in (ready.read, denoised.read))
+            # Pictures are drawn in a unit whose square float32 holds.
+            readers, unit = (ready.read, ready.shown(denoised.read)), ready.scale.unit
+            before, after = (read(number, number + 1)[0] / np.float32(unit) for read in readers)
+            scale = ready.scale.scaled(1 / unit)
             title = f"{frames.path.name}, frame {number}"
-            preview.draw(options.preview, before, after, ready.scale, frames.axis("x"), title)
+            with _whole(options.preview) as place:
+                preview.draw(place, before, after, scale, frames.axis("x"), title)
         if options.movie is not None:
             from emdn_deploy import movie
 
-            movie.write(options.movie, ready.read, denoised.read, count)
+            with _whole(options.movie) as place:
+                movie.write(place, ready.read, ready.shown(denoised.read), count)
 
 
-def _warn(source: Path, ratio: float, net: float, ready: Prepared) -> None:
-    if ready.lost:
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a name to draw to; the picture gets its own when it is complete."""
+    place = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        yield place
+        os.replace(place, path)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _warn(
+    source: Path, ratio: float, net: float, ready: Prepared, sums: Sums, options: DenoiseOptions
+) -> None:
+    for note in ready.recipe.notes:
+        _log.warning("warning: %s: %s", source, note)
+    if sums.filled:
         _log.warning(
             "warning: %s: %d pixels were not finite in some frames; filled from their neighbours",
-            source, sum(ready.lost.values()),
+            source, sums.filled,
+        )  # fmt: skip
+    if sums.empty:
+        shown = ", ".join(spans(sums.empty))
+        whole = np.dtype(options.dtype).kind != "f"
+        become = "are left as they are" + (", NaN as 0" if whole else "")
+        _log.warning(
+            "warning: %s: %d frames are blank or hold no value, and %s (%s)",
+            source, len(sums.empty), become, shown,
         )  # fmt: skip
     if abs(ratio - 1) > RATIO_TOLERANCE:
         _log.warning(

@@ -3,6 +3,7 @@
 import polars as pl
 
 from emdn_models import classes, pretrained
+from emdn_models.errors import ModelError
 
 
 def table() -> pl.DataFrame:
@@ -12,8 +13,17 @@ def table() -> pl.DataFrame:
     ``for``, the frames that a copy is fitted to and measured on, ``preset``, ``precision``,
     what ``--precision`` can ask for, ``size_mb`` of the first of them, ``parameters``,
     ``gflop_256`` (for one 256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over
-    the noisy frame at a signal to noise per pixel, as it was measured when the model was fitted.
+    the noisy frame at a signal to noise per pixel, on the fixed test split (``make quality``).
     """
+    try:
+        return _table()
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{pretrained.WEIGHTS / 'index.json'}: is damaged ({error!r}); reinstall emdn"
+        ) from error
+
+
+def _table() -> pl.DataFrame:
     default = pretrained.default_model()
     rows = []
     shipped = pretrained.index()["models"]

@@ -1,6 +1,7 @@
 """What an exported model says about itself, and which file a name stands for."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -12,6 +13,8 @@ from emdn_models import classes, pretrained
 from emdn_models.errors import ModelError
 
 SCHEMA = "1"
+# Pixels that a tile may need around itself.
+_LARGEST = 2**16
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -136,7 +139,7 @@ def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
     if schema != SCHEMA:
         raise ModelError(f"{path}: has emdn_schema {schema}, this emdn reads {SCHEMA}; update emdn")
     try:
-        return ModelInfo(
+        info = ModelInfo(
             path=path,
             sha256=pretrained.sha256(path),
             name=text["model"],
@@ -152,8 +155,16 @@ def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
             quality=json.loads(text["quality"]),
             text=dict(text),
         )
-    except (KeyError, ValueError) as error:
+        sizes = info.multiple, info.receptive_field, info.parameters + 1, (info.halo or 0) + 1
+        if min(sizes) < 1 or max(info.multiple, info.receptive_field, info.halo or 0) > _LARGEST:
+            raise ValueError(f"sizes {sizes}")
+        if not 0 <= info.gflop_256 < math.inf:
+            raise ValueError(f"{info.gflop_256} GFLOP")
+        if not (isinstance(info.recipe, dict) and isinstance(info.quality, dict)):
+            raise ValueError("recipe or quality that are no mapping")
+        return info
+    except (KeyError, OverflowError, RecursionError, ValueError) as error:
         raise ModelError(
-            f"{path}: its metadata is incomplete or damaged ({error!r}); "
+            f"{path}: its metadata is incomplete or damaged ({str(error)[:200]!r}); "
             "export it again with emdn-train export"
         ) from error

@@ -90,22 +90,28 @@ def _chance(*parts: NDArray[np.float64]) -> float:
 def look(
     read: Reader, count: int, size: tuple[int, int], bad: NDArray[np.bool_] | None = None
 ) -> Spectrum | None:
-    """Add up the spectra of some of a stack's frames (see `emdn_deploy.intensity.estimate`).
+    """Judge the spectra of some of a stack's frames (see `emdn_deploy.intensity.estimate`)."""
+    return judge(gather(read, count, size, bad))
 
-    Returns
-    -------
-    Spectrum or None
-        None for frames too small, and where there are no differences.
-    """
+
+def gather(
+    read: Reader, count: int, size: tuple[int, int], bad: NDArray[np.bool_] | None = None
+) -> Spectra:
+    """Add up the spectra of some of a stack's frames, of none that are too small."""
+    spectra = Spectra()
     if min(size) < spectrum.SMALLEST:
-        return None
+        return spectra
     starts, run = sample_starts(count, size)
     part = middle(size, _PIXELS // run)
     good = (np.ones(size, bool) if bad is None else ~bad)[part]
-    spectra = Spectra()
     step = max(1, -(-len(starts) * run * good.size // _PIXELS))
     for start in starts[::step]:
         spectra.add(read(start, start + run)[:, *part].astype(np.float64), good)
+    return spectra
+
+
+def judge(spectra: Spectra) -> Spectrum | None:
+    """Say what the spectra show; None where there are no differences."""
     if not spectra.pairs:
         return None
     blur = shapes.blur(spectra.power, spectra.shape, single=False)

@@ -19,11 +19,13 @@ class DenoiseOptions:
     output
         None for a name made from the input's.
     to
-        Kind of output; None mirrors HDF5 and writes ``.hspy`` for all others.
+        Kind of output; None mirrors HDF5, keeps TIFF, MRC and ``.npy``, and writes ``.hspy`` for
+        all others and for folders.
     dtype
         Of the output's pixels; integers are rounded, and saturate at their limits.
     compress
-        Whether to compress the output's frames, losslessly.
+        Whether to compress the output's frames, losslessly; None where the input's are, in
+        kinds of output that can be.
     sigma
         Whether to denoise in eight orientations, and to write the standard deviation of every
         pixel's error beside the mean of the eight.
@@ -41,7 +43,7 @@ class DenoiseOptions:
     dataset, axes
         Which frames (see `emdn_deploy.readers.frames.Choice`).
     frames
-        A slice, ``start:stop:step``; None for all.
+        Slices ``start:stop:step`` or numbers, by commas; None for all.
     gain
         Intensity units per electron; None to estimate.
     offset
@@ -59,7 +61,7 @@ class DenoiseOptions:
     output: Path | None = None
     to: Kind | None = None
     dtype: Dtype = "float32"
-    compress: bool = False
+    compress: bool | None = None
     sigma: bool = False
     out_dir: Path | None = None
     suffix: str = "_denoised"

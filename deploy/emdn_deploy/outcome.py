@@ -20,6 +20,8 @@ class Plan:
         Of the output's pixels and their standard deviations, before any compression.
     sigma
         Where the standard deviations will lie (see `Report.sigma`).
+    compress
+        Whether frames will be compressed.
     """
 
     source: Path
@@ -31,6 +33,7 @@ class Plan:
     dtype: str
     size_bytes: int
     sigma: str | None
+    compress: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,17 @@ class Report:
         As ``ratio``, of what the model made, before each frame was shifted to its mean.
     largest_shift
         The largest of these shifts, in units of mean(input).
+    gap_pixels
+        Pixels in gaps or flagged by the detector, in every frame, which keep their value.
+    saturated_input, saturated_from
+        Saturated pixels of the input, of all frames, and the value from which on they are; they
+        keep it.
+    filled
+        Pixels that were not finite in single frames, and were filled in there.
+    empty
+        Numbers of the frames without any value, which are left as they are.
+    notes
+        What the frames show that denoising does not mend.
     """
 
     source: Path
@@ -96,6 +110,12 @@ class Report:
     standing_out: tuple[int, ...] = ()
     net_ratio: float = 1.0
     largest_shift: float = 0.0
+    gap_pixels: int = 0
+    saturated_input: int = 0
+    saturated_from: float | None = None
+    filled: int = 0
+    empty: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def frames_per_s(self) -> float:

@@ -1,18 +1,22 @@
 """An output file that appears under its name only when it is complete.
 
-While a run lasts there are ``NAME.partial``, the file itself, and
-``NAME.partial.map``, which frames of it are done and of which run it is a part. A run
-that was interrupted is continued by the same command. Compressed frames, whose sizes are
-not known beforehand, wait in ``NAME.partial.frames`` until all are done. Standard
-deviations fill a second stack, in the same file or in ``NAME_sigma``, under the same map.
+While a run lasts there are ``NAME.partial``, the file itself, ``NAME.partial.map``, which
+frames of it are done and of which run it is a part, and ``NAME.partial.lock``, who is at
+work on it. A run that was interrupted, or failed, is continued by the same command.
+Compressed frames, whose sizes are not known beforehand, wait in ``NAME.partial.frames``
+until all are done. Standard deviations fill a second stack, in the same file or in
+``NAME_sigma``, under the same map.
 """
 
 import contextlib
+import copy
 import importlib
 import json
+import logging
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,33 +25,196 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.filling import Filling, Saved, partial_of
+from emdn_deploy.filling import Filling, Saved
 from emdn_deploy.sums import Sums
-from emdn_deploy.writers.layout import Layout, Provenance
-from emdn_models.errors import OutputError
+from emdn_deploy.writers import INSIDE
+from emdn_deploy.writers.layout import Layout, Provenance, partial_of
+from emdn_models.errors import EmdnError, OutputError
+from emdn_models.lock import locked
 
 # Work that a power failure may cost.
-_SYNC_SECONDS = 2.0
+SYNC_SECONDS = 2.0
+# What lies beside ``NAME.partial`` during a run; the map, which tells that it is ours, last.
+_BESIDE = (".new", ".frames", ".sigma", ".map.new", ".map")
+
+State = dict[str, NDArray[Any]]
+_log = logging.getLogger(__name__)
 
 
-def check_target(target: Path, source: Path, *, overwrite: bool) -> None:
-    """Refuse an output that would destroy something.
+def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse outputs that would destroy something.
+
+    Parameters
+    ----------
+    inputs
+        Every file that the run reads; none of them is ever written to, under whatever name.
 
     Raises
     ------
     OutputError
-        If it is the input, exists already (without ``overwrite``), or its folder
-        is missing or not writable.
+        If an output, or its partial file, is an input or another output, exists already
+        (without ``overwrite``), or its folder is missing or not writable.
     """
-    if target.exists() and source.exists() and target.samefile(source):
-        raise OutputError(f"{target}: is the input itself; emdn never overwrites it, use -o")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; add --overwrite, or another name with -o")
-    folder = target.parent
+    read = {_identity(path): path for path in inputs if path.exists()}
+    for number, target in enumerate(targets):
+        for path in (target, partial_of(target)):
+            if path.exists() and (known := read.get(_identity(path))):
+                same = "itself" if known.resolve() == path.resolve() else f"{known} itself"
+                raise OutputError(f"{path}: is the input {same}; emdn never overwrites it, use -o")
+        if any(target.resolve() == other.resolve() for other in targets[:number]):
+            raise OutputError(f"{target}: would be written twice; give two names")
+        if target.exists() and not overwrite:
+            raise OutputError(f"{target}: exists already; add --overwrite, or another name with -o")
+        _check_folder(target.parent)
+
+
+def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise OutputError(f"{folder}: no such folder; create it first")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{folder}: cannot be written to; choose another place with -o")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def held(
+    files: list[Path], others: list[Path], inputs: list[Path], *, overwrite: bool
+) -> Iterator[None]:
+    """Keep an output to this process, after `check_targets`, and tidy what a kill left of it.
+
+    Parameters
+    ----------
+    files
+        As `emdn_deploy.writers.files_of`.
+    others
+        What the run writes besides, such as pictures.
+
+    Raises
+    ------
+    OutputError
+        As `check_targets`; if another process is at work on it, or a partial file is none
+        that emdn has left there.
+    """
+    check_targets([*files, *others], inputs, overwrite=True)
+    target = files[-1]
+    lock = Path(f"{partial_of(target)}.lock")
+    ours = lock.exists()
+    with contextlib.ExitStack() as stack:
+        for file in files:
+            stack.enter_context(_alone(file))
+        _tidy(files)
+        check_targets([*files, *others], inputs, overwrite=overwrite)
+        ours = ours or map_of(target).exists() or overwrite
+        for file in files:
+            if partial_of(file).exists() and not ours:
+                raise OutputError(
+                    f"{partial_of(file)}: exists already, and no run of emdn has left it; move "
+                    "it away, or add --overwrite"
+                )
+        yield
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    lock = Path(f"{partial_of(file)}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, file))
+        except OSError as error:
+            raise OutputError(f"{lock}: cannot be written ({error.strerror})") from error
+        try:
+            yield
+        except BaseException:
+            lock.unlink(missing_ok=True)
+            raise
+
+
+def map_of(target: Path) -> Path:
+    """Name the file that says what of an output is done."""
+    return Path(f"{partial_of(target)}.map")
+
+
+def load_map(target: Path) -> dict[str, Any]:
+    """Return what `save_map` has saved; nothing where there is none, or it is damaged."""
+    try:
+        with np.load(map_of(target), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError):
+        return {}
+
+
+def save_map(target: Path, arrays: dict[str, Any]) -> None:
+    """Save what of an output is done, so that a kill leaves this or the map before."""
+    fresh = Path(f"{map_of(target)}.new")
+    with fresh.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, map_of(target))
+
+
+def continues(target: Path, saved: dict[str, Any], key: str, *, overwrite: bool) -> bool:
+    """Say whether an interrupted run can be continued.
+
+    Raises
+    ------
+    OutputError
+        If it is another run's, and not to be thrown away.
+    """
+    if "key" not in saved or not partial_of(target).exists():
+        return False
+    if str(saved["key"]) == key:
+        return True
+    if overwrite:
+        return False
+    raise OutputError(
+        f"{partial_of(target)}: is an interrupted run with another "
+        f"{_difference(str(saved['key']), key)}; "
+        "repeat that run's command to continue it, or add --overwrite to begin anew"
+    )
+
+
+def say_kept(error: BaseException, done: int, partial: Path) -> None:
+    """Add to an error how to go on."""
+    words = (
+        f"{done} frames are kept in {partial}: the same command goes on from there, "
+        "--overwrite begins anew"
+    )
+    if not isinstance(error, EmdnError):
+        _log.warning("%s", words)
+    elif "--overwrite" not in str(error):
+        error.args = (f"{error}; {words}",)
+
+
+def refused(partial: Path, error: OSError | RuntimeError) -> OutputError:
+    """Say why a disk refuses a file; HDF5 says it in the middle of an error of any kind."""
+    found = re.search(r"error message = '([^']*)'", str(error))
+    reason = getattr(error, "strerror", None) or (found.group(1) if found else str(error))
+    return OutputError(f"{partial}: cannot be written ({reason})")
+
+
+def discard(files: list[Path]) -> None:
+    """Remove what an incomplete output consists of, the map last."""
+    for file in files:
+        for suffix in ("", *_BESIDE):
+            Path(f"{partial_of(file)}{suffix}").unlink(missing_ok=True)
+
+
+def _tidy(files: list[Path]) -> None:
+    """Undo, or complete, what a run was at when it was killed while it renamed its files."""
+    target = files[-1]
+    if map_of(target).exists() and not partial_of(target).exists():
+        discard([target])  # all was renamed, the frames last
+        return
+    renamed = json.loads(str(load_map(target).get("renamed", "{}")))
+    for file in files[:-1]:
+        there = file.exists() and not partial_of(file).exists()
+        if there and list(_identity(file)) == renamed.get(file.name):
+            os.replace(file, partial_of(file))
 
 
 class Output:
@@ -55,6 +222,8 @@ class Output:
 
     Parameters
     ----------
+    files
+        Those of the output, `held` (see `emdn_deploy.writers.files_of`); the frames are last.
     module
         The writer (see `emdn_deploy.writers`).
     make
@@ -62,8 +231,12 @@ class Output:
     key
         What decides the pixels: input, model, options. A partial file is continued
         only where it is equal.
+    pixels
+        Of a frame.
     beside
         The file of the standard deviations, where they have one of their own.
+    state
+        Gives what else a run that continues this one needs; `earlier` is what it gets.
     overwrite
         Whether a partial file of another key may be thrown away.
 
@@ -76,32 +249,37 @@ class Output:
 
     def __init__(
         self,
-        target: Path,
+        files: list[Path],
         module: str,
         make: Callable[[Path], Layout],
         key: Provenance,
         *,
+        pixels: int,
         beside: Path | None = None,
+        state: Callable[[], State] = dict,
         overwrite: bool = False,
     ) -> None:
         self.module = module
-        # Renamed in this order: where the frames are, all is there.
-        self._targets = [target] if beside is None else [beside, target]
-        self.partial = partial_of(target)
-        self._map = target.with_name(target.name + ".partial.map")
-        self._make = make
+        self._files = files
+        self._beside = beside
+        self.partial = partial_of(files[-1])
+        self._make, self._pixels = make, pixels
         self._key = json.dumps(dict(key), sort_keys=True)
-        self._synced = time.monotonic()
+        self._synced, self._took = time.monotonic(), 0.0
+        self._state = state
         self._fillings: dict[str, Filling] = {}
+        self.earlier: State = {}
         self.done = 0
         with self._disk():
             if not self._continued(overwrite=overwrite):
-                self._discard()
-                self._open(make(self.partial), {"frames": Sums(), "sigma": Sums()})
+                discard(files)
                 try:
+                    self._open(make(self.partial), {"frames": Sums(), "sigma": Sums()})
                     self._save_map()
-                except OSError:
+                except BaseException:
                     self._close()
+                    with contextlib.suppress(OSError):
+                        discard(files)
                     raise
 
     @property
@@ -115,36 +293,59 @@ class Output:
         before: NDArray[np.float32],
         after: NDArray[np.float32],
         sigma: NDArray[np.float32] | None = None,
+        tally: Callable[[Sums], None] = lambda sums: None,
     ) -> None:
-        """Write frames (k, H, W), the first of which is number ``start``, and their sigma."""
+        """Write frames (k, H, W), the first of which is number ``start``, and their sigma.
+
+        Parameters
+        ----------
+        tally
+            Sums up what else is recorded of them; not called where writing fails.
+        """
+        counted = {name: copy.deepcopy(filling.sums) for name, filling in self._fillings.items()}
+        try:
+            with self._disk():
+                self._fillings["frames"].write(start, before, after)
+                if sigma is not None:
+                    self._fillings["sigma"].write(start, sigma, sigma)
+        except BaseException:
+            for name, filling in self._fillings.items():
+                filling.sums = counted[name]
+            raise
+        tally(self.sums)
+        self.done = start + len(after)
         with self._disk():
-            self._fillings["frames"].write(start, before, after)
-            if sigma is not None:
-                self._fillings["sigma"].write(start, sigma, sigma)
-            self.done = start + len(after)
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
+            # Of a very long stack it takes a while to save what is known: 5 % of the time.
+            if time.monotonic() - self._synced > max(SYNC_SECONDS, 20 * self._took):
                 self._save_map()
 
+    def spoil(self) -> None:
+        """Let no run continue this one, whose frames may be of two inputs."""
+        self._key = json.dumps({"input_files": "changed meanwhile"})
+
     def complete(self, late: Provenance) -> None:
-        """Make the file durable and give it its name."""
+        """Make the files durable and give them their names."""
         writer = importlib.import_module(f"emdn_deploy.writers.{self.module}")
         with self._disk():
             self._save_map()
             for filling in self._fillings.values():
                 filling.complete()
-            facts = [late]
-            if len(self._targets) > 1:
+            self._write_map({"finishing": True})
+            if self._beside is not None:
                 own = self._fillings["sigma"].sums.facts(0.0)
-                facts.insert(0, {name: own[name] for name in own if name.startswith("output_")})
-            for target, known in zip(self._targets, facts, strict=True):
-                writer.finish(partial_of(target), known)
-                with partial_of(target).open("r+b") as file:
-                    os.fsync(file.fileno())
-            for target in self._targets:
-                os.replace(partial_of(target), target)
-            self._map.unlink(missing_ok=True)
-            for filling in self._fillings.values():
-                filling.spool.unlink(missing_ok=True)
+                known = {name: own[name] for name in own if name.startswith("output_")}
+                writer.finish(partial_of(self._beside), known)
+            writer.finish(self.partial, late)
+            for file in self._files:
+                with partial_of(file).open("r+b") as opened:
+                    os.fsync(opened.fileno())
+            # Where the frames are, all is there; a kill in between is mended by `held`.
+            if len(self._files) > 1:
+                names = {one.name: _identity(partial_of(one)) for one in self._files[:-1]}
+                self._write_map({"renamed": json.dumps(names)})
+            for file in self._files:
+                os.replace(partial_of(file), file)
+            discard(self._files)
 
     def __enter__(self) -> Self:
         return self
@@ -157,35 +358,33 @@ class Output:
     ) -> None:
         if error is None:
             return
-        # An interruption, or a full disk, can be mended and the run continued.
-        if isinstance(error, KeyboardInterrupt | OutputError) and self.done:
-            with contextlib.suppress(OSError, ValueError):
-                self._save_map()
+        if not self.done:
             self._close()
+            with contextlib.suppress(OSError):
+                discard(self._files)
             return
+        # Whatever it is may be mended, and the run continued.
+        with contextlib.suppress(OSError, ValueError):
+            self._save_map()
         self._close()
-        with contextlib.suppress(OSError):
-            self._discard()
+        if self.partial.exists():
+            say_kept(error, self.done, self.partial)
+
+    @property
+    def _places(self) -> range:
+        """Return the numbers of the frames."""
+        layout = self._fillings["frames"].layout
+        return range(len(layout.offsets) - (layout.packing is not None))
 
     def _continued(self, *, overwrite: bool) -> bool:
         """Take up a partial file of the same key, if there is one."""
-        there = [partial_of(target).exists() for target in self._targets]
-        if not (all(there) and self._map.exists()):
+        target = self._files[-1]
+        saved_map = load_map(target)
+        if not continues(target, saved_map, self._key, overwrite=overwrite):
             return False
-        try:
-            with np.load(self._map, allow_pickle=False) as arrays:
-                key, done = str(arrays["key"]), arrays["done"]
-                saved = {name: Saved.of(arrays, name) for name in arrays["stacks"].tolist()}
-        except (OSError, ValueError, KeyError):
+        if not all(partial_of(file).exists() for file in self._files):
             return False
-        if key != self._key:
-            if overwrite:
-                return False
-            differs = _difference(key, self._key)
-            raise OutputError(
-                f"{self.partial}: is an interrupted run with another {differs}; "
-                "repeat that run's command to continue it, or add --overwrite to begin anew"
-            )
+        saved = {name: Saved.of(saved_map, name) for name in saved_map["stacks"].tolist()}
         layouts = {name: one.layout for name, one in saved.items()}
         if saved["frames"].packed:
             # An interruption while the file was filled leaves no more of it than its frames.
@@ -194,52 +393,82 @@ class Output:
             layouts = {
                 name: replace(made[name], offsets=one.offsets) for name, one in layouts.items()
             }
+        elif "finishing" in saved_map and self.module in INSIDE:
+            self._mend(list(layouts.values()))
         layout = replace(layouts["frames"], sigma=layouts.get("sigma"))
         self._open(layout, {name: one.sums for name, one in saved.items()})
-        self.done = int(np.argmin(done)) if not done.all() else len(done)
+        self.done = int(np.count_nonzero(saved_map["done"]))
+        self.earlier = {
+            name.removeprefix("state_"): array
+            for name, array in saved_map.items()
+            if name.startswith("state_")
+        }
         return True
+
+    def _mend(self, layouts: list[Layout]) -> None:
+        """Write everything but the pixels again: a kill while HDF5 adds to a file damages it."""
+        laid_out = Path(f"{self.partial}.new")
+        made = self._make(laid_out)
+        same = zip(layouts, (made, made.sigma or made), strict=False)
+        if not all(np.array_equal(one.offsets, other.offsets) for one, other in same):
+            raise OutputError(
+                f"{self.partial}: was damaged by a kill at its very end; add --overwrite to begin "
+                "anew"
+            )
+        pixels = sorted(
+            (int(offset), int(offset) + self._pixels * np.dtype(one.dtype).itemsize)
+            for one in layouts
+            for offset in one.offsets
+        )
+        size = laid_out.stat().st_size
+        ends = [0, *(stop for _, stop in pixels)], [*(start for start, _ in pixels), size]
+        with laid_out.open("rb") as source, self.partial.open("r+b") as file:
+            for start, stop in zip(*ends, strict=True):
+                source.seek(start)
+                file.seek(start)
+                while start < stop and (part := source.read(min(stop - start, 2**20))):
+                    file.write(part)
+                    start += len(part)
+            file.truncate(size)
+        laid_out.unlink()
 
     def _open(self, layout: Layout, sums: dict[str, Sums]) -> None:
         """Get ready to fill in what is laid out."""
         stacks = {"frames": (layout, self.partial)}
         if layout.sigma is not None:
             # In a file of its own where there is one, otherwise in that of the frames.
-            stacks["sigma"] = layout.sigma, partial_of(self._targets[0])
+            stacks["sigma"] = layout.sigma, partial_of(self._beside or self._files[-1])
         for name, (one, partial) in stacks.items():
             spool = self.partial.with_name(f"{self.partial.name}.{name}")
             self._fillings[name] = Filling(one, partial, spool, sums[name])
 
     def _save_map(self) -> None:
         """Make the frames durable, then say that they are done."""
-        arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings)}
-        for name, filling in self._fillings.items():
+        began = time.monotonic()
+        for filling in self._fillings.values():
             filling.sync()
-            arrays |= filling.state(name)
-        offsets = self._fillings["frames"].layout.offsets
-        fresh = self._map.with_name(self._map.name + ".new")
-        with fresh.open("wb") as file:
-            np.savez(file, done=np.arange(len(offsets)) < self.done, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self._map)
+        self._write_map({})
         self._synced = time.monotonic()
+        self._took = self._synced - began
+
+    def _write_map(self, more: dict[str, Any]) -> None:
+        arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings), **more}
+        arrays["done"] = np.arange(len(self._places)) < self.done
+        arrays |= {f"state_{name}": one for name, one in self._state().items()}
+        for name, filling in self._fillings.items():
+            arrays |= filling.state(name)
+        save_map(self._files[-1], arrays)
 
     def _close(self) -> None:
         for filling in self._fillings.values():
             filling.file.close()
 
-    def _discard(self) -> None:
-        for target in self._targets:
-            for suffix in ("", ".map", ".map.new", ".json", ".frames", ".sigma"):
-                Path(f"{partial_of(target)}{suffix}").unlink(missing_ok=True)
-
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"{self.partial}: cannot be written ({reason})") from error
+        except (OSError, RuntimeError) as error:
+            raise refused(self.partial, error) from error
 
 
 def _difference(one: str, other: str) -> str:

@@ -42,7 +42,7 @@ def draw(
     """
     low, high = np.quantile(before, (0.005, 0.995))
     high = max(high, low + np.finfo(np.float32).tiny)
-    noise = np.sqrt(np.maximum(after - scale.offset, scale.gain) * scale.gain)
+    noise = np.sqrt(np.maximum((after - scale.offset) / scale.gain, 1)) * abs(scale.gain)
     residual = (before - after) / noise
     figure = Figure(figsize=(12, 8.4), layout="constrained")
     grid = figure.subplots(2, 3)

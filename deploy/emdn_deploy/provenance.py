@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from emdn_deploy import ensemble, sigma
@@ -9,11 +10,14 @@ from emdn_deploy.checking.quick import QuickResult, spans
 from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Frames
-from emdn_deploy.readers.hdf5 import open_file
+from emdn_deploy.readers import Frames, open_frames
 from emdn_deploy.routing import Route
 from emdn_deploy.writers import Provenance
 from emdn_models import __version__
+from emdn_models.errors import FormatError
+
+REFERENCES = ("dark", "gain_map", "defects")
+Stamps = dict[str, tuple[int, int, int]]
 
 
 def facts_of(
@@ -23,9 +27,7 @@ def facts_of(
     denoiser, said = route.denoiser, route.reason or route.warning
     info, scale = denoiser.session.info, ready.scale
     references = {
-        name: str(path)
-        for name in ("dark", "gain_map", "defects")
-        if (path := getattr(options, name)) is not None
+        name: str(path) for name in REFERENCES if (path := getattr(options, name)) is not None
     }
     return {
         "program": "emdn-deploy",
@@ -53,6 +55,9 @@ def facts_of(
         "frame_mean": "kept: each denoised frame was shifted to the mean of its input",
         "bad_pixels": ready.bad_pixels,
         **({"input_notes": "; ".join(frames.notes)} if frames.notes else {}),
+        **({"gap_pixels": ready.gap_pixels} if ready.gap_pixels else {}),
+        **({} if (limit := ready.recipe.flags.limit) is None else {"saturated_from": limit}),
+        **({"notes": "; ".join(ready.recipe.notes)} if ready.recipe.notes else {}),
         **references,
         **(_sigma_facts(denoiser) if options.sigma else {}),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -86,19 +91,55 @@ def memory(denoiser: Denoiser) -> Provenance:
     return {"memory": denoiser.room.note} if denoiser.room.note else {}
 
 
-def key_of(source: Path, frames: Frames, facts: Provenance) -> Provenance:
-    """Say what decides the pixels: a partial file is continued only if all is equal."""
-    paths = [source] if source.exists() else []
-    paths += [Path(str(facts[name])) for name in ("dark", "gain_map", "defects") if name in facts]
-    if frames.parts:
-        with open_file(source) as file:
-            paths += [Path(file[part].file.filename) for part in frames.parts]
-    stamps = []
+def inputs_of(frames: Frames, options: DenoiseOptions) -> list[Path]:
+    """List every file that decides the pixels, but for the model."""
+    paths = list(frames.files) or [frames.path]
+    for name in REFERENCES:
+        path: Path | None = getattr(options, name)
+        if path is not None:
+            with open_frames(path) as reference:
+                paths += list(reference.files) or [path]
+    return paths
+
+
+def stamps(paths: Iterable[Path]) -> Stamps:
+    """Return size, time of the last change (ns) and inode of files; of missing ones zeros."""
+    found = {}
     for path in paths:
-        members = sorted(path.rglob("*")) if path.is_dir() else [path]
-        stamps += [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in members]
+        try:
+            stat = path.stat()
+            found[str(path)] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+        except OSError:
+            found[str(path)] = 0, 0, 0
+    return found
+
+
+def check_unchanged(before: Stamps) -> None:
+    """Compare files with what they were when the run began.
+
+    Raises
+    ------
+    FormatError
+        If one was changed or replaced meanwhile: frames may then be of two inputs.
+    """
+    now = stamps(Path(name) for name in before)
+    changed = [name for name in before if before[name] != now[name]]
+    if changed:
+        (size, *_), (size_now, *_) = before[changed[0]], now[changed[0]]
+        more = f" and {len(changed) - 1} others" if len(changed) > 1 else ""
+        raise FormatError(
+            f"{changed[0]}{more}: was changed while it was denoised ({size} bytes, now "
+            f"{size_now}, or another time); wait until nothing writes to it any more, then begin "
+            "anew with --overwrite"
+        )
+
+
+def key_of(facts: Provenance, inputs: Stamps) -> Provenance:
+    """Say what decides the pixels: a partial file is continued only if all is equal."""
+    # A copy that was put back has another inode.
+    known = [(name, *stamp[:2]) for name, stamp in inputs.items()]
     # How the work is cut up changes no bit of it. (On a GPU it may change the last digits; there
     # the batch follows from the memory that happens to be free, and may shrink on the way.)
     free = ("date", "threads", "batch")
     key = {name: value for name, value in facts.items() if name not in free}
-    return {**key, "input_files": hashlib.sha256(repr(stamps).encode()).hexdigest()}
+    return {**key, "input_files": hashlib.sha256(repr(known).encode()).hexdigest()}

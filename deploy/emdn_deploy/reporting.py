@@ -6,6 +6,7 @@ from dataclasses import asdict
 import numpy as np
 
 from emdn_deploy.outcome import Plan, Report
+from emdn_deploy.writers import human
 
 
 def lines(report: Report) -> list[str]:
@@ -27,6 +28,22 @@ def lines(report: Report) -> list[str]:
         text.append(f"check      {report.check}")
     if report.bad_pixels:
         text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
+    if report.gap_pixels:
+        text.append(
+            f"gaps       {report.gap_pixels} pixels of every frame are flagged or without a value, "
+            "and keep it"
+        )
+    if report.saturated_input:
+        each = report.saturated_input / max(1, report.frames)
+        text.append(
+            f"saturated  {each:.6g} pixels a frame, at {report.saturated_from:g} or above, keep "
+            "their value"
+        )
+    if report.empty:
+        text.append(
+            f"empty      {len(report.empty)} frames are blank or hold no value, left as they are"
+        )
+    text += [f"note       {note}" for note in report.notes]
     if np.dtype(report.dtype).kind != "f":
         text.append(f"saturated  {report.saturated} pixels outside the range of {report.dtype}")
     if report.sigma:
@@ -46,7 +63,7 @@ def planned(plan: Plan) -> list[str]:
     text = [
         f"{plan.source} -> {plan.output}",
         f"  {count} frames of {height} x {width}, {plan.dtype}, {what} ({plan.why})",
-        f"  {plan.size_bytes / 1e6:.1f} MB to write",
+        f"  {human(plan.size_bytes)} to write{', before compression' * plan.compress}",
     ]
     if plan.sigma:
         text.append(f"  standard deviations in {plan.sigma}, at about eight times the time")

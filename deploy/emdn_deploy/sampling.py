@@ -53,8 +53,12 @@ class Blocks:
         0.1 % quantile of the pixels.
     whole
         Whether every pixel that was looked at is a whole number.
+    step
+        The largest number that all of them are multiples of; 0 where there is none.
     singles
         Some frames, or their middles, large enough for a spectrum; empty if none is.
+    good
+        (H, W), the pixels of these that count; None for all.
     """
 
     level: float
@@ -65,7 +69,9 @@ class Blocks:
     high: NDArray[np.float64]
     low: float
     whole: bool
+    step: float
     singles: tuple[NDArray[np.float32], ...]
+    good: NDArray[np.bool_] | None = None
 
     @cached_property
     def single(self) -> float:
@@ -84,7 +90,7 @@ class Blocks:
 
     @cached_property
     def _spectral(self) -> list[tuple[float, float]]:
-        return [spectrum.noise(one.astype(np.float64)) for one in self.singles]
+        return [spectrum.noise(one.astype(np.float64), self.good) for one in self.singles]
 
 
 def sample_starts(count: int, size: tuple[int, int]) -> tuple[list[int], int]:
@@ -146,7 +152,7 @@ def collect(
         single = min(size) >= spectrum.SMALLEST and number < max(1, MAX_SPECTRA // run)
         return _Sample(
             level, _low(pixels),
-            bool(np.equal(pixels, np.rint(pixels)).all()), blocks,
+            bool(np.equal(pixels, np.rint(pixels)).all()), np.unique(pixels), blocks,
             spectrum.middle(frames[0]).copy() if single else None,
         )  # fmt: skip
 
@@ -161,7 +167,9 @@ def collect(
         **joined,
         low=float(np.median([one.low for one in samples])),
         whole=all(one.whole for one in samples),
+        step=common_step(np.unique(np.concatenate([one.values for one in samples]))),
         singles=tuple(one.single for one in samples if one.single is not None),
+        good=None if lost is None else spectrum.middle(good),
     )
 
 
@@ -172,6 +180,7 @@ class _Sample:
     level: float
     low: float
     whole: bool
+    values: NDArray[np.float32]
     blocks: dict[str, NDArray[np.float64]]
     single: NDArray[np.float32] | None
 
@@ -220,6 +229,20 @@ def _low(pixels: NDArray[np.float32]) -> float:
     ranked = np.partition(pixels, (below, above))
     low, high = float(ranked[below]), float(ranked[above])
     return low + (place - below) * (high - low)
+
+
+def common_step(values: NDArray[np.float32]) -> float:
+    """Return the largest number that all ``values``, sorted, are multiples of to rounding, or 0."""
+    marks = np.union1d(values.astype(np.float64), 0.0)
+    rounding = 2.0**-22 * float(np.abs(marks).max())
+    marks = marks[np.append(True, np.diff(marks) > rounding)]
+    gaps = np.diff(marks)
+    if not gaps.size or float(gaps.min()) < 100 * rounding:
+        return 0.0
+    counts = np.append(0.0, np.cumsum(np.rint(gaps / gaps.min())))
+    counts -= counts[np.argmin(np.abs(marks))]
+    step = float(marks @ counts / (counts @ counts))
+    return step if np.abs(marks - step * counts).max() <= rounding else 0.0
 
 
 def trimmed_mean(values: NDArray[np.float64]) -> float:

@@ -11,15 +11,19 @@ from emdn_deploy.readers import Axis, Frames
 from emdn_models.errors import FormatError
 
 
-def parse(text: str) -> slice:
-    """Read ``start:stop:step`` or a single number, counted as Python does.
+def parse(text: str) -> list[slice]:
+    """Read a list, by commas, of ``start:stop:step`` or single numbers, counted as Python does.
 
     Raises
     ------
     FormatError
-        If it is neither, or the step is not positive.
+        If a part is neither, or its step is not positive.
     """
-    parts = text.split(":")
+    return [_part(part, text) for part in text.split(",")]
+
+
+def _part(part: str, text: str) -> slice:
+    parts = part.split(":")
     try:
         numbers = [int(part) if part.strip() else None for part in parts]
     except ValueError:
@@ -31,7 +35,7 @@ def parse(text: str) -> slice:
     if len(numbers) not in (2, 3) or (step is not None and step < 1):
         raise FormatError(
             f"--frames {text!r} is no selection; give start:stop:step with a positive step, "
-            "such as 0:500:2, or one number"
+            "such as 0:500:2, one number, or a list such as 0:57,58:60"
         )
     return slice(*numbers)
 
@@ -44,25 +48,29 @@ def select(frames: Frames, text: str) -> Frames:
     FormatError
         If the selection is empty or is not one.
     """
-    chosen = range(frames.shape[0])[parse(text)]
-    if not chosen:
-        raise FormatError(f"{frames.path}: --frames {text} takes none of {frames.shape[0]} frames")
-    step = chosen.step
+    ranges = [range(frames.shape[0])[part] for part in parse(text)]
+    for name, one in zip(text.split(","), ranges, strict=True):
+        if not one:
+            raise FormatError(
+                f"{frames.path}: --frames {name} takes none of {frames.shape[0]} frames"
+            )
+    chosen = np.concatenate([np.asarray(one) for one in ranges])
+    steps = np.unique(np.diff(chosen))
+    step = 1 if len(ranges) == len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
 
     def read_block(start: int, stop: int) -> NDArray[Any]:
         part = chosen[start:stop]
-        if step == 1:
-            return frames.read_block(part.start, part.stop)
-        return np.concatenate([frames.read_block(number, number + 1) for number in part])
+        runs = np.split(part, np.flatnonzero(np.diff(part) != 1) + 1)
+        return np.concatenate([frames.read_block(int(run[0]), int(run[-1]) + 1) for run in runs])
 
     shape = (len(chosen), *frames.shape[1:])
     lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
     first = Axis("frame")
     if len(lead) == 1:
         axis = frames.axes[lead[0]]
-        if axis.step is not None:
+        if axis.step is not None and step is not None:
             first = replace(
-                axis, step=axis.step * step, origin=axis.origin + axis.step * chosen.start
+                axis, step=axis.step * step, origin=axis.origin + axis.step * int(chosen[0])
             )
     return replace(
         frames,
@@ -72,6 +80,7 @@ def select(frames: Frames, text: str) -> Frames:
         axes=(first, frames.axis("y"), frames.axis("x")),
         read_block=read_block,
         why=f"{frames.why}, frames {text}",
+        numbers=chosen.tolist(),
     )
 
 

@@ -107,7 +107,7 @@ def calibration_of(info: ModelInfo) -> Calibration | None:
     beside = info.path.parent / "index.json"
     try:
         indices = [json.loads(beside.read_text(encoding="utf-8"))] if beside.is_file() else []
-    except ValueError:
+    except (RecursionError, ValueError):
         indices = []  # somebody else's file, of no concern here
     for index in (*indices, pretrained.index()):
         entry = _entry(index, info)

@@ -6,7 +6,7 @@ between the spots. Interpolated or blurred frames have noise that falls off outw
 its rings are added up as they are, while a high-pass filter would see only the outermost.
 """
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,21 @@ _LARGEST = 1024
 # Where a fall of the noise's power is looked for, and by how much, at least and beyond chance.
 _FALL = (LOWEST, 0.35), (0.4, 0.5)
 _FALLS, _CLEAR = 1.25, 8.0
+_SHARE = 0.98  # of good pixels, from which on the others do not matter
 _IMAGE = 0.1, 0.15  # where images are, but little of what is smooth in them
 
 Floats = NDArray[np.float64]
 
-_Real = TypeVar("_Real", bound=np.floating[Any])
+_Real = TypeVar("_Real", bound=np.generic)
 
 
-def noise(frame: Floats) -> tuple[float, float]:
+def noise(frame: Floats, good: NDArray[np.bool_] | None = None) -> tuple[float, float]:
     """Estimate the noise of (H, W), both at least `SMALLEST`.
+
+    Parameters
+    ----------
+    good
+        (H, W), pixels that were not filled in, which leaves them less noise; None for all.
 
     Returns
     -------
@@ -38,6 +44,9 @@ def noise(frame: Floats) -> tuple[float, float]:
     window = np.outer(np.hanning(frame.shape[0]), np.hanning(frame.shape[1]))
     flat = (frame - np.average(frame, weights=window)) * window
     power = np.abs(np.fft.rfft2(flat)) ** 2 / (window**2).sum()
+    share = 1.0 if good is None else float(np.average(middle(good), weights=window**2))
+    if 0.1 < share < _SHARE:
+        power /= share
     y = np.fft.fftfreq(frame.shape[0])[:, None]
     x = np.fft.rfftfreq(frame.shape[1])[None, :]
     radius = np.hypot(y, x)
@@ -49,6 +58,8 @@ def noise(frame: Floats) -> tuple[float, float]:
     levels = np.array([_level(power[outside & (ring == number)]) for number in numbers])
     total = levels[ring[outside]] @ weight[outside] + levels[0] * weight[~outside].sum()
     variance = float(total / weight.sum())
+    if variance <= 0:
+        return 0.0, 1.0
     near, far = (power[(radius >= low) & (radius < high)] for low, high in _FALL)
     chance = 1 + _CLEAR * np.sqrt(1 / near.size + 1 / far.size) / np.log(2)
     if _level(near) < max(_FALLS, chance) * _level(far):

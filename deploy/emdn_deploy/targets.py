@@ -5,7 +5,7 @@ from pathlib import Path
 
 from emdn_deploy import writers
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import is_hdf5, is_pattern
+from emdn_deploy.readers import READERS, is_hdf5, is_pattern
 from emdn_deploy.readers.folder import split_pattern
 from emdn_models.errors import OutputError
 
@@ -31,28 +31,48 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
             raise OutputError(f"{target}: is no name for --to {options.to}; leave one of them out")
         if options.to == "hspy" and source.suffix.lower() != ".hspy":
             module = "combined"
-    writers.check(target, module, writers.Storage(options.dtype, options.compress))
+    writers.check(target, module, writers.Storage(options.dtype, bool(options.compress)))
     return target, module
 
 
 def _beside(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
     """Return ``<stem>_denoised.<kind>`` in the output folder or beside the input."""
+    single = not is_pattern(source) and not source.is_dir()
     if is_pattern(source):
         # The folder that the pattern searches gives the name.
         source = split_pattern(source)[0]
         source = source if source.name else Path("frames")
         stem = source.resolve().name
     else:
-        stem = source.resolve().name if source.is_dir() else source.stem
+        stem = source.resolve().name if source.is_dir() else _stem(source)
     if options.to is not None:
         suffix = f".{options.to}"
     elif whole:
         known = source.suffix.lower() in writers.WRITERS["combined"]
         suffix = source.suffix if known else ".h5"
     else:
-        suffix = ".hspy"
+        suffix = _own_kind(source) if single else ".hspy"
     folder = options.out_dir if options.out_dir is not None else source.parent
     return folder / f"{stem}{options.suffix}{suffix}"
+
+
+def _stem(source: Path) -> str:
+    """Return a file's name without what says of which kind it is (``.ome.tif``, ``.mrc.gz``)."""
+    inner = Path(source.stem)
+    outer = {".tif": (".ome",), ".tiff": (".ome",), ".gz": READERS["mrc"], ".bz2": READERS["mrc"]}
+    return (
+        inner.stem if inner.suffix.lower() in outer.get(source.suffix.lower(), ()) else inner.name
+    )
+
+
+def _own_kind(source: Path) -> str:
+    """Return the suffix of an output of the same kind as the input, if emdn writes it."""
+    suffix = source.suffix.lower()
+    for module in ("tiff", "mrc", "npy"):
+        if suffix in READERS[module]:
+            own = writers.WRITERS[module]
+            return source.suffix if suffix in own else own[0]
+    return ".hspy"
 
 
 def each(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, DenoiseOptions]]:
@@ -74,5 +94,7 @@ def each(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, Denoi
                     f"{source} and {other} would both be written to {written}; "
                     "denoise them in two runs with different --out-dir or --suffix"
                 )
+        if target.exists() and any(one.exists() and target.samefile(one) for one in sources):
+            raise OutputError(f"{target}: is the input itself; emdn never overwrites it, use -o")
         pairs.append((source, replace(options, output=target)))
     return pairs

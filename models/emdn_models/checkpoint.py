@@ -20,8 +20,10 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
-from emdn_models import __version__
+from emdn_models import __version__, hdf5
 from emdn_models.errors import CheckpointError, ModelError
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 
 FILE_NAME = "em_denoise_model.h5"
 FORMAT = "emdn-checkpoint"
@@ -48,11 +50,17 @@ class Weights:
 
 
 def save(path: str | PathLike[str], models: Mapping[str, Weights]) -> None:
-    """Write a checkpoint beside ``path`` and move it there when it is complete."""
+    """Write a checkpoint beside ``path`` and move it there when it is complete.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what there was stays.
+    """
     target = Path(path)
-    partial = target.with_name(target.name + ".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(partial, "w") as file:
+    with renamed(target) as partial, written(partial) as out:
+        file = out.file
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["emdn_version"] = __version__
@@ -62,9 +70,6 @@ def save(path: str | PathLike[str], models: Mapping[str, Weights]) -> None:
             group.attrs["metadata"] = json.dumps(dict(weights.metadata))
             for tensor, array in weights.state.items():
                 group.create_dataset(tensor, data=array)
-    with open(partial, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(partial, target)
 
 
 def load(path: str | PathLike[str]) -> dict[str, Weights]:
@@ -76,10 +81,20 @@ def load(path: str | PathLike[str]) -> dict[str, Weights]:
         If the file is missing, is no HDF5 file, is no emdn checkpoint, is damaged,
         or is of a newer format.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise CheckpointError(f"{os.fspath(path)}: is no file; expected a checkpoint")
     try:
+        if os.path.exists(path):
+            hdf5.check_heaps(path)
         with h5py.File(path, "r") as file:
+            hdf5.check_attributes(file.id)
             _check(path, file)
-            return {name: _read(group) for name, group in file.items()}
+            left = os.path.getsize(path)
+            models = {}
+            for name in file:
+                models[name] = _read(file, name, left)
+                left -= sum(array.nbytes for array in models[name].state.values())
+            return models
     except OSError as error:
         if _is_pickle(path):
             raise CheckpointError(
@@ -90,7 +105,7 @@ def load(path: str | PathLike[str]) -> dict[str, Weights]:
             f"{os.fspath(path)}: cannot be read as HDF5 ({error}); "
             "expected a checkpoint written by emdn-train fit"
         ) from error
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         # What h5py and json raise of a file that opens and is damaged further in.
         raise CheckpointError(
             f"{os.fspath(path)}: is a damaged checkpoint ({error}); "
@@ -131,9 +146,38 @@ def _check(path: str | PathLike[str], file: h5py.File) -> None:
         )
 
 
-def _read(group: h5py.Group) -> Weights:
-    return Weights(
-        preset=str(group.attrs["preset"]),
-        state={name: dataset[()] for name, dataset in group.items()},
-        metadata=json.loads(str(group.attrs["metadata"])),
+def _read(file: h5py.File, name: str, left: int) -> Weights:
+    """Read a model whose tensors take ``left`` bytes at most."""
+    group = _inside(file, name, h5py.Group)
+    hdf5.check_attributes(group.id)
+    preset, metadata = group.attrs["preset"], json.loads(str(group.attrs["metadata"]))
+    if not isinstance(preset, str) or not isinstance(metadata, dict):
+        raise ValueError(f"{name} has no preset, or metadata that are no mapping")
+    state = {}
+    for tensor in group:
+        dataset = _inside(group, tensor, h5py.Dataset)
+        kind, stored = dataset.dtype, dataset.id.get_storage_size()
+        if dataset.shape is None or kind.kind not in "biuf" or kind.itemsize > 8:
+            raise ValueError(f"{name}/{tensor} holds {kind}, shape {dataset.shape}, not numbers")
+        # As they are saved: what is compressed, virtual or elsewhere may claim any size.
+        plain = dataset.chunks is None and not dataset.is_virtual and dataset.external is None
+        if not plain or stored != dataset.nbytes or stored > left:
+            raise ValueError(
+                f"{name}/{tensor} claims {dataset.nbytes} bytes of shape {dataset.shape}, which "
+                "are not in the file as emdn-train writes them"
+            )
+        left -= stored
+        state[tensor] = dataset[()].astype(kind.newbyteorder("="), copy=False)
+    return Weights(preset, state, metadata)
+
+
+def _inside(group: h5py.Group, name: str, kind: type) -> Any:
+    """Return what has a name, if it is in this very file and of one kind."""
+    if not isinstance(name, str):
+        raise ValueError(f"the name {name!r} is not UTF-8")
+    item = (
+        group.get(name) if group.get(name, getlink=True, getclass=True) is h5py.HardLink else None
     )
+    if not isinstance(item, kind):
+        raise ValueError(f"{name} is no {kind.__name__.lower()}")
+    return item

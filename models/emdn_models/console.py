@@ -38,6 +38,8 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
         sys.exit(141)
     except OSError as error:
         _fail(str(error), 1)
+    except MemoryError as error:
+        _fail(f"not enough memory ({str(error) or 'none is left'})", 1)
     except SystemExit as left:
         # typer turns an interrupt into this exit without a word.
         if left.code == 130:

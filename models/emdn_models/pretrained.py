@@ -1,8 +1,9 @@
 """The shipped models: name to packaged ONNX file, checked against the index.
 
 ``weights/index.json`` is written by ``emdn-train export``. It names the default
-model and, for each model, its file, sha256, preset, size, training and measured
-quality, and its variants of other precisions.
+model and, for each model, its file, sha256, preset, size, training, what the fit
+measured on its own test frames (``validation``), and its variants of other precisions;
+``emdn-train quality`` adds the gain on the fixed test split (``quality``).
 """
 
 import hashlib
@@ -15,12 +16,39 @@ from emdn_models.errors import ModelError
 
 WEIGHTS = Path(__file__).parent / "weights"
 CHECKPOINT = WEIGHTS / "em_denoise_model.h5"
+_MOST_INDEX = 2**24
 
 
 @cache
 def index() -> dict[str, Any]:
     """Read the index of shipped models: ``{"default": name, "models": {name: {...}}}``."""
-    data: dict[str, Any] = json.loads((WEIGHTS / "index.json").read_text(encoding="utf-8"))
+    return read_index(WEIGHTS / "index.json", "reinstall emdn")
+
+
+def read_index(path: Path, remedy: str = "write it with emdn-train export") -> dict[str, Any]:
+    """Read an ``index.json``: ``{"default": name, "models": {name: {...}}}``.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or it is damaged: each model needs a ``file`` in the same folder.
+    """
+    try:
+        if path.stat().st_size > _MOST_INDEX:
+            raise ValueError(f"larger than {_MOST_INDEX} bytes")
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        entries = list(data["models"].values())
+        if not all(entry["file"] for entry in entries):
+            raise ValueError("a model has no file")
+        entries += [one for entry in entries for one in entry.get("variants", {}).values()]
+        for entry in entries:
+            if (file := entry.get("file", "")) != Path(file).name:
+                raise ValueError(f"{file!r} is no file's name")
+        if not isinstance(data.get("default"), str | None):
+            raise ValueError(f"{data['default']!r} is no name")
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        words = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path}: cannot be read ({words}); {remedy}") from error
     return data
 
 
@@ -57,8 +85,8 @@ def onnx_path(name: str, precision: str = "fp32") -> Path:
                 + (f"those that have one: {', '.join(others)}" if others else "no model has one")
             )
         entry = entry["variants"][precision]
-    path = WEIGHTS / str(entry["file"])
-    if not path.is_file() or sha256(path) != entry["sha256"]:
+    path = WEIGHTS / str(entry.get("file"))
+    if not path.is_file() or sha256(path) != entry.get("sha256"):
         raise ModelError(f"{path}: missing or damaged; reinstall emdn")
     return path
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from benchmarks import scaling, tables
+from benchmarks import tables
 
 
 def one(seconds: list[float], **info: object) -> SimpleNamespace:
@@ -58,14 +58,3 @@ def test_what_is_absent_is_said_of_ratios_only() -> None:
     assert not any("Left out" in one for one in tables.notes("ratios", {}))
     assert not any("Left out" in one for one in tables.notes("live", absent))
     assert tables.notes("inference", {}) == []
-
-
-def test_the_scaling_picture_is_drawn(tmp_path) -> None:
-    points = [(1, 256, 10.0), (2, 256, 19.0), (2, 64, 200.0), (2, 512, 5.0)]
-    rows = [
-        {"model": name, "threads": threads, "size": f"{side} x {side}", "frames/s": speed}
-        for name in ("a", "b")
-        for threads, side, speed in points
-    ]
-    scaling.draw(pl.DataFrame(rows), tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,7 +1,9 @@
 """A small real model in the ONNX contract, and simulated stacks."""
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,22 @@ def dimming(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "out = Add(scaled, scale)", "less = Mul(scale, part)\n    out = Add(scaled, less)"
     )
     return save_model(tmp_path_factory.mktemp("model") / "dimming.onnx", text, model="dimming")
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
+    """Start processes that end with the test, however that ends."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(code: str, *arguments: object) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

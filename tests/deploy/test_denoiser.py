@@ -51,6 +51,28 @@ def test_units_come_back(box_model: Path, lattice) -> None:
     assert np.abs(guessed - camera).max() < 0.02 * camera.std()
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
+def test_any_unit_gives_the_same_frames(box_model: Path, lattice, factor: float) -> None:
+    frames, model = lattice(20.0, (3, 40, 33)), Denoiser(box_model)
+    for known in (None, 1.5):
+        given = None if known is None else known * factor
+        expected = model.denoise_with_sigma(frames, gain=known)
+        made = model.denoise_with_sigma(frames * factor, gain=given)
+        for one, other in zip(expected, made, strict=True):
+            np.testing.assert_allclose(other / np.float64(factor), one, rtol=1e-4, atol=1e-4)
+
+
+def test_frames_without_noise_come_back_as_they_are(
+    box_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = np.full((1, 40, 40), 7.0, np.float32)
+    np.testing.assert_array_equal(denoise(frames, model=box_model), frames)
+    assert "no noise found" in caplog.text
+    made, errors = Denoiser(box_model).denoise_with_sigma(frames)
+    np.testing.assert_array_equal(made, frames)
+    assert not errors.any()
+
+
 def test_the_batch_does_not_matter(box_model: Path, lattice) -> None:
     frames = lattice(5.0, (7, 40, 33))
     model = Denoiser(box_model)

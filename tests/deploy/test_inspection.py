@@ -74,16 +74,17 @@ def test_two_series_of_a_tiff(tmp_path: Path, capsys) -> None:
 
 def test_images_of_a_dm_file() -> None:
     def get_memmap(number: int) -> np.ndarray:
-        if number:
+        if number == 1:
             raise TypeError("RGB")
         return STACK
 
-    file = SimpleNamespace(getMemmap=get_memmap)
-    with pytest.raises(SeveralStacks, match=r"2 images: .*--dataset NUMBER") as refused:
-        dm._choose(Path("a.dm4"), file, 2, Choice())
+    file = SimpleNamespace(getMemmap=get_memmap, numObjects=4)
+    with pytest.raises(SeveralStacks, match=r"3 images: .*--dataset NUMBER") as refused:
+        dm._choose(Path("a.dm4"), file, 1, Choice())
     assert refused.value.offers == [
         Offer("0", (5, 16, 24), "uint16"),
         Offer("1", (), "not readable (RGB)"),
+        Offer("2", (5, 16, 24), "uint16"),
     ]
 
 

@@ -200,11 +200,50 @@ def test_given_values_are_taken(lattice) -> None:
     assert found.sigma == pytest.approx(3 * np.sqrt(40), rel=0.02)
 
 
-def test_a_constant_stack_is_named() -> None:
-    found = measure(np.full((3, 40, 40), 5.0))
+@pytest.mark.parametrize("value", [5.0, 0.0, -3.0, 1e-30])
+@pytest.mark.parametrize("shape", [(1, 64, 64), (2, 64, 64), (3, 40, 40), (1, 1, 1), (4, 1, 50)])
+def test_a_constant_stack_is_named(shape: tuple[int, int, int], value: float) -> None:
+    found = measure(np.full(shape, value))
     assert found.sigma == 0
     assert "no noise found" in found.note
     assert found.scale > 0
+    assert measure(np.full(shape, value), gain=2.5).gain == 2.5
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 0.02, 1e12, 1e30])
+@pytest.mark.parametrize("kind", ["counts", "offset", "around zero", "one frame", "drift"])
+def test_the_unit_of_the_intensity_does_not_matter(lattice, kind: str, factor: float) -> None:
+    frames = {
+        "counts": lambda: lattice(20.0),
+        "offset": lambda: 2.5 * lattice(10.0, (60, 96, 96)) + 100,
+        "around zero": lambda: np.random.default_rng(0).normal(-2, 3, (6, 96, 96)),
+        "one frame": lambda: 1.7 * lattice(30.0, (1, 128, 128)),
+        "drift": lambda: lattice(20.0, drift=0.4),
+    }[kind]()
+    plain, other = measure(frames), measure(frames * factor)
+    # Blocks at the edge of a bin may fall on its other side.
+    for name in ("gain", "offset", "sigma"):
+        assert getattr(other, name) / factor == pytest.approx(getattr(plain, name), rel=5e-3)
+    assert other.scale == pytest.approx(plain.scale, rel=5e-3)
+
+
+def test_counts_in_another_unit_are_recognised(lattice) -> None:
+    found = measure(80 * lattice(20.0))
+    assert found.gain == pytest.approx(80, rel=1e-6)
+    assert "multiples of 80" in found.note
+    assert sampling.common_step(np.array([-3.5, 7.0, 10.5], np.float32)) == pytest.approx(3.5)
+    assert sampling.common_step(np.random.default_rng(0).random(1000, np.float32)) == 0
+    assert sampling.common_step(np.zeros(1, np.float32)) == 0
+
+
+def test_a_large_offset_does_not_round_the_noise_away(lattice) -> None:
+    counts = lattice(20.0, (3, 64, 64))
+    found = measure(counts + 1e6, offset=0.0)
+    assert found.scale > 1e9
+    scale, offset, gain = found.numbers
+    assert offset + gain * scale == pytest.approx(1e6 + counts.mean())
+    assert gain * np.sqrt(scale) == pytest.approx(found.sigma)
+    assert scale < 1000
 
 
 def test_frames_that_are_not_finite_are_named() -> None:

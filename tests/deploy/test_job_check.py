@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import job, reporting
+from emdn_deploy.checking.record import of as record_of
 from emdn_deploy.options import DenoiseOptions
 
 
@@ -15,7 +16,9 @@ def run(box_model, tmp_path):
     def run(frames):
         path = tmp_path / "frames.npy"
         np.save(path, frames)
-        options = DenoiseOptions(model=str(box_model), device="cpu", threads=1, gain=1, offset=0)
+        options = DenoiseOptions(
+            model=str(box_model), device="cpu", threads=1, gain=1, offset=0, to="hspy"
+        )
         return job.run(path, options)
 
     return run
@@ -71,7 +74,7 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     """The frames are mended; that the model was wrong is said, printed and recorded."""
     frames = np.random.default_rng(0).poisson(60.0, (9, 64, 80))
     np.save(tmp_path / "a.npy", frames)
-    options = DenoiseOptions(model=str(dimming), device="cpu", gain=1, offset=0)
+    options = DenoiseOptions(model=str(dimming), device="cpu", gain=1, offset=0, to="hspy")
     report = job.run(tmp_path / "a.npy", options)
     assert report.ratio == pytest.approx(1, abs=1e-6)
     assert report.net_ratio == pytest.approx(0.9, abs=0.01)
@@ -94,3 +97,11 @@ def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
     assert report.saturated
     assert report.ratio < 0.9998
     assert report.net_ratio == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["npy", "tif", "hspy", "h5"])
+def test_the_record_is_found_again(box_model, tmp_path, kind):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(60.0, (2, 48, 48)))
+    options = DenoiseOptions(model=str(box_model), device="cpu", to=kind, frames="0:2")
+    found = record_of(job.run(tmp_path / "a.npy", options).output)
+    assert (found["model"], found["input_frames"]) == ("box", "0:2")

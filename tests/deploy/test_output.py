@@ -2,24 +2,25 @@
 
 import contextlib
 import os
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import mrcfile
 import numpy as np
 import pytest
+import tifffile
 
-from emdn_deploy import job, output
+from emdn_deploy import cli, job, output
 from emdn_deploy.filling import Filling
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.pipeline import blocks
 from emdn_deploy.readers import open_frames
 from emdn_deploy.sums import Sums
 from emdn_deploy.writers import Layout
-from emdn_models.errors import OutputError
+from emdn_models.errors import FormatError, OutputError
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
     return arm
 
 
-@pytest.mark.parametrize(("frame", "error"), [(4, ValueError("a bug")), (0, KeyboardInterrupt())])
+@pytest.mark.parametrize(("frame", "error"), [(0, ValueError("a bug")), (0, KeyboardInterrupt())])
 def test_a_failure_leaves_nothing(source: Path, box_model: Path, stop_at, frame, error) -> None:
-    """Neither an error, nor an interruption before anything is done."""
+    """Neither an error nor an interruption before anything is done."""
     before = sorted(source.parent.iterdir())
     stop_at(frame, error)
     with pytest.raises(type(error)):
@@ -81,7 +82,9 @@ def test_a_failure_leaves_nothing(source: Path, box_model: Path, stop_at, frame,
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OutputError("No space left")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OutputError("No space left"), ValueError("a bug")]
+)
 def test_an_interrupted_run_is_continued(
     source: Path, box_model: Path, stop_at, monkeypatch, suffix: str, error: BaseException
 ) -> None:
@@ -122,7 +125,7 @@ def pixels(path: Path) -> bytes:
         return frames.read(0, frames.shape[0]).tobytes()
 
 
-def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
+def test_a_killed_run_is_continued(source: Path, box_model: Path, child) -> None:
     """SIGKILL, so that nothing is tidied up, while frames are being written."""
     with h5py.File(source, "r+") as file:
         del file["frames"]
@@ -131,7 +134,7 @@ def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
     target, code = source.parent / "cut.h5", (
         "import sys, time\n"
         "from emdn_deploy import cli, denoiser, output\n"
-        "output._SYNC_SECONDS = 0.0\n"
+        "output.SYNC_SECONDS = 0.0\n"
         "answer = denoiser.Denoiser.answer\n"
         "def slow(*a, **b):\n    time.sleep(0.02)\n    return answer(*a, **b)\n"
         "denoiser.Denoiser.answer = slow\n"
@@ -139,10 +142,9 @@ def test_a_killed_run_is_continued(source: Path, box_model: Path) -> None:
     )  # fmt: skip
     arguments = ["denoise", str(source), "-o", str(target), "--model", str(box_model),
                  "--device", "cpu", "--batch", "2"]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    process = child(code, *arguments)
     partial_map = source.parent / "cut.h5.partial.map"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    while process.poll() is None:
         with contextlib.suppress(Exception), np.load(partial_map) as saved:
             if saved["done"].sum() >= 10:
                 break
@@ -216,3 +218,271 @@ def test_a_read_only_folder_is_named(
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(OutputError, match="cannot be written to; choose another place"):
         run(source, box_model)
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
+@pytest.mark.parametrize("role", ["dark", "gain_map", "defects", "model", "member", "partial"])
+def test_no_input_is_ever_an_output(
+    source: Path, box_model: Path, tmp_path: Path, role: str, link: str
+) -> None:
+    precious, out, given = tmp_path / "precious.npy", tmp_path / "out.npy", source
+    np.save(precious, np.ones((24, 24), np.float32))
+    options = {"model": str(box_model), role: precious}
+    if role == "model":
+        precious.write_bytes(box_model.read_bytes())
+        options = {"model": str(precious)}
+    elif role in ("member", "partial"):
+        options, given = {"model": str(box_model)}, tmp_path / "pre*.npy"
+    before = precious.read_bytes()
+    if role == "partial":  # what is written to first
+        out = tmp_path / "out.npy"
+        precious.rename(tmp_path / "precious.npy")
+        link_to = tmp_path / "out.npy.partial"
+    else:
+        link_to = precious if link == "same" else out
+        out = link_to
+    if link == "hard" or (role == "partial" and link == "same"):
+        link_to.hardlink_to(precious)
+    elif link == "symbolic":
+        link_to.symlink_to(precious)
+    with pytest.raises(OutputError, match=r"is the input .*itself; emdn never overwrites it"):
+        job.run(given, DenoiseOptions(device="cpu", output=out, overwrite=True, **options))
+    assert precious.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.npy.json", "out_sigma.npy", "out_sigma.npy.json", "p.png"])
+def test_nothing_is_replaced_unasked(source: Path, box_model: Path, name: str) -> None:
+    mine, target = source.with_name(name), source.with_name("out.npy")
+    mine.write_text("mine")
+    options = {"output": target, "sigma": "sigma" in name, "frames": "0:2"}
+    options["preview"] = source.with_name("p.png")
+    with pytest.raises(OutputError, match=f"{name}: exists already"):
+        run(source, box_model, **options)
+    assert mine.read_text() == "mine"
+    assert not target.exists()
+    run(source, box_model, overwrite=True, **options)
+    assert mine.read_bytes()[:4] != b"mine"
+
+
+def test_a_partial_file_of_somebody_else_is_left_alone(source: Path, box_model: Path) -> None:
+    other = source.with_name("movie_denoised.h5.partial")
+    other.write_text("a download")
+    with pytest.raises(OutputError, match=r"no run of emdn has left it; move it away"):
+        run(source, box_model)
+    assert other.read_text() == "a download"
+
+
+def test_no_output_is_written_twice(source: Path, box_model: Path) -> None:
+    both = source.with_name("p.gif")
+    with pytest.raises(OutputError, match="would be written twice"):
+        run(source, box_model, preview=both, movie=both)
+
+
+def test_two_runs_on_one_output(source: Path, box_model: Path, monkeypatch) -> None:
+    """One works, and the other says who does; whichever came first."""
+    inside, go_on = threading.Event(), threading.Event()
+    write = output.Output.write
+
+    def waiting(self: output.Output, *blocks: np.ndarray) -> None:
+        inside.set()
+        go_on.wait()
+        write(self, *blocks)
+
+    monkeypatch.setattr(output.Output, "write", waiting)
+    first = threading.Thread(target=run, args=(source, box_model))
+    first.start()
+    try:
+        inside.wait()
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match=f"process {os.getpid()} on .* is at work on it"):
+                run(source, box_model, overwrite=overwrite)
+    finally:
+        go_on.set()
+        first.join()
+    monkeypatch.undo()
+    whole = run(source, box_model, output=source.with_name("whole.h5"))
+    assert pixels(source.with_name("movie_denoised.h5")) == pixels(whole.output)
+    assert not list(source.parent.glob("*.partial*"))
+
+
+def test_a_pattern_is_stamped(source: Path, box_model: Path, stop_at, monkeypatch, lattice) -> None:
+    """A member that has changed, and one more, are another input."""
+    for number, frame in enumerate(lattice(20.0, (8, 24, 24))):
+        np.save(source.with_name(f"f_{number}.npy"), frame)
+    pattern, target = source.with_name("f_*.npy"), source.with_name("out.npy")
+    stop_at(4, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(pattern, box_model, batch=2, output=target)
+    monkeypatch.undo()
+    kept = source.with_name("f_1.npy").read_bytes()
+    np.save(source.with_name("f_1.npy"), np.zeros((24, 24)))
+    with pytest.raises(OutputError, match=r"interrupted run with another .*input_files"):
+        run(pattern, box_model, batch=2, output=target)
+    source.with_name("f_1.npy").write_bytes(kept)
+
+
+def test_a_folder_with_its_output_inside_is_continued(
+    source: Path, box_model: Path, stop_at, monkeypatch, lattice
+) -> None:
+    folder = source.with_name("run")
+    folder.mkdir()
+    for number, frame in enumerate(lattice(20.0, (8, 24, 24))):
+        np.save(folder / f"f_{number}.npy", frame)
+    stop_at(4, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, box_model, batch=2, output=folder / "out.npy")
+    monkeypatch.undo()
+    assert run(folder, box_model, batch=2, output=folder / "out.npy").resumed == 4
+
+
+def test_check_and_record_speak_of_all_frames(
+    source: Path, dimming: Path, stop_at, monkeypatch, capsys
+) -> None:
+    whole = run(source, dimming, batch=2, output=source.with_name("whole.h5"))
+    stop_at(4, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(source, dimming, batch=2)
+    monkeypatch.undo()
+    shown = []
+    given = DenoiseOptions(model=str(dimming), device="cpu", batch=2)
+    report = job.run(source, given, lambda done, count: shown.append((done, count)))
+    assert whole.check
+    assert (report.check, report.standing_out) == (whole.check, whole.standing_out)
+    with h5py.File(report.output) as one, h5py.File(whole.output) as other:
+        for name in set(other["emdn"].attrs) - {"date"}:
+            assert one["emdn"].attrs[name] == other["emdn"].attrs[name], name
+    assert shown[0] == (4, 8)  # so that the time left is that of the frames left
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
+    clock = iter([0.0, 100.0, 101.0])
+    monkeypatch.setattr(cli.time, "perf_counter", lambda: next(clock))
+    show = cli._progress()
+    show(4, 8)
+    show(6, 8)
+    assert "6/8 frames, 2.0/s, 1 s left" in capsys.readouterr().err
+
+
+def plain(folder: Path, suffix: str, frames: np.ndarray) -> Path:
+    path = folder / f"plain{suffix}"
+    if suffix == ".npy":
+        np.save(path, frames)
+    elif suffix == ".mrc":
+        with mrcfile.new(path) as file:
+            file.set_data(frames)
+    elif suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["frames"] = frames
+    else:
+        packed = "zlib" if suffix == ".btf" else None
+        tifffile.imwrite(path, frames, photometric="minisblack", compression=packed)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".mrc", ".tif", ".btf", ".h5"])
+def test_an_input_that_becomes_shorter(
+    tmp_path: Path, box_model: Path, lattice, monkeypatch, suffix: str
+) -> None:
+    """A line, not the signal SIGBUS; and what was done is continued when it is back."""
+    path = plain(tmp_path, suffix, lattice(20.0, (64, 64, 64)).astype(np.float32))
+    target, write = tmp_path / "out.hspy", output.Output.write
+    whole = run(path, box_model, batch=2, output=tmp_path / "whole.hspy", frames="0:64")
+    content, stat = path.read_bytes(), path.stat()
+
+    def cutting(self: output.Output, *blocks: np.ndarray) -> None:
+        write(self, *blocks)
+        os.truncate(path, len(content) // 4)
+
+    monkeypatch.setattr(output.Output, "write", cutting)
+    with pytest.raises(FormatError, match=r"become shorter|truncated|cannot be read|was changed"):
+        run(path, box_model, batch=2, output=target, frames="0:64")
+    monkeypatch.undo()
+    assert not target.exists()
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    report = run(path, box_model, batch=2, output=target, frames="0:64")
+    assert report.resumed > 0
+    assert pixels(target) == pixels(whole.output)
+
+
+@pytest.mark.parametrize("how", ["written", "replaced"])
+def test_an_input_that_changes_meanwhile(
+    tmp_path: Path, box_model: Path, lattice, monkeypatch, how: str
+) -> None:
+    frames = lattice(20.0, (8, 24, 24))
+    path, write = plain(tmp_path, ".npy", frames), output.Output.write
+
+    def changing(self: output.Output, *blocks: np.ndarray) -> None:
+        write(self, *blocks)
+        stat = path.stat()
+        if how == "replaced":  # at the same time, of the same size
+            np.save(tmp_path / "new.npy", frames[::-1])
+            os.replace(tmp_path / "new.npy", path)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        else:
+            with path.open("r+b") as file:
+                file.write(path.read_bytes())
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+    monkeypatch.setattr(output.Output, "write", changing)
+    with pytest.raises(FormatError, match=r"plain.npy: was changed while it was denoised"):
+        run(path, box_model, batch=2, output=tmp_path / "out.npy")
+    assert not (tmp_path / "out.npy").exists()
+    assert (tmp_path / "out.npy.partial").exists()
+
+
+def test_a_folder_that_changes_meanwhile(
+    tmp_path: Path, box_model: Path, lattice, monkeypatch
+) -> None:
+    """It is noticed at the end, and what was made is not continued even if it is put back."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number, frame in enumerate(lattice(20.0, (20, 24, 24))):
+        np.save(folder / f"f_{number}.npy", frame)
+    first, write = folder / "f_0.npy", output.Output.write
+    stat = first.stat()
+
+    def changing(self: output.Output, *blocks: np.ndarray) -> None:
+        os.utime(first, (1, 1))
+        write(self, *blocks)
+
+    monkeypatch.setattr(output.Output, "write", changing)
+    with pytest.raises(FormatError, match=r"f_0.npy: was changed while it was denoised"):
+        run(folder, box_model)
+    monkeypatch.undo()
+    os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(OutputError, match=r"interrupted run with another .*input_files"):
+        run(folder, box_model)
+    run(folder, box_model, overwrite=True)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy"])
+@pytest.mark.parametrize("sigma", [False, True])
+def test_a_kill_while_the_record_is_completed(
+    source: Path, box_model: Path, monkeypatch, suffix: str, sigma: bool
+) -> None:
+    """HDF5 leaves a file that it cannot read any more; the frames in it are not lost."""
+    options = {"sigma": sigma, "frames": None if suffix == ".h5" else "0:8"}
+    whole = run(source, box_model, output=source.with_name(f"whole{suffix}"), **options)
+    target = source.with_name(f"cut{suffix}")
+    module = {".h5": "mirror", ".hspy": "combined", ".tif": "tiff"}.get(suffix, suffix[1:])
+
+    def dying(path: Path, late: object) -> None:
+        if suffix in (".h5", ".hspy"):
+            with path.open("r+b") as file:
+                file.write(bytes(200))
+                file.seek(0, 2)
+                file.write(bytes(3000))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"emdn_deploy.writers.{module}.finish", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, box_model, output=target, **options)
+    monkeypatch.undo()
+    report = run(source, box_model, output=target, **options)
+    assert report.resumed == 8
+    assert pixels(target) == pixels(whole.output)
+    assert report.ratio == whole.ratio
+    if sigma and suffix in (".h5", ".hspy"):
+        with h5py.File(target) as one, h5py.File(whole.output) as other:
+            assert (one[report.sigma][:] == other[whole.sigma][:]).all()
+            assert one["emdn"].attrs["output_std"] == other["emdn"].attrs["output_std"]
+    assert not list(source.parent.glob("*.partial*"))

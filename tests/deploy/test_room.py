@@ -1,6 +1,7 @@
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import h5py
@@ -119,6 +120,34 @@ def test_lanes_back_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(denoiser.denoise(frames), expected)
 
 
+def test_runs_go_one_at_a_time_before_they_shrink(
+    box_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that suffices for one frame, but not for several at the same time."""
+    frames, running, lock = noisy(12, 64, 64), [], threading.Lock()
+    expected = Denoiser(box_model, threads=1).denoise(frames)
+    real, together = session._into, threading.Barrier(3)
+
+    def into(handle: object, part: np.ndarray, *rest: object) -> None:
+        with lock:
+            running.append(part.shape)
+        if len(running) <= 3:  # the first of all lanes
+            together.wait(10)
+            raise RuntimeError(ARENA)
+        assert inside.acquire(blocking=False)
+        try:
+            real(handle, part, *rest)
+        finally:
+            inside.release()
+
+    inside = threading.Lock()
+    monkeypatch.setattr(session, "_into", into)
+    denoiser = Denoiser(box_model, threads=3)
+    np.testing.assert_array_equal(denoiser.denoise(frames, batch=1), expected)
+    assert running == [(1, 64, 64)] * 15
+    assert denoiser.room.note == "ran out of memory: one run at a time"
+
+
 def test_sigma_backs_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = noisy(3, 48, 64)
     expected = Denoiser(box_model, threads=1).denoise_with_sigma(frames)
@@ -144,9 +173,20 @@ def test_memory_that_suffices_for_nothing_is_an_error(
     box_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cramped = Cramped(monkeypatch, 0)
-    with pytest.raises(DeviceMemoryError, match=r"ran out of memory: .*box sees 8 pixels at once"):
+    with pytest.raises(DeviceMemoryError, match=r"ran out of memory: .* need about 0.8 GB"):
         Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
     assert len(cramped.tried) < 20
+
+
+def test_tiles_that_are_mostly_borders_are_not_tried(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A net that sees half of a frame would compute it 80 times over, for minutes."""
+    model = make_model(tmp_path / "wide.onnx", model="wide", receptive_field="80", halo="40")
+    cramped = Cramped(monkeypatch, 128 * 128 - 1)
+    with pytest.raises(DeviceMemoryError, match=r"128 x 128 need about .* times as long"):
+        Denoiser(model, threads=1).denoise(noisy(2, 128, 128))
+    assert len(cramped.tried) == 2
 
 
 def test_other_failures_are_not_tried_again(

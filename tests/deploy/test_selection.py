@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from emdn_deploy import selection
-from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.readers import Axis, Choice, open_frames
 from emdn_models.errors import FormatError
 
 STACK = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
@@ -15,6 +16,8 @@ STACK = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
     [
         ("0:5", STACK[:5]), ("::3", STACK[::3]), ("2:9:2", STACK[2:9:2]), ("-3:", STACK[-3:]),
         ("4", STACK[4:5]), ("-1", STACK[-1:]), (":", STACK), ("5:100", STACK[5:]),
+        ("0:3,5:", STACK[[0, 1, 2, 5, 6, 7, 8, 9]]), ("7, 2:4", STACK[[7, 2, 3]]),
+        ("0:6:2,6:9:2", STACK[:9:2]), ("3,-1", STACK[[3, 9]]),
     ],
 )  # fmt: skip
 def test_frames_are_counted_as_python_does(tmp_path: Path, text: str, expected) -> None:
@@ -26,19 +29,33 @@ def test_frames_are_counted_as_python_does(tmp_path: Path, text: str, expected) 
         np.testing.assert_array_equal(taken.read(len(expected) - 1, len(expected)), expected[-1:])
 
 
-@pytest.mark.parametrize("text", ["", "a", "1:b", "0:5:0", "5:0:-1", "1:2:3:4", "1.5"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "1:b", "0:2,", "1,,2", "0:5:0", "5:0:-1", "1:2:3:4", "1.5"]
+)
 def test_nonsense_is_named(text: str) -> None:
     with pytest.raises(FormatError, match="is no selection; give start:stop:step"):
         selection.parse(text)
 
 
-def test_an_empty_selection_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "name"), [("10:20", "10:20"), ("0:3,12,5", "12")])
+def test_an_empty_selection_is_named(tmp_path: Path, text: str, name: str) -> None:
     np.save(tmp_path / "a.npy", STACK)
     with (
         open_frames(tmp_path / "a.npy") as frames,
-        pytest.raises(FormatError, match="takes none of 10 frames"),
+        pytest.raises(FormatError, match=f"--frames {name} takes none of 10 frames"),
     ):
-        selection.select(frames, "10:20")
+        selection.select(frames, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "origin"), [("2:8:3", 1.5, 1.0), ("4", 0.5, 2.0), ("0:3,5:8", None, 0.0)]
+)
+def test_the_time_between_frames_survives(tmp_path: Path, text: str, step, origin) -> None:
+    np.save(tmp_path / "a.npy", STACK)
+    with open_frames(tmp_path / "a.npy") as frames:
+        timed = replace(frames, axes=(Axis("time", "s", 0.5), *frames.axes[1:]))
+        axis = selection.select(timed, text).axes[0]
+        assert (axis.step, axis.origin) == (step, origin)
 
 
 def test_any_axis_order_becomes_a_stack(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_an_unknown_device_is_refused(box_model: Path) -> None:
 def test_a_damaged_file_is_refused(box_model: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.onnx"
     half.write_bytes(box_model.read_bytes()[:300])
-    with pytest.raises(ModelError, match=r"half\.onnx: onnxruntime cannot load it"):
+    with pytest.raises(ModelError, match=r"half\.onnx: is damaged or no ONNX file"):
         open_session(half, "cpu")
     with pytest.raises(ModelError, match="no such ONNX file"):
         open_session(tmp_path / "none.onnx", "cpu")

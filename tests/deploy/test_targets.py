@@ -30,7 +30,17 @@ def hdf5(tmp_path: Path, lattice) -> Path:
         ("movie.nxs", {"to": "h5"}, "movie_denoised.h5", "mirror"),
         ("movie.nxs", {"frames": "0:2"}, "movie_denoised.hspy", "combined"),
         ("movie.dm4", {}, "movie_denoised.hspy", "combined"),
-        ("a.b.tif", {}, "a.b_denoised.hspy", "combined"),
+        ("a.b.tif", {}, "a.b_denoised.tif", "tiff"),
+        ("a.ome.TIFF", {}, "a_denoised.TIFF", "tiff"),
+        ("a.btf", {}, "a_denoised.tif", "tiff"),
+        ("a.tif", {"frames": "0:2"}, "a_denoised.tif", "tiff"),
+        ("a.tif", {"to": "hspy"}, "a_denoised.hspy", "combined"),
+        ("a.st", {}, "a_denoised.mrc", "mrc"),
+        ("a.mrcs", {}, "a_denoised.mrcs", "mrc"),
+        ("a.mrc.gz", {}, "a_denoised.mrc", "mrc"),
+        ("a.b.npy", {}, "a.b_denoised.npy", "npy"),
+        ("a.ser", {}, "a_denoised.hspy", "combined"),
+        ("run/*.tif", {}, "run_denoised.hspy", "combined"),
         ("movie.ser", {"to": "mrc", "out_dir": Path("out")}, "out/movie_denoised.mrc", "mrc"),
         ("run/*.dm4", {}, "run_denoised.hspy", "combined"),
         ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "combined"),
@@ -60,7 +70,7 @@ def test_contradictions_are_named(hdf5: Path) -> None:
 
 
 def test_two_inputs_never_share_an_output(tmp_path: Path) -> None:
-    sources = [tmp_path / "a.tif", tmp_path / "a.mrc"]
+    sources = [tmp_path / "a.tif", tmp_path / "a.btf"]
     with pytest.raises(OutputError, match="would both be written to"):
         targets.each(sources, DenoiseOptions())
 
@@ -91,7 +101,7 @@ def test_several_inputs_and_one_that_fails(
     assert facts[1]["intensity"]["gain"] == 1.0
     assert facts[1]["frames_per_s"] > 0
     assert sorted(path.name for path in out.iterdir()) == [
-        "b_denoised.hspy", "movie_denoised.nxs",
+        "b_denoised.npy", "b_denoised.npy.json", "movie_denoised.nxs",
     ]  # fmt: skip
 
 
@@ -124,3 +134,12 @@ def test_a_folder_of_frames_from_end_to_end(
     np.testing.assert_array_equal(
         np.load(tmp_path / "run_denoised.npy"), np.load(tmp_path / "all_denoised.npy")
     )
+
+
+def test_no_output_is_another_input(tmp_path: Path) -> None:
+    """`denoise a.npy a_denoised.hspy --overwrite` would denoise the first into the second."""
+    for name in ("a.npy", "a_denoised.hspy"):
+        (tmp_path / name).touch()
+    sources = [tmp_path / "a.npy", tmp_path / "a_denoised.hspy"]
+    with pytest.raises(OutputError, match=r"a_denoised.hspy: is the input itself"):
+        targets.each(sources, DenoiseOptions(overwrite=True))

@@ -1,7 +1,6 @@
 """Acquisitions that are still being written."""
 
-import subprocess
-import sys
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from emdn_deploy import Denoiser, cli, growing, watch
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
-from emdn_models.errors import FormatError
+from emdn_models.errors import FormatError, OutputError
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def test_what_was_done_before_is_not_done_again(tmp_path: Path, box_model: Path,
     np.save(folder / "f_3.npy", frames[3])
     again = list(watch.folder(folder, given, 2.0, 1.0, lambda _: None))
     assert [arrival.source.name for arrival in again] == ["f_3.npy"]
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 4
 
 
 def test_a_tree_keeps_its_folders(tmp_path: Path, box_model: Path, frames) -> None:
@@ -125,21 +124,18 @@ with h5py.File(sys.argv[1], "w", libver="latest") as file:
 """
 
 
-def test_a_growing_dataset_is_followed(tmp_path: Path, box_model: Path, frames, capsys) -> None:
+def test_a_growing_dataset_is_followed(
+    tmp_path: Path, box_model: Path, frames, capsys, child
+) -> None:
     np.save(tmp_path / "frames.npy", frames)
     source, target = tmp_path / "live.h5", tmp_path / "out.h5"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(source), str(tmp_path / "frames.npy")],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-    with writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"ready\n"
-        with pytest.raises(SystemExit) as left:
-            cli.main(
-                ["watch", str(source), "-o", str(target), "--model", str(box_model), "--device",
-                 "cpu", "--poll", "0.02", "--idle", "1.5"]
-            )  # fmt: skip
+    writer = child(WRITER, source, tmp_path / "frames.npy")
+    assert writer.stdout.readline() == b"ready\n"
+    with pytest.raises(SystemExit) as left:
+        cli.main(
+            ["watch", str(source), "-o", str(target), "--model", str(box_model), "--device",
+             "cpu", "--poll", "0.02", "--idle", "1.5"]
+        )  # fmt: skip
     assert (left.value.code or 0) == 0
     assert "frames     40, largest lag" in capsys.readouterr().out
     with h5py.File(target) as file:
@@ -186,3 +182,202 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path: Path, box_model: Path
             )
         )
     assert time.monotonic() - began < 10
+
+
+def step(*calls: Callable[[], object]) -> Callable[[], None]:
+    def all_of_them() -> None:
+        for call in calls:
+            call()
+
+    return all_of_them
+
+
+def test_bad_files_are_skipped_and_tried_again(
+    tmp_path: Path, box_model: Path, frames, caplog
+) -> None:
+    """At the first file, in between, of another size, empty, no frames at all."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def put(number: int, array: np.ndarray[Any, Any] | None = None) -> None:
+        np.save(folder / f"f_{number}.npy", frames[number] if array is None else array)
+
+    def cut(number: int) -> None:
+        put(number)
+        whole = (folder / f"f_{number}.npy").read_bytes()
+        (folder / f"f_{number}.npy").write_bytes(whole[:-100])
+
+    cut(0)
+    put(1)
+    put(2, frames[2][:16])
+    put(3)
+    (folder / "f_4.npy").touch()
+    put(5, np.array("text"))
+
+    def nothing() -> None:
+        pass
+
+    steps = [
+        nothing, nothing, step(lambda: cut(6), lambda: put(7)), nothing, nothing,
+        step(lambda: put(0), lambda: put(6)), nothing, nothing, nothing,
+        lambda: put(7, frames[8]), nothing, nothing,
+    ]  # fmt: skip
+    camera = Camera(frames, steps)
+    made: list[str] = []
+    arrivals = watch.folder(folder, options(box_model, to="npy"), 3.0, 1.0, camera.sleep)
+    with pytest.raises(FormatError, match=r"3 of 8 files were not denoised: .*f_2.npy, .*f_4.npy"):
+        made.extend(arrival.source.name for arrival in arrivals)
+    assert made == [f"f_{number}.npy" for number in (1, 3, 7, 0, 6, 7)]
+    for words in ("f_0.npy", "f_2.npy: is 16 x 32, earlier", "f_5.npy", "f_6.npy"):
+        assert sum(words in text and "skipped" in text for text in caplog.messages) == 1
+    assert any("f_7.npy: has changed" in text for text in caplog.messages)
+    scale = watch._first_recipe(
+        folder, [folder / "f_1.npy", folder / "f_3.npy"], options(box_model)
+    )
+    expected = Denoiser(box_model).run(frames[8:9].astype("f4"), scale.scale)
+    np.testing.assert_array_equal(np.load(tmp_path / "run_denoised/f_7_denoised.npy"), expected)
+
+
+def test_no_room_is_waited_for(tmp_path: Path, box_model: Path, frames, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number in range(3):
+        np.save(folder / f"f_{number}.npy", frames[number])
+    run, calls = watch.job.run, []
+
+    def full(path: Path, *arguments: Any, **more: Any) -> Any:
+        calls.append(path.name)
+        if len(calls) in (2, 3):
+            raise OutputError("no room") from OSError(errno.ENOSPC, "No space left on device")
+        return run(path, *arguments, **more)
+
+    monkeypatch.setattr(watch.job, "run", full)
+    made = list(watch.folder(folder, options(box_model), 3.0, 1.0, lambda _: None))
+    assert calls == ["f_0.npy", "f_1.npy", "f_1.npy", "f_1.npy", "f_2.npy"]
+    assert [arrival.source.name for arrival in made] == ["f_0.npy", "f_1.npy", "f_2.npy"]
+
+
+@pytest.mark.parametrize("place", ["", "out"])
+def test_outputs_in_the_folder_are_no_inputs(
+    tmp_path: Path, box_model: Path, frames, place: str
+) -> None:
+    for number in range(2):
+        np.save(tmp_path / f"f_{number}.npy", frames[number])
+    given = options(box_model, to="npy", out_dir=tmp_path / place)
+    for _ in range(2):
+        list(watch.folder(tmp_path, given, 3.0, 1.0, lambda _: None))
+    assert len(list(tmp_path.rglob("*.npy"))) == 4
+
+
+def test_what_was_written_can_be_opened(tmp_path: Path, box_model: Path, frames, caplog) -> None:
+    caplog.set_level("INFO")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number in range(3):
+        np.save(folder / f"f_{number}.npy", frames[number])
+    made = list(watch.folder(folder, options(box_model, to="npy"), 2.0, 1.0, lambda _: None))
+    for source in (tmp_path / "run_denoised", tmp_path / "run_denoised/*.npy"):
+        with open_frames(source) as stack:
+            assert stack.shape == (3, 32, 32)
+            np.testing.assert_array_equal(stack.read(2, 3), np.load(made[2].output))
+    list(watch.folder(folder, options(box_model, to="npy", out_dir=folder), 2.0, 1.0, print))
+    assert "left out" not in caplog.text
+    for source, first in ((folder, "f_0.npy"), (folder / "*_denoised.npy", "f_0_denoised.npy")):
+        with open_frames(source) as stack:
+            assert stack.shape == (3, 32, 32)
+            assert stack.why.startswith(f"in natural order, {first}")
+    assert caplog.text.count("3 files by emdn are left out") == 1
+
+
+@pytest.fixture
+def live(tmp_path: Path, frames) -> Path:
+    with h5py.File(tmp_path / "live.h5", "w", libver="latest") as file:
+        file.create_dataset("frames", data=frames, chunks=(1, 32, 32), maxshape=(None, 32, 32))
+    return tmp_path / "live.h5"
+
+
+def follow(live: Path, target: Path, model: Path, **more: Any) -> list[watch.Arrival]:
+    given = options(model, batch=4, **more)
+    return list(growing.dataset(live, target, given, 2.0, 1.0, lambda _: None))
+
+
+@pytest.mark.parametrize(
+    "error", [FormatError("damaged"), ValueError("a bug"), OSError(28, "full")]
+)
+def test_after_an_error_it_stays_partial_and_is_continued(
+    tmp_path: Path, box_model: Path, live: Path, monkeypatch, error: Exception
+) -> None:
+    follow(live, tmp_path / "whole.h5", box_model)
+    target, append = tmp_path / "out.h5", growing._Growing.append
+
+    def failing(self: growing._Growing, *blocks: Any) -> None:
+        if self.done >= 12:
+            with self._disk():
+                raise error
+        append(self, *blocks)
+
+    monkeypatch.setattr(growing._Growing, "append", failing)
+    with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
+        follow(live, target, box_model)
+    monkeypatch.undo()
+    assert not target.exists()
+    assert (tmp_path / "out.h5.partial").exists()
+    if not isinstance(error, ValueError):
+        assert "12 frames are kept in" in str(raised.value)
+        assert "the same command goes on" in str(raised.value)
+    with pytest.raises(OutputError, match=r"interrupted run with another .*gain"):
+        follow(live, target, box_model, gain=2.0)
+    assert sum(arrival.frames for arrival in follow(live, target, box_model)) == 28
+    with h5py.File(target) as made, h5py.File(tmp_path / "whole.h5") as whole:
+        np.testing.assert_array_equal(made["frames"][:], whole["frames"][:])
+        for name in ("intensity_ratio", "output_std", "largest_shift"):
+            assert made["emdn"].attrs[name] == whole["emdn"].attrs[name]
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_a_consumer_that_fails_publishes_nothing(
+    tmp_path: Path, box_model: Path, live: Path, monkeypatch, capsys
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "terminal is gone")
+
+    monkeypatch.setattr("builtins.print", broken)
+    with pytest.raises(OSError, match="terminal is gone"):
+        cli.watch(live, output=tmp_path / "out.h5", model=str(box_model), device="cpu", idle=0.0)
+    assert not (tmp_path / "out.h5").exists()
+    assert (tmp_path / "out.h5.partial").exists()
+
+
+def test_a_file_that_was_begun_anew_is_not_continued(
+    tmp_path: Path, box_model: Path, live: Path
+) -> None:
+    given = options(box_model, batch=4)
+
+    def shorten(_: float) -> None:
+        with h5py.File(live, "r+", libver="latest") as file:
+            file["frames"].resize(20, axis=0)
+
+    arrivals = growing.dataset(live, tmp_path / "out.h5", given, 2.0, 1.0, shorten)
+    with pytest.raises((FormatError, OSError)):
+        list(arrivals)
+
+
+def test_a_killed_follower_is_begun_anew(
+    tmp_path: Path, box_model: Path, live: Path, child
+) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom emdn_deploy import growing\n"
+        "from emdn_deploy.options import DenoiseOptions\n"
+        "given = DenoiseOptions(model=sys.argv[3], device='cpu', batch=4)\n"
+        "places = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "arrivals = growing.dataset(*places, given, 60.0, 1.0)\n"
+        "for number, _ in enumerate(arrivals):\n    number == 3 and os.kill(os.getpid(), 9)\n"
+    )
+    target = tmp_path / "out.h5"
+    assert child(code, live, target, box_model).wait() == -9
+    assert not target.exists()
+    follow(live, target, box_model)
+    follow(live, tmp_path / "whole.h5", box_model)
+    with h5py.File(target) as made, h5py.File(tmp_path / "whole.h5") as whole:
+        np.testing.assert_array_equal(made["frames"][:], whole["frames"][:])
+    assert not list(tmp_path.glob("*.partial*"))

@@ -1,6 +1,7 @@
 """em_denoise_model.h5: what goes in comes out, and what is no checkpoint is refused."""
 
 import contextlib
+import os
 
 import h5py
 import numpy as np
@@ -107,10 +108,69 @@ def a_group_in_a_model(file):
     file["unet"].create_group("nested")
 
 
+def no_numbers(value, dtype=None):
+    def damage(file):
+        file["unet"].create_dataset("strange", data=value, dtype=dtype)
+
+    return damage
+
+
+def metadata_are(value):
+    def damage(file):
+        file["unet"].attrs["metadata"] = value
+
+    return damage
+
+
+def claims(shape, **options):
+    def damage(file):
+        file["unet"].create_dataset("huge", shape, "f4", **options)
+
+    return damage
+
+
+def a_link(link):
+    def damage(file):
+        file["unet/a.weight2"] = link
+
+    return damage
+
+
+def a_name_that_is_not_utf8(file):
+    h5py.h5g.create(file.id, b"caf\xe9")
+
+
+def a_tensor_that_is_not_utf8(file):
+    h5py.h5g.create(file["unet"].id, b"caf\xe9")
+
+
+def a_virtual_tensor(file):
+    layout = h5py.VirtualLayout((3, 4), "f4")
+    layout[:] = h5py.VirtualSource(".", "unet/b", (3, 4))
+    file.create_virtual_dataset("unet/b", layout)
+
+
+def a_preset_of_numbers(file):
+    file["unet"].attrs["preset"] = np.arange(3)
+
+
 @pytest.mark.parametrize(
     "damage",
-    [no_version, odd_version, no_preset, cut_metadata, a_tensor_too_many, a_group_in_a_model],
-)
+    [
+        no_version, odd_version, no_preset, cut_metadata, a_tensor_too_many, a_group_in_a_model,
+        a_name_that_is_not_utf8, a_tensor_that_is_not_utf8, a_virtual_tensor, a_preset_of_numbers,
+        no_numbers(np.zeros(3, [("a", "f4"), ("b", "S3")])), no_numbers("text"),
+        no_numbers(h5py.Empty("f4")), no_numbers(np.zeros(2, "c8")), no_numbers(np.void(b"123")),
+        no_numbers([b"a", b"b"]),
+        no_numbers(np.zeros(4, "f4"), np.longdouble),
+        metadata_are("[1, 2]"), metadata_are("3"), metadata_are("[" * 60_000),
+        metadata_are('{"a": ' + "9" * 5000 + "}"), metadata_are(np.arange(4)),
+        claims((10**6, 10**6)), claims((10**5, 10**5), chunks=(100, 100)),
+        claims((8, 8), chunks=(8, 8), compression="gzip"), claims((2**40,)),
+        claims((9,), external=[("elsewhere.bin", 0, 36)]),
+        a_link(h5py.SoftLink("/unet/a.weight")), a_link(h5py.ExternalLink("other.h5", "/x")),
+    ],
+)  # fmt: skip
 def test_damage_is_a_checkpoint_error(saved, damage):
     with h5py.File(saved, "r+") as file:
         damage(file)
@@ -135,3 +195,27 @@ def test_scrambled_bytes_never_raise_anything_else(saved, seed):
     saved.write_bytes(content.tobytes())
     with contextlib.suppress(CheckpointError):
         checkpoint.load(saved)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    for path in (tmp_path, tmp_path / "pipe.h5"):
+        with pytest.raises(CheckpointError, match="is no file; expected a checkpoint"):
+            checkpoint.load(path)
+
+
+def test_damage_that_libhdf5_does_not_survive(saved):
+    content = bytearray(saved.read_bytes())
+    heap = content.index(b"GCOL")
+    content[heap + 24] = 255  # the length of the first text: what follows it is no object
+    saved.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"the heap at byte \d+ has an object of no size"):
+        checkpoint.load(saved)
+
+
+def test_big_endian_tensors_are_turned(saved):
+    with h5py.File(saved, "a") as file:
+        file["unet"].create_dataset("b", data=np.arange(3, dtype=">f4"))
+    tensor = checkpoint.load(saved)["unet"].state["b"]
+    assert tensor.dtype.isnative
+    np.testing.assert_array_equal(tensor, [0, 1, 2])

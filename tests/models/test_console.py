@@ -11,6 +11,8 @@ from emdn_models import EmdnError, FormatError, console
     [
         (FormatError("a.h5: two\nlines"), 1, "error: a.h5: two lines"),
         (PermissionError(13, "Permission denied", "out.h5"), 1, "error: [Errno 13]"),
+        (MemoryError("Unable to allocate 3 TiB"), 1, "error: not enough memory (Unable to"),
+        (MemoryError(), 1, "error: not enough memory (none is left)"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],
 )

@@ -1,6 +1,8 @@
 """What is shipped: complete, undamaged, made of the packaged checkpoint, and any good."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,15 +29,22 @@ def test_all_seven_are_shipped_and_listed_before_copies():
         model, kind = classes.split(name)
         preset = MODELS[model].presets[entry["preset"]]
         assert entry["parameters"] == preset.parameters
-        levels = set(entry["quality"]["gain_db"])
-        if kind is None:
-            assert levels == {"0.12", "0.4", "1.2"}
-        else:
-            assert levels
-            assert levels <= {"0.12", "0.4", "1.2"}
+        assert set(entry["quality"]["gain_db"]) == {"0.12", "0.4", "1.2"}
+        if kind is not None:
             assert entry["recipe"]["start"], "a copy is fine-tuned"
         assert {"recipe", "data", "steps", "minutes", "seed", "hardware"} <= set(entry["recipe"])
     assert index["checkpoint"]["sha256"] == pretrained.sha256(pretrained.CHECKPOINT)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "models/README.md"])
+def test_the_tables_have_the_gains_of_the_index(readme):
+    text = (Path(__file__).parents[2] / readme).read_text(encoding="utf-8")
+    for name, entry in pretrained.index()["models"].items():
+        gains = entry["quality"]["gain_db"].values()
+        mean = sum(gains) / len(gains)
+        row = re.search(rf"^\| {name} +\|(( +[\d.]+ \|){{4}})", text, re.MULTILINE)
+        found = [float(cell) for cell in row[1].split("|")[:-1]]
+        assert found == pytest.approx([*gains, mean], abs=0.011)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -93,3 +102,17 @@ def test_unknown_and_damaged_files_are_refused(tmp_path, monkeypatch):
             pretrained.onnx_path("unet")
     finally:
         pretrained.index.cache_clear()
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "3", "null", "{}", '{"models": []}', '{"models": {"a": 3}}', "[" * 100_000,
+    '{"models": {"a": {"sha256": "0"}}}', '{"models": {"a": {"file": "../a.onnx"}}}',
+    '{"models": {"a": {"file": 3}}}', '{"default": [], "models": {}}', "\udcff",
+    '{"models": {"a": {"file": "a.onnx", "variants": []}}}', '{"default": ' + "9" * 5000 + "}",
+    '{"models": {"a": {"file": "a.onnx", "variants": {"int8": 3}}}}', " " * 2**24 + "{}",
+])  # fmt: skip
+def test_damaged_indexes_are_one_line(tmp_path, text):
+    path = tmp_path / "index.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelError, match=r"index\.json: cannot be read .*emdn-train export$"):
+        pretrained.read_index(path)

@@ -1,10 +1,11 @@
 """emdn-train as a user meets it: one line on error, the right exit code, no traceback."""
 
+import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -36,14 +37,18 @@ def test_fit_then_export(gratings, tmp_path, capfd):
     assert "of torch" in out
 
 
+@pytest.mark.parametrize("pair", [("epochs", "3"), ("epochs=3",)])
 @pytest.mark.parametrize("spelling", ["-b", "--benchmark-specific", "--benchmark_specific"])
-def test_the_benchmarks_spelling_wins_over_the_flags(spelling, monkeypatch, capfd):
+def test_the_benchmarks_spelling_wins_over_the_flags(spelling, pair, monkeypatch, capfd):
     seen = []
     monkeypatch.setattr("emdn_train.fit.fit", lambda config: seen.append(config) or [])
-    code, _, err = run(capfd, "fit", "--epochs", 5, spelling, "epochs=3", spelling, "lr=0.5")
+    code, _, err = run(
+        capfd, "fit", "--epochs", 5, spelling, *pair, spelling, "lr=0.5", "-b", "use_gpu", "False"
+    )
     assert code == 0, err
     assert (seen[0].epochs, seen[0].lr, seen[0].batch_size) == (3, 0.5, 128)
     assert seen[0].models == tuple(MODELS)
+    assert seen[0].device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +56,10 @@ def test_the_benchmarks_spelling_wins_over_the_flags(spelling, monkeypatch, capf
     [
         (("fit", "--models", "resnet"), "cafcn"),
         (("fit", "-b", "epochs=many"), "KEY=VALUE"),
+        (("fit", "-b", "epochs", "many"), "KEY VALUE"),
+        (("fit", "-b", "epochs"), "KEY VALUE"),
+        (("fit", "-b", "lr", "-1"), "more than 0"),
+        (("fit", "-b", "use_gpu", "maybe"), "true or false"),
         (("fit", "-b", "epoch=3"), "batch_size, epochs, lr"),
         (("fit", "-b", "lr=0"), "more than 0"),
         (("fit", "--epochs", "0"), "epochs"),
@@ -88,7 +97,7 @@ def test_models_that_diverged_are_named(gratings, tmp_path, capfd):
         capfd, "fit", "--data", gratings, "--out", tmp_path, "--models", "rednet",
         "--lr", "1e6", "--patch", 16, "--epochs", 1, "--device", "cpu",
     )  # fmt: skip
-    assert code == 0
+    assert code == 1
     assert "rednet: diverged; it is not saved and will not be exported" in out
     assert not (tmp_path / "em_denoise_model.h5").exists()
 
@@ -133,11 +142,18 @@ def test_an_interrupt_is_one_line(gratings, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:  # fmt: skip
-        assert process.stderr is not None
-        assert "training on" in process.stderr.readline()
-        time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        try:
+            assert process.stderr is not None
+            lines = iter(process.stderr.readline, "")
+            told = list(
+                itertools.takewhile(lambda line: "before the first step" not in line, lines)
+            )
+            assert "training on" in told[0]
+            assert any(re.fullmatch(r"about \d+:\d\d min in all, .*\n", line) for line in told)
+            process.send_signal(signal.SIGINT)
+            rest = process.stderr.read()
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert rest.strip().splitlines()[-1] == "error: interrupted"
     assert "Traceback" not in rest

@@ -31,9 +31,9 @@ def perturbed(name: str, preset: str = "shipped") -> nn.Module:
 
 def weights_of(name: str, preset: str = "shipped", **metadata) -> checkpoint.Weights:
     state = {key: value.numpy() for key, value in perturbed(name, preset).state_dict().items()}
-    quality = {"gain_db": {"0.4": float(len(name))}}
+    validation = {"gain_db": {"0.4": float(len(name))}}
     return checkpoint.Weights(
-        preset, state, {"status": "fitted", "quality": quality, "recipe": {}} | metadata
+        preset, state, {"status": "fitted", "validation": validation, "recipe": {}} | metadata
     )
 
 
@@ -116,7 +116,7 @@ def test_index_names_files_and_default(exported):
     folder, done = exported
     index = json.loads((folder / "index.json").read_text())
     assert list(index["models"]) == [name for name in MODELS if name in done]
-    # The quality of the weights made here is the length of the name; of equals the first counts.
+    # The gain of the weights made here is the length of the name; of equals the first counts.
     assert index["default"] == max(index["models"], key=len)
     assert index["models"]["dncnn"]["gflop_256"] == pytest.approx(done["dncnn"].gflop_256, abs=1e-3)
     assert set(checkpoint.load(folder / checkpoint.FILE_NAME)) == set(done)
@@ -125,7 +125,7 @@ def test_index_names_files_and_default(exported):
 def test_one_model_again_keeps_the_others(exported, tiny, tmp_path):
     folder, before = exported
     source = tmp_path / "other.h5"
-    again = weights_of("tiny", "paper", quality={"gain_db": {"0.4": 99.0}})
+    again = weights_of("tiny", "paper", validation={"gain_db": {"0.4": 99.0}})
     checkpoint.save(source, {"tiny": again})
     (done,) = export(source, folder)
     assert done.name == "tiny"
@@ -136,7 +136,7 @@ def test_one_model_again_keeps_the_others(exported, tiny, tmp_path):
 
 def test_copies_come_after_models_and_are_never_the_default(tiny, tmp_path):
     source = tmp_path / "a.h5"
-    better = weights_of("tiny", "paper", quality={"gain_db": {"0.4": 99.0}})
+    better = weights_of("tiny", "paper", validation={"gain_db": {"0.4": 99.0}})
     checkpoint.save(source, {"tiny@stem": better, "tiny": weights_of("tiny", "paper")})
     index_path = tmp_path / "onnx" / "index.json"
     (alone,) = export(source, tmp_path / "onnx", ("tiny@stem",))

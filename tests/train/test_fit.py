@@ -2,19 +2,25 @@
 
 import json
 import math
+import os
+import signal
+from contextlib import nullcontext
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
 from torch import nn
 
-from emdn_models import MODELS, DeviceError, ModelError, checkpoint
+from emdn_models import MODELS, DeviceError, ModelError, OutputError, checkpoint
+from emdn_models.lock import locked
 from emdn_models.nets import build
 from emdn_train import fit as fitting
 from emdn_train.batches import Specimens
+from emdn_train.config import warm_up
 from emdn_train.data import open_split
 from emdn_train.fit import FitConfig, fit
-from emdn_train.parallel import pick_device
+from emdn_train.parallel import Processes, pick_device
 from emdn_train.recipes import RECIPES, loss, memory_format, rate, reduced
 from emdn_train.validate import LEVELS, evaluate, validation
 
@@ -110,12 +116,14 @@ def test_starting_from_a_checkpoint_goes_on_where_it_was(gratings, tmp_path):
         fit(config(gratings, tmp_path / "b", models=("unet",), start=saved))
 
 
-def test_a_time_limit_completes_the_schedule(gratings, tmp_path):
+def test_a_time_limit_completes_the_schedule(gratings, tmp_path, monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(fitting.time, "perf_counter", lambda: float(next(ticks)))
     (result,) = fit(
-        config(gratings, tmp_path, recipe="quality", epochs=100_000, max_minutes=0.05, lr=1e-3)
+        config(gratings, tmp_path, recipe="quality", epochs=100_000, max_minutes=1.0, lr=1e-3)
     )
     last = result.history[-1]
-    assert last["seconds"] < 20
+    assert last["seconds"] == pytest.approx(60, abs=4)
     assert last["lr"] < 0.3 * 1e-3
     assert last["gain_db"] is not None
 
@@ -129,6 +137,68 @@ def test_divergence_is_named_and_not_saved(gratings, tmp_path):
 def test_outcomes_are_named_by_their_gain():
     outcomes = [fitting.judge(gain) for gain in (3.0, -0.1, -19.0, -21.0, math.nan)]
     assert outcomes == ["fitted", "no gain", "no gain", "diverged", "diverged"]
+    later = [fitting.judge(gain, 3.0) for gain in (3.1, 2.96, 2.9, -1.0, -21.0, math.nan)]
+    assert later == ["fitted", "fitted", "start kept", "start kept", "diverged", "diverged"]
+    # A start that is no better than the noisy frame is not worth keeping.
+    assert [fitting.judge(gain, -1.0) for gain in (1.0, -2.0)] == ["fitted", "no gain"]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_ends_worse_than_it_started_leaves_its_start(gratings, tmp_path, monkeypatch, cut):
+    """Also if the run was stopped and continued on the way."""
+    monkeypatch.setattr(fitting, "warm_up", lambda *_: 1.0)
+    options = {"lr": 0.01, "epochs": 1}
+    if cut:
+        with monkeypatch.context() as patch:
+            patch.setattr(fitting, "signals_noted", lambda: nullcontext([signal.SIGINT]))
+            with pytest.raises(KeyboardInterrupt):
+                fit(config(gratings, tmp_path, **options))
+    (result,) = fit(config(gratings, tmp_path, **options))
+    assert result.status == "start kept"
+    before, after = (sum(gains.values()) / 3 for gains in (result.start_db, result.gain_db))
+    assert after < before - 0.05
+    assert before > 3
+    saved = checkpoint.load(tmp_path / "em_denoise_model.h5")["ffdnet"]
+    torch.manual_seed(0)
+    for key, value in build("ffdnet").state_dict().items():
+        assert (saved.state[key] == value.numpy()).all(), key
+    assert saved.metadata["status"] == "start kept"
+    assert saved.metadata["validation"]["gain_db"] == pytest.approx(result.start_db, abs=0.01)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())["ffdnet"]
+    assert metrics["start_db"] == result.start_db
+    assert metrics["gain_db"] == result.gain_db
+
+
+def test_the_benchmarks_learning_rate_is_reached_after_a_rise():
+    benchmark, quality = RECIPES["benchmark"], RECIPES["quality"]
+    steps = [0, 50, 100, 10_000]
+    assert [warm_up(benchmark, step) for step in steps] == pytest.approx([1e-3, 10**-1.5, 1, 1])
+    assert [warm_up(quality, step) for step in steps] == [1, 1, 1, 1]
+
+
+def test_a_forecast_counts_every_step_of_every_net(gratings, tmp_path, monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(fitting.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(fitting, "micro_batch", lambda *_: 4)
+    asked = config(gratings, tmp_path, models=("ffdnet", "unet"), batch_size=16, epochs=3)
+    frames = {"ffdnet": 32, "unet": 32}
+    # A tick for 4 patches: 4 a step, 2 steps an epoch.
+    seconds = fitting.forecast(frames, asked, RECIPES["benchmark"], Processes(CPU))
+    assert seconds == 2 * 3 * 2 * 4
+    limited = replace(asked, max_minutes=0.25)
+    assert fitting.forecast(frames, limited, RECIPES["benchmark"], Processes(CPU)) == 2 * 15
+
+
+def test_a_second_fit_into_the_folder_is_told_who_is_at_work(gratings, tmp_path, caplog):
+    fit(config(gratings, tmp_path, epochs=1))
+    before = (tmp_path / "em_denoise_model.h5").read_bytes()
+    with (
+        locked(tmp_path / "fit.lock", tmp_path),
+        pytest.raises(OutputError, match=rf"{tmp_path}: process {os.getpid()} on .* is at work"),
+    ):
+        fit(config(gratings, tmp_path, models=("msdnet",)))
+    assert (tmp_path / "em_denoise_model.h5").read_bytes() == before
+    assert not (tmp_path / "fit.lock").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_model(gratings, tmp_path, monkeypatch):

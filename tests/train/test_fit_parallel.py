@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from emdn_models import DeviceError, checkpoint
+from emdn_models.lock import locked
 from emdn_train import fit as fitting
 from emdn_train.config import FitConfig
 from emdn_train.fit import fit
@@ -96,6 +97,15 @@ def test_only_the_first_process_speaks(two):
     _, done = two
     assert done.stdout.count("em_denoise_model.h5") == 1
     assert done.stderr.count("training on") == 1
+
+
+def test_a_refused_run_is_refused_once(torchrun, tmp_path):
+    with locked(tmp_path / "fit.lock", tmp_path):
+        done = torchrun(tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("is at work on it") == 1
+    assert "Connection closed" not in done.stderr
+    assert not (tmp_path / FILE_NAME).exists()
 
 
 def test_all_stop_when_one_is_told_to_and_all_continue(torchrun, two, tmp_path):

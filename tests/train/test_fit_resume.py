@@ -1,22 +1,23 @@
 """A run that is stopped at any moment goes on to the result of one that never was."""
 
+import contextlib
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from emdn_models import CheckpointError, checkpoint
+from emdn_models import CheckpointError, OutputError, checkpoint
 from emdn_train import config as configs
 from emdn_train import fit as fitting
 from emdn_train import outputs, resume, source
+from emdn_train.cli import main
 from emdn_train.config import FitConfig
 from emdn_train.fit import fit
 
@@ -94,7 +95,7 @@ def interrupt():
         (source.Simulated, "batch", 1),  # before anything is saved
         (source.Simulated, "batch", 3),  # within an epoch
         (source.Simulated, "batch", 4),  # at the start of one
-        (fitting, "evaluate", 2),  # after the last step
+        (fitting, "evaluate", 3),  # after the last step
         (checkpoint, "save", 1),  # before the weights are written
         (outputs, "write_results", 1),  # after that
         (resume.os, "replace", 3),  # while the state is being written
@@ -129,8 +130,13 @@ def test_a_net_with_batch_norm_goes_on_too(gratings, tmp_path, monkeypatch):
 
 def test_a_process_that_is_killed_leaves_no_damage(gratings, tmp_path):
     start = (
-        "import time; from emdn_train import resume\n"
-        "resume.StateFile.due = lambda _: not time.sleep(0.05)\n"
+        "import os, signal; from emdn_train import resume\n"
+        "resume.StateFile.due = lambda _: True\n"
+        "replace, states = os.replace, []\n"
+        "def last(source, target):\n"
+        "    states.append(1) if str(target).endswith('fit_state.h5') else None\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if len(states) > 5 else replace(source, target)\n"
+        "os.replace = last\n"
         "from emdn_train.cli import main; main()"
     )
     arguments = [
@@ -138,19 +144,56 @@ def test_a_process_that_is_killed_leaves_no_damage(gratings, tmp_path):
         "8", "--batch-size", "12", "--patch", "16", "--recipe", "quality", "--device", "cpu",
     ]  # fmt: skip
     state = tmp_path / "cut" / resume.FILE_NAME
-    with subprocess.Popen([sys.executable, "-c", start, *map(str, arguments)]) as process:
-        while not state.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.3)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    done = subprocess.run([sys.executable, "-c", start, *map(str, arguments)], check=False)
+    assert done.returncode == -signal.SIGKILL
     options = {"models": ("ffdnet",), "epochs": 8}
     with h5py.File(state) as file:
-        assert 0 < json.loads(file["training"].asstr()[()])["step"] < 24
+        assert json.loads(file["training"].asstr()[()])["step"] == 5
     fit(config(gratings, tmp_path / "cut", **options))
     fit(config(gratings, tmp_path / "whole", **options))
     assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))
+
+
+def test_a_full_disk_is_one_error_and_the_run_goes_on(gratings, whole, tmp_path, monkeypatch, room):
+    monkeypatch.setattr(resume.StateFile, "due", lambda _: True)
+    for size in (0, 100, 5000, 1_000_000, 4_000_000):
+        with room(size), pytest.raises(OutputError, match=r"cannot be written \(File too large\)"):
+            fit(config(gratings, tmp_path))
+        assert not list(tmp_path.glob("*.partial"))
+    fit(config(gratings, tmp_path))
+    assert_same(result(tmp_path), whole)
+
+
+def test_on_a_disk_that_is_full_a_command_says_so_in_a_line(
+    gratings, whole, small_disk, capfd, monkeypatch
+):
+    monkeypatch.setattr(resume.StateFile, "due", lambda _: True)
+    out, ballast = small_disk / "out", small_disk / "ballast"
+    command = [
+        "fit", "--data", gratings, "--out", out, "--models", "ffdnet,unet", "--recipe", "quality",
+        "--batch-size", 12, "--patch", 16, "--device", "cpu",
+    ]  # fmt: skip
+
+    def run():
+        with pytest.raises(SystemExit) as left:
+            main([str(one) for one in command])
+        return left.value.code, capfd.readouterr().err
+
+    ballast.touch()
+    for free in (0, 8192, 1 << 20):
+        with ballast.open("ab") as file, contextlib.suppress(OSError):
+            while True:  # until not a page is left
+                os.write(file.fileno(), bytes(4096))
+        os.truncate(ballast, ballast.stat().st_size - free)
+        code, told = run()
+        assert code == 1
+        assert "No space left on device" in told.splitlines()[-1]
+        assert "Traceback" not in told
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    code, told = run()
+    assert code in (0, None), told
+    assert_same(result(out), whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

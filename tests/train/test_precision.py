@@ -210,7 +210,8 @@ def test_an_export_keeps_those_of_the_same_weights_only(tmp_path: Path) -> None:
 
     def exported(value: float) -> dict:
         weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
-        export._write_index(tmp_path, {"unet": {"quality": {}}}, copied, {"unet": weights})
+        entry = {"file": "unet.onnx", "validation": {}}
+        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
         return json.loads(path.read_text())["models"]["unet"]
 
     index = {"models": {"unet": exported(1.0)}}

@@ -1,5 +1,6 @@
 """Quality on a tiny split: what is measured is what was done to the frames."""
 
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +11,8 @@ import polars as pl
 import pytest
 from scipy import ndimage
 
-from emdn_models import FormatError
+from emdn_deploy import Denoiser
+from emdn_models import FormatError, pretrained
 from emdn_train import baselines, quality, quality_tables
 from emdn_train.cli import main
 from emdn_train.data import STEM, open_split
@@ -245,6 +247,29 @@ def test_peers_are_kept_for_the_split_that_they_were_measured_on(
     assert "blur" not in measure(QualityConfig(split, ("half",)))["model"]
     assert "of another split" in caplog.text
     (split / PEERS_FILE).unlink()
+
+
+def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "Denoiser", Denoiser)
+    shipped = pretrained.WEIGHTS / "ffdnet.onnx"
+    own = tmp_path / "ffdnet.onnx"
+    own.write_bytes(shipped.read_bytes())
+    entry = {"sha256": pretrained.sha256(own), "validation": {"gain_db": {"0.4": 1.0}}}
+    written = tmp_path / "index.json"
+    written.write_text(json.dumps({"default": "ffdnet", "models": {"ffdnet": entry}}))
+    config = QualityConfig(tmp_path, (str(own),))
+    levels = [0.12, 0.4, 1.2] * 66
+    gains = [10 * level + n % 2 for n, level in enumerate(levels)]
+    found = pl.DataFrame({"model": str(own.with_suffix("")), "level": levels, "gain_db": gains})
+    assert quality.note(found[:100], config) == []
+    assert json.loads(written.read_text())["models"]["ffdnet"] == entry
+    assert quality.note(found, config) == [written]
+    after = json.loads(written.read_text())["models"]["ffdnet"]
+    assert after["quality"]["gain_db"] == {"0.12": 1.7, "0.4": 4.5, "1.2": 12.5}
+    assert after["quality"]["frames"] == 198
+    assert after["validation"] == entry["validation"]
 
 
 def test_specimens_come_with_all_their_levels(split: Path) -> None:

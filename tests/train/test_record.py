@@ -11,6 +11,7 @@ import pytest
 import tifffile
 
 from emdn_models import EmdnError, FormatError, metrics
+from emdn_train import inference
 from emdn_train import record as records
 from emdn_train.cli import main
 from emdn_train.config import Fitted
@@ -84,6 +85,27 @@ def test_psnr_is_that_of_the_pictures(found, data) -> None:
     shipped = found["inference"][1]
     assert shipped["psnr_db"] > found["noisy"]["psnr_db"] + 3
     assert shipped["ssim"] > found["noisy"]["ssim"]
+
+
+def test_sciml_benchs_own_figures_are_beside_ours(found, data) -> None:
+    """MSE and PSNR of batches of 64, the range taken for 255, as its inference prints them."""
+    raw, truth = inference.pictures(data, "raw"), inference.pictures(data, "truth")
+    mse = float(np.mean((raw.astype(float) - truth) ** 2))
+    sciml = found["noisy"]["sciml_bench"]
+    assert sciml["mse"] == pytest.approx(mse, rel=1e-5)
+    assert sciml["psnr_db"] == pytest.approx(20 * np.log10(255 / mse**0.5), abs=1e-3)
+    assert found["inference"][1]["sciml_bench"]["mse"] < mse
+    # Of more than one batch the mean over batches, whatever their sizes.
+    frames = np.zeros((65, 2, 2), np.float32)
+    truth = frames + np.arange(65, dtype=np.float32)[:, None, None] // 64 + 1
+    both = [20 * np.log10(255), 20 * np.log10(255 / 2)]
+    assert inference.likeness(frames, truth + np.float32([[0, 1e-4], [0, 0]]))["sciml_bench"] == {
+        "mse": pytest.approx(2.5, rel=1e-3), "psnr_db": pytest.approx(np.mean(both), abs=1e-2)
+    }  # fmt: skip
+    assert "noisy files" in found["followed"]["truth"]
+    assert "epochs 2" in found["followed"]["defaults"]
+    assert found["training"]["warm_up_steps"] == 100
+    assert found["training"]["start_db"].keys() == found["training"]["gain_db"].keys()
 
 
 def test_the_line_has_all_that_machines_are_compared_by(found) -> None:

@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import h5py
@@ -161,6 +166,105 @@ def test_interrupted_run_is_continued_and_leaves_no_half_file(
     assert not {job.path for job in seen} & set(done)
     # Smaller shards, the same frames.
     assert contents(out) == contents(made)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from emdn_train.simulate import SimulateConfig, simulate
+
+out, kind, points = Path(sys.argv[1]), sys.argv[2], [int(one) for one in sys.argv[3:]]
+
+def config(name):
+    return SimulateConfig(out / name, frames=5, kind=kind, size=32, images_per_structure=4)
+
+def child(name, last=None):
+    \"\"\"Simulate in a process that is killed before it touches its files for the n-th time.\"\"\"
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    seen = []
+    def hook(event, arguments):
+        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+            if str(arguments[0]).startswith(str(out / name)):
+                seen.append(event)
+                if len(seen) == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    try:
+        simulate(config(name))
+        code = 0
+    except BaseException as error:
+        print(last, error, file=sys.stderr)
+        code = 1
+    os._exit(code)
+
+def contents(name):
+    folder = out / name
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*") if path.is_file()}
+
+assert child("whole") == 0
+whole = contents("whole")
+for last in points:
+    first = child(f"cut{last}", last)
+    assert first in (0, -signal.SIGKILL), (last, first)
+    print(last, first)
+    while child(f"cut{last}", 40) == -signal.SIGKILL and last % 2:
+        pass  # every other one is killed again and again
+    assert child(f"cut{last}") == 0, last
+    assert contents(f"cut{last}") == whole, last
+"""
+
+
+@pytest.mark.parametrize("kind", ["graphene", "movie"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
+    points = [1, 2, 3, 4, 5, 6, *np.random.default_rng(0).integers(7, 80, 5).tolist()]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path, kind, *map(str, points)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" -9\n") >= 6, done.stdout
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom emdn_train.simulate import SimulateConfig, simulate\n"
+        "if __name__ == '__main__':\n"
+        "    simulate(SimulateConfig(sys.argv[1], frames=4000, size=32, workers=2))\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    out = tmp_path / "set"
+    with subprocess.Popen(
+        [sys.executable, script, out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            while not list(out.glob(".partial/*.h5")):
+                assert process.poll() is None
+                time.sleep(0.02)
+            with pytest.raises(OutputError, match=f"{out}: process {process.pid} on .* at work"):
+                simulate(SimulateConfig(out, frames=4000, size=32))
+            process.kill()
+            assert process.stdout is not None
+            process.stdout.read()  # until the last worker, who holds the pipe too, is gone
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("kind", ["mixed", "movie"])
+def test_a_full_disk_is_one_error_and_the_rest_is_made_when_there_is_room(
+    tmp_path: Path, kind: str, room: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    options = {"kind": kind, "frames": 12 if kind == "movie" else 20}
+    whole = contents(make(tmp_path / "whole", **options))
+    largest = max(map(len, whole.values()))
+    for size in (0, 100, 3000, 20_000, largest // 2, largest - 1):
+        out = tmp_path / str(size)
+        with room(size), pytest.raises(OutputError, match=r"cannot be written \(File too large"):
+            make(out, **options)
+        assert not [path for path in out.rglob("*.partial") if path.is_file()]
+        assert contents(make(out, **options)) == whole
 
 
 def test_dead_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,24 +115,28 @@ def test_what_cannot_be_calibrated_is_named(folder: Path, tmp_path: Path) -> Non
         index.add(folder / "index.json", "unet", "0" * 64, {})
 
 
-def test_an_export_keeps_the_calibration_of_the_same_weights_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["sigma", "quality"])
+def test_an_export_keeps_what_was_measured_of_the_same_weights_only(
+    tmp_path: Path, key: str
+) -> None:
     copied = tmp_path / checkpoint.FILE_NAME
     copied.write_bytes(b"weights")
     path = tmp_path / "index.json"
 
     def write(value: float) -> dict:
         weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
-        export._write_index(tmp_path, {"unet": {"quality": {}}}, copied, {"unet": weights})
+        entry = {"file": "unet.onnx", "validation": {}}
+        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
         return json.loads(path.read_text())["models"]["unet"]
 
-    assert "sigma" not in write(1.0)
+    assert key not in write(1.0)
     state = {"w": np.full(3, 1.0, np.float32)}
     index = json.loads(path.read_text())
     known = {"spread": 2.0, "noise": 0.1, "weights_sha256": export.weights_sha256(state)}
-    index["models"]["unet"]["sigma"] = known
+    index["models"]["unet"][key] = known
     path.write_text(json.dumps(index))
-    assert write(1.0)["sigma"] == known
-    assert "sigma" not in write(2.0)
+    assert write(1.0)[key] == known
+    assert key not in write(2.0)
 
 
 def test_the_measurement_compares_three_predictions(folder: Path, tmp_path: Path, monkeypatch):

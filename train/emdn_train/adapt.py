@@ -14,13 +14,14 @@ from torch import nn
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.selection import select
 from emdn_models import FormatError, checkpoint
+from emdn_models.lock import locked
 from emdn_models.metrics import Estimate
 from emdn_models.nets import build
 from emdn_train import outputs
 from emdn_train.adapt_config import RECIPE, AdaptConfig
 from emdn_train.config import Fitted
 from emdn_train.export import weights_sha256
-from emdn_train.fit import begin, train
+from emdn_train.fit import LOCK, begin, train
 from emdn_train.held_out import Verdict, compare, motion
 from emdn_train.interrupt import signals_noted
 from emdn_train.neighbours import Movie, Neighbours
@@ -76,8 +77,17 @@ def adapt(config: AdaptConfig) -> Adapted:
         On SIGINT or SIGTERM, once the step is finished and the state saved.
     CheckpointError
         If the folder holds an unfinished run of another config.
+    OutputError
+        If another process works on the folder, or it cannot be written to.
     """
-    out, fit, options = Path(config.out), config.as_fit(), config.as_deployment()
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / LOCK, out):
+        return _adapt(config, out)
+
+
+def _adapt(config: AdaptConfig, out: Path) -> Adapted:
+    fit, options = config.as_fit(), config.as_deployment()
     processes = Processes(pick_device(config.device))
     with open_frames(config.stack, Choice(config.dataset, config.axes)) as opened:
         stack = opened if config.frames is None else select(opened, config.frames)
@@ -88,7 +98,6 @@ def adapt(config: AdaptConfig) -> Adapted:
         start.to(processes.device)
         drift = motion(movie, training[:32])
         warn_of_motion(drift, movie)
-        out.mkdir(parents=True, exist_ok=True)
         state = StateFile(out / FILE_NAME, identity(config, movie, start))
         t = begin(config.model, fit, RECIPE, processes, state)
         source = Neighbours(movie, len(training), config.patch, processes.device)

@@ -4,7 +4,6 @@ The class of a frame is known from the truth: its detector and its expected coun
 deployment would take, ``MODEL@auto``, goes by the same detector and the dose that is measured.
 """
 
-import json
 import logging
 from os import PathLike
 from pathlib import Path
@@ -125,12 +124,7 @@ def _chosen(column: str, model: str, copies: list[str]) -> pl.Expr:
 
 def _open(model: str, folder: Path) -> dict[str, Denoiser]:
     path = folder / "index.json"
-    try:
-        models = json.loads(path.read_text(encoding="utf-8"))["models"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error!r}); write it with emdn-train export"
-        ) from error
+    models = pretrained.read_index(path)["models"]
     names = [name for name in models if name.partition("@")[0] == model]
     if model not in names or len(names) < 2:
         raise ModelError(

@@ -1,5 +1,6 @@
 """The command ``emdn-train``: it only wires."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from enum import StrEnum
@@ -10,7 +11,7 @@ import typer
 
 from emdn_models import console
 from emdn_train import cli_adapt, cli_classes, cli_quality, cli_record, cli_sigma
-from emdn_train.flags import Specific, benchmark_options, names_of, need_torch
+from emdn_train.flags import Specific, benchmark_options, joined, names_of, need_torch
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -176,7 +177,7 @@ def fit(
     """Fit models and save them in OUT/em_denoise_model.h5; continues where it was stopped."""
     need_torch()
     from emdn_train import outputs
-    from emdn_train.config import FitConfig
+    from emdn_train.config import FitConfig, mean
     from emdn_train.fit import fit as run
 
     values: dict[str, Any] = {
@@ -192,10 +193,18 @@ def fit(
     for result in results:
         if result.status == "no gain":
             print(f"{result.name}: worse than the noisy frame so far; train it longer")
+        elif result.status == "start kept":
+            print(
+                f"{result.name}: ended at {mean(result.gain_db):.2f} dB, below the "
+                f"{mean(result.start_db):.2f} dB before the first step: saved is that start; "
+                "train it longer, or with a smaller --lr"
+            )
         elif result.status == "diverged":
             print(f"{result.name}: diverged; it is not saved and will not be exported")
     if any(result.status != "diverged" for result in results):
         print(f"saved {out / 'em_denoise_model.h5'}")
+    if any(result.status in ("diverged", "start kept") for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -254,4 +263,4 @@ app.command()(cli_record.benchmark)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; see `emdn_models.console.run` for how it leaves."""
-    console.run(app, argv)
+    console.run(app, joined(sys.argv[1:] if argv is None else argv))

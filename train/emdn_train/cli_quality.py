@@ -33,14 +33,18 @@ def quality(
         typer.Option(metavar="DIR", help="Write quality.parquet, quality.md and frontier.png."),
     ] = None,
 ) -> None:
-    """Measure exported models on the fixed test split, beside baselines."""
+    """Measure exported models on the fixed test split and on movies, beside baselines."""
     need_torch()
-    from emdn_train import quality_report
-    from emdn_train.quality import QualityConfig, measure
+    from emdn_deploy import Denoiser
+    from emdn_train import movies, quality_report
+    from emdn_train.quality import QualityConfig, measure, names_of, note
 
-    rows = measure(QualityConfig(testset, chosen(models), peers, threads))
-    typer.echo(quality_report.report(rows))
-    for path in [] if save is None else quality_report.save(rows, save):
+    config = QualityConfig(testset, chosen(models), peers, threads)
+    rows = measure(config)
+    hops = movies.measure({name: Denoiser(name, threads=threads) for name in names_of(config)})
+    typer.echo(quality_report.report(rows, hops))
+    written = [] if save is None else quality_report.save(rows, save, hops)
+    for path in written + note(rows, config):
         typer.echo(f"saved {path}")
 
 

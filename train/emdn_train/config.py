@@ -1,7 +1,9 @@
 """What a training run is asked for, and what comes of it."""
 
+import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from emdn_train.parallel import Processes
 
 Device = Literal["auto", "cpu", "cuda"]
+
+WARM_UP = 100
+"""Steps over which the learning rate rises, where the recipe does not say."""
+
+Status = Literal["fitted", "start kept", "no gain", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -92,35 +99,55 @@ class Fitted:
     name
         The model.
     status
-        ``fitted``; ``no gain``, the result is worse than the noisy frame, as after too
-        few steps; or ``diverged``, the loss is not finite or the result more than
-        20 dB worse. What diverged is not saved.
+        ``fitted``; ``start kept``, the result is more than 0.05 dB worse than the start, which
+        was better than the noisy frame and is what is saved; ``no gain``, the result is worse than
+        the noisy frame, as after too few steps; or ``diverged``, the loss is not finite or
+        the result more than 20 dB worse. What diverged is not saved.
     history
         One row an epoch: loss, learning rate, validation gain, seconds.
     gain_db
-        Mean over frames of 10 log10(MSE noisy / MSE denoised), a value a level.
+        Mean over frames of 10 log10(MSE noisy / MSE denoised), a value a level, at the end.
+    start_db
+        The same before the first step; empty where it was not measured.
     images_per_s
         Patches a second through whole training steps, noise included.
     """
 
     name: str
-    status: Literal["fitted", "diverged", "no gain"]
+    status: Status
     history: list[dict[str, Any]]
     gain_db: dict[str, float]
     mean_ratio: float
     images_per_s: float
+    start_db: dict[str, float] = field(default_factory=dict)
 
 
-def judge(gain_db: float) -> Literal["fitted", "no gain", "diverged"]:
-    """Name the outcome of a run by its mean gain; see `Fitted`."""
-    if gain_db > 0:
-        return "fitted"
-    return "no gain" if gain_db > -20 else "diverged"
+def judge(gain_db: float, start_db: float = -math.inf) -> Status:
+    """Name the outcome of a run by its mean gain and that of its start; see `Fitted`."""
+    if not gain_db > -20:
+        return "diverged"
+    if gain_db < start_db - 0.05 and start_db > 0:
+        return "start kept"
+    return "fitted" if gain_db > 0 else "no gain"
+
+
+def mean(gains: Mapping[str, float]) -> float:
+    """Return the mean gain over the levels of signal to noise."""
+    return sum(gains.values()) / len(gains)
 
 
 def learning_rate(config: FitConfig, recipe: Recipe) -> float:
     """Return the learning rate asked for, or else the recipe's."""
     return config.lr if config.lr is not None else recipe.lr
+
+
+def warm_up(recipe: Recipe, step: int) -> float:
+    """Return the share of the learning rate at a step, for recipes that have no rise themselves.
+
+    It rises from a thousandth by an equal factor a step. A first step of 0.01 in every weight
+    would throw away a start that denoises by a spectrum already.
+    """
+    return 1.0 if recipe.warmup else 1e-3 ** max(0.0, 1 - step / WARM_UP)
 
 
 def same_run(

@@ -78,11 +78,13 @@ def export(
     entries: dict[str, Any] = {}
     for name in classes.ordered(chosen):
         status = chosen[name].metadata.get("status")
-        if status not in ("fitted", "no gain"):
+        if status not in ("fitted", "start kept", "no gain"):
             log.warning("%s: not exported, its training ended as %r", name, status)
             continue
         if status == "no gain":
             log.warning("%s: worse than the noisy frame when it was fitted", name)
+        elif status == "start kept":
+            log.warning("%s: holds its start, since the fit ended worse than that", name)
         kind = classes.split(name)[1]
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
@@ -93,7 +95,7 @@ def export(
             "parameters": exported.parameters,
             "gflop_256": round(exported.gflop_256, 3),
             **({} if kind is None else {"class": kind.name, "for": kind.words}),
-            "quality": chosen[name].metadata.get("quality", {}),
+            "validation": _validation(chosen[name]),
             "recipe": chosen[name].metadata.get("recipe", {}),
         }
         log.info(
@@ -141,7 +143,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
             "parameters": str(preset.parameters),
             "gflop_256": f"{gflop:.4f}",
             "recipe": json.dumps(weights.metadata.get("recipe", {})),
-            "quality": json.dumps(weights.metadata.get("quality", {})),
+            "quality": json.dumps(_validation(weights)),
             "emdn_version": __version__,
             "git_revision": _revision(),
             "torch_version": version("torch"),
@@ -202,8 +204,16 @@ def _revision() -> str:
     return found.stdout.strip()
 
 
+def _validation(weights: checkpoint.Weights) -> Mapping[str, Any]:
+    """Return what the fit measured on its own test frames; older checkpoints call it quality."""
+    found: Mapping[str, Any] = weights.metadata.get(
+        "validation", weights.metadata.get("quality", {})
+    )
+    return found
+
+
 def _mean_gain(entry: Mapping[str, Any]) -> float:
-    gains = entry["quality"].get("gain_db", {})
+    gains = entry.get("validation", {}).get("gain_db", {})
     return sum(gains.values()) / len(gains) if gains else float("-inf")
 
 
@@ -228,13 +238,17 @@ def _write_index(
     path = folder / index.NAME
     earlier = index.read(path)["models"] if path.exists() else {}
     for name, entry in entries.items():
-        # A calibration and variants belong to weights, and outlive no others.
+        # A calibration, measured quality and variants belong to weights, and outlive no others.
         weights = weights_sha256(chosen[name].state)
-        known = earlier.get(name, {}).get("sigma")
-        if known and known["weights_sha256"] == weights:
-            entry["sigma"] = known
-        else:
-            log.info("%s: has no calibration of --sigma; run emdn-train calibrate", name)
+        for key, missing in (
+            ("sigma", "has no calibration of --sigma; run emdn-train calibrate"),
+            ("quality", "not measured on the fixed test split; run emdn-train quality"),
+        ):
+            known = earlier.get(name, {}).get(key)
+            if known and known["weights_sha256"] == weights:
+                entry[key] = known
+            else:
+                log.info("%s: %s", name, missing)
         if kept := _variants(folder, earlier.get(name, {}), weights):
             entry["variants"] = kept
     entries = earlier | entries

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from emdn_models.nets.electrons import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_train import outputs
 from emdn_train.batches import Batch, Specimens
-from emdn_train.config import FitConfig, Fitted, judge, learning_rate, same_run
-from emdn_train.data import open_split
+from emdn_train.config import FitConfig, Fitted, judge, learning_rate, mean, same_run, warm_up
+from emdn_train.data import Split, open_split
 from emdn_train.interrupt import signals_noted
 from emdn_train.parallel import Processes, joined
 from emdn_train.recipes import (
@@ -38,6 +38,8 @@ from emdn_train.validate import LEVELS, SEED, evaluate, validation
 
 log = logging.getLogger(__name__)
 
+LOCK = "fit.lock"
+
 
 def fit(config: FitConfig) -> list[Fitted]:
     """Fit every model of the config and write the results to its ``out`` folder.
@@ -54,10 +56,10 @@ def fit(config: FitConfig) -> list[Fitted]:
         On SIGINT or SIGTERM, once the step is finished and the state saved.
     CheckpointError
         If the folder holds an unfinished run of another config.
+    OutputError
+        If another process fits into the folder, or it cannot be written to.
     """
-    recipe = RECIPES[config.recipe]
     out = Path(config.out)
-    results: list[Fitted] = []
     with (
         joined(config.device) as processes,
         open_split(config.data, "train") as split,
@@ -65,46 +67,58 @@ def fit(config: FitConfig) -> list[Fitted]:
     ):
         log.info("training on %s", outputs.describe(processes))
         out.mkdir(parents=True, exist_ok=True)
-        state = StateFile(
-            out / FILE_NAME, same_run(config, recipe, processes, split, held_out), processes.first
-        )
-        kept = outputs.existing(out)
-        seen = max(
-            MODELS[classes.split(name)[0]].presets[config.preset].frames for name in config.models
-        )
-        kind_of_source = Simulated if seen == 1 else Clips
-        everything = kind_of_source(Specimens.of(split), recipe, config.patch, processes.device)
-        unseen = Specimens.of(held_out)
-        todo = list(dict.fromkeys(config.models))
-        kinds = {name: classes.split(name)[1] for name in todo}
-        sources = {kind: source_of(kind, everything) for kind in kinds.values()}
-        tests = {kind: validation(unseen, LEVELS, 16, 256, SEED, kind, seen) for kind in sources}
-        for earlier in (Fitted(**result) for result in state.done.values()):
-            if earlier.name in kept or earlier.status == "diverged":
-                todo.remove(earlier.name)
-                results.append(earlier)
-                log.info("%s: %s before, not fitted again", earlier.name, earlier.status)
-        processes.wait()  # all have read the state before the first one changes it
-        with signals_noted() as signals:
-            for name in todo:
-                source, held = sources[kinds[name]], tests[kinds[name]]
-                t = begin(name, config, recipe, processes, state)
-                if config.start is not None and isinstance(t.net, WithSpectrum):
-                    t.net.shrinkages.requires_grad_(False)
-                    source = Reused(source, t.net)
-                finite = train(t, config, recipe, source, held, processes, state, signals)
-                if not processes.first:
-                    continue
-                result = measure(t, recipe, held, processes.device) if finite else failed(t)
-                results.append(result)
-                kept.pop(name, None)
-                if result.status != "diverged":
-                    data = described(kinds[name], outputs.describe_data(split))
-                    kept[name] = outputs.weights(result, t, config, recipe, data, processes)
-                    checkpoint.save(out / checkpoint.FILE_NAME, kept)
-                outputs.write_results(out, config, results, processes)
-                state.finish(name, asdict(result))
-        state.remove()
+        with processes.alone(out / LOCK, out) as alone:
+            return _fit(config, processes, split, held_out) if alone else []
+
+
+def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split) -> list[Fitted]:
+    recipe, out = RECIPES[config.recipe], Path(config.out)
+    results: list[Fitted] = []
+    state = StateFile(
+        out / FILE_NAME, same_run(config, recipe, processes, split, held_out), processes.first
+    )
+    kept = outputs.existing(out)
+    seen = max(frames_of(name, config.preset) for name in config.models)
+    recorded = Simulated if seen == 1 else Clips
+    everything = recorded(Specimens.of(split), recipe, config.patch, processes.device)
+    unseen = Specimens.of(held_out)
+    todo = list(dict.fromkeys(config.models))
+    kinds = {name: classes.split(name)[1] for name in todo}
+    sources = {kind: source_of(kind, everything) for kind in kinds.values()}
+    tests = {kind: validation(unseen, LEVELS, 16, 256, SEED, kind, seen) for kind in sources}
+    for earlier in (Fitted(**result) for result in state.done.values()):
+        if earlier.name in kept or earlier.status == "diverged":
+            todo.remove(earlier.name)
+            results.append(earlier)
+            log.info("%s: %s before, not fitted again", earlier.name, earlier.status)
+    processes.wait()  # all have read the state before the first one changes it
+    if processes.first and todo:
+        frames = {name: len(sources[kinds[name]]) for name in todo}
+        seconds = forecast(frames, config, recipe, processes)
+        log.info("about %s min in all, by a timed step of each net", _clock(seconds))
+    with signals_noted() as signals:
+        for name in todo:
+            source, held = sources[kinds[name]], tests[kinds[name]]
+            t = begin(name, config, recipe, processes, state)
+            if config.start is not None and isinstance(t.net, WithSpectrum):
+                t.net.shrinkages.requires_grad_(False)
+                source = Reused(source, t.net)
+            if processes.first and not t.step:
+                t.start_db, _ = evaluate(t.net, held, processes.device)
+                log.info("%s: gain %.2f dB before the first step", name, mean(t.start_db))
+            finite = train(t, config, recipe, source, held, processes, state, signals)
+            if not processes.first:
+                continue
+            result = measure(t, recipe, held, processes.device) if finite else failed(t)
+            results.append(result)
+            kept.pop(name, None)
+            if result.status != "diverged":
+                data = described(kinds[name], outputs.describe_data(split))
+                kept[name] = outputs.weights(result, t, config, recipe, data, processes)
+                checkpoint.save(out / checkpoint.FILE_NAME, kept)
+            outputs.write_results(out, config, results, processes)
+            state.finish(name, asdict(result))
+    state.remove()
     return results
 
 
@@ -123,8 +137,10 @@ def begin(
     training = Training(name, net, average, optimizer(recipe, net, learning_rate(config, recipe)))
     if state.restore(training):
         log.info("%s: continuing after step %d", name, training.step)
-    elif config.start is not None:
+        return training
+    if config.start is not None:
         training.start = start_from(net, name, config)
+    training.first = {key: value.clone() for key, value in net.state_dict().items()}
     return training
 
 
@@ -162,7 +178,7 @@ def train(
             order = source.order(config.seed, epoch)
         batch, place, patches = processes.share(order[number * size : (number + 1) * size])
         for group in t.optimizer.param_groups:
-            group["lr"] = lr * rate(recipe, progress)
+            group["lr"] = lr * rate(recipe, progress) * warm_up(recipe, t.step)
         summed = torch.zeros((), device=device)
         for first in range(0, len(batch), micro):
             indices = batch[first : first + micro]
@@ -208,9 +224,9 @@ def train(
         validated = validated and bool(held)
         if validated and processes.first:
             gains, _ = evaluate(t.average.module, held, device)
-            t.history[-1]["gain_db"] = _mean(gains)
+            t.history[-1]["gain_db"] = mean(gains)
             log.info("%s  epoch %d  loss %.4f  gain %.2f dB", t.name, epoch + 1,
-                     t.history[-1]["loss"], _mean(gains))  # fmt: skip
+                     t.history[-1]["loss"], mean(gains))  # fmt: skip
         if stop or validated or state.due():
             state.save(t)
         if stop:
@@ -228,15 +244,56 @@ def train(
 def measure(t: Training, recipe: Recipe, held: list[Batch], device: torch.device) -> Fitted:
     """Validate a model at its end and name the outcome."""
     gains, mean_ratio = evaluate(t.average.module, held, device)
-    t.history[-1]["gain_db"] = _mean(gains)
-    log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], _mean(gains))
-    status = judge(_mean(gains))
-    return Fitted(t.name, status, t.history, gains, mean_ratio, t.seen / t.trained)
+    t.history[-1]["gain_db"] = mean(gains)
+    log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], mean(gains))
+    status = judge(mean(gains), mean(t.start_db) if t.start_db else -math.inf)
+    if status == "start kept":
+        t.average.module.load_state_dict(t.first)
+        _, mean_ratio = evaluate(t.average.module, held, device)
+    rate = t.seen / t.trained
+    return Fitted(t.name, status, t.history, gains, mean_ratio, rate, t.start_db)
 
 
 def failed(t: Training) -> Fitted:
     """Say of a model that it diverged on the way."""
-    return Fitted(t.name, "diverged", t.history, {}, math.nan, t.seen / t.trained)
+    return Fitted(t.name, "diverged", t.history, {}, math.nan, t.seen / t.trained, t.start_db)
+
+
+def forecast(
+    frames: Mapping[str, int], config: FitConfig, recipe: Recipe, processes: Processes
+) -> float:
+    """Return about how many seconds a fit takes, by timing part of a step of each net.
+
+    Parameters
+    ----------
+    frames
+        Model to the number of frames that it is trained on.
+    """
+    seconds, device = 0.0, processes.device
+    for name, number in frames.items():
+        net = build(name, config.preset).to(device)
+        net = net.to(memory_format=memory_format(recipe, device))  # type: ignore[call-overload]
+        own = min(config.batch_size, math.ceil(number / processes.count))
+        steps = config.epochs * math.ceil(number / (config.batch_size * processes.count))
+        shown = min(micro_batch(config.patch, device), own), frames_of(name, config.preset)
+        shape = *shown, config.patch, config.patch
+        x = torch.randn(shape, device=device)
+        y = middle(x)
+        for _ in range(2):  # the first one also sets things up
+            began = time.perf_counter()
+            loss(recipe, net, x, y, torch.ones_like(y), reduced(recipe, device)).backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            took = time.perf_counter() - began
+        needed = steps * took * own / len(x)
+        seconds += min(needed, config.max_minutes * 60) if config.max_minutes else needed
+    return seconds
+
+
+def frames_of(name: str, preset: str) -> int:
+    """Return how many consecutive frames a net sees, 1 of an unknown preset."""
+    chosen = MODELS[classes.split(name)[0]].presets.get(preset)
+    return 1 if chosen is None else chosen.frames
 
 
 def micro_batch(patch: int, device: torch.device) -> int:
@@ -247,10 +304,6 @@ def micro_batch(patch: int, device: torch.device) -> int:
     """
     pixels = (2 if device.type == "cpu" else 32) * 256 * 256
     return max(1, pixels // patch**2)
-
-
-def _mean(gains: dict[str, float]) -> float:
-    return sum(gains.values()) / len(gains)
 
 
 def _clock(seconds: float) -> str:

@@ -7,17 +7,17 @@ import typer
 
 from emdn_models import MODELS, MissingExtraError, classes
 
-BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float}
-"""What the SciML-Bench em_denoise benchmark lets its user set with -b KEY=VALUE."""
+BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float, "use_gpu": str}
+"""What the SciML-Bench em_denoise benchmark lets its user set with -b KEY VALUE."""
+
+SPELLINGS = ("-b", "--benchmark-specific", "--benchmark_specific")
 
 Specific = Annotated[
     list[str] | None,
     typer.Option(
-        "-b",
-        "--benchmark-specific",
-        "--benchmark_specific",
-        metavar="KEY=VALUE",
-        help="batch_size, epochs or lr in the benchmark's own spelling; repeatable.",
+        *SPELLINGS,
+        metavar="KEY VALUE",
+        help="batch_size, epochs, lr or use_gpu as SciML-Bench has them, or KEY=VALUE; repeatable.",
     ),
 ]
 
@@ -37,8 +37,24 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Write SciML-Bench's ``-b KEY VALUE`` as ``-b KEY=VALUE``, which is read as well."""
+    made: list[str] = []
+    for argument in arguments:
+        if made[-2:-1] and made[-2] in SPELLINGS and made[-1].isidentifier():
+            made[-1] += f"={argument}"
+        else:
+            made.append(argument)
+    return made
+
+
 def benchmark_options(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """Read KEY=VALUE pairs; several may stand in one, separated by commas or spaces."""
+    """Read KEY=VALUE pairs; several may stand in one, separated by commas or spaces.
+
+    Returns
+    -------
+    Fields of `emdn_train.config.FitConfig`; ``use_gpu`` of false is the device ``cpu``.
+    """
     options: dict[str, Any] = {}
     for pair in " ".join(pairs or ()).replace(",", " ").split():
         key, _, value = pair.partition("=")
@@ -46,11 +62,17 @@ def benchmark_options(pairs: Sequence[str] | None) -> dict[str, Any]:
             options[key] = BENCHMARK_KEYS[key](value)
         except (KeyError, ValueError):
             raise typer.BadParameter(
-                f"{pair!r}; expected KEY=VALUE with a number and KEY one of "
+                f"{pair!r}; expected KEY VALUE or KEY=VALUE with a number and KEY one of "
                 f"{', '.join(BENCHMARK_KEYS)}",
                 param_hint="-b",
             ) from None
-        if options[key] <= 0:
+        if key == "use_gpu":
+            gpu = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
+            if gpu is None:
+                raise typer.BadParameter(f"{pair!r}; expected true or false", param_hint="-b")
+            del options[key]
+            options |= {} if gpu else {"device": "cpu"}
+        elif options[key] <= 0:
             raise typer.BadParameter(f"{pair!r}; expected more than 0", param_hint="-b")
     return options
 

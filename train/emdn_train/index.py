@@ -1,11 +1,12 @@
 """The ``index.json`` beside exported models, and how commands after the export add to it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from emdn_models import pretrained
 from emdn_models.errors import ModelError
+from emdn_models.files import renamed
 
 NAME = "index.json"
 
@@ -18,13 +19,7 @@ def read(path: Path) -> dict[str, Any]:
     ModelError
         If there is none, or it is damaged.
     """
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error}); write it with emdn-train export"
-        ) from error
-    return index
+    return pretrained.read_index(path)
 
 
 def chosen(path: Path, names: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
@@ -63,6 +58,5 @@ def add(path: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
 
 def write(path: Path, index: dict[str, Any]) -> None:
     """Write an index, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with renamed(path) as partial:
+        partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ from emdn_models import metrics
 from emdn_models.errors import FormatError
 
 Frames = NDArray[np.float32]
+LIKENESS = ("psnr_db", "ssim", "sciml_bench")
 
 
 def pictures(data: Path, part: str) -> Frames:
@@ -55,7 +56,7 @@ def denoised(
     -------
     list
         A row a model: `emdn_deploy.bench.rows.about` and ``speed``, ``stack frames/s``,
-        ``psnr_db`` and ``ssim``.
+        and those of `likeness`.
     """
     scales = [_scale(frame) for frame in raw]
     size = (raw.shape[1], raw.shape[2])
@@ -84,15 +85,25 @@ def denoised(
                     stack_rate(one, raw, float(np.median(seconds[weights])), 3.0)
                 )
             }
-            | ({"psnr_db": None, "ssim": None} if drawn else likeness(answers[weights], truth))
+            | (dict.fromkeys(LIKENESS) if drawn else likeness(answers[weights], truth))
         )
     return made
 
 
-def likeness(frames: Frames, truth: Frames) -> dict[str, float]:
-    """Return PSNR in dB and SSIM, means over frames (N, H, W), at each true frame's range."""
+def likeness(frames: Frames, truth: Frames) -> dict[str, Any]:
+    """Return PSNR in dB and SSIM, means over frames (N, H, W), at each true frame's range.
+
+    ``sciml_bench`` has MSE and PSNR as SciML-Bench computes them: of batches of 64 frames in
+    their own units, the range taken for 255, averaged over the batches.
+    """
     span = np.ptp(truth, axis=(1, 2))
+    errors = [
+        float(np.square(frames[at : at + 64] - truth[at : at + 64], dtype=np.float64).mean())
+        for at in range(0, len(frames), 64)
+    ]
+    psnr = np.mean([20 * np.log10(255 / np.sqrt(error)) for error in errors])
     return {
         "psnr_db": round(float(metrics.psnr(frames, truth, span).mean()), 3),
         "ssim": round(float(metrics.ssim(frames, truth, span).mean()), 4),
+        "sciml_bench": {"mse": float(f"{np.mean(errors):.6g}"), "psnr_db": round(float(psnr), 3)},
     }

@@ -15,10 +15,11 @@ import torch
 
 from emdn_deploy.bench import machine
 from emdn_models import __version__, checkpoint
+from emdn_models.files import renamed
+from emdn_train.config import WARM_UP, FitConfig, Fitted, mean
 from emdn_train.data import Split
 
 if TYPE_CHECKING:
-    from emdn_train.config import FitConfig, Fitted
     from emdn_train.parallel import Processes
     from emdn_train.recipes import Recipe
     from emdn_train.resume import Training
@@ -50,9 +51,9 @@ def existing(out: Path) -> dict[str, checkpoint.Weights]:
 
 
 def weights(
-    result: "Fitted",
+    result: Fitted,
     training: "Training",
-    config: "FitConfig",
+    config: FitConfig,
     recipe: "Recipe",
     data: str,
     processes: "Processes",
@@ -74,24 +75,26 @@ def weights(
         "batch_size": config.batch_size,
         "processes": processes.count,
         "patch": config.patch,
+        "warm_up_steps": 0 if recipe.warmup else WARM_UP,
         "seed": config.seed,
         "minutes": round(result.history[-1]["seconds"] / 60, 2) if result.history else 0,
         "hardware": describe(processes),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    quality = {
-        "gain_db": {level: round(gain, 2) for level, gain in result.gain_db.items()},
+    gains = result.start_db if result.status == "start kept" else result.gain_db
+    validation = {
+        "gain_db": {level: round(gain, 2) for level, gain in gains.items()},
         "mean_ratio": round(result.mean_ratio, 5),
     }
     averaged = training.average.module.state_dict()
     state = {key: tensor.cpu().contiguous().numpy() for key, tensor in averaged.items()}
     return checkpoint.Weights(
-        config.preset, state, {"status": result.status, "recipe": trained, "quality": quality}
+        config.preset, state, {"status": result.status, "recipe": trained, "validation": validation}
     )
 
 
 def write_results(
-    out: Path, config: "FitConfig", results: Sequence["Fitted"], processes: "Processes"
+    out: Path, config: FitConfig, results: Sequence[Fitted], processes: "Processes"
 ) -> None:
     """Write what is known of each model; models of earlier runs keep their entries.
 
@@ -106,6 +109,7 @@ def write_results(
         {
             result.name: {
                 "status": result.status,
+                "start_db": result.start_db,
                 "gain_db": result.gain_db,
                 "mean_ratio": result.mean_ratio,
             }
@@ -135,12 +139,13 @@ def write_results(
         draw_losses(out / "loss.png", rows)
 
 
-def text(results: Sequence["Fitted"]) -> str:
+def text(results: Sequence[Fitted]) -> str:
     """Put the results in a table, a row a model."""
     rows = [
         {
             "model": result.name,
             "status": result.status,
+            "dB at the start": round(mean(result.start_db), 2) if result.start_db else None,
             **{f"dB at {level}": round(gain, 2) for level, gain in result.gain_db.items()},
             "mean out/in": round(result.mean_ratio, 4),
             "images/s": round(result.images_per_s, 1),
@@ -182,9 +187,8 @@ def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     left.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
-    os.replace(partial, path)
+    with renamed(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
 
 
 def _merge(path: Path, entries: dict[str, Any]) -> None:
@@ -194,9 +198,5 @@ def _merge(path: Path, entries: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with renamed(path) as partial:
+        partial.write_text(text, encoding="utf-8")

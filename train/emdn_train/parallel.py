@@ -7,14 +7,16 @@ step. The first process alone validates, writes and logs.
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
 
-from emdn_models import DeviceError
+from emdn_models import DeviceError, OutputError
+from emdn_models.lock import locked
 from emdn_train.config import Device
 
 
@@ -75,6 +77,27 @@ class Processes:
         """Wait until all processes have come here."""
         self.add(0.0)
 
+    @contextmanager
+    def alone(self, path: Path, what: Path) -> Iterator[bool]:
+        """Let the first process hold a lock for all; say in each whether to go on.
+
+        Raises
+        ------
+        OutputError
+            In the first one, if another command holds it.
+        """
+        with ExitStack() as held:
+            refused = None
+            if self.first:
+                try:
+                    held.enter_context(locked(path, what))
+                except OutputError as error:
+                    refused = error
+            (any_refused,) = self.add(float(refused is not None))
+            if refused is not None:
+                raise refused
+            yield not any_refused
+
     def synchronised(self, net: nn.Module) -> nn.Module:
         """Let batch norm on GPUs see the whole batch; torch has no such layer for CPUs."""
         if self.count == 1 or self.device.type != "cuda":
@@ -120,9 +143,9 @@ def pick_device(device: Device, local: int | None = None) -> torch.device:
     ``local`` is the number of this process on its machine, where there are several.
     """
     available = torch.cuda.is_available()
-    if device == "cuda" and not available:
+    if device not in ("auto", "cpu") and not available:
         raise DeviceError(
-            "--device cuda: torch finds no CUDA GPU; use --device cpu, or install a CUDA "
+            f"--device {device}: torch finds no CUDA GPU; use --device cpu, or install a CUDA "
             "build of torch and a driver that fits it"
         )
     if not available or device == "cpu":

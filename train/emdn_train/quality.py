@@ -18,15 +18,20 @@ import polars as pl
 
 from emdn_deploy import Denoiser
 from emdn_models import pretrained
+from emdn_train import index
 from emdn_train.baselines import PEERS, gaussian, need_peers, spectrum
 from emdn_train.data import Split, open_split
 from emdn_train.examples import Example, Frame, defect_scores, examples, score, table_of, timed
+from emdn_train.simulate.testset import VERSION
 from emdn_train.source import fingerprint
 from emdn_train.uncertainty import coverage
 
 log = logging.getLogger(__name__)
 
 PEERS_FILE = "peers.parquet"
+
+FRAMES = 198
+"""Of the fixed test split with its multislice part."""
 
 _SITE: Any = pl.Struct({"kind": pl.String, "what": pl.String, "scores": pl.List(pl.Float64)})
 _COLUMNS: dict[str, Any] = {
@@ -117,6 +122,44 @@ def measure(config: QualityConfig) -> pl.DataFrame:
     )
 
 
+def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
+    """Enter the gain of each model into the ``index.json`` beside its file, as ``quality``.
+
+    That is the figure that ``emdn-deploy models`` and ``bench`` show and README tabulates.
+
+    Parameters
+    ----------
+    rows
+        As of `measure`. Unless they are of the whole fixed split, nothing is entered.
+
+    Returns
+    -------
+    The indexes that were changed.
+    """
+    changed = []
+    for name in names_of(config):
+        info = Denoiser(name, threads=1).session.info
+        path = info.path.parent / index.NAME
+        own = rows.filter(pl.col("model") == name.removesuffix(".onnx"))
+        if len(own) != FRAMES:
+            log.info("%s: %d frames, not the fixed split of %d; %s stays as it is",
+                     name, len(own), FRAMES, path)  # fmt: skip
+            continue
+        if index.read(path)["models"].get(info.name, {}).get("sha256") != info.sha256:
+            log.warning("%s: has no entry of this file, nothing added", path)
+            continue
+        gains = own.group_by("level").agg(pl.col("gain_db").mean().round(2)).sort("level")
+        quality = {
+            "gain_db": {f"{level:g}": gain for level, gain in gains.rows()},
+            "frames": FRAMES,
+            "test_split": VERSION,
+            "weights_sha256": info.text["weights_sha256"],
+        }
+        index.add(path, info.name, info.sha256, {"quality": quality})
+        changed.append(path)
+    return list(dict.fromkeys(changed))
+
+
 def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
     """Number the frames of the first ``count`` specimens of each part, at all levels."""
     ranked = table.with_row_index("row").with_columns(
@@ -126,10 +169,11 @@ def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
 
 
 def _models(config: QualityConfig) -> dict[str, Method]:
-    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in _names(config)}
+    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in names_of(config)}
 
 
-def _names(config: QualityConfig) -> tuple[str, ...]:
+def names_of(config: QualityConfig) -> tuple[str, ...]:
+    """Name the models to measure: those asked for, or all that is shipped."""
     return config.models or tuple(pretrained.index()["models"])
 
 
@@ -141,7 +185,7 @@ def _model(name: str, threads: int | None) -> Method:
 def _sigmas(config: QualityConfig) -> dict[str, Inside]:
     """Return what measures sigma, by the names of those models that have one."""
     found: dict[str, Inside] = {}
-    for name in _names(config):
+    for name in names_of(config):
         denoiser = Denoiser(name, threads=config.threads)
         if denoiser.calibration is not None:
             found[name.removesuffix(".onnx")] = partial(_inside, denoiser)

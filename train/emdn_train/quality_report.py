@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from emdn_train.frontier import draw_frontier
+from emdn_train.movies import summary as hops
 from emdn_train.quality_tables import (
     DOSE,
     GAIN,
@@ -23,13 +24,15 @@ from emdn_train.quality_tables import (
 _SHORT = ("model", "mean", "multislice", "worst", "dose", "AUC", "recall", "ms/frame")
 
 
-def report(rows: pl.DataFrame) -> str:
+def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
     """Put all that was measured in Markdown.
 
     Parameters
     ----------
     rows
         As `emdn_train.quality.measure` gives them.
+    movies
+        As `emdn_train.movies.measure` gives them; None if none were measured.
     """
     whole = complete(rows)
     table = summary(whole)
@@ -80,11 +83,22 @@ def report(rows: pl.DataFrame) -> str:
             markdown(summary(same)),
             markdown(by_part(same, GAIN.round(1))),
         ]
+    if movies is not None:
+        parts += [
+            "## Movies in which a vacancy hops",
+            f"{movies['movie'].n_unique()} movies a signal to noise, {movies['frame'].n_unique()} "
+            "frames each, drifting by up to 1.5 pixels a frame; averages are along the true drift, "
+            "which a user does not know. Gain in dB; how well the vacancy is told from full sites; "
+            "how many frames off its hop is found.",
+            markdown(hops(movies)),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
-def save(rows: pl.DataFrame, folder: Path) -> list[Path]:
+def save(rows: pl.DataFrame, folder: Path, movies: pl.DataFrame | None = None) -> list[Path]:
     """Write ``quality.parquet``, a row a method and frame, ``quality.md`` and ``frontier.png``.
+
+    Rows of movies, if any, go to ``movies.parquet``.
 
     Returns
     -------
@@ -94,8 +108,11 @@ def save(rows: pl.DataFrame, folder: Path) -> list[Path]:
     paths = [folder / name for name in ("quality.parquet", "quality.md", "frontier.png")]
     partial = [path.with_name(path.name + ".partial") for path in paths[:2]]
     rows.write_parquet(partial[0])
-    partial[1].write_text(report(rows), encoding="utf-8")
+    partial[1].write_text(report(rows, movies), encoding="utf-8")
     for written, path in zip(partial, paths, strict=False):
         os.replace(written, path)
     draw_frontier(rows, paths[2])
+    if movies is not None:
+        paths.append(folder / "movies.parquet")
+        movies.write_parquet(paths[-1])
     return paths

@@ -1,9 +1,8 @@
 """The record that machines are compared by: the em_denoise benchmark from data to denoised frames.
 
 Trains the net of the SciML-Bench em_denoise benchmark on whole frames at the benchmark's
-defaults, exports it, and denoises ``inference/raw``. What differs from that benchmark: noise
-is drawn anew at every step, the net sees frames in units of their noise, gradients are
-clipped (`emdn_train.recipes`), and inference is onnxruntime's.
+defaults, exports it, and denoises ``inference/raw``. What differs from that benchmark stands
+in `FOLLOWED`, and in every record.
 """
 
 import json
@@ -19,21 +18,36 @@ from emdn_deploy.bench import machine
 from emdn_deploy.denoiser import Denoiser
 from emdn_models import MODELS, checkpoint
 from emdn_models.errors import EmdnError
+from emdn_models.files import renamed
+from emdn_models.lock import locked
 from emdn_models.nets import build
-from emdn_train.config import Device, FitConfig, Fitted, learning_rate
+from emdn_train.config import WARM_UP, Device, FitConfig, Fitted, learning_rate
 from emdn_train.data import STEM, open_split
 from emdn_train.export import export_one
 from emdn_train.fit import fit
 from emdn_train.inference import denoised, likeness, pictures
 from emdn_train.outputs import describe_data
+from emdn_train.parallel import pick_device
 from emdn_train.recipes import RECIPES
 from emdn_train.simulate import SimulateConfig, simulate
 from emdn_train.source import fingerprint
 
 FILE_NAME = "record.json"
+LOCK = "record.lock"
 FORMAT = "emdn-record"
 FORMAT_VERSION = 1
 RECIPE = "benchmark"
+FOLLOWED = {
+    "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01; its code "
+    "of 2023 (1.2.0) has 10 epochs: -b epochs 10",
+    "differs": "noise drawn anew at every step; frames in units of their noise; gradients "
+    f"clipped to a norm of 1; lr rises over the first {WARM_UP} steps; inference by onnxruntime, "
+    "a frame at a time",
+    "truth": "SciML-Bench's loader fills the truth of its inference set from the noisy files, so "
+    "that its PSNR and MSE compare with these; here the truth is read from inference/truth",
+    "sciml_bench": "MSE of batches of 64 in the frames' own units and 20 log10(255 / sqrt(MSE)), "
+    "both averaged over the batches",
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +95,23 @@ def record(config: RecordConfig) -> dict[str, Any] | None:
         If the data set is not as `emdn_train.data` says, or lacks ``inference/``.
     EmdnError
         If data would have to be simulated by several processes at once.
+    DeviceError
+        If the device asked for cannot be had, before anything is made.
+    OutputError
+        If another process records into the folder, or it cannot be written to.
     """
-    data, out = Path(config.data), Path(config.out)
+    if config.device != "auto":
+        pick_device(config.device)
+        Denoiser(None, config.device)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", 0)):  # the first of several processes holds the lock for all
+        return _record(config, Path(config.data), out)
+    with locked(out / LOCK, out):
+        return _record(config, Path(config.data), out)
+
+
+def _record(config: RecordConfig, data: Path, out: Path) -> dict[str, Any] | None:
     if not (data / "train" / f"{STEM}_clean.h5").exists():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise EmdnError(f"{data}: no data set; simulate it first, with one process")
@@ -121,12 +150,12 @@ def record(config: RecordConfig) -> dict[str, Any] | None:
         "inference": denoised(denoisers, config.device, raw, truth, fitted.status),
         "noisy": likeness(raw, truth),
         "data_range": "largest less smallest value of each true frame",
+        "followed": FOLLOWED,
         "git_revision": where.info.text.get("git_revision"),
         "machine": machine.facts("torch", "onnx", "h5py"),
     }  # fmt: skip
-    partial = out / f"{FILE_NAME}.partial"
-    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out / FILE_NAME)
+    with renamed(out / FILE_NAME) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
@@ -178,6 +207,7 @@ def _training(fitted: Fitted, asked: FitConfig, images: int, out: Path) -> dict[
         "s_per_epoch": float(f"{images / fitted.images_per_s:.6g}"),
         "status": fitted.status,
         "loss": [round(row["loss"], 5) for row in fitted.history],
+        "start_db": {level: round(gain, 2) for level, gain in fitted.start_db.items()},
         "gain_db": {level: round(gain, 2) for level, gain in fitted.gain_db.items()},
         "recipe": RECIPE,
         "optimizer": recipe.optimizer,
@@ -185,6 +215,7 @@ def _training(fitted: Fitted, asked: FitConfig, images: int, out: Path) -> dict[
         "epochs": asked.epochs,
         "batch_size": asked.batch_size,
         "lr": learning_rate(asked, recipe),
+        "warm_up_steps": WARM_UP,
         "patch": asked.patch,
         "steps": fitted.history[-1]["step"] if fitted.history else 0,
         "hardware": known["hardware"],

@@ -5,7 +5,6 @@ Three predictions of the error of the same frames, each the mean over eight orie
 orientations; ``noise only``, the square root of a constant share of the expected noise.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from os import PathLike
@@ -15,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from emdn_deploy import Denoiser
+from emdn_models import pretrained
 from emdn_models.errors import ModelError
 from emdn_train.data import open_split
 from emdn_train.uncertainty import Answer, Frame, Recorded, answer, coverage, mended
@@ -100,7 +100,7 @@ def _predictions(denoiser: Denoiser, made: Answer) -> Iterator[tuple[str, Frame]
     assert calibration is not None
     yield "calibrated", calibration.sigma((made.spread, made.noise))
     yield "spread", np.sqrt(made.variance)
-    index = json.loads((denoiser.session.info.path.parent / "index.json").read_text("utf-8"))
+    index = pretrained.read_index(denoiser.session.info.path.parent / "index.json")
     share = index["models"][denoiser.session.info.name]["sigma"]["noise_only"]
     yield "noise only", np.sqrt(np.float32(share) * made.noise)
 

@@ -4,7 +4,7 @@ Layout (format version 1)::
 
     /                      attributes: format, format_version
     /run, /done, /training     JSON text: what must stay the same, results so far, counters
-    /net/<tensor>, /average/<tensor>, /optimizer/<parameter>/<tensor>
+    /net/<tensor>, /average/<tensor>, /first/<tensor>, /optimizer/<parameter>/<tensor>
 
 HDF5 and not torch.save, which is a pickle however it is read; any other reader opens this.
 No generator is kept: all chance follows from the seed and the step (`emdn_train.source`).
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from emdn_models.errors import CheckpointError
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 
 FILE_NAME = "fit_state.h5"
 FORMAT = "emdn-fit-state"
@@ -45,6 +47,8 @@ class Training:
         The weights, their moving average and the optimiser of the former.
     start
         How the weights came about that the net started from, if not by chance.
+    first, start_db
+        The weights before the first step, and their gain by level of signal to noise.
     step, seen
         Optimiser steps and patches so far.
     loss, losses
@@ -67,6 +71,8 @@ class Training:
     elapsed: float = 0.0
     trained: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    start_db: dict[str, float] = field(default_factory=dict)
+    first: dict[str, Tensor] = field(default_factory=dict)
 
     def end_epoch(self, steps: int) -> None:
         """Add a row to the history and begin the next epoch's mean; ``steps`` are an epoch's."""
@@ -82,7 +88,18 @@ class Training:
         self.loss, self.losses = 0.0, 0
 
 
-COUNTERS = ("name", "start", "step", "seen", "loss", "losses", "elapsed", "trained", "history")
+COUNTERS = (
+    "name",
+    "start",
+    "step",
+    "seen",
+    "loss",
+    "losses",
+    "elapsed",
+    "trained",
+    "history",
+    "start_db",
+)
 
 
 class StateFile:
@@ -131,6 +148,7 @@ class StateFile:
             training.net.load_state_dict(_tensors(file["net"]))
             training.average.load_state_dict(_tensors(file["average"]))
             state = {int(key): _tensors(group) for key, group in file["optimizer"].items()}
+            training.first = _tensors(file["first"]) if "first" in file else {}
         groups = training.optimizer.state_dict()["param_groups"]
         training.optimizer.load_state_dict({"state": state, "param_groups": groups})
         # A fused optimiser walks through memory: its moments must lie as the weights do.
@@ -139,7 +157,8 @@ class StateFile:
                 if value.shape == parameter.shape:
                     values[key] = torch.empty_like(parameter).copy_(value)
         for counter in COUNTERS:
-            setattr(training, counter, self._counters[counter])
+            if counter in self._counters:  # files of before have no start_db
+                setattr(training, counter, self._counters[counter])
         return True
 
     def due(self) -> bool:
@@ -152,8 +171,8 @@ class StateFile:
             return
         began = time.perf_counter()
         counters = {key: getattr(training, key) for key in COUNTERS} if training else {}
-        partial = self._partial()
-        with h5py.File(partial, "w") as file:
+        with renamed(self.path) as partial, written(partial) as out:
+            file = out.file
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             # Datasets, since an attribute may not exceed 64 kB and a history does.
@@ -165,13 +184,11 @@ class StateFile:
                 groups = {f"optimizer/{key}": values for key, values in state.items()}
                 groups["net"] = training.net.state_dict()
                 groups["average"] = training.average.state_dict()
+                groups["first"] = training.first
                 file.create_group("optimizer")
                 for group, tensors in groups.items():
                     for key, tensor in tensors.items():
                         file[f"{group}/{key}"] = tensor.cpu().numpy()
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, self.path)
         self._saved = time.perf_counter()
         self._cost = self._saved - began
 
@@ -184,11 +201,8 @@ class StateFile:
         """Delete the file: the run is complete, and the same command starts a new one."""
         if not self._writes:
             return
-        self._partial().unlink(missing_ok=True)
+        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-
-    def _partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
 
     def _compare(self, saved: dict[str, Any]) -> None:
         found = [

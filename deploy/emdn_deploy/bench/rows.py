@@ -8,6 +8,7 @@ import numpy as np
 from emdn_deploy.bench.rounds import percentile
 from emdn_deploy.options import Device
 from emdn_deploy.session import Session
+from emdn_models import pretrained
 
 Row = dict[str, Any]
 
@@ -31,8 +32,14 @@ def gflop_of(session: Session, size: tuple[int, int]) -> float:
 
 
 def gain_db(session: Session) -> float | None:
-    """Return the mean gain in dB that the model's file says was measured when it was fitted."""
-    gains = session.info.quality.get("gain_db", {})
+    """Return the mean gain in dB on the fixed test split, of which the index has each level.
+
+    None for weights that are not shipped.
+    """
+    quality = pretrained.index()["models"].get(session.info.name, {}).get("quality", {})
+    if quality.get("weights_sha256") != session.info.text.get("weights_sha256"):
+        return None
+    gains = quality.get("gain_db", {})
     return round(sum(gains.values()) / len(gains), 1) if gains else None
 
 

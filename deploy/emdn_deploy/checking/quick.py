@@ -101,14 +101,26 @@ class Quick:
         ):
             self._rows[number] = self._measure(before, after, float(shift))
 
+    def state(self) -> NDArray[np.float64]:
+        """Return what is known of each frame, (N, 5), for `restore`."""
+        rows = [(number, *row) for number, row in list(self._rows.items())]
+        return np.array(rows, np.float64).reshape(-1, 1 + len(BOUNDS))
+
+    def restore(self, state: NDArray[np.float64], size: int) -> None:
+        """Take up frames of ``size`` pixels that an earlier run has measured."""
+        self._pixels = size
+        self._rows |= {int(number): (a, b, c, d) for number, a, b, c, d in state.tolist()}
+
     def _measure(
         self, raw: Frames, denoised: Frames, shift: float
     ) -> tuple[float, float, float, float]:
-        kept = after = denoised - np.float32(self.offset)
-        level, given = float(after.mean()), float(raw.mean()) - self.offset
-        least = max(_DARK * (self.gain * level + self.read**2), 1e-30)
-        variance = np.maximum(np.float32(self.gain) * kept + np.float32(self.read**2), least)
-        scaled = (raw - denoised) / np.sqrt(variance)
+        unit = np.float32(self.gain)  # in electrons: float32 does not hold every unit's square
+        after, read = (denoised - np.float32(self.offset)) / unit, self.read / self.gain
+        level = float(after.mean())
+        given = float(raw.mean(dtype=np.float64) - self.offset) / self.gain
+        least = max(_DARK * (level + read**2), 1e-30)
+        variance = np.maximum(after + np.float32(read**2), np.float32(least))
+        scaled = (raw - denoised) / unit / np.sqrt(variance)
         share = 1.0
         if self.bad is not None and self.bad.any():
             scaled[self.bad] = 0
@@ -123,7 +135,7 @@ class Quick:
             if one.size
         ]
         lag = float(np.mean(across)) / square if across and square > 0 else 0.0
-        ratio = (level - shift) / given if given else np.nan
+        ratio = (level - shift / self.gain) / given if given else np.nan
         return ratio, max(0.0, square) ** 0.5, lag, _box(scaled, mean)
 
     def result(self) -> QuickResult:

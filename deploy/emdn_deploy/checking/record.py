@@ -24,7 +24,7 @@ def of(path: Path) -> dict[str, Any]:
         return _hdf5(path)
     if path.suffix.lower() in (".tif", ".tiff"):
         return _tiff(path)
-    beside = path.with_suffix(".json")
+    beside = path.with_name(path.name + ".json")
     if path.suffix.lower() == ".npy" and beside.is_file():
         return _found(beside.read_text(encoding="utf-8"), "emdn")
     return {}

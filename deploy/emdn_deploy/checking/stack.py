@@ -144,6 +144,8 @@ def _check(
 
     def write(start: int, before: Frame, after: Frame) -> None:
         for number, (one, two) in enumerate(zip(before, after, strict=True), start):
+            if ready.recipe.blank and one.min() == one.max():
+                continue  # blank, or without a value: not denoised
             rows.add(number, one, two)
             held.add(number, one, two)
             slices.add(number, one, two)
@@ -151,15 +153,17 @@ def _check(
         progress(start + len(before), count)
 
     position = [0]
+    # Gaps and saturated areas keep their value in an output: no residual of theirs counts.
+    denoised = ready.shown(clean.read) if clean else ready.read
 
     def compute(block: Frame) -> Frame:
         position[0] += len(block)
         if clean is None:
             return make(block)
-        return _finite(clean, position[0] - len(block), position[0])
+        return _finite(clean.path, denoised, position[0] - len(block), position[0])
 
     def after(start: int, stop: int) -> Frame:
-        return clean.read(start, stop) if clean else make(ready.read(start, stop))
+        return denoised(start, stop) if clean else make(ready.read(start, stop))
 
     batch = options.batch or make.denoiser.batch_for(size)
     pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
@@ -182,11 +186,11 @@ def _check(
     )  # fmt: skip
 
 
-def _finite(clean: Frames, start: int, stop: int) -> Frame:
-    block = clean.read(start, stop)
+def _finite(path: Path, read: correction.Read, start: int, stop: int) -> Frame:
+    block = read(start, stop)
     if not np.isfinite(block).all():
         raise FormatError(
-            f"{clean.path}: frames {start} to {stop - 1} hold pixels that are not finite, expected "
+            f"{path}: frames {start} to {stop - 1} hold pixels that are not finite, expected "
             "numbers; denoise again, or leave these frames out"
         )
     return block

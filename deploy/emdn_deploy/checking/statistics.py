@@ -77,8 +77,9 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: NDArray[np.bool_]
     every = None if good.all() else good
     residual = residual_statistics(raw, denoised, *numbers, tile=TILE, valid=every)
     scaled = np.where(good, normalised(raw, denoised, *numbers)[0], 0).astype(np.float32)
-    level = np.sqrt(max(float(np.var(raw - denoised)), 1e-30))
-    detail = (denoised - denoised.mean()) / np.float32(level)
+    unit = np.float32(camera.gain)  # float32 does not hold the square of every unit
+    level = np.sqrt(max(float(np.var((raw - denoised) / unit)), 1e-30))
+    detail = (denoised - denoised.mean()) / unit / np.float32(level)
     # A change of the mean is judged as such and not as a blob.
     scaled[good] -= scaled.mean(where=good)
     fields = local.smoothed(scaled)

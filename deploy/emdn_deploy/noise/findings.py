@@ -176,6 +176,35 @@ def describe(found: Found, above: float) -> tuple[list[str], list[str], bool]:
     return said, _unknown(found), not outside
 
 
+def lines_of(spectra: Spectra, above: float) -> list[str]:
+    """Name lines that differ as wholes, of which denoising leaves a part.
+
+    Parameters
+    ----------
+    above
+        Mean of the frames above the offset, in intensity units.
+    """
+    if not spectra.frames:
+        return []
+    shape, rank = spectra.shape, spectra.rank
+    found = {"rows flicker from frame to frame": _NO_LINE}
+    if spectra.pairs:
+        names = ("rows flicker from frame to frame", "columns flicker from frame to frame")
+        both = (lines.lines(spectra.power, shape, rank, axis) for axis in (0, 1))
+        found = dict(zip(names, both, strict=True))
+    elif spectra.frames == 1:
+        average = spectra.average
+        rows = lines.lines(average, shape, noise_spectra.HANN_RANK, 0, hann=True)
+        if rows.level <= 1.5 * float(np.median(noise_spectra.corner(average, shape))):
+            found = {"rows differ (noise of a scan, or an edge along them)": rows}
+    return [
+        f"{name}, by {line.sigma / above:.2%} of the mean beyond counting noise: denoising takes "
+        "out only a part of it"
+        for name, line in found.items()
+        if _clear(line)
+    ]
+
+
 def brightness(spectra: Spectra, above: float, variance: float) -> tuple[float, list[str]]:
     """Return the RMS change of the frames' mean beyond noise, and a finding if it is large.
 

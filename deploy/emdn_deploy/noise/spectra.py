@@ -14,6 +14,7 @@ MEDIAN = 0.45  # of a mean's precision, that of the median of few spectra
 _TAPER = 8  # an edge of 1/8 on each side
 _CELLS = 16  # per cycle per pixel
 HANN_RANK = 0.55  # of one spectrum in a Hann window, against one in `taper`
+_HOLES = 0.98  # of good pixels: the others are areas, not single ones
 _RANK = 0.8  # of two differences that share a frame, as if independent
 
 Array = NDArray[np.float64]
@@ -54,6 +55,8 @@ class Spectra:
             self._fill = defects.plan(~good)
             self.shape = good.shape
             self.window = np.outer(*(taper(length) for length in good.shape))
+            if good.mean() < _HOLES:  # what is filled in has no white noise
+                self.window *= good
             shape = (good.shape[0], good.shape[1] // 2 + 1)
             self._sums = [np.zeros(shape), np.zeros(shape)]
             self._cross = np.zeros(shape, np.complex128)
@@ -181,7 +184,8 @@ def area(power: Array, shape: tuple[int, int]) -> float:
     low = np.hypot(*frequencies(shape)) < 0.08
     where = off_axes(shape)
     inner = power[where & low]
-    return float(np.median(inner) / power[where].mean()) if inner.size else np.nan
+    mean = float(power[where].mean()) if inner.size else 0.0
+    return float(np.median(inner)) / mean if mean else np.nan
 
 
 def corner(power: Array, shape: tuple[int, int]) -> Array:

@@ -8,7 +8,7 @@ import importlib
 from os import PathLike
 from pathlib import Path
 
-from emdn_deploy.readers import folder
+from emdn_deploy.readers import folder, limits
 from emdn_deploy.readers.frames import Axis, Choice, Frames
 from emdn_models.errors import EmdnError, FormatError
 
@@ -16,8 +16,8 @@ READERS: dict[str, tuple[str, ...]] = {
     "hdf5": (".h5", ".hdf5", ".hdf", ".hspy", ".nxs", ".nx", ".emd", ".he5", ".mat"),
     "dm": (".dm3", ".dm4"),
     "ser": (".ser",),
-    "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st"),
-    "tiff": (".tif", ".tiff", ".btf", ".tf8"),
+    "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st", ".gz", ".bz2"),
+    "tiff": (".tif", ".tiff", ".btf", ".tf8", ".eer"),
     "npy": (".npy",),
 }
 
@@ -76,6 +76,8 @@ def is_pattern(source: Path) -> bool:
 def is_hdf5(path: Path) -> bool:
     """Say whether a file begins as HDF5 does."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as opened:
             return opened.read(8) == _HDF5_SIGNATURE
     except OSError:
@@ -85,6 +87,7 @@ def is_hdf5(path: Path) -> bool:
 def _open_file(path: Path, choice: Choice) -> Frames:
     if not path.exists():
         raise FormatError(f"{path}: no such file")
+    limits.check_regular(path)
     try:
         with path.open("rb") as opened:
             head = opened.read(8)

@@ -1,12 +1,15 @@
 """Frames of formats whose data are one array with ``array[index]`` access."""
 
+import threading
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.readers import limits
 from emdn_deploy.readers.frames import (
     Axis,
     Choice,
@@ -35,8 +38,9 @@ def array_frames(
     metadata: Mapping[str, str] | None = None,
     notes: tuple[str, ...] = (),
     release: Callable[[], None] = lambda: None,
+    compressed: bool = False,
 ) -> Frames:
-    """Wrap a memory map, an h5py dataset or anything that is indexed like one.
+    """Wrap an h5py dataset, a `Plain` array or anything that is indexed like one.
 
     Parameters
     ----------
@@ -54,7 +58,7 @@ def array_frames(
     FormatError
         If the data are not frames, or ``choice`` does not fit them.
     """
-    where = f"{path}: {dataset}" if dataset else str(path)
+    where, given = f"{path}: {dataset}" if dataset else str(path), array
     shape: tuple[int, ...] = tuple(array.shape)
     check_dtype(where, array.dtype)
     if len(shape) < 2:
@@ -66,6 +70,13 @@ def array_frames(
         axes = tuple(axes[place] for place in array.places)
         letters, shape = "".join(letters[place] for place in array.places), array.shape
     check_order(where, shape, letters, said=choice.axes is not None or order is not None)
+    limits.check_frame(where, *stack_shape(shape, letters)[1:])
+
+    def close() -> None:
+        if isinstance(given, Plain):
+            given.close()
+        release()
+
     return Frames(
         path=path,
         format=name,
@@ -75,11 +86,12 @@ def array_frames(
         stored_shape=shape,
         axes=axes,
         read_block=block_reader(array, letters),
-        release=release,
+        release=close,
         dataset=dataset,
         why=why,
         metadata=metadata or {},
         notes=notes,
+        compressed=compressed,
     )
 
 
@@ -133,3 +145,110 @@ def block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:
         return block.swapaxes(1, 2) if order.index("x") < order.index("y") else block
 
     return read
+
+
+class Plain:
+    """An array that lies in a file as it is, read piece by piece and indexed like a memory map.
+
+    A mapped file that becomes shorter ends the process (SIGBUS); reading it is an error.
+
+    Parameters
+    ----------
+    offset
+        Byte of the first element.
+    fortran
+        Whether the first axis is the fastest.
+
+    Raises
+    ------
+    ValueError
+        If the file is too short for such an array.
+    """
+
+    # Bytes read at once where a selection is not in one piece, as of frames that come last.
+    _SLAB = 2**23
+
+    def __init__(
+        self,
+        path: Path,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        fortran: bool = False,
+    ) -> None:
+        self.shape, self.dtype = tuple(int(length) for length in shape), np.dtype(dtype)
+        self._path, self._offset, self._fortran = path, int(offset), fortran
+        self._lock = threading.Lock()
+        self._file: FileIO | None = None
+        need, size = self._offset + self._bytes(self.shape), path.stat().st_size
+        if size < need:
+            raise ValueError(f"it has {size} bytes, its header promises {need}")
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        where = where if isinstance(where, tuple) else (where,)
+        where += (slice(None),) * (len(self.shape) - len(where))
+        if self._fortran:
+            return self._take(self.shape[::-1], where[::-1], self._offset).T
+        return self._take(self.shape, where, self._offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _bytes(self, shape: tuple[int, ...]) -> int:
+        count = self.dtype.itemsize
+        for length in shape:
+            count *= length
+        return count
+
+    def _take(self, shape: tuple[int, ...], where: tuple[Any, ...], start: int) -> NDArray[Any]:
+        """Select from an array of rows that begins at byte ``start``."""
+        if not shape:
+            return self._read(start, ())
+        rows, rest, inner, size = where[0], where[1:], shape[1:], self._bytes(shape[1:])
+        if not isinstance(rows, slice):
+            return self._take(inner, rest, start + range(shape[0])[rows] * size)
+        first, stop, step = rows.indices(shape[0])
+        if all(isinstance(one, slice) and one == slice(None) for one in rest):
+            return self._read(start + first * size, (max(0, stop - first), *inner))[::step]
+        slab = max(1, self._SLAB // size)
+        pieces = [
+            # Copied: a view would hold the slab.
+            self._read(start + row * size, (min(slab, stop - row), *inner))[
+                (slice(None), *rest)
+            ].copy()
+            for row in range(first, stop, slab)
+        ]
+        return np.concatenate(pieces)[::step]
+
+    def _read(self, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        made = np.empty(shape, self.dtype)
+        left = made.reshape(-1).view(np.uint8).data
+        with self._lock:
+            self._file = self._file or FileIO(self._path)
+            self._file.seek(start)
+            while left:
+                count = self._file.readinto(left)
+                if not count:
+                    size = self._path.stat().st_size
+                    raise FormatError(
+                        f"{self._path}: has become shorter while it was read: it has {size} bytes "
+                        f"now, frames lie at byte {start}; restore it, or wait until it is complete"
+                    )
+                left = left[count:]
+        return made
+
+
+def unmapped(path: Path, array: NDArray[Any]) -> Any:
+    """Return the same array as ordinary reads give it, where it is a memory map of a file."""
+    root: Any = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+    if not isinstance(root, np.memmap) or not (array.flags.c_contiguous or fortran):
+        return array
+    start = root.offset + array.__array_interface__["data"][0]
+    start -= root.__array_interface__["data"][0]
+    return Plain(path, start, array.shape, array.dtype, fortran=fortran)

@@ -1,4 +1,4 @@
-"""Gatan DigitalMicrograph DM3 and DM4, memory-mapped through ncempy."""
+"""Gatan DigitalMicrograph DM3 and DM4, through ncempy."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,32 @@ from typing import Any
 import numpy as np
 from ncempy.io import dm
 
+from emdn_deploy.calibration import beam
 from emdn_deploy.readers import mode
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import array_frames, unmapped
 from emdn_deploy.readers.frames import Axis, Choice, Frames
-from emdn_deploy.readers.offers import Offer, SeveralStacks
+from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
 from emdn_models.errors import FormatError
+
+_MOST_TAGS = 30_000
+
+
+class _Tags(dm.fileDM):  # type: ignore[misc]
+    """ncempy's parser, with room to count the tags of a group, and an end to all of them."""
+
+    _count = 0
+
+    def parseHeader(self) -> None:
+        """Read the tags; ncempy counts those of a group in 8 bits."""
+        self._curGroupAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
+        self._curTagAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
+        super().parseHeader()
+
+    def _readTagEntry(self) -> None:
+        self._count += 1
+        if self._count > _MOST_TAGS:
+            raise ValueError(f"it has more than {_MOST_TAGS} tags")
+        super()._readTagEntry()
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
@@ -22,30 +43,33 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         If it is damaged, holds spectra or colours, or holds several images.
     """
     try:
-        file = dm.fileDM(str(path), on_memory=False)
+        file = _Tags(str(path), on_memory=False)
     except Exception as error:  # ncempy raises what its parser stumbles over
-        raise FormatError(f"{path}: cannot be read as a DM file ({_words(error)})") from error
-    # The thumbnail, always first, is not counted.
-    count = max(1, file.numObjects - 1)
-    number = _choose(path, file, count, choice)
+        raise FormatError(
+            f"{path}: cannot be read as a DM file ({_words(error)}); it is cut short or damaged: "
+            "copy it again"
+        ) from error
+    # A thumbnail, always first where there is one, is not counted.
+    thumbnails = int(bool(file.thumbnail) and file.numObjects > 1)
+    number, why, notes = _choose(path, file, thumbnails, choice)
+    index = number + thumbnails
     try:
-        data = file.getMemmap(number)
+        data = _mapped(file, index)
     except Exception as error:
         raise FormatError(
             f"{path}: image {number} cannot be read ({_words(error)}); "
             "it is a colour picture, or the file is truncated"
         ) from error
-    tags = _tags(file, number)
+    tags = _tags(file, index)
     if "Spectrum" in tags.get("Meta Data.Format", ""):
         raise FormatError(
             f"{path}: holds {tags['Meta Data.Format'].lower()}s, expected frames; "
             "extract an image from them first"
         )
     return array_frames(
-        path, f"DigitalMicrograph {path.suffix[1:].upper()}", data, choice,
-        axes=_axes(file, number, data.ndim),
-        why="the only image in the file" if count == 1 else "asked for by --dataset",
-        metadata={key: tags[key] for key in _SHOWN if tags.get(key)} | _mode(tags),
+        path, f"DigitalMicrograph {path.suffix[1:].upper()}", unmapped(path, data), choice,
+        axes=_axes(file, index, data.ndim), why=why, notes=notes,
+        metadata={key: tags[key] for key in _SHOWN if tags.get(key)} | _microscope(tags),
     )  # fmt: skip
 
 
@@ -53,6 +77,27 @@ _SHOWN = (
     "Microscope Info.Voltage", "Microscope Info.Indicated Magnification", "Meta Data.Signal",
     "Acquisition.Detector.gain factor", "DataBar.Acquisition Date",
 )  # fmt: skip
+_EXPOSURES = (
+    "Acquisition.Parameters.High Level.Exposure (s)",
+    "Acquisition.Parameters.Detector.exposure (s)", "DataBar.Exposure Time (s)",
+)  # fmt: skip
+
+
+def _microscope(tags: dict[str, str]) -> dict[str, str]:
+    imaging = _mode(tags)
+    scanning = imaging.get(mode.KEY) == "STEM"
+    shown = _number(tags.get("Microscope Info.Indicated Magnification"))
+    # In diffraction a camera's magnification is the camera length.
+    pattern = "DIFFRACTION" in tags.get("Microscope Info.Operation Mode", "").upper()
+    length = _number(tags.get("Microscope Info.STEM Camera Length"))
+    exposures = (_number(tags.get(name)) for name in _EXPOSURES)
+    return imaging | beam(
+        volts=_number(tags.get("Microscope Info.Voltage")),
+        camera_length_mm=length if scanning else shown if pattern else None,
+        magnification=None if pattern and not scanning else shown,
+        exposure_s=next((one for one in exposures if one), None),
+        mode=imaging.get(mode.KEY),
+    )
 
 
 def _mode(tags: dict[str, str]) -> dict[str, str]:
@@ -60,26 +105,54 @@ def _mode(tags: dict[str, str]) -> dict[str, str]:
     return mode.from_words(*(tags.get(f"Microscope Info.{kind}", "") for kind in kinds))
 
 
-def _choose(path: Path, file: Any, count: int, choice: Choice) -> int:
-    if choice.dataset is None:
-        if count == 1:
-            return 0
-        raise SeveralStacks(path, "images", [_offer(file, number) for number in range(count)])
-    if not choice.dataset.isdigit() or int(choice.dataset) >= count:
-        raise FormatError(f"{path}: has no image {choice.dataset!r}; it has 0 to {count - 1}")
-    return int(choice.dataset)
+def _choose(
+    path: Path, file: Any, thumbnails: int, choice: Choice
+) -> tuple[int, str, tuple[str, ...]]:
+    """Return the number of an image, why, and what the user must know of it."""
+    count = max(1, file.numObjects - thumbnails)
+    if choice.dataset is not None:
+        if not choice.dataset.isdigit() or int(choice.dataset) >= count:
+            raise FormatError(f"{path}: has no image {choice.dataset!r}; it has 0 to {count - 1}")
+        return int(choice.dataset), "asked for by --dataset", ()
+    if count == 1:
+        return 0, "the only image in the file", ()
+    offers = [_offer(file, number, thumbnails) for number in range(count)]
+    frames = [one for one in offers if len(one.shape) > 1]
+    if len(frames) == 1:
+        return (
+            offers.index(frames[0]),
+            "the only image of grey values",
+            (),
+        )
+    taken, why = only_stack(frames)
+    if taken is None:
+        raise SeveralStacks(path, "images", offers)
+    number = offers.index(frames[taken])
+    why = f"{why}; --dataset NUMBER takes another"
+    return number, why, (f"image {number} is taken: {why}",)
 
 
-def _offer(file: Any, number: int) -> Offer:
+def _offer(file: Any, number: int, thumbnails: int) -> Offer:
     try:
-        return Offer.of(str(number), file.getMemmap(number))
+        return Offer.of(str(number), _mapped(file, number + thumbnails))
     except Exception as error:  # colours, say: one image must not hide the others
         return Offer(str(number), (), f"not readable ({_words(error)})")
 
 
-def _axes(file: Any, number: int, ndim: int) -> tuple[Axis, ...]:
+def _mapped(file: Any, index: int) -> Any:
+    """Map the object ``index``, all of them counted."""
+    # ncempy skips the first of several objects, be it a thumbnail or not.
+    first = int(file.numObjects > 1)
+    if index >= first:
+        return file.getMemmap(index - first)
+    sizes = (file.zSize2[0], file.zSize[0], file.ySize[0], file.xSize[0])
+    shape = tuple(int(size) for size in sizes if size > 1)
+    dtype = file._DM2NPDataType(file.dataType[0])
+    return np.memmap(file.file_path, dtype, "r", file.dataOffset[0], shape)
+
+
+def _axes(file: Any, index: int, ndim: int) -> tuple[Axis, ...]:
     """Read the calibration, stored x first."""
-    index = number + (file.numObjects > 1)
     first = int(np.sum(file.dataShape[:index]))
     own = slice(first, first + int(file.dataShape[index]))
     steps, units, origins = (
@@ -96,13 +169,21 @@ def _axes(file: Any, number: int, ndim: int) -> tuple[Axis, ...]:
     return known if len(known) == ndim else ()
 
 
-def _tags(file: Any, number: int) -> dict[str, str]:
-    prefix = f".ImageList.{number + 1 + (file.numObjects > 1)}.ImageTags."
+def _tags(file: Any, index: int) -> dict[str, str]:
+    prefix = f".ImageList.{index + 1}.ImageTags."
     return {
         key[len(prefix) :]: str(value)
         for key, value in file.allTags.items()
         if key.startswith(prefix)
     }
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if np.isfinite(number) and number > 0 else None
 
 
 def _words(error: Exception) -> str:

@@ -4,6 +4,7 @@ In-situ cameras write trees such as ``Hour_00/Minute_03/Second_07/..._Frame_0012
 """
 
 import glob
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -13,13 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers import mode
-from emdn_deploy.readers.frames import Axis, Choice, Frames
+from emdn_deploy.readers.frames import WHITE, Axis, Choice, Frames
 from emdn_models.errors import FormatError
 
 Opener = Callable[[Path, Choice], Frames]
 
 _ZARR = (".zarray", ".zgroup", "zarr.json")
+# What names of outputs hold by default, and what those of their standard deviations end in.
+_DENOISED, _SIGMA = "_denoised", "_sigma"
+_PARTIAL = ".partial"
+
+_log = logging.getLogger(__name__)
 
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
@@ -43,10 +50,14 @@ def split_pattern(source: Path) -> tuple[Path, str]:
 def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
     """List the frames of a folder (searched to any depth) or a pattern.
 
+    Denoised files are left out, and said, where there are others and the name of folder or
+    pattern does not ask for them; so are standard deviations beside their frames.
+
     Parameters
     ----------
     suffixes
         Those that count as frames in a folder, each with its kind.
+
 
     Raises
     ------
@@ -59,15 +70,20 @@ def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
         folder, pattern = split_pattern(source)
         # Brackets that match nothing as a set are part of the name.
         for one in (pattern, pattern.replace("[", "[[]")):
-            found = glob.glob(one, root_dir=folder, recursive=True)
-            paths = [folder / name for name in found]
+            names = glob.glob(one, root_dir=folder, recursive=True)
+            paths = [folder / name for name in names]
             if paths:
                 break
-    paths = [
+    found = {
         path
         for path in paths
-        if path.is_file() and not path.name.startswith(".") and "_denoised" not in path.stem
-    ]
+        if path.is_file() and not path.name.startswith(".") and _PARTIAL not in path.suffixes
+    }
+    paths = sorted(path for path in found if not _is_sigma(path, found))
+    if _DENOISED not in source.resolve().name:
+        paths = [path for path in paths if _DENOISED not in path.stem] or paths
+    if left := len(found) - len(paths):
+        _log.info("%s: %d files by emdn are left out (%s...)", source, left, _DENOISED)
     if not paths and any((source / name).exists() for name in _ZARR):
         raise FormatError(f"{source}: is a Zarr store, which emdn does not read; save it as HDF5")
     if not paths:
@@ -80,6 +96,13 @@ def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
             f"choose one with a pattern in quotes, such as '{source}/*{kinds.most_common()[0][0]}'"
         )
     return sorted(paths, key=natural)
+
+
+def _is_sigma(path: Path, among: set[Path]) -> bool:
+    """Say whether a file holds the standard deviations of another one, by its name."""
+    if not path.stem.endswith(_SIGMA):
+        return False
+    return path.with_name(path.stem.removesuffix(_SIGMA) + path.suffix) in among
 
 
 def open_frames(source: Path, choice: Choice, suffixes: dict[str, str], opener: Opener) -> Frames:
@@ -106,7 +129,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))
         name, dataset, order = first.format, first.dataset, first.order
         notes = first.notes
-        known = {mode.KEY: first.metadata[mode.KEY]} if mode.KEY in first.metadata else {}
+        known = {key: first.metadata[key] for key in first.metadata if _of_all(key)}
     counts = [shape[0]] * len(paths)
     if shape[0] > 1:
         counts = [_count(path, choice, opener) for path in paths]
@@ -141,7 +164,13 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         why=f"in natural order, {paths[0].name} to {paths[-1].name}",
         metadata=known | ({"in each": f"{dataset} {order}"} if dataset else {}),
         notes=notes,
+        files=tuple(paths),
     )
+
+
+def _of_all(key: str) -> bool:
+    """Say whether what is known of the first file is taken to hold for all."""
+    return key in (mode.KEY, WHITE, "photometric", "orientation") or key.startswith(INSTRUMENT)
 
 
 def _count(path: Path, choice: Choice, opener: Opener) -> int:

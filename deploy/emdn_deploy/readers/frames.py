@@ -1,6 +1,6 @@
 """What every reader returns: an open stack of frames, read a block at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 
 from emdn_deploy.stacks import channels_last, frames_last
 from emdn_models.errors import EmdnError, FormatError
+
+CUT_SHORT = "cut short"
+"""In `Frames.metadata`: the file promises more frames than it holds."""
+
+WHITE = "white"
+"""In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,12 @@ class Frames:
         ``dataset``; empty where it is one.
     notes
         What was assumed, left out or changed on reading, as the user must know it.
+    compressed
+        Whether the file's frames are compressed.
+    numbers
+        Which of the file's frames these are; None for all.
+    files
+        Every file that pixels come from; empty where that is ``path`` alone.
     """
 
     path: Path
@@ -100,6 +112,9 @@ class Frames:
     metadata: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    compressed: bool = False
+    numbers: Sequence[int] | None = None
+    files: tuple[Path, ...] = ()
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.

@@ -9,6 +9,7 @@ import h5py
 from emdn_deploy.readers import mode, parts, scratch
 from emdn_deploy.readers.arrays import array_frames
 from emdn_deploy.readers.frames import Choice, Frames, check_guess, default_order
+from emdn_deploy.readers.guarded import Guarded, check_tree
 from emdn_deploy.readers.hdf5_axes import text_of
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate
 from emdn_deploy.readers.offers import Offer, SeveralStacks
@@ -66,7 +67,13 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
     """Return the dataset to take and the reason in words."""
     if file.attrs.get("format") == checkpoint.FORMAT:
         raise FormatError(f"{path}: holds weights of models, not frames")
-    found = candidates(file)
+    check_tree(path, file)
+    try:
+        found = candidates(file)
+    except FormatError:
+        if choice.dataset is None:
+            raise
+        found = []
     if choice.dataset is not None:
         return _asked(path, file, choice.dataset, found), "asked for by --dataset"
     if not found:
@@ -171,8 +178,10 @@ def frames_of(
     """
     order = one.order or _recorded(file, one)
     letters = choice.axes or order or default_order(one.dataset.shape)
-    array = parts.join(path, file, one.parts, letters) if one.parts else one.dataset
-    for dataset in array.datasets if one.parts else [array]:
+    array = parts.join(path, file, one.parts, letters) if one.parts else Guarded(path, one.dataset)
+    guarded = array.datasets if isinstance(array, parts.Parts) else [array]
+    datasets = [part.dataset for part in guarded]
+    for dataset in datasets:
         _load_filters(path, dataset)
     metadata = {"chunks": str(array.chunks or "contiguous")}
     metadata |= mode.from_hdf5(file, one.path, one.convention)
@@ -183,11 +192,27 @@ def frames_of(
     if complete:
         if not (choice.axes or order):
             notes += check_guess(f"{path}: {one.path}", array.shape)
-        notes += _unwritten(array.datasets if one.parts else [array])
+        notes += _unwritten(datasets)
     name = one.convention if one.convention == "plain HDF5" else f"HDF5 ({one.convention})"
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, notes=notes, release=file.close,
+        compressed=bool(one.dataset.id.get_create_plist().get_nfilters()),
     )  # fmt: skip
-    frames = replace(frames, parts=one.parts)
-    return scratch.unpacked(frames, array, letters) if complete else frames
+    frames = replace(frames, parts=one.parts, files=_files(path, datasets))
+    if not complete:
+        return frames
+    # What HDF5 itself need not decode is decoded in parts, where chunks are large.
+    return scratch.unpacked(frames, array if one.parts else one.dataset, letters)
+
+
+def _files(path: Path, datasets: list[h5py.Dataset]) -> tuple[Path, ...]:
+    """List the files that pixels come from, behind links and virtual datasets too."""
+    found = {path: None}
+    for dataset in datasets:
+        own = Path(dataset.file.filename)
+        names = [own.name, *(name for name, *_ in dataset.external or ())]
+        if dataset.is_virtual:
+            names += [source.file_name for source in dataset.virtual_sources()]
+        found |= {own.parent / name: None for name in names if name != "."}
+    return tuple(one for one in found if one.exists())

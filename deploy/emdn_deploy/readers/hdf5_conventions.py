@@ -23,6 +23,7 @@ from emdn_deploy.readers.hdf5_axes import (
     velox_facts,
     with_channels,
 )
+from emdn_models.errors import FormatError
 
 # Narrower arrays in a plain file are lists of positions and the like, not pictures.
 _SMALLEST = 8
@@ -113,7 +114,14 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
 def nexus(file: h5py.File) -> list[Candidate]:
     """NeXus: follow ``default`` to an NXdata group and its ``signal``; else every NXdata."""
     group: Any = file
+    passed = []
     while isinstance(group, h5py.Group) and (default := text_of(group.attrs.get("default"))):
+        if group in passed:
+            raise FormatError(
+                f"{file.filename}: its 'default' attributes lead in a circle, from {group.name} to "
+                f"{default}; name the frames with --dataset"
+            )
+        passed.append(group)
         group = group.get(default)
     groups = [group] if isinstance(group, h5py.Group) and group != file else []
     if not groups or not _signal(groups[0]):

@@ -1,70 +1,204 @@
-"""MRC2014 and its relatives, memory-mapped."""
+"""MRC2014 and its relatives; ``.gz`` and ``.bz2`` through a scratch file."""
 
-import logging
+import bz2
+import gzip
+import math
+import os
+import tempfile
 import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import mrcfile
 import numpy as np
 
-from emdn_deploy.readers.arrays import array_frames
-from emdn_deploy.readers.frames import Axis, Choice, Frames
-from emdn_models.errors import FormatError
+from emdn_deploy.readers import limits
+from emdn_deploy.readers.arrays import array_frames, unmapped
+from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
+from emdn_deploy.readers.pages import Pages, cut_short
+from emdn_models.errors import FormatError, OutputError
 
 _IMOD_STAMP = 1146047817
-_log = logging.getLogger(__name__)
+_HEADER = 1024
+_PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open an MRC stack; its sections are the frames.
 
+    Of a file that is longer than its header says, all frames are taken; reading those
+    that a shorter file lacks is an error that says how many are there.
+
     Raises
     ------
     FormatError
-        If it is damaged, truncated, or holds transforms.
+        If it is damaged, or holds transforms or numbers of 4 bits.
     """
+    header, said = _header(path)
+    dtype, reading = _dtype(path, header)
+    try:
+        shape = mrcfile.utils.data_shape_from_header(header)
+    except ZeroDivisionError:  # volumes of no depth
+        shape = (int(header.nz), int(header.ny), int(header.nx))
+    if min(shape) < 0 or not shape[-1] * shape[-2]:
+        raise FormatError(f"{path}: is a damaged MRC file (frames of shape {shape})")
+    start, frame = _HEADER + max(0, int(header.nsymbt)), dtype.itemsize * shape[-1] * shape[-2]
+    promised, notes = math.prod(shape[:-2]), list(said)
+    packed = path.suffix.lower() in _PACKED
+    scratch = _unpacked(path, start + (promised + 1) * frame) if packed else None
+    try:
+        if scratch is not None:
+            size = scratch.seek(0, os.SEEK_END)
+            notes.append(
+                f"is unpacked into a scratch file of {size / 1e9:.2g} GB in {_folder(path)}"
+            )
+        else:
+            size = path.stat().st_size
+        there = (size - start) // frame
+        if there > promised and packed:
+            notes.append(f"the header promises {promised} frames; what follows them is left out")
+        elif there > promised:
+            notes.append(
+                f"the header promises {promised} frames, the file holds {there}, which are taken; "
+                f"--frames 0:{promised} takes those of the header"
+            )
+            shape = (there, *shape[-2:])
+        data = _data(path, scratch, dtype, start, shape, there)
+        axes, uncalibrated = _axes(header, len(shape))
+        metadata = {"mode": reading}
+        if isinstance(data, Pages):
+            metadata[CUT_SHORT] = "not all frames are there"
+        return array_frames(
+            path, "MRC", data, choice, axes=axes, metadata=metadata,
+            notes=(*notes, *uncalibrated), release=scratch.close if scratch else lambda: None,
+            compressed=packed,
+        )  # fmt: skip
+    except BaseException:
+        if scratch is not None:
+            scratch.close()
+        raise
+
+
+def _header(path: Path) -> tuple[Any, list[str]]:
+    """Return the header, and what is odd about it."""
+    if path.suffix.lower() not in _PACKED:
+        limits.check_mrc(path)
     try:
         # Many programs write headers with small faults; the data are read all the same.
-        with warnings.catch_warnings(record=True) as notes:
+        with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            file = mrcfile.mmap(path, mode="r", permissive=True)
-    except (ValueError, OSError) as error:
+            with mrcfile.open(path, permissive=True, header_only=True) as file:
+                header = file.header
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise FormatError(f"{path}: cannot be read as MRC ({error})") from error
-    said = "; ".join(str(note.message) for note in notes)
-    if file.data is None:
-        file.close()
-        raise FormatError(f"{path}: is a truncated or damaged MRC file ({said})")
-    if said:
-        _log.info("%s: %s", path, said)
-    data, reading = _data(file)
-    size = file.voxel_size
-    steps = [float(size[name]) or None for name in ("z", "y", "x")][-data.ndim :]
-    axes = tuple(
-        Axis(name, "Å", step) for name, step in zip("zyx"[-data.ndim :], steps, strict=True)
-    )
-    if data.ndim == 3:
-        # A section's distance means something in a volume only; these are frames.
-        axes = (Axis("frame"), *axes[1:])
-    return array_frames(
-        path, "MRC", data, choice, axes=axes if data.ndim < 4 else (),
-        metadata={"mode": reading}, release=file.close,
-    )  # fmt: skip
+    return header, [str(one.message) for one in said]
 
 
-def _data(file: Any) -> tuple[Any, str]:
-    """Return the data, with mode 0 read as the program that wrote it meant it.
+def _dtype(path: Path, header: Any) -> tuple[np.dtype[Any], str]:
+    """Return the data's type, and in words how mode 0 is read.
 
     MRC2014 defines bytes as signed; IMOD and much older software wrote unsigned
     ones. IMOD marks which, and a maximum above 127 in the header settles the rest.
     """
-    mode = int(file.header.mode)
+    mode = int(header.mode)
+    if mode == 101:
+        raise FormatError(
+            f"{path}: holds numbers of 4 bits (MRC mode 101), which emdn does not unpack; "
+            "write it with 8 bits first, such as with IMOD: newstack -mode 0 IN OUT"
+        )
+    try:
+        dtype = mrcfile.utils.data_dtype_from_header(header)
+    except ValueError as error:
+        raise FormatError(
+            f"{path}: is a damaged MRC file or of a mode ({mode}) that MRC2014 does not know"
+        ) from error
     if mode != 0:
-        return file.data, str(mode)
+        return dtype, str(mode)
     # IMOD's stamp and flags are bytes 152 to 160 of the header, inside extra2.
-    words = np.frombuffer(file.header.extra2.tobytes()[40:48], file.header.mode.dtype)
+    words = np.frombuffer(header.extra2.tobytes()[40:48], header.mode.dtype)
     stamped = words[0] == _IMOD_STAMP
-    unsigned = not words[1] & 1 if stamped else float(file.header.dmax) > 127
+    unsigned = not words[1] & 1 if stamped else float(header.dmax) > 127
     if unsigned:
-        return file.data.view(np.uint8), "0, bytes read as unsigned"
-    return file.data, "0, bytes read as signed"
+        return np.dtype(np.uint8), "0, bytes read as unsigned"
+    return dtype, "0, bytes read as signed"
+
+
+def _data(
+    path: Path,
+    scratch: IO[bytes] | None,
+    dtype: np.dtype[Any],
+    start: int,
+    shape: tuple[int, ...],
+    there: int,
+) -> Any:
+    promised = math.prod(shape[:-2])
+    whole = shape if there >= promised else (max(0, there), *shape[-2:])
+    if not math.prod(whole):
+        raise FormatError(cut_short(path, 0, str(promised)))
+    mapped: Any = np.memmap(scratch or path, dtype, "r", start, whole)
+    if scratch is None:
+        mapped = unmapped(path, mapped)
+    if whole == shape:
+        return mapped
+    return Pages(
+        shape, dtype, 2, lambda number: mapped[number], there, cut_short(path, there, str(promised))
+    )
+
+
+def _axes(header: Any, ndim: int) -> tuple[tuple[Axis, ...], list[str]]:
+    """Return the calibration, and what was odd about it."""
+    axes, notes, missing = [], [], []
+    for name in "yx":
+        length, count = float(header.cella[name]), int(header[f"m{name}"])
+        step = length / count if count and np.isfinite(length) else None
+        if step is None:
+            missing.append(f"{length:g} Å over m{name} = {count}")
+        elif step < 0:
+            notes.append(f"the voxel size {step:g} Å along {name} is taken as {-step:g} Å")
+        axes.append(Axis(name, "Å" if step else "", abs(step) if step else None))
+    if missing:
+        notes.append(f"has no voxel size ({', '.join(missing)}): not calibrated")
+    # A section's distance means something in a volume only; these are frames.
+    return (*(Axis("frame"),) * (ndim - 2), *axes), notes
+
+
+def _folder(path: Path) -> Path:
+    """Return where scratch files go: beside the input, unless TMPDIR says otherwise."""
+    beside = path.resolve().parent
+    here = "TMPDIR" not in os.environ and os.access(beside, os.W_OK)
+    return beside if here else Path(tempfile.gettempdir())
+
+
+def _unpacked(path: Path, most: int) -> IO[bytes]:
+    """Decompress a file, up to ``most`` bytes, into one without a name; a damaged end is left."""
+    scratch: IO[bytes] = tempfile.TemporaryFile(dir=_folder(path))  # noqa: SIM115
+    try:
+        with _PACKED[path.suffix.lower()](path) as packed:
+            left = most
+            while left and (block := _block(packed, min(left, 2**20))):
+                scratch.write(block)
+                left -= len(block)
+        scratch.flush()
+    except OSError as error:
+        scratch.close()
+        raise OutputError(
+            f"{path}: cannot be unpacked into a scratch file in {_folder(path)} "
+            f"({error.strerror}); choose another folder with TMPDIR"
+        ) from error
+    except BaseException:
+        scratch.close()
+        raise
+    return scratch
+
+
+def _block(packed: IO[bytes], size: int) -> bytes:
+    try:
+        return packed.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError):
+        return b""  # the frames that are missing are named
+    except OSError as error:
+        if error.errno is None:  # bz2's own complaints
+            return b""
+        raise

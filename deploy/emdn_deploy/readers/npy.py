@@ -1,11 +1,11 @@
-"""NumPy ``.npy`` files, memory-mapped; never unpickled."""
+"""NumPy ``.npy`` files, never unpickled."""
 
 from pathlib import Path
 
 import numpy as np
 
 from emdn_deploy.readers import scratch
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers.arrays import array_frames, unmapped
 from emdn_deploy.readers.frames import Choice, Frames, check_guess
 from emdn_models.errors import FormatError
 
@@ -25,5 +25,6 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     notes = () if choice.axes else check_guess(str(path), array.shape)
     if rest := path.stat().st_size - array.offset - array.nbytes:
         notes += (f"{rest} bytes after the first array, perhaps more arrays, are not read",)
-    frames = array_frames(path, "NumPy array", array, choice, notes=notes)
-    return scratch.unpacked(frames, array, choice.axes or frames.order)
+    plain = unmapped(path, array)
+    frames = array_frames(path, "NumPy array", plain, choice, notes=notes)
+    return scratch.unpacked(frames, plain, choice.axes or frames.order)

@@ -1,5 +1,6 @@
 """Files with several stacks: what there is, and how to choose."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ class Offer:
     def name(self) -> str:
         """Return path and label."""
         return f"{self.dataset} ({self.label})" if self.label else self.dataset
+
+
+def only_stack(offers: list[Offer]) -> tuple[int | None, str]:
+    """Return which of several is the only one of more than a single frame, and why, in words."""
+    stacks = [one for one in offers if len(one.shape) > 2 and math.prod(one.shape[:-2]) > 1]
+    single = [one for one in offers if one not in stacks]
+    if len(stacks) != 1 or any(len(one.shape) > 3 for one in stacks):
+        return None, ""
+    listed = ", ".join(f"{one.dataset} {one.shape}" for one in single)
+    return offers.index(stacks[0]), f"the only stack {stacks[0].shape}; single frames: {listed}"
 
 
 class SeveralStacks(FormatError):

@@ -10,13 +10,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.readers.guarded import Guarded
 from emdn_models.errors import FormatError
 
 
 class Parts:
     """Datasets joined along their first axis, indexed like one; nothing is read before."""
 
-    def __init__(self, datasets: list[h5py.Dataset]) -> None:
+    def __init__(self, datasets: list[Guarded]) -> None:
         first = datasets[0]
         self.datasets = datasets
         self.dtype: np.dtype[Any] = first.dtype
@@ -71,5 +72,5 @@ def join(path: Path, file: h5py.File, names: tuple[str, ...], order: str) -> Par
                 f"{names[0]} {first.shape}, {first.dtype}; parts of a stack need frames of one "
                 "size and type, the frames first: take a single part with --dataset PATH"
             )
-        datasets.append(data)
+        datasets.append(Guarded(path, data))
     return Parts(datasets)

@@ -3,6 +3,7 @@
 import logging
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import get_args
@@ -15,12 +16,13 @@ from emdn_deploy import cpus
 from emdn_deploy import model as models
 from emdn_deploy.model import ModelInfo
 from emdn_deploy.options import Device, Precision
-from emdn_deploy.session import fit
+from emdn_deploy.session import fit, graph, trial
 from emdn_deploy.session.complaints import first_line, ran_out
 from emdn_deploy.session.driver import open_driver
 from emdn_deploy.session.handles import open_handle
 from emdn_deploy.session.providers import NAMES, Place, cuda_obstacle, obstacle
 from emdn_deploy.session.staging import Numbers, Staging
+from emdn_models import pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError
 
 __all__ = ["DEVICES", "Session", "cuda_obstacle", "open_session"]
@@ -173,14 +175,22 @@ def open_session(
         device = "cpu"
         _log.info("device: cpu (int8 variants are for it)")
     count = threads or cpus.usable()
+    contents = graph.read(path)
+    info = models.parse(path, contents.metadata, contents.inputs)
+    models.check_precision(info, precision)
+    if path.parent != pretrained.WEIGHTS:  # those have the sha256 of the index
+        _try(path, info.sha256)
     handle, staging, take = _opened(path, device, count, precision)
     if precision == "tf32" and take != "cuda":
         raise DeviceError(f"tf32 is CUDA's, and the device is {take}; use fp32")
-    meta = handle.get_modelmeta().custom_metadata_map
-    info = models.parse(path, meta, [one.name for one in handle.get_inputs()])
-    models.check_precision(info, precision)
     computed = "tf32" if precision == "tf32" else info.precision
     return Session(info, take, computed, count, handle, staging)
+
+
+@cache
+def _try(path: Path, sha256: str) -> None:
+    """Run a file from elsewhere once, on a small frame, before it is used."""
+    trial.check(path)
 
 
 def _opened(

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 
@@ -43,18 +44,32 @@ def open_handle(
     digest = sha256(path) if device == "tensorrt" else ""
     providers = options_of(device, precision, digest, graphs=graphs)
     try:
-        handle = ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime raises bare Exceptions
-        if graphs and "graph capture" in str(error):
+        handle = load(path, options, providers)
+    except ModelError as error:
+        if graphs and "graph capture" in str(error.__cause__):
             _log.info("%s: no CUDA graphs: %s", path.name, first_line(error))
             return open_handle(path, device, threads, precision)
+        raise
+    if device != "cpu":
+        check(handle, device, path.name)
+    return handle
+
+
+def load(path: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+    """Open a file with onnxruntime.
+
+    Raises
+    ------
+    ModelError
+        If it refuses.
+    """
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises bare Exceptions
         raise ModelError(
             f"{path}: onnxruntime cannot load it ({first_line(error)}); "
             "is it a complete ONNX file written by emdn-train export?"
         ) from error
-    if device != "cpu":
-        check(handle, device, path.name)
-    return handle
 
 
 def options_for(device: Place, threads: int) -> ort.SessionOptions:

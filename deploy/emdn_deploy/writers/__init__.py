@@ -5,6 +5,8 @@ and one line in `WRITERS`. HDF5 to HDF5 is special: the input is mirrored.
 """
 
 import importlib
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +37,11 @@ __all__ = [
     "Provenance",
     "Storage",
     "check",
+    "check_room",
     "check_sigma",
+    "compressed",
+    "files_of",
+    "human",
     "lay_out",
     "module_for",
     "sigma_file",
@@ -84,9 +90,55 @@ def check(target: Path, module: str, storage: Storage) -> None:
         )
 
 
+def compressed(module: str, frames: Frames, asked: bool | None) -> bool:
+    """Say whether to compress an output: as asked, or as the input is, where that can be."""
+    return asked if asked is not None else frames.compressed and module in COMPRESS
+
+
+def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
+    """Say in words how large an output will be.
+
+    Raises
+    ------
+    OutputError
+        If its disk has less room.
+    """
+    size = storage.size(shape) + (4 * math.prod(shape) if storage.sigma else 0)
+    words = f"{human(size)} of {storage.dtype}" + (" and sigma" if storage.sigma else "")
+    if storage.compress:
+        return f"{words}, before compression"
+    partial = target.with_name(target.name + ".partial")
+    # What an interrupted run has written is there already.
+    stat = partial.stat() if partial.exists() else None
+    had = getattr(stat, "st_blocks", 0) * 512
+    free = shutil.disk_usage(target.parent).free
+    if size - had > free:
+        raise OutputError(
+            f"{target}: needs {words}, and its disk has {human(free)} free; make room, choose "
+            "another one with --out-dir, or --compress or --dtype (both make it smaller)"
+        )
+    return words
+
+
+def human(size: float) -> str:
+    """Return a number of bytes in words."""
+    for unit, least in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= least:
+            return f"{size / least:.3g} {unit}"
+    return f"{size / 1e3:.3g} kB"
+
+
 def sigma_file(target: Path, module: str) -> Path | None:
     """Name the file of an output's standard deviations, None where they lie in the output."""
     return None if module in INSIDE else target.with_name(f"{target.stem}{SIGMA}{target.suffix}")
+
+
+def files_of(target: Path, module: str, *, sigma: bool) -> list[Path]:
+    """List the files of an output, that of the frames last."""
+    beside = sigma_file(target, module) if sigma else None
+    files = [target] if beside is None else [beside, target]
+    sidecar = getattr(_writer(module), "sidecar", None)
+    return [*([sidecar(file) for file in files] if sidecar else []), *files]
 
 
 def sigma_place(target: Path, module: str, frames: Frames) -> str:

@@ -12,8 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 
+from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers.hdf5_frames import create_frames, create_sigma, finish, layout_of, record
+from emdn_deploy.writers.hdf5_frames import (
+    create_frames,
+    create_sigma,
+    finish,
+    layout_of,
+    probe,
+    record,
+)
 from emdn_deploy.writers.layout import Layout, Provenance, Storage, plain_text
 
 __all__ = ["dataset_of", "finish", "lay_out"]
@@ -27,6 +35,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     shape, axes = stacked(frames)
     order = "tuvwabdefghij"[: len(shape) - 2] + "yx"
     path = dataset_of(frames)
+    probe(target, 0)
     with h5py.File(target, "w") as file:
         file.attrs.update(
             {
@@ -97,4 +106,15 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
     metadata.create_group("Signal").attrs["signal_type"] = ""
     original = group.create_group("original_metadata")
     for key, value in frames.metadata.items():
-        original.attrs[key.replace("/", "_")] = value
+        if key.startswith(f"{INSTRUMENT}."):
+            *path, name = key.split(".")
+            metadata.require_group("/".join(path)).attrs[name] = _number_or_text(value)
+        else:
+            original.attrs[key.replace("/", "_")] = value
+
+
+def _number_or_text(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value

@@ -1,5 +1,8 @@
 """What both HDF5 writers share: the frames' space on disk and the record of the run."""
 
+import errno
+import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +19,50 @@ from emdn_deploy.writers.layout import SIGMA, Layout, Packing, Provenance, Stora
 GROUP = "emdn"
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
 ERRORS = "_errors"
-# gzip's own default, 6, takes twice the time for a percent or two.
-LEVEL = 4
+# gzip's own default, 6, takes twice the time; of denoised float32 it makes 57 % instead of 60.
+LEVEL = 1
+# Room for what HDF5 writes besides pixels.
+MARGIN = 2**18
+
+
+def reserve(path: Path, start: int, size: int) -> None:
+    """Claim the space of bytes ``start`` to ``start + size`` of a file on its disk.
+
+    HDF5 ends the process where it cannot write what it has in memory. So that space is
+    claimed before; what is left over, HDF5 cuts off when it closes the file.
+
+    Raises
+    ------
+    OSError
+        If there is no such space.
+    """
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), start, size)
+            return
+        except AttributeError:  # not on Windows and macOS
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def probe(target: Path, size: int) -> None:
+    """Make sure that a file of ``size`` bytes and a little more would fit beside ``target``.
+
+    Raises
+    ------
+    OSError
+        If it would not.
+    """
+    scratch = target.with_name(target.name + ".new")
+    try:
+        scratch.touch()
+        reserve(scratch, 0, max(0, size) + MARGIN)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def create_frames(
@@ -91,6 +136,7 @@ def _layout_of(
         return Layout(offsets, storage.kind.str, flip)
 
     def fill(chunks: Iterator[bytes]) -> None:
+        reserve(path, path.stat().st_size, int(offsets[-1]) + MARGIN + 100 * len(offsets))
         with h5py.File(path, "r+") as file:
             data = file[dataset]
             for number, chunk in enumerate(chunks):
@@ -141,6 +187,7 @@ def record(file: h5py.File, frames: str, provenance: Provenance) -> None:
 
 def finish(path: Path, late: Provenance) -> None:
     """Add what is known at the end only to the newest provenance group."""
+    reserve(path, path.stat().st_size, MARGIN)
     with h5py.File(path, "r+") as file:
         number = 1
         while f"{GROUP}_{number + 1}" in file:

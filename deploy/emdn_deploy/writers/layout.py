@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ def plain_text(text: str) -> str:
 
 SIGMA = "_sigma"
 """What follows the name of a dataset, or the stem of a file, of frames in that of their sigma."""
+
+
+def partial_of(target: Path) -> Path:
+    """Name a file while it is incomplete."""
+    return target.with_name(target.name + ".partial")
 
 
 @dataclass(frozen=True)

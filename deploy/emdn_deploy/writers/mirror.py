@@ -6,6 +6,7 @@ under the name of the first, and the links to the others are left out. Standard 
 that an earlier run left are not those of the new frames and are left out as well.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,44 @@ from emdn_deploy.writers.hdf5_frames import (
     finish,
     is_nxdata,
     layout_of,
+    probe,
     record,
 )
 from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
-from emdn_models.errors import OutputError
+from emdn_models.errors import FormatError, OutputError
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["check_sigma", "dataset_of", "finish", "lay_out"]
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
-    """Write everything but the pixels, and say where those belong."""
-    with open_file(frames.path) as source, h5py.File(target, "w") as copy:
-        _copy_tree(source, copy, frames, Path(target).parent, storage)
-        _copy_references(source, copy)
-        if storage.sigma:
-            _copy_scales(copy[frames.dataset], copy[frames.dataset + SIGMA])
-        record(copy, frames.dataset, provenance)
+    """Write everything but the pixels, and say where those belong.
+
+    Raises
+    ------
+    FormatError
+        If the input is damaged beside its frames.
+    """
+    try:
+        with open_file(frames.path) as source:
+            parts = frames.parts or (frames.dataset,)
+            pixels = sum(source[part].id.get_storage_size() for part in parts)
+            probe(target, frames.path.stat().st_size - pixels)
+        with open_file(frames.path) as source, h5py.File(target, "w") as copy:
+            _copy_tree(source, copy, frames, Path(target).parent, storage)
+            _copy_references(source, copy)
+            if storage.sigma:
+                _copy_scales(copy[frames.dataset], copy[frames.dataset + SIGMA])
+            record(copy, frames.dataset, provenance)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
+        Path(target).unlink(missing_ok=True)
+        raise FormatError(
+            f"{frames.path}: what it holds beside the frames is damaged and cannot be copied "
+            f"({error}); --to hspy writes the frames alone"
+        ) from error
     return layout_of(target, frames.dataset, frames.stored_shape, frames.order, storage)
 
 
@@ -93,11 +116,14 @@ def _copy_tree(
     base = frames.path.parent
     leaf = frames.dataset.rpartition("/")[2]
 
-    def walk(group: h5py.Group, into: h5py.Group) -> None:
+    def walk(group: h5py.Group, into: h5py.Group, above: str) -> None:
         _copy_attributes(group, into)
         for name in group:
+            if isinstance(name, bytes):  # not UTF-8, which h5py cannot follow
+                _copy_raw(group, into, name)
+                continue
             link = group.get(name, getlink=True)
-            path = f"{into.name.rstrip('/')}/{name}"
+            path = f"{above}/{name}"
             if path in frames.parts[1:]:
                 continue  # its frames are in the first part
             if path.startswith(f"{frames.dataset}_") and _is_sigma(group, name, leaf):
@@ -115,7 +141,7 @@ def _copy_tree(
                 continue
             made[_identity(item)] = path
             if isinstance(item, h5py.Group):
-                walk(item, into.create_group(name, track_order=True))
+                walk(item, into.create_group(name, track_order=True), path)
             elif item == chosen:
                 made_frames = create_frames(into, name, frames.stored_shape, frames.order, storage)
                 _copy_attributes(item, made_frames)
@@ -127,7 +153,14 @@ def _copy_tree(
             else:
                 group.copy(name, into, name=name)
 
-    walk(source, copy)
+    walk(source, copy, "")
+
+
+def _copy_raw(group: h5py.Group, into: h5py.Group, name: bytes) -> None:
+    if group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD:
+        h5py.h5o.copy(group.id, name, into.id, name)
+    else:
+        _log.warning("warning: the link %r is left out: its name is not UTF-8", name)
 
 
 def _count_parts(source: h5py.File, made: h5py.Dataset, frames: Frames) -> None:
@@ -153,22 +186,22 @@ def _copy_attributes(
     leave: tuple[str, ...] = (),
 ) -> None:
     for name in item.attrs:
-        kind = item.attrs.get_id(name).get_type()
+        low = item.attrs.get_id(name)
+        kind = low.get_type()
         if name not in leave and not _refers(item, name):
-            # The stored type and shape, not what numpy would make of the value.
-            low = h5py.h5a.open(item.id, name.encode())
-            new = h5py.h5a.create(into.id, name.encode(), kind, low.get_space())
+            # The stored type, shape and bytes, not what numpy would make of the value.
+            new = h5py.h5a.create(into.id, low.name, kind, low.get_space())
             if low.get_space().get_simple_extent_type() != h5py.h5s.NULL:
-                buffer = np.empty(low.shape, dtype=low.dtype)
-                low.read(buffer)
-                new.write(buffer)
+                buffer = np.zeros(low.shape, f"V{kind.get_size()}")
+                low.read(buffer, mtype=kind)
+                new.write(buffer, mtype=kind)
 
 
 def _copy_references(source: h5py.File, copy: h5py.File) -> None:
     """Point references (dimension scales, HDF5 regions of interest) at the copies."""
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        twin = copy.get(name)
+        twin = copy.get(name) if isinstance(name, str) else None
         if twin is None:
             return
         if isinstance(item, h5py.Dataset) and twin.ndim == item.ndim:

@@ -1,5 +1,6 @@
 """MRC2014, mode 2 unless integers are asked for, voxel size in angstrom."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
             file.voxel_size = (steps[0], steps[1], steps[0])
         what = provenance.get("content", f"denoised by {provenance['model']}")
         file.add_label(f"emdn {provenance['version']}: {what}"[:80])
-        _keep_extended_header(file, frames.path)
+        _keep_extended_header(file, frames)
         start = 1024 + int(file.header.nsymbt)
         kind = file.data.dtype.newbyteorder("=").str
     offsets = start + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])
@@ -39,9 +40,41 @@ def finish(path: Path, late: Provenance) -> None:
             file.add_label(f"emdn: stored as {kind}, {count} pixels saturated")
 
 
-def _keep_extended_header(file: Any, source: Path) -> None:
-    if source.is_file() and source.suffix.lower() in READERS["mrc"]:
-        with mrcfile.mmap(source, "r", permissive=True) as original:
-            if original.extended_header is not None and original.extended_header.nbytes:
-                file.set_extended_header(original.extended_header)
-                file.header.exttyp = original.header.exttyp
+def _keep_extended_header(file: Any, frames: Frames) -> None:
+    """Copy what the input says of each frame; of those taken, where only some are."""
+    if not (frames.path.is_file() and frames.path.suffix.lower() in READERS["mrc"]):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reader has said it
+        with mrcfile.open(frames.path, permissive=True, header_only=True) as original:
+            header, extended = original.header, original.extended_header
+    if extended is None or not extended.nbytes:
+        return
+    content, size = extended.tobytes(), _record_size(header, extended.tobytes())
+    if frames.numbers is not None and size:
+        content = b"".join(content[size * i : size * (i + 1)] for i in frames.numbers)
+    file.set_extended_header(np.frombuffer(content, f"V{len(content)}"))
+    file.header.exttyp = header.exttyp
+    # Bytes 128 to 132 of the header tell how long SerialEM's and Agard's records are.
+    own = bytearray(file.header.extra2.tobytes())
+    own[16:20] = np.array(_lengths(header), "<i2").tobytes()
+    file.header.extra2 = bytes(own)
+
+
+def _lengths(header: Any) -> tuple[int, int]:
+    kind = f"{header.mode.dtype.str[0]}i2"
+    first, second = np.frombuffer(header.extra2.tobytes()[16:20], kind)
+    return int(first), int(second)
+
+
+def _record_size(header: Any, content: bytes) -> int:
+    """Return the bytes that an extended header has for each frame, 0 if not known."""
+    kind, (integers, reals) = bytes(header.exttyp), _lengths(header)
+    size = 0
+    if kind in (b"FEI1", b"FEI2"):
+        size = int(np.frombuffer(content[:4], f"{header.mode.dtype.str[0]}i4")[0])
+    elif kind == b"SERI":
+        size = integers
+    elif kind in (b"AGAR", b"") and max(integers, reals) <= 32:
+        size = 4 * (integers + reals)
+    return size if 0 < size * int(header.nz) <= len(content) else 0

@@ -1,13 +1,14 @@
 """NumPy ``.npy``, with the calibration and the record of the run in a JSON file beside it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.writers.layout import Layout, Provenance, Storage
+from emdn_deploy.writers.layout import Layout, Provenance, Storage, partial_of
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
@@ -30,10 +31,15 @@ def finish(path: Path, late: Provenance) -> None:
     """Complete the record."""
     facts: dict[str, Any] = json.loads(_draft(path).read_text(encoding="utf-8"))
     facts["emdn"].update(late)
-    beside = path.with_name(path.name.removesuffix(".partial") + ".json")
-    beside.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    _draft(path).unlink()
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    os.replace(fresh, _draft(path))
+
+
+def sidecar(target: Path) -> Path:
+    """Name the JSON file of an output."""
+    return target.with_name(target.name + ".json")
 
 
 def _draft(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".json")
+    return partial_of(sidecar(partial.with_name(partial.name.removesuffix(".partial"))))

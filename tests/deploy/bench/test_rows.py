@@ -3,6 +3,7 @@
 import polars as pl
 import pytest
 
+from emdn_deploy import listing
 from emdn_deploy.bench import machine, report, rows
 from emdn_deploy.session import open_session
 
@@ -17,10 +18,19 @@ def test_a_row_says_what_ran(make_model, tmp_path) -> None:
     assert rows.gflop_of(session, (64, 128)) == pytest.approx(0.0035 / 8)
 
 
-def test_the_measured_gain_is_the_mean_over_levels(make_model, tmp_path) -> None:
-    path = make_model(tmp_path / "box.onnx", quality='{"gain_db": {"0.12": 10.0, "0.4": 14.0}}')
-    assert rows.gain_db(open_session(path, "cpu", 1)) == 12.0
-    assert rows.gain_db(open_session(make_model(tmp_path / "other.onnx"), "cpu", 1)) is None
+def test_the_measured_gain_is_the_mean_over_the_levels_that_are_listed() -> None:
+    listed = listing.table().filter(pl.col("name") == "unet *").select(pl.col("^dB at .*$")).row(0)
+    assert len(listed) == 3
+    found = rows.gain_db(open_session("unet", "cpu", 1))
+    assert found == pytest.approx(sum(listed) / 3, abs=0.1)
+
+
+def test_a_gain_belongs_to_weights_and_not_to_names(make_model, tmp_path) -> None:
+    path = make_model(
+        tmp_path / "unet.onnx", model="unet", weights_sha256="0" * 64,
+        quality='{"gain_db": {"0.12": 10.0, "0.4": 14.0}}',
+    )  # fmt: skip
+    assert rows.gain_db(open_session(path, "cpu", 1)) is None
 
 
 def test_speeds_are_of_the_median_round_and_a_frame() -> None:

@@ -1,8 +1,9 @@
 """Minimal DM and SER files, byte by byte: no library writes these formats."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,46 @@ class _Dm:
 
 
 def write_dm(
-    path: Path, frames: np.ndarray[Any, Any], step_nm: float = 0.02, kind: str = "Image"
+    path: Path,
+    frames: np.ndarray[Any, Any],
+    step_nm: float = 0.02,
+    kind: str = "Image",
+    more: tuple[np.ndarray[Any, Any], ...] = (),
+    numbers: Mapping[str, float] = MappingProxyType({}),
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Write (H, W) or (N, H, W) as DM3 or DM4, by the suffix."""
+    """Write (H, W) or (N, H, W) as DM3 or DM4, by the suffix.
+
+    Parameters
+    ----------
+    more
+        Further images, in front of the frames where they are of int32 (RGB, as of a thumbnail).
+    numbers, texts
+        Tags of the frames' image, ``Group.Name``.
+    """
     dm = _Dm(int(path.suffix[-1]))
+    images = [_image(dm, frames, step_nm, kind, {**numbers}, {**texts})]
+    for other in more:
+        colours = other.dtype == np.int32
+        made = _image(dm, other, 1.0, "", {}, {}, 23 if colours else None)
+        images = [made, *images] if colours else [*images, made]
+    tree = dm.group([dm.sub("ImageList", images)])
+    length = struct.pack(dm.size, len(tree))
+    path.write_bytes(
+        struct.pack(">i", dm.version) + length + struct.pack(">i", 1) + tree + b"\0" * 8
+    )
+    return path
+
+
+def _image(
+    dm: _Dm,
+    frames: np.ndarray[Any, Any],
+    step_nm: float,
+    kind: str,
+    numbers: dict[str, float],
+    texts: dict[str, str],
+    coded: int | None = None,
+) -> bytes:
     types = {"int16": 1, "float32": 2, "uint8": 6, "int32": 7, "uint16": 10, "uint32": 11}
     steps = [(step_nm, "nm"), (step_nm, "nm"), (0.1, "s")][: frames.ndim]
     dimensions = [
@@ -86,18 +123,18 @@ def write_dm(
         [
             dm.sub("Calibrations", [dm.sub("Dimension", dimensions)]),
             dm.array("Data", frames.ravel()),
-            dm.integer("DataType", types[frames.dtype.name]),
+            dm.integer("DataType", coded or types[frames.dtype.name]),
             dm.sub("Dimensions", [dm.integer("", size) for size in frames.shape[::-1]]),
             dm.integer("PixelDepth", frames.dtype.itemsize),
         ],
     )
-    tags = dm.sub("ImageTags", [dm.sub("Meta Data", [dm.text("Format", kind)])])
-    tree = dm.group([dm.sub("ImageList", [dm.sub("", [data, tags])])])
-    length = struct.pack(dm.size, len(tree))
-    path.write_bytes(
-        struct.pack(">i", dm.version) + length + struct.pack(">i", 1) + tree + b"\0" * 8
-    )
-    return path
+    groups: dict[str, list[bytes]] = {"Meta Data": [dm.text("Format", kind)]}
+    for name, value in {**numbers, **texts}.items():
+        group, _, leaf = name.partition(".")
+        made = dm.text(leaf, value) if isinstance(value, str) else dm.real(leaf, value)
+        groups.setdefault(group, []).append(made)
+    tags = dm.sub("ImageTags", [dm.sub(name, items) for name, items in groups.items()])
+    return dm.sub("", [data, tags])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import tifffile
 
 from emdn_deploy import job, targets
 from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Choice, dm, open_frames
+from emdn_deploy.readers import Choice, arrays, dm, open_frames
 from emdn_deploy.readers.folder import natural, split_pattern
 from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import FormatError, MissingExtraError
@@ -99,8 +99,11 @@ def test_mrc_transforms_and_cut_files_are_refused(tmp_path: Path) -> None:
         pass
     content = (tmp_path / "cut.mrc").read_bytes()
     (tmp_path / "cut.mrc").write_bytes(content[:2000])
-    with pytest.raises(FormatError, match="truncated or damaged"):
-        open_frames(tmp_path / "cut.mrc")
+    with (
+        open_frames(tmp_path / "cut.mrc") as frames,
+        pytest.raises(FormatError, match=r"is cut short: 1 of 5 frames are there.*--frames 0:1"),
+    ):
+        frames.read(0, 5)
     (tmp_path / "short.mrc").write_bytes(content[:100])
     with pytest.raises(FormatError, match="MRC"):
         open_frames(tmp_path / "short.mrc")
@@ -313,11 +316,11 @@ def test_a_stack_calibrated_along_x_and_y_only_keeps_that() -> None:
         scaleUnit=["", "", "µm", "µm"],
         origin=[0.0, 0.0, 2.0, 0.0],
     )
-    along, y, x = dm._axes(file, 0, 3)
+    along, y, x = dm._axes(file, 1, 3)
     assert along == Axis()
     assert (y.units, y.step, y.origin) == ("µm", 0.05, 0.0)
     assert (x.units, x.step, x.origin) == ("µm", 0.06, -0.12)
-    assert dm._axes(file, 0, 4) == ()
+    assert dm._axes(file, 1, 4) == ()
 
 
 @pytest.mark.parametrize(
@@ -451,3 +454,23 @@ def test_names_need_not_be_utf_8(tmp_path: Path, box_model: Path) -> None:
     made = job.run(path, DenoiseOptions(model=str(box_model), device="cpu")).output
     with open_frames(made) as frames:
         assert frames.shape == STACK.shape
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<u2", ">f4", "u1"])
+def test_a_file_is_read_as_its_memory_map_would_be(
+    tmp_path: Path, monkeypatch, order: str, dtype: str
+) -> None:
+    """Any selection that a stack of any axis order needs; and none of it maps the file."""
+    monkeypatch.setattr(arrays.Plain, "_SLAB", 100)
+    array = np.arange(4 * 5 * 6 * 2).reshape(4, 5, 6, 2).astype(dtype, order=order)
+    np.save(tmp_path / "a.npy", array)
+    plain = arrays.unmapped(tmp_path / "a.npy", np.load(tmp_path / "a.npy", mmap_mode="r"))
+    assert isinstance(plain, arrays.Plain)
+    every = slice(None)
+    for where in (
+        2, slice(1, 3), (1, 2), (every, every, 3, 1), (every, every, slice(2, 5), 0),
+        (3, slice(0, 4, 2), every, 1), (slice(1, 4), 0), (slice(3, None), every, -1, slice(None)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(plain[where], array[where])
+    plain.close()

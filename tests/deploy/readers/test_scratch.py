@@ -115,7 +115,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
     with path.open("r+b") as raw:
         raw.seek(place + 500)
         raw.write(b"\xff" * 2000)
-    with open_frames(path) as frames, pytest.raises(FormatError, match="damaged"):
+    with pytest.raises(FormatError, match="damaged"), open_frames(path) as frames:
         frames.read(0, 30)
 
 

@@ -1,14 +1,15 @@
 """Compressed outputs: the same frames, in files that other programs read, and continued."""
 
 import contextlib
-import subprocess
-import sys
+import gzip
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
+import mrcfile
 import numpy as np
 import pytest
 import tifffile
@@ -163,7 +164,7 @@ def test_an_interruption_while_the_file_is_filled(source: Path, run, monkeypatch
 
 
 @pytest.mark.parametrize("to", ["h5", "tif"])
-def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str) -> None:
+def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str, child) -> None:
     """SIGKILL while frames are written: nothing is tidied up."""
     with h5py.File(source, "r+") as file:
         del file["frames"]
@@ -171,7 +172,7 @@ def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str) 
     target, code = source.with_name(f"cut.{to}"), (
         "import sys, time\n"
         "from emdn_deploy import cli, denoiser, output\n"
-        "output._SYNC_SECONDS = 0.0\n"
+        "output.SYNC_SECONDS = 0.0\n"
         "answer = denoiser.Denoiser.answer\n"
         "def slow(*a, **b):\n    time.sleep(0.03)\n    return answer(*a, **b)\n"
         "denoiser.Denoiser.answer = slow\n"
@@ -179,9 +180,8 @@ def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str) 
     )  # fmt: skip
     arguments = ["denoise", str(source), "-o", str(target), "--model", str(box_model),
                  "--device", "cpu", "--batch", "2", "--compress"]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    process = child(code, *arguments)
+    while process.poll() is None:
         with (
             contextlib.suppress(Exception),
             np.load(source.with_name(f"cut.{to}.partial.map")) as saved,
@@ -196,3 +196,46 @@ def test_a_killed_run_is_continued(source: Path, run, box_model: Path, to: str) 
     assert 10 <= report.resumed < 200
     whole = run(source, output=source.with_name(f"whole.{to}"), compress=True)
     np.testing.assert_array_equal(pixels(target), pixels(whole.output))
+
+
+@pytest.mark.parametrize("kind", ["h5", "tif", "gz"])
+def test_a_compressed_input_gives_a_compressed_output(
+    tmp_path: Path, run, capsys, caplog, kind: str
+) -> None:
+    """Unless it is said otherwise, or the kind of output is never compressed."""
+    caplog.set_level("INFO")
+    frames = np.random.default_rng(0).poisson(30, (4, 64, 64)).astype(np.uint16)
+    path = tmp_path / f"a.{kind}"
+    if kind == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("frames", data=frames, compression="lzf")
+    elif kind == "tif":
+        tifffile.imwrite(path, frames, photometric="minisblack", compression="zlib")
+    else:
+        with mrcfile.new(tmp_path / "a.mrc", frames):
+            pass
+        path.write_bytes(gzip.compress((tmp_path / "a.mrc").read_bytes()))
+    packed = run(path).output
+    assert "65.5 kB of float32" in caplog.text
+    plain = run(path, compress=False, output=tmp_path / f"plain{packed.suffix}").output
+    if kind == "gz":
+        assert packed.suffix == ".mrc"
+        packed = run(path, to="hspy").output
+        plain = run(path, to="hspy", compress=False, output=tmp_path / "plain.hspy").output
+    assert packed.stat().st_size < 0.97 * plain.stat().st_size
+    np.testing.assert_array_equal(pixels(packed), pixels(plain))
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(
+    source: Path, run, monkeypatch
+) -> None:
+    usage = shutil.disk_usage(source.parent)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match=r"needs 123 kB of float32, and its disk has 100 kB free"):
+        run(source)
+    with pytest.raises(OutputError, match="246 kB of float32 and sigma"):
+        run(source, sigma=True)
+    with pytest.raises(OutputError, match="its disk has"):
+        job.plan(source, DenoiseOptions())
+    assert list(source.parent.iterdir()) == [source]
+    assert run(source, compress=True).frames == 8

@@ -45,7 +45,7 @@ def expected(movie: Path, box_model: Path) -> np.ndarray:
 
 def test_hyperspy_opens_the_combined_file(movie: Path, run, expected) -> None:
     hyperspy = pytest.importorskip("hyperspy.api")
-    target = run(movie)
+    target = run(movie, to="hspy")
     assert target.name == "movie_denoised.hspy"
     signal = hyperspy.load(target)
     np.testing.assert_array_equal(signal.data, expected)
@@ -89,7 +89,7 @@ def test_hyperspy_opens_a_mirrored_velox_file(tmp_path: Path, run, lattice) -> N
 
 def test_nexusformat_opens_the_combined_file(movie: Path, run, expected) -> None:
     nexusformat = pytest.importorskip("nexusformat.nexus")
-    root = nexusformat.nxload(str(run(movie)))
+    root = nexusformat.nxload(str(run(movie, to="hspy")))
     data = root.get_default()
     np.testing.assert_array_equal(data.nxsignal.nxvalue, expected)
     frame, y, x = data.nxaxes
@@ -101,7 +101,7 @@ def test_nexusformat_opens_the_combined_file(movie: Path, run, expected) -> None
 
 def test_emdfile_opens_the_combined_file(movie: Path, run, expected, tmp_path: Path) -> None:
     emdfile = pytest.importorskip("emdfile")
-    renamed = run(movie).rename(tmp_path / "movie_denoised.h5")
+    renamed = run(movie, to="hspy").rename(tmp_path / "movie_denoised.h5")
     array = emdfile.read(str(renamed), emdpath="Experiments/movie")
     np.testing.assert_array_equal(array.data, expected)
     assert list(array.dim_names) == ["frame", "y", "x"]

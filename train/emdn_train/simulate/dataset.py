@@ -3,10 +3,10 @@
 import json
 import logging
 import shutil
-import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from emdn_models import EmdnError, __version__
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 from emdn_train.data import STEM
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SPLIT_SEEDS, SimulateConfig
-from emdn_train.simulate.files import claim, renamed
+from emdn_train.simulate.files import claimed, store
 from emdn_train.simulate.movie import simulate_movie
 from emdn_train.simulate.shard import SCENES, Job, run
+from emdn_train.simulate.threads import begin_worker
 
 _log = logging.getLogger(__name__)
 
@@ -39,14 +42,20 @@ def simulate(config: SimulateConfig) -> Path:
     Raises
     ------
     OutputError
-        If the folder holds anything else than a data set of this very config.
+        If the folder holds anything else than a data set of this very config, another
+        process is at work there, or the disk is full: the same config then goes on.
     EmdnError
         If a worker dies; the shards that are there are kept.
     """
     if config.kind == "movie":
         return simulate_movie(config)
     out = Path(config.out)
-    claim(out, config)
+    with claimed(out, config):
+        _simulate(config, out)
+    return out
+
+
+def _simulate(config: SimulateConfig, out: Path) -> None:
     (out / ".partial").mkdir(exist_ok=True)
     jobs = [job for split in SPLIT_SEEDS for job in _jobs(config, split, out)]
     todo = [job for job in jobs if not job.path.exists() and not _finished(out, job.split)]
@@ -54,6 +63,14 @@ def simulate(config: SimulateConfig) -> Path:
     done = total - sum(job.frames for job in todo)
     if done:
         _log.info("%s: %d of %d frames are there already", out, done, total)
+    if todo:
+        # Clean and noisy, in float32; shards stay until their split is put together.
+        size = total * config.size**2 * 8
+        free = shutil.disk_usage(out).free
+        _log.info(
+            "%s: takes %.2g GB, up to %.2g GB on the way; %.2g GB are free",
+            out, size / 1e9, 2 * size / 1e9, free / 1e9,
+        )  # fmt: skip
     with Progress(
         "simulating",
         BarColumn(),
@@ -68,7 +85,6 @@ def simulate(config: SimulateConfig) -> Path:
         if not _finished(out, split):
             _assemble(out, split, [job for job in jobs if job.split == split], config)
     shutil.rmtree(out / ".partial", ignore_errors=True)
-    return out
 
 
 def _jobs(config: SimulateConfig, split: str, out: Path) -> Iterator[Job]:
@@ -83,9 +99,7 @@ def _work(jobs: list[Job], workers: int) -> Iterable[int]:
         yield from map(run, jobs)
         return
     # An interrupt is for the parent; a worker finishes its shard and finds no other.
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_worker)
     try:
         yield from pool.map(run, jobs)
     except BrokenProcessPool as error:
@@ -117,10 +131,12 @@ def _assemble(out: Path, split: str, jobs: list[Job], config: SimulateConfig) ->
         renamed(folder / f"{STEM}_clean.h5") as clean_path,
         renamed(folder / f"{STEM}_structures.h5") as structures_path,
         renamed(folder / f"{STEM}_noise.h5") as noise_path,
-        h5py.File(clean_path, "w") as clean,
-        h5py.File(noise_path, "w") as noisy,
-        h5py.File(structures_path, "w") as structures,
+        written(clean_path) as clean_out,
+        written(noise_path) as noisy_out,
+        written(structures_path) as structures_out,
     ):
+        outs = (clean_out, noisy_out, structures_out)
+        clean, noisy, structures = (one.file for one in outs)
         for file in (clean, noisy, structures):
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
@@ -137,9 +153,10 @@ def _assemble(out: Path, split: str, jobs: list[Job], config: SimulateConfig) ->
                 rows += json.loads(shard["rows"][()])
                 for name, group in shard["structures"].items():
                     structures.copy(group, name)
+            for one in outs:
+                one.check()
         table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
-        with renamed(folder / f"{STEM}_metadata.parquet") as table_path:
-            table.write_parquet(table_path)
+        store(folder / f"{STEM}_metadata.parquet", table.write_parquet)
     for job in jobs:
         job.path.unlink()
 
@@ -155,8 +172,8 @@ def _assemble_inference(out: Path, jobs: list[Job]) -> None:
             for key, part in (("noise", "raw"), ("clean", "truth")):
                 for offset, frame in enumerate(np.asarray(shard[key])):
                     name = f"frame_{len(rows) + offset:04d}.tif"
-                    tifffile.imwrite(folder / part / name, frame)
+                    store(folder / part / name, partial(tifffile.imwrite, data=frame))
             rows += json.loads(shard["rows"][()])
     table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
-    table.write_parquet(folder / "metadata.parquet")
+    store(folder / "metadata.parquet", table.write_parquet)
     folder.replace(out / "inference")

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image as Pillow
 
+from emdn_models.files import renamed
 from emdn_train.simulate.exposure import expose
-from emdn_train.simulate.files import renamed
 from emdn_train.simulate.mesh import Image
 from emdn_train.simulate.scene import Shot, shots, specimen_scene
 

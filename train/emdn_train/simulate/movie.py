@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.progress import track
 
 from emdn_models import __version__
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 from emdn_train import noise
 from emdn_train.simulate import hrtem
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SimulateConfig
 from emdn_train.simulate.exposure import draw_electrons
-from emdn_train.simulate.files import claim, renamed
+from emdn_train.simulate.files import claimed
 from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.relax import Sheet, relax
@@ -46,10 +48,15 @@ def simulate_movie(config: SimulateConfig) -> Path:
     The folder.
     """
     out = Path(config.out)
-    claim(out, config)
-    if (out / "movie.h5").exists():
-        _log.info("%s: the movie is there already", out)
-        return out
+    with claimed(out, config):
+        if (out / "movie.h5").exists():
+            _log.info("%s: the movie is there already", out)
+        else:
+            _simulate(config, out)
+    return out
+
+
+def _simulate(config: SimulateConfig, out: Path) -> None:
     rng, path_rng = np.random.default_rng([config.seed, 3]).spawn(2)
     pixel_a = 10 * float(rng.uniform(*config.pixel_size_nm))
     field = hrtem.make_field(config.size, pixel_a)
@@ -57,7 +64,7 @@ def simulate_movie(config: SimulateConfig) -> Path:
     drift = draw_drift(config.frames, rng)
     structures = _specimens(config.frames, field, drift * pixel_a, path_rng)
     first = next(structures)
-    optics = _focused(first, field, voltage_kv, rng)
+    optics = focused(first, field, voltage_kv, rng)
     clean = hrtem.image(hrtem.exit_wave(first, field, voltage_kv), field, optics)
     contrast = float(clean.std() / clean.mean())
     electrons = draw_electrons(config, contrast, 1.0, pixel_a, rng)
@@ -68,9 +75,10 @@ def simulate_movie(config: SimulateConfig) -> Path:
     with (
         renamed(out / "movie.h5") as movie_path,
         renamed(out / "movie_truth.h5") as truth_path,
-        h5py.File(movie_path, "w") as movie,
-        h5py.File(truth_path, "w") as truth,
+        written(movie_path) as movie_out,
+        written(truth_path) as truth_out,
     ):
+        movie, truth = movie_out.file, truth_out.file
         frames = _lay_out_movie(movie, config, pixel_a / 10, electrons / pixel_a**2, voltage_kv)
         _stamp(truth, config)
         truth.attrs["contrast"] = contrast
@@ -99,9 +107,10 @@ def simulate_movie(config: SimulateConfig) -> Path:
             atoms = hrtem.to_pixels(structure.positions[:, :2], field)
             seen = (np.abs(atoms - (config.size - 1) / 2) <= config.size / 2).all(1)
             _dataset(truth, f"atoms/{index:06d}", atoms[seen], "pixels")
+            movie_out.check()
+            truth_out.check()
         _dataset(truth, "defect", hrtem.to_pixels(np.array(places), field), "pixels")
         truth["defect"].attrs["name"] = first.defects[0].name
-    return out
 
 
 def draw_drift(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -136,7 +145,7 @@ def _specimens(
         if current is None or hop:
             flat = _with_adatom(sheet, site, vibration)
             if not adatom:
-                flat = _with_vacancy(sheet, site, vibration, np.random.default_rng(shape_seed))
+                flat = with_vacancy(sheet, site, vibration, np.random.default_rng(shape_seed))
             current = warped(flat, np.random.default_rng(ripple_seed))
         yield moved(current, (drift_a[frame, 0], drift_a[frame, 1], 0.0))
 
@@ -147,7 +156,8 @@ def _hopped(sheet: Sheet, site: int, near: NDArray[np.int64], rng: np.random.Gen
     return int(rng.choice(choices)) if choices else site
 
 
-def _with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Generator) -> Structure:
+def with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Generator) -> Structure:
+    """Take one atom out of a sheet, close the pentagon and relax."""
     faulty = deepcopy(sheet)
     place = sheet.xy[site]
     monovacancy(faulty, site, rng)
@@ -162,7 +172,7 @@ def _with_adatom(sheet: Sheet, site: int, vibration: float) -> Structure:
     return as_structure(sheet, [(14, float(x), float(y), 2.1)], [defect], vibration)
 
 
-def _focused(
+def focused(
     structure: Structure, field: hrtem.Field, voltage_kv: float, rng: np.random.Generator
 ) -> Optics:
     """Focus as an operator would: the best contrast of a few settings."""

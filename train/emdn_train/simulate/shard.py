@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 from emdn_train.simulate.config import SPLIT_SEEDS, SimulateConfig
 from emdn_train.simulate.exposure import Exposure, draw_electrons, expose
 from emdn_train.simulate.hrtem import to_pixels
@@ -60,14 +62,13 @@ def run(job: Job) -> int:
                 noisy.append(exposure.noisy)
             scenes[f"{index}-{state}" if state else f"{index}"] = scene
         index += 1
-    partial = job.path.with_name(job.path.name + ".partial")
-    with h5py.File(partial, "w") as file:
+    with renamed(job.path) as partial, written(partial) as out:
+        file = out.file
         file["clean"] = np.stack(clean)
         file["noise"] = np.stack(noisy)
         file["rows"] = json.dumps(rows)
         for name, scene in scenes.items():
             write_scene(file.create_group(f"structures/{name}"), scene)
-    partial.replace(job.path)
     return len(rows)
 
 

@@ -17,10 +17,12 @@ import polars as pl
 
 from emdn_models import __version__
 from emdn_models.errors import FormatError, OutputError
+from emdn_models.files import renamed
+from emdn_models.hdf5 import written
 from emdn_train.data import STEM
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION
 from emdn_train.simulate.exposure import LEAST_ELECTRONS, Exposure, expose
-from emdn_train.simulate.files import renamed
+from emdn_train.simulate.files import store
 from emdn_train.simulate.scene import Scene, shots, specimen_scene
 from emdn_train.simulate.shard import exposed, write_scene
 from emdn_train.simulate.threads import one_thread
@@ -96,7 +98,8 @@ def write_test_split(
     partial = folder.with_name("test.partial")
     partial.mkdir(parents=True, exist_ok=True)
     exposures: list[Exposure] = []
-    with renamed(partial / f"{STEM}_structures.h5") as path, h5py.File(path, "w") as structures:
+    with renamed(partial / f"{STEM}_structures.h5") as path, written(path) as out_file:
+        structures = out_file.file
         for index, (name, part) in enumerate(PARTS.items()):
             for scene in range(scenes):
                 exposures += _simulated(structures, name, part, (index, scene))
@@ -106,10 +109,10 @@ def write_test_split(
             _log.info("with multislice: %d frames", len(exposures))
     rows = [exposure.row for exposure in exposures]
     table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
-    with renamed(partial / f"{STEM}_metadata.parquet") as path:
-        table.write_parquet(path)
+    store(partial / f"{STEM}_metadata.parquet", table.write_parquet)
     for name, field in (("noise", "noisy"), ("clean", "clean")):
-        with renamed(partial / f"{STEM}_{name}.h5") as path, h5py.File(path, "w") as file:
+        with renamed(partial / f"{STEM}_{name}.h5") as path, written(path) as out_file:
+            file = out_file.file
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["emdn_version"] = __version__

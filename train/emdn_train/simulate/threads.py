@@ -1,7 +1,11 @@
-"""One thread a process: sums in one order, and no threads that wait for each other."""
+"""Processes and threads: one thread a process, and workers that end with their parent."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -21,3 +25,16 @@ def one_thread() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,157 @@
+"""HDF5 files that libhdf5 alone would not survive: on a full disk, or damaged.
+
+It ends the process after a failed write, crashes on some damage and goes round for ever on other.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from emdn_models.files import unwritable
+
+# Heaps lie near a file's start or its end; what is between them in a large file are data.
+_LOOKED_AT = 2**23
+
+
+class Written:
+    """An HDF5 file that is being written.
+
+    Attributes
+    ----------
+    file
+        The open file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._disk = _Disk(path, "w+")
+        self.file = h5py.File(self._disk, "w")
+
+    def check(self) -> None:
+        """Raise OutputError if anything could not be written so far."""
+        if (error := self._disk.error) is not None:
+            raise unwritable(str(self._disk.name), error) from error
+
+    def close(self) -> None:
+        """Let go of the file, all of it on disk unless `check` says otherwise."""
+        try:
+            self.file.close()
+        except (OSError, RuntimeError):
+            self.check()
+            raise
+        self._disk.sync()
+        self._disk.close()
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Written]:
+    """Write a new HDF5 file; what there was of this name is replaced.
+
+    Raises
+    ------
+    OutputError
+        At the end, or by `Written.check`, if the file cannot be written.
+    """
+    out = Written(path)
+    try:
+        yield out
+    finally:
+        out.close()
+        out.check()  # whatever the library says of a file that it cannot read again
+
+
+class _Disk(io.FileIO):
+    """A file that notes the first failure, and from then on only says that it grows.
+
+    libhdf5 does not get over a failed write: the file stays open in it, every further call
+    fails, and the process ends by a segmentation fault. So it never sees one.
+    """
+
+    error: OSError | None = None
+    _end = 0
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        end = self.tell() + left.nbytes
+        try:
+            while left.nbytes and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            self._end = max(self._end, end)
+        return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            self._end = size or 0
+            return self._end
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        place = super().seek(offset, whence)
+        return max(place, self._end) if whence == io.SEEK_END else place
+
+    def sync(self) -> None:
+        """Put everything on the disk."""
+        try:
+            os.fsync(self.fileno())
+        except OSError as error:
+            self.error = self.error or error
+
+
+def check_heaps(path: str | os.PathLike[str]) -> None:
+    """Refuse heaps of texts with an object that has no end, in which libhdf5 goes round for ever.
+
+    Raises
+    ------
+    ValueError
+        Saying where.
+    """
+    with Path(path).open("rb") as file:
+        total = file.seek(0, os.SEEK_END)
+        starts = {0, max(0, total - _LOOKED_AT)}
+        for start in starts:
+            file.seek(start)
+            data = file.read(_LOOKED_AT)
+            place = data.find(b"GCOL\1\0\0\0")
+            while place >= 0:
+                _check_heap(data, place, start + place)
+                place = data.find(b"GCOL\1\0\0\0", place + 8)
+
+
+def _check_heap(data: bytes, start: int, place: int) -> None:
+    # Global heap collection, of the HDF5 file format, III.E, with lengths of 8 bytes.
+    end = start + int.from_bytes(data[start + 8 : start + 16], "little")
+    at = start + 16
+    while at + 16 <= min(end, len(data)):
+        number = int.from_bytes(data[at : at + 2], "little")
+        size = int.from_bytes(data[at + 8 : at + 16], "little")
+        step = 16 + -(-size // 8) * 8 if number else size
+        if step == 0:
+            raise ValueError(f"the heap at byte {place} has an object of no size")
+        at += step
+
+
+def check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID) -> None:
+    """Refuse attributes of a sequence type that is of no kind, on which libhdf5 crashes.
+
+    Raises
+    ------
+    ValueError
+        Naming the attribute.
+    """
+    for number in range(h5py.h5a.get_num_attrs(item)):
+        attribute = h5py.h5a.open(item, index=number)
+        kind = attribute.get_type()
+        while isinstance(kind, h5py.h5t.TypeVlenID | h5py.h5t.TypeArrayID):
+            # Bits 0 to 3 of a sequence are 0, of a text 1, which h5py has another type for.
+            if isinstance(kind, h5py.h5t.TypeVlenID) and kind.encode()[3] & 15:
+                raise ValueError(f"the attribute {attribute.name!r} has a type of no kind")
+            kind = kind.get_super()

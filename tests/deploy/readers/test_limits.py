@@ -1,0 +1,380 @@
+"""Files that claim more than they hold, lead in circles or never end: one line, from the header."""
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+
+from emdn_deploy.readers import Choice, guarded, limits, open_frames
+from emdn_deploy.writers import Storage, lay_out
+from emdn_models.errors import FormatError
+
+FRAMES = np.arange(4 * 16 * 24, dtype=np.uint16).reshape(4, 16, 24)
+# What 64 MB of zeros become.
+BOMB = zlib.compress(bytes(2**26), 9)
+
+
+def refused(path: Path, match: str, choice: Choice = Choice()) -> None:  # noqa: B008
+    with pytest.raises(FormatError, match=match) as caught, open_frames(path, choice) as opened:
+        opened.read(0, opened.shape[0])
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "chunks"), [
+    ((10**9, 64, 64), (1, 64, 64)), ((4, 10**6, 10**6), (1, 64, 64)), ((4, 10**6, 10**6), None),
+    ((10**9, 64, 64), None),
+])  # fmt: skip
+def test_hdf5_that_is_not_filled(tmp_path: Path, shape: Any, chunks: Any) -> None:
+    path = tmp_path / "claims.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", shape, "u2", chunks=chunks)
+        if chunks:
+            data[:1, :64, :64] = 7
+    refused(path, r"claims .*TB of frames, and the file holds (0 bytes|8.19 kB) of them")
+
+
+def test_a_file_that_is_partly_filled_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "part.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", (40_000, 64, 64), "u8", chunks=(1, 64, 64))
+        data[:200] = 7
+    with open_frames(path) as frames:
+        assert frames.read(0, 1).mean() == 7
+
+
+def test_frames_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, FRAMES)
+    monkeypatch.setattr(limits, "memory", lambda: 16 * 16 * 24 - 1)
+    refused(path, r"frames of 16 x 24 pixels; one needs 6.14 kB of memory, and there are 6.14 kB")
+    monkeypatch.setattr(limits, "memory", lambda: 16 * 16 * 24)
+    with open_frames(path) as frames:
+        assert frames.shape == FRAMES.shape
+
+
+def test_memory_is_what_the_system_and_its_limits_grant() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31));"
+        "from emdn_deploy.readers import limits; print(limits.memory())"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(made.stdout) <= 2**31
+    assert limits.memory() > 2**28
+
+
+def raw_chunks(path: Path, stored: bytes, shape: Any, chunks: Any, **options: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", shape, "u2", chunks=chunks, **options)
+        data.id.write_direct_chunk((0,) * len(shape), stored)
+    return path
+
+
+def test_chunks_are_as_long_as_they_should_be(tmp_path: Path) -> None:
+    gzip: dict[str, Any] = {"compression": "gzip"}
+    shape, own = (4, 64, 64), (1, 64, 64)
+    path = raw_chunks(tmp_path / "bomb.h5", BOMB, shape, own, **gzip)
+    refused(path, r"chunk \(0, 0, 0\) decodes to 1048576 bytes or more instead of 8192")
+    path = raw_chunks(tmp_path / "long.h5", 2 * BOMB, shape, own, **gzip)
+    refused(path, rf"chunk \(0, 0, 0\) takes {2 * len(BOMB)} bytes, to hold 8192")
+    path = raw_chunks(tmp_path / "b.h5", BOMB, (1, 512, 512), (1, 512, 512), shuffle=True, **gzip)
+    refused(path, r"decodes to \d+ bytes or more instead of 524288")
+    # libhdf5 gives what lies behind it in memory for pixels.
+    path = raw_chunks(tmp_path / "short.h5", zlib.compress(bytes(100)), shape, own, **gzip)
+    refused(path, "decodes to 100 bytes instead of 8192")
+    path = raw_chunks(tmp_path / "no.h5", b"no zlib stream", shape, own, **gzip)
+    refused(path, "cannot be inflated")
+    path = raw_chunks(tmp_path / "f.h5", bytes(30), shape, own, fletcher32=True)
+    refused(path, "decodes to 26 bytes instead of 8192")
+    path = raw_chunks(tmp_path / "big.h5", zlib.compress(bytes(99)), (9, 9000, 9000),
+                      (9, 9000, 9000), **gzip)  # fmt: skip
+    refused(path, "claims 1.46 GB of frames, and the file holds")
+
+
+def test_later_chunks_are_looked_at_when_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "later.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", data=FRAMES, chunks=(1, 8, 24), compression="gzip")
+        data.id.write_direct_chunk((3, 8, 0), zlib.compress(bytes(2)))
+    with open_frames(path) as frames:
+        np.testing.assert_array_equal(frames.read(0, 3), FRAMES[:3])
+        with pytest.raises(FormatError, match=r"chunk \(3, 8, 0\) decodes to 2 bytes"):
+            frames.read(2, 4)
+
+
+@pytest.mark.parametrize("options", [
+    {"compression": "gzip", "shuffle": True, "fletcher32": True}, {"compression": "lzf"},
+    {"scaleoffset": 0}, {"compression": "gzip", "scaleoffset": 0}, {"fletcher32": True},
+])  # fmt: skip
+def test_sound_chunks_are_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tmp_path / "sound.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("images", data=FRAMES, chunks=(3, 9, 24), **options)
+    with open_frames(path) as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
+
+
+@pytest.mark.parametrize("codec", ["LZ4", "Bitshuffle", "Blosc", "Zstd"])
+def test_sound_chunks_of_plugins_are_read(tmp_path: Path, codec: str) -> None:
+    hdf5plugin = pytest.importorskip("hdf5plugin")
+    path = tmp_path / "sound.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(
+            "images", data=FRAMES, chunks=(3, 9, 24), **getattr(hdf5plugin, codec)()
+        )
+    with open_frames(path) as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
+
+
+def test_circles_of_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "circle.nxs"
+    with h5py.File(path, "w") as file:
+        inner = file.create_group("entry/data")
+        inner["frames"] = FRAMES
+        file.attrs["default"] = "entry"
+        file["entry"].attrs["default"] = "data"
+        inner.attrs["default"] = "/entry"
+    refused(path, "its 'default' attributes lead in a circle")
+    with open_frames(path, Choice("entry/data/frames")) as frames:
+        assert frames.shape == FRAMES.shape
+
+
+def test_trees_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tree.h5"
+    with h5py.File(path, "w") as file:
+        group = file
+        for _ in range(guarded.DEEPEST + 1):
+            group = group.create_group("g")
+        group["images"] = FRAMES
+    refused(path, "groups inside one another, more than 100 deep")
+    with h5py.File(path, "w") as file:
+        file["images"] = FRAMES
+        for number in range(30):
+            file.create_group(f"g{number}")
+    monkeypatch.setattr(guarded, "MOST_OBJECTS", 30)
+    refused(path, "more than 30 groups and datasets")
+    monkeypatch.setattr(guarded, "MOST_OBJECTS", 32)
+    with open_frames(path) as frames:
+        assert frames.shape == FRAMES.shape
+
+
+def virtual(path: Path, source: str, name: str) -> None:
+    layout = h5py.VirtualLayout(FRAMES.shape, "u2")
+    layout[:] = h5py.VirtualSource(source, name, FRAMES.shape)
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("images", layout)
+
+
+def test_virtual_datasets_that_lead_to_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "own.h5"
+    virtual(path, ".", "images")
+    refused(path, "leads back to itself")
+    virtual(path, "own.h5", "/images")
+    refused(path, "leads back to itself")
+    virtual(path, ".", "other")
+    with h5py.File(path, "a") as file:
+        file["other"] = h5py.SoftLink("/images")
+    refused(path, "leads back to itself")
+    virtual(path, "second.h5", "images")
+    virtual(tmp_path / "second.h5", "third.h5", "images")
+    virtual(tmp_path / "third.h5", "own.h5", "images")
+    refused(path, "leads back to itself")
+    raw_chunks(tmp_path / "third.h5", BOMB, FRAMES.shape, (1, 16, 24), compression="gzip")
+    refused(path, "bytes or more instead of 768")
+    with h5py.File(tmp_path / "third.h5", "w") as file:
+        file["images"] = FRAMES
+    with open_frames(path) as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
+
+
+def test_links_in_circles_hide_nothing(tmp_path: Path) -> None:
+    for own, other in (("a", "b"), ("b", "a")):
+        with h5py.File(tmp_path / f"{own}.h5", "w") as file:
+            file["images"] = h5py.ExternalLink(f"{other}.h5", "/images")
+    refused(tmp_path / "a.h5", "holds no numeric dataset")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["x"] = h5py.SoftLink("/y")
+        file["y"] = h5py.SoftLink("/x")
+        file.create_group("g")["up"] = file["/"]
+        file["images"] = FRAMES
+    with open_frames(tmp_path / "c.h5") as frames:
+        assert frames.shape == FRAMES.shape
+
+
+def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path: Path) -> None:
+    path = tmp_path / "odd.h5"
+    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
+    text = h5py.h5t.C_S1.copy()
+    text.set_size(4)
+    text.set_cset(h5py.h5t.CSET_UTF8)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", data=FRAMES)
+        for item in (file, data):
+            for name in (b"caf\xe9", b"value"):
+                low = h5py.h5a.create(item.id, name, text, scalar)
+                low.write(np.array(b"\xff\xfe\xb5m", "S4"), mtype=text)
+        nested = h5py.h5t.vlen_create(h5py.h5t.vlen_create(h5py.h5t.NATIVE_INT32))
+        for number, kind in enumerate((h5py.h5t.UNIX_D32LE, h5py.h5t.STD_B16LE, nested)):
+            h5py.h5a.create(data.id, b"odd%d" % number, kind, scalar)
+        data.attrs["empty"] = h5py.Empty("f4")
+        data.attrs["texts"] = np.array(["a", "é"], dtype=h5py.string_dtype())
+        inner = h5py.h5g.create(file.id, b"gr\xfc\xdfe")
+        h5py.h5g.create(inner, b"inside")
+    with open_frames(path) as frames:
+        lay_out("mirror", tmp_path / "out.h5", frames, {}, Storage())
+    with h5py.File(tmp_path / "out.h5") as out, h5py.File(path) as source:
+        for name in ("/", "images"):
+            for attribute in source[name].attrs:
+                before, after = (one[name].attrs.get_id(attribute) for one in (source, out))
+                assert after.get_type().equal(before.get_type()), attribute
+        assert out["images"].attrs["value"] == b"\xff\xfe\xb5m"
+        assert list(out["images"].attrs["texts"]) == ["a", "é"]
+        assert h5py.h5g.open(out.id, b"gr\xfc\xdfe").links.exists(b"inside")
+
+
+def write_tiff(path: Path, size: tuple[int, int], code: int, strip: bytes, following: int) -> None:
+    """Write a page of 16 bits in one strip; ``following`` is where the next page is said to be."""
+    height, width = size
+    tags = [(256, width), (257, height), (258, 16), (259, code), (262, 1), (273, 8), (277, 1),
+            (278, height), (279, len(strip))]  # fmt: skip
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    start = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip
+    path.write_bytes(start + struct.pack("<H", len(tags)) + body + struct.pack("<I", following))
+
+
+@pytest.mark.parametrize("code", [5, 8, 32773])
+def test_tiff_pages_that_claim_too_much(tmp_path: Path, code: int) -> None:
+    path = tmp_path / "claims.tif"
+    write_tiff(path, (60_000, 60_000), code, zlib.compress(bytes(9999)), 0)
+    refused(path, "page 0: claims 7.2 GB of frames, and the file holds 3. bytes of them")
+
+
+def test_tiff_pages_that_inflate_to_more(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.tif"
+    write_tiff(path, (64, 64), 8, BOMB, 0)
+    refused(path, "page 0 inflates to more than")
+
+
+@pytest.mark.parametrize(("strip", "code"), [(bytes(512), 1), (zlib.compress(bytes(512)), 8)])
+def test_tiff_pages_in_a_circle(tmp_path: Path, strip: bytes, code: int) -> None:
+    path = tmp_path / "circle.tif"
+    write_tiff(path, (16, 16), code, strip, 8 + len(strip))
+    refused(path, "its pages form a circle, the last leads back to number 0")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_many_tiff_pages_in_a_circle(tmp_path: Path, bigtiff: bool) -> None:
+    path = tmp_path / "circle.tif"
+    frames = np.zeros((130, 8, 8), "u1")
+    tifffile.imwrite(path, frames, photometric="minisblack", metadata=None, bigtiff=bigtiff)
+    with open_frames(path) as opened:
+        assert opened.shape == (130, 8, 8)
+    with tifffile.TiffFile(path) as file:
+        places = [page.offset for page in file.pages]
+        form = file.tiff
+    content = bytearray(path.read_bytes())
+    (tags,) = struct.unpack_from(form.tagnoformat, content, places[-1])
+    after = places[-1] + form.tagnosize + tags * form.tagsize
+    struct.pack_into(form.offsetformat, content, after, places[120])
+    path.write_bytes(content)
+    refused(path, "its pages form a circle, the last leads back to number 120")
+
+
+def test_ome_text_that_claims_pages(tmp_path: Path) -> None:
+    path = tmp_path / "claims.ome.tif"
+    text = (
+        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="24" '
+        'SizeY="16" SizeZ="1" SizeC="1" SizeT="999999999"><TiffData/></Pixels></Image></OME>'
+    )
+    options: dict[str, Any] = {"photometric": "minisblack", "metadata": None}
+    tifffile.imwrite(path, FRAMES, description=text, **options)
+    refused(path, "its OME text claims 999999999 frames, and it has 4 pages")
+
+
+@pytest.mark.parametrize("shape", ["(1000000000, 64, 64)", "(-1, 64, 64)", f"({2**62}, 64, 64)",
+                                   f"({2**33}, {2**33}, 2)", "(" + "1" * 5000 + ", 2, 2)",
+                                   "(" + "1, " * 40 + "64, 64)"])  # fmt: skip
+@pytest.mark.parametrize("descr", ["<u2", "|O", "|V0", "<U0"])
+def test_npy_headers(tmp_path: Path, shape: str, descr: str) -> None:
+    path = tmp_path / "claims.npy"
+    head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + bytes(8192))
+    refused(path, "npy")
+
+
+@pytest.mark.parametrize(("sizes", "extended"), [
+    ((10**6, 10**6, 4), 0), ((2**31 - 1,) * 3, 0), ((-64, 64, 1), 0), ((64, 64, 10**9), 0),
+    ((0, 0, 0), 0), ((64, 64, 1), 2**31 - 1), ((64, 64, 1), -5),
+])  # fmt: skip
+def test_mrc_headers(tmp_path: Path, sizes: tuple[int, int, int], extended: int) -> None:
+    path = tmp_path / "claims.mrc"
+    head = bytearray(1024)
+    struct.pack_into("<4i", head, 0, *sizes, 1)
+    struct.pack_into("<i", head, 92, extended)
+    head[208:214] = b"MAP DD"
+    path.write_bytes(bytes(head) + bytes(8192))
+    refused(path, "claims|damaged|empty|larger" if extended else "damaged|empty|cut short")
+
+
+@pytest.mark.parametrize(("place", "kind", "value", "match"), [
+    (14, "<i", 2**31 - 1, None), (18, "<i", 2**31 - 1, "frames would take"),
+    (30, "<i", 2**31 - 1, "dimensions would take"), (30, "<i", -1, "dimensions would take"),
+    (58, "<i", -1, "description would take"), (62, "<i", 2**31 - 1, "units would take"),
+    (22, "<q", 2**62, "SER"),
+])  # fmt: skip
+def test_ser_headers(
+    tmp_path: Path, ser_file: Callable[..., Path], place: int, kind: str, value: int,
+    match: str | None,
+) -> None:  # fmt: skip
+    path = ser_file(tmp_path / "claims.ser", FRAMES)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(kind, content, place, value)
+    path.write_bytes(content)
+    if match:
+        refused(path, match)
+    else:  # how many were planned
+        with open_frames(path) as frames:
+            assert frames.shape == FRAMES.shape
+
+
+def test_dm_tags_have_a_bound(
+    tmp_path: Path, dm_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emdn_deploy.readers import dm
+
+    path = dm_file(tmp_path / "a.dm4", FRAMES)
+    monkeypatch.setattr(dm, "_MOST_TAGS", 10)
+    refused(path, "it has more than 10 tags")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.npy"
+    os.mkfifo(pipe)
+    refused(pipe, "is a pipe, expected a file")
+    device = tmp_path / "device.h5"
+    device.symlink_to("/dev/zero")
+    refused(device, "is a device, expected a file")
+    folder = tmp_path / "folder.tif"
+    folder.mkdir()
+    refused(folder, "holds no files of frames")
+    os.mkfifo(folder / "pipe.npy")
+    refused(folder, "holds no files of frames")
+
+
+def test_damaged_files_are_an_error_or_are_read() -> None:
+    """A short run of `benchmarks/fuzz.py`: no traceback, crash or hang in any format."""
+    from benchmarks import fuzz
+
+    found = list(fuzz.run(list(fuzz.FORMATS), 0, 12))
+    assert len(found) == 12 * len(fuzz.FORMATS)
+    assert not [one for one in found if one[2] not in ("error", "result")]
