@@ -25,7 +25,7 @@ from emdn_models.nets.electrons import BLUR
 from emdn_models.spec import Preset
 from emdn_train import index
 from emdn_train.onnx_graph import Graph, describe, to_onnx
-from emdn_train.rewrite import rewritten
+from emdn_train.onnx_rewrites import rewritten
 from emdn_train.verify import check_field, compare
 
 log = logging.getLogger(__name__)
