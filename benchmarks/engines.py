@@ -20,7 +20,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.session import Session, open_session
 from emdn_models import checkpoint, pretrained
 from emdn_models.nets import build, load_state
-from emdn_train.graph import Graph, describe, to_onnx
+from emdn_train.onnx_graph import Graph, describe, to_onnx
 
 Frames = NDArray[np.float32]
 Engine = Callable[[Frames], Frames]

@@ -29,6 +29,12 @@ class Preset:
         largest first (`emdn_models.nets.spectral`); none in papers.
     frames
         Consecutive frames that the net sees, an odd number; it denoises the middle one.
+    halo
+        Border, in pixels, that a tile of the exported graph needs: whole cells of ``multiple``.
+        None for what follows from the receptive field if it lies evenly around a pixel's cell
+        (`emdn_deploy.tiling.halo`). The export checks it.
+    whole_frame
+        What makes tiles differ from the whole frame, in a net that cannot be tiled.
     """
 
     options: Mapping[str, int | bool | str]
@@ -37,6 +43,8 @@ class Preset:
     multiple: int
     windows: tuple[int, ...] = ()
     frames: int = 1
+    halo: int | None = None
+    whole_frame: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,12 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, (41, 41), 1),
             "shipped": Preset(
-                {"features": 64, "depth": 12, "shuffle": 4}, 312_050, (512, 576), 64, _WINDOWS
+                {"features": 64, "depth": 12, "shuffle": 4},
+                312_050,
+                (512, 576),
+                64,
+                _WINDOWS,
+                halo=320,
             ),
         },
     ),
@@ -95,6 +108,7 @@ _SPECS = (
                 (512, 576),
                 64,
                 _WINDOWS,
+                halo=320,
             ),
         },
     ),
@@ -105,7 +119,9 @@ _SPECS = (
         "the clean frame",
         {
             "paper": Preset({"features": 64, "depth": 15}, 485_316, (62, 62), 2),
-            "shipped": Preset({"features": 48, "depth": 12}, 215_526, (448, 512), 64, _WINDOWS),
+            "shipped": Preset(
+                {"features": 48, "depth": 12}, 215_526, (448, 512), 64, _WINDOWS, halo=320
+            ),
         },
     ),
     ModelSpec(
@@ -120,6 +136,7 @@ _SPECS = (
                 122_737,
                 (108, 116),
                 8,
+                whole_frame="upsampling by align_corners places pixels by the frame's size",
             ),
             "shipped": Preset(
                 {"features": 24, "levels": 3, "shuffle": 2, "benchmark": False},
@@ -127,6 +144,7 @@ _SPECS = (
                 (512, 576),
                 64,
                 _WINDOWS,
+                halo=320,
             ),
             "wide": Preset(_WIDE_UNET, 1_950_886, (576, 640), 64, _WINDOWS),
             "movie": Preset(_WIDE_UNET, 1_955_494, (576, 640), 64, _WINDOWS, frames=5),
@@ -140,7 +158,12 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, (61, 61), 1),
             "shipped": Preset(
-                {"features": 32, "depth": 20, "shuffle": 2}, 171_398, (512, 576), 64, _WINDOWS
+                {"features": 32, "depth": 20, "shuffle": 2},
+                171_398,
+                (512, 576),
+                64,
+                _WINDOWS,
+                halo=320,
             ),
         },
     ),
@@ -153,7 +176,12 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "levels": 7}, 41_880_966, (638, 766), 128),
             "shipped": Preset(
-                {"features": 16, "levels": 5, "widest": 4}, 457_670, (576, 640), 64, _WINDOWS
+                {"features": 16, "levels": 5, "widest": 4},
+                457_670,
+                (576, 640),
+                64,
+                _WINDOWS,
+                halo=384,
             ),
         },
     ),
@@ -170,6 +198,7 @@ _SPECS = (
                 (896, 960),
                 64,
                 _WINDOWS,
+                halo=512,
             ),
         },
     ),

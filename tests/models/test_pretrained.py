@@ -13,7 +13,7 @@ from emdn_models import MODELS, ModelError, checkpoint, pretrained
 from emdn_models.nets import build, load_state
 from emdn_train import noise
 from emdn_train.export import weights_sha256
-from emdn_train.graph import Graph
+from emdn_train.onnx_graph import Graph
 from emdn_train.simulate import SimulateConfig, simulate
 
 SHIPPED = list(pretrained.index()["models"])

@@ -11,13 +11,14 @@ from torch import nn
 
 from emdn_deploy.session import open_session
 from emdn_models import MODELS, ModelError, ParityError, checkpoint
-from emdn_models.nets import build
+from emdn_models.nets import NETS, build
 from emdn_models.nets.dncnn import DnCNN
 from emdn_models.nets.electrons import BLUR
+from emdn_models.spec import ModelSpec, Preset
 from emdn_train import export as exporting
 from emdn_train.export import export
-from emdn_train.graph import INPUTS, Graph, to_onnx
-from emdn_train.parity import TOLERANCE, compare
+from emdn_train.onnx_graph import INPUTS, Graph, to_onnx
+from emdn_train.verify import TOLERANCE, compare
 
 
 def perturbed(name: str, preset: str = "shipped") -> nn.Module:
@@ -34,6 +35,20 @@ def weights_of(name: str, preset: str = "shipped", **metadata) -> checkpoint.Wei
     return checkpoint.Weights(
         preset, state, {"status": "fitted", "validation": validation, "recipe": {}} | metadata
     )
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """An eighth model, which exports in a second."""
+
+    def declare(field: int) -> None:
+        preset = Preset({"features": 4, "depth": 3, "batch_norm": False}, 228, (field, field), 1)
+        spec = ModelSpec("tiny", "Tiny", "this test", "the noise", {"paper": preset})
+        monkeypatch.setitem(MODELS, "tiny", spec)
+
+    monkeypatch.setitem(NETS, "tiny", DnCNN)
+    declare(7)
+    return declare
 
 
 @pytest.fixture(
@@ -101,52 +116,58 @@ def test_index_names_files_and_default(exported):
     folder, done = exported
     index = json.loads((folder / "index.json").read_text())
     assert list(index["models"]) == [name for name in MODELS if name in done]
-    # The quality of the weights made here is the length of the name; of equals the first counts.
+    # The gain of the weights made here is the length of the name; of equals the first counts.
     assert index["default"] == max(index["models"], key=len)
     assert index["models"]["dncnn"]["gflop_256"] == pytest.approx(done["dncnn"].gflop_256, abs=1e-3)
     assert set(checkpoint.load(folder / checkpoint.FILE_NAME)) == set(done)
 
 
-def test_one_model_again_keeps_the_others(exported, tmp_path):
+def test_one_model_again_keeps_the_others(exported, tiny, tmp_path):
     folder, before = exported
     source = tmp_path / "other.h5"
-    again = weights_of("unet", "paper", validation={"gain_db": {"0.4": 99.0}})
-    checkpoint.save(source, {"unet": again})
+    again = weights_of("tiny", "paper", validation={"gain_db": {"0.4": 99.0}})
+    checkpoint.save(source, {"tiny": again})
     (done,) = export(source, folder)
-    assert done.name == "unet"
+    assert done.name == "tiny"
     index = json.loads((folder / "index.json").read_text())
-    assert set(index["models"]) == {*before, "unet"}
-    assert index["default"] == "unet"
+    assert set(index["models"]) == {*before, "tiny"}
+    assert index["default"] == "tiny"
 
 
-@pytest.mark.slow
-def test_models_for_a_class_come_last_and_are_never_the_default(tmp_path):
+def test_models_for_a_class_come_last_and_are_never_the_default(tiny, tmp_path):
     source = tmp_path / "a.h5"
-    better = weights_of("ffdnet", "paper", validation={"gain_db": {"0.4": 99.0}})
-    checkpoint.save(source, {"ffdnet@stem": better, "ffdnet": weights_of("ffdnet", "paper")})
+    better = weights_of("tiny", "paper", validation={"gain_db": {"0.4": 99.0}})
+    checkpoint.save(source, {"tiny@stem": better, "tiny": weights_of("tiny", "paper")})
     index_path = tmp_path / "onnx" / "index.json"
-    (alone,) = export(source, tmp_path / "onnx", ("ffdnet@stem",))
-    assert alone.path.name == "ffdnet@stem.onnx"
+    (alone,) = export(source, tmp_path / "onnx", ("tiny@stem",))
+    assert alone.path.name == "tiny@stem.onnx"
     assert json.loads(index_path.read_text())["default"] is None
-    export(source, tmp_path / "onnx", ("ffdnet",))
+    export(source, tmp_path / "onnx", ("tiny",))
     index = json.loads(index_path.read_text())
-    assert list(index["models"]) == ["ffdnet", "ffdnet@stem"]
-    assert index["default"] == "ffdnet"
+    assert list(index["models"]) == ["tiny", "tiny@stem"]
+    assert index["default"] == "tiny"
     assert set(checkpoint.load(tmp_path / "onnx" / checkpoint.FILE_NAME)) == set(index["models"])
-    assert open_session(alone.path, "cpu", threads=1).info.name == "ffdnet@stem"
+    assert open_session(alone.path, "cpu", threads=1).info.name == "tiny@stem"
 
 
-def test_a_graph_that_differs_is_not_kept(tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_not_kept(tiny, tmp_path, monkeypatch):
     def broken(net):
         net.layers[0].weight.data[0] *= 1.001
         return net
 
-    monkeypatch.setattr(
-        exporting, "rewritten", lambda _: Graph(broken(perturbed("ffdnet", "paper")))
-    )
+    monkeypatch.setattr(exporting, "rewritten", lambda _: Graph(broken(perturbed("tiny", "paper"))))
     source = tmp_path / "a.h5"
-    checkpoint.save(source, {"ffdnet": weights_of("ffdnet", "paper")})
+    checkpoint.save(source, {"tiny": weights_of("tiny", "paper")})
     with pytest.raises(ParityError, match="nothing was written"):
+        export(source, tmp_path / "onnx")
+    assert not list((tmp_path / "onnx").iterdir())
+
+
+def test_a_model_that_declares_a_wrong_field_is_refused(tiny, tmp_path):
+    tiny(5)
+    source = tmp_path / "a.h5"
+    checkpoint.save(source, {"tiny": weights_of("tiny", "paper")})
+    with pytest.raises(ModelError, match=r"^tiny: an output pixel sees 7 pixels .* 5 are declared"):
         export(source, tmp_path / "onnx")
     assert not list((tmp_path / "onnx").iterdir())
 

@@ -10,13 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from emdn_models import console
-from emdn_train import (
-    cli_adapt,
-    cli_quality,
-    cli_record,
-    cli_sigma,
-    cli_variants,
-)
+from emdn_train import cli_adapt, cli_quality, cli_record, cli_sigma
 from emdn_train.flags import Specific, benchmark_options, joined, names_of, need_torch
 
 app = typer.Typer(
@@ -57,6 +51,13 @@ class ClassName(StrEnum):
 
     stem = "stem"
     tem = "tem"
+
+
+class PrecisionName(StrEnum):
+    """Precisions besides float32."""
+
+    int8 = "int8"
+    fp16 = "fp16"
 
 
 @app.command()
@@ -237,6 +238,10 @@ def export(
     models: Annotated[
         str, typer.Option(metavar="NAME,NAME,...", help="Models to export, or all.")
     ] = "all",
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(help="Write NAME.int8.onnx (CPUs) or NAME.fp16.onnx (GPUs) too, if as good."),
+    ] = None,
 ) -> None:
     """Convert fitted models to ONNX and prove that they compute the same."""
     need_torch()
@@ -244,17 +249,33 @@ def export(
 
     folder = out or checkpoint.parent / "onnx"
     names = None if models == "all" else names_of(models)
+    exported = []
     for done in run(checkpoint, folder, names):
         print(
             f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  {done.nodes} nodes  "
             f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
         )
+        exported.append(done.name)
+    if precision is None:
+        return
+    from emdn_train.precision import add
+
+    refused = False
+    for name in exported:
+        made = add(folder, name, precision.value)
+        refused |= made.path is None
+        if made.path is None:
+            print(f"{name}: {precision.value} refused: {made.refusal}")
+        else:
+            print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB  loses "
+                  f"{made.loss_db:.3f} dB, mean off by {100 * made.mean_shift:.3f} %")  # fmt: skip
+    if refused:
+        raise typer.Exit(1)
 
 
 app.command()(cli_adapt.adapt)
 app.command()(cli_sigma.calibrate)
 app.command()(cli_sigma.reliability)
-app.command()(cli_variants.variants)
 app.command()(cli_quality.quality)
 app.command()(cli_record.benchmark)
 

@@ -23,10 +23,10 @@ from emdn_models import MODELS, ModelError, __version__, checkpoint, pretrained
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
 from emdn_models.spec import Preset, spec_of
-from emdn_train import field, index
-from emdn_train.graph import Graph, describe, to_onnx
-from emdn_train.parity import compare
-from emdn_train.rewrite import rewritten
+from emdn_train import index
+from emdn_train.onnx_graph import Graph, describe, to_onnx
+from emdn_train.onnx_rewrites import rewritten
+from emdn_train.verify import check_field, compare
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def export(
 
 
 def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
-    """Export one model to ``path``, compare it with torch, and only then keep it.
+    """Export one model to ``path``, compare it with torch and by tiles, and only then keep it.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
             "preset": weights.preset,
             "weights_sha256": weights_sha256(weights.state),
             "multiple": str(preset.multiple),
-            **field.described(program, name, preset.multiple, _declared(net, preset)),
+            **_field(net, preset),
             "parameters": str(preset.parameters),
             "gflop_256": f"{gflop:.4f}",
             "recipe": json.dumps(weights.metadata.get("recipe", {})),
@@ -155,6 +155,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     try:
         onnx.save(program, partial)
         error, float32_error = compare(net, partial)
+        check_field(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -173,11 +174,15 @@ def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _declared(net: nn.Module, preset: Preset) -> tuple[int, int]:
-    """Return the field of the graph around a net: with the noise map's window, if it is read."""
+def _field(net: nn.Module, preset: Preset) -> dict[str, str]:
+    """Return the metadata that tiles are cut by: the graph sees the noise map's window too."""
     window = BLUR - 1 if getattr(net, "uses_noise", False) else 0
-    smallest, largest = preset.receptive_field
-    return smallest + window, largest + window
+    return {
+        "receptive_field": str(preset.receptive_field[1] + window),
+        "tiling_exact": "false" if preset.whole_frame else "true",
+        **({"whole_frame": preset.whole_frame} if preset.whole_frame else {}),
+        **({"halo": str(preset.halo)} if preset.halo is not None else {}),
+    }
 
 
 def _revision() -> str:

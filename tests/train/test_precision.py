@@ -1,0 +1,225 @@
+"""Models in int8 and fp16: what computes in them, and which are refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from emdn_deploy.session.handles import open_handle
+from onnx import TensorProto, helper, parser
+
+from emdn_deploy import denoise
+from emdn_deploy.session import open_session
+from emdn_models import ModelError, checkpoint, pretrained
+from emdn_train import cli, export, precision
+from emdn_train.precision import LEVELS, add, halved, inner_convolutions, refusal
+from emdn_train.uncertainty import Recorded
+
+# Four smoothings; what lies between them is never negative.
+SMOOTH = """
+<ir_version: 8, opset_import: ["" : 18]>
+smooth (float[n,1,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
+    => (float[n,1,h,w] denoised)
+<float[1,1,3,3] k = {0.0625, 0.125, 0.0625, 0.125, 0.25, 0.125, 0.0625, 0.125, 0.0625},
+ float[1,1,3,3] m = {0.0625, 0.125, 0.0625, 0.125, 0.25, 0.125, 0.0625, 0.125, 0.0625},
+ float[1] up = {9.0}, float[1] down = {-9.0}>
+{
+    dark = Sub(frames, offset)
+    e = Div(dark, gain)
+    root = Sqrt(scale)
+    centred = Sub(e, scale)
+    x = Div(centred, root)
+    a = Conv <pads = [1, 1, 1, 1]> (x, k, up)
+    b = Relu(a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, m)
+    d = Relu(c)
+    g = Conv <pads = [1, 1, 1, 1]> (d, m)
+    h = Relu(g)
+    y = Conv <pads = [1, 1, 1, 1]> (h, k, down)
+    scaled = Mul(y, root)
+    out = Add(scaled, scale)
+    charged = Mul(out, gain)
+    denoised = Add(charged, offset)
+}
+"""
+TOLD = {
+    "emdn_schema": "1", "model": "unet", "preset": "test", "weights_sha256": "0" * 64,
+    "multiple": "1", "receptive_field": "9", "tiling_exact": "true", "parameters": "29",
+    "gflop_256": "0.0035", "recipe": "{}", "quality": "{}",
+}  # fmt: skip
+
+
+def smooth(text: str = SMOOTH) -> onnx.ModelProto:
+    model = parser.parse_model(text)
+    for number, node in enumerate(model.graph.node):
+        node.name = f"node_{number}"
+    helper.set_model_props(model, TOLD)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Export of one model called unet, with an index."""
+    path = tmp_path / "onnx" / "unet.onnx"
+    path.parent.mkdir()
+    onnx.save(smooth(), path)
+    entry = {"file": path.name, "sha256": pretrained.sha256(path), "preset": "test"}
+    write(path.parent, {"default": "unet", "models": {"unet": entry}})
+    return path.parent
+
+
+def write(folder: Path, index: dict) -> None:
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def entry(folder: Path) -> dict:
+    return json.loads((folder / "index.json").read_text())["models"]["unet"].get("variants", {})
+
+
+@pytest.fixture(autouse=True)
+def frames(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """Waves at five doses, the same to fit and to judge."""
+    rng = np.random.default_rng(0)
+    made = []
+    for dose in np.geomspace(4, 100, len(LEVELS)):
+        clean = (dose * (1 + 0.1 * np.cos(np.mgrid[:48, :48][0] / 5))).astype(np.float32)
+        noisy = rng.poisson(clean).astype(np.float32)
+        made.append(Recorded(noisy, clean, np.ones_like(clean, bool)))
+    monkeypatch.setattr(precision, "judged", lambda: made)
+    monkeypatch.setattr(precision, "calibrated", lambda: made)
+    return made
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_a_good_one_is_written_entered_and_used(folder: Path, frames, kind: str) -> None:
+    made = add(folder, "unet", kind)
+    assert made.refusal == ""
+    assert made.path == folder / f"unet.{kind}.onnx"
+    known = entry(folder)[kind]
+    assert known["sha256"] == pretrained.sha256(made.path)
+    assert known["weights_sha256"] == "0" * 64
+    assert 0 < abs(made.loss_db) <= 0.1
+    assert {one.name for one in folder.iterdir()} == {"index.json", "unet.onnx", made.path.name}
+    stack, model = frames[2].noisy[None], folder / "unet.onnx"
+    outputs = [denoise(stack, model, precision=one) for one in ("fp32", kind)]
+    assert 0 < np.abs(outputs[1] - outputs[0]).max() < 0.1 * np.sqrt(stack.mean())
+
+
+def test_only_the_inner_convolutions_compute_in_integers(folder: Path) -> None:
+    add(folder, "unet", "int8")
+    graph = onnx.load(folder / "unet.int8.onnx").graph
+    convs = [node for node in graph.node if node.op_type == "Conv"]
+    integers = [node.input[1].endswith("DequantizeLinear_Output") for node in convs]
+    assert integers == [False, True, True, False]
+
+
+def test_a_bad_one_is_refused_and_nothing_is_kept(folder: Path, monkeypatch, capsys) -> None:
+    (folder / "unet.fp16.onnx").write_bytes(b"of an earlier run")
+    index = json.loads((folder / "index.json").read_text())
+    index["models"]["unet"]["variants"] = {"fp16": {"file": "unet.fp16.onnx"}, "other": {"a": 1}}
+    write(folder, index)
+    done = export.Exported("unet", folder / "unet.onnx", "test", 1, 29, 0.1, 0.0, 0.0)
+    monkeypatch.setattr(export, "export", lambda *_: [done])
+    monkeypatch.setattr(precision, "_LARGEST_HALF", 3.0)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["export", "a.h5", "--out", str(folder), "--precision", "fp16"])
+    assert left.value.code == 1
+    assert "unet: fp16 refused: loses" in capsys.readouterr().out
+    assert sorted(one.name for one in folder.iterdir()) == ["index.json", "unet.onnx"]
+    assert entry(folder) == {"other": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    ("loss", "shift", "told"),
+    [
+        (0.1, 0.005, ""),
+        (0.11, 0.0, "loses 0.11 dB, more than 0.1"),
+        (0.2, 0.01, "loses 0.20 dB, more than 0.1, mean off by 1.00 %, more than 0.5 %"),
+        (np.nan, 0.0, "loses nan dB, more than 0.1"),
+        (0.0, np.nan, "mean off by nan %, more than 0.5 %"),
+    ],
+)
+def test_what_is_refused(loss: float, shift: float, told: str) -> None:
+    assert refusal(loss, shift) == told
+
+
+def test_transposed_convolutions_have_no_integers() -> None:
+    path = pretrained.onnx_path("msdnet")
+    made = precision._make(path, "int8", path)
+    assert made.refusal.startswith("no convolutions to compute in int8")
+
+
+@pytest.mark.parametrize("name", ["unet", "msdnet"])
+def test_the_net_is_halves_and_spectra_are_not(name: str, tmp_path: Path) -> None:
+    model = onnx.load(pretrained.onnx_path(name))
+    before = model.SerializeToString()
+    made = halved(model)
+    assert model.SerializeToString() == before
+    constants = {one.name: one for one in made.graph.initializer}
+    convs = [constants[node.input[1]] for node in made.graph.node
+             if "Conv" in node.op_type and node.input[1] in constants]  # fmt: skip
+    halves = [one.data_type == TensorProto.FLOAT16 for one in convs]
+    count = len(inner_convolutions(model))
+    assert halves == [False] * (len(convs) - count - 1) + [True] * count + [False]
+    helper.set_model_props(made, {one.key: one.value for one in model.metadata_props})
+    onnx.save(made, tmp_path / f"{name}.onnx")
+    noisy = np.random.default_rng(0).poisson(9.0, (1, 67, 50)).astype(np.float32)
+    whole, half = (open_session(one, "cpu", 1) for one in (name, tmp_path / f"{name}.onnx"))
+    expected, found = (one.run(noisy, 9.0, 0.0, 1.0) for one in (whole, half))
+    assert 0 < np.abs(found - expected).max() < 0.06
+    noisy[0, 20, 20] = 65535  # a hot pixel is clipped, and makes no infinity
+    assert np.isfinite(half.run(noisy, 9.0, 0.0, 1.0)).all()
+
+
+ROUNDING = """
+<ir_version: 8, opset_import: ["" : 18]>
+rounding (float[n,1,h,w] frames) => (float[n,1,h,w] denoised)
+<float[1,1,1,1] one = {1.0}, float[1] little = {0.000244140625}, float[1] less = {-1.0}>
+{
+    a = Conv(frames, one)
+    b = Conv(a, one, little)
+    c = Conv(b, one, less)
+    denoised = Conv(c, one)
+}
+"""
+
+
+def test_the_emulation_rounds_where_the_cpu_does_not(tmp_path: Path) -> None:
+    # 1 + 2^-12 is no half. onnxruntime adds it up in float32, and forgets to round.
+    results = []
+    for emulated in (False, True):
+        onnx.save(halved(smooth(ROUNDING), emulated=emulated), tmp_path / "one.onnx")
+        handle = open_handle(tmp_path / "one.onnx", "cpu", 1)
+        results.append(handle.run(None, {"frames": np.ones((1, 1, 4, 4), np.float32)})[0])
+    # If the first ever fails, onnxruntime has learnt it, and the emulation is not needed.
+    assert (results[0] == 2**-12).all()
+    assert (results[1] == 0).all()
+
+
+def test_what_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(ModelError, match="has no dncnn; it has unet"):
+        add(folder, "dncnn", "int8")
+
+
+def test_an_export_keeps_those_of_the_same_weights_only(tmp_path: Path) -> None:
+    copied = tmp_path / checkpoint.FILE_NAME
+    copied.write_bytes(b"weights")
+    (tmp_path / "unet.int8.onnx").write_bytes(b"variant")
+    path = tmp_path / "index.json"
+
+    def exported(value: float) -> dict:
+        weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
+        entry = {"file": "unet.onnx", "validation": {}}
+        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
+        return json.loads(path.read_text())["models"]["unet"]
+
+    index = {"models": {"unet": exported(1.0)}}
+    state = {"w": np.full(3, 1.0, np.float32)}
+    known = {"int8": {"file": "unet.int8.onnx", "weights_sha256": export.weights_sha256(state)}}
+    index["models"]["unet"]["variants"] = known
+    write(tmp_path, index)
+    assert exported(1.0)["variants"] == known
+    assert (tmp_path / "unet.int8.onnx").exists()
+    assert "variants" not in exported(2.0)
+    assert not (tmp_path / "unet.int8.onnx").exists()

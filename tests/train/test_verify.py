@@ -1,0 +1,117 @@
+"""What an exported file says of its receptive field, against what its pixels see."""
+
+import logging
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper, parser
+
+from emdn_deploy import tiling
+from emdn_deploy.session import open_session
+from emdn_models import MODELS, ModelError
+from emdn_models.nets.electrons import BLUR
+from emdn_train.verify import check_field, reach, tiled
+
+GRAPH = """
+<ir_version: 8, opset_import: ["" : 18]>
+eighth (float[n,1,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
+    => (float[n,1,h,w] denoised)
+<float[1,1,3,3] k = {1, 2, 1, 2, 4, 2, 1, 2, 1}, float[4] twice = {1, 1, 2, 2},
+ int64[2] axes = {2, 3}, int64[2] start = {0, 0}, int64[8] one = {0, 0, 1, 1, 0, 0, 1, 1}>
+{
+    x = Div(frames, gain)
+    y = Conv <pads = [1, 1, 1, 1]> (x, k)
+    BODY
+}
+"""
+# Each with the multiple, the field and the border that are right for it.
+LOCAL = {
+    "one convolution": ("denoised = Identity(y)", 1, 3, 1),
+    "dilated": ("denoised = Conv <pads = [5, 5, 5, 5], dilations = [5, 5]> (y, k)", 1, 13, 6),
+    "mirrored edges": ('z = Pad <mode = "reflect"> (y, one)  denoised = Conv(z, k)', 1, 5, 2),
+    "an hourglass": (
+        "z = MaxPool <kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1> (y)"
+        '  u = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric",'
+        ' nearest_mode = "floor"> (z, , twice)'
+        "  size = Shape <start = 2> (y)  denoised = Slice(u, start, size, axes)", 2, 4, 2,
+    ),
+}  # fmt: skip
+WHOLE = {
+    "a mean": "m = ReduceMean(y, axes)  denoised = Sub(y, m)",
+    "a maximum of rows": "m = ReduceMax(y, axes)  denoised = Sub(y, m)",
+    # A share of the neighbours that there are: a tile's edge passes for the frame's.
+    "where constants end": (
+        "z = Sub(y, y)  u = Cos(z)  s = Conv <pads = [9, 9, 9, 9], dilations = [9, 9]> (u, k)"
+        "  denoised = Mul(y, s)"
+    ),
+}
+
+
+def model(folder: Path, body: str, multiple: int, field: int, **told: str) -> Path:
+    made = parser.parse_model(GRAPH.replace("BODY", body))
+    facts = {
+        "emdn_schema": "1", "model": "eighth", "preset": "test", "multiple": str(multiple),
+        "receptive_field": str(field), "tiling_exact": "true", "parameters": "9",
+        "gflop_256": "0", "recipe": "{}", "quality": "{}",
+    }  # fmt: skip
+    helper.set_model_props(made, facts | told)
+    onnx.save(made, folder / "eighth.onnx")
+    return folder / "eighth.onnx"
+
+
+@pytest.mark.parametrize("case", LOCAL)
+def test_fields_that_are_known(case: str, tmp_path: Path) -> None:
+    body, multiple, field, border = LOCAL[case]
+    path = model(tmp_path, body, multiple, field, halo=str(border))
+    assert reach(open_session(path, "cpu", 1)) == (border, field)
+    check_field(path)
+    # Without a border of its own, what follows from the field suffices; more does no harm.
+    check_field(model(tmp_path, body, multiple, field))
+    check_field(model(tmp_path, body, multiple, field + 4))
+
+
+def test_too_small_a_field_is_refused_with_the_right_number(tmp_path: Path) -> None:
+    body, multiple, field, border = LOCAL["dilated"]
+    path = model(tmp_path, body, multiple, field - 2, halo="6")
+    with pytest.raises(ModelError, match=r"^eighth: an output pixel sees 13 .* 11 are declared"):
+        check_field(path)
+    path = model(tmp_path, body, multiple, field, halo=str(border - 1))
+    with pytest.raises(ModelError, match=r"a border of 6 pixels, and has 5; .* halo=6$"):
+        check_field(path)
+
+
+def test_a_wrong_multiple_is_refused(tmp_path: Path) -> None:
+    body, _, field, border = LOCAL["an hourglass"]
+    with pytest.raises(ModelError, match=r"^eighth: a frame in tiles differs .* multiple"):
+        check_field(model(tmp_path, body, 1, field + 8, halo=str(border + 5)))
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_what_sees_the_whole_frame_is_refused_or_says_so(case: str, tmp_path: Path, caplog) -> None:
+    with pytest.raises(ModelError, match=r"^eighth: .* whole_frame$"):
+        check_field(model(tmp_path, WHOLE[case], 1, 5))
+    told = {"tiling_exact": "false", "whole_frame": f"it has {case}"}
+    with caplog.at_level(logging.WARNING):
+        check_field(model(tmp_path, WHOLE[case], 1, 5, **told))
+    assert re.search(f"eighth: not for tiles: it has {case}", caplog.text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "unet" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+)
+def test_the_shipped_files_see_what_is_declared(name: str) -> None:
+    preset = MODELS[name].presets["shipped"]
+    session = open_session(name, "cpu", threads=1)
+    info = session.info
+    assert info.receptive_field == preset.receptive_field[1] + BLUR - 1
+    assert info.halo == tiling.halo(info) == preset.halo
+    border, side = reach(session)
+    assert side <= info.receptive_field
+    if name in ("ffdnet", "msdnet"):  # what they see last is less than float32 can hold
+        assert border <= preset.halo
+    else:
+        assert border == preset.halo
+    assert tiled(session) == 0
