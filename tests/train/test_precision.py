@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from emdn_deploy.session.handles import open_handle
 from onnx import TensorProto, helper, parser
 
 from emdn_deploy import denoise
-from emdn_deploy.session import open_session
+from emdn_deploy.session import open_session, session_options
 from emdn_models import ModelError, checkpoint, pretrained
 from emdn_train import cli, export, precision
 from emdn_train.precision import LEVELS, add, halved, inner_convolutions, refusal
@@ -190,7 +190,9 @@ def test_the_emulation_rounds_where_the_cpu_does_not(tmp_path: Path) -> None:
     results = []
     for emulated in (False, True):
         onnx.save(halved(smooth(ROUNDING), emulated=emulated), tmp_path / "one.onnx")
-        handle = open_handle(tmp_path / "one.onnx", "cpu", 1)
+        handle = ort.InferenceSession(
+            tmp_path / "one.onnx", session_options("cpu", 1), ["CPUExecutionProvider"]
+        )
         results.append(handle.run(None, {"frames": np.ones((1, 1, 4, 4), np.float32)})[0])
     # If the first ever fails, onnxruntime has learnt it, and the emulation is not needed.
     assert (results[0] == 2**-12).all()
