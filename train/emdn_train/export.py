@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from emdn_models import MODELS, ModelError, __version__, checkpoint, classes, pretrained
+from emdn_models.files import unwritable
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
 from emdn_models.spec import Preset
@@ -159,6 +160,8 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
         onnx.save(program, partial)
         error, float32_error = compare(net, partial)
         os.replace(partial, path)
+    except OSError as failed:
+        raise unwritable(path, failed) from failed
     finally:
         partial.unlink(missing_ok=True)
     return Exported(
