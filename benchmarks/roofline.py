@@ -46,11 +46,19 @@ def conv_gflop() -> float:
 
 
 def gemm(folder: Path) -> Path:
-    """Save the product of a frame of 1024 x 1024 with a matrix of that size."""
+    """Save the product of a frame's pixels, as rows of 1024, with a matrix of that size."""
     matrix = np.random.default_rng(0).normal(0, GEMM**-0.5, (GEMM, GEMM)).astype("f4")
-    weights = [numpy_helper.from_array(matrix, "w")]
-    node = helper.make_node("MatMul", ["frames", "w"], ["denoised"])
-    return _save(folder / "gemm.onnx", [node], weights, gemm_gflop())
+    weights = [
+        numpy_helper.from_array(matrix, "w"),
+        numpy_helper.from_array(np.array([-1, GEMM]), "rows"),
+    ]
+    nodes = [
+        helper.make_node("Shape", ["frames"], ["shape"]),
+        helper.make_node("Reshape", ["frames", "rows"], ["x"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Reshape", ["y", "shape"], ["denoised"]),
+    ]
+    return _save(folder / "gemm.onnx", nodes, weights, gemm_gflop())
 
 
 def gemm_gflop() -> float:

@@ -11,6 +11,7 @@ from torch import nn
 
 from emdn_deploy.session import open_session
 from emdn_models import MODELS, ModelError, ParityError, checkpoint
+from emdn_models.errors import OutputError
 from emdn_models.nets import NETS, build
 from emdn_models.nets.dncnn import DnCNN
 from emdn_models.nets.electrons import BLUR
@@ -76,6 +77,17 @@ def test_the_file_computes_what_the_net_does(exported):
             expected = Graph(perturbed(name).eval())(torch.from_numpy(frames)[:, None], *column)
         found = session.run(frames, 6.0, 7.0, 2.5)
         np.testing.assert_allclose(found, expected[:, 0].numpy(), atol=1e-5 * np.ptp(found))
+
+
+def test_a_full_disk_is_said_of_the_file(tmp_path, monkeypatch):
+    def full(program, path):
+        Path(path).write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", full)
+    with pytest.raises(OutputError, match=r"msdnet\.onnx: cannot be written \(No space left"):
+        exporting.export_one("msdnet", weights_of("msdnet"), tmp_path / "msdnet.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_is_plain_described_and_free_of_this_machine(exported):

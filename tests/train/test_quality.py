@@ -256,7 +256,11 @@ def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
     shipped = pretrained.WEIGHTS / "ffdnet.onnx"
     own = tmp_path / "ffdnet.onnx"
     own.write_bytes(shipped.read_bytes())
-    entry = {"sha256": pretrained.sha256(own), "validation": {"gain_db": {"0.4": 1.0}}}
+    entry = {
+        "file": own.name,
+        "sha256": pretrained.sha256(own),
+        "validation": {"gain_db": {"0.4": 1.0}},
+    }
     written = tmp_path / "index.json"
     written.write_text(json.dumps({"default": "ffdnet", "models": {"ffdnet": entry}}))
     config = QualityConfig(tmp_path, (str(own),))

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from emdn_models import MODELS, ModelError, __version__, checkpoint, pretrained
+from emdn_models.files import unwritable
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
 from emdn_models.spec import Preset, spec_of
@@ -120,13 +121,19 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     ModelError
         If the weights do not fit, or the graph sees more than `emdn_models.spec` declares.
     """
+    preset = spec_of(name).presets.get(weights.preset)
+    if preset is not None and preset.frames > 1:
+        raise ModelError(
+            f"{name}: preset {weights.preset!r} sees {preset.frames} frames, which emdn-deploy "
+            "cannot run yet; export a preset that sees one"
+        )
     net = build(name, weights.preset)
     load_state(net, name, weights)
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, 1, 256, 256))
     gflop = counter.get_total_flops() / 1e9
-    preset = spec_of(name).presets[weights.preset]
+    assert preset is not None  # build has looked it up
     program = to_onnx(rewritten(Graph(net)))
     describe(
         program,
@@ -157,6 +164,8 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
         error, float32_error = compare(net, partial)
         check_field(partial)
         os.replace(partial, path)
+    except OSError as failed:
+        raise unwritable(path, failed) from failed
     finally:
         partial.unlink(missing_ok=True)
     return Exported(
