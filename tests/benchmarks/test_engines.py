@@ -69,7 +69,7 @@ def test_the_roofline_is_a_graph_of_so_many_operations(make, gflop, side, tmp_pa
     for tensor in onnx.load(path).graph.initializer:
         pixels = side if tensor.name == "w" else side**2  # a row, or a map, per element
         counted += 2 * int(np.prod(tensor.dims)) * pixels
-    assert counted / 1e9 == pytest.approx(gflop)
+    assert counted / 1e9 == pytest.approx(gflop, rel=0.01)
     denoised = roofline.opened(path, "cpu", 1).run(noisy(1, side, side), 1.0, 0.0, 1.0)
     assert denoised.shape == (1, side, side)
     assert np.isfinite(denoised).all()

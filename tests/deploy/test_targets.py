@@ -137,9 +137,9 @@ def test_a_folder_of_frames_from_end_to_end(
 
 
 def test_no_output_is_another_input(tmp_path: Path) -> None:
-    """`denoise a.npy a_denoised.hspy --overwrite` would denoise the first into the second."""
-    for name in ("a.npy", "a_denoised.hspy"):
+    """`denoise a.npy a_denoised.npy --overwrite` would denoise the first into the second."""
+    for name in ("a.npy", "a_denoised.npy"):
         (tmp_path / name).touch()
-    sources = [tmp_path / "a.npy", tmp_path / "a_denoised.hspy"]
-    with pytest.raises(OutputError, match=r"a_denoised.hspy: is the input itself"):
+    sources = [tmp_path / "a.npy", tmp_path / "a_denoised.npy"]
+    with pytest.raises(OutputError, match=r"a_denoised.npy: is the input itself"):
         targets.each(sources, DenoiseOptions(overwrite=True))

@@ -41,7 +41,9 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("graphene, V2(5-8-5)", "graphene", "hrtem", "graphene sheet", "V2(5-8-5)", 0.012, start=36),
+    Row(
+        "graphene, V2(5-8-5)", "graphene", "hrtem", "graphene sheet", "V2(5-8-5)", 0.012, start=125
+    ),
     Row(
         "graphene, grain boundary",
         "graphene",
@@ -49,14 +51,14 @@ ROWS = (
         "grain boundary",
         "grain boundary",
         0.018,
-        start=4,
+        start=22,
     ),
-    Row("graphene, edge", "graphene", "hrtem", "graphene edge", "", 0.018, start=21),
-    Row("graphene, bilayer", "graphene", "hrtem", "graphene bilayer", "", 0.014, start=48),
-    Row("MoS2, vacancies", "dichalcogenide", "hrtem", "MoS2", "vacancy of Z=16", 0.014),
+    Row("graphene, edge", "graphene", "hrtem", "graphene edge", "", 0.018, start=31),
+    Row("graphene, bilayer", "graphene", "hrtem", "graphene bilayer", "", 0.014, start=71),
+    Row("MoS2, vacancies", "dichalcogenide", "hrtem", "MoS2", "vacancy of Z=16", 0.014, start=4),
     Row("gold on carbon", "particle", "hrtem", "gold particle", "", 0.022, STRONG),
     Row("SrTiO3", "strontium titanate", "hrtem", "SrTiO3", "", 0.018, STRONG),
-    Row("graphene, ADF-STEM", "graphene", "stem", "graphene sheet", "silicon", 0.016, STRONG, 151),
+    Row("graphene, ADF-STEM", "graphene", "stem", "graphene sheet", "silicon", 0.016, STRONG, 205),
 )
 
 # Detector and which of a row's levels; STEM has its own detector.
