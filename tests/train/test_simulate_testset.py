@@ -47,6 +47,7 @@ def test_noise_in_the_frames_has_the_level_of_the_table(made: Path) -> None:
     for row in table.filter(table["detector"] == "counting").iter_rows(named=True):
         expected, found = clean[row["frame"]], noisy[row["frame"]]
         usable = np.abs(found - expected) < 8 * np.sqrt(expected) + 8
+        usable &= (found > 0) | (expected < 8)  # a dead line
         assert usable.mean() > 0.98
         ratio = ((found - expected)[usable] ** 2).mean() / expected[usable].mean()
         assert ratio == pytest.approx(1.0, abs=0.1)
