@@ -146,7 +146,7 @@ def run(
         _, batch = _cut(denoiser, count, size, options)
         facts = provenance.facts_of(frames, options, denoiser, ready, batch)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
-        _log.info("%s: %s to write", target, writers.check_room(target, frames.shape, storage))
+        _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
 
         def make(partial: Path) -> Layout:
             own = partial_of(beside) if beside else None

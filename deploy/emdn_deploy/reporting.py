@@ -20,8 +20,8 @@ def lines(report: Report) -> list[str]:
         f"model      {model} on {report.device}",
         f"intensity  {scale.scale:.4g} e/px, gain {scale.gain:.4g}, offset {scale.offset:.4g} "
         f"({scale.note})",
-        f"ratio      {report.ratio:.5f}, mean(out) / mean(in); the model's own was "
-        f"{report.net_ratio:.5f}, in a frame up to {100 * report.largest_shift:.2g} % off",
+        f"mean       out/in {report.ratio:.5f} (network alone {report.net_ratio:.5f}, worst frame "
+        f"{100 * report.largest_shift:.2g} % off, corrected)",
     ]
     if report.check:
         text.append(f"check      {report.check}")

@@ -91,8 +91,8 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     with h5py.File(report.output) as file:
         (group,) = (one for one in file.values() if "frame_mean" in one.attrs)
         assert group.attrs["net_intensity_ratio"] == report.net_ratio
-    (line,) = (one for one in reporting.lines(report) if one.startswith("ratio"))
-    assert f"the model's own was {report.net_ratio:.5f}, in a frame up to 10 % off" in line
+    (line,) = (one for one in reporting.lines(report) if one.startswith("mean"))
+    assert f"(network alone {report.net_ratio:.5f}, worst frame 10 % off, corrected)" in line
 
 
 def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):

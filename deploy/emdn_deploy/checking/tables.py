@@ -102,7 +102,7 @@ def checked(result: CheckResult, listed: bool = True) -> list[str]:
     lines = [
         f"frames     {count} of {height} x {width} from {facts.source}, {what}",
         f"noise      gain {noise.gain:.4g}, offset {noise.offset:.4g} ({noise.method})",
-        f"ratio      {facts.ratio:.5f}, mean(out) / mean(in)",
+        f"mean       out/in {facts.ratio:.5f}",
     ]
     if facts.linearity:
         lines.append(

@@ -106,7 +106,7 @@ def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
     size = storage.size(shape) + (4 * math.prod(shape) if storage.sigma else 0)
     words = f"{human(size)} of {storage.dtype}" + (" and sigma" if storage.sigma else "")
     if storage.compress:
-        return f"{words}, before compression"
+        return f"{words} before compression"
     partial = target.with_name(target.name + ".partial")
     # What an interrupted run has written is there already.
     stat = partial.stat() if partial.exists() else None
