@@ -61,9 +61,11 @@ class SeveralStacks(FormatError):
         What they are, in words.
     offers
         In the file's order.
+    more
+        What else can be done, after the list.
     """
 
-    def __init__(self, path: Path, kind: str, offers: list[Offer]) -> None:
+    def __init__(self, path: Path, kind: str, offers: list[Offer], more: str = "") -> None:
         what = "NUMBER" if offers[0].dataset.isdigit() else "PATH"
         listed = "; ".join(f"{one.name} {one.shape} {one.dtype}" for one in offers[:_LISTED])
         if len(offers) > _LISTED:
@@ -71,6 +73,6 @@ class SeveralStacks(FormatError):
         if any(one.label for one in offers):
             what += " or the name in brackets"
         super().__init__(
-            f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset {what}"
+            f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset {what}{more}"
         )
         self.kind, self.offers = kind, offers

@@ -164,9 +164,26 @@ def _choose(
         largest = sorted(range(len(series)), key=lambda one: -series[one].size)
         # Thumbnails are common, and small.
         if series[largest[0]].size < 8 * series[largest[1]].size:
-            raise SeveralStacks(path, "series", offers)
+            single = _single_frames(series)
+            if single and choice.axes is not None and len(choice.axes) == 3:
+                why = f"all {len(series)} series, of one frame each, as --axes {choice.axes} says"
+                return _joined(series), 0, why
+            more = ", or take all as the frames of one stack with --axes tyx" if single else ""
+            raise SeveralStacks(path, "series", offers, more)
         taken, why = largest[0], "the only large series in the file"
     return series[taken], taken, f"{why}; --dataset NUMBER takes another"
+
+
+def _single_frames(series: list[Any]) -> bool:
+    """Say whether all series are one grey page each, of one size and type."""
+    kinds = {(one.shape, one.dtype, one.keyframe.photometric) for one in series}
+    return len(kinds) == 1 and all(len(one.shape) == 2 for one in series)
+
+
+def _joined(series: list[Any]) -> Any:
+    """Return one series of the pages of several; tifffile's ``write`` makes one a call."""
+    first, pages = series[0], [one.keyframe for one in series]
+    return tifffile.TiffPageSeries(pages, (len(pages), *first.shape), first.dtype, "I" + first.axes)
 
 
 def _is_colour(series: Any) -> bool:
@@ -288,7 +305,8 @@ def _data(
         def read(number: int) -> NDArray[Any]:
             return _decoded(pages[number], path)
 
-    sure = "" if key.is_imagej or key.is_shaped or len(series) == count else "at least "
+    told = _told(key)
+    sure = "" if len(series) == count or (told and math.prod(told[0]) == count) else "at least "
     missing = cut_short(path, there, f"{sure}{count}")
     close = plain.close if plain else lambda: None
     return Pages(shape, series.dtype, key.ndim, read, there, missing, close), there < count

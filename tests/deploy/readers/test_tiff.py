@@ -90,6 +90,30 @@ def test_frames_that_a_library_took_for_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frames.read(0, 3), STACK[:3])
 
 
+def test_frames_that_were_written_one_by_one(tmp_path: Path) -> None:
+    """One series a frame, as tifffile's `write` makes them when called for each."""
+    path = tmp_path / "single.tif"
+    with tifffile.TiffWriter(path) as file:
+        for frame in STACK:
+            file.write(frame)
+    with pytest.raises(FormatError, match=r"holds 20 series.* one stack with --axes tyx$"):
+        open_frames(path)
+    with open_frames(path, Choice(axes="tyx")) as frames:
+        assert "all 20 series" in frames.why
+        np.testing.assert_array_equal(frames.read(0, 20), STACK)
+    with open_frames(path, Choice("3")) as frames:
+        np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[3])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    with open_frames(path, Choice(axes="tyx")) as frames, pytest.raises(FormatError) as caught:
+        frames.read(0, frames.shape[0])
+    assert re.search(r"at least \d+", str(caught.value))
+    with tifffile.TiffWriter(path) as file:
+        file.write(STACK[0])
+        file.write(STACK[1].astype(np.uint8))
+    with pytest.raises(FormatError, match=r"--dataset NUMBER$"):
+        open_frames(path, Choice(axes="tyx"))
+
+
 def test_a_palette_of_greys_is_no_colour(tmp_path: Path) -> None:
     """Zeiss's SEM files, with some entries for what is written on top."""
     frame, ramp = STACK[0].astype(np.uint8), np.arange(256, dtype=np.uint16) * 257
