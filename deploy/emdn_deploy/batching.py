@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 # Pixels of one run: batching gains little on a CPU and costs memory. With one thread it
 # gains nothing, but for frames so small that the call itself takes a share of the time.
 _BATCH_PIXELS, _ALONE_PIXELS = 2**19, 2**16
-# On a GPU it fills the multiprocessors, which some millions of pixels do, of how many frames ever.
+# On a GPU a batch fills the multiprocessors: some millions of pixels, in however many frames.
 _DEVICE_PIXELS, _DEVICE_FRAMES = 2**22, 64
 # Of all runs at the same time; the memory that nets hold grows with them. Chosen, not measured.
 _PARALLEL_PIXELS = 2**23

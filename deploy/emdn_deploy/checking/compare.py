@@ -20,8 +20,7 @@ FRAMES = 24  # neighbours, from the middle of the stack
 SIDE = 512  # pixels, of the middle of a frame
 CLEAR = 3.0  # standard errors
 _FEWEST = 3  # frames
-# Times the default's error. 0.4 dB more is not worth a word, and nothing that is fit for use is 6
-# dB behind.
+# Times the default's error: 0.4 dB more is not worth a word, and 6 dB more is not fit for use.
 _SLIGHT, _GROSS = 1.1, 4.0
 _EVEN = 0.02  # of the noise's variance by which still frames seem to differ
 
