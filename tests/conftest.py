@@ -16,9 +16,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # Many small tensors: a second thread costs more than it brings.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as emdn_train does, before torch is there
-    # What `make test ARGS=...` was told is not for the makes that tests start.
-    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS"):
-        os.environ.pop(name, None)
+    # What `make test ARGS=... VENV=...` was told is not for the makes that tests start.
+    if "MAKELEVEL" in os.environ:
+        told = ("ARGS", "VENV", "PYTHON", "FRAMES", "DATA", "OUT", "SPLIT", "EPOCHS")
+        for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *told):
+            os.environ.pop(name, None)
 
 
 @pytest.hookimpl(wrapper=True)
