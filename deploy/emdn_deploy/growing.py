@@ -22,10 +22,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, output, provenance, selection
-from emdn_deploy.correction import Part, Prepared, Recipe
+from emdn_deploy import output, preprocess, provenance, selection
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames
 from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
 from emdn_deploy.sums import Sums
@@ -133,8 +133,8 @@ def _follow(
     saved = output.load_map(target)
     known = int(saved["first"]) if "first" in saved else count
     first = source.now()
-    recipe = correction.find_recipe(selection.select(first, f"0:{known}"), options)
-    ready = correction.prepare(first, options, recipe)
+    recipe = preprocess.find_recipe(selection.select(first, f"0:{known}"), options)
+    ready = preprocess.prepare(first, options, recipe)
     batch = options.batch or denoiser.batch_for(first.shape[1:])
     facts = provenance.facts_of(first, options, denoiser, ready, batch)
 
@@ -169,7 +169,7 @@ def _tally(part: Part, start: int, shifts: NDArray[np.float64], sums: Sums) -> N
 
 
 def _reading(frames: Frames, recipe: Recipe) -> Prepared:
-    return correction.prepare(frames, DenoiseOptions(), recipe)
+    return preprocess.prepare(frames, DenoiseOptions(), recipe)
 
 
 class _Growing:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from emdn_deploy import correction, tiling
+from emdn_deploy import preprocess, tiling
 from emdn_deploy.calibration import dose
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, is_pattern, open_frames
@@ -78,7 +78,7 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         for note in frames.notes:
             yield _row("note", note)
         try:
-            ready = correction.prepare(frames, DenoiseOptions())
+            ready = preprocess.prepare(frames, DenoiseOptions())
         except EmdnError as error:
             yield _row("intensity", f"{error}")
             return

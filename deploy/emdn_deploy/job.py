@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from emdn_deploy import (
-    correction,
     pipeline,
+    preprocess,
     provenance,
     selection,
     targets,
@@ -20,11 +20,11 @@ from emdn_deploy import (
 )
 from emdn_deploy.calibration import dose
 from emdn_deploy.checking.quick import Quick, spans
-from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.outcome import Plan, Report
 from emdn_deploy.output import Output, State, check_targets, held
+from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import CUT_SHORT
 from emdn_deploy.sums import Sums
@@ -135,7 +135,7 @@ def run(
         denoiser = denoiser or Denoiser.of(options)
         if options.axes is None:
             selection.check_one_scale(frames)
-        ready = correction.prepare(frames, options, recipe)
+        ready = preprocess.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
         info = denoiser.session.info

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISREG
 
-from emdn_deploy import correction, job, targets, writers
+from emdn_deploy import job, preprocess, targets, writers
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames, open_list, suffixes
@@ -125,7 +125,7 @@ class _Watched:
     out: Path
     options: DenoiseOptions
     denoiser: Denoiser
-    recipe: correction.Recipe | None = None
+    recipe: preprocess.Recipe | None = None
     done: dict[Path, Seen] = field(default_factory=dict)
     skipped: dict[Path, Seen] = field(default_factory=dict)
     own: set[Path] = field(default_factory=set)
@@ -238,8 +238,8 @@ def complete(before: dict[Path, Seen], now: dict[Path, Seen]) -> list[Path]:
     return ready
 
 
-def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> correction.Recipe:
+def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> preprocess.Recipe:
     with open_list(source, paths, Choice(options.dataset, options.axes)) as frames:
-        recipe = correction.find_recipe(frames, options)
+        recipe = preprocess.find_recipe(frames, options)
         note = f"{recipe.scale.note}; from the first {frames.shape[0]} frames"
     return replace(recipe, scale=replace(recipe.scale, note=note))

@@ -11,6 +11,7 @@ from emdn_deploy.bench.rounds import in_turn, warm
 from emdn_deploy.bench.run import stack_rate
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity, estimate
+from emdn_deploy.noise_level import Sample
 from emdn_deploy.options import Device
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models import metrics
@@ -36,7 +37,7 @@ def pictures(data: Path, part: str) -> Frames:
 
 
 def _scale(frame: Frames) -> Intensity:
-    return estimate(lambda start, stop: frame[None][start:stop], 1, frame.shape)
+    return estimate(Sample([frame[None]], 1))
 
 
 def denoised(

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from emdn_deploy import intensity
+from emdn_deploy.noise_level import Sample
 from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
 from emdn_train import index
@@ -141,7 +142,7 @@ def calibrated() -> list[Recorded]:
 
 def _numbers(noisy: NDArray[np.float32]) -> tuple[float, float, float]:
     """Return scale, offset and gain as a deployment measures them on a frame (H, W)."""
-    found = intensity.estimate(lambda start, stop: noisy[None][start:stop], 1, noisy.shape)
+    found = intensity.estimate(Sample([noisy[None]], 1))
     return found.scale, found.offset, found.gain
 
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from emdn_deploy import Denoiser, intensity
-from emdn_deploy.defects import plan
+from emdn_deploy.bad_pixels import plan
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise_level import Sample
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
 from emdn_train import index
 from emdn_train.simulate.exposure import LEAST_ELECTRONS
@@ -100,7 +101,7 @@ def mended(noisy: Frame, clean: Frame) -> Recorded:
 def answer(denoiser: Denoiser, noisy: Frame) -> Answer:
     """Denoise a frame (H, W) in eight orientations, alone, at a scale that is measured."""
     stack = noisy[None]
-    scale = intensity.estimate(lambda start, stop: stack[start:stop], 1, noisy.shape)
+    scale = intensity.estimate(Sample([stack], 1))
     mean, variance = ensemble(lambda turned: denoiser.run(turned, scale), stack)
     spread, noise = variances(mean, variance, scale)
     return Answer(mean[0], variance[0], spread[0], noise[0], scale)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.noise.model import NoiseModel
+from emdn_deploy.noise_model import NoiseModel
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from emdn_deploy import noise_model
 from emdn_deploy.checking import limits, null, summary, whole
 from emdn_deploy.checking.camera import Camera, camera_of
 from emdn_deploy.checking.chance import SHARE
@@ -17,10 +18,9 @@ from emdn_deploy.checking.result import Limits, Thresholds
 from emdn_deploy.checking.rows import Look, Rows
 from emdn_deploy.checking.statistics import measure
 from emdn_deploy.checking.whole import Bounds
-from emdn_deploy.correction import Prepared
-from emdn_deploy.noise import model as noise_model
-from emdn_deploy.noise.findings import OUTSIDE
-from emdn_deploy.noise.model import NoiseModel
+from emdn_deploy.noise_level import Sample
+from emdn_deploy.noise_model import OUTSIDE, NoiseModel
+from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames
 
 LEVEL = 0.05  # false alarms among honest frames, all tests together, that are aimed at
@@ -137,7 +137,7 @@ def grounds_of(
     """
     count, size = frames.shape[0], frames.shape[1:]
     good = ~ready.recipe.bad
-    noise = noise_model.estimate(ready.read, count, size, ready.recipe.bad, offset)
+    noise = noise_model.estimate(Sample.of(ready.read, count, size), ready.recipe.bad, offset)
     camera = camera_of(noise, ready.scale, frames.dtype.kind in "iub")
     panels = cut(*size)
     chosen = np.linspace(0, count - 1, min(BASES, count)).astype(int)

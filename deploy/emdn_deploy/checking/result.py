@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from emdn_deploy.checking.exhibits import Exhibits
-from emdn_deploy.noise.model import NoiseModel
+from emdn_deploy.noise_model import NoiseModel
 from emdn_models.metrics import Estimate, Linearity
 
 Floats = NDArray[np.float64]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, pipeline
+from emdn_deploy import job, pipeline, preprocess
 from emdn_deploy.checking import null, record, smallest, summary
 from emdn_deploy.checking.chance import allowed
 from emdn_deploy.checking.compare import Sample
@@ -18,10 +18,10 @@ from emdn_deploy.checking.exhibits import Slices
 from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.held import Held
 from emdn_deploy.checking.result import CheckResult, Spectrum, StackFacts
-from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE
 from emdn_deploy.readers.offers import SeveralStacks
@@ -74,7 +74,7 @@ def check(
             facts = _upright_scale(facts, level)
             if options.offset is not None:
                 options = replace(options, offset=level - options.offset)
-        ready = correction.prepare(frames, options)
+        ready = preprocess.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
         make = _Maker(Denoiser.of(options), ready, facts, clean)
@@ -221,7 +221,7 @@ def _check(
     )  # fmt: skip
 
 
-def _finite(path: Path, read: correction.Read, start: int, stop: int) -> Frame:
+def _finite(path: Path, read: preprocess.Read, start: int, stop: int) -> Frame:
     block = read(start, stop)
     if not np.isfinite(block).all():
         raise FormatError(

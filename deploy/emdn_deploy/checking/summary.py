@@ -8,7 +8,7 @@ import numpy as np
 from emdn_deploy.checking.limits import student
 from emdn_deploy.checking.result import Comparison, Correlations, HeldOutFacts
 from emdn_deploy.model_info import ModelInfo
-from emdn_deploy.noise.model import NoiseModel
+from emdn_deploy.noise_model import NoiseModel
 from emdn_models.metrics import Linearity
 
 _CLEAR = 5.0  # standard errors

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import correction
+from emdn_deploy import preprocess
 from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.result import Limits
 from emdn_deploy.checking.verdict import findings
@@ -29,7 +29,7 @@ def test_a_lattice_that_is_kept_whole_is_not_missed(seed: int, tmp_path: Path) -
     path = tmp_path / "raw.npy"
     np.save(path, raw)
     with open_frames(path) as frames:
-        grounds = grounds_of(frames, correction.prepare(frames, DenoiseOptions()), keep, seed)
+        grounds = grounds_of(frames, preprocess.prepare(frames, DenoiseOptions()), keep, seed)
     rows = grounds.rows()
     for number, frame in enumerate(raw.astype(np.float32)):
         rows.add(number, frame, keep(frame[None])[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, correction
+from emdn_deploy import Denoiser, preprocess
 from emdn_deploy.checking.quick import BOUNDS, Quick
 from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
@@ -46,7 +46,7 @@ def test_units_do_not_matter(stacks) -> None:
 def test_honest_frames_of_a_shipped_model_pass(model: str) -> None:
     denoiser = Denoiser(model, threads=1)
     with open_frames(EXAMPLE) as frames:
-        ready = correction.prepare(frames, DenoiseOptions())
+        ready = preprocess.prepare(frames, DenoiseOptions())
         raw = np.ascontiguousarray(ready.read(0, 2)[:, :128, :128])
     scale = ready.scale
     quick = Quick(scale.gain, scale.offset, bad=ready.recipe.bad[:128, :128])

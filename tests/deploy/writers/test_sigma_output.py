@@ -238,7 +238,7 @@ def test_an_existing_file_of_sigma_is_refused(source: Path, run, caplog) -> None
 def test_names_that_are_taken_are_refused_before_any_work(
     source: Path, run, box_model: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("emdn_deploy.correction.prepare", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("emdn_deploy.preprocess.prepare", lambda *_: pytest.fail("too late"))
     with h5py.File(source, "r+") as file:
         file["set/frames_sigma"] = np.ones(3)
     with pytest.raises(OutputError, match="holds /set/frames_sigma already"):
