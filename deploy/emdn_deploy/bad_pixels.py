@@ -348,23 +348,21 @@ def _level(frames: Sequence[Stack], rest: Mask, top: float) -> float | None:
     top
         The largest number of the type.
     """
-    most, at, inner = -np.inf, 0, 0
+    good = [rest & np.isfinite(frame) for frame in frames]
+    most = max(
+        float(np.max(frame, initial=-np.inf, where=where))
+        for frame, where in zip(frames, good, strict=True)
+    )
+    # A square of 3 x 3 at one largest value is no chance; of the type's, one of 2 x 2.
+    side, count, inner = 2 if most >= np.float32(top) else 3, 0, 0
     values: set[float] = set()
-    for frame in frames:
-        good = rest & np.isfinite(frame)
-        highest = float(np.max(frame, initial=-np.inf, where=good))
-        if highest < most or not np.isfinite(highest):
-            continue
-        if highest > most:
-            most, at, inner = highest, 0, 0
-        flat = good & (frame >= np.float32(most))
-        # A square of 3 x 3 at one largest value is no chance; of the type's, one of 2 x 2.
-        side = 2 if most >= np.float32(top) else 3
-        at += int(np.count_nonzero(flat))
-        inner += int(np.count_nonzero(thick(flat, side)))
-        if inner and len(values) < _LEVELS:
-            values.update(np.unique(frame[good])[-_LEVELS:].tolist())
-    return most if 2 * inner > at and len(values) >= _LEVELS else None
+    for frame, where in zip(frames, good, strict=True):
+        flat = where & (frame >= np.float32(most))
+        if flat.any():
+            count += int(np.count_nonzero(flat))
+            inner += int(np.count_nonzero(thick(flat, side)))
+            values.update(np.unique(frame[where])[-_LEVELS:].tolist())
+    return most if 2 * inner > count and len(values) >= _LEVELS else None
 
 
 def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,18 +171,12 @@ class NoiseLevel:
     @cached_property
     def moves(self) -> bool:
         """Return whether frames two apart differ more than neighbours do, beyond chance."""
-        if not self.lagged.size:
-            return False
-        near, far = trimmed_mean(self.temporal), trimmed_mean(self.lagged)
-        return far > 1.03 * near + 3 * _chance(self.temporal, self.lagged)
+        return _exceeds(self.lagged, self.temporal, 1.03)
 
     @cached_property
     def rough(self) -> bool:
         """Return whether the differences have less power at high frequency than white noise."""
-        if not (self.temporal.size and self.temporal_high.size):
-            return False
-        every, high = trimmed_mean(self.temporal), trimmed_mean(self.temporal_high)
-        return every > 1.01 * high + 3 * _chance(self.temporal, self.temporal_high)
+        return _exceeds(self.temporal, self.temporal_high, 1.01)
 
     @property
     def uneven(self) -> bool:
@@ -224,8 +218,12 @@ class NoiseLevel:
         return least if least < (1 - _LEFT) * high else high
 
 
-def _chance(*parts: Array) -> float:
-    return sqrt(sum(float(part.var()) / part.size for part in parts))
+def _exceeds(values: Array, others: Array, factor: float) -> bool:
+    """Say whether values are on average more than so many times the others, beyond chance."""
+    if not (values.size and others.size):
+        return False
+    chance = sqrt(sum(float(part.var()) / part.size for part in (others, values)))
+    return trimmed_mean(values) > factor * trimmed_mean(others) + 3 * chance
 
 
 def _middle(size: tuple[int, ...], pixels: int) -> tuple[slice, slice]:
@@ -460,13 +458,10 @@ class Spectra:
     pairs, frames, repeats
         How many differences and frames were added up; how many frames are the one before
         again, which no difference counts.
-    levels
-        (frames,) mean of each, over its good pixels.
     rank
         How many independent spectra ``power`` averages.
-    power, single, cross
-        Mean power of the differences of neighbours and of the frames; mean cross spectrum of
-        neighbours, which is what they share.
+    power
+        Mean power of the differences of neighbours.
     average
         Power of the mean of all frames, as large as a single one's for white noise. In a Hann
         window, as spots are far above the noise here.
@@ -474,35 +469,24 @@ class Spectra:
 
     def __init__(self, runs: Iterable[Array], good: Mask) -> None:
         self.shape: Size = (good.shape[0], good.shape[1])
-        self.pixels = int(good.sum())
         self.pairs = self.frames = self.repeats = 0
-        self.power, self.single = np.zeros((2, good.shape[0], good.shape[1] // 2 + 1))
-        self.cross = self.power.astype(complex)
+        self.power: Array = np.zeros((good.shape[0], good.shape[1] // 2 + 1))
         window = np.outer(*(taper(length) for length in good.shape))
         if good.mean() < _GOOD:  # what is filled in has no white noise
             window *= good
-        fill, run = bad_pixels.plan(~good), 0
-        levels, total = [], np.zeros(good.shape)
+        fill, run, total = bad_pixels.plan(~good), 0, np.zeros(good.shape)
         for frames in runs:
-            levels.append(frames.mean(axis=(1, 2), where=good))
             fill.apply(frames)
-            transforms = [_transform(frame - levels[-1].mean(), window) for frame in frames]
-            self.single += sum(np.abs(transform) ** 2 for transform in transforms)
-            for before, after in pairwise(range(len(frames))):
-                if np.ptp(frames[after]) and np.array_equal(frames[before], frames[after]):
+            for before, after in pairwise(frames):
+                if np.ptp(after) and np.array_equal(before, after):
                     self.repeats += 1
                     continue
                 self.pairs += 1
-                mixed = difference(frames[before], frames[after])
-                self.power += np.abs(_transform(mixed, window)) ** 2
-                self.cross += transforms[before] * transforms[after].conj()
+                self.power += np.abs(_transform(difference(before, after), window)) ** 2
             total += frames.sum(axis=0)
             self.frames, run = self.frames + len(frames), max(run, len(frames))
-        self.levels = np.concatenate(levels)
         self.rank = self.pairs * (_RANK if run > 2 else 1.0)
-        self.single /= self.frames
         self.power /= max(1, self.pairs)
-        self.cross /= max(1, self.pairs)
         mean, hann = total / self.frames, np.outer(*(np.hanning(side) for side in good.shape))
         average = _transform(without_outliers(mean - mean.mean()), hann)
         self.average: Array = np.abs(average) ** 2 * self.frames
@@ -553,8 +537,7 @@ def cell_medians(power: Array, cell: NDArray[np.intp]) -> tuple[NDArray[Any], ND
     return labels, counts, np.asarray(ndimage.median(power, cell, labels))
 
 
-@dataclass(frozen=True)
-class Blur:
+class Blur(NamedTuple):
     """The correlation of neighbouring pixels along x and y, and whether it is beyond chance."""
 
     x: float
@@ -593,8 +576,7 @@ def blur(power: Array, shape: Size, *, single: bool = False) -> Blur:
     return Blur(x, y, clear)
 
 
-@dataclass(frozen=True)
-class Whiteness:
+class Whiteness(NamedTuple):
     """What the spectrum of the differences says where no image reaches.
 
     Attributes

@@ -5,11 +5,11 @@ which the camera's offset and its read noise both go: variance = gain (mean - of
 read noise^2. Without a known offset, either it or the read noise is taken as 0, whichever the
 constant's sign allows. Spectra of differences tell noise that is correlated, lines and
 interference. The models saw white counting noise, and scans whose lines flicker by up to 2 % and
-jitter by up to a pixel (`emdn_train.detectors`).
+jitter by up to a pixel (`emdn_train.noise`).
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite, nan, sqrt
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ from emdn_models.errors import EmdnError
 _LINE_Z = 4.5
 _PEAK_CHANCE = 3e-4  # that noise alone makes a peak
 _LEAST_SHARE = 0.03  # of the noise: what is weaker does not matter
-# What the models saw at most (`emdn_train.detectors`).
+# What the models saw at most (`emdn_train.noise`).
 _FLICKER = 0.02
 _HANN_RANK = 0.55  # of one spectrum in a Hann window, against one in `taper`
 _HIDDEN = 1.5  # how far structure may raise the power beside lines that hold still
@@ -83,17 +83,17 @@ class NoiseModel:
         Whether every finding is within what the shipped models saw.
     """
 
-    gain: float
-    gain_error: float
-    offset: float
-    read_noise_electrons: float
-    method: str
-    counting: bool
-    moves: bool
-    correlated: bool
-    findings: tuple[str, ...]
-    not_identifiable: tuple[str, ...]
-    in_training: bool
+    gain: float = nan
+    gain_error: float = nan
+    offset: float = 0.0
+    read_noise_electrons: float = nan
+    method: str = "none"
+    counting: bool = False
+    moves: bool = False
+    correlated: bool = False
+    findings: tuple[str, ...] = ()
+    not_identifiable: tuple[str, ...] = ()
+    in_training: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold: None for NaN."""
@@ -145,7 +145,7 @@ def estimate(
     inside = []
     if level.moves:
         inside.append("the specimen moves: frames two apart differ more than neighbours")
-    unknown = list(camera.doubts)
+    unknown = list(camera.not_identifiable)
     if not spectra:
         unknown.append("correlation, lines and waves: frames below 32 pixels have no spectrum")
     else:
@@ -167,13 +167,17 @@ def estimate(
             outside.append(wave)
         if not whiteness:
             unknown.append("motion, waves, and whether lines stand out always: one frame only")
-    return NoiseModel(
-        camera.gain, camera.gain_error, camera.offset, camera.read, camera.method, camera.counting,
-        level.moves, correlation.clear,
-        (*(f"{text}: {OUTSIDE}" for text in outside),
-         *(f"{text}: within the models' training" for text in inside)),
-        tuple(unknown), not outside,
-    )  # fmt: skip
+    return replace(
+        camera,
+        moves=level.moves,
+        correlated=correlation.clear,
+        findings=(
+            *(f"{text}: {OUTSIDE}" for text in outside),
+            *(f"{text}: within the models' training" for text in inside),
+        ),
+        not_identifiable=tuple(unknown),
+        in_training=not outside,
+    )
 
 
 def _correlated(level: NoiseLevel, spectra: Spectra, found: Blur) -> str:
@@ -305,8 +309,8 @@ def offsets_of(spectra: Spectra, axis: int, changing: Line | None = None) -> Lin
 def strongest_wave(spectra: Spectra) -> str | None:
     """Find the strongest wave that comes with another phase in every frame; None for none.
 
-    Only from `INSIDE` outwards, and where other peaks lie within, as those of a lattice
-    that moves, only such as the average of the frames does not hold.
+    Only from `INSIDE` outwards, and not where there are peaks within, as those of a lattice that
+    moves: its harmonics are no interference.
     """
     power, shape, rank = spectra.power, spectra.shape, spectra.rank
     qy, qx = frequencies(shape)
@@ -319,11 +323,7 @@ def strongest_wave(spectra: Spectra) -> str | None:
     high = z > NormalDist().inv_cdf(1 - _PEAK_CHANCE / z.size)
     inside = np.hypot(qy, qx) < INSIDE
     outside = high & ~inside
-    if (high & inside & off_axes(shape)).any():
-        if rank < 3:
-            return None
-        outside &= np.abs(spectra.cross) < 0.5 * spectra.single
-    if not outside.any():
+    if not outside.any() or (high & inside & off_axes(shape)).any():
         return None
     row, column = np.unravel_index(np.argmax(np.where(outside, ratio, 0)), ratio.shape)
     # A frequency between two of the grid's shares its power among them.
@@ -354,17 +354,7 @@ def _surroundings(spectra: Spectra) -> Array:
     return np.asarray(np.maximum(around[cell], np.maximum(rows[:, None], columns[None, :])))
 
 
-class _Camera(NamedTuple):
-    gain: float = nan
-    gain_error: float = nan
-    offset: float = 0.0
-    read: float = nan
-    method: str = "none"
-    counting: bool = False
-    doubts: tuple[str, ...] = ()
-
-
-def _camera(level: NoiseLevel, correlated: bool, uneven: bool, offset: float | None) -> _Camera:
+def _camera(level: NoiseLevel, correlated: bool, uneven: bool, offset: float | None) -> NoiseModel:
     """Find gain, offset and read noise.
 
     Where differences hold more than the pixels' noise, their high-passed part stands in, unless
@@ -375,11 +365,12 @@ def _camera(level: NoiseLevel, correlated: bool, uneven: bool, offset: float | N
     values = level.temporal_high if high else level.temporal
     # What is correlated and moves fast, only a single frame shows.
     blurred = correlated and intensity.noise(level).variance < trimmed_mean(values)
+    doubts: tuple[str, ...]
     if not values.size or (uneven and not high) or blurred:
         return _by_assumption(level, offset)
     mean, variance = trimmed_mean(level.mean), trimmed_mean(values)
     if variance <= 0:
-        return _Camera(offset=dark, doubts=("gain, offset and read noise: there is no noise",))
+        return NoiseModel(offset=dark, not_identifiable=("gain and read noise: there is none",))
     if high:
         share = level.whiteness.share if level.whiteness else 1.0
         values = values * (level.white_variance(share) / variance)
@@ -402,44 +393,44 @@ def _camera(level: NoiseLevel, correlated: bool, uneven: bool, offset: float | N
     counts = counts and level.low >= 0 and abs(gain - 1) <= near
     if relation:
         counts = counts and abs(relation.slope - 1) <= 3 * relation.slope_error + _STEEP
-        method = f"variance-mean relation of {method}, through 0 within its error"
-        return _Camera(gain, error, 0.0, 0.0, method, counts, () if counts else (_TOGETHER,))
-    doubt = f"read noise: {method} give one number, the gain, as frames are too even or too few"
+        method = f"variance-mean relation of {method}, through 0"
+        doubts = () if counts else (_TOGETHER,)
+        return NoiseModel(gain, error, dark, 0.0, method, counts, not_identifiable=doubts)
+    doubts = (f"read noise: {method} give the gain only, as frames are too even or too few",)
     given = "offset and read noise taken as 0" if offset is None else "offset given"
-    return _Camera(gain, error, dark, nan, f"{method} by the mean, {given}", counts, (doubt,))
+    method = f"{method} by the mean, {given}"
+    return NoiseModel(gain, error, dark, nan, method, counts, not_identifiable=doubts)
 
 
-def _related(relation: Relation, offset: float | None, method: str, counts: bool) -> _Camera:
+def _related(relation: Relation, offset: float | None, method: str, counts: bool) -> NoiseModel:
     """Take gain and read noise, or the offset, from the line variance = slope * mean + constant."""
     slope, error = relation.slope, relation.slope_error
-    method = f"variance-mean relation of {method}"
-    if offset is None and relation.constant < 0:
-        offset, method = -relation.constant / slope, f"{method}, read noise taken as 0"
-        return _Camera(slope, error, offset, nan, method, doubts=(_TOGETHER,))
+    dark = max(0.0, -relation.constant / slope) if offset is None else offset
+    square = relation.constant + slope * dark
+    read, method = sqrt(max(0.0, square)) / slope, f"variance-mean relation of {method}"
     if offset is None:
-        read, method = sqrt(relation.constant) / slope, f"{method}, offset taken as 0"
-        return _Camera(slope, error, 0.0, read, method, doubts=(_TOGETHER,))
-    square, mixed = relation.constant + slope * offset, 2 * offset * relation.mixed
+        read, given = (nan, "read noise") if dark else (read, "offset")
+        method, doubts = f"{method}, {given} taken as 0", (_TOGETHER,)
+        return NoiseModel(slope, error, dark, read, method, not_identifiable=doubts)
+    mixed = 2 * offset * relation.mixed
     chance = 3 * sqrt(max(0.0, relation.constant_error**2 + (offset * error) ** 2 + mixed))
     counts = counts and abs(slope - 1) <= 3 * error + _COUNTS and abs(square) <= chance
-    doubts: tuple[str, ...] = ()
-    read = sqrt(max(0.0, square)) / slope
-    if square < -chance:
-        read, doubts = nan, (
-            f"read noise: its square is negative at an offset of {offset:g}, so the offset is "
-            "wrong or the response bends",
-        )  # fmt: skip
-    return _Camera(slope, error, offset, read, f"{method}, offset given", counts, doubts)
+    found = NoiseModel(slope, error, dark, read, f"{method}, offset given", counts)
+    if square >= -chance:
+        return found
+    why = f"read noise: at an offset of {offset:g} its square is negative: the offset is wrong"
+    return replace(found, read_noise_electrons=nan, not_identifiable=(why,))
 
 
-def _by_assumption(level: NoiseLevel, offset: float | None) -> _Camera:
+def _by_assumption(level: NoiseLevel, offset: float | None) -> NoiseModel:
     """Fall back on what denoising itself takes, where no error can be given."""
     taken = intensity.of_noise(level, None, offset)
     counts = level.integers and taken.gain == 1.0 and taken.offset == 0.0 and level.low >= 0
     why = "differences hold more than the camera's noise"
     if not level.temporal.size:
         why = "one frame has no differences"
-    doubt = f"read noise, and the errors of gain and offset: {why}"
-    return _Camera(
-        taken.gain, nan, taken.offset, nan, taken.note, counts and taken.sigma > 0, (doubt,)
+    doubts = (f"read noise, and the errors of gain and offset: {why}",)
+    counts = counts and taken.sigma > 0
+    return NoiseModel(
+        taken.gain, nan, taken.offset, nan, taken.note, counts, not_identifiable=doubts
     )

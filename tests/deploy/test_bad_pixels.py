@@ -13,30 +13,26 @@ def find(frames: np.ndarray, gain: float = 1.0, offset: float = 0.0) -> np.ndarr
     return bad_pixels.outliers([stack[at : at + 3] for at in range(0, len(stack), 3)], gain, offset)
 
 
-@pytest.mark.parametrize("dose", [0.05, 1.0, 10.0, 300.0])
-@pytest.mark.parametrize("count", [1, 12])
-def test_a_clean_stack_has_none(lattice, dose: float, count: int) -> None:
-    assert find(lattice(dose, (count, 128, 128))).sum() == 0
-
-
 def spots(width: float, height: float) -> np.ndarray:
     at = np.random.default_rng(2).uniform(8, 120, (12, 2))
     return 1 + height * sum(np.exp(-((Y - y) ** 2 + (X - x) ** 2) / 2 / width**2) for y, x in at)
 
 
+@pytest.mark.parametrize("count", [1, 16])
 @pytest.mark.parametrize(
     "clean",
     [
+        *(dose * (1 + 0.3 * np.cos(0.5 * X + 0.3 * Y)) for dose in (0.05, 1.0, 300.0)),
         500 * (0.1 + np.exp(-(((Y % 8) - 3.3) ** 2 + ((X % 8) - 3.8) ** 2) / 2)),  # sharp atoms
         400 * (1 + 0.8 * np.cos(2 * np.pi * X / 8)),
-        400 * (1 + 0.8 * np.cos(2 * np.pi * Y / 8)),
         # Diffraction spots of few pixels have a rim, hot pixels have none.
-        *(spots(width, height) for width in (0.7, 1.0, 1.5) for height in (50, 5000)),
+        *(spots(width, height) for width in (0.7, 1.5) for height in (50, 5000)),
         5 + 495 * ((X % 5 == 0) & (Y % 5 == 0)),  # too many to be the camera's
     ],
 )
-def test_what_the_specimen_shows_is_not_bad(clean: np.ndarray) -> None:
-    assert find(np.random.default_rng(0).poisson(clean, (16, 128, 128))).sum() == 0
+def test_what_the_specimen_shows_is_not_bad(clean: np.ndarray, count: int) -> None:
+    frames = np.random.default_rng(0).poisson(clean, (count, 128, 128))
+    assert find(frames).sum() == find(frames.swapaxes(1, 2)).sum() == 0
 
 
 def test_repeated_frames_have_none(lattice) -> None:
@@ -46,24 +42,14 @@ def test_repeated_frames_have_none(lattice) -> None:
     assert find(np.tile(frames[:4], (15, 1, 1))).sum() == 0
 
 
-def test_hot_and_dead_pixels_are_found(lattice) -> None:
-    frames = lattice(20.0, (24, 128, 128)) * 3.0 + 50
+def test_hot_and_dead_pixels_groups_and_columns_are_found(lattice) -> None:
+    frames = lattice(40.0, (24, 128, 128)) * 3.0 + 50
     hot, dead = np.zeros((2, 128, 128), bool)
-    hot[[5, 40, 0, 127, 90], [7, 64, 0, 127, 30]] = hot[100:102, 40:42] = True
+    hot[[5, 40, 0, 127, 90], [7, 64, 0, 127, 30]] = hot[100:102, 40:42] = hot[2:4, 71:73] = True
     frames[:, hot] += 900
-    dead[:, 77] = dead[20, 20] = True
+    dead[:, 77] = dead[20, 20] = dead[30:32, 40:42] = dead[120:122, 100:102] = True
     frames[:, dead] = 50
     assert (find(frames, 3.0, 50.0) == (hot | dead)).all()
-
-
-@pytest.mark.parametrize("factor", [0, 8])
-def test_groups_of_two_by_two_are_found(lattice, factor: int) -> None:
-    frames = lattice(40.0, (16, 128, 128))
-    planted = np.zeros((128, 128), bool)
-    for row, column in ((30, 40), (2, 77), (120, 100)):
-        planted[row : row + 2, column : column + 2] = True
-    frames[:, planted] *= factor
-    assert (find(frames) == planted).all()
 
 
 def test_what_is_bright_in_few_frames_is_not_bad(lattice) -> None:

@@ -100,20 +100,6 @@ def test_fine_lattices_that_move_are_no_interference(count: int) -> None:
     assert found.counting
 
 
-def test_read_noise_and_gain_are_no_counts() -> None:
-    rng = np.random.default_rng(7)
-    counts = rng.poisson(rate(30.0))
-    read = rng.normal(0, 3, counts.shape).round()
-    assert not any(estimate(one).counting for one in (2 * counts, counts + read, counts + 100))
-
-
-def test_motion_hides_no_blur() -> None:
-    found = estimate(BLUR(rate(60.0, drift=0.4), np.random.default_rng(8), 0.3))
-    assert found.moves
-    assert found.correlated
-    assert not found.in_training
-
-
 def numbers(text: str) -> list[float]:
     """Return the numbers in a finding."""
     words = text.replace("(", " ").replace("%", " ").split()
@@ -127,7 +113,9 @@ def test_the_correlation_is_that_of_the_blur(share: float, moving: bool) -> None
     clean = 300 * scene(9, 96, rng.uniform(-40, 40, (9, 2))) if moving else rate(60.0, side=128)
     own, near = 1 - share, share / 4
     square = own**2 + 4 * near**2
-    x, y, *area = numbers(estimate(BLUR(clean, rng, share)).findings[0])
+    found = estimate(BLUR(clean, rng, share))
+    assert found.correlated
+    x, y, *area = numbers(found.findings[0])
     assert (x, y) == pytest.approx((2 * own * near / square,) * 2, abs=0.04)
     assert area == ([] if moving else [pytest.approx(1 / square, rel=0.15)])
 
@@ -165,7 +153,7 @@ def test_frames_without_noise_repeats_and_tiny_frames_are_named() -> None:
     assert any("below 32 pixels" in text for text in tiny.not_identifiable)
 
 
-def test_bad_pixels_do_not_count() -> None:
+def test_bad_pixels_and_read_noise_are_no_counts() -> None:
     rng = np.random.default_rng(13)
     frames = rng.poisson(rate(30.0)).astype(float)
     bad = np.zeros(frames.shape[1:], bool)
@@ -174,4 +162,7 @@ def test_bad_pixels_do_not_count() -> None:
     found = estimate(frames, bad=bad)
     assert found.counting
     assert found.findings == ()
-    assert not estimate(frames).counting
+    counts = rng.poisson(rate(30.0))
+    read = rng.normal(0, 3, counts.shape).round()
+    for other in (frames, 2 * counts, counts + read, counts + 100):
+        assert not estimate(other).counting
