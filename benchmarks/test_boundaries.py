@@ -52,7 +52,7 @@ def test_boundaries(benchmark, ring, tmp_path, request, case):
         "one": one_by_one,
         "each": side_by_side,
         "array": lambda: denoiser.denoise(movie),
-        "file": lambda: job.run(source, options, denoiser=denoiser),
+        "file": lambda: job.run(source, options, opened={options.model: denoiser}),
     }
     if case.device != "cpu":
         del calls["each"]

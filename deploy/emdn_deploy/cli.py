@@ -129,8 +129,8 @@ def denoise(
     from emdn_deploy import job, reporting, targets
     from emdn_deploy.denoiser import Denoiser
 
+    opened: dict[str | None, Denoiser] = {}
     pairs = [(source, _pictured(own)) for source, own in targets.each(sources, options)]
-    opened = None
     failed, alone = [], 0
     for source, own in pairs:
         try:
@@ -138,8 +138,6 @@ def denoise(
                 plan = job.plan(source, own)
                 _show(reporting.as_json(plan) if as_json else reporting.planned(plan))
                 continue
-            if len(pairs) > 1:
-                opened = opened or Denoiser.of(own)
             report = job.run(source, own, _progress(), opened)
             _show(reporting.as_json(report) if as_json else reporting.lines(report))
             alone += report.frames == 1

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, output, provenance, selection
+from emdn_deploy import correction, job, output, provenance, selection
 from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.options import DenoiseOptions
@@ -86,7 +86,7 @@ def dataset(
             *([Path(options.model)] if options.model else []),
         ]
         stack.enter_context(output.held([target], [], inputs, overwrite=options.overwrite))
-        denoiser = Denoiser.of(options)
+        opened = {options.model: Denoiser.of(options)}  # before any frame is waited for
         try:
             file = stack.enter_context(h5py.File(source, "r", libver="latest", swmr=True))
         except OSError as error:
@@ -117,14 +117,14 @@ def dataset(
                 raise FormatError(f"{source}: {chosen.path} stayed empty for {idle_s:g} s")
             idle = 0.0 if grew else idle + poll_s
             sleep(poll_s)
-        yield from _follow(target, growing, count, denoiser, options, idle_s, poll_s, sleep)
+        yield from _follow(target, growing, count, opened, options, idle_s, poll_s, sleep)
 
 
 def _follow(
     target: Path,
     source: _Source,
     count: int,
-    denoiser: Denoiser,
+    opened: dict[str | None, Denoiser],
     options: DenoiseOptions,
     idle_s: float,
     poll_s: float,
@@ -133,33 +133,64 @@ def _follow(
     saved = output.load_map(target)
     known = int(saved["first"]) if "first" in saved else count
     first = source.now()
-    recipe = correction.find_recipe(selection.select(first, f"0:{known}"), options)
+    begun = selection.select(first, f"0:{known}")
+    recipe = correction.find_recipe(begun, options)
+    denoiser, seen = job.choose(correction.prepare(begun, options, recipe), options, opened)
     ready = correction.prepare(first, options, recipe)
     batch = options.batch or denoiser.batch_for(first.shape[1:])
     facts = provenance.facts_of(first, options, denoiser, ready, batch)
+    facts = {**facts, "neighbours": seen}
+    half = denoiser.session.info.frames // 2
 
     def late(sums: Sums) -> Provenance:
         return {**sums.facts(recipe.scale.offset), **provenance.memory(denoiser)}
 
     with _Growing(target, first, facts, known, late, overwrite=options.overwrite) as made:
-        idle, seen = 0.0, made.done
-        while idle <= idle_s:
-            arrived, count = time.time(), source.count()
-            if count < made.done:
-                raise FormatError(
-                    f"{first.path}: has {count} frames, of which {made.done} were denoised: it was "
-                    "begun anew; so do with the output, by --overwrite"
-                )
-            ready = _reading(source.now(), recipe)
-            for start in range(made.done, count, batch):
-                stop = min(count, start + batch)
-                part = ready.take(start, stop)
-                answer = part.finish(denoiser.answer(part.frames, recipe.scale, batch=batch))
-                tally = partial(_tally, part, start, answer.shifts)
-                made.append(part.counted(), answer.frames, tally)
-                yield Arrival(first.path, target, stop - start, time.time() - arrived)
-            idle, seen = (0.0 if count > seen else idle + poll_s), count
-            sleep(poll_s)
+
+        def denoise(ready: Prepared, start: int, stop: int, count: int) -> None:
+            part, parts = ready.take(start, stop), []
+            around = min(half, start), min(half, count - stop)
+            if around[0]:
+                parts.append(ready.take(start - around[0], start))
+            parts.append(part)
+            if around[1]:
+                parts.append(ready.take(stop, stop + around[1]))
+            answer = denoiser.answer(
+                np.concatenate([one.frames for one in parts]), recipe.scale, around=around,
+                usable=~np.concatenate([one.empty for one in parts]), batch=batch,
+            )  # fmt: skip
+            answer = part.finish(answer)
+            tally = partial(_tally, part, start, answer.shifts)
+            made.append(part.counted(), answer.frames, tally)
+
+        def finish() -> None:
+            """Denoise the frames that were waiting for their neighbours."""
+            count, ready = source.count(), _reading(source.now(), recipe)
+            last = min(count, made.done + half)
+            for start in range(made.done, last, batch):
+                denoise(ready, start, min(last, start + batch), count)
+
+        idle, before = 0.0, made.done
+        try:
+            while idle <= idle_s:
+                arrived, count = time.time(), source.count()
+                if count < made.done:
+                    raise FormatError(
+                        f"{first.path}: has {count} frames, of which {made.done} were denoised: it "
+                        "was begun anew; so do with the output, by --overwrite"
+                    )
+                ready = _reading(source.now(), recipe)
+                # The last frames wait for those that come after them.
+                for start in range(made.done, count - half, batch):
+                    stop = min(count - half, start + batch)
+                    denoise(ready, start, stop, count)
+                    yield Arrival(first.path, target, stop - start, time.time() - arrived)
+                idle, before = (0.0 if count > before else idle + poll_s), count
+                sleep(poll_s)
+        except (GeneratorExit, KeyboardInterrupt):
+            finish()
+            raise
+        finish()
 
 
 def _tally(part: Part, start: int, shifts: NDArray[np.float64], sums: Sums) -> None:

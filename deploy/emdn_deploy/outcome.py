@@ -83,6 +83,8 @@ class Report:
         Numbers of the frames without any value, which are left as they are.
     notes
         What the frames show that denoising does not mend.
+    neighbours
+        What the model saw of the stack to denoise a frame, and why.
     smallest_defect
         What ``check`` would have seen, which a pass does not say.
     """
@@ -116,6 +118,7 @@ class Report:
     empty: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     smallest_defect: str | None = None
+    neighbours: str = ""
 
     @property
     def frames_per_s(self) -> float:

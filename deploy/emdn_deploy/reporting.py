@@ -14,10 +14,12 @@ def lines(report: Report) -> list[str]:
     scale = report.intensity
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
     model = report.model + ("" if report.precision == "fp32" else f" in {report.precision}")
+    alone = report.neighbours in ("", "each frame by itself")
+    seen = "" if alone else f", {report.neighbours}"
     text = [
         f"frames     {report.frames} from {report.source} {report.dataset}".rstrip() + resumed,
         f"speed      {report.frames_per_s:.1f} frames/s, file to file",
-        f"model      {model} on {report.device}",
+        f"model      {model} on {report.device}{seen}",
         f"intensity  {scale.scale:.4g} e/px, gain {scale.gain:.4g}, offset {scale.offset:.4g} "
         f"({scale.note})",
         f"mean       out/in {report.ratio:.5f} (network alone {report.net_ratio:.5f}, worst frame "

@@ -78,7 +78,8 @@ def folder(
         raise FormatError(f"{place}: no such folder to watch")
     out = options.out_dir or place.with_name(place.name + options.suffix)
     out.mkdir(parents=True, exist_ok=True)
-    watched = _Watched(source, place, out, options, Denoiser.of(options))
+    opened = {options.model: Denoiser.of(options)}  # before any file is waited for
+    watched = _Watched(source, place, out, options, opened)
     before: dict[Path, Seen] = {}
     idle = 0.0
     while idle <= idle_s:
@@ -124,7 +125,7 @@ class _Watched:
     place: Path
     out: Path
     options: DenoiseOptions
-    denoiser: Denoiser
+    opened: dict[str | None, Denoiser]
     recipe: correction.Recipe | None = None
     done: dict[Path, Seen] = field(default_factory=dict)
     skipped: dict[Path, Seen] = field(default_factory=dict)
@@ -175,7 +176,7 @@ class _Watched:
                 return None
             elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
                 own = replace(own, overwrite=True)  # what a watch with another scale began
-            report = job.run(path, own, denoiser=self.denoiser, recipe=self.recipe)
+            report = job.run(path, own, opened=self.opened, recipe=self.recipe)
         except OutputError as error:
             # Not the file's fault: there may be room, or leave to write, at the next look.
             self._say(path, error, "tried again")

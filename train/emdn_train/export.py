@@ -122,19 +122,14 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
         If the weights do not fit, or the graph sees more than `emdn_models.spec` declares.
     """
     preset = spec_of(name).presets.get(weights.preset)
-    if preset is not None and preset.frames > 1:
-        raise ModelError(
-            f"{name}: preset {weights.preset!r} sees {preset.frames} frames, which emdn-deploy "
-            "cannot run yet; export a preset that sees one"
-        )
     net = build(name, weights.preset)
     load_state(net, name, weights)
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, 1, 256, 256))
+        assert preset is not None  # build has looked it up
+        net(torch.zeros(1, preset.frames, 256, 256))
     gflop = counter.get_total_flops() / 1e9
-    assert preset is not None  # build has looked it up
-    program = to_onnx(rewritten(Graph(net)))
+    program = to_onnx(rewritten(Graph(net)), preset.frames)
     describe(
         program,
         {
@@ -142,6 +137,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
             "model": name,
             "preset": weights.preset,
             "weights_sha256": weights_sha256(weights.state),
+            "frames": str(preset.frames),
             "multiple": str(preset.multiple),
             **_field(net, preset),
             "parameters": str(preset.parameters),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from emdn_models import ModelError, __version__
-from emdn_models.nets.electrons import denormalise, noise_map, normalise
+from emdn_models.nets.electrons import denormalise, middle, noise_map, normalise
 
 log = logging.getLogger(__name__)
 # It warns of every torchvision operator that is not there.
@@ -23,7 +23,8 @@ class Graph(nn.Module):
     """A net between intensities in and intensities out, as it is exported.
 
     denoised = ((net((e - scale) / sqrt(scale))) * sqrt(scale) + scale) * gain + offset
-    with e = (frames - offset) / gain. ``frames`` is (n, 1, h, w); scale (mean
+    with e = (frames - offset) / gain. ``frames`` is (n, 1, h, w), or (n, F, h, w), each amid its
+    neighbours, of which the net makes the middle one; scale (mean
     electrons per pixel), offset and gain (units per electron) are (n, 1, 1, 1).
     Nothing in it depends on the whole frame, so that it can be tiled and streamed.
     """
@@ -33,16 +34,19 @@ class Graph(nn.Module):
         self.net = net
 
     def forward(self, frames: Tensor, scale: Tensor, offset: Tensor, gain: Tensor) -> Tensor:
-        """Denoise (n, 1, h, w)."""
+        """Map (n, F, h, w) to the middle frames denoised, (n, 1, h, w)."""
         electrons = (frames - offset) / gain
-        y = self.net(normalise(electrons, scale), noise_map(electrons, scale))
+        y = self.net(normalise(electrons, scale), noise_map(middle(electrons), scale))
         return denormalise(y, scale) * gain + offset
 
 
-def to_onnx(graph: nn.Module) -> onnx.ModelProto:
-    """Convert a graph with dynamic n, h and w to plain ONNX operators of opset 18."""
+def to_onnx(graph: nn.Module, frames: int = 1) -> onnx.ModelProto:
+    """Convert a graph of (n, frames, h, w), n, h and w dynamic, to ONNX operators of opset 18."""
     # The example is larger than any multiple, so that no size is taken as fixed.
-    example = (torch.rand(2, 1, 320, 288) * 50, *(torch.rand(2, 1, 1, 1) + 1 for _ in range(3)))
+    example = (
+        torch.rand(2, frames, 320, 288) * 50,
+        *(torch.rand(2, 1, 1, 1) + 1 for _ in range(3)),
+    )
     n, h, w = (torch.export.Dim(axis, min=1) for axis in "nhw")
     with warnings.catch_warnings():
         # torch's own converter warns of its own deprecations.
