@@ -30,7 +30,7 @@ from emdn_deploy.sums import Sums
 from emdn_deploy.writers import INSIDE
 from emdn_deploy.writers.layout import Layout, Provenance, partial_of
 from emdn_models.errors import EmdnError, OutputError
-from emdn_models.lock import locked
+from emdn_models.files import locked
 
 # Work that a power failure may cost.
 SYNC_SECONDS = 2.0

@@ -23,8 +23,8 @@ from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
 from emdn_train import index
 from emdn_train.onnx_graph import INPUTS, unpacked
+from emdn_train.simulate.config import one_thread
 from emdn_train.simulate.testset import first_specimens
-from emdn_train.simulate.threads import one_thread
 from emdn_train.uncertainty import Recorded, mended, recordings
 
 LARGEST_LOSS_DB, LARGEST_MEAN_SHIFT = 0.1, 0.005
