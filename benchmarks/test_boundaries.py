@@ -16,7 +16,7 @@ from emdn_deploy import job
 from emdn_deploy.bench import rows
 from emdn_deploy.bench.frames import SCALE
 from emdn_deploy.bench.rounds import in_turn, ratio, warm
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 
 NUMBERS = (SCALE.scale, SCALE.offset, SCALE.gain)
 

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from emdn_deploy import neighbours, stacks, uncertainty
 from emdn_deploy.batching import Batching
+from emdn_deploy.config import DenoiseOptions, Device, Precision
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.session import open_session
 from emdn_deploy.stacks import Stack
 from emdn_deploy.uncertainty import Calibration

@@ -23,16 +23,14 @@ from emdn_deploy import (
 )
 from emdn_deploy.calibration import dose
 from emdn_deploy.checking.quick import Quick, spans
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.outcome import Plan, Report
-from emdn_deploy.output import Output, State, check_targets, held
+from emdn_deploy.output import Output, State, Sums, check_targets, claimed
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import CUT_SHORT
-from emdn_deploy.sums import Sums
-from emdn_deploy.writers import Layout, Storage
-from emdn_deploy.writers.layout import partial_of
+from emdn_deploy.report import Plan, Report
+from emdn_deploy.writers import Layout, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import renamed
@@ -130,7 +128,7 @@ def run(
         given = provenance.stamps(provenance.inputs_of(frames, options))
         files, pictures = _outputs(target, module, frames, options)
         over = options.overwrite
-        stack.enter_context(held(files, pictures, _inputs(frames, options), overwrite=over))
+        stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
         beside = writers.sigma_file(target, module) if options.sigma else None
         compress = writers.compressed(module, frames, options.compress)
         options = replace(options, compress=compress)
@@ -148,8 +146,7 @@ def run(
             _log.warning("warning: %s: sigma is %s", source, note)
         count, size = frames.shape[0], frames.shape[1:]
         _, batch = _cut(denoiser, count, size, options)
-        facts = provenance.facts_of(frames, options, denoiser, ready, batch)
-        facts = {**facts, "neighbours": seen}
+        facts = provenance.facts_of(frames, options, denoiser, ready, batch, seen)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
         _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
 
@@ -397,7 +394,7 @@ def _draw(
     count = frames.shape[0]
     with open_frames(target, choice) as denoised:
         if options.preview is not None:
-            from emdn_deploy import preview  # matplotlib takes half a second to import
+            from emdn_deploy import figures
 
             number = count // 2
             # Pictures are drawn in a unit whose square float32 holds.
@@ -411,14 +408,14 @@ def _draw(
                 title += f", {known:.4g} e/Å²"
             kind = options.preview.suffix[1:].lower()
             with renamed(options.preview) as place:
-                preview.draw(place, before, after, scale, frames.axis("x"), title, kind)
+                figures.draw(place, before, after, scale, frames.axis("x"), title, kind)
         if options.movie is not None:
-            from emdn_deploy import movie
+            from emdn_deploy import figures
 
             time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
             with renamed(options.movie) as place:
                 read = ready.shown(denoised.read)
-                movie.write(place, ready.read, read, count, time, frames.axis("x"))
+                figures.movie(place, ready.read, read, count, time, frames.axis("x"))
 
 
 def _warn(

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
-from emdn_deploy.options import Precision
+from emdn_deploy.config import Precision
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
 

@@ -25,8 +25,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from emdn_deploy import model_info, onnx_file
+from emdn_deploy.config import Device, Precision
 from emdn_deploy.model_info import ModelInfo
-from emdn_deploy.options import Device, Precision
 from emdn_deploy.pipeline import usable_cpus
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError, install

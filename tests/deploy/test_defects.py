@@ -9,10 +9,10 @@ import pytest
 from scipy import ndimage
 
 from emdn_deploy import correction, defects, flagged, job
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.outcome import Report
 from emdn_deploy.readers import Frames, open_frames
+from emdn_deploy.report import Report
 from emdn_models.errors import FormatError
 
 

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, correction, growing, job, neighbours, selection, tiling
+from emdn_deploy import Denoiser, correction, job, neighbours, selection, tiling, watch
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.correction import Recipe
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
 from emdn_models import pretrained
 from emdn_models.errors import FormatError, ModelError
@@ -198,8 +198,8 @@ def test_a_growing_file_waits_for_neighbours_and_loses_no_frame(
                 file["frames"][9:] = stack[9:]
                 file["frames"].flush()
 
-        found = list(growing.dataset(live, target, options(movie_model, batch=3), 2, 1, append))
-    assert sum(arrival.frames for arrival in found) == 11  # the last two when all is there
+        found = list(watch.dataset(live, target, options(movie_model, batch=3), 2, 1, append))
+    assert sum(arrival.frames for arrival in found) == 13
     begun = selection.select(open_frames(live), "0:9")
     recipe = correction.find_recipe(begun, options(movie_model))
     made = Denoiser(movie_model).answer(stack, recipe.scale).frames
