@@ -14,7 +14,7 @@ from torch import nn
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.selection import select
 from emdn_models import FormatError, checkpoint
-from emdn_models.lock import locked
+from emdn_models.files import locked
 from emdn_models.metrics import Estimate
 from emdn_models.nets import build
 from emdn_train import outputs

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from emdn_deploy.bench import rows
 from emdn_deploy.bench.rounds import in_turn, warm
 from emdn_deploy.bench.run import stack_rate
+from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity, estimate
 from emdn_deploy.noise_level import Sample
-from emdn_deploy.options import Device
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models import metrics
 from emdn_models.errors import FormatError

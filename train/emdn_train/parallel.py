@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from emdn_models import DeviceError, OutputError
-from emdn_models.lock import locked
+from emdn_models.files import locked
 from emdn_train.config import Device
 
 

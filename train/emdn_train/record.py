@@ -18,8 +18,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.pipeline import usable_cpus
 from emdn_models import MODELS, checkpoint
 from emdn_models.errors import EmdnError
-from emdn_models.files import renamed
-from emdn_models.lock import locked
+from emdn_models.files import locked, renamed
 from emdn_models.nets import build
 from emdn_train.config import WARM_UP, Device, FitConfig, Fitted, learning_rate
 from emdn_train.data import STEM, open_split
