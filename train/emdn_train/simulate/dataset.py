@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from emdn_models import EmdnError, __version__
 from emdn_models.files import renamed
 from emdn_models.hdf5 import written
-from emdn_train.data import STEM
+from emdn_train.dataset import STEM
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SPLIT_SEEDS, SimulateConfig
 from emdn_train.simulate.files import claimed, store
 from emdn_train.simulate.movie import simulate_movie

@@ -19,7 +19,7 @@ from emdn_models import __version__
 from emdn_models.errors import FormatError, OutputError
 from emdn_models.files import renamed
 from emdn_models.hdf5 import written
-from emdn_train.data import STEM
+from emdn_train.dataset import STEM
 from emdn_train.simulate.config import FORMAT, FORMAT_VERSION
 from emdn_train.simulate.exposure import LEAST_ELECTRONS, Exposure, expose
 from emdn_train.simulate.files import store
