@@ -185,8 +185,7 @@ def simulate(
         typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
     ] = (0.05, 3.0),
     pixel_size_nm: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly."),
+        tuple[float, float], typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly.")
     ] = (0.008, 0.025),
     detector: Annotated[
         Literal["counting", "ccd"], typer.Option(help="Camera of TEM frames.")

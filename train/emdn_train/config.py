@@ -100,8 +100,7 @@ class AdaptConfig:
     model: Annotated[str, typer.Option(metavar="NAME", help="Model to fine-tune.")] = "unet"
     preset: Annotated[str, typer.Option(help="Its size: shipped or paper.")] = "shipped"
     start: Annotated[
-        AnyPath,
-        typer.Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's."),
+        AnyPath, typer.Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
     ] = "shipped"
     max_minutes: Annotated[
         float, typer.Option(min=0, help="Time, all parts of a run; 0: as the epochs take.")

@@ -212,10 +212,7 @@ def record(signal: Tensor, detector: str, generator: torch.Generator) -> tuple[T
 
 
 def draw_defects(
-    n: int,
-    shape: tuple[int, int],
-    generator: torch.Generator,
-    device: torch.device | str = "cpu",
+    n: int, shape: tuple[int, int], generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Draw maps of faulty pixels.
 
