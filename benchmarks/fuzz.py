@@ -186,7 +186,7 @@ def child(cases: list[tuple[str, int]]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     said = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # onnxruntime prints, too
-    for name in ("emdn_deploy", "emdn_deploy.readers.dm", "emdn_deploy.session"):
+    for name in ("emdn_deploy", "emdn_deploy.readers.vendors", "emdn_deploy.session"):
         importlib.import_module(name)  # not in the first file's time
     with tempfile.TemporaryDirectory() as folder:
         for name, seed in cases:

@@ -34,10 +34,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from emdn_deploy import growing, job, output
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import job, output, watch
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.writers import combined, mirror, mrc, npy, tiff
+from emdn_deploy.writers import hdf5, mirror, mrc, npy, tiff
 from emdn_models.errors import EmdnError
 
 RESULTS = Path(__file__).with_name("results")
@@ -64,7 +64,7 @@ FOLLOWED = "HDF5, followed"
 _LOADED = [
     "benchmarks.kills", "onnxruntime", "h5py", "mrcfile", "tifffile",
     *(f"emdn_deploy.readers.{name}" for name in ("hdf5", "npy", "mrc", "tiff")),
-    *(f"emdn_deploy.writers.{name}" for name in ("mirror", "combined", "npy", "mrc", "tiff")),
+    *(f"emdn_deploy.writers.{name}" for name in ("mirror", "hdf5", "npy", "mrc", "tiff")),
 ]  # fmt: skip
 
 
@@ -171,13 +171,13 @@ def work(case: Case, told: Connection, event: int, limit: int) -> None:
                 os.kill(os.getpid(), 9)
 
     sys.addaudithook(count_down)
-    for module in (mirror, combined, tiff, mrc, npy, growing) if event < 0 else ():
+    for module in (mirror, hdf5, tiff, mrc, npy, watch) if event < 0 else ():
         vars(module)["finish"] = functools.partial(dying, module.finish, -event * 1e-6)
     told.send("go")
     began = time.perf_counter()
     try:
         if case.form == FOLLOWED:
-            for _ in growing.dataset(case.source, case.target, case.options, 0.0, 0.01):
+            for _ in watch.dataset(case.source, case.target, case.options, 0.0, 0.01):
                 pass
         else:
             job.run(case.source, case.options)

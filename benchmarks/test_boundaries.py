@@ -16,7 +16,7 @@ from emdn_deploy import job
 from emdn_deploy.bench import rows
 from emdn_deploy.bench.frames import SCALE
 from emdn_deploy.bench.rounds import in_turn, ratio, warm
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 
 NUMBERS = (SCALE.scale, SCALE.offset, SCALE.gain)
 
@@ -52,7 +52,7 @@ def test_boundaries(benchmark, ring, tmp_path, request, case):
         "one": one_by_one,
         "each": side_by_side,
         "array": lambda: denoiser.denoise(movie),
-        "file": lambda: job.run(source, options, denoiser=denoiser),
+        "file": lambda: job.run(source, options, opened={options.model: denoiser}),
     }
     if case.device != "cpu":
         del calls["each"]

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from emdn_models import OutputError, lock
-from emdn_models.lock import locked
+from emdn_models import OutputError, files
+from emdn_models.files import locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from emdn_models.lock import locked
+from emdn_models.files import locked
 with locked(Path(sys.argv[1]), "out"):
     print("held", flush=True)
     sys.stdin.read()
@@ -55,7 +55,7 @@ def test_the_lock_of_a_killed_process_is_gone(tmp_path):
 
 def test_a_lock_is_not_taken_on_a_file_that_has_just_been_deleted(tmp_path, monkeypatch):
     path, calls = tmp_path / "fit.lock", []
-    flock = lock.fcntl.flock
+    flock = files.fcntl.flock
 
     def late(file, how):
         if not calls:
@@ -63,14 +63,14 @@ def test_a_lock_is_not_taken_on_a_file_that_has_just_been_deleted(tmp_path, monk
         calls.append(file)
         flock(file, how)
 
-    monkeypatch.setattr(lock.fcntl, "flock", late)
+    monkeypatch.setattr(files.fcntl, "flock", late)
     with locked(path, "out"):
         assert len(calls) == 2
         assert str(os.getpid()) in path.read_text()
 
 
 def test_without_locks_a_warning_is_given(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     with locked(tmp_path / "fit.lock", "out"):
         pass
     assert "fit.lock: not locked (this system has no flock)" in caplog.text

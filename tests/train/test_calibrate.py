@@ -63,13 +63,13 @@ def test_frames_are_the_same_every_time_and_of_all_detectors() -> None:
 
 @pytest.mark.parametrize("kind", ["stem", "tem"])
 def test_a_class_is_calibrated_on_its_frames(kind, monkeypatch) -> None:
-    modes, real = [], calibration.exposed
+    modes, real = [], calibration.expose_shot
 
     def exposed(scene, *others):
         modes.append(scene.mode)
         return real(scene, *others)
 
-    monkeypatch.setattr(calibration, "exposed", exposed)
+    monkeypatch.setattr(calibration, "expose_shot", exposed)
     assert len(list(recordings(3, 32, kind))) == 3
     assert set(modes) == {"stem" if kind == "stem" else "hrtem"}
 

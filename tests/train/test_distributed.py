@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from emdn_models import DeviceError, checkpoint
-from emdn_models.lock import locked
+from emdn_models.files import locked
 from emdn_train import fit as fitting
 from emdn_train.checkpointing import FILE_NAME
 from emdn_train.config import FitConfig

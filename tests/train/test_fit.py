@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from emdn_models import MODELS, DeviceError, ModelError, OutputError, checkpoint
-from emdn_models.lock import locked
+from emdn_models.files import locked
 from emdn_models.nets import build
 from emdn_train import fit as fitting
 from emdn_train.dataset import CleanFrames, Split

@@ -4,7 +4,6 @@ import logging
 import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.selection import select
 from emdn_models import FormatError, checkpoint
-from emdn_models.lock import locked
-from emdn_models.metrics import Estimate, HeldOut, umse
-from emdn_models.metrics.blockwise import estimate, partition
+from emdn_models.files import locked
+from emdn_models.metrics import Estimate, HeldOut, umse, umse_difference
 from emdn_models.nets import build
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
 from emdn_train import results
@@ -60,8 +57,8 @@ class Verdict:
     before, after
         uMSE of either (`emdn_models.metrics.umse`).
     fell
-        uMSE before less uMSE after, frame by frame: the noise of the frames, in which the
-        two agree, drops out, and what is left is known far better than either.
+        By how much the squared error is less after: far better known than either
+        (`emdn_models.metrics.umse_difference`).
     mean_ratio
         Mean of the denoised frames over that of the raw ones, after.
     """
@@ -126,6 +123,7 @@ def adapt(config: AdaptConfig) -> Adapted:
 
 
 def _adapt(config: AdaptConfig, out: Path) -> Adapted:
+    options = config.options
     fit = converted(
         FitConfig, config, data=config.stack, models=(config.model,), recipe="quality",
         epochs=config.epochs or _AS_TIME_ALLOWS,
@@ -133,10 +131,10 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
     # Plain MSE: that of a noisy target is off by a constant, the logarithm of it by no constant.
     recipe = replace(RECIPES["quality"], lr=config.lr, loss="mse", augmented=0.0, ccd=0.0)
     processes = Processes(pick_device(config.device))
-    with open_frames(config.stack, Choice(config.dataset, config.axes)) as opened:
-        stack = opened if config.frames is None else select(opened, config.frames)
+    with open_frames(config.stack, Choice(options.dataset, options.axes)) as opened:
+        stack = opened if options.frames is None else select(opened, options.frames)
         training, held_out = parts(stack.shape[0], stack.path)
-        movie = Movie.of(stack, converted(DenoiseOptions, config))
+        movie = Movie.of(stack, options)
         start = build(config.model, config.preset)
         start_from(start, config.model, fit)
         digest = sha256(start)
@@ -167,7 +165,7 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
         "outcome": outcome,
         "stack": {
             "path": os.fspath(movie.path), "shape": movie.shape, "digest": movie.digest,
-            "selected": config.frames, "held_out": len(held_out),
+            "selected": options.frames, "held_out": len(held_out),
             "intensity": asdict(movie.scale), "start": os.fspath(config.start),
             "start_sha256": digest,
         },
@@ -237,33 +235,9 @@ def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) ->
     return Verdict(
         umse(noisy, first, _BLOCK, valid),
         umse(noisy, second, _BLOCK, valid),
-        fall(noisy, first, second, valid),
+        umse_difference(noisy, first, second, _BLOCK, valid),
         float(second[:, valid].mean() / noisy[:, valid].mean()),
     )
-
-
-def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> Estimate:
-    """Estimate by how much the squared error is less after than before.
-
-    The uMSE of both has the same term of noise, which cancels in each pair of neighbours.
-
-    Parameters
-    ----------
-    raw, before, after
-        (N, H, W).
-    valid
-        (H, W), the pixels that count.
-    """
-    blocks = partition(valid.astype(np.float64), _BLOCK)
-    triples = pairwise(zip(raw, before, after, strict=True))
-    sums = [
-        blocks.sums(
-            np.square(f_a - b) + np.square(f_b - a) - np.square(g_a - b) - np.square(g_b - a)
-        )
-        / 2
-        for (a, f_a, g_a), (b, f_b, g_b) in triples
-    ]
-    return estimate(np.stack(sums), blocks, 1)
 
 
 def denoised(net: nn.Module, frames: Stack, scale: float) -> Stack:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from emdn_deploy.bench import machine, rows
 from emdn_deploy.bench.rounds import in_turn, warm
 from emdn_deploy.bench.run import stack_rate
+from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import Device
 from emdn_deploy.pipeline import usable_cpus
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models import MODELS, checkpoint, metrics
 from emdn_models.errors import EmdnError, FormatError
-from emdn_models.files import renamed
-from emdn_models.lock import locked
+from emdn_models.files import locked, renamed
 from emdn_models.nets import build
 from emdn_train.calibrate import scale_of
 from emdn_train.config import BenchmarkConfig, FitConfig, converted

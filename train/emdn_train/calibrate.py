@@ -23,10 +23,8 @@ from emdn_deploy.defects import plan
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
 from emdn_train import manifest
-from emdn_train.simulate.exposure import LEAST_ELECTRONS
-from emdn_train.simulate.scene import make_scene, shots
-from emdn_train.simulate.shard import exposed
-from emdn_train.simulate.threads import one_thread
+from emdn_train.simulate.config import one_thread
+from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +68,7 @@ def recordings(count: int = FRAMES, size: int = SIZE, frame_class: str = "") -> 
         level = float(np.exp(rng.uniform(*np.log(SNR))))
         electrons = max((level / shot.contrast) ** 2, LEAST_ELECTRONS)
         detector = "counting" if number % CCD_EVERY else "ccd"
-        exposure = exposed(scene, shot, electrons, detector, rng)
+        exposure = expose_shot(scene, shot, electrons, detector, rng)
         found += 1
         yield mended(exposure.noisy, exposure.clean)
 

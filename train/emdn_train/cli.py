@@ -1,5 +1,6 @@
 """The command ``emdn-train``: it only wires."""
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from emdn_deploy.config import takes_options
 from emdn_models import MODELS, MissingExtraError, console
 from emdn_models.errors import install
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig
@@ -40,49 +42,53 @@ Models = Annotated[
 ]
 
 
-def of_config(config: type, *, benchmark: bool = False) -> Callable[[Callable[..., None]], None]:
-    """Make a command of a function of one config, whose annotated fields are the options.
+def of_config(
+    config: type, *, benchmark: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command take the annotated fields of a config for its options.
 
     ``models`` is a list of names by commas, or ``all`` for the default. With ``benchmark`` the
-    command also takes SciML-Bench's ``-b KEY VALUE``, which wins.
+    command also takes SciML-Bench's ``-b KEY VALUE``, which wins. A field ``options`` is left to
+    `emdn_deploy.config.takes_options`.
     """
     hints = get_type_hints(config, include_extras=True)
-    parameters = []
+    hints = {name: hint for name, hint in hints.items() if get_origin(hint) is Annotated}
+    shown = []
     for field in fields(config):
-        if get_origin(hints[field.name]) is not Annotated:
-            continue
-        kind, *options = get_args(hints[field.name])
-        default: Any = inspect.Parameter.empty if field.default is MISSING else field.default
-        if field.name == "models":
-            kind, default = str, "all"
-        elif PathLike[str] in get_args(kind):
-            kind = Path | None if type(None) in get_args(kind) else Path
-        parameters.append(_parameter(field.name, Annotated[kind, *options], default))
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        annotation = hints.get(field.name)
+        if annotation is not None:
+            kind, flag = get_args(annotation)
+            if field.name == "models":
+                kind, default = str, "all"
+            elif PathLike[str] in get_args(kind):
+                kind = Path | None if type(None) in get_args(kind) else Path
+            annotation = Annotated[kind, flag]
+        if annotation is not None or field.name == "options":
+            shown.append(_parameter(field.name, annotation, default))
     if benchmark:
-        parameters.append(_parameter("specific", Specific, None))
+        shown.append(_parameter("specific", Specific, None))
 
-    def register(function: Callable[..., None]) -> None:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
         def run(**values: Any) -> None:
             need_torch()
             chosen = benchmark_options(values.pop("specific", None))
-            if values.get("models") == "all":
-                del values["models"]
-            elif "models" in values:
-                values["models"] = names_of(values["models"], config is QualityConfig)
-            function(config(**values | chosen))
+            names = values.pop("models", "all")
+            if names != "all":
+                chosen["models"] = names_of(names, config is QualityConfig)
+            command(config(**values | chosen))
 
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        run.__doc__ = function.__doc__
-        app.command(function.__name__)(run)
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in shown}
+        return run
 
-    return register
+    return decorate
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def names_of(text: str, shipped: bool = False) -> tuple[str, ...]:
@@ -240,6 +246,7 @@ def gallery(
     print(f"saved {draw_gallery(out)}")
 
 
+@app.command()
 @of_config(FitConfig, benchmark=True)
 def fit(config: FitConfig) -> None:
     """Fit models and save them in OUT/em_denoise_model.h5; continues where it was stopped."""
@@ -311,6 +318,10 @@ def export(
         raise typer.Exit(1)
 
 
+@app.command()
+@takes_options(
+    "dataset", "axes", "frames", "gain", "offset", "dark", "gain_map", "defects", "keep_bad_pixels"
+)
 @of_config(AdaptConfig)
 def adapt(config: AdaptConfig) -> None:
     """Fine-tune a model on a stack without clean frames; continues where it was stopped."""
@@ -359,6 +370,7 @@ def calibrate(
     print(f"saved {place / 'index.json'}")
 
 
+@app.command()
 @of_config(QualityConfig)
 def quality(config: QualityConfig) -> None:
     """Measure exported models on the fixed test split and on movies, beside baselines."""
@@ -375,6 +387,7 @@ def quality(config: QualityConfig) -> None:
         print(f"saved {path}")
 
 
+@app.command()
 @of_config(BenchmarkConfig, benchmark=True)
 def benchmark(config: BenchmarkConfig) -> None:
     """Run the em_denoise benchmark, which compares machines; prints one line."""

@@ -1,13 +1,12 @@
 """What each command is asked for: the fields are its options, and hold its only defaults."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from os import PathLike
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
-from emdn_deploy.flags import Axes, Dataset, Gain, Offset, On, Selected
+from emdn_deploy.config import DenoiseOptions, On
 from emdn_models import MODELS, ModelError
 from emdn_models.spec import spec_of
 
@@ -90,7 +89,7 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """One fine-tuning on one stack; give what deployment will be given of its intensities."""
+    """One fine-tuning on one stack, read and corrected by the options of its deployment."""
 
     stack: Annotated[
         AnyPath,
@@ -113,23 +112,7 @@ class AdaptConfig:
     patch: Patch = 128
     device: On = "auto"
     seed: Seed = 0
-    dataset: Dataset = None
-    axes: Axes = None
-    frames: Selected = None
-    gain: Gain = None
-    offset: Offset = None
-    dark: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Dark reference, subtracted.")
-    ] = None
-    gain_map: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Gain reference, multiplied.")
-    ] = None
-    defects: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Mask of bad pixels, not zero where bad.")
-    ] = None
-    keep_bad_pixels: Annotated[
-        bool, typer.Option("--keep-bad-pixels", help="Do not look for hot and dead pixels.")
-    ] = False
+    options: DenoiseOptions = field(default_factory=DenoiseOptions)
 
     def __post_init__(self) -> None:
         """Refuse what would not start or not end."""

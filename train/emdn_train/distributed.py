@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from emdn_deploy.bench import machine
-from emdn_deploy.options import Device
+from emdn_deploy.config import Device
 from emdn_models import DeviceError, OutputError
-from emdn_models.lock import locked
+from emdn_models.files import locked
 
 
 @dataclass(frozen=True)

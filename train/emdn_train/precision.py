@@ -22,9 +22,9 @@ from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
 from emdn_train import manifest
 from emdn_train.calibrate import Recorded, mended, recordings, scale_of
-from emdn_train.onnx_graph import INPUTS
+from emdn_train.onnx_graph import INPUTS, unpacked
+from emdn_train.simulate.config import one_thread
 from emdn_train.simulate.testset import first_specimens
-from emdn_train.simulate.threads import one_thread
 
 LARGEST_LOSS_DB, LARGEST_MEAN_SHIFT = 0.1, 0.005
 LEVELS = (0.05, 0.12, 0.4, 1.2, 3.0)
@@ -76,7 +76,7 @@ def add(folder: Path, name: str, precision: str) -> Made:
 
 @one_thread()
 def _make(source: Path, precision: str, file: Path) -> Made:
-    model = onnx.load(source)
+    model = unpacked(onnx.load(source))
     inner = inner_convolutions(model)
     if precision == "int8":
         inner = [node for node in inner if node.op_type == "Conv"]
@@ -88,7 +88,9 @@ def _make(source: Path, precision: str, file: Path) -> Made:
         results = {name for node in inner for name in node.output}
         relus = [one for one in model.graph.node
                  if one.op_type == "Relu" and results.intersection(one.input)]  # fmt: skip
-        quantise(source, [node.name for node in inner + relus], file)
+        plain = file.with_name("float32.onnx")
+        onnx.save(model, plain)
+        quantise(plain, [node.name for node in inner + relus], file)
     else:
         onnx.save(halved(model), file)
         judged = file.with_name("rounded.onnx")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from os import PathLike
 
-from emdn_deploy.options import Device
+from emdn_deploy.config import Device
 
 _RUN = """
 import sys

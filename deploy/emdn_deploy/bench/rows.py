@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from emdn_deploy.bench.rounds import percentile
-from emdn_deploy.options import Device
+from emdn_deploy.config import Device
 from emdn_deploy.session import Session
 from emdn_models import pretrained
 

@@ -14,8 +14,8 @@ from emdn_deploy.bench.live import stream
 from emdn_deploy.bench.memory import peak_mb
 from emdn_deploy.bench.rounds import in_turn, percentile, warm
 from emdn_deploy.bench.rows import Row
+from emdn_deploy.config import Device, Precision
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import Device, Precision
 from emdn_models import MODELS
 from emdn_models.errors import EmdnError
 

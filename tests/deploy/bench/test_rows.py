@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from emdn_deploy import listing
+from emdn_deploy import inspect
 from emdn_deploy.bench import machine, report, rows
 from emdn_deploy.session import open_session
 
@@ -19,7 +19,12 @@ def test_a_row_says_what_ran(make_model, tmp_path) -> None:
 
 
 def test_the_measured_gain_is_the_mean_over_the_levels_that_are_listed() -> None:
-    listed = listing.table().filter(pl.col("name") == "unet *").select(pl.col("^dB at .*$")).row(0)
+    listed = (
+        inspect.models_table()
+        .filter(pl.col("name") == "unet *")
+        .select(pl.col("^dB at .*$"))
+        .row(0)
+    )
     assert len(listed) == 3
     found = rows.gain_db(open_session("unet", "cpu", 1))
     assert found == pytest.approx(sum(listed) / 3, abs=0.1)

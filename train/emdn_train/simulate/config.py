@@ -1,74 +1,61 @@
-"""What one simulated data set is: the flags of ``emdn-train simulate``."""
+"""What one simulated data set is, and the folder that holds it."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from os import PathLike
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from emdn_models.errors import FormatError
-from emdn_train.simulate.specimens import DEFECTS, Kind
+import h5py
+import torch
+from threadpoolctl import threadpool_limits
+
+from emdn_models import __version__
+from emdn_models.errors import FormatError, OutputError
+from emdn_models.files import locked, renamed
 
 FORMAT = "emdn-simulation"
 FORMAT_VERSION = 1
+SETTINGS = "simulation.json"
+LOCK = "simulate.lock"
 
-Split = Literal["train", "test", "inference"]
+Kind = Literal["graphene", "mixed", "stem", "movie"]
 
 # The first number of every seed, so that no structure of one split is in another.
 SPLIT_SEEDS: Mapping[str, int] = {"train": 0, "test": 1, "inference": 2}
 
+DEFECTS = (5e-4, 0.05)
+"""Least and most point defects per site. With one in a thousand, the best guess from a noisy
+frame is that there is none, and a net learns to fill them."""
+
 
 @dataclass(frozen=True)
 class SimulateConfig:
-    """One data set.
+    """One data set: the flags of ``emdn-train simulate``."""
 
-    Attributes
-    ----------
-    out
-        Folder to write; an interrupted run of the same config is continued.
-    frames
-        Training pairs; the test split gets a tenth (at least 4), ``inference`` up to 16.
-    kind
-        Specimens and imaging mode, or ``movie`` for one in-situ stack.
-    size
-        Side of a frame in pixels.
-    snr
-        Range of signal to noise per pixel, contrast x sqrt(incident electrons per pixel;
-        detected ones for STEM), drawn log-uniformly.
-    dose_e_per_a2
-        Range of the dose instead, drawn log-uniformly.
-    pixel_size_nm
-        Range of the pixel size, drawn uniformly.
-    defects
-        Range of the point defects per site, drawn log-uniformly; three specimens in twenty
-        have none. A movie has the one defect that moves.
-    detector
-        ``counting`` or ``ccd`` for TEM frames; STEM has its own.
-    images_per_structure
-        Frames of one specimen, each at its own optics and dose.
-    states
-        Arrangements of a specimen's point defects. The images of one structure are then of
-        each state in turn, at the same optics: what a movie sees before and after an event.
-    seed
-        Whole data set follows from it, whatever the number of workers.
-    workers
-        Processes; a movie takes one, since its frames follow from each other.
-    """
-
-    out: str | PathLike[str]
-    frames: int = 1000
-    kind: Kind = "graphene"
-    size: int = 256
+    out: str | PathLike[str]  # folder to write; an interrupted run of the same config goes on
+    frames: int = 1000  # training pairs; test gets a tenth (at least 4), inference up to 16
+    kind: Kind = "graphene"  # specimens and imaging mode, or movie for one in-situ stack
+    size: int = 256  # side of a frame in pixels
+    # Signal to noise per pixel, contrast x sqrt(incident electrons per pixel; detected ones for
+    # STEM), or the dose instead; both ranges are drawn from log-uniformly.
     snr: tuple[float, float] = (0.05, 3.0)
     dose_e_per_a2: tuple[float, float] | None = None
-    pixel_size_nm: tuple[float, float] = (0.008, 0.025)
+    pixel_size_nm: tuple[float, float] = (0.008, 0.025)  # drawn uniformly
+    # Point defects per site, drawn log-uniformly; three specimens in twenty have none. A movie
+    # has the one defect that moves.
     defects: tuple[float, float] = DEFECTS
-    detector: Literal["counting", "ccd"] = "counting"
-    images_per_structure: int = 4
+    detector: Literal["counting", "ccd"] = "counting"  # of TEM frames; STEM has its own
+    images_per_structure: int = 4  # frames of one specimen, each at its own optics and dose
+    # Arrangements of a specimen's point defects. The images of one structure are then of each
+    # state in turn, at the same optics: what a movie sees before and after an event.
     states: int = 1
-    seed: int = 0
-    workers: int = 1
+    seed: int = 0  # all follows from it, whatever the number of workers
+    workers: int = 1  # processes; a movie takes one, since its frames follow from each other
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no data set."""
@@ -88,11 +75,8 @@ class SimulateConfig:
 
     def count(self, split: str) -> int:
         """Return the number of frames of a split."""
-        return {
-            "train": self.frames,
-            "test": max(4, self.frames // 10),
-            "inference": max(1, min(16, self.frames // 10)),
-        }[split]
+        tenth = max(1, self.frames // 10)
+        return {"train": self.frames, "test": max(4, tenth), "inference": min(tenth, 16)}[split]
 
     def identity(self) -> str:
         """Return as JSON all that the frames depend on: not the folder, not the workers."""
@@ -101,3 +85,63 @@ class SimulateConfig:
         return json.dumps(
             {"format": FORMAT, "format_version": FORMAT_VERSION, **fields}, sort_keys=True
         )
+
+
+@contextmanager
+def claimed(out: Path, config: SimulateConfig) -> Iterator[None]:
+    """Lock a folder while this config's data set is made there.
+
+    Raises
+    ------
+    OutputError
+        If another process is at work there, or the folder holds anything else than this
+        data set, or what a run that was killed leaves of it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    settings = out / SETTINGS
+    with locked(out / LOCK, out):
+        if settings.exists():
+            if settings.read_text(encoding="utf-8") != config.identity():
+                raise OutputError(
+                    f"{out}: holds a data set of other settings (see {settings}); "
+                    "give the same settings to continue it, or another folder"
+                )
+        elif {path.name for path in out.iterdir()} - {LOCK, f"{SETTINGS}.partial"}:
+            raise OutputError(f"{out}: is not empty and no simulated data set; give another folder")
+        else:
+            with renamed(settings) as partial:
+                partial.write_text(config.identity(), encoding="utf-8")
+        yield
+
+
+def store(path: Path, write: Callable[[BytesIO], Any]) -> None:
+    """Write a small file in one go; ``write`` gets a buffer to put its contents in."""
+    buffer = BytesIO()
+    write(buffer)
+    with renamed(path) as partial:
+        partial.write_bytes(buffer.getvalue())
+
+
+def stamp(file: h5py.File, **more: str | int) -> None:
+    """Say in an HDF5 file what wrote it."""
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["emdn_version"] = __version__
+    for name, value in more.items():
+        file.attrs[name] = value
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit BLAS, OpenMP and torch to one thread, inside a ``with`` or as a decorator.
+
+    Results must not depend on how sums are split. And the arrays are small: left alone,
+    OpenBLAS more than doubles the processor time of a pair by spinning.
+    """
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
