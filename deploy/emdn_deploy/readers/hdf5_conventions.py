@@ -286,16 +286,9 @@ def _number(value: Any) -> float | None:
 def order_of(axes: tuple[Axis, ...], *, reverse: bool = False) -> str | None:
     """Tell from names and units which axes are those of the frame.
 
-    Parameters
-    ----------
-    reverse
-        Whether two axes that are not told apart are (x, y) where all others follow them,
-        as in files whose axes are stored the other way round.
-
-    Returns
-    -------
-    str or None
-        One letter per stored axis; None if names and units do not decide.
+    ``reverse``: whether two axes that are not told apart are (x, y) where all others follow them,
+    as in files whose axes are stored the other way round. Returns one letter per stored axis; None
+    if names and units do not decide.
     """
     roles = [_role(axis) for axis in axes]
     frame = _frame_axes(roles)

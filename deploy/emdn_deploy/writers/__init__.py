@@ -81,12 +81,8 @@ class Storage:
 class Packing:
     """How compressed frames get into a file, which needs the sizes of all of them.
 
-    Attributes
-    ----------
-    encode
-        Turns the pixels of a frame, as they are stored, into compressed bytes.
-    fill
-        Puts all frames, so encoded and in order, into the file that was laid out.
+    ``encode``: turns the pixels of a frame, as they are stored, into compressed bytes. ``fill``:
+    puts all frames, so encoded and in order, into the file that was laid out.
     """
 
     encode: Callable[[NDArray[Any]], bytes]
@@ -133,13 +129,9 @@ class Layout:
 def storable(frames: NDArray[np.float32], dtype: np.dtype[Any]) -> tuple[NDArray[Any], int]:
     """Return frames as ``dtype``, and how many pixels an integer type cannot hold.
 
-    Integers are rounded to the nearest (halves to even); what lies outside of the
-    type's range gets its smallest or largest number and is counted.
-
-    Raises
-    ------
-    OutputError
-        If a pixel to be rounded is NaN.
+    Integers are rounded to the nearest (halves to even); what lies outside of the type's range gets
+    its smallest or largest number and is counted. Raises OutputError if a pixel to be rounded is
+    NaN.
     """
     if dtype.kind == "f":
         return frames, 0
@@ -155,15 +147,8 @@ def storable(frames: NDArray[np.float32], dtype: np.dtype[Any]) -> tuple[NDArray
 def module_for(target: Path, *, mirror: bool) -> str:
     """Return the writer's module for the suffix of an output.
 
-    Parameters
-    ----------
-    mirror
-        Whether the input is HDF5 and all of its frames are wanted.
-
-    Raises
-    ------
-    OutputError
-        If no writer has this suffix.
+    ``mirror``: whether the input is HDF5 and all of its frames are wanted. Raises OutputError if no
+    writer has this suffix.
     """
     for module, suffixes in WRITERS.items():
         if target.suffix.lower() in suffixes:
@@ -195,10 +180,7 @@ def compressed(module: str, frames: Frames, asked: bool | None) -> bool:
 def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
     """Say in words how large an output will be.
 
-    Raises
-    ------
-    OutputError
-        If its disk has less room.
+    Raises OutputError if its disk has less room.
     """
     size = storage.size(shape) + (4 * math.prod(shape) if storage.sigma else 0)
     words = f"{human(size)} of {storage.dtype}" + (" and sigma" if storage.sigma else "")
@@ -253,10 +235,7 @@ def lay_out(
 ) -> Layout:
     """Write the whole file but its pixels, with a writer chosen by `module_for`.
 
-    Parameters
-    ----------
-    beside
-        Where the file of the standard deviations is laid out, if they have their own.
+    ``beside``: where the file of the standard deviations is laid out, if they have their own.
     """
     layout: Layout = _writer(module).lay_out(partial, frames, provenance, storage)
     if beside is None:

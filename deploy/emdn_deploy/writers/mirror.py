@@ -38,10 +38,7 @@ __all__ = ["check_sigma", "dataset_of", "finish", "lay_out"]
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write everything but the pixels, and say where those belong.
 
-    Raises
-    ------
-    FormatError
-        If the input is damaged beside its frames.
+    Raises FormatError if the input is damaged beside its frames.
     """
     try:
         with open_file(frames.path) as source:
@@ -73,10 +70,7 @@ def dataset_of(frames: Frames) -> str:
 def check_sigma(frames: Frames) -> None:
     """Refuse a file in which the names for standard deviations are taken.
 
-    Raises
-    ------
-    OutputError
-        Naming what has them.
+    Raises OutputError, naming what has them.
     """
     parent, _, name = frames.dataset.rpartition("/")
     with open_file(frames.path) as source:

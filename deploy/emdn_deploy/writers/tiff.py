@@ -144,10 +144,7 @@ def _steps(frames: Frames, letters: str, unit: str) -> dict[str, Any]:
 def _dm_tags(x: Axis, y: Axis, along: Axis) -> list[tuple[int, str, int, Any, bool]]:
     """Return the tags from which HyperSpy and GMS take the calibration.
 
-    Parameters
-    ----------
-    along
-        The axis of the frames.
+    ``along``: the axis of the frames.
     """
     tags: list[tuple[int, str, int, Any, bool]] = []
     for number, axis in enumerate((x, y, along)):
