@@ -299,7 +299,7 @@ class Filling:
 
     def __init__(self, layout: Layout, partial: Path, spool: Path, sums: Sums) -> None:
         self.layout, self.sums = layout, sums
-        place = spool if layout.packing else partial
+        place = spool if layout.encode else partial
         self.file = place.open("r+b" if place.exists() else "w+b", buffering=0)
 
     def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
@@ -310,8 +310,8 @@ class Filling:
             turned = frame.T if layout.transposed else frame
             pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype))
             left = pixels.data.cast("B")
-            if layout.packing:
-                left = memoryview(layout.packing.encode(pixels))
+            if layout.encode:
+                left = memoryview(layout.encode(pixels))
                 layout.offsets[number + 1] = layout.offsets[number] + len(left)
             self.file.seek(int(layout.offsets[number]))
             while left:
@@ -326,14 +326,14 @@ class Filling:
             f"{name}_offsets": layout.offsets,
             f"{name}_dtype": layout.dtype,
             f"{name}_transposed": layout.transposed,
-            f"{name}_packed": layout.packing is not None,
+            f"{name}_packed": layout.encode is not None,
             f"{name}_sums": json.dumps(asdict(self.sums)),
         }
 
     def complete(self) -> None:
         """Bring compressed frames to their places, and close."""
-        if self.layout.packing:
-            self.layout.packing.fill(self._packed())
+        if self.layout.fill:
+            self.layout.fill(self._packed())
         self.file.close()
 
     def _packed(self) -> Iterator[bytes]:
@@ -567,7 +567,7 @@ class Output:
 
     def _write_map(self, more: dict[str, Any]) -> None:
         layout = self._fillings["frames"].layout
-        count = len(layout.offsets) - (layout.packing is not None)
+        count = len(layout.offsets) - (layout.encode is not None)
         arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings), **more}
         arrays["done"] = np.arange(count) < self.done
         arrays |= {f"state_{name}": one for name, one in self._state().items()}

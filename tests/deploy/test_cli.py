@@ -1,6 +1,5 @@
 """The command as a user meets it: what it prints, how it fails, how fast it starts."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -275,16 +274,3 @@ def test_the_default_model_is_used(shipped: None, source: Path, call, failure) -
     assert call("denoise", source, "--device", "cpu") == 0
     line = failure("denoise", source, "--overwrite", "--model", "nonet")
     assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from emdn_deploy.cli import main\n"
-        "try:\n    main(['denoise', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'onnxruntime', 'numpy', 'h5py', 'polars', 'matplotlib', 'scipy'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert b"--model" in done.stdout

@@ -241,15 +241,13 @@ def _sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
             for file in opened(one, name):
                 for inside in datasets:
                     items = (file.get(own_name) for own_name in _numbered(inside))
-                    for item in itertools.takewhile(_is_dataset, items):
+                    for item in items:
+                        if not isinstance(item, h5py.Dataset):
+                            break
                         walk(item, (*above, own))
 
     walk(dataset, ())
     return found
-
-
-def _is_dataset(item: Any) -> bool:
-    return isinstance(item, h5py.Dataset)
 
 
 def _numbered(name: str) -> Iterator[str]:

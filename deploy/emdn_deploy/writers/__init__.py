@@ -78,18 +78,6 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How compressed frames get into a file, which needs the sizes of all of them.
-
-    ``encode``: turns the pixels of a frame, as they are stored, into compressed bytes. ``fill``:
-    puts all frames, so encoded and in order, into the file that was laid out.
-    """
-
-    encode: Callable[[NDArray[Any]], bytes]
-    fill: Callable[[Iterator[bytes]], None]
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where the frames of an output lie.
 
@@ -106,8 +94,9 @@ class Layout:
         Of a stored pixel, with its endianness.
     transposed
         Whether a frame is stored as (x, y).
-    packing
-        None for frames that are not compressed.
+    encode, fill
+        Of frames that are compressed, and whose places depend on the sizes of all: what turns
+        the stored pixels of one into bytes, and what puts all, so encoded, into the file.
     sigma
         Where the frames' standard deviations lie, in the same file or in one of their own;
         None where there are none.
@@ -116,7 +105,8 @@ class Layout:
     offsets: NDArray[np.int64]
     dtype: str = "<f4"
     transposed: bool = False
-    packing: Packing | None = None
+    encode: Callable[[NDArray[Any]], bytes] | None = None
+    fill: Callable[[Iterator[bytes]], None] | None = None
     sigma: "Layout | None" = None
 
     @classmethod

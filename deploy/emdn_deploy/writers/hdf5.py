@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import Axis, Frames
 from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
-from emdn_deploy.writers import SIGMA, Layout, Packing, Provenance, Storage, plain_text
+from emdn_deploy.writers import SIGMA, Layout, Provenance, Storage, plain_text
 
 GROUP = "emdn"
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
@@ -229,7 +229,7 @@ def layout_of(
                 data.id.write_direct_chunk(tuple(place), chunk)
 
     offsets = np.zeros(count + 1, np.int64)
-    return Layout(offsets, storage.kind.str, flip, Packing(_encode, fill))
+    return Layout(offsets, storage.kind.str, flip, _encode, fill)
 
 
 def _encode(pixels: NDArray[Any]) -> bytes:

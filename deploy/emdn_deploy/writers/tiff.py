@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.calibration import step_in
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers import Layout, Packing, Provenance, Storage
+from emdn_deploy.writers import Layout, Provenance, Storage
 
 # zlib's own default takes twice the time for a few percent of size.
 _LEVEL = 1
@@ -80,7 +80,7 @@ def _packed(
 
     target.touch()
     count = math.prod(shape[:-2])
-    return Layout(np.zeros(count + 1, np.int64), storage.kind.str, packing=Packing(encode, fill))
+    return Layout(np.zeros(count + 1, np.int64), storage.kind.str, encode=encode, fill=fill)
 
 
 def finish(path: Path, late: Provenance) -> None:
