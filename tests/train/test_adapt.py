@@ -264,3 +264,8 @@ def test_from_the_command_line_to_a_deployed_model(stack, tmp_path, capfd):
         np.load(stack), gain=GAIN, offset=OFFSET
     )
     np.testing.assert_allclose(after, before, rtol=1e-4)
+
+
+def test_a_model_that_sees_its_targets_is_not_adapted(stack, tmp_path):
+    with pytest.raises(ModelError, match="sees the neighbours that it would be fitted to"):
+        adapt(AdaptConfig(stack=stack, out=tmp_path, preset="movie"))

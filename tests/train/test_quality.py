@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -85,6 +86,7 @@ class Known:
     """Stands for a denoiser: knows the frames, and takes a share of the error away."""
 
     frames: tuple[Example, ...] = ()
+    session = SimpleNamespace(info=SimpleNamespace(frames=1))
 
     def __init__(self, name: str, threads: int | None = None) -> None:
         self.left = {"all": 1.0, "half": 0.5, "none": 0.0}[name]

@@ -229,7 +229,7 @@ def denoised(
         A row a model: `emdn_deploy.bench.rows.about` and ``speed``, ``stack frames/s``,
         and those of `likeness`.
     """
-    scales = [scale_of(frame) for frame in raw]
+    scales = [scale_of(frame[None]) for frame in raw]
     size = (raw.shape[1], raw.shape[2])
     numbers = dict.fromkeys(denoisers, 0)
     answers = {name: np.empty_like(raw) for name in denoisers}

@@ -1,7 +1,8 @@
 """Quality of the exported models: every one, beside baselines, on the fixed test split.
 
 Frames go the way that a user's go: each is denoised alone, by onnxruntime, at a scale that is
-measured and not told. Models and baselines take turns at each frame, so that a machine that
+measured and not told; models that see several frames see others of the same scene beside it.
+Models and baselines take turns at each frame, so that a machine that
 slows down slows all of them. `quality_report` averages what is measured here.
 """
 
@@ -25,7 +26,7 @@ from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics import Sites, simulated_sites, site_scores
 from emdn_train import manifest
 from emdn_train.baselines import PEERS, best_width, gaussian, need_peers, spectrum
-from emdn_train.calibrate import coverage, mended
+from emdn_train.calibrate import coverage, denoise, mended
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
 from emdn_train.simulate.testset import VERSION
@@ -217,7 +218,7 @@ def names_of(config: QualityConfig) -> tuple[str, ...]:
 
 
 def _model(denoiser: Denoiser, example: Example) -> tuple[Frame, float]:
-    return _timed(lambda: denoiser.denoise(example.noisy[None])[0])
+    return _timed(lambda: denoise(denoiser, example.noisy, example.clean)[0])
 
 
 def _spectrum(example: Example) -> tuple[Frame, float]:
@@ -240,8 +241,9 @@ def _timed(function: Callable[[], Frame]) -> tuple[Frame, float]:
 
 
 def _inside(denoiser: Denoiser, example: Example) -> Row:
-    denoised, sigma = denoiser.denoise_with_sigma(example.noisy[None])
-    one, two = coverage(denoised[0], sigma[0], example.clean, example.valid)
+    frame, sigma = denoise(denoiser, example.noisy, example.clean, with_sigma=True)
+    assert sigma is not None
+    one, two = coverage(frame, sigma, example.clean, example.valid)
     return {"inside_1": one, "inside_2": two}
 
 
