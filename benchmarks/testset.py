@@ -5,8 +5,8 @@ from pathlib import Path
 
 from emdn_deploy.denoiser import Denoiser
 from emdn_models import metrics
-from emdn_train.data import open_split
-from emdn_train.examples import Example, examples
+from emdn_train.dataset import Split
+from emdn_train.quality import Example, examples
 from emdn_train.simulate import write_test_split
 
 MULTISLICE = Path(__file__).parents[1] / "tests" / "data" / "multislice.h5"
@@ -15,7 +15,7 @@ MULTISLICE = Path(__file__).parents[1] / "tests" / "data" / "multislice.h5"
 @cache
 def frames(folder: Path) -> list[Example]:
     """Record the frames of the fixed test split that another simulator made: 36 of 256 x 256."""
-    with open_split(write_test_split(folder, MULTISLICE, scenes=0), "test") as split:
+    with Split(write_test_split(folder, MULTISLICE, scenes=0), "test") as split:
         return list(examples(split))
 
 

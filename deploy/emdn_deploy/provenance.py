@@ -123,10 +123,7 @@ def stamps(paths: Iterable[Path]) -> Stamps:
 def check_unchanged(before: Stamps) -> None:
     """Compare files with what they were when the run began.
 
-    Raises
-    ------
-    FormatError
-        If one was changed or replaced meanwhile: frames may then be of two inputs.
+    Raises FormatError if one was changed or replaced meanwhile: frames may then be of two inputs.
     """
     now = stamps(Path(name) for name in before)
     changed = [name for name in before if before[name] != now[name]]

@@ -1,41 +1,49 @@
-"""The record that machines are compared by: the em_denoise benchmark from data to denoised frames.
+"""Benchmark by which machines are compared: em_denoise from data to denoised frames.
 
-Trains the net of the SciML-Bench em_denoise benchmark on whole frames at the benchmark's
+Trains the net of the SciML-Bench em_denoise benchmark on frames of full size at the benchmark's
 defaults, exports it, and denoises ``inference/raw``. What differs from that benchmark stands
 in `FOLLOWED`, and in every record.
 """
 
 import json
 import os
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from os import PathLike
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from emdn_deploy.bench import machine
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.bench import machine, rows
+from emdn_deploy.bench.rounds import in_turn, warm
+from emdn_deploy.bench.run import stack_rate
+from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.pipeline import usable_cpus
-from emdn_models import MODELS, checkpoint
-from emdn_models.errors import EmdnError
+from emdn_deploy.readers import Choice, open_frames
+from emdn_models import MODELS, checkpoint, metrics
+from emdn_models.errors import EmdnError, FormatError
 from emdn_models.files import locked, renamed
 from emdn_models.nets import build
-from emdn_train.config import WARM_UP, Device, FitConfig, Fitted, learning_rate
-from emdn_train.data import STEM, open_split
+from emdn_train.calibrate import scale_of
+from emdn_train.config import BenchmarkConfig, FitConfig, converted
+from emdn_train.dataset import STEM, Split
+from emdn_train.distributed import pick_device
 from emdn_train.export import export_one
 from emdn_train.fit import fit
-from emdn_train.inference import denoised, likeness, pictures
-from emdn_train.outputs import describe_data
-from emdn_train.parallel import pick_device
-from emdn_train.recipes import RECIPES
+from emdn_train.recipes import RECIPES, WARM_UP
+from emdn_train.results import Fitted
 from emdn_train.simulate import SimulateConfig, simulate
-from emdn_train.source import fingerprint
+
+Frames = NDArray[np.float32]
 
 FILE_NAME = "record.json"
 LOCK = "record.lock"
 FORMAT = "emdn-record"
 FORMAT_VERSION = 1
 RECIPE = "benchmark"
+LIKENESS = ("psnr_db", "ssim", "sciml_bench")
 FOLLOWED = {
     "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01; its code "
     "of 2023 (1.2.0) has 10 epochs: -b epochs 10",
@@ -49,38 +57,7 @@ FOLLOWED = {
 }
 
 
-@dataclass(frozen=True)
-class RecordConfig:
-    """What to run; the defaults are the benchmark's, but for the size of the simulated data.
-
-    Attributes
-    ----------
-    data
-        Data set with ``train/``, ``test/`` and ``inference/raw|truth``; simulated where
-        there is none.
-    out
-        Folder for the weights, the ONNX file and ``record.json``.
-    frames
-        Training pairs, if they are simulated. The benchmark's own data has 10,000.
-    model, preset
-        The net; ``unet`` as ``paper`` is the benchmark's.
-    epochs, batch_size, lr, device, seed
-        As of `emdn_train.config.FitConfig`; the device is for inference too.
-    """
-
-    data: str | PathLike[str] = "data/record"
-    out: str | PathLike[str] = "outputs/record"
-    frames: int = 512
-    model: str = "unet"
-    preset: str = "paper"
-    epochs: int = 2
-    batch_size: int = 128
-    lr: float | None = None
-    device: Device = "auto"
-    seed: int = 0
-
-
-def record(config: RecordConfig) -> dict[str, Any] | None:
+def benchmark(config: BenchmarkConfig) -> dict[str, Any] | None:
     """Run the benchmark and write ``record.json``.
 
     Returns
@@ -105,27 +82,24 @@ def record(config: RecordConfig) -> dict[str, Any] | None:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", 0)):  # the first of several processes holds the lock for all
-        return _record(config, Path(config.data), out)
+        return _benchmark(config, Path(config.data), out)
     with locked(out / LOCK, out):
-        return _record(config, Path(config.data), out)
+        return _benchmark(config, Path(config.data), out)
 
 
-def _record(config: RecordConfig, data: Path, out: Path) -> dict[str, Any] | None:
+def _benchmark(config: BenchmarkConfig, data: Path, out: Path) -> dict[str, Any] | None:
     if not (data / "train" / f"{STEM}_clean.h5").exists():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise EmdnError(f"{data}: no data set; simulate it first, with one process")
         simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
     raw, truth = (pictures(data, part) for part in ("raw", "truth"))
-    with open_split(data, "train") as split:
+    with Split(data, "train") as split:
         shape = split.shape
         described: dict[str, Any] = {
-            "what": describe_data(split), "train": split.frames, "fingerprint": fingerprint(split),
+            "what": str(split), "train": split.frames, "fingerprint": split.fingerprint(),
             "inference": len(raw),
         }  # fmt: skip
-    asked = FitConfig(
-        data, out, (config.model,), config.preset, RECIPE, config.epochs, config.batch_size,
-        config.lr, min(shape), config.device, config.seed,
-    )  # fmt: skip
+    asked = converted(FitConfig, config, models=(config.model,), recipe=RECIPE, patch=min(shape))
     results = fit(asked)
     if not results:
         return None
@@ -181,7 +155,7 @@ def line(found: dict[str, Any]) -> str:
     )
 
 
-def _exported(fitted: Fitted, config: RecordConfig, out: Path) -> Path:
+def _exported(fitted: Fitted, config: BenchmarkConfig, out: Path) -> Path:
     """Export what was fitted; nets that diverged are as fast as others, so one as drawn."""
     if fitted.status == "diverged":
         state = {
@@ -213,9 +187,94 @@ def _training(fitted: Fitted, asked: FitConfig, images: int, out: Path) -> dict[
         "loss_function": recipe.loss,
         "epochs": asked.epochs,
         "batch_size": asked.batch_size,
-        "lr": learning_rate(asked, recipe),
+        "lr": recipe.lr if asked.lr is None else asked.lr,
         "warm_up_steps": WARM_UP,
         "patch": asked.patch,
         "steps": fitted.history[-1]["step"] if fitted.history else 0,
         "hardware": known["hardware"],
+    }
+
+
+def pictures(data: Path, part: str) -> Frames:
+    """Read ``raw`` or ``truth`` of a data set's ``inference/`` as one stack, (N, H, W).
+
+    Raises
+    ------
+    FormatError
+        If there is no such folder, or no pictures in it.
+    """
+    folder = data / "inference" / part
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: not found; expected pictures to denoise, and their truth")
+    with open_frames(folder, Choice()) as frames:
+        return frames.read(0, frames.shape[0])
+
+
+def denoised(
+    denoisers: dict[str, Denoiser], asked: Device, raw: Frames, truth: Frames, status: str
+) -> list[dict[str, Any]]:
+    """Denoise frame by frame, each at its own scale, the models in turn.
+
+    Parameters
+    ----------
+    denoisers
+        By where their weights come from; those "of this run" are not judged if the training's
+        ``status`` is ``diverged``.
+    raw, truth
+        (N, H, W).
+
+    Returns
+    -------
+    list
+        A row a model: `emdn_deploy.bench.rows.about` and ``speed``, ``stack frames/s``,
+        and those of `likeness`.
+    """
+    scales = [scale_of(frame[None]) for frame in raw]
+    size = (raw.shape[1], raw.shape[2])
+    numbers = dict.fromkeys(denoisers, 0)
+    answers = {name: np.empty_like(raw) for name in denoisers}
+
+    def one_more(name: str) -> None:
+        at = numbers[name] % len(raw)
+        answers[name][at] = denoisers[name].run(raw[at : at + 1], scales[at])[0]
+        numbers[name] += 1
+
+    calls = {name: partial(one_more, name) for name in denoisers}
+    for call in calls.values():
+        warm(call)
+    seconds = in_turn(calls, max(100, len(raw)))
+    made = []
+    for weights, one in denoisers.items():
+        session = one.session
+        drawn = weights == "of this run" and status == "diverged"
+        made.append(
+            rows.about(session, asked, 1, size)
+            | {"preset": session.info.preset, "weights": "as drawn" if drawn else weights}
+            | rows.speed(seconds[weights], 1, size, rows.gflop_of(session, size))
+            | {
+                "stack frames/s": rows.digits(
+                    stack_rate(one, raw, float(np.median(seconds[weights])), 3.0)
+                )
+            }
+            | (dict.fromkeys(LIKENESS) if drawn else likeness(answers[weights], truth))
+        )
+    return made
+
+
+def likeness(frames: Frames, truth: Frames) -> dict[str, Any]:
+    """Return PSNR in dB and SSIM, means over frames (N, H, W), at each true frame's range.
+
+    ``sciml_bench`` has MSE and PSNR as SciML-Bench computes them: of batches of 64 frames in
+    their own units, the range taken for 255, averaged over the batches.
+    """
+    span = np.ptp(truth, axis=(1, 2))
+    errors = [
+        float(np.square(frames[at : at + 64] - truth[at : at + 64], dtype=np.float64).mean())
+        for at in range(0, len(frames), 64)
+    ]
+    psnr = np.mean([20 * np.log10(255 / np.sqrt(error)) for error in errors])
+    return {
+        "psnr_db": round(float(metrics.psnr(frames, truth, span).mean()), 3),
+        "ssim": round(float(metrics.ssim(frames, truth, span).mean()), 4),
+        "sciml_bench": {"mse": float(f"{np.mean(errors):.6g}"), "psnr_db": round(float(psnr), 3)},
     }

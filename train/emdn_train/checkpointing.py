@@ -1,23 +1,27 @@
-"""What a stopped run needs to go on, in ``fit_state.h5``.
+"""How a run starts, stops and resumes: initial weights, signals, and the file of its state.
 
-Layout (format version 1)::
+``fit_state.h5`` holds what a stopped run needs to go on. Layout (format version 1)::
 
     /                      attributes: format, format_version
     /run, /done, /training     JSON text: what must stay the same, results so far, counters
     /net/<tensor>, /average/<tensor>, /best/<tensor>, /optimizer/<parameter>/<tensor>
 
 HDF5 and not torch.save, which is a pickle however it is read; any other reader opens this.
-No generator is kept: all chance follows from the seed and the step (`emdn_train.source`).
+No generator is saved: all chance follows from the seed and the step (`emdn_train.patches`).
 """
 
 import json
+import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import h5py
@@ -25,9 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from emdn_models import ModelError, checkpoint, pretrained
 from emdn_models.errors import CheckpointError
 from emdn_models.files import renamed
 from emdn_models.hdf5 import written
+from emdn_models.nets import load_state
+from emdn_models.spec import spec_of
+from emdn_train.config import FitConfig
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "fit_state.h5"
 FORMAT = "emdn-fit-state"
@@ -79,7 +89,7 @@ class Training:
     best_step: int = 0
 
     def note(self, gains: dict[str, float]) -> None:
-        """Keep the average as it is if it is the best so far, by its ``gains``."""
+        """Remember the average as it is if it is the best so far, by its ``gains``."""
         if not self.best_db or sum(gains.values()) > sum(self.best_db.values()):
             state = self.average.module.state_dict()
             self.best = {key: value.clone() for key, value in state.items()}
@@ -99,20 +109,8 @@ class Training:
         self.loss, self.losses = 0.0, 0
 
 
-COUNTERS = (
-    "name",
-    "start",
-    "step",
-    "seen",
-    "loss",
-    "losses",
-    "elapsed",
-    "trained",
-    "history",
-    "start_db",
-    "best_db",
-    "best_step",
-)
+_TENSORS = {"net", "average", "optimizer", "best"}
+_COUNTERS = [key for key in Training.__dataclass_fields__ if key not in _TENSORS]
 
 
 class StateFile:
@@ -149,9 +147,19 @@ class StateFile:
         self._saved, self._cost = time.perf_counter(), 0.0
         if self.path.exists():
             with _reading(self.path) as file:
-                self._compare(json.loads(file["run"].asstr()[()]))
+                saved = json.loads(file["run"].asstr()[()])
                 self.done = json.loads(file["done"].asstr()[()])
                 self._counters = json.loads(file["training"].asstr()[()])
+            if other := [
+                f"{key} {saved.get(key)!r} and not {self._run.get(key)!r}"
+                for key in {**saved, **self._run}
+                if saved.get(key) != self._run.get(key)
+            ]:
+                raise CheckpointError(
+                    f"{self.path}: the unfinished run in this folder has {', '.join(other)}; "
+                    "repeat its options to continue it, choose another --out, or delete the "
+                    "file to start over"
+                )
 
     def restore(self, training: Training) -> bool:
         """Put a model where it was, and say whether the file holds it."""
@@ -169,7 +177,7 @@ class StateFile:
             for key, value in values.items():
                 if value.shape == parameter.shape:
                     values[key] = torch.empty_like(parameter).copy_(value)
-        for counter in COUNTERS:
+        for counter in _COUNTERS:
             if counter in self._counters:  # files of before have no gains
                 setattr(training, counter, self._counters[counter])
         return True
@@ -183,7 +191,7 @@ class StateFile:
         if not self._writes:
             return
         began = time.perf_counter()
-        counters = {key: getattr(training, key) for key in COUNTERS} if training else {}
+        counters = {key: getattr(training, key) for key in _COUNTERS} if training else {}
         with renamed(self.path) as partial, written(partial) as out:
             file = out.file
             file.attrs["format"] = FORMAT
@@ -217,19 +225,6 @@ class StateFile:
         self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
-    def _compare(self, saved: dict[str, Any]) -> None:
-        found = [
-            f"{key} {saved.get(key)!r} and not {self._run.get(key)!r}"
-            for key in {**saved, **self._run}
-            if saved.get(key) != self._run.get(key)
-        ]
-        if found:
-            raise CheckpointError(
-                f"{self.path}: the unfinished run in this folder has {', '.join(found)}; "
-                "repeat its options to continue it, choose another --out, or delete the "
-                "file to start over"
-            )
-
 
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
@@ -248,3 +243,62 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 
 def _tensors(group: h5py.Group) -> dict[str, Tensor]:
     return {key: torch.as_tensor(dataset[()]) for key, dataset in group.items()}
+
+
+def start_from(net: nn.Module, name: str, config: FitConfig) -> dict[str, Any] | None:
+    """Load the weights that the config starts from.
+
+    A file of ``shipped`` is the packaged checkpoint. A model for a class of frames starts from
+    itself where the file has it, else from the model of all frames.
+
+    Returns
+    -------
+    dict
+        How those weights were fitted, as far as the checkpoint says.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint has no such model, or the model has another preset.
+    """
+    path = os.fspath(config.start or "")
+    packaged = path == "shipped" and not Path(path).exists()
+    path = os.fspath(pretrained.CHECKPOINT) if packaged else path
+    models = checkpoint.load(path)
+    if packaged:  # it has models of earlier versions, too
+        models = {one: models[one] for one in models if one in pretrained.index()["models"]}
+    own = name if name in models else spec_of(name).name
+    weights = checkpoint.pick(path, models, own)
+    if weights.preset != config.preset:
+        raise ModelError(
+            f"{path}: {name} has preset {weights.preset!r}, this run asks for {config.preset!r}"
+        )
+    load_state(net, name, weights)
+    log.info("%s: starts from %s of %s", name, own, path)
+    earlier = weights.metadata.get("recipe")
+    return earlier if own == name else {**(earlier or {}), "model": own}
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of ending at them.
+
+    A signal that the process was born to ignore stays ignored, and only the main
+    thread, which alone may, changes anything.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                earlier[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in earlier.items():
+            # None is a handler that was not set from Python and can't be set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -11,11 +11,11 @@ import pytest
 import tifffile
 
 from emdn_models import EmdnError, FormatError, metrics
-from emdn_train import inference
-from emdn_train import record as records
+from emdn_train import benchmark as benchmarking
+from emdn_train.benchmark import benchmark, likeness, line, pictures
 from emdn_train.cli import main
-from emdn_train.config import Fitted
-from emdn_train.record import RecordConfig, line, record
+from emdn_train.config import BenchmarkConfig
+from emdn_train.results import Fitted
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,21 @@ def data(gratings, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(data, tmp_path_factory) -> RecordConfig:
-    return RecordConfig(
-        data, tmp_path_factory.mktemp("out"), epochs=3, batch_size=8, lr=1e-3, device="cpu", seed=4
+def config(data, tmp_path_factory) -> BenchmarkConfig:
+    return BenchmarkConfig(
+        data=data,
+        out=tmp_path_factory.mktemp("out"),
+        epochs=3,
+        batch_size=8,
+        lr=1e-3,
+        device="cpu",
+        seed=4,
     )
 
 
 @pytest.fixture(scope="module")
 def found(config) -> dict:
-    return record(config)
+    return benchmark(config)
 
 
 def test_a_record_says_what_was_run_on_what(found, config) -> None:
@@ -89,7 +95,7 @@ def test_psnr_is_that_of_the_pictures(found, data) -> None:
 
 def test_sciml_benchs_own_figures_are_beside_ours(found, data) -> None:
     """MSE and PSNR of batches of 64, the range taken for 255, as its inference prints them."""
-    raw, truth = inference.pictures(data, "raw"), inference.pictures(data, "truth")
+    raw, truth = pictures(data, "raw"), pictures(data, "truth")
     mse = float(np.mean((raw.astype(float) - truth) ** 2))
     sciml = found["noisy"]["sciml_bench"]
     assert sciml["mse"] == pytest.approx(mse, rel=1e-5)
@@ -99,7 +105,7 @@ def test_sciml_benchs_own_figures_are_beside_ours(found, data) -> None:
     frames = np.zeros((65, 12, 12), np.float32)
     truth = frames + np.arange(65, dtype=np.float32)[:, None, None] // 64 + 1
     truth[:, 0, 0] += 1e-4  # a frame needs a range
-    sciml = inference.likeness(frames, truth)["sciml_bench"]
+    sciml = likeness(frames, truth)["sciml_bench"]
     assert sciml["mse"] == pytest.approx(2.5, rel=1e-4)
     assert sciml["psnr_db"] == pytest.approx(20 * np.log10(255) - 10 * np.log10(2), abs=1e-2)
     assert "noisy files" in found["followed"]["truth"]
@@ -125,8 +131,8 @@ def test_what_diverged_is_timed_and_not_judged(config, tmp_path, monkeypatch) ->
     (tmp_path / "throughput.json").write_text('{"unet": {"hardware": "here"}}')
     history = [{"step": 4, "loss": float("1e9")}]
     fitted = Fitted("unet", "diverged", history, {}, float("nan"), 8.0)
-    monkeypatch.setattr(records, "fit", lambda asked: [fitted])
-    found = record(replace(config, out=tmp_path))
+    monkeypatch.setattr(benchmarking, "fit", lambda asked: [fitted])
+    found = benchmark(replace(config, out=tmp_path))
     own = found["inference"][0]
     assert own["frames/s"] > 0
     assert (own["weights"], own["psnr_db"], own["ssim"]) == ("as drawn", None, None)
@@ -136,24 +142,24 @@ def test_what_diverged_is_timed_and_not_judged(config, tmp_path, monkeypatch) ->
 
 def test_data_is_simulated_where_there_is_none(tmp_path, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(records, "simulate", asked.append)
+    monkeypatch.setattr(benchmarking, "simulate", asked.append)
     with pytest.raises(FormatError, match="inference"):
-        record(RecordConfig(tmp_path / "new", tmp_path, frames=20))
+        benchmark(BenchmarkConfig(data=tmp_path / "new", out=tmp_path, frames=20))
     assert (asked[0].out, asked[0].frames, asked[0].kind) == (tmp_path / "new", 20, "graphene")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(EmdnError, match="with one process"):
-        record(RecordConfig(tmp_path / "new", tmp_path))
+        benchmark(BenchmarkConfig(data=tmp_path / "new", out=tmp_path))
     assert len(asked) == 1
 
 
 def test_a_data_set_without_pictures_is_refused(gratings, tmp_path) -> None:
     with pytest.raises(FormatError, match="inference/raw: not found"):
-        record(RecordConfig(gratings, tmp_path))
+        benchmark(BenchmarkConfig(data=gratings, out=tmp_path))
 
 
 def test_the_benchmarks_spelling_reaches_the_run(found, monkeypatch, capsys) -> None:
     asked = []
-    monkeypatch.setattr(records, "record", lambda config: asked.append(config) or found)
+    monkeypatch.setattr(benchmarking, "benchmark", lambda config: asked.append(config) or found)
     with pytest.raises(SystemExit) as left:
         main(["benchmark", "mine", "-b", "epochs=7,lr=0.5", "--benchmark_specific",
               "batch_size=3", "--device", "cpu", "--seed", "2"])  # fmt: skip
@@ -165,9 +171,9 @@ def test_the_benchmarks_spelling_reaches_the_run(found, monkeypatch, capsys) -> 
 
 
 def test_the_defaults_are_the_benchmarks() -> None:
-    config = RecordConfig()
+    config = BenchmarkConfig()
     assert (config.batch_size, config.epochs, config.lr) == (128, 2, None)
-    assert records.RECIPES[records.RECIPE].lr == 0.01
+    assert benchmarking.RECIPES[benchmarking.RECIPE].lr == 0.01
 
 
 def test_a_record_is_of_one_model(capsys) -> None:

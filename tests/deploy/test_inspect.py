@@ -1,25 +1,13 @@
 """Files with several stacks: ``inspect`` lists them, ``denoise`` refuses to choose."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import cli
-from emdn_deploy.readers import Choice, vendors
-from emdn_deploy.readers.frames import Offer, SeveralStacks
-from emdn_models.errors import FormatError
-
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        cli.main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
 
 
 @pytest.fixture
@@ -31,7 +19,7 @@ def two(tmp_path: Path) -> Path:
     return path
 
 
-def test_inspect_lists_all_candidates(two: Path, capsys) -> None:
+def test_inspect_lists_all_candidates(two: Path, call, capsys) -> None:
     assert call("inspect", two) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
@@ -43,7 +31,7 @@ def test_inspect_lists_all_candidates(two: Path, capsys) -> None:
     assert not printed.err
 
 
-def test_denoise_still_refuses(two: Path, box_model: Path, capsys) -> None:
+def test_denoise_still_refuses(two: Path, box_model: Path, call, capsys) -> None:
     before = sorted(two.parent.iterdir())
     assert call("denoise", two, "--model", box_model, "--device", "cpu") == 1
     error = capsys.readouterr().err
@@ -54,12 +42,12 @@ def test_denoise_still_refuses(two: Path, box_model: Path, capsys) -> None:
     assert sorted(two.parent.iterdir()) == before
 
 
-def test_inspect_takes_the_chosen_one(two: Path, capsys) -> None:
+def test_inspect_takes_the_chosen_one(two: Path, call, capsys) -> None:
     assert call("inspect", two, "--dataset", "/b/frames") == 0
     assert "/b/frames (asked for by --dataset)" in capsys.readouterr().out
 
 
-def test_two_series_of_a_tiff(tmp_path: Path, capsys) -> None:
+def test_two_series_of_a_tiff(tmp_path: Path, call, capsys) -> None:
     path = tmp_path / "two.tif"
     with tifffile.TiffWriter(path) as file:
         file.write(STACK, photometric="minisblack")
@@ -72,38 +60,13 @@ def test_two_series_of_a_tiff(tmp_path: Path, capsys) -> None:
     assert lines[-1].endswith("--dataset 0")
 
 
-def test_images_of_a_dm_file() -> None:
-    def get_memmap(number: int) -> np.ndarray:
-        if number == 1:
-            raise TypeError("RGB")
-        return STACK
-
-    file = SimpleNamespace(getMemmap=get_memmap, numObjects=4)
-    with pytest.raises(SeveralStacks, match=r"3 images: .*--dataset NUMBER") as refused:
-        vendors._choose_image(Path("a.dm4"), file, 1, Choice())
-    assert refused.value.offers == [
-        Offer("0", (5, 16, 24), "uint16"),
-        Offer("1", (), "not readable (RGB)"),
-        Offer("2", (5, 16, 24), "uint16"),
-    ]
-
-
-def test_signals_of_rosettasciio() -> None:
-    axes = [{"navigate": False, "index_in_array": i} for i in range(2)]
-    signals = [{"data": STACK[0], "axes": axes}, {"data": STACK[1], "axes": axes}]
-    with pytest.raises(SeveralStacks, match=r"2 stacks of frames \(Ripple\): 0 \(16, 24\) uint16"):
-        vendors._choose_signal(Path("a.rpl"), "Ripple", signals, Choice())
-    with pytest.raises(FormatError, match="holds no frames"):
-        vendors._choose_signal(Path("a.rpl"), "Ripple", [], Choice())
-
-
-def test_damage_is_still_an_error(tmp_path: Path, capsys) -> None:
+def test_damage_is_still_an_error(tmp_path: Path, call, capsys) -> None:
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     assert call("inspect", tmp_path / "a.h5") == 1
     assert "a.h5" in capsys.readouterr().err
 
 
-def test_a_quoted_tilde_is_the_home(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_quoted_tilde_is_the_home(tmp_path: Path, monkeypatch, call, capsys) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     np.save(tmp_path / "a.npy", STACK)

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from emdn_deploy.bench import machine
+from emdn_deploy.config import Device
 from emdn_models import DeviceError, OutputError
 from emdn_models.files import locked
-from emdn_train.config import Device
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Processes:
     def first(self) -> bool:
         """Whether this is the process that validates, writes and logs."""
         return self.rank == 0
+
+    @property
+    def hardware(self) -> str:
+        """Name of the hardware, and how much of it is used."""
+        if self.device.type == "cuda":
+            text = torch.cuda.get_device_name(self.device)
+        else:
+            text = f"{machine.processor()}, {torch.get_num_threads()} threads"
+        return text if self.count == 1 else f"{text}, {self.count} processes"
 
     def share(self, batch: Tensor) -> tuple[Tensor, int, int]:
         """Return this process's part of a batch, (n,) each, its place and the size of all.
@@ -79,18 +89,18 @@ class Processes:
 
     @contextmanager
     def alone(self, path: Path, what: Path) -> Iterator[bool]:
-        """Let the first process hold a lock for all; say in each whether to go on.
+        """Lock an output by the first process for all; say in each whether to go on.
 
         Raises
         ------
         OutputError
             In the first one, if another command holds it.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             refused = None
             if self.first:
                 try:
-                    held.enter_context(locked(path, what))
+                    stack.enter_context(locked(path, what))
                 except OutputError as error:
                     refused = error
             (any_refused,) = self.add(float(refused is not None))

@@ -1,4 +1,4 @@
-"""The ``index.json`` beside exported models, and how commands after the export add to it."""
+"""The manifest ``index.json`` beside exported models: how commands read it and add to it."""
 
 import json
 from pathlib import Path
@@ -11,33 +11,22 @@ from emdn_models.files import renamed
 NAME = "index.json"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read an index: ``{"default": name, "models": {name: {...}}}``.
-
-    Raises
-    ------
-    ModelError
-        If there is none, or it is damaged.
-    """
-    return pretrained.read_index(path)
-
-
 def chosen(path: Path, names: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
     """Return the entries of some models, of all if None.
 
     Raises
     ------
     ModelError
-        If there is no index, or it lacks one of them.
+        If there is no manifest, or it lacks one of them.
     """
-    models = read(path)["models"]
+    models = pretrained.read_index(path)["models"]
     if missing := [name for name in names or () if name not in models]:
         raise ModelError(f"{path}: has no {', '.join(missing)}; it has {', '.join(models)}")
     return {name: models[name] for name in names or models}
 
 
 def add(path: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
-    """Add facts to one model's entry, in the index as it is now.
+    """Add facts to one model's entry, in the manifest as it is now.
 
     Parameters
     ----------
@@ -49,7 +38,7 @@ def add(path: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
     ModelError
         If an export has come between.
     """
-    index = read(path)
+    index = pretrained.read_index(path)
     if index["models"][name]["sha256"] != sha256:
         raise ModelError(f"{path}: {name} was exported anew meanwhile; repeat this for it")
     index["models"][name] |= facts
@@ -57,6 +46,6 @@ def add(path: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
 
 
 def write(path: Path, index: dict[str, Any]) -> None:
-    """Write an index, whole or not at all."""
+    """Write a manifest, whole or not at all."""
     with renamed(path) as partial:
         partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -20,8 +20,8 @@ from emdn_deploy.intensity import Intensity
 from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import Frames
 from emdn_models.errors import FormatError
-from emdn_train.batches import CACHE_BYTES, Batch, crops
-from emdn_train.source import shuffled
+from emdn_train.dataset import CACHE_BYTES
+from emdn_train.patches import Batch, Source, crops
 
 _BLOCK = 16
 
@@ -53,7 +53,7 @@ class Movie:
 
     @classmethod
     def of(cls, frames: Frames, options: DenoiseOptions) -> "Movie":
-        """Correct an open stack as ``emdn-deploy denoise`` does; keep it in memory if it fits.
+        """Correct an open stack as ``emdn-deploy denoise`` does, in memory if it fits.
 
         Raises
         ------
@@ -71,14 +71,14 @@ class Movie:
         def electrons(start: int, stop: int) -> Tensor:
             return torch.from_numpy((prepared.read(start, stop) - scale.offset) / scale.gain)
 
-        kept: Tensor | None = None
+        cached: Tensor | None = None
         if np.prod(frames.shape) * 4 <= CACHE_BYTES:
             starts = range(0, count, _BLOCK)
-            kept = torch.cat([electrons(start, min(count, start + _BLOCK)) for start in starts])
+            cached = torch.cat([electrons(start, min(count, start + _BLOCK)) for start in starts])
 
         def read(indices: Tensor) -> Tensor:
-            if kept is not None:
-                return kept[indices]
+            if cached is not None:
+                return cached[indices]
             return torch.cat([electrons(index, index + 1) for index in indices.tolist()])
 
         digest = hashlib.blake2b(repr(frames.shape).encode(), digest_size=6)
@@ -89,8 +89,8 @@ class Movie:
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """A source of pairs of neighbours; see `emdn_train.source.Source`.
+class Neighbours(Source):
+    """Pairs of neighbours.
 
     Nothing but the place and the eight orientations is drawn: what else changes a patch
     would change its noise, or part it from its target.
@@ -111,10 +111,6 @@ class Neighbours:
     def __len__(self) -> int:
         """Return the number of frames that are trained on."""
         return self.frames
-
-    def order(self, seed: int, epoch: int) -> Tensor:
-        """Shuffle the frames."""
-        return shuffled(len(self), seed, epoch)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """Cut a patch of each frame, and of the frame before or after at the same place."""

@@ -13,17 +13,17 @@ from torch import nn
 from emdn_models import DeviceError, checkpoint
 from emdn_models.files import locked
 from emdn_train import fit as fitting
+from emdn_train.checkpointing import FILE_NAME
 from emdn_train.config import FitConfig
+from emdn_train.distributed import Processes, joined, pick_device
 from emdn_train.fit import fit
-from emdn_train.parallel import Processes, joined, pick_device
-from emdn_train.resume import FILE_NAME
 
 START = """
 import os, signal
-from emdn_train import cli, fit, source
+from emdn_train import cli, fit, patches
 
 fit.micro_batch = lambda *_: 4  # as in the one process that this is compared with
-original, calls = source.Simulated.batch, []
+original, calls = patches.Simulated.batch, []
 
 def batch(*arguments):
     calls.append(1)
@@ -31,7 +31,7 @@ def batch(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
     return original(*arguments)
 
-source.Simulated.batch = batch
+patches.Simulated.batch = batch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.main()
 """
@@ -71,6 +71,8 @@ def weights(out):
 def test_two_processes_equal_one_at_twice_the_batch(gratings, two, tmp_path, monkeypatch):
     out, done = two
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("em_denoise_model.h5") == 1  # only the first process speaks
+    assert done.stderr.count("training on") == 1
     monkeypatch.setattr(fitting, "micro_batch", lambda *_: 4)
     (one,) = fit(
         FitConfig(
@@ -91,12 +93,6 @@ def test_two_processes_equal_one_at_twice_the_batch(gratings, two, tmp_path, mon
     recipe = found.metadata["recipe"]
     assert (recipe["steps"], recipe["batch_size"], recipe["processes"]) == (4, 8, 2)
     assert recipe["hardware"].endswith("2 processes")
-
-
-def test_only_the_first_process_speaks(two):
-    _, done = two
-    assert done.stdout.count("em_denoise_model.h5") == 1
-    assert done.stderr.count("training on") == 1
 
 
 def test_a_refused_run_is_refused_once(torchrun, tmp_path):

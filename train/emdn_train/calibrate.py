@@ -8,6 +8,7 @@ variance: the squared errors, divided by it, average to 1.
 
 import itertools
 import logging
+import zlib
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -22,7 +23,7 @@ from emdn_deploy.bad_pixels import plan
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.noise_level import Sample
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
-from emdn_train import index
+from emdn_train import manifest
 from emdn_train.simulate.config import one_thread
 from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
 
@@ -51,20 +52,6 @@ class Recorded(NamedTuple):
     valid: Mask
 
 
-class Answer(NamedTuple):
-    """What the eight orientations of a frame give, (H, W) each, in electrons and their square.
-
-    ``spread`` and ``noise`` are what `emdn_deploy.uncertainty.variances` gives, ``variance`` is
-    the first before smoothing.
-    """
-
-    denoised: Frame
-    variance: Frame
-    spread: Frame
-    noise: Frame
-    scale: Intensity
-
-
 def recordings(count: int = FRAMES, size: int = SIZE, frame_class: str = "") -> Iterator[Recorded]:
     """Simulate frames to calibrate on: all kinds of specimens, at all doses of training.
 
@@ -76,7 +63,7 @@ def recordings(count: int = FRAMES, size: int = SIZE, frame_class: str = "") -> 
             return
         rng = np.random.default_rng([1, _SEED, number])
         scene = make_scene("mixed", size, _PIXEL_SIZE_NM, rng)
-        if frame_class in ("stem", "tem") and (scene.mode == "stem") != (frame_class == "stem"):
+        if frame_class and (scene.mode == "stem") != (frame_class == "stem"):
             continue
         shot = next(shots(scene, 1, rng))
         level = float(np.exp(rng.uniform(*np.log(SNR))))
@@ -96,15 +83,6 @@ def mended(noisy: Frame, clean: Frame) -> Recorded:
     return Recorded(stack[0], clean, ~faulty)
 
 
-def answer(denoiser: Denoiser, noisy: Frame) -> Answer:
-    """Denoise a frame (H, W) in eight orientations, alone, at a scale that is measured."""
-    stack = noisy[None]
-    scale = intensity.estimate(Sample([stack], 1))
-    mean, variance = ensemble(lambda turned: denoiser.run(turned, scale), stack)
-    spread, noise = variances(mean, variance, scale)
-    return Answer(mean[0], variance[0], spread[0], noise[0], scale)
-
-
 def coverage(denoised: Frame, sigma: Frame, clean: Frame, valid: Mask) -> tuple[float, float]:
     """Return the shares of pixels whose error is within one and within two sigma.
 
@@ -121,63 +99,100 @@ def coverage(denoised: Frame, sigma: Frame, clean: Frame, valid: Mask) -> tuple[
     return float((error <= known).mean()), float((error <= 2 * known).mean())
 
 
-def fit(errors: Frame, terms: tuple[Frame, ...]) -> tuple[float, ...]:
-    """Fit squared errors by a sum of terms, each with a factor of its own, not negative.
+def denoise(
+    denoiser: Denoiser, noisy: Frame, clean: Frame, *, with_sigma: bool = False
+) -> tuple[Frame, Frame | None]:
+    """Denoise a frame (H, W) alone, as a deployment does, at a scale that is measured.
 
-    Parameters
-    ----------
-    errors
-        (n,) squared errors.
-    terms
-        (n,) each; the last is positive everywhere.
+    A model that sees several frames gets it amid others of the same scene, which rests, recorded
+    by a counting camera.
 
     Returns
     -------
-    One factor a term: those that minimise the mean of log(v) + errors / v, the negative
-    logarithm of a Gaussian likelihood with v the sum.
+    (H, W) each: the frame, and its sigma if asked for.
+    """
+    if denoiser.session.info.frames == 1:
+        if with_sigma:
+            frame, sigma = denoiser.denoise_with_sigma(noisy[None])
+            return frame[0], sigma[0]
+        return denoiser.denoise(noisy[None])[0], None
+    stack = amid(noisy, clean, denoiser.session.info.frames)
+    half = len(stack) // 2
+    made = denoiser.answer(stack, scale_of(stack), around=(half, half), with_sigma=with_sigma)
+    return made.frames[0], None if made.sigma is None else made.sigma[0]
+
+
+def amid(noisy: Frame, clean: Frame, count: int) -> Frame:
+    """Record a scene again around a frame of it: (count, H, W), the frame in the middle."""
+    rng = np.random.default_rng(zlib.crc32(noisy.tobytes()))
+    stack = rng.poisson(clean, (count, *clean.shape)).astype(np.float32)
+    stack[count // 2] = noisy
+    return stack
+
+
+def scale_of(stack: Frame) -> Intensity:
+    """Measure scale, offset and gain of frames (n, H, W) as a deployment does."""
+    sample = Sample.of(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
+    return intensity.estimate(sample)
+
+
+def fit(errors: Frame, spread: Frame, noise: Frame) -> tuple[float, float]:
+    """Fit squared errors by spread and noise, each with a factor of its own, not negative.
+
+    The factors minimise the mean of log(v) + errors / v, the negative logarithm of a Gaussian
+    likelihood with v the sum.
+
+    Parameters
+    ----------
+    errors, spread, noise
+        (n,) each, squares; the noise is positive everywhere.
     """
 
     def loss(logarithms: NDArray[np.float64]) -> float:
         factors = np.exp(logarithms)
-        total = sum(factor * term for factor, term in zip(factors, terms, strict=True))
+        total = factors[0] * spread + factors[1] * noise
         return float(np.mean(np.log(total) + errors / total, dtype=np.float64))
 
-    start = [np.log(errors.mean() / term.mean() / len(terms)) for term in terms]
+    start = [np.log(errors.mean() / term.mean() / 2) for term in (spread, noise)]
     limits = [(float(one) - 12, float(one) + 12) for one in start]
     # Two parameters and a smooth valley: the simplex needs no derivative and about 80 steps.
     found = optimize.minimize(loss, start, method="Nelder-Mead", bounds=limits)
-    return tuple(float(f"{factor:.4g}") for factor in np.exp(found.x))
+    first, second = (float(f"{factor:.4g}") for factor in np.exp(found.x))
+    return first, second
 
 
 def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, Any]:
-    """Measure one model on frames with truth.
+    """Measure one model on frames with truth, each denoised alone at a scale that is measured.
 
     Returns
     -------
-    The entry ``sigma`` of the index: the factors, the one factor of the simplest prediction
-    (``noise_only``), the weights that all of it belongs to, how many frames there were and
-    which share of their pixels is within one and two sigma.
+    The entry ``sigma`` of the manifest: the factors, the weights that they belong to, how many
+    frames there were and which share of their pixels is within one and two sigma.
     """
-    errors, spreads, noises = [], [], []
+    measured = []
     for frame in frames:
-        made = answer(denoiser, frame.noisy)
+        stack = amid(frame.noisy, frame.clean, denoiser.session.info.frames)
+        scale, half = scale_of(stack), len(stack) // 2
+
+        def run(turned: Frame, scale: Intensity = scale, half: int = half) -> Frame:
+            return denoiser.answer(turned[0], scale, around=(half, half)).frames
+
+        denoised, variance = ensemble(run, stack[None])
+        spread, noise = variances(denoised, variance, scale)
         chosen = np.zeros_like(frame.valid)
         chosen[::_STRIDE, ::_STRIDE] = frame.valid[::_STRIDE, ::_STRIDE]
+        squares = np.square(denoised[0] - frame.clean), spread[0], noise[0]
         # In units of the noise at the mean, in which frames of all doses are alike.
-        unit = np.float32(made.scale.sigma**2)
-        errors.append(np.square(made.denoised - frame.clean)[chosen] / unit)
-        spreads.append(made.spread[chosen] / unit)
-        noises.append(made.noise[chosen] / unit)
-    error, spread, noise = (np.concatenate(parts) for parts in (errors, spreads, noises))
-    factors = fit(error, (spread, noise))
+        measured.append([one[chosen] / np.float32(scale.sigma**2) for one in squares])
+    error, spread, noise = (np.concatenate(parts) for parts in zip(*measured, strict=True))
+    factors = fit(error, spread, noise)
     info = denoiser.session.info
     known = Calibration(info.name, *factors).sigma((spread, noise))
     inside = coverage(np.sqrt(error), known, np.zeros_like(error), np.ones_like(error, bool))
     return {
         "spread": factors[0],
         "noise": factors[1],
-        "noise_only": fit(error, (noise,))[0],
-        "frames": len(errors),
+        "frames": len(measured),
         "inside": [round(share, 4) for share in inside],
         "weights_sha256": info.text["weights_sha256"],
     }
@@ -197,24 +212,24 @@ def calibrate(
     folder
         What ``emdn-train export`` has written.
     names
-        Models of the index; None for all.
+        Models of the manifest; None for all.
 
     Raises
     ------
     ModelError
-        If there is no index, or it lacks a model.
+        If there is no manifest, or it lacks a model.
     """
-    path = Path(folder) / index.NAME
-    models = index.chosen(path, names)
+    path = Path(folder) / manifest.NAME
+    models = manifest.chosen(path, names)
     drawn: dict[str, list[Recorded]] = {}
     found = {}
     for name in models:
-        kind = name.partition("@")[2]
+        kind = name.partition("@")[2].removeprefix("movie")
         if kind not in drawn:
             drawn[kind] = list(recordings(frames, size, kind))
             log.info("%d frames simulated", len(drawn[kind]))
         denoiser = Denoiser(Path(folder) / models[name]["file"], threads=1)
         found[name] = calibrate_one(denoiser, drawn[kind])
-        index.add(path, name, denoiser.session.info.sha256, {"sigma": found[name]})
+        manifest.add(path, name, denoiser.session.info.sha256, {"sigma": found[name]})
         log.info("%s calibrated", name)
     return found
