@@ -50,14 +50,8 @@ _TOUCHING = np.ones((3, 3), int)
 class Fill:
     """How to replace the bad pixels of a frame.
 
-    Attributes
-    ----------
-    bad
-        (B,) flat positions.
-    sources
-        (S,) flat positions of good neighbours, those of each bad pixel together.
-    counts
-        (B,) how many each bad pixel has.
+    ``bad``: (B,) flat positions. ``sources``: (S,) those of good neighbours, of each bad pixel
+    together. ``counts``: (B,) how many each has.
     """
 
     bad: NDArray[np.intp]
@@ -81,12 +75,7 @@ def plan(mask: Mask) -> Fill:
     """Find, for each bad pixel of (H, W), the nearest good ones.
 
     Where there is none within `_FARTHEST` pixels, good pixels from all over the
-    frame stand in: the middle of a large gap becomes the mean.
-
-    Raises
-    ------
-    ValueError
-        If no pixel is good.
+    frame stand in: the middle of a large gap becomes the mean. ValueError if no pixel is good.
     """
     if mask.all():
         raise ValueError("no pixel has a value")
@@ -341,13 +330,7 @@ def _blobs(mask: Mask) -> Mask:
 
 
 def _level(frames: Sequence[Stack], rest: Mask, top: float) -> float | None:
-    """Return the value at which the stack saturates, None where it does not.
-
-    Parameters
-    ----------
-    top
-        The largest number of the type.
-    """
+    """Return the value at which the stack saturates, None for none; ``top``: that of the type."""
     good = [rest & np.isfinite(frame) for frame in frames]
     most = max(
         float(np.max(frame, initial=-np.inf, where=where))
@@ -368,14 +351,8 @@ def _level(frames: Sequence[Stack], rest: Mask, top: float) -> float | None:
 def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     """Return the pixels of (H, W) that stand out from their neighbours in all sampled frames.
 
-    All False where so many stand out that they cannot be the camera's.
-
-    Parameters
-    ----------
-    runs
-        (k, H, W) each, corrected.
-    gain, offset
-        Of the stack (see `emdn_deploy.intensity`).
+    The ``runs``, (k, H, W) each, are corrected. All False where so many stand out that they
+    cannot be the camera's.
     """
     size, number = runs[0].shape[1:], sum(len(run) for run in runs)
     if min(size) < 3:

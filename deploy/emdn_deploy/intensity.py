@@ -96,20 +96,10 @@ def estimate(
     offset: float | None = None,
     bad: NDArray[np.bool_] | None = None,
 ) -> Intensity:
-    """Find the scale of a stack from a sample of it.
+    """Find the scale of a stack from a sample, of which pixels that are ``bad``, (H, W), are none.
 
-    Parameters
-    ----------
-    gain, offset
-        What is known of the camera; None to estimate.
-    bad
-        (H, W), pixels that do not count.
-
-    Raises
-    ------
-    EmdnError
-        If a sampled pixel is not finite, ``gain`` is not positive, or ``offset`` is not below
-        the mean.
+    EmdnError if a pixel is not finite, ``gain`` is not positive, or ``offset`` is not below the
+    mean; either is estimated where it is None.
     """
     return of_noise(NoiseLevel(sample, bad), gain, offset)
 
@@ -147,17 +137,7 @@ def of_noise(level: NoiseLevel, gain: float | None, offset: float | None) -> Int
 
 
 class Noise(NamedTuple):
-    """The noise at the mean.
-
-    Attributes
-    ----------
-    variance
-        Of a pixel.
-    method
-        What it is from, for people.
-    spread
-        How many times the variance the power at low frequencies is.
-    """
+    """A pixel's variance at the mean, what it is from, and the low frequencies' power over it."""
 
     variance: float
     method: str
@@ -209,11 +189,8 @@ def _offset(level: NoiseLevel, sigma: float) -> tuple[float, str]:
 def _fit_offset(level: NoiseLevel) -> float | None:
     """Fit variance = gain * (mean - offset) over the blocks of a stack.
 
-    Returns
-    -------
-    float or None
-        None where the frames are too even or too few to tell the offset from 0, or
-        where motion adds to their differences and no spectrum shows what is white in them.
+    None where the frames are too even or too few to tell the offset from 0, or
+    where motion adds to their differences and no spectrum shows what is white in them.
     """
     whiteness = level.whiteness if level.uneven else None
     moving = level.uneven and not (whiteness and whiteness.correlated)
@@ -235,13 +212,7 @@ def _fit_offset(level: NoiseLevel) -> float | None:
 
 @dataclass(frozen=True)
 class Relation:
-    """The line variance = slope * mean + constant over blocks, with standard errors.
-
-    Attributes
-    ----------
-    mixed
-        Covariance of slope and constant.
-    """
+    """The line variance = slope * mean + constant over blocks, with errors and their covariance."""
 
     slope: float
     slope_error: float

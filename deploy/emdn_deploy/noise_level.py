@@ -84,13 +84,9 @@ def sample_starts(count: int, size: tuple[int, ...]) -> tuple[list[int], int]:
 class NoiseLevel:
     """Statistics of a sample, in blocks of about `BLOCK` x `BLOCK` pixels and of spectra.
 
-    Parameters
-    ----------
-    bad
-        (H, W), pixels that do not count; None for none.
-    everywhere
-        Whether to look at all of the frames' middles. Else noise is measured on a band of each
-        run, another one every time, which takes a few per cent of the time of denoising.
+    Pixels that are ``bad``, (H, W), do not count. Noise is measured on a band of each run, another
+    one every time, which takes a few per cent of the time of denoising; or ``everywhere``.
+    FormatError if a pixel is not finite.
 
     Attributes
     ----------
@@ -110,11 +106,6 @@ class NoiseLevel:
         Whether every pixel that was looked at is a whole number.
     step
         The largest number that all of them are multiples of; 0 where there is none.
-
-    Raises
-    ------
-    FormatError
-        If a pixel is not finite.
     """
 
     def __init__(self, sample: Sample, bad: Mask | None = None, *, everywhere: bool = False):
@@ -272,13 +263,8 @@ def block_moments(frames: Array, good: Mask) -> dict[str, Array]:
     """Measure a run of frames (k, h, w) in blocks, of which a quarter or more is good.
 
     A block is k vectors, and the k x k matrix of their products holds the mean square of every
-    linear combination of the frames in it, so that each frame is gone through once.
-
-    Returns
-    -------
-    dict
-        As the attributes of `NoiseLevel`, each (B,) or empty: one value a block and pair of
-        neighbours, or a block and frame.
+    linear combination of the frames in it, so that each frame is gone through once. What is
+    returned is as the attributes of `NoiseLevel`: one value a block and pair, or a block and frame.
     """
     count = len(frames)
     means = frames.mean(axis=(1, 2), where=True if good.all() else good)
@@ -370,22 +356,15 @@ def _cut(images: Array) -> Array:
 
 
 def frame_noise(frame: Stack, good: Mask) -> tuple[float, float]:
-    """Estimate the noise of (H, W), both at least `SMALLEST`, where its spectrum holds no image.
+    """Return the noise variance of (H, W), at least `SMALLEST`, where its spectrum holds no image.
 
     The median over rings of the power passes between the spots of a lattice. Interpolated or
     blurred frames have noise that falls off outwards: its rings are added up as they are, while
-    a high-pass filter would see only the outermost.
+    a high-pass filter would see only the outermost. Pixels that are not ``good`` were filled in,
+    which leaves them less noise.
 
-    Parameters
-    ----------
-    good
-        (H, W), pixels that were not filled in, which leaves them less noise.
-
-    Returns
-    -------
-    float, float
-        Its mean variance; and its power at low frequencies over that, which is 1 unless the
-        power clearly falls off outside `INSIDE`.
+    Also returned is the power at low frequencies over the variance, which is 1 unless the power
+    clearly falls off outside `INSIDE`.
     """
     good = _central(good)
     flat = without_outliers(_central(frame).astype(np.float64), good)
@@ -453,18 +432,10 @@ def without_outliers(frame: Array, good: Mask | None = None) -> Array:
 class Spectra:
     """Power spectra of runs of neighbouring frames (k, h, w), each (h, w // 2 + 1).
 
-    Attributes
-    ----------
-    pairs, frames, repeats
-        How many differences and frames were added up; how many frames are the one before
-        again, which no difference counts.
-    rank
-        How many independent spectra ``power`` averages.
-    power
-        Mean power of the differences of neighbours.
-    average
-        Power of the mean of all frames, as large as a single one's for white noise. In a Hann
-        window, as spots are far above the noise here.
+    ``power`` is the mean of those of differences of neighbours, ``pairs`` in number, and of
+    ``rank`` independent ones; of ``frames``, those that ``repeats`` counts are the one before
+    again. ``average`` is the power of the mean of all frames, as large as a single one's for white
+    noise, in a Hann window, as spots are far above the noise here.
     """
 
     def __init__(self, runs: Iterable[Array], good: Mask) -> None:
@@ -548,10 +519,7 @@ class Blur(NamedTuple):
 def blur(power: Array, shape: Size, *, single: bool = False) -> Blur:
     """Fit a(1 + 2x cos 2 pi qx + 2y cos 2 pi qy + 4d cos cos) to the outer spectrum.
 
-    Parameters
-    ----------
-    single
-        Whether it is the spectrum of one frame, whose image's tail reaches farther.
+    That of a ``single`` frame only farther out, as its image's tail reaches far.
     """
     qy, qx = frequencies(shape)
     where = off_axes(shape) & (qx >= INSIDE)
@@ -579,16 +547,9 @@ def blur(power: Array, shape: Size, *, single: bool = False) -> Blur:
 class Whiteness(NamedTuple):
     """What the spectrum of the differences says where no image reaches.
 
-    Attributes
-    ----------
-    correlated
-        Whether the noise of neighbouring pixels is correlated.
-    share
-        Of white noise in the power of the differences.
-    uneven
-        Whether the rest is beyond chance.
-    spread
-        Their power at low frequencies over their mean power: pixels that share their noise.
+    Whether neighbouring pixels' noise is correlated; the share of white noise in the power, and
+    whether the rest is beyond chance; the power at low frequencies over the mean power, which is
+    how many pixels share their noise.
     """
 
     correlated: bool

@@ -106,20 +106,10 @@ class NoiseModel:
 def estimate(
     sample: Sample, bad: NDArray[np.bool_] | None = None, offset: float | None = None
 ) -> NoiseModel:
-    """Measure the noise of a stack on a sample of it.
+    """Measure the noise of a stack on a sample of it, whose ``bad`` pixels, (H, W), do not count.
 
-    Parameters
-    ----------
-    bad
-        (H, W), pixels that do not count.
-    offset
-        Intensity of a pixel without electrons, where it is known: only then can read
-        noise be told.
-
-    Raises
-    ------
-    EmdnError
-        If a sampled pixel is not finite, or the offset is not below the mean.
+    Only where the ``offset``, the intensity of a pixel without electrons, is known can read noise
+    be told. EmdnError if a sampled pixel is not finite, or the offset is not below the mean.
     """
     level = NoiseLevel(sample, bad, everywhere=True)
     if offset is not None and offset >= level.level:
@@ -196,16 +186,10 @@ def _correlated(level: NoiseLevel, spectra: Spectra, found: Blur) -> str:
 class Line(NamedTuple):
     """Offsets of lines: power on an axis of the spectrum against that beside it.
 
-    Attributes
-    ----------
-    sigma, error
-        RMS of the offsets in intensity units, 0 where there is no excess, and its standard error.
-    z
-        The excess in standard deviations.
-    level
-        Power beside the axis: the variance of a pixel, for white noise.
-    ratio, spread
-        Power on the axis by ``level``, and the standard deviation of its cube root.
+    ``sigma``, ``error``: RMS of the offsets in intensity units, 0 where there is no excess, and its
+    standard error. ``z``: the excess in standard deviations. ``level``: power beside the axis, the
+    variance of a pixel for white noise. ``ratio``, ``spread``: power on the axis by ``level``, and
+    the standard deviation of its cube root.
     """
 
     sigma: float = 0.0
@@ -245,10 +229,7 @@ def _outermost(spectra: Spectra) -> float:
 def line_notes(level: NoiseLevel, above: float) -> list[str]:
     """Name lines that differ from frame to frame, of which denoising leaves a part.
 
-    Parameters
-    ----------
-    above
-        Mean of the frames above the offset, in intensity units.
+    ``above``: mean of the frames above the offset, in intensity units.
     """
     spectra = level.spectra
     found = {}
@@ -270,13 +251,8 @@ def line_notes(level: NoiseLevel, above: float) -> list[str]:
 def offsets_of(spectra: Spectra, axis: int, changing: Line | None = None) -> Line:
     """Compare the power of rows' offsets (axis 0) or columns' (axis 1) with that beside them.
 
-    Only from `INSIDE` outwards: structure is smoother.
-
-    Parameters
-    ----------
-    changing
-        Such as change with each frame, for those of the average of frames beyond these; None for
-        those of the differences.
+    Only from `INSIDE` outwards: structure is smoother. Of the average of frames, those beyond such
+    as are ``changing`` with each frame; None for those of the differences.
     """
     shape, power, rank = spectra.shape, spectra.power, spectra.rank
     if changing is not None:

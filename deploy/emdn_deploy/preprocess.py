@@ -66,13 +66,8 @@ class Part:
     def finish(self, made: Answer, *, whole: bool = False) -> Answer:
         """Put the kept values into what a network has made of ``frames``, in place.
 
-        The other pixels of a frame keep their mean.
-
-        Parameters
-        ----------
-        whole
-            Whether the output holds whole numbers, and so no NaN: what was filled in stays
-            there, and frames without any value become 0.
+        The other pixels of a frame keep their mean. Where the output holds ``whole`` numbers, and
+        so no NaN, what was filled in stays there, and frames without any value become 0.
         """
         if self.kept is None or self.values is None:
             return made
@@ -217,10 +212,7 @@ class Prepared:
 def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:
     """Correct a stack by a recipe, or find one.
 
-    Raises
-    ------
-    FormatError
-        If a reference or the recipe does not fit, or no frame has a value.
+    FormatError if a reference or the recipe does not fit, or no frame has a value.
     """
     if recipe is None:
         recipe = find_recipe(frames, options)
@@ -320,24 +312,17 @@ def _sample(frames: Frames) -> tuple[Sample, bool]:
     """Read the frames that are looked at, as the file holds them.
 
     Frames with fewer values than others, as an acquisition may drop, and blank ones are passed
-    over for the next.
-
-    Returns
-    -------
-    Sample, bool
-        And whether blank frames are passed over: there are others, and not sparse ones.
-
-    Raises
-    ------
-    FormatError
-        If no frame has a value.
+    over for the next. Also returned is whether blank ones are: there are others, and not sparse
+    ones. FormatError if no frame has a value.
     """
     count = frames.shape[0]
     starts, run = sample_starts(count, frames.shape[1:])
     for blank in (True, False):
         runs = _runs(frames, starts, run, blank=blank)
         first = next(runs)
-        if len(first) and (not blank or _events(first[0]) >= _EVENTS):
+        if len(first) and (
+            not blank or np.count_nonzero(first[0] != np.nanmedian(first[0])) >= _EVENTS
+        ):
             break
     else:
         raise FormatError(
@@ -347,10 +332,6 @@ def _sample(frames: Frames) -> tuple[Sample, bool]:
     if len(first) < run:
         return Sample([first], len(first)), blank
     return Sample([first, *runs], count), blank
-
-
-def _events(frame: Stack) -> int:
-    return int(np.count_nonzero(frame != np.nanmedian(frame)))
 
 
 def _runs(frames: Frames, starts: list[int], length: int, *, blank: bool) -> Iterator[Stack]:
