@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from emdn_deploy.bench import commands as timing
-from emdn_deploy.checking import commands
+from emdn_deploy.check import commands
 from emdn_deploy.flags import (
     Axes,
     Dataset,

@@ -64,7 +64,7 @@ class Report:
     sigma_note
         How they were made, and whether they are calibrated.
     check
-        What the quick check of this run's frames says (`emdn_deploy.checking.quick`); None
+        What the quick check of this run's frames says (`emdn_deploy.check.quick`); None
         where there is no noise to check against.
     standing_out
         Numbers of the frames that it names.

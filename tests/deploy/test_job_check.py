@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import job, reporting
-from emdn_deploy.checking.record import of as record_of
+from emdn_deploy.check.record import of as record_of
 from emdn_deploy.options import DenoiseOptions
 
 

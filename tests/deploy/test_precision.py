@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, cli, denoise, job, listing, session
-from emdn_deploy.checking import record
+from emdn_deploy.check import record
 from emdn_deploy.model_info import resolve
 from emdn_deploy.options import DenoiseOptions
 from emdn_models import pretrained

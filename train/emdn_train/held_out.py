@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emdn_models.metrics import Estimate, HeldOut, umse
-from emdn_models.metrics.blockwise import estimate, partition
+from emdn_models.metrics.heldout import estimate, partition
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
 from emdn_train.neighbours import Movie
 
