@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from emdn_deploy import uncertainty
-from emdn_deploy.checking.quick import QuickResult, spans
+from emdn_deploy.check.quick import QuickResult, spans
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.preprocess import Prepared
