@@ -82,8 +82,9 @@ def umse(
 
     Each pair of frames A, B, neighbours or further ``apart``, gives
     mean((f(A) - B)**2) - mean((A - B)**2) / 2 and the same with A and B exchanged; their mean
-    has half the variance of either. Half the mean square, as in the paper, and not half the variance: brightness that changes
-    from frame to frame then adds half its square to the estimate, like motion.
+    has half the variance of either. Half the mean square, as in the paper, and not half the
+    variance: brightness that changes from frame to frame then adds half its square to the
+    estimate, like motion.
 
     Parameters
     ----------
