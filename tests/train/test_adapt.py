@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import prepare
+from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import open_frames
 from emdn_models import CheckpointError, FormatError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
