@@ -52,51 +52,37 @@ Stack = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two nets on the same frames, in electrons squared per pixel.
+    """Two nets on the same frames, in electrons squared per pixel."""
 
-    Attributes
-    ----------
-    before, after
-        uMSE of either (`emdn_models.metrics.umse`).
-    fell
-        By how much the squared error is less after (`fall`): far better known than either.
-    mean_ratio
-        Mean of the denoised frames over that of the raw ones, after.
-    """
-
-    before: HeldOut
+    before: HeldOut  # uMSE (`emdn_models.metrics.umse`)
     after: HeldOut
-    fell: Estimate
-    mean_ratio: float
+    fell: Estimate  # the difference (`fall`), far better known than either
+    mean_ratio: float  # of the denoised frames to the raw ones, after
 
     @property
     def better(self) -> bool:
         """Whether the error has fallen by more than the standard error of that, and rounding."""
         return self.fell.value > max(self.fell.se, _ROUNDING * self.before.error.value)
 
+    def numbers(self) -> dict[str, float]:
+        """Return uMSE before and after and the fall, each with its standard error."""
+        found = (self.before.error, self.after.error, self.fell)
+        named = dict(zip(("umse_before", "umse_after", "fell"), found, strict=True))
+        errors = {f"{name}_se": one.se for name, one in named.items()}
+        return {name: one.value for name, one in named.items()} | errors
+
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it.
-
-    Attributes
-    ----------
-    outcome
-        ``gained``; or, where the starting weights are saved, ``nothing gained`` or ``diverged``.
-    verdict
-        The start and the tuned net on the frames held out; None if it diverged.
-    drift
-        How much more frames two apart differ than neighbours, in electrons squared, of those
-        trained on; None of fewer than three (`emdn_models.metrics.HeldOut`).
-    path
-        The checkpoint.
-    """
+    """What came of it; unless it ``gained``, the starting weights are saved."""
 
     outcome: Literal["gained", "nothing gained", "diverged"]
-    verdict: Verdict | None
+    verdict: Verdict | None  # on the frames held out; None if it diverged
+    # How much more frames two apart differ than neighbours, of those trained on, in electrons
+    # squared (`emdn_models.metrics.HeldOut`); None of fewer than three.
     drift: Estimate | None
     steps: int
-    path: Path
+    path: Path  # of the checkpoint
 
 
 def adapt(config: AdaptConfig) -> Adapted:
@@ -170,7 +156,7 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
             "intensity": asdict(movie.scale), "start": os.fspath(config.start),
             "start_sha256": digest,
         },
-        "held_out": None if verdict is None else numbers(verdict),
+        "held_out": None if verdict is None else verdict.numbers(),
         "drift": None if drift is None else asdict(drift),
     }  # fmt: skip
     path = out / checkpoint.FILE_NAME
@@ -210,17 +196,6 @@ def warn_of_motion(drift: Estimate | None, movie: Movie) -> None:
             "by a pixel or more a frame are learned blurred, align the stack or record faster",
             movie.path, 100 * share,
         )  # fmt: skip
-
-
-def numbers(verdict: Verdict) -> dict[str, float]:
-    """Return uMSE before and after and the fall, each with its standard error."""
-    found = {
-        "umse_before": verdict.before.error, "umse_after": verdict.after.error,
-        "fell": verdict.fell,
-    }  # fmt: skip
-    return {name: one.value for name, one in found.items()} | {
-        f"{name}_se": one.se for name, one in found.items()
-    }
 
 
 def sha256(net: nn.Module) -> str:
