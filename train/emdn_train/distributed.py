@@ -23,19 +23,9 @@ from emdn_models.files import locked
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and how many there are.
+    """This process and how many there are."""
 
-    Attributes
-    ----------
-    device
-        Where this process computes.
-    rank
-        Number of this process; 0 is the first.
-    count
-        Number of processes.
-    """
-
-    device: torch.device
+    device: torch.device  # where this process computes
     rank: int = 0
     count: int = 1
 
