@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from emdn_models.metrics.blockwise import estimate, partition
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from emdn_deploy.selection import select
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse
+from emdn_models.metrics.heldout import estimate, partition
 from emdn_models.nets import build
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
 from emdn_models.spec import frames_of
