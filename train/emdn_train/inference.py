@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.bench import rows
-from emdn_deploy.bench.rounds import in_turn, warm
-from emdn_deploy.bench.run import stack_rate
+from emdn_deploy.bench.timing import in_turn, stack_rate, warm
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity, estimate
 from emdn_deploy.options import Device

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import torch
 
-from emdn_deploy.bench import machine
+from emdn_deploy.bench.rows import processor
 from emdn_models import __version__, checkpoint
 from emdn_models.files import renamed
 from emdn_train.config import WARM_UP, FitConfig, Fitted, mean
@@ -30,7 +30,7 @@ def describe(processes: "Processes") -> str:
     if processes.device.type == "cuda":
         text = torch.cuda.get_device_name(processes.device)
     else:
-        text = f"{machine.processor()}, {torch.get_num_threads()} threads"
+        text = f"{processor()}, {torch.get_num_threads()} threads"
     return text if processes.count == 1 else f"{text}, {processes.count} processes"
 
 

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from emdn_deploy.bench import machine
+from emdn_deploy.bench.rows import machine
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.pipeline import usable_cpus
 from emdn_models import MODELS, checkpoint
@@ -151,7 +151,7 @@ def _record(config: RecordConfig, data: Path, out: Path) -> dict[str, Any] | Non
         "data_range": "largest less smallest value of each true frame",
         "followed": FOLLOWED,
         "git_revision": where.info.text.get("git_revision"),
-        "machine": machine.facts("torch", "onnx", "h5py"),
+        "machine": machine("torch", "onnx", "h5py"),
     }  # fmt: skip
     with renamed(out / FILE_NAME) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
