@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from emdn_deploy.bench import rows
+from emdn_deploy.config import Device, Precision
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import Device, Precision
 from emdn_deploy.session import cuda_obstacle
 from emdn_models import MODELS, metrics, pretrained
 

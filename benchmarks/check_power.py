@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from emdn_deploy import Denoiser
 from emdn_deploy.checking import check
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_train.quality_tables import markdown
 from emdn_train.simulate.config import SimulateConfig
 from emdn_train.simulate.movie import simulate_movie

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import defects, flagged, intensity, motion, sampling
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Answer
 from emdn_deploy.flagged import Flagged
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.noise import findings
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE
 from emdn_models.errors import EmdnError, FormatError

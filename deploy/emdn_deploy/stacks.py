@@ -66,6 +66,23 @@ def as_stack(frames: ArrayLike) -> Stack:
     return stack
 
 
+def check_one_axis(shape: tuple[int, ...], model: str) -> None:
+    """Refuse frames along several axes for a model that sees neighbours in time.
+
+    Raises
+    ------
+    FormatError
+        Naming the remedy.
+    """
+    frame = shape[-3:] if len(shape) > 2 and shape[-1] == 1 < shape[-2] else shape[-2:]
+    lead = [length for length in shape[: -len(frame)] if length > 1]
+    if len(lead) > 1:
+        raise FormatError(
+            f"frames has shape {shape}, and {model} sees neighbours in time: pass (T, H, W), one "
+            "channel or position at a time, or take another model"
+        )
+
+
 def channels_last(shape: tuple[int, ...]) -> bool:
     """Say whether the last axis looks like colours or channels."""
     return len(shape) >= 3 and 2 <= shape[-1] <= 4 and min(shape[-3:-1]) > 8

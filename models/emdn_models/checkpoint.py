@@ -4,7 +4,7 @@ Layout (format version 1)::
 
     /                      attributes: format, format_version, emdn_version
     /<model>               attributes: preset, metadata (JSON text)
-    /<model>/<tensor>      float32 or integer arrays, named as in the net's state_dict
+    /<model>/<tensor>      float32, float16 or integer arrays, named as in the net's state_dict
 
 No pickle is involved: h5py, HDFView or any other HDF5 reader opens it.
 """

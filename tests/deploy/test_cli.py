@@ -9,7 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy import cli, listing
+from emdn_deploy import cli, inspect
 from emdn_models import pretrained
 from emdn_models.checkpoint import Weights, save
 
@@ -213,7 +213,7 @@ def test_models_are_listed(shipped: None, capsys) -> None:
     printed = capsys.readouterr().out
     assert "unet *" in printed
     assert "1,234,567" in printed
-    table = listing.table()
+    table = inspect.models_table()
     assert table["name"].to_list() == ["unet *", "dncnn"]
     assert table["dB at 0.4"].to_list() == [15.2, None]
 

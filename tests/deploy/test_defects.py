@@ -9,10 +9,10 @@ import pytest
 from scipy import ndimage
 
 from emdn_deploy import correction, defects, flagged, job
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.outcome import Report
 from emdn_deploy.readers import Frames, open_frames
+from emdn_deploy.report import Report
 from emdn_models.errors import FormatError
 
 
@@ -411,8 +411,8 @@ def run(tmp_path: Path, box_model: Path):
     def denoise(frames: np.ndarray, name: str = "a", **options) -> tuple[Report, np.ndarray]:
         source, target = tmp_path / f"{name}.npy", tmp_path / f"{name}_out.npy"
         np.save(source, frames)
-        made = DenoiseOptions(output=target, to="npy", **options)
-        return job.run(source, made, denoiser=model), np.load(target)
+        made = DenoiseOptions(output=target, to="npy", model=str(box_model), **options)
+        return job.run(source, made, opened={made.model: model}), np.load(target)
 
     return denoise
 

@@ -9,8 +9,8 @@ import pytest
 import tifffile
 
 from emdn_deploy import cli
-from emdn_deploy.readers import Choice, dm, rsciio
-from emdn_deploy.readers.offers import Offer, SeveralStacks
+from emdn_deploy.readers import Choice, vendors
+from emdn_deploy.readers.frames import Offer, SeveralStacks
 from emdn_models.errors import FormatError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
@@ -80,7 +80,7 @@ def test_images_of_a_dm_file() -> None:
 
     file = SimpleNamespace(getMemmap=get_memmap, numObjects=4)
     with pytest.raises(SeveralStacks, match=r"3 images: .*--dataset NUMBER") as refused:
-        dm._choose(Path("a.dm4"), file, 1, Choice())
+        vendors._choose_image(Path("a.dm4"), file, 1, Choice())
     assert refused.value.offers == [
         Offer("0", (5, 16, 24), "uint16"),
         Offer("1", (), "not readable (RGB)"),
@@ -92,9 +92,9 @@ def test_signals_of_rosettasciio() -> None:
     axes = [{"navigate": False, "index_in_array": i} for i in range(2)]
     signals = [{"data": STACK[0], "axes": axes}, {"data": STACK[1], "axes": axes}]
     with pytest.raises(SeveralStacks, match=r"2 stacks of frames \(Ripple\): 0 \(16, 24\) uint16"):
-        rsciio._choose(Path("a.rpl"), "Ripple", signals, Choice())
+        vendors._choose_signal(Path("a.rpl"), "Ripple", signals, Choice())
     with pytest.raises(FormatError, match="holds no frames"):
-        rsciio._choose(Path("a.rpl"), "Ripple", [], Choice())
+        vendors._choose_signal(Path("a.rpl"), "Ripple", [], Choice())
 
 
 def test_damage_is_still_an_error(tmp_path: Path, capsys) -> None:

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import cli, growing, job, output
-from emdn_deploy.filling import Filling
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import cli, job, output, watch
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.output import Filling, Sums
 from emdn_deploy.pipeline import blocks
 from emdn_deploy.readers import open_frames
-from emdn_deploy.sums import Sums
 from emdn_deploy.writers import Layout
 from emdn_models.errors import FormatError, OutputError
 
@@ -264,11 +263,15 @@ def test_nothing_is_replaced_unasked(source: Path, box_model: Path, name: str) -
     assert mine.read_bytes()[:4] != b"mine"
 
 
-def test_a_partial_file_of_somebody_else_is_left_alone(source: Path, box_model: Path) -> None:
-    other = source.with_name("movie_denoised.h5.partial")
+@pytest.mark.parametrize("suffix", ["", ".new", ".frames", ".map", ".lock"])
+def test_a_partial_file_of_somebody_else_is_left_alone(
+    source: Path, box_model: Path, suffix: str
+) -> None:
+    other = source.with_name(f"movie_denoised.h5.partial{suffix}")
     other.write_text("a download")
-    with pytest.raises(OutputError, match=r"no run of emdn has left it; move it away"):
-        run(source, box_model)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"no run of emdn has left it; move it away"):
+            run(source, box_model, overwrite=overwrite)
     assert other.read_text() == "a download"
 
 
@@ -293,7 +296,7 @@ def test_an_interrupted_block_is_counted_once(
     if followed:
         monkeypatch.setattr(Sums, "add_shifts", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            list(growing.dataset(source, target, options, 0.0, 0.01))
+            list(watch.dataset(source, target, options, 0.0, 0.01))
         with h5py.File(target) as file:
             assert len(file["frames"]) == 4
             mean, stored = file["emdn"].attrs["output_mean"], file["frames"][:].mean()
@@ -517,7 +520,7 @@ def test_a_kill_while_the_record_is_completed(
     options = {"sigma": sigma, "frames": None if suffix == ".h5" else "0:8"}
     whole = run(source, box_model, output=source.with_name(f"whole{suffix}"), **options)
     target = source.with_name(f"cut{suffix}")
-    module = {".h5": "mirror", ".hspy": "combined", ".tif": "tiff"}.get(suffix, suffix[1:])
+    module = {".h5": "mirror", ".hspy": "hdf5", ".tif": "tiff"}.get(suffix, suffix[1:])
 
     def dying(path: Path, late: object) -> None:
         if suffix in (".h5", ".hspy"):

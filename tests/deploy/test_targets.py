@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import cli, targets
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_models.errors import OutputError
 
 
@@ -26,24 +26,24 @@ def hdf5(tmp_path: Path, lattice) -> Path:
         ("movie.nxs", {}, "movie_denoised.nxs", "mirror"),
         ("movie.nxs", {"suffix": "-clean"}, "movie-clean.nxs", "mirror"),
         ("movie.nxs", {"to": "tif"}, "movie_denoised.tif", "tiff"),
-        ("movie.nxs", {"to": "hspy"}, "movie_denoised.hspy", "combined"),
+        ("movie.nxs", {"to": "hspy"}, "movie_denoised.hspy", "hdf5"),
         ("movie.nxs", {"to": "h5"}, "movie_denoised.h5", "mirror"),
-        ("movie.nxs", {"frames": "0:2"}, "movie_denoised.hspy", "combined"),
-        ("movie.dm4", {}, "movie_denoised.hspy", "combined"),
+        ("movie.nxs", {"frames": "0:2"}, "movie_denoised.hspy", "hdf5"),
+        ("movie.dm4", {}, "movie_denoised.hspy", "hdf5"),
         ("a.b.tif", {}, "a.b_denoised.tif", "tiff"),
         ("a.ome.TIFF", {}, "a_denoised.TIFF", "tiff"),
         ("a.btf", {}, "a_denoised.tif", "tiff"),
         ("a.tif", {"frames": "0:2"}, "a_denoised.tif", "tiff"),
-        ("a.tif", {"to": "hspy"}, "a_denoised.hspy", "combined"),
+        ("a.tif", {"to": "hspy"}, "a_denoised.hspy", "hdf5"),
         ("a.st", {}, "a_denoised.mrc", "mrc"),
         ("a.mrcs", {}, "a_denoised.mrcs", "mrc"),
         ("a.mrc.gz", {}, "a_denoised.mrc", "mrc"),
         ("a.b.npy", {}, "a.b_denoised.npy", "npy"),
-        ("a.ser", {}, "a_denoised.hspy", "combined"),
-        ("run/*.tif", {}, "run_denoised.hspy", "combined"),
+        ("a.ser", {}, "a_denoised.hspy", "hdf5"),
+        ("run/*.tif", {}, "run_denoised.hspy", "hdf5"),
         ("movie.ser", {"to": "mrc", "out_dir": Path("out")}, "out/movie_denoised.mrc", "mrc"),
-        ("run/*.dm4", {}, "run_denoised.hspy", "combined"),
-        ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "combined"),
+        ("run/*.dm4", {}, "run_denoised.hspy", "hdf5"),
+        ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "hdf5"),
     ],
 )
 def test_outputs_lie_beside_their_inputs(hdf5: Path, name, options, expected, module) -> None:

@@ -1,6 +1,7 @@
 """Acquisitions that are still being written."""
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, growing, watch
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import Denoiser, cli, output, watch
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 from emdn_models.errors import FormatError, OutputError
 
@@ -75,7 +76,9 @@ def test_new_files_are_denoised_in_order(tmp_path: Path, box_model: Path, frames
     assert "first 8 frames" in scale.scale.note
 
 
-def test_what_was_done_before_is_not_done_again(tmp_path: Path, box_model: Path, frames) -> None:
+def test_what_was_done_before_is_not_done_again(
+    tmp_path: Path, box_model: Path, frames, caplog
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     for number in range(3):
@@ -84,9 +87,12 @@ def test_what_was_done_before_is_not_done_again(tmp_path: Path, box_model: Path,
     first = list(watch.folder(folder, given, 2.0, 1.0, lambda _: None))
     assert len(first) == 3
     np.save(folder / "f_3.npy", frames[3])
+    os.utime(folder / "f_1.npy", (time.time() + 9, time.time() + 9))
     again = list(watch.folder(folder, given, 2.0, 1.0, lambda _: None))
     assert [arrival.source.name for arrival in again] == ["f_3.npy"]
     assert len(list((tmp_path / "out").glob("*.npy"))) == 4
+    newer = [text for text in caplog.messages if "is newer than its output" in text]
+    assert [text.partition("run/")[2][:7] for text in newer] == ["f_1.npy"]
 
 
 def test_a_tree_keeps_its_folders(tmp_path: Path, box_model: Path, frames) -> None:
@@ -155,7 +161,7 @@ def test_stopping_completes_the_output(tmp_path: Path, box_model: Path, frames) 
     source, target = tmp_path / "a.h5", tmp_path / "out.h5"
     with h5py.File(source, "w", libver="latest") as file:
         file.create_dataset("frames", data=frames, chunks=(1, 32, 32), maxshape=(None, 32, 32))
-    arrivals = growing.dataset(source, target, options(box_model, batch=4), 60.0, 1.0)
+    arrivals = watch.dataset(source, target, options(box_model, batch=4), 60.0, 1.0)
     next(arrivals)
     next(arrivals)
     assert not target.exists()
@@ -169,7 +175,7 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path: Path, box_model: Path
     source = tmp_path / "a.h5"
     source.write_text("no HDF5")
     with pytest.raises(FormatError, match="must write it in SWMR mode"):
-        list(growing.dataset(source, tmp_path / "out.h5", options(box_model), 1.0, 1.0))
+        list(watch.dataset(source, tmp_path / "out.h5", options(box_model), 1.0, 1.0))
     with h5py.File(source, "w", libver="latest") as file:
         file.create_dataset(
             "frames", shape=(0, 32, 32), dtype="u2", chunks=(1, 32, 32), maxshape=(None, 32, 32)
@@ -177,9 +183,7 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path: Path, box_model: Path
     began = time.monotonic()
     with pytest.raises(FormatError, match="stayed empty for 2 s"):
         list(
-            growing.dataset(
-                source, tmp_path / "out.h5", options(box_model), 2.0, 1.0, lambda _: None
-            )
+            watch.dataset(source, tmp_path / "out.h5", options(box_model), 2.0, 1.0, lambda _: None)
         )
     assert time.monotonic() - began < 10
 
@@ -298,7 +302,7 @@ def live(tmp_path: Path, frames) -> Path:
 
 def follow(live: Path, target: Path, model: Path, **more: Any) -> list[watch.Arrival]:
     given = options(model, batch=4, **more)
-    return list(growing.dataset(live, target, given, 2.0, 1.0, lambda _: None))
+    return list(watch.dataset(live, target, given, 2.0, 1.0, lambda _: None))
 
 
 @pytest.mark.parametrize(
@@ -308,15 +312,15 @@ def test_after_an_error_it_stays_partial_and_is_continued(
     tmp_path: Path, box_model: Path, live: Path, monkeypatch, error: Exception
 ) -> None:
     follow(live, tmp_path / "whole.h5", box_model)
-    target, append = tmp_path / "out.h5", growing._Growing.append
+    target, append = tmp_path / "out.h5", watch._Growing.append
 
-    def failing(self: growing._Growing, *blocks: Any) -> None:
+    def failing(self: watch._Growing, *blocks: Any) -> None:
         if self.done >= 12:
-            with self._disk():
+            with output.disk(self.partial):
                 raise error
         append(self, *blocks)
 
-    monkeypatch.setattr(growing._Growing, "append", failing)
+    monkeypatch.setattr(watch._Growing, "append", failing)
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
         follow(live, target, box_model)
     monkeypatch.undo()
@@ -343,7 +347,9 @@ def test_a_consumer_that_fails_publishes_nothing(
 
     monkeypatch.setattr("builtins.print", broken)
     with pytest.raises(OSError, match="terminal is gone"):
-        cli.watch(live, output=tmp_path / "out.h5", model=str(box_model), device="cpu", idle=0.0)
+        cli.watch(
+            source=live, output=tmp_path / "out.h5", model=str(box_model), device="cpu", idle=0.0
+        )
     assert not (tmp_path / "out.h5").exists()
     assert (tmp_path / "out.h5.partial").exists()
 
@@ -357,7 +363,7 @@ def test_a_file_that_was_begun_anew_is_not_continued(
         with h5py.File(live, "r+", libver="latest") as file:
             file["frames"].resize(20, axis=0)
 
-    arrivals = growing.dataset(live, tmp_path / "out.h5", given, 2.0, 1.0, shorten)
+    arrivals = watch.dataset(live, tmp_path / "out.h5", given, 2.0, 1.0, shorten)
     with pytest.raises((FormatError, OSError)):
         list(arrivals)
 
@@ -366,11 +372,11 @@ def test_a_killed_follower_is_begun_anew(
     tmp_path: Path, box_model: Path, live: Path, child
 ) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom emdn_deploy import growing\n"
-        "from emdn_deploy.options import DenoiseOptions\n"
+        "import os, sys\nfrom pathlib import Path\nfrom emdn_deploy import watch\n"
+        "from emdn_deploy.config import DenoiseOptions\n"
         "given = DenoiseOptions(model=sys.argv[3], device='cpu', batch=4)\n"
         "places = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "arrivals = growing.dataset(*places, given, 60.0, 1.0)\n"
+        "arrivals = watch.dataset(*places, given, 60.0, 1.0)\n"
         "for number, _ in enumerate(arrivals):\n    number == 3 and os.kill(os.getpid(), 9)\n"
     )
     target = tmp_path / "out.h5"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.correction import prepare
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
 from emdn_models import CheckpointError, FormatError, ModelError, checkpoint, pretrained
 from emdn_models.nets import build, load_state

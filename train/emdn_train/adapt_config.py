@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_models import ModelError
 from emdn_models.spec import spec_of
 from emdn_train.config import Device, FitConfig
@@ -37,7 +37,7 @@ class AdaptConfig:
     batch_size, lr, patch, device, seed
         As of `emdn_train.config.FitConfig`.
     dataset, axes, frames, gain, offset, dark, gain_map, defects, keep_bad_pixels
-        As of `emdn_deploy.options.DenoiseOptions`; give what deployment will be given.
+        As of `emdn_deploy.config.DenoiseOptions`; give what deployment will be given.
     """
 
     stack: str | PathLike[str]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from emdn_deploy.flags import Axes, Dataset, Gain, Offset, Selected
+from emdn_deploy.config import Axes, Dataset, Gain, Offset, Selected
 from emdn_train.flags import need_torch
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emdn_deploy.flags import On
+from emdn_deploy.config import On
 from emdn_train.flags import Specific, benchmark_options, names_of, need_torch
 
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from emdn_deploy.bench import rows
 from emdn_deploy.bench.timing import in_turn, stack_rate, warm
+from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity, estimate
-from emdn_deploy.options import Device
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models import metrics
 from emdn_models.errors import FormatError

@@ -22,7 +22,7 @@ from emdn_deploy import intensity
 from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
 from emdn_train import index
-from emdn_train.onnx_graph import INPUTS
+from emdn_train.onnx_graph import INPUTS, unpacked
 from emdn_train.simulate.config import one_thread
 from emdn_train.simulate.testset import first_specimens
 from emdn_train.uncertainty import Recorded, mended, recordings
@@ -77,7 +77,7 @@ def add(folder: Path, name: str, precision: str) -> Made:
 
 @one_thread()
 def _make(source: Path, precision: str, file: Path) -> Made:
-    model = onnx.load(source)
+    model = unpacked(onnx.load(source))
     inner = inner_convolutions(model)
     if precision == "int8":
         inner = [node for node in inner if node.op_type == "Conv"]
@@ -89,7 +89,9 @@ def _make(source: Path, precision: str, file: Path) -> Made:
         results = {name for node in inner for name in node.output}
         relus = [one for one in model.graph.node
                  if one.op_type == "Relu" and results.intersection(one.input)]  # fmt: skip
-        quantise(source, [node.name for node in inner + relus], file)
+        plain = file.with_name("float32.onnx")
+        onnx.save(model, plain)
+        quantise(plain, [node.name for node in inner + relus], file)
     else:
         onnx.save(halved(model), file)
         judged = file.with_name("rounded.onnx")

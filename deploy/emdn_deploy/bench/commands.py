@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.flags import Numbers, On, Threads
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions, Numbers, On, Threads
 from emdn_models import console
 
 _DEFAULT = DenoiseOptions()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emdn_deploy.bench.timing import percentile
-from emdn_deploy.options import Device
+from emdn_deploy.config import Device
 from emdn_deploy.pipeline import usable_cpus
 from emdn_deploy.session import Session
 from emdn_models import console, pretrained

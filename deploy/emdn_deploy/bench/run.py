@@ -21,8 +21,8 @@ from emdn_deploy.bench.timing import (
     stream,
     warm,
 )
+from emdn_deploy.config import Device, Precision
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import Device, Precision
 from emdn_models import MODELS
 from emdn_models.errors import EmdnError
 

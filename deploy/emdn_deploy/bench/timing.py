@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.options import Device
 
 Call = Callable[[], object]
 

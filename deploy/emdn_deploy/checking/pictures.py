@@ -14,7 +14,7 @@ from emdn_deploy.checking import tables
 from emdn_deploy.checking.exhibits import Exhibits, Shown
 from emdn_deploy.checking.kinds import KINDS
 from emdn_deploy.checking.result import CheckResult, Correlations, Maps, Spectrum
-from emdn_deploy.preview import log_power, scale_bar
+from emdn_deploy.figures import log_power, scale_bar
 from emdn_deploy.readers.frames import Axis
 
 _DPI = 80

@@ -9,11 +9,11 @@ from typing import Any
 import h5py
 import tifffile
 
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.model_info import stored
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import is_hdf5
 from emdn_deploy.readers.hdf5 import open_file
-from emdn_deploy.writers.hdf5_frames import GROUP
+from emdn_deploy.writers.hdf5 import GROUP
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
 

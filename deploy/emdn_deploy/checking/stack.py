@@ -18,13 +18,12 @@ from emdn_deploy.checking.exhibits import Slices
 from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.held import Held
 from emdn_deploy.checking.result import CheckResult, Spectrum, StackFacts
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import WHITE
-from emdn_deploy.readers.offers import SeveralStacks
+from emdn_deploy.readers.frames import WHITE, SeveralStacks
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics.rings import rings
 

@@ -1,5 +1,6 @@
-"""What every reader returns: an open stack of frames, read a block at a time."""
+"""What every reader returns: an open stack of frames, with its axes and their names."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ CUT_SHORT = "cut short"
 
 WHITE = "white"
 """In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
+
+_LISTED = 8  # in an error, which is one line
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,12 @@ class Frames:
         Data type in the file.
     order
         One letter per stored axis, as in `Choice.axes`.
-    stored_shape
-        Shape in the file, one length per letter of ``order``.
-    axes
-        Calibration, one per letter of ``order``.
+    stored_shape, axes
+        Lengths in the file and calibration, one per letter of ``order``.
     read_block
         ``read_block(start, stop)`` gives (stop - start, H, W) in the file's dtype.
-    dataset
-        Path inside the file, ``""`` for formats with one stack per file.
-    why
-        Why this dataset was taken, in words.
+    dataset, why
+        Path inside the file, ``""`` for formats with one stack per file, and why it was taken.
     metadata
         Facts of the file worth showing or carrying over, as text.
     parts
@@ -90,8 +89,6 @@ class Frames:
         ``dataset``; empty where it is one.
     notes
         What was assumed, left out or changed on reading, as the user must know it.
-    compressed
-        Whether the file's frames are compressed.
     numbers
         Which of the file's frames these are; None for all.
     files
@@ -152,13 +149,7 @@ class Frames:
 
 
 def check_dtype(where: str, dtype: np.dtype[Any]) -> None:
-    """Refuse what is not one real number per pixel.
-
-    Raises
-    ------
-    FormatError
-        For complex, compound (RGB), text and object data.
-    """
+    """Refuse complex, compound (RGB), text and object data with a FormatError."""
     if dtype.kind == "c":
         raise FormatError(
             f"{where}: holds complex numbers ({dtype}); emdn denoises real frames: "
@@ -229,12 +220,7 @@ def _free_letter(order: str) -> str:
 
 
 def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Judge `default_order` for a file that says nothing of its axes.
-
-    Returns
-    -------
-    tuple of str
-        What the user should be told (see `Frames.notes`).
+    """Return notes on `default_order` for a file that says nothing of its axes.
 
     Raises
     ------
@@ -257,10 +243,84 @@ def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     return ()
 
 
-def stack_shape(shape: tuple[int, ...], order: str) -> tuple[int, int, int]:
-    """Return (N, H, W) of a stored shape, with all other axes counted as frames."""
-    height, width = shape[order.index("y")], shape[order.index("x")]
-    count = 1
-    for length, letter in zip(shape, order, strict=True):
-        count *= 1 if letter in "yx" else length
-    return count, height, width
+@dataclass(frozen=True)
+class Offer:
+    """One of several stacks of a file.
+
+    Attributes
+    ----------
+    dataset
+        What ``--dataset`` calls it.
+    chunks
+        How it is cut into pieces, None where it is not.
+    label
+        Another name for it that ``--dataset`` takes, such as the detector's.
+    """
+
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None = None
+    label: str = ""
+
+    @classmethod
+    def of(cls, dataset: str, array: Any, label: str = "") -> "Offer":
+        """Describe an array, or anything with a shape and a dtype."""
+        chunks = getattr(array, "chunks", None)
+        return cls(dataset, tuple(array.shape), str(array.dtype), chunks, label)
+
+    @property
+    def name(self) -> str:
+        """Return path and label."""
+        return f"{self.dataset} ({self.label})" if self.label else self.dataset
+
+
+class SeveralStacks(FormatError):
+    """A file that holds several stacks and does not say which are the frames.
+
+    Attributes
+    ----------
+    kind
+        What they are, in words.
+    offers
+        In the file's order.
+    more
+        What else can be done, after the list.
+    """
+
+    def __init__(self, path: Path, kind: str, offers: list[Offer], more: str = "") -> None:
+        what = "NUMBER" if offers[0].dataset.isdigit() else "PATH"
+        listed = "; ".join(f"{one.name} {one.shape} {one.dtype}" for one in offers[:_LISTED])
+        if len(offers) > _LISTED:
+            listed += f"; and {len(offers) - _LISTED} more (emdn-deploy inspect lists all)"
+        if any(one.label for one in offers):
+            what += " or the name in brackets"
+        super().__init__(
+            f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset {what}{more}"
+        )
+        self.kind, self.offers = kind, offers
+
+
+def only_stack(offers: list[Offer]) -> tuple[int | None, str]:
+    """Return which of several is the only one of more than a single frame, and why, in words."""
+    stacks = [one for one in offers if len(one.shape) > 2 and math.prod(one.shape[:-2]) > 1]
+    single = [one for one in offers if one not in stacks]
+    if len(stacks) != 1 or any(len(one.shape) > 3 for one in stacks):
+        return None, ""
+    listed = ", ".join(f"{one.dataset} {one.shape}" for one in single)
+    return offers.index(stacks[0]), f"the only stack {stacks[0].shape}; single frames: {listed}"
+
+
+def numbered(path: Path, what: str, choice: Choice, count: int) -> int | None:
+    """Return the number that ``--dataset`` asks for, None where it does not ask.
+
+    Raises
+    ------
+    FormatError
+        If there is no such image, series or stack.
+    """
+    if choice.dataset is None:
+        return None
+    if not choice.dataset.isdigit() or int(choice.dataset) >= count:
+        raise FormatError(f"{path}: has no {what} {choice.dataset!r}; it has 0 to {count - 1}")
+    return int(choice.dataset)

@@ -11,13 +11,7 @@ from emdn_models.errors import FormatError
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
-    """Open an array of frames.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, holds objects, or is not frames.
-    """
+    """Open an array of frames; FormatError if it is damaged, holds objects, or is not frames."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -17,7 +17,8 @@ import numpy as np
 from emdn_deploy.readers.frames import Frames
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
-from emdn_deploy.writers.hdf5_frames import (
+from emdn_deploy.writers import SIGMA, Layout, Provenance, Storage
+from emdn_deploy.writers.hdf5 import (
     ERRORS,
     create_frames,
     create_sigma,
@@ -27,7 +28,6 @@ from emdn_deploy.writers.hdf5_frames import (
     probe,
     record,
 )
-from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
 from emdn_models.errors import FormatError, OutputError
 
 _log = logging.getLogger(__name__)

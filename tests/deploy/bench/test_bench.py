@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from emdn_deploy import cli, listing
+from emdn_deploy import cli, inspect
 from emdn_deploy.bench import rows, run, timing
 from emdn_deploy.session import open_session
 from emdn_models import MODELS
@@ -140,7 +140,8 @@ def test_a_row_says_what_ran(make_model, tmp_path) -> None:
 
 
 def test_a_gain_is_the_mean_that_is_listed_and_belongs_to_weights(make_model, tmp_path) -> None:
-    listed = listing.table().filter(pl.col("name") == "unet *").select(pl.col("^dB at .*$")).row(0)
+    table = inspect.models_table().filter(pl.col("name") == "unet *")
+    listed = table.select(pl.col("^dB at .*$")).row(0)
     found = rows.gain_db(open_session("unet", "cpu", 1))
     assert found == pytest.approx(sum(listed) / 3, abs=0.1)
     path = make_model(

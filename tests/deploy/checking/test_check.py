@@ -12,7 +12,7 @@ import tifffile
 
 from emdn_deploy import job
 from emdn_deploy.checking import check
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_models.errors import EmdnError, FormatError, ModelError
 
 Array = np.ndarray[Any, Any]

@@ -12,8 +12,8 @@ from emdn_deploy.checking import check
 from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.compare import FRAMES, Sample
 from emdn_deploy.checking.summary import compared
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.options import DenoiseOptions
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 SCALE = Intensity(68.0, 1.0, 0.0, 8.2, "")

@@ -9,7 +9,7 @@ from emdn_deploy import correction
 from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.result import Limits
 from emdn_deploy.checking.verdict import findings
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 SIDE, FRAMES = 64, 24

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy.checking import check, evaluate, grounds
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 
 
 def _peak(work, *arguments) -> int:

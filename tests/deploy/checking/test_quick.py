@@ -8,7 +8,7 @@ import pytest
 
 from emdn_deploy import Denoiser, correction
 from emdn_deploy.checking.quick import BOUNDS, Quick
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"

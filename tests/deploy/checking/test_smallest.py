@@ -11,8 +11,8 @@ from emdn_deploy.checking import smallest
 from emdn_deploy.checking.camera import Camera
 from emdn_deploy.checking.grounds import grounds_of
 from emdn_deploy.checking.quick import Quick
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.correction import prepare
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"

@@ -11,7 +11,7 @@ from emdn_deploy.checking import check, summary, whole
 from emdn_deploy.checking.chance import allowed
 from emdn_deploy.checking.result import Limits
 from emdn_deploy.checking.whole import Bounds
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_models.metrics import Linearity
 
 

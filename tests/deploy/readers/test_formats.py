@@ -15,8 +15,8 @@ import pytest
 import tifffile
 
 from emdn_deploy import job, targets
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Choice, arrays, dm, open_frames
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.readers import Choice, arrays, open_frames, vendors
 from emdn_deploy.readers.folder import natural, split_pattern
 from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import FormatError, MissingExtraError
@@ -133,10 +133,10 @@ def test_tiff_calibrations(tmp_path: Path) -> None:
     axis = expect(tmp_path / "o.ome.tif", STACK)
     assert (axis.units, axis.step) == ("nm", pytest.approx(0.3))
     tifffile.imwrite(
-        tmp_path / "dm.tif", STACK, photometric="minisblack",
+        tmp_path / "vendors.tif", STACK, photometric="minisblack",
         extratags=[(65003, "s", 0, "nm", True), (65009, "d", 1, 0.25, True)],
     )  # fmt: skip
-    axis = expect(tmp_path / "dm.tif", STACK)
+    axis = expect(tmp_path / "vendors.tif", STACK)
     assert (axis.units, axis.step) == ("nm", 0.25)
     tifffile.imwrite(tmp_path / "print.tif", STACK, photometric="minisblack", resolution=(72, 72))
     assert expect(tmp_path / "print.tif", STACK).step is None
@@ -232,11 +232,11 @@ def test_a_folder_is_a_stack_in_natural_order(tmp_path: Path, dm_file) -> None:
 
 
 def test_a_pattern_is_a_stack(tmp_path: Path) -> None:
-    for number in (9, 10, 100):
-        np.save(tmp_path / f"f{number}.npy", STACK[:2] + number)
-    (tmp_path / "other.tif").write_text("not taken")
+    for number, name in ((9, "f9"), (10, "f10.partial"), (100, "f100")):  # one of the user's own
+        np.save(tmp_path / f"{name}.npy", STACK[:2] + number)
+    (tmp_path / "f1.npy.partial.map").write_text("not taken")
     expected = np.concatenate([STACK[:2] + number for number in (9, 10, 100)])
-    expect(tmp_path / "f*.npy", expected)
+    expect(tmp_path / "f*", expected)
     with open_frames(tmp_path / "*.npy") as frames:
         np.testing.assert_array_equal(frames.read(1, 5), expected[1:5])
 
@@ -316,11 +316,11 @@ def test_a_stack_calibrated_along_x_and_y_only_keeps_that() -> None:
         scaleUnit=["", "", "µm", "µm"],
         origin=[0.0, 0.0, 2.0, 0.0],
     )
-    along, y, x = dm._axes(file, 1, 3)
+    along, y, x = vendors._dm_axes(file, 1, 3)
     assert along == Axis()
     assert (y.units, y.step, y.origin) == ("µm", 0.05, 0.0)
     assert (x.units, x.step, x.origin) == ("µm", 0.06, -0.12)
-    assert dm._axes(file, 1, 4) == ()
+    assert vendors._dm_axes(file, 1, 4) == ()
 
 
 @pytest.mark.parametrize(

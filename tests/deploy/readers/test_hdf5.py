@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, inspection, job
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import Denoiser, inspect, job
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.readers.frames import Axis
-from emdn_deploy.readers.hdf5_axes import order_of, text_of, velox_detector
+from emdn_deploy.readers.hdf5_conventions import order_of, text_of, velox_detector
 from emdn_models.errors import FormatError, MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
@@ -340,7 +340,7 @@ def test_velox_detectors_have_names(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
     with pytest.raises(FormatError, match=r"no dataset 'DF4'; it offers .*\(BF\), .*\(HAADF\)"):
         open_frames(path, Choice(dataset="DF4"))
-    assert "--dataset BF" in list(inspection.describe(path, Choice()))[-1]
+    assert "--dataset BF" in list(inspect.describe(path, Choice()))[-1]
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_a_long_list_is_cut(tmp_path: Path) -> None:
             file[f"frame_{number}"] = STACK[0]
     with pytest.raises(FormatError, match=r"holds 30 stacks.* and 22 more \(emdn-deploy inspect"):
         open_frames(tmp_path / "a.h5")
-    assert len(list(inspection.describe(tmp_path / "a.h5", Choice()))) == 32
+    assert len(list(inspect.describe(tmp_path / "a.h5", Choice()))) == 32
 
 
 @pytest.mark.parametrize(

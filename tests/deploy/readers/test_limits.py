@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy.readers import Choice, guarded, limits, open_frames
+from emdn_deploy.readers import Choice, hdf5_guard, limits, open_frames
 from emdn_deploy.writers import Storage, lay_out
 from emdn_models.errors import FormatError
 
@@ -152,7 +152,7 @@ def test_trees_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = tmp_path / "tree.h5"
     with h5py.File(path, "w") as file:
         group = file
-        for _ in range(guarded.DEEPEST + 1):
+        for _ in range(hdf5_guard.DEEPEST + 1):
             group = group.create_group("g")
         group["images"] = FRAMES
     refused(path, "groups inside one another, more than 100 deep")
@@ -160,9 +160,9 @@ def test_trees_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         file["images"] = FRAMES
         for number in range(30):
             file.create_group(f"g{number}")
-    monkeypatch.setattr(guarded, "MOST_OBJECTS", 30)
+    monkeypatch.setattr(hdf5_guard, "MOST_OBJECTS", 30)
     refused(path, "more than 30 groups and datasets")
-    monkeypatch.setattr(guarded, "MOST_OBJECTS", 32)
+    monkeypatch.setattr(hdf5_guard, "MOST_OBJECTS", 32)
     with open_frames(path) as frames:
         assert frames.shape == FRAMES.shape
 
@@ -369,10 +369,10 @@ def test_ser_headers(
 def test_dm_tags_have_a_bound(
     tmp_path: Path, dm_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from emdn_deploy.readers import dm
+    from emdn_deploy.readers import vendors
 
     path = dm_file(tmp_path / "a.dm4", FRAMES)
-    monkeypatch.setattr(dm, "_MOST_TAGS", 10)
+    monkeypatch.setattr(vendors, "_MOST_TAGS", 10)
     refused(path, "it has more than 10 tags")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import job, selection
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import mrc, open_frames
 from emdn_models.errors import FormatError
 
@@ -41,6 +41,14 @@ def test_a_negative_size_is_its_absolute_value(tmp_path: Path) -> None:
     with open_frames(write(tmp_path / "a.mrc", mx=-32, cella=(64.0, -48.0, 1.0))) as frames:
         assert (frames.axis("x").step, frames.axis("y").step) == (2.0, 2.0)
         assert frames.notes[0] == "the voxel size -2 Å along y is taken as 2 Å"
+
+
+def test_columns_that_run_along_y(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mrc", mapc=2, mapr=1, cella=(24.0, 64.0, 1.0), mx=24, my=32)
+    with open_frames(path) as frames:
+        assert frames.shape == (5, 24, 32)
+        assert (frames.axis("y").step, frames.axis("x").step) == (1.0, 2.0)
+        assert "columns, rows and sections run along y, x, z" in frames.notes[0]
 
 
 def test_a_size_that_is_none(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, growing, job, output
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import Denoiser, cli, job, output, watch
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.parts import Parts
+from emdn_deploy.readers.hdf5 import Parts
 from emdn_models.errors import FormatError, OutputError
 
 FRAMES = np.random.default_rng(0).poisson(20, (12, 16, 24)).astype(np.uint16)
@@ -191,4 +191,4 @@ def test_inspect_tells_of_the_parts(master: Path, capsys) -> None:
 def test_a_master_cannot_be_followed(master: Path, box_model: Path) -> None:
     options = DenoiseOptions(model=str(box_model), device="cpu")
     with pytest.raises(FormatError, match="in 3 parts; watch one of them"):
-        next(growing.dataset(master, master.with_name("out.h5"), options, 0.1, 0.01))
+        next(watch.dataset(master, master.with_name("out.h5"), options, 0.1, 0.01))

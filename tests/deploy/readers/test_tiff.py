@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from emdn_deploy import job, selection
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models.errors import EmdnError, FormatError
 

@@ -9,9 +9,9 @@ import pytest
 
 from emdn_deploy import job
 from emdn_deploy.calibration import imaging_mode
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.offers import SeveralStacks
+from emdn_deploy.readers.frames import SeveralStacks
 from emdn_models.errors import FormatError
 
 STACK = np.random.default_rng(0).poisson(30, (6, 16, 24)).astype(np.uint16)

@@ -15,8 +15,8 @@ import pytest
 import tifffile
 
 from emdn_deploy import cli, job, output
-from emdn_deploy.filling import Filling
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.output import Filling
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models.errors import OutputError
 

@@ -12,9 +12,9 @@ import pytest
 import tifffile
 
 from emdn_deploy import Denoiser, cli, job, output
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.writers.integers import storable
+from emdn_deploy.writers import storable
 from emdn_models.errors import OutputError
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, job
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 

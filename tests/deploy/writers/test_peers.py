@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from emdn_deploy import Denoiser, job
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 # What the peers warn of is theirs.
@@ -43,7 +43,7 @@ def expected(movie: Path, box_model: Path) -> np.ndarray:
         return Denoiser(box_model).denoise(frames.read(0, 4), gain=1.0, offset=0.0)
 
 
-def test_hyperspy_opens_the_combined_file(movie: Path, run, expected) -> None:
+def test_hyperspy_opens_the_hspy_file(movie: Path, run, expected) -> None:
     hyperspy = pytest.importorskip("hyperspy.api")
     target = run(movie, to="hspy")
     assert target.name == "movie_denoised.hspy"
@@ -87,7 +87,7 @@ def test_hyperspy_opens_a_mirrored_velox_file(tmp_path: Path, run, lattice) -> N
         assert file["Data/Image/abc/Data"].shape == (30, 44, 3)
 
 
-def test_nexusformat_opens_the_combined_file(movie: Path, run, expected) -> None:
+def test_nexusformat_opens_the_hspy_file(movie: Path, run, expected) -> None:
     nexusformat = pytest.importorskip("nexusformat.nexus")
     root = nexusformat.nxload(str(run(movie, to="hspy")))
     data = root.get_default()
@@ -99,7 +99,7 @@ def test_nexusformat_opens_the_combined_file(movie: Path, run, expected) -> None
     np.testing.assert_allclose(np.diff(y.nxvalue), 0.2, rtol=1e-5)
 
 
-def test_emdfile_opens_the_combined_file(movie: Path, run, expected, tmp_path: Path) -> None:
+def test_emdfile_opens_the_hspy_file(movie: Path, run, expected, tmp_path: Path) -> None:
     emdfile = pytest.importorskip("emdfile")
     renamed = run(movie, to="hspy").rename(tmp_path / "movie_denoised.h5")
     array = emdfile.read(str(renamed), emdpath="Experiments/movie")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import Denoiser, cli, inspection, job, output, targets
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import Denoiser, cli, inspect, job, output, targets
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models.errors import OutputError
 
@@ -144,7 +144,7 @@ def test_any_axis_order(tmp_path: Path, run, lattice, order: str) -> None:
 def test_the_output_is_an_input_without_a_question(source: Path, run, to: str) -> None:
     first = run(source, to=to)
     dataset = first.sigma.removesuffix("_sigma")
-    assert any(f"{dataset} (" in line for line in inspection.describe(first.output, Choice()))
+    assert any(f"{dataset} (" in line for line in inspect.describe(first.output, Choice()))
     for sigma in (False, True):
         again = run(first.output, sigma=sigma, suffix=f"_again_{sigma}")
         assert again.dataset == dataset

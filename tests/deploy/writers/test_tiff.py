@@ -9,9 +9,9 @@ import pytest
 import tifffile
 
 from emdn_deploy import job
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.outcome import Report
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
+from emdn_deploy.report import Report
 
 STACK = np.random.default_rng(0).poisson(20, (6, 24, 32)).astype(np.uint16)
 

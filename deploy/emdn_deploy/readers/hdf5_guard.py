@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.readers import limits
+from emdn_deploy.readers.scratch import filters_of
 from emdn_models import hdf5
 from emdn_models.errors import FormatError
 
@@ -47,15 +48,11 @@ def check_tree(path: Path, file: h5py.File) -> None:
     """
     count = itertools.count(1)
 
-    def stop(name: bytes) -> str | None:
+    def check(name: bytes) -> str | None:
         if name.count(b"/") >= DEEPEST:
             return f"groups inside one another, more than {DEEPEST} deep"
-        many = next(count) > MOST_OBJECTS
-        return f"more than {MOST_OBJECTS} groups and datasets" if many else None
-
-    def check(name: bytes) -> str | None:
-        if found := stop(name):
-            return found
+        if next(count) > MOST_OBJECTS:
+            return f"more than {MOST_OBJECTS} groups and datasets"
         hdf5.check_attributes(h5py.h5o.open(file.id, name))
         return None
 
@@ -87,25 +84,22 @@ class Guarded:
         self.chunks: tuple[int, ...] | None = dataset.chunks
         self._where = f"{path}: {dataset.name}"
         self._seen: set[tuple[int, ...]] = set()
-        settings = dataset.id.get_create_plist()
-        self._filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
+        self._filters = filters_of(dataset)
         self._bytes = math.prod(self.chunks or ()) * self.dtype.itemsize
-        self.files = {Path(dataset.file.filename), *_outside(dataset)}
+        # HDF5 takes the names of raw files from the working folder.
+        named = (Path(name) for name, _, _ in dataset.external or ())
+        raw = {place for place in named if place.is_file()}
+        self.files = {Path(dataset.file.filename), *raw}
         if dataset.is_virtual:
-            self.files |= check_sources(path, dataset)
+            self.files |= _sources(path, dataset)
         else:
-            self._check_claims()
+            self._check_claims(raw)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the shape, which may grow."""
         shape: tuple[int, ...] = self.dataset.shape
         return shape
-
-    @property
-    def ndim(self) -> int:
-        """Return the number of axes."""
-        return len(self.shape)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -117,23 +111,23 @@ class Guarded:
         data: NDArray[Any] = self.dataset[where]
         return data
 
-    def _check_claims(self) -> None:
+    def _check_claims(self, raw: set[Path]) -> None:
         """Compare the claimed size with the stored one, and a chunk's with memory."""
         # Large chunks that are deflated at the most are decoded in parts (scratch.py).
         whole = not set(self._filters) <= {_SHUFFLE, _DEFLATE, _FLETCHER}
         if whole and 2 * self._bytes > limits.memory():
             raise FormatError(
-                f"{self._where}: has chunks {self.chunks} of {limits.size(self._bytes)}, each of "
-                f"which is decoded whole, and there are {limits.size(limits.memory())} of memory; "
+                f"{self._where}: has chunks {self.chunks} of {limits.human(self._bytes)}, each of "
+                f"which is decoded whole, and there are {limits.human(limits.memory())} of memory; "
                 "store it in smaller chunks, with h5repack for example"
             )
         claimed = math.prod(self.shape) * self.dtype.itemsize
         if claimed > _SMALL:
-            stored = sum(one.stat().st_size for one in _outside(self.dataset))
+            stored = sum(one.stat().st_size for one in raw)
             stored = stored if self.dataset.external else self.dataset.id.get_storage_size()
             limits.check_stored(self._where, claimed, stored)
         if self._filters and self._bytes and claimed:
-            self._check_chunk((0,) * self.ndim)
+            self._check_chunk((0,) * len(self.shape))
 
     def _touched(self, where: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
         """Yield the first elements of the chunks that a selection needs."""
@@ -148,43 +142,43 @@ class Guarded:
         return itertools.product(*axes)
 
     def _check_chunk(self, place: tuple[int, ...]) -> None:
+        """Compare what a stored chunk decodes to with what it should, once."""
         if place in self._seen:
             return
-        stored = self.dataset.id.get_chunk_info_by_coord(place)
-        if stored.byte_offset is not None:
-            used = [one for i, one in enumerate(self._filters) if not stored.filter_mask >> i & 1]
-            self._check_length(place, used, stored.size)
+        info = self.dataset.id.get_chunk_info_by_coord(place)
+        if info.byte_offset is not None:
+            used = [one for i, one in enumerate(self._filters) if not info.filter_mask >> i & 1]
+            if wrong := self._wrong(place, used, info.size):
+                raise FormatError(f"{self._where}: chunk {place} {wrong}; the file is damaged")
         self._seen.add(place)
 
-    def _check_length(self, place: tuple[int, ...], used: list[int], stored: int) -> None:
-        """Compare what a stored chunk decodes to with what it should."""
+    def _wrong(self, place: tuple[int, ...], used: list[int], stored: int) -> str:
+        """Say what is wrong with a chunk of ``stored`` bytes, empty if nothing is."""
         if stored > 2 * self._bytes + _PIECE:
-            raise self._damaged(place, f"takes {stored} bytes, to hold {self._bytes}")
+            return f"takes {stored} bytes, to hold {self._bytes}"
         if used and used[-1] == _FLETCHER:
             used, stored = used[:-1], stored - 4
         exact = set(used[:-1]) <= {_SHUFFLE}
-        last = used[-1] if used else None
+        last = used[-1] if used else _SHUFFLE
         if last == _DEFLATE:
             limits.check_stored(f"{self._where}, chunk {place}", self._bytes, stored)
             _, data = self.dataset.id.read_direct_chunk(place)
             try:
                 found = limits.inflated(data[:stored], self._bytes)
             except zlib.error as error:
-                raise self._damaged(place, f"cannot be inflated ({error})") from error
+                return f"cannot be inflated ({error})"
         elif last in _LENGTHS:
             part, order = _LENGTHS[last]
             _, data = self.dataset.id.read_direct_chunk(place)
             found = int.from_bytes(data[part], order)
-        elif last is None or last == _SHUFFLE:
+        elif last == _SHUFFLE:
             found = stored
         else:
-            return
-        if found > self._bytes or (exact and found < self._bytes):
-            more = "or more " if found > self._bytes else ""
-            raise self._damaged(place, f"decodes to {found} bytes {more}instead of {self._bytes}")
-
-    def _damaged(self, place: tuple[int, ...], what: str) -> FormatError:
-        return FormatError(f"{self._where}: chunk {place} {what}; the file is damaged")
+            return ""
+        if found == self._bytes or (found < self._bytes and not exact):
+            return ""
+        more = "or more " if found > self._bytes else ""
+        return f"decodes to {found} bytes {more}instead of {self._bytes}"
 
 
 def read(dataset: h5py.Dataset, where: Any) -> NDArray[Any]:
@@ -202,19 +196,30 @@ def read(dataset: h5py.Dataset, where: Any) -> NDArray[Any]:
     return Guarded(Path(dataset.file.filename), dataset)[where]
 
 
-def _outside(dataset: h5py.Dataset) -> set[Path]:
-    """List the raw files of a dataset; HDF5 takes their names from the working folder."""
-    names = [name for name, _, _ in dataset.external or ()]
-    return {Path(name) for name in names if Path(name).is_file()}
+def _sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
+    """List the files behind a virtual dataset; refuse one that leads back to itself.
 
-
-def check_sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
-    """Refuse a virtual dataset that leads back to itself, or sources that `Guarded` refuses.
-
-    Returns the files behind it. A source that is missing is of no concern here.
+    A source that is missing is of no concern here.
     """
     known: set[tuple[str, int]] = set()
     found: set[Path] = set()
+
+    def opened(one: h5py.Dataset, name: str) -> Iterator[h5py.File]:
+        """Yield the files that a source's name stands for, up to the first that is missing."""
+        if name == ".":
+            yield one.file
+            return
+        for place in _numbered(name):
+            beside = Path(one.file.filename).parent / place
+            if not beside.is_file():
+                return
+            found.add(beside)
+            try:
+                file = h5py.File(beside, "r")
+            except OSError:
+                return
+            with file:
+                yield file
 
     def walk(one: h5py.Dataset, above: tuple[tuple[str, int], ...]) -> None:
         own = os.path.realpath(one.file.filename), int(h5py.h5o.get_info(one.id).addr)
@@ -232,54 +237,31 @@ def check_sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
             return
         if one.id.get_create_plist().get_virtual_count() > _MOST_SOURCES:
             raise FormatError(f"{path}: {one.name} has more than {_MOST_SOURCES} sources")
-        files: dict[str, set[str]] = {}
         sources = one.virtual_sources()
         claimed = math.prod(one.shape)
         if claimed * one.dtype.itemsize > _SMALL:
             mapped = sum(source.src_space.get_select_npoints() for source in sources)
             limits.check_stored(f"{path}: {one.name}", claimed, mapped)
+        files: dict[str, set[str]] = {}
         for source in sources:
             files.setdefault(source.file_name, set()).add(source.dset_name)
         for name, datasets in files.items():
-            for place in _numbered(name):
-                if not _read_from(one, place, datasets, (*above, own)):
-                    break
-
-    def _read_from(
-        one: h5py.Dataset, name: str, datasets: set[str], above: tuple[tuple[str, int], ...]
-    ) -> bool:
-        """Walk the sources in one file; say whether there is such a file."""
-        if name == ".":
-            file = one.file
-        else:
-            beside = Path(one.file.filename).parent / name
-            if not beside.is_file():
-                return False
-            found.add(beside)
-            try:
-                file = h5py.File(beside, "r")
-            except OSError:
-                return False
-        try:
-            for source in datasets:
-                for inside in _numbered(source):
-                    item = file.get(inside)
-                    if not isinstance(item, h5py.Dataset):
-                        break
-                    walk(item, above)
-        finally:
-            if name != ".":
-                file.close()
-        return True
+            for file in opened(one, name):
+                for inside in datasets:
+                    items = (file.get(own_name) for own_name in _numbered(inside))
+                    for item in itertools.takewhile(_is_dataset, items):
+                        walk(item, (*above, own))
 
     walk(dataset, ())
     return found
 
 
+def _is_dataset(item: Any) -> bool:
+    return isinstance(item, h5py.Dataset)
+
+
 def _numbered(name: str) -> Iterator[str]:
     """Yield a source's name, or where it counts (``%b``) all that it stands for."""
-    if "%b" not in name:
-        yield name.replace("%%", "%")
-        return
-    for number in range(_MOST_SOURCES):
+    count = _MOST_SOURCES if "%b" in name else 1
+    for number in range(count):
         yield name.replace("%b", str(number)).replace("%%", "%")
