@@ -37,6 +37,7 @@ def facts_of(
         "version": __version__,
         "model": info.name,
         "preset": info.preset,
+        "model_frames": info.frames,
         "neighbours": seen,
         "precision": denoiser.session.precision,
         "model_sha256": info.sha256,

@@ -24,7 +24,7 @@ from emdn_deploy.intensity import Intensity
 from emdn_deploy.noise_level import Sample
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
 from emdn_train import manifest
-from emdn_train.simulate.config import one_thread
+from emdn_train.simulate.folder import one_thread
 from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
 
 log = logging.getLogger(__name__)

@@ -58,6 +58,11 @@ def _found(text: str, key: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) and "model_sha256" in found else {}
 
 
+def apart(facts: Mapping[str, Any]) -> int:
+    """Return how far apart frames are that a denoised frame owes nothing to."""
+    return int(facts.get("model_frames", 1)) // 2 + 1
+
+
 def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptions:
     """Take from a record what the options leave open: model and precision, references, selection.
 
@@ -93,4 +98,4 @@ def _model(facts: Mapping[str, Any], precision: str) -> str:
             f"{str(facts['model_sha256'])[:12]}..., with which the frames were denoised; "
             "give its file, or another sound model, by --model"
         )
-    return name
+    return name.removesuffix("@movie")  # its replicates are of single frames

@@ -219,7 +219,13 @@ def check(
         ready = preprocess.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
-        make = _Maker(Denoiser.of(options), ready, facts, clean)
+        denoiser = Denoiser.of(options)
+        if denoiser.session.info.frames > 1:
+            raise EmdnError(
+                f"{options.model}: sees several frames; give the file that it has denoised, "
+                "which is judged by a model that sees one"
+            )
+        make = _Maker(denoiser, ready, facts, clean)
         return _check(frames, clean, ready, make, options, seed, progress)
 
 
@@ -291,7 +297,8 @@ def _check(
     count, size = frames.shape[0], frames.shape[1:]
     own = Thresholds.of(frames, ready, make, seed, options.offset)
     good, camera = own.good, own.camera
-    rows, neighbours, sample = Rows(own), Neighbours(frames.shape, good), Sample(frames.shape, good)
+    rows, apart = Rows(own), record.apart(make.facts)
+    neighbours, sample = Neighbours(frames.shape, good, apart), Sample(frames.shape, good, apart)
     sums, step = np.zeros(2), -(-count // LINES)
     lines: list[tuple[Frame, Frame]] = []
 

@@ -1,14 +1,17 @@
-"""A lock on an output: one holder, named; it ends with its process."""
+"""Outputs: one process at a time, named, and one error wherever a disk is full."""
 
 import os
 import signal
 import subprocess
 import sys
 
+import h5py
+import numpy as np
 import pytest
 
 from emdn_models import OutputError, files
 from emdn_models.files import locked
+from emdn_models.hdf5 import written
 
 HOLD = """
 import sys
@@ -48,8 +51,8 @@ def test_the_lock_of_a_killed_process_is_gone(tmp_path):
             process.kill()
     assert process.returncode == -signal.SIGKILL
     assert path.exists()
-    with locked(path, "out"):
-        pass
+    with pytest.raises(ZeroDivisionError), locked(path, "out"):
+        raise ZeroDivisionError
     assert not path.exists()
 
 
@@ -77,7 +80,33 @@ def test_without_locks_a_warning_is_given(tmp_path, monkeypatch, caplog):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_lets_go(tmp_path):
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "fit.lock", "out"):
-        raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
+def fill(path, check):
+    noise = np.random.default_rng(0).normal(size=(20, 32, 32))
+    with written(path) as out:
+        data = out.file.create_dataset("a", (20, 32, 32), "f4", chunks=(1, 32, 32))
+        packed = out.file.create_dataset(
+            "b", (20, 32, 32), "f4", chunks=(1, 32, 32), compression="gzip"
+        )
+        for number, frame in enumerate(noise):
+            data[number] = packed[number] = frame
+            out.file[f"more/{number}"] = np.arange(number)
+            if check:
+                out.check()
+        data.attrs["units"] = "electrons"
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_wherever_the_disk_is_full_it_is_one_error(tmp_path, room, check):
+    path = tmp_path / "out.h5"
+    fill(path, check)
+    whole = path.read_bytes()
+    points = [0, 1, 96, len(whole) - 1]
+    points += np.random.default_rng(1).integers(len(whole), size=16).tolist()
+    for size in points:
+        with room(size), pytest.raises(OutputError, match=r"out.h5: cannot be written \(File too"):
+            fill(path, check)
+    with room(len(whole)):
+        fill(path, check)
+    assert path.read_bytes() == whole
+    with h5py.File(path) as file:
+        assert file["a"][19].std() == pytest.approx(1, abs=0.1)
