@@ -51,18 +51,24 @@ class Fill:
     """How to replace the bad pixels of a frame.
 
     ``bad``: (B,) flat positions. ``sources``: (S,) those of good neighbours, of each bad pixel
-    together. ``counts``: (B,) how many each has.
+    together. ``counts``: (B,) how many each has. ``far``: (F,) bad pixels with no good one near,
+    for which those ``anywhere`` stand in.
     """
 
     bad: NDArray[np.intp]
     sources: NDArray[np.intp]
     counts: NDArray[np.intp]
+    far: NDArray[np.intp]
+    anywhere: NDArray[np.intp]
 
     def apply(self, frames: NDArray[Any]) -> None:
         """Replace, in place, each bad pixel of (k, H, W) by the mean of its neighbours."""
+        flat = frames.reshape(len(frames), -1)
         if self.bad.size:
-            flat = frames.reshape(len(frames), -1)
             flat[:, self.bad] = self.around(flat)
+        if self.far.size:
+            total = np.add.reduceat(flat[:, self.anywhere], [0], axis=1)
+            flat[:, self.far] = total / self.anywhere.size
 
     def around(self, flat: NDArray[Any]) -> NDArray[Any]:
         """Return the mean (k, B) of the bad pixels' neighbours in (k, pixels)."""
@@ -80,29 +86,23 @@ def plan(mask: Mask) -> Fill:
     if mask.all():
         raise ValueError("no pixel has a value")
     height, width = mask.shape
-    left = np.argwhere(mask)
     bad, sources, counts = ([np.zeros(0, np.intp)] for _ in range(3))
-    for radius in range(1, _FARTHEST + 1):
-        if not len(left):
-            break
+    distance = ndimage.distance_transform_cdt(mask, "chessboard") if mask.any() else np.zeros(0)
+    for radius in range(1, min(_FARTHEST, int(distance.max(initial=0))) + 1):
+        at = np.argwhere(distance == radius)
         square = np.argwhere(np.ones((2 * radius + 1, 2 * radius + 1))) - radius
         ring = square[np.abs(square).max(axis=1) == radius]
-        rows, columns = left[:, :1] + ring[:, 0], left[:, 1:] + ring[:, 1]
+        rows, columns = at[:, :1] + ring[:, 0], at[:, 1:] + ring[:, 1]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         flat = np.where(inside, rows * width + columns, 0)
         good = inside & ~mask.ravel()[flat]
-        found = good.any(axis=1)
-        bad.append(left[found, 0] * width + left[found, 1])
+        bad.append(at[:, 0] * width + at[:, 1])
         sources.append(flat[good])
-        counts.append(good[found].sum(axis=1))
-        left = left[~found]
-    if len(left):
-        usable = np.flatnonzero(~mask)
-        spread = usable[:: max(1, usable.size // 500)]
-        bad.append(left[:, 0] * width + left[:, 1])
-        sources.append(np.tile(spread, len(left)))
-        counts.append(np.full(len(left), spread.size))
-    return Fill(np.concatenate(bad), np.concatenate(sources), np.concatenate(counts))
+        counts.append(good.sum(axis=1))
+    usable = np.flatnonzero(~mask)
+    near = [np.concatenate(parts) for parts in (bad, sources, counts)]
+    far, anywhere = np.flatnonzero(distance > _FARTHEST), usable[:: max(1, usable.size // 500)]
+    return Fill(near[0], near[1], near[2], far, anywhere)
 
 
 def fill_nearest(frame: Stack, mask: Mask, without: Mask) -> None:
@@ -367,7 +367,7 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     mask = _suspects(electrons)
     mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
     if number > 1 and mask.any():
-        mask[mask] = _steady(runs, mask, gain, offset)
+        mask = _steady(runs, mask, gain, offset)
     mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
 
@@ -435,7 +435,7 @@ def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
 
 
 def _steady(runs: Sequence[Stack], mask: Mask, gain: float, offset: float) -> Mask:
-    """Say which of the pixels (B,) of ``mask`` stand out in most frames, and not in a few only.
+    """Say which of the pixels of ``mask`` (H, W) stand out in most frames, and not in a few only.
 
     Of n frames, ((sum of d)^2 / sum of d^2) is how many share the distance d to the good pixels
     around, beyond what counting adds to the squares.
@@ -448,8 +448,9 @@ def _steady(runs: Sequence[Stack], mask: Mask, gain: float, offset: float) -> Ma
         distance = distance + away.sum(axis=0)
         squares = squares + (away**2 - np.maximum(own, near)).sum(axis=0)
         number += len(run)
-    steady = np.asarray(distance**2 > number / 2 * squares)
-    return steady[np.argsort(fill.bad)]
+    steady = np.zeros(mask.shape, bool)
+    steady.ravel()[fill.bad] = distance**2 > number / 2 * squares
+    return steady
 
 
 def _lines(electrons: Stack) -> Mask:

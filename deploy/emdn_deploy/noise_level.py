@@ -129,7 +129,8 @@ class NoiseLevel:
                 top = part[0].start + round((height - rows) * (number * _GOLDEN % 1))
                 band = slice(top, top + rows), part[1]
                 parts.append(block_moments(frames[:, *band].astype(np.float64), good[band]))
-            pixels = frames[:, ::thin, ::thin][:, good[::thin, ::thin]].astype(np.float64)
+            some = thin if good[::thin, ::thin].any() else 1
+            pixels = frames[:, ::some, ::some][:, good[::some, ::some]].astype(np.float64)
             lows.append(np.quantile(pixels, 0.001))
             values.append(np.unique(pixels))
         pixels = np.unique(np.concatenate(values))
@@ -267,7 +268,8 @@ def block_moments(frames: Array, good: Mask) -> dict[str, Array]:
     returned is as the attributes of `NoiseLevel`: one value a block and pair, or a block and frame.
     """
     count = len(frames)
-    means = frames.mean(axis=(1, 2), where=True if good.all() else good)
+    where = good if good.any() and not good.all() else True
+    means = frames.mean(axis=(1, 2), where=where)
     frames = (frames - means[:, None, None]) * good
     # A filter's output is good where its window is.
     inner = ndimage.binary_erosion(good, np.ones((3, 3)))
@@ -370,7 +372,9 @@ def frame_noise(frame: Stack, good: Mask) -> tuple[float, float]:
     flat = without_outliers(_central(frame).astype(np.float64), good)
     window = np.outer(*(np.hanning(length) for length in good.shape))
     # Areas that were filled in have little noise; single pixels do not matter.
-    if np.average(good, weights=window**2) < _GOOD and good.any():
+    if not (share := np.average(good, weights=window**2)):
+        return 0.0, 1.0
+    if share < _GOOD:
         window *= good
     flat = (flat - np.average(flat, weights=window)) * window
     power = np.abs(np.fft.rfft2(flat)) ** 2 / (window**2).sum()

@@ -111,6 +111,19 @@ def test_a_dead_module_of_one_frame_does_not_change_the_gain(prepare, lattice, d
     assert ready.scale.gain == pytest.approx(2.3, rel=0.06)
 
 
+@pytest.mark.parametrize(
+    "there", [np.s_[:, 3:103, :90], np.s_[:, :, :3], np.s_[:, :5], np.s_[:, 7:8, 7:8]]
+)
+def test_most_of_a_frame_may_be_a_gap(prepare, there) -> None:
+    """Filling it takes neither minutes nor gigabytes, and a few pixels have a scale."""
+    frames = np.full((4, 700, 600), np.nan, "f4")
+    frames[there] = np.random.default_rng(0).poisson(9, frames[there].shape)
+    ready, read, _ = prepare(frames)
+    assert np.isfinite(read).all()
+    assert np.isfinite(ready.scale.gain)
+    assert ready.gap_pixels == np.isnan(frames[0]).sum()
+
+
 def test_flags_of_several_kinds(run, lattice) -> None:
     """Pilatus: -1 in gaps, -2 for dead pixels; a cross between four modules."""
     frames = lattice(2.0, (6, 64, 64)).astype(np.int32)
