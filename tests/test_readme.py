@@ -35,7 +35,7 @@ SLOW = {
     "emdn-train export": "",
     "emdn-train fit": SMALL,
     "emdn-train simulate": "--frames 16 --size 64",
-    "make bench": "ARGS='-k test_roofline'",
+    "make bench": "ARGS='-k test_profile'",
     "make export": "",
     "make record": "ARGS='--frames 16 -b epochs=1 -b batch_size=8'",
     "make train": f"ARGS='{SMALL}'",

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, output, provenance, selection, targets, writers
+from emdn_deploy import job, output, preprocess, provenance, selection, targets, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
@@ -57,10 +57,7 @@ class Seen:
 class Arrival:
     """One denoised piece of an acquisition.
 
-    Attributes
-    ----------
-    lag_s
-        From the moment the input was last written to the moment its output was there.
+    ``lag_s``: from the moment the input was last written to the moment its output was there.
     """
 
     source: Path
@@ -78,17 +75,9 @@ def folder(
 ) -> Generator[Arrival, None, None]:
     """Denoise each new file of a folder, or of a pattern, until none comes for ``idle_s``.
 
-    Parameters
-    ----------
-    options
-        ``out_dir`` is where the outputs go; None for ``<folder>_denoised`` beside it.
-    poll_s
-        Time between two looks.
-
-    Raises
-    ------
-    FormatError
-        If the folder does not exist; at the end, if files were left out.
+    ``options``: ``out_dir`` is where the outputs go; None for ``<folder>_denoised`` beside it.
+    ``poll_s``: time between two looks. Raises FormatError if the folder does not exist; at the end,
+    if files were left out.
     """
     place = source if source.is_dir() else split_pattern(source)[0]
     if not place.is_dir():
@@ -128,14 +117,9 @@ def folder(
 class _Watched:
     """A folder that is watched, and what has become of its files.
 
-    Attributes
-    ----------
-    done, skipped
-        Files that were denoised, or could not be, as they were then.
-    own
-        Those of ``done`` that this run has denoised.
-    full
-        Whether the disk is: the next file would not fit either.
+    ``done``, ``skipped``: files that were denoised, or could not be, as they were then. ``own``:
+    those of ``done`` that this run has denoised. ``full``: whether the disk is: the next file would
+    not fit either.
     """
 
     source: Path
@@ -143,7 +127,7 @@ class _Watched:
     out: Path
     options: DenoiseOptions
     opened: dict[str | None, Denoiser]
-    recipe: correction.Recipe | None = None
+    recipe: preprocess.Recipe | None = None
     done: dict[Path, Seen] = field(default_factory=dict)
     skipped: dict[Path, Seen] = field(default_factory=dict)
     own: set[Path] = field(default_factory=set)
@@ -256,9 +240,9 @@ def _complete(before: dict[Path, Seen], now: dict[Path, Seen]) -> list[Path]:
     return ready
 
 
-def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> correction.Recipe:
+def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> preprocess.Recipe:
     with open_list(source, paths, Choice(options.dataset, options.axes)) as frames:
-        recipe = correction.find_recipe(frames, options)
+        recipe = preprocess.find_recipe(frames, options)
         note = f"{recipe.scale.note}; from the first {frames.shape[0]} frames"
     return replace(recipe, scale=replace(recipe.scale, note=note))
 
@@ -273,12 +257,8 @@ def dataset(
 ) -> Generator[Arrival, None, None]:
     """Denoise what is appended to a dataset until nothing comes for ``idle_s``.
 
-    Closing the iterator completes the output with what there is.
-
-    Raises
-    ------
-    EmdnError
-        As `emdn_deploy.job.run`, and if the file cannot be followed.
+    Closing the iterator completes the output with what there is. Raises EmdnError: as
+    `emdn_deploy.job.run`, and if the file cannot be followed.
     """
     given = [getattr(options, name) for name in provenance.REFERENCES]
     inputs = [source, *(Path(path) for path in (*given, options.model) if path)]
@@ -329,10 +309,10 @@ def dataset(
         known = int(saved["first"]) if "first" in saved else there
         first = now()
         begun = selection.select(first, f"0:{known}")
-        recipe = correction.find_recipe(begun, options)
-        denoiser, seen = job.choose(correction.prepare(begun, options, recipe), options, opened)
+        recipe = preprocess.find_recipe(begun, options)
+        denoiser, seen = job.choose(preprocess.prepare(begun, options, recipe), options, opened)
         half = denoiser.session.info.frames // 2
-        ready = correction.prepare(first, options, recipe)
+        ready = preprocess.prepare(first, options, recipe)
         batch = options.batch or denoiser.batch_for(first.shape[1:])
         facts = provenance.facts_of(first, options, denoiser, ready, batch, seen)
 
@@ -344,7 +324,7 @@ def dataset(
 
         def denoise(there: int, stop: int) -> Generator[int, None, None]:
             """Denoise frames up to ``stop`` of those that are there, with their neighbours."""
-            ready = correction.prepare(now(), DenoiseOptions(), recipe)
+            ready = preprocess.prepare(now(), DenoiseOptions(), recipe)
             for start in range(made.done, stop, batch):
                 end = min(stop, start + batch)
                 spans = (max(0, start - half), start), (start, end), (end, min(there, end + half))
@@ -382,12 +362,8 @@ def dataset(
 class _Growing:
     """An output to which frames are appended.
 
-    Parameters
-    ----------
-    first
-        Frames that the scale was taken from, by which a later run finds it again.
-    late
-        What is recorded when all frames are there.
+    ``first``: frames that the scale was taken from, by which a later run finds it again. ``late``:
+    what is recorded when all frames are there.
     """
 
     def __init__(
@@ -433,7 +409,7 @@ class _Growing:
     def append(
         self,
         start: int,
-        part: correction.Part,
+        part: preprocess.Part,
         after: NDArray[np.float32],
         shifts: NDArray[np.float64],
     ) -> None:

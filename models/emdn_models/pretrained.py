@@ -64,12 +64,7 @@ def movie_model(precision: str = "fp32") -> str | None:
 
 
 def onnx_path(name: str, precision: str = "fp32") -> Path:
-    """Return the packaged ONNX file of a model after comparing its sha256.
-
-    Parameters
-    ----------
-    precision
-        ``fp32`` for the model itself, else which of its variants.
+    """Return the packaged ONNX file of a model, or of its variant, after comparing its sha256.
 
     Raises
     ------

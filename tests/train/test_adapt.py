@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import prepare
+from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import open_frames
 from emdn_models import CheckpointError, FormatError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
@@ -260,3 +260,8 @@ def test_from_the_command_line_to_a_deployed_model(stack, tmp_path, capfd):
         np.load(stack), gain=GAIN, offset=OFFSET
     )
     np.testing.assert_allclose(after, before, rtol=1e-4)
+
+
+def test_a_model_that_sees_its_targets_is_not_adapted(stack, tmp_path):
+    with pytest.raises(ModelError, match="sees the neighbours that it would be fitted to"):
+        adapt(AdaptConfig(stack=stack, out=tmp_path, preset="movie"))

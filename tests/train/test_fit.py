@@ -318,3 +318,9 @@ def test_the_spectral_estimate_of_a_start_stays_and_the_net_goes_on(config, tmp_
     assert after.metadata["recipe"]["start"] == {"steps": 7}
     changed = {key.split(".")[0] for key in state if np.any(state[key] != after.state[key])}
     assert changed == {"net"}
+
+
+def test_models_are_named_by_what_they_see():
+    assert FitConfig(models=("unet", "dncnn")).names == ("unet", "dncnn")
+    assert FitConfig(models=("unet",), preset="movie").names == ("unet@movie",)
+    assert FitConfig(models=("unet",), frame_class="stem").names == ("unet@stem",)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -86,6 +87,7 @@ class Known:
     """Stands for a denoiser: knows the frames, and takes a share of the error away."""
 
     frames: tuple[Example, ...] = ()
+    session = SimpleNamespace(info=SimpleNamespace(frames=1))
 
     def __init__(self, name: str, threads: int | None = None) -> None:
         self.left = {"all": 1.0, "half": 0.5, "none": 0.0}[name]

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.selection import select
-from emdn_models import FormatError, checkpoint
+from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse
-from emdn_models.metrics.blockwise import estimate, partition
+from emdn_models.metrics.heldout import estimate, partition
 from emdn_models.nets import build
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
+from emdn_models.spec import frames_of
 from emdn_train import results
 from emdn_train.checkpointing import FILE_NAME, StateFile, signals_noted, start_from
 from emdn_train.config import AdaptConfig, FitConfig, converted
@@ -103,6 +104,11 @@ def adapt(config: AdaptConfig) -> Adapted:
     OutputError
         If another process works on the folder, or it cannot be written to.
     """
+    if frames_of(config.model, config.preset) > 1:
+        raise ModelError(
+            f"preset {config.preset!r} sees the neighbours that it would be fitted to; adapt one "
+            "that sees a frame by itself, such as shipped"
+        )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / LOCK, out):

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.bench import machine, rows
-from emdn_deploy.bench.rounds import in_turn, warm
-from emdn_deploy.bench.run import stack_rate
+from emdn_deploy.bench import rows
+from emdn_deploy.bench.rows import machine
+from emdn_deploy.bench.timing import in_turn, stack_rate, warm
 from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.pipeline import usable_cpus
@@ -120,7 +120,7 @@ def _benchmark(config: BenchmarkConfig, data: Path, out: Path) -> dict[str, Any]
         "data_range": "largest less smallest value of each true frame",
         "followed": FOLLOWED,
         "git_revision": where.info.text.get("git_revision"),
-        "machine": machine.facts("torch", "onnx", "h5py"),
+        "machine": machine("torch", "onnx", "h5py"),
     }  # fmt: skip
     with renamed(out / FILE_NAME) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -211,7 +211,7 @@ def denoised(
     ``denoisers`` are by where their weights come from; those "of this run" are not judged if
     the training's ``status`` is ``diverged``.
     """
-    scales = [scale_of(frame) for frame in raw]
+    scales = [scale_of(frame[None]) for frame in raw]
     size = (raw.shape[1], raw.shape[2])
     numbers = dict.fromkeys(denoisers, 0)
     answers = {name: np.empty_like(raw) for name in denoisers}

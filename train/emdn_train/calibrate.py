@@ -8,8 +8,8 @@ variance: the squared errors, divided by it, average to 1.
 
 import itertools
 import logging
+import zlib
 from collections.abc import Iterable, Iterator
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from emdn_deploy import Denoiser, intensity
-from emdn_deploy.defects import plan
+from emdn_deploy.bad_pixels import plan
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise_level import Sample
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
 from emdn_train import manifest
 from emdn_train.simulate.folder import one_thread
@@ -92,9 +93,41 @@ def coverage(denoised: Frame, sigma: Frame, clean: Frame, valid: Mask) -> tuple[
     return float((error <= known).mean()), float((error <= 2 * known).mean())
 
 
-def scale_of(frame: Frame) -> Intensity:
-    """Measure scale, offset and gain of a frame (H, W) as a deployment does."""
-    return intensity.estimate(lambda start, stop: frame[None][start:stop], 1, frame.shape)
+def denoise(
+    denoiser: Denoiser, noisy: Frame, clean: Frame, *, with_sigma: bool = False
+) -> tuple[Frame, Frame | None]:
+    """Denoise a frame (H, W) alone, as a deployment does, at a scale that is measured.
+
+    A model that sees several frames gets it amid others of the same scene, which rests, recorded
+    by a counting camera.
+
+    Returns
+    -------
+    (H, W) each: the frame, and its sigma if asked for.
+    """
+    if denoiser.session.info.frames == 1:
+        if with_sigma:
+            frame, sigma = denoiser.denoise_with_sigma(noisy[None])
+            return frame[0], sigma[0]
+        return denoiser.denoise(noisy[None])[0], None
+    stack = amid(noisy, clean, denoiser.session.info.frames)
+    half = len(stack) // 2
+    made = denoiser.answer(stack, scale_of(stack), around=(half, half), with_sigma=with_sigma)
+    return made.frames[0], None if made.sigma is None else made.sigma[0]
+
+
+def amid(noisy: Frame, clean: Frame, count: int) -> Frame:
+    """Record a scene again around a frame of it: (count, H, W), the frame in the middle."""
+    rng = np.random.default_rng(zlib.crc32(noisy.tobytes()))
+    stack = rng.poisson(clean, (count, *clean.shape)).astype(np.float32)
+    stack[count // 2] = noisy
+    return stack
+
+
+def scale_of(stack: Frame) -> Intensity:
+    """Measure scale, offset and gain of frames (n, H, W) as a deployment does."""
+    sample = Sample.of(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
+    return intensity.estimate(sample)
 
 
 def fit(errors: Frame, spread: Frame, noise: Frame) -> tuple[float, float]:
@@ -129,9 +162,13 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
     """
     measured = []
     for frame in frames:
-        scale = scale_of(frame.noisy)
-        run = partial(denoiser.run, scale=scale)
-        denoised, variance = ensemble(run, frame.noisy[None])
+        stack = amid(frame.noisy, frame.clean, denoiser.session.info.frames)
+        scale, half = scale_of(stack), len(stack) // 2
+
+        def run(turned: Frame, scale: Intensity = scale, half: int = half) -> Frame:
+            return denoiser.answer(turned[0], scale, around=(half, half)).frames
+
+        denoised, variance = ensemble(run, stack[None])
         spread, noise = variances(denoised, variance, scale)
         chosen = np.zeros_like(frame.valid)
         chosen[::_STRIDE, ::_STRIDE] = frame.valid[::_STRIDE, ::_STRIDE]
@@ -173,7 +210,7 @@ def calibrate(
     drawn: dict[str, list[Recorded]] = {}
     found = {}
     for name in models:
-        kind = name.partition("@")[2]
+        kind = name.partition("@")[2].removeprefix("movie")
         if kind not in drawn:
             drawn[kind] = list(recordings(frames, size, kind))
             log.info("%d frames simulated", len(drawn[kind]))

@@ -243,6 +243,9 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Default: onnx/ beside the checkpoint.")
     ] = None,
     models: Models = "all",
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the weights to 16 bits, for smaller files.")
+    ] = False,
     precision: Annotated[
         Literal["int8", "fp16"] | None,
         typer.Option(help="Write NAME.int8.onnx (CPUs) or NAME.fp16.onnx (GPUs) too, if as good."),
@@ -253,7 +256,7 @@ def export(
     from emdn_train.export import export as run
 
     folder = out or checkpoint.parent / "onnx"
-    exported = run(checkpoint, folder, None if models == "all" else names_of(models))
+    exported = run(checkpoint, folder, None if models == "all" else names_of(models), half=half)
     for done in exported:
         print(
             f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  {done.nodes} nodes  "

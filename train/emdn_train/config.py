@@ -9,7 +9,7 @@ import typer
 
 from emdn_deploy.config import DenoiseOptions, On
 from emdn_models import MODELS, FormatError, ModelError
-from emdn_models.spec import spec_of
+from emdn_models.spec import frames_of, spec_of
 
 FrameClass = Literal["stem", "tem"]
 Kind = Literal["graphene", "mixed", "stem", "movie"]
@@ -160,9 +160,12 @@ class FitConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names that the models are saved under."""
+        """Names that the models are saved under: ``MODEL@movie`` if they see several frames."""
         suffix = f"@{self.frame_class}" if self.frame_class else ""
-        return tuple(f"{name}{suffix}" for name in dict.fromkeys(self.models))
+        return tuple(
+            f"{name}{suffix or '@movie' * (frames_of(name, self.preset) > 1)}"
+            for name in dict.fromkeys(self.models)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from emdn_models import ModelError, checkpoint
 from emdn_models.nets import build
 from emdn_models.nets.electrons import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
-from emdn_models.spec import spec_of
+from emdn_models.spec import frames_of
 from emdn_train import results
 from emdn_train.checkpointing import FILE_NAME, StateFile, Training, signals_noted, start_from
 from emdn_train.config import FitConfig
@@ -298,12 +298,6 @@ def forecast(
             took = time.perf_counter() - began
         seconds += min(steps * took * own / count, config.max_minutes * 60 or math.inf)
     return seconds
-
-
-def frames_of(name: str, preset: str) -> int:
-    """Return how many consecutive frames a net sees, 1 of an unknown preset."""
-    chosen = spec_of(name).presets.get(preset)
-    return 1 if chosen is None else chosen.frames
 
 
 def micro_batch(patch: int, device: torch.device) -> int:

@@ -142,7 +142,7 @@ def calibrated() -> list[Recorded]:
 
 def _numbers(noisy: NDArray[np.float32]) -> tuple[float, float, float]:
     """Return scale, offset and gain as a deployment measures them on a frame (H, W)."""
-    found = scale_of(noisy)
+    found = scale_of(noisy[None])
     return found.scale, found.offset, found.gain
 
 

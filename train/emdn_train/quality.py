@@ -1,7 +1,8 @@
 """Quality of the exported models: every one, beside baselines, on the fixed test split.
 
 Frames go the way that a user's go: each is denoised alone, by onnxruntime, at a scale that is
-measured and not told. Models and baselines take turns at each frame, so that a machine that
+measured and not told; models that see several frames see others of the same scene beside it.
+Models and baselines take turns at each frame, so that a machine that
 slows down slows all of them. `quality_report` averages what is measured here.
 """
 
@@ -25,7 +26,7 @@ from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics import Sites, simulated_sites, site_scores
 from emdn_train import manifest
 from emdn_train.baselines import PEERS, best_width, gaussian, need_peers, spectrum
-from emdn_train.calibrate import coverage, mended
+from emdn_train.calibrate import coverage, denoise, mended
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
 from emdn_train.simulate.testset import VERSION
@@ -174,20 +175,21 @@ def _calls(
     """Yield what denoises a frame, by name."""
     noisy = example.noisy
     for name, model in models.items():
-        yield name, partial(_denoised, model, noisy)
+        yield name, partial(_denoised, model, example)
     yield "spectrum", partial(spectrum, noisy)
     yield "gaussian", partial(gaussian, noisy, best_width(noisy, example.clean, example.valid))
     for name in peers:
         yield name, partial(PEERS[name][1], noisy)
 
 
-def _denoised(model: Denoiser, noisy: Frame) -> Frame:
-    return np.asarray(model.denoise(noisy[None])[0])
+def _denoised(model: Denoiser, example: Example) -> Frame:
+    return denoise(model, example.noisy, example.clean)[0]
 
 
 def _inside(denoiser: Denoiser, example: Example) -> Row:
-    denoised, sigma = denoiser.denoise_with_sigma(example.noisy[None])
-    one, two = coverage(denoised[0], sigma[0], example.clean, example.valid)
+    frame, sigma = denoise(denoiser, example.noisy, example.clean, with_sigma=True)
+    assert sigma is not None
+    one, two = coverage(frame, sigma, example.clean, example.valid)
     return {"inside_1": one, "inside_2": two}
 
 

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from emdn_models import EmdnError
-from emdn_models.files import renamed
 from emdn_models.hdf5 import written
 from emdn_train.config import SimulateConfig
 from emdn_train.dataset import STEM
@@ -148,7 +147,7 @@ def make(shard: Shard) -> int:
     """Make the shard's frames in a file of their own; return their number."""
     config, index = shard.config, shard.first
     exposures: list[Exposure] = []
-    with renamed(shard.path) as partial, written(partial) as out:
+    with written(shard.path) as out:
         file = out.file
         file.create_group("structures")
         while len(exposures) < shard.frames:
@@ -197,12 +196,9 @@ def _assemble(out: Path, shards: list[Shard]) -> None:
     folder.mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
     with (
-        renamed(folder / f"{STEM}_clean.h5") as clean_path,
-        renamed(folder / f"{STEM}_structures.h5") as structures_path,
-        renamed(folder / f"{STEM}_noise.h5") as noise_path,
-        written(clean_path) as clean_out,
-        written(noise_path) as noisy_out,
-        written(structures_path) as structures_out,
+        written(folder / f"{STEM}_clean.h5") as clean_out,
+        written(folder / f"{STEM}_noise.h5") as noisy_out,
+        written(folder / f"{STEM}_structures.h5") as structures_out,
     ):
         outs = (clean_out, noisy_out, structures_out)
         for one in outs:

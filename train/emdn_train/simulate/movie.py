@@ -17,7 +17,6 @@ from numpy.typing import DTypeLike, NDArray
 from rich.console import Console
 from rich.progress import track
 
-from emdn_models.files import renamed
 from emdn_models.hdf5 import written
 from emdn_train import noise
 from emdn_train.config import SimulateConfig
@@ -69,12 +68,7 @@ def _simulate(config: SimulateConfig, out: Path) -> None:
     shape = (config.size, config.size)
     beam = noise.profile_map(noise.draw_profile(1, generator), shape, config.size)
     bad, level = noise.draw_defects(1, shape, generator)
-    with (
-        renamed(out / "movie.h5") as movie_path,
-        renamed(out / "movie_truth.h5") as truth_path,
-        written(movie_path) as movie_out,
-        written(truth_path) as truth_out,
-    ):
+    with written(out / "movie.h5") as movie_out, written(out / "movie_truth.h5") as truth_out:
         truth = truth_out.file
         stamp(movie_out.file, settings=config.identity())
         stamp(truth, settings=config.identity())

@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 
 from emdn_models.errors import FormatError, OutputError
-from emdn_models.files import renamed
 from emdn_models.hdf5 import written
 from emdn_train.dataset import STEM
 from emdn_train.simulate.dataset import images, store_table
@@ -103,7 +102,7 @@ def write_test_split(
     partial = folder.with_name("test.partial")
     partial.mkdir(parents=True, exist_ok=True)
     exposures: list[Exposure] = []
-    with renamed(partial / f"{STEM}_structures.h5") as path, written(path) as out_file:
+    with written(partial / f"{STEM}_structures.h5") as out_file:
         structures = out_file.file
         for index, name in enumerate(PARTS):
             for scene in range(scenes):
@@ -117,7 +116,7 @@ def write_test_split(
             _log.info("with multislice: %d frames", len(exposures))
     store_table(partial / f"{STEM}_metadata.parquet", [one.row for one in exposures])
     for name, field in (("noise", "noisy"), ("clean", "clean")):
-        with renamed(partial / f"{STEM}_{name}.h5") as path, written(path) as out_file:
+        with written(partial / f"{STEM}_{name}.h5") as out_file:
             stamp(out_file.file, test_split_version=VERSION)
             frames = images(out_file.file, len(exposures), SIZE)
             for index, exposure in enumerate(exposures):
