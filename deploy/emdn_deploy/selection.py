@@ -1,14 +1,30 @@
 """Some of the frames of a stack, as a stack."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import stacks
-from emdn_deploy.readers import Axis, Frames
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.readers import Axis, Choice, Frames, open_frames
+from emdn_deploy.readers.frames import CUT_SHORT
 from emdn_models.errors import FormatError
+
+
+def open_selected(source: Path, options: DenoiseOptions) -> Frames:
+    """Open an input and take the frames that ``options`` select."""
+    frames = open_frames(source, Choice(options.dataset, options.axes))
+    try:
+        chosen = frames if options.frames is None else select(frames, options.frames)
+        if CUT_SHORT in frames.metadata:
+            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
+        return chosen
+    except BaseException:
+        frames.release()
+        raise
 
 
 def parse(text: str) -> list[slice]:

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import job, pipeline, preprocess
+from emdn_deploy import pipeline, preprocess, selection
 from emdn_deploy.check import record, smallest_defect
 from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours, Sample
 from emdn_deploy.check.quick import allowed
@@ -204,7 +204,7 @@ def check(
     facts = record.of(path) if path else {}
     options = record.completed(options, facts)
     with ExitStack() as opened:
-        frames = opened.enter_context(job.open_selected(Path(source), options))
+        frames = opened.enter_context(selection.open_selected(Path(source), options))
         clean = opened.enter_context(_open_denoised(path, frames)) if path else None
         _refuse(frames, clean)
         if (white := frames.metadata.get(WHITE)) is not None:
