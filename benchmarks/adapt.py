@@ -19,7 +19,7 @@ from emdn_models import checkpoint
 from emdn_models.metrics import gain_db
 from emdn_train import noise
 from emdn_train.adapt import adapt, parts
-from emdn_train.adapt_config import AdaptConfig
+from emdn_train.config import AdaptConfig
 from emdn_train.export import export
 from emdn_train.simulate import hrtem, specimens
 from emdn_train.simulate.config import one_thread

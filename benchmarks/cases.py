@@ -68,12 +68,12 @@ def gain_db(case: Case) -> float:
 
 @cache
 def _multislice():
-    from emdn_train.data import open_split
-    from emdn_train.examples import examples
+    from emdn_train.dataset import Split
+    from emdn_train.quality import examples
     from emdn_train.simulate import write_test_split
 
     with (
         TemporaryDirectory() as folder,
-        open_split(write_test_split(folder, MULTISLICE, scenes=0), "test") as split,
+        Split(write_test_split(folder, MULTISLICE, scenes=0), "test") as split,
     ):
         return list(examples(split))

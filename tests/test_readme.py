@@ -83,7 +83,7 @@ def test_the_lists_name_commands_of_the_readmes() -> None:
 def test_a_command_is_spelled_right(line: str) -> None:
     from emdn_deploy import cli as deploy
     from emdn_train import cli as train
-    from emdn_train.flags import joined
+    from emdn_train.cli import joined
 
     program, *words = shlex.split(line)
     if program == "torchrun":

@@ -49,12 +49,7 @@ def beam(
 ) -> dict[str, str]:
     """Return metadata under the names that HyperSpy has for them (keV, mm, s).
 
-    Parameters
-    ----------
-    mode
-        ``TEM`` or ``STEM``.
-    scanning
-        The instrument: ``TEM`` or ``SEM``.
+    ``mode``: ``TEM`` or ``STEM``. ``scanning``: the instrument: ``TEM`` or ``SEM``.
     """
     known = {
         "beam_energy": None if volts is None else volts / 1000,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from emdn_deploy.bench import commands as timing
-from emdn_deploy.checking import commands
+from emdn_deploy.check import commands
 from emdn_deploy.config import Axes, Dataset, DenoiseOptions, takes_options
 from emdn_models import console
 from emdn_models.errors import EmdnError

@@ -103,12 +103,8 @@ def contrast(frame: NDArray[Any]) -> tuple[float, float]:
 def signal_reach(spectrum: NDArray[np.float64], floor: float) -> float:
     """Return up to which share of the Nyquist frequency a spectrum holds signal, 0.25 at least.
 
-    Parameters
-    ----------
-    spectrum
-        `log_power` of the denoised frame.
-    floor
-        Typical log power of the noise; what is ten times above it is signal.
+    ``spectrum``: `log_power` of the denoised frame. ``floor``: typical log power of the noise; what
+    is ten times above it is signal.
     """
     rows, columns = (
         np.abs(np.arange(size) - size // 2) / max(1, size / 2) for size in spectrum.shape

@@ -21,10 +21,7 @@ from emdn_models.errors import EmdnError, FormatError, ModelError
 def describe(path: Path, choice: Choice) -> Iterator[str]:
     """Yield lines about a file: an exported model, a checkpoint, or frames.
 
-    Raises
-    ------
-    EmdnError
-        If it is none of the three kinds, or is damaged.
+    Raises EmdnError if it is none of the three kinds, or is damaged.
     """
     if not path.exists() and not is_pattern(path):
         raise FormatError(f"{path}: no such file")

@@ -22,7 +22,7 @@ from emdn_deploy import (
     writers,
 )
 from emdn_deploy.calibration import dose
-from emdn_deploy.checking.quick import Quick, spans
+from emdn_deploy.check.quick import Quick, spans
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser

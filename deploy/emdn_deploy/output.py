@@ -163,18 +163,9 @@ def claimed(
 ) -> Iterator[None]:
     """Keep an output to this process, after `check_targets`, and tidy what a kill left of it.
 
-    Parameters
-    ----------
-    files
-        As `emdn_deploy.writers.files_of`.
-    others
-        What the run writes besides, such as pictures.
-
-    Raises
-    ------
-    OutputError
-        As `check_targets`; if another process is at work on it, or a file of the name of a
-        partial one is none that emdn has left there.
+    ``files``: as `emdn_deploy.writers.files_of`. ``others``: what the run writes besides, such as
+    pictures. Raises OutputError: as `check_targets`; if another process is at work on it, or a file
+    of the name of a partial one is none that emdn has left there.
     """
     check_targets([*files, *others], inputs, overwrite=True)
     ours = "key" in load_map(files[-1]) or any(_is_lock(_lock_of(file)) for file in files)
@@ -187,25 +178,14 @@ def claimed(
                 )
     with contextlib.ExitStack() as stack:
         for file in files:
-            stack.enter_context(_alone(file))
+            lock = _lock_of(file)
+            try:
+                stack.enter_context(locked(lock, file))
+            except OSError as error:
+                raise OutputError(f"{lock}: cannot be written ({error.strerror})") from error
         _tidy(files)
         check_targets([*files, *others], inputs, overwrite=overwrite)
         yield
-
-
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    lock = _lock_of(file)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock, file))
-        except OSError as error:
-            raise OutputError(f"{lock}: cannot be written ({error.strerror})") from error
-        try:
-            yield
-        except BaseException:
-            lock.unlink(missing_ok=True)
-            raise
 
 
 def _lock_of(file: Path) -> Path:
@@ -247,10 +227,7 @@ def save_map(target: Path, arrays: dict[str, Any]) -> None:
 def continues(target: Path, saved: dict[str, Any], key: str, *, overwrite: bool) -> bool:
     """Say whether an interrupted run can be continued.
 
-    Raises
-    ------
-    OutputError
-        If it is another run's, and not to be thrown away.
+    Raises OutputError if it is another run's, and not to be thrown away.
     """
     if "key" not in saved or not partial_of(target).exists():
         return False
@@ -316,17 +293,13 @@ def _tidy(files: list[Path]) -> None:
 class Filling:
     """One stack of frames on its way into a file that is laid out already.
 
-    Parameters
-    ----------
-    partial
-        The file that was laid out.
-    spool
-        Where compressed frames wait, whose places are not known before all are made.
+    ``partial``: the file that was laid out. ``spool``: where compressed frames wait, whose places
+    are not known before all are made.
     """
 
     def __init__(self, layout: Layout, partial: Path, spool: Path, sums: Sums) -> None:
         self.layout, self.sums = layout, sums
-        place = spool if layout.packing else partial
+        place = spool if layout.encode else partial
         self.file = place.open("r+b" if place.exists() else "w+b", buffering=0)
 
     def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
@@ -337,8 +310,8 @@ class Filling:
             turned = frame.T if layout.transposed else frame
             pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype))
             left = pixels.data.cast("B")
-            if layout.packing:
-                left = memoryview(layout.packing.encode(pixels))
+            if layout.encode:
+                left = memoryview(layout.encode(pixels))
                 layout.offsets[number + 1] = layout.offsets[number] + len(left)
             self.file.seek(int(layout.offsets[number]))
             while left:
@@ -353,14 +326,14 @@ class Filling:
             f"{name}_offsets": layout.offsets,
             f"{name}_dtype": layout.dtype,
             f"{name}_transposed": layout.transposed,
-            f"{name}_packed": layout.packing is not None,
+            f"{name}_packed": layout.encode is not None,
             f"{name}_sums": json.dumps(asdict(self.sums)),
         }
 
     def complete(self) -> None:
         """Bring compressed frames to their places, and close."""
-        if self.layout.packing:
-            self.layout.packing.fill(self._packed())
+        if self.layout.fill:
+            self.layout.fill(self._packed())
         self.file.close()
 
     def _packed(self) -> Iterator[bytes]:
@@ -454,10 +427,7 @@ class Output:
     ) -> None:
         """Write frames (k, H, W), the first of which is number ``start``, and their sigma.
 
-        Parameters
-        ----------
-        tally
-            Sums up what else is recorded of them; not called where writing fails.
+        ``tally``: sums up what else is recorded of them; not called where writing fails.
         """
         counted = {name: copy.deepcopy(filling.sums) for name, filling in self._fillings.items()}
         try:
@@ -597,7 +567,7 @@ class Output:
 
     def _write_map(self, more: dict[str, Any]) -> None:
         layout = self._fillings["frames"].layout
-        count = len(layout.offsets) - (layout.packing is not None)
+        count = len(layout.offsets) - (layout.encode is not None)
         arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings), **more}
         arrays["done"] = np.arange(count) < self.done
         arrays |= {f"state_{name}": one for name, one in self._state().items()}

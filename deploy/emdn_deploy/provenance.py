@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from emdn_deploy import uncertainty
-from emdn_deploy.checking.quick import QuickResult, spans
+from emdn_deploy.check.quick import QuickResult, spans
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
@@ -37,6 +37,7 @@ def facts_of(
         "version": __version__,
         "model": info.name,
         "preset": info.preset,
+        "model_frames": info.frames,
         "neighbours": seen,
         "precision": denoiser.session.precision,
         "model_sha256": info.sha256,
@@ -123,10 +124,7 @@ def stamps(paths: Iterable[Path]) -> Stamps:
 def check_unchanged(before: Stamps) -> None:
     """Compare files with what they were when the run began.
 
-    Raises
-    ------
-    FormatError
-        If one was changed or replaced meanwhile: frames may then be of two inputs.
+    Raises FormatError if one was changed or replaced meanwhile: frames may then be of two inputs.
     """
     now = stamps(Path(name) for name in before)
     changed = [name for name in before if before[name] != now[name]]

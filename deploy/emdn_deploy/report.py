@@ -54,7 +54,7 @@ class Report:
     neighbours
         What the model saw of the stack to denoise a frame, and why.
     check, standing_out, smallest_defect
-        What `emdn_deploy.checking.quick` says, None where there is no noise; the frames that it
+        What `emdn_deploy.check.quick` says, None where there is no noise; the frames that it
         names; and what it would have seen.
     saturated_input, saturated_from
         Saturated pixels of the input, of all frames, and the value from which on they are; they

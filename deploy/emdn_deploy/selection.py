@@ -14,10 +14,7 @@ from emdn_models.errors import FormatError
 def parse(text: str) -> list[slice]:
     """Read a list, by commas, of ``start:stop:step`` or single numbers, counted as Python does.
 
-    Raises
-    ------
-    FormatError
-        If a part is neither, or its step is not positive.
+    Raises FormatError if a part is neither, or its step is not positive.
     """
     return [_part(part, text) for part in text.split(",")]
 
@@ -43,10 +40,7 @@ def _part(part: str, text: str) -> slice:
 def select(frames: Frames, text: str) -> Frames:
     """Return a stack of the selected frames, reading from the same file.
 
-    Raises
-    ------
-    FormatError
-        If the selection is empty, is not one, or takes a frame twice.
+    Raises FormatError if the selection is empty, is not one, or takes a frame twice.
     """
     ranges = [range(frames.shape[0])[part] for part in parse(text)]
     for name, one in zip(text.split(","), ranges, strict=True):
@@ -92,10 +86,7 @@ def select(frames: Frames, text: str) -> Frames:
 def check_one_scale(frames: Frames) -> None:
     """Refuse a stack whose frames are of detectors or channels on scales of their own.
 
-    Raises
-    ------
-    FormatError
-        Naming the axis and the remedy.
+    Raises FormatError, naming the axis and the remedy.
     """
     lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
     lengths = [frames.stored_shape[i] for i in lead]

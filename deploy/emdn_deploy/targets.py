@@ -13,11 +13,8 @@ from emdn_models.errors import OutputError
 def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
     """Return the output's path and its writer's module.
 
-    Raises
-    ------
-    OutputError
-        If ``--to`` and the output's suffix contradict each other, no writer has
-        that suffix, or it cannot store what is asked for.
+    Raises OutputError if ``--to`` and the output's suffix contradict each other, no writer has that
+    suffix, or it cannot store what is asked for.
     """
     if options.output is not None and options.output.is_dir():
         raise OutputError(f"{options.output}: is a folder; give it by --out-dir, or a file's name")
@@ -78,10 +75,7 @@ def _own_kind(source: Path) -> str:
 def each(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, DenoiseOptions]]:
     """Pair every input with its options and check that no two share an output.
 
-    Raises
-    ------
-    OutputError
-        If they do.
+    Raises OutputError if they do.
     """
     pairs, taken = [], dict[Path, Path]()
     for source in sources:

@@ -57,10 +57,7 @@ class Seen:
 class Arrival:
     """One denoised piece of an acquisition.
 
-    Attributes
-    ----------
-    lag_s
-        From the moment the input was last written to the moment its output was there.
+    ``lag_s``: from the moment the input was last written to the moment its output was there.
     """
 
     source: Path
@@ -78,17 +75,9 @@ def folder(
 ) -> Generator[Arrival, None, None]:
     """Denoise each new file of a folder, or of a pattern, until none comes for ``idle_s``.
 
-    Parameters
-    ----------
-    options
-        ``out_dir`` is where the outputs go; None for ``<folder>_denoised`` beside it.
-    poll_s
-        Time between two looks.
-
-    Raises
-    ------
-    FormatError
-        If the folder does not exist; at the end, if files were left out.
+    ``options``: ``out_dir`` is where the outputs go; None for ``<folder>_denoised`` beside it.
+    ``poll_s``: time between two looks. Raises FormatError if the folder does not exist; at the end,
+    if files were left out.
     """
     place = source if source.is_dir() else split_pattern(source)[0]
     if not place.is_dir():
@@ -128,14 +117,9 @@ def folder(
 class _Watched:
     """A folder that is watched, and what has become of its files.
 
-    Attributes
-    ----------
-    done, skipped
-        Files that were denoised, or could not be, as they were then.
-    own
-        Those of ``done`` that this run has denoised.
-    full
-        Whether the disk is: the next file would not fit either.
+    ``done``, ``skipped``: files that were denoised, or could not be, as they were then. ``own``:
+    those of ``done`` that this run has denoised. ``full``: whether the disk is: the next file would
+    not fit either.
     """
 
     source: Path
@@ -273,12 +257,8 @@ def dataset(
 ) -> Generator[Arrival, None, None]:
     """Denoise what is appended to a dataset until nothing comes for ``idle_s``.
 
-    Closing the iterator completes the output with what there is.
-
-    Raises
-    ------
-    EmdnError
-        As `emdn_deploy.job.run`, and if the file cannot be followed.
+    Closing the iterator completes the output with what there is. Raises EmdnError: as
+    `emdn_deploy.job.run`, and if the file cannot be followed.
     """
     given = [getattr(options, name) for name in provenance.REFERENCES]
     inputs = [source, *(Path(path) for path in (*given, options.model) if path)]
@@ -382,12 +362,8 @@ def dataset(
 class _Growing:
     """An output to which frames are appended.
 
-    Parameters
-    ----------
-    first
-        Frames that the scale was taken from, by which a later run finds it again.
-    late
-        What is recorded when all frames are there.
+    ``first``: frames that the scale was taken from, by which a later run finds it again. ``late``:
+    what is recorded when all frames are there.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import cli, targets
+from emdn_deploy import targets
 from emdn_deploy.config import DenoiseOptions
 from emdn_models.errors import OutputError
 
@@ -75,14 +75,8 @@ def test_two_inputs_never_share_an_output(tmp_path: Path) -> None:
         targets.each(sources, DenoiseOptions())
 
 
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        cli.main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
-
-
 def test_several_inputs_and_one_that_fails(
-    tmp_path: Path, hdf5: Path, box_model: Path, lattice, capsys
+    tmp_path: Path, hdf5: Path, box_model: Path, lattice, call, capsys
 ) -> None:
     np.save(tmp_path / "b.npy", lattice(20.0, (3, 24, 24)))
     out = tmp_path / "out"
@@ -105,35 +99,18 @@ def test_several_inputs_and_one_that_fails(
     ]  # fmt: skip
 
 
-def test_one_name_for_several_inputs_is_wrong_usage(hdf5: Path, capsys) -> None:
+def test_one_name_for_several_inputs_is_wrong_usage(hdf5: Path, call, capsys) -> None:
     assert call("denoise", hdf5, hdf5, "-o", "a.h5") == 2
     assert "single input" in capsys.readouterr().err
 
 
-def test_a_dry_run_only_tells(hdf5: Path, capsys) -> None:
+def test_a_dry_run_only_tells(hdf5: Path, call, capsys) -> None:
     before = sorted(hdf5.parent.iterdir())
     assert call("denoise", hdf5, "--dry-run", "--frames", "1:3") == 0
     printed = capsys.readouterr().out
     assert f"{hdf5} -> {hdf5.parent / 'movie_denoised.hspy'}" in printed
     assert "2 frames of 24 x 24, uint16, plain HDF5 /frames" in printed
     assert sorted(hdf5.parent.iterdir()) == before
-
-
-def test_a_folder_of_frames_from_end_to_end(
-    tmp_path: Path, box_model: Path, lattice, capsys
-) -> None:
-    frames = lattice(20.0, (12, 24, 24)).astype(np.uint16)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for number, frame in enumerate(frames):
-        np.save(folder / f"frame_{number}.npy", frame)
-    common = ("--model", box_model, "--device", "cpu", "--to", "npy")
-    assert call("denoise", folder, *common) == 0
-    np.save(tmp_path / "all.npy", frames)
-    assert call("denoise", tmp_path / "all.npy", *common) == 0
-    np.testing.assert_array_equal(
-        np.load(tmp_path / "run_denoised.npy"), np.load(tmp_path / "all_denoised.npy")
-    )
 
 
 def test_no_output_is_another_input(tmp_path: Path) -> None:

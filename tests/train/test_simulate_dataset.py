@@ -17,7 +17,7 @@ import pytest
 import tifffile
 
 from emdn_models import EmdnError, FormatError, OutputError
-from emdn_train.data import open_split
+from emdn_train.dataset import Split
 from emdn_train.simulate import SimulateConfig, dataset, simulate
 
 SMALL = SimulateConfig("", frames=20, kind="mixed", size=64, images_per_structure=2, seed=5)
@@ -55,7 +55,7 @@ def test_layout_is_the_originals(made: Path) -> None:
 
 
 def test_table_says_how_every_frame_was_made(made: Path) -> None:
-    with open_split(made, "train") as split:
+    with Split(made, "train") as split:
         table = split.table
         assert table is not None
         assert table["frame"].to_list() == list(range(20))
@@ -82,7 +82,7 @@ def test_table_says_how_every_frame_was_made(made: Path) -> None:
 def test_beam_in_the_table_is_the_beam_in_the_frames(tmp_path: Path) -> None:
     """What is left of a hole when the beam is divided out is flat vacuum at 1."""
     out = make(tmp_path / "set", kind="graphene", frames=24, snr=(3.0, 3.0))
-    with open_split(out, "train") as split:
+    with Split(out, "train") as split:
         relative = split.relative(slice(None))
     block = relative.reshape(24, 4, 16, 4, 16)
     smooth = block.mean((2, 4))
@@ -93,7 +93,7 @@ def test_beam_in_the_table_is_the_beam_in_the_frames(tmp_path: Path) -> None:
 def test_atoms_lie_on_the_columns_of_the_image(tmp_path: Path) -> None:
     out = make(tmp_path / "set", kind="stem", frames=8, images_per_structure=1, snr=(3, 3))
     with (
-        open_split(out, "train") as split,
+        Split(out, "train") as split,
         h5py.File(out / "train" / "graphene_img_structures.h5") as file,
     ):
         assert split.table is not None
@@ -116,7 +116,7 @@ def test_same_seed_same_frames_whatever_the_workers(made: Path, tmp_path: Path) 
 def test_neither_another_seed_nor_another_split_shares_a_frame(made: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "set", seed=6)
     for folder, name in ((other, "train"), (made, "test")):
-        with open_split(made, "train") as a, open_split(folder, name) as b:
+        with Split(made, "train") as a, Split(folder, name) as b:
             first, second = a.relative(slice(None)), b.relative(slice(None))
         assert np.abs(first[:, None] - second).mean((2, 3)).min() > 1e-4
 

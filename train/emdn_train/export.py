@@ -24,7 +24,7 @@ from emdn_models.files import unwritable
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
 from emdn_models.spec import Preset, spec_of
-from emdn_train import index
+from emdn_train import manifest
 from emdn_train.onnx_graph import Graph, describe, pack, to_onnx
 from emdn_train.onnx_rewrites import rewritten
 from emdn_train.verify import check_field, compare
@@ -267,8 +267,8 @@ def _write_index(
     copied: Path,
     chosen: Mapping[str, checkpoint.Weights],
 ) -> None:
-    path = folder / index.NAME
-    earlier = index.read(path)["models"] if path.exists() else {}
+    path = folder / manifest.NAME
+    earlier = pretrained.read_index(path)["models"] if path.exists() else {}
     for name, entry in entries.items():
         # A calibration, measured quality and variants belong to weights, and outlive no others.
         weights = weights_sha256(chosen[name].state)
@@ -293,4 +293,4 @@ def _write_index(
         "checkpoint": {"file": copied.name, "sha256": pretrained.sha256(copied)},
         "models": entries,
     }
-    index.write(path, made)
+    manifest.write(path, made)

@@ -1,4 +1,4 @@
-"""Exported models in other precisions: int8 for CPUs, fp16 for GPUs, kept only if as good.
+"""Exported models in other precisions: int8 for CPUs, fp16 for GPUs, written only if as good.
 
 What computes with other numbers is the net between its first and its last convolution; the
 frame, its intensities and the spectra beside it stay in float32.
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from emdn_deploy import intensity
 from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
-from emdn_train import index
+from emdn_train import manifest
+from emdn_train.calibrate import Recorded, mended, recordings, scale_of
 from emdn_train.onnx_graph import INPUTS, unpacked
 from emdn_train.simulate.config import one_thread
 from emdn_train.simulate.testset import first_specimens
-from emdn_train.uncertainty import Recorded, mended, recordings
 
 LARGEST_LOSS_DB, LARGEST_MEAN_SHIFT = 0.1, 0.005
 LEVELS = (0.05, 0.12, 0.4, 1.2, 3.0)
@@ -47,14 +46,14 @@ class Made(NamedTuple):
 
 
 def add(folder: Path, name: str, precision: str) -> Made:
-    """Make ``NAME.PRECISION.onnx`` beside an exported model and enter it into the index.
+    """Make ``NAME.PRECISION.onnx`` beside an exported model and enter it into the manifest.
 
     It is refused, and what an earlier run made of it removed, if the mean gain over simulated
     frames falls by more than 0.1 dB, or the mean intensity moves by more than 0.5 % at one of
     the ``LEVELS``.
     """
-    listed = folder / index.NAME
-    entry = index.chosen(listed, (name,))[name]
+    listed = folder / manifest.NAME
+    entry = manifest.chosen(listed, (name,))[name]
     source = folder / entry["file"]
     target = source.with_name(f"{source.stem}.{precision}.onnx")
     variants = {key: one for key, one in entry.get("variants", {}).items() if key != precision}
@@ -71,7 +70,7 @@ def add(folder: Path, name: str, precision: str) -> Made:
             }  # fmt: skip
             os.replace(file, target)
             made = made._replace(path=target)
-    index.add(listed, name, entry["sha256"], {"variants": variants})
+    manifest.add(listed, name, entry["sha256"], {"variants": variants})
     return made
 
 
@@ -98,8 +97,8 @@ def _make(source: Path, precision: str, file: Path) -> Made:
         onnx.save(halved(model, emulated=True), judged)
     for path in {file, judged}:
         made = onnx.load(path)
-        told = {one.key: one.value for one in model.metadata_props}
-        helper.set_model_props(made, told | {"precision": precision})
+        known = {one.key: one.value for one in model.metadata_props}
+        helper.set_model_props(made, known | {"precision": precision})
         onnx.save(made, path)
     loss, shift = compare(open_session(source, "cpu", 1), open_session(judged, "cpu", 1))
     return Made(None, refusal(loss, shift), loss, shift)
@@ -107,13 +106,13 @@ def _make(source: Path, precision: str, file: Path) -> Made:
 
 def refusal(loss_db: float, mean_shift: float) -> str:
     """Say what speaks against a variant; empty if nothing does. A NaN is refused."""
-    grounds = []
+    reasons = []
     if not loss_db <= LARGEST_LOSS_DB:
-        grounds.append(f"loses {loss_db:.2f} dB, more than {LARGEST_LOSS_DB:g}")
+        reasons.append(f"loses {loss_db:.2f} dB, more than {LARGEST_LOSS_DB:g}")
     if not mean_shift <= LARGEST_MEAN_SHIFT:
-        grounds.append(f"mean off by {100 * mean_shift:.2f} %, more than "
-                       f"{100 * LARGEST_MEAN_SHIFT:g} %")  # fmt: skip
-    return ", ".join(grounds)
+        shift, largest = 100 * mean_shift, 100 * LARGEST_MEAN_SHIFT
+        reasons.append(f"mean off by {shift:.2f} %, more than {largest:g} %")
+    return ", ".join(reasons)
 
 
 def compare(model: Session, variant: Session) -> tuple[float, float]:
@@ -143,7 +142,7 @@ def calibrated() -> list[Recorded]:
 
 def _numbers(noisy: NDArray[np.float32]) -> tuple[float, float, float]:
     """Return scale, offset and gain as a deployment measures them on a frame (H, W)."""
-    found = intensity.estimate(lambda start, stop: noisy[None][start:stop], 1, noisy.shape)
+    found = scale_of(noisy[None])
     return found.scale, found.offset, found.gain
 
 

@@ -18,7 +18,7 @@ from emdn_deploy.sampling import Blocks
 LINE_Z, JITTER_Z = 4.5, 4.5
 # What is too weak to matter, as parts of the noise's or the mean's size.
 LEAST_SHARE, LEAST_BRIGHTNESS = 0.03, 0.01
-# What the models saw at most (`emdn_train.detectors`).
+# What the models saw at most (`emdn_train.noise`).
 FLICKER, JITTER_PIXELS = 0.02, 1.0
 OUTSIDE = "outside the models' training"
 

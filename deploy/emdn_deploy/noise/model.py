@@ -4,7 +4,7 @@ The variance of a block of pixels against its mean gives gain and one more numbe
 which the camera's offset and its read noise both go: variance = gain (mean - offset) +
 read noise^2. Spectra of differences (`emdn_deploy.noise.spectra`) tell noise that is
 correlated, lines and interference. The models saw white counting noise, and scans whose
-lines flicker by up to 2 % and jitter by up to a pixel (`emdn_train.detectors`).
+lines flicker by up to 2 % and jitter by up to a pixel (`emdn_train.noise`).
 """
 
 from dataclasses import asdict, dataclass

@@ -138,18 +138,8 @@ class Plain:
     """An array that lies in a file as it is, read piece by piece and indexed like a memory map.
 
     A mapped file that becomes shorter ends the process (SIGBUS); reading it is an error.
-
-    Parameters
-    ----------
-    offset
-        Byte of the first element.
-    fortran
-        Whether the first axis is the fastest.
-
-    Raises
-    ------
-    ValueError
-        If the file is too short for such an array.
+    ``offset``: byte of the first element. ``fortran``: whether the first axis is the fastest.
+    Raises ValueError if the file is too short for such an array.
     """
 
     # Bytes read at once where a selection is not in one piece, as of frames that come last.
@@ -222,30 +212,12 @@ class Plain:
         return made
 
 
-def unmapped(path: Path, array: NDArray[Any]) -> Any:
-    """Return the same array as ordinary reads give it, where it is a memory map of a file."""
-    root: Any = array
-    while isinstance(root.base, np.ndarray):
-        root = root.base
-    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
-    if not isinstance(root, np.memmap) or not (array.flags.c_contiguous or fortran):
-        return array
-    start = root.offset + array.__array_interface__["data"][0]
-    start -= root.__array_interface__["data"][0]
-    return Plain(path, start, array.shape, array.dtype, fortran=fortran)
-
-
 class Pages:
     """Frames that are read one by one, and of which some may be missing, indexed like an array.
 
-    Parameters
-    ----------
-    shape
-        Stored shape as the file promises it; the last ``inner`` axes are those of a page.
-    there
-        How many pages the file holds; reading one beyond raises ``missing``.
-    close
-        Called when the frames are released.
+    ``shape``: stored shape as the file promises it; the last ``inner`` axes are those of a page.
+    ``there``: how many pages the file holds; reading one beyond raises ``missing``. ``close``:
+    called when the frames are released.
     """
 
     def __init__(

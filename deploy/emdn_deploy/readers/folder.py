@@ -48,18 +48,10 @@ def split_pattern(source: Path) -> tuple[Path, str]:
 def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
     """List the frames of a folder (searched to any depth) or a pattern, in natural order.
 
-    Denoised files are left out, and said, where there are others and the name of folder or
-    pattern does not ask for them; so are standard deviations beside their frames.
-
-    Parameters
-    ----------
-    suffixes
-        Those that count as frames in a folder, each with its kind.
-
-    Raises
-    ------
-    FormatError
-        If there are none, or files of several kinds.
+    Denoised files are left out, and said, where there are others and the name of folder or pattern
+    does not ask for them; so are standard deviations beside their frames. ``suffixes``: those that
+    count as frames in a folder, each with its kind. Raises FormatError if there are none, or files
+    of several kinds.
     """
     if source.is_dir():
         paths = [path for path in source.rglob("*") if path.suffix.lower() in suffixes]
@@ -100,10 +92,7 @@ def open_list(
 ) -> Frames:
     """Open files as one stack, in the order given; ``source`` is what they are called.
 
-    Raises
-    ------
-    FormatError
-        If one does not fit the first: here, or when it is read.
+    Raises FormatError if one does not fit the first: here, or when it is read.
     """
     with opener(paths[0], choice) as first:
         shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))

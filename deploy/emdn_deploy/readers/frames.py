@@ -116,10 +116,7 @@ class Frames:
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.
 
-        Raises
-        ------
-        FormatError
-            If the file ends early or a block cannot be decoded.
+        Raises FormatError if the file ends early or a block cannot be decoded.
         """
         try:
             block = self.read_block(start, stop)
@@ -178,16 +175,9 @@ def default_order(shape: tuple[int, ...]) -> str:
 def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -> None:
     """Compare an axis order with a shape.
 
-    Parameters
-    ----------
-    said
-        Whether the user or the file gave the order; if not, a last axis of 2 to 4 is
-        taken for colours or channels and refused.
-
-    Raises
-    ------
-    FormatError
-        If they do not fit, or the frames have several channels.
+    ``said``: whether the user or the file gave the order; if not, a last axis of 2 to 4 is taken
+    for colours or channels and refused. Raises FormatError if they do not fit, or the frames have
+    several channels.
     """
     fits = len(order) == len(shape) and order.count("y") == 1 and order.count("x") == 1
     if not fits or len(set(order)) != len(order):
@@ -222,10 +212,7 @@ def _free_letter(order: str) -> str:
 def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return notes on `default_order` for a file that says nothing of its axes.
 
-    Raises
-    ------
-    FormatError
-        If the frames are far more likely last.
+    Raises FormatError if the frames are far more likely last.
     """
     if len(shape) != 3 or shape[2] < 5:
         return ()  # channels, if the last axis is short: see `check_order`
@@ -247,14 +234,8 @@ def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
 class Offer:
     """One of several stacks of a file.
 
-    Attributes
-    ----------
-    dataset
-        What ``--dataset`` calls it.
-    chunks
-        How it is cut into pieces, None where it is not.
-    label
-        Another name for it that ``--dataset`` takes, such as the detector's.
+    ``dataset``: what ``--dataset`` calls it. ``chunks``: how it is cut into pieces, None where it
+    is not. ``label``: another name for it that ``--dataset`` takes, such as the detector's.
     """
 
     dataset: str
@@ -278,14 +259,8 @@ class Offer:
 class SeveralStacks(FormatError):
     """A file that holds several stacks and does not say which are the frames.
 
-    Attributes
-    ----------
-    kind
-        What they are, in words.
-    offers
-        In the file's order.
-    more
-        What else can be done, after the list.
+    ``kind``: what they are, in words. ``offers``: in the file's order. ``more``: what else can be
+    done, after the list.
     """
 
     def __init__(self, path: Path, kind: str, offers: list[Offer], more: str = "") -> None:
@@ -314,10 +289,7 @@ def only_stack(offers: list[Offer]) -> tuple[int | None, str]:
 def numbered(path: Path, what: str, choice: Choice, count: int) -> int | None:
     """Return the number that ``--dataset`` asks for, None where it does not ask.
 
-    Raises
-    ------
-    FormatError
-        If there is no such image, series or stack.
+    Raises FormatError if there is no such image, series or stack.
     """
     if choice.dataset is None:
         return None

@@ -29,11 +29,8 @@ from emdn_models.errors import FormatError, MissingExtraError, install
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open the frames of an HDF5 file.
 
-    Raises
-    ------
-    FormatError
-        If the file is damaged, holds no frames, or holds several stacks and
-        ``choice`` does not say which.
+    Raises FormatError if the file is damaged, holds no frames, or holds several stacks and
+    ``choice`` does not say which.
     """
     file = open_file(path)
     try:
@@ -181,11 +178,8 @@ def frames_of(
 ) -> Frames:
     """Wrap a chosen dataset; releasing the frames closes the file.
 
-    Parameters
-    ----------
-    complete
-        Whether nothing more is appended: the shape is judged, and frames that are stored
-        far apart are read through a scratch file.
+    ``complete``: whether nothing more is appended: the shape is judged, and frames that are stored
+    far apart are read through a scratch file.
     """
     order = one.order or _recorded(file, one)
     letters = choice.axes or order or default_order(one.dataset.shape)

@@ -80,9 +80,10 @@ def velox(file: h5py.File) -> list[Candidate]:
         data = group.get("Data") if isinstance(group, h5py.Group) else None
         if data is not None and _is_image(data) and data.ndim == 3:
             path = f"/Data/Image/{name}/Data"
-            facts = velox_facts(group)
-            axes, label = velox_axes(facts), velox_detector(facts)
-            found.append(Candidate(path, data, "Velox", axes, "yxt", label))
+            facts = _velox_facts(group)
+            found.append(
+                Candidate(path, data, "Velox", _velox_axes(facts), "yxt", velox_detector(facts))
+            )
     return found
 
 
@@ -95,7 +96,8 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
         data = group.get("data")
         if not _is_image(data):
             continue
-        notes = [_attrs(group.get(f"axis-{i}")) for i in range(data.ndim)]
+        groups = (group.get(f"axis-{i}") for i in range(data.ndim))
+        notes = [dict(one.attrs) if isinstance(one, h5py.Group) else {} for one in groups]
         signal = [i for i, note in enumerate(notes) if not bool(note.get("navigate", False))]
         if len(signal) not in (2, data.ndim):
             continue  # spectra
@@ -111,7 +113,7 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
         # A BaseSignal does not tell frames from time.
         order = order_of(axes)
         if len(signal) == 2:
-            order = with_channels(_letters(data.ndim, signal[0], signal[1]), axes)
+            order = with_channels(_lettered(data.ndim, *signal), axes)
         found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", axes, order))
     return found
 
@@ -131,7 +133,15 @@ def nexus(file: h5py.File) -> list[Candidate]:
     groups = [group] if isinstance(group, h5py.Group) and group != file else []
     if not groups or not _signal(groups[0]):
         groups = []
-        file.visititems(lambda _, item: groups.append(item) if _is_nxdata(item) else None)
+
+        def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
+            marked = (
+                isinstance(item, h5py.Group) and text_of(item.attrs.get("NX_class")) == "NXdata"
+            )
+            if marked and (_signal(item) or item.get(_FIRST_PART, getlink=True) is not None):
+                groups.append(item)
+
+        file.visititems(visit)
     found: list[Candidate] = []
     for item in groups:
         names = _signals(item)
@@ -213,14 +223,8 @@ def plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
     return Candidate(path, data, "plain HDF5", axes, order)
 
 
-CONVENTIONS: tuple[Callable[[h5py.File], list[Candidate]], ...] = (
-    velox,
-    hyperspy,
-    nexus,
-    emd,
-    benchmark,
-    plain,
-)
+Finder = Callable[[h5py.File], list[Candidate]]
+CONVENTIONS: tuple[Finder, ...] = (velox, hyperspy, nexus, emd, benchmark, plain)
 
 
 def _is_image(item: Any) -> bool:
@@ -231,14 +235,6 @@ def _is_image(item: Any) -> bool:
         and item.ndim >= 2
         and (item.dtype.kind in "buifc" or bool(item.dtype.names))
         and not h5py.check_dtype(ref=item.dtype)
-    )
-
-
-def _is_nxdata(item: Any) -> bool:
-    return (
-        isinstance(item, h5py.Group)
-        and text_of(item.attrs.get("NX_class")) == "NXdata"
-        and bool(_signal(item) or item.get(_FIRST_PART, getlink=True) is not None)
     )
 
 
@@ -267,15 +263,6 @@ def _signals(group: h5py.Group) -> list[str]:
     return sorted(name for name in group if every.fullmatch(name))
 
 
-def _letters(ndim: int, y: int, x: int) -> str:
-    rest = iter(default_order((2,) * ndim)[:-2])
-    return "".join("y" if i == y else "x" if i == x else next(rest) for i in range(ndim))
-
-
-def _attrs(group: Any) -> dict[str, Any]:
-    return dict(group.attrs) if isinstance(group, h5py.Group) else {}
-
-
 def _number(value: Any) -> float | None:
     try:
         return float(value)
@@ -286,16 +273,9 @@ def _number(value: Any) -> float | None:
 def order_of(axes: tuple[Axis, ...], *, reverse: bool = False) -> str | None:
     """Tell from names and units which axes are those of the frame.
 
-    Parameters
-    ----------
-    reverse
-        Whether two axes that are not told apart are (x, y) where all others follow them,
-        as in files whose axes are stored the other way round.
-
-    Returns
-    -------
-    str or None
-        One letter per stored axis; None if names and units do not decide.
+    ``reverse``: whether two axes that are not told apart are (x, y) where all others follow them,
+    as in files whose axes are stored the other way round. Returns one letter per stored axis; None
+    if names and units do not decide.
     """
     roles = [_role(axis) for axis in axes]
     frame = _frame_axes(roles)
@@ -306,9 +286,12 @@ def order_of(axes: tuple[Axis, ...], *, reverse: bool = False) -> str | None:
     swapped = roles[y] in "xp" or roles[x] in "yq"
     if swapped if named else reverse and x == 1 < len(axes) - 1:
         y, x = x, y
-    lead = iter(default_order((2,) * len(axes))[:-2])
-    letters = ["y" if i == y else "x" if i == x else next(lead) for i in range(len(axes))]
-    return with_channels("".join(letters), axes)
+    return with_channels(_lettered(len(axes), y, x), axes)
+
+
+def _lettered(ndim: int, y: int, x: int) -> str:
+    lead = iter(default_order((2,) * ndim)[:-2])
+    return "".join("y" if i == y else "x" if i == x else next(lead) for i in range(ndim))
 
 
 def with_channels(order: str, axes: tuple[Axis, ...]) -> str:
@@ -340,7 +323,7 @@ def _role(axis: Axis) -> str:
     return "l" if units in _LENGTHS else "?"
 
 
-def velox_facts(group: h5py.Group) -> dict[str, Any]:
+def _velox_facts(group: h5py.Group) -> dict[str, Any]:
     """Return the JSON that Velox writes with the first frame, empty where it is damaged."""
     try:
         raw = np.asarray(read(group["Metadata"], np.s_[:, 0]), dtype=np.uint8).tobytes()
@@ -350,7 +333,7 @@ def velox_facts(group: h5py.Group) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def velox_axes(facts: dict[str, Any]) -> tuple[Axis, ...]:
+def _velox_axes(facts: dict[str, Any]) -> tuple[Axis, ...]:
     """Read the pixel size, in metres."""
     try:
         result = facts["BinaryResult"]

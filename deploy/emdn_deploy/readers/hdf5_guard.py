@@ -40,11 +40,8 @@ _LENGTHS: dict[int, tuple[slice, Literal["big", "little"]]] = {
 def check_tree(path: Path, file: h5py.File) -> None:
     """Refuse a tree that takes minutes to walk, or more stack than there is.
 
-    Raises
-    ------
-    FormatError
-        If it has too many groups and datasets, groups too deep in one another, or attributes
-        on which libhdf5 crashes.
+    Raises FormatError if it has too many groups and datasets, groups too deep in one another, or
+    attributes on which libhdf5 crashes.
     """
     count = itertools.count(1)
 
@@ -184,12 +181,7 @@ class Guarded:
 def read(dataset: h5py.Dataset, where: Any) -> NDArray[Any]:
     """Read a part of a dataset that is not the frames, a megabyte at most.
 
-    Raises
-    ------
-    FormatError
-        As `Guarded`.
-    ValueError
-        If it is larger.
+    Raises FormatError: as `Guarded`. Raises ValueError if it is larger.
     """
     if (dataset.shape or (0,))[0] > 2**20:
         raise ValueError(f"{dataset.name} has shape {dataset.shape}")
@@ -249,15 +241,13 @@ def _sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
             for file in opened(one, name):
                 for inside in datasets:
                     items = (file.get(own_name) for own_name in _numbered(inside))
-                    for item in itertools.takewhile(_is_dataset, items):
+                    for item in items:
+                        if not isinstance(item, h5py.Dataset):
+                            break
                         walk(item, (*above, own))
 
     walk(dataset, ())
     return found
-
-
-def _is_dataset(item: Any) -> bool:
-    return isinstance(item, h5py.Dataset)
 
 
 def _numbered(name: str) -> Iterator[str]:

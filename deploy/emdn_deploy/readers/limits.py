@@ -41,10 +41,7 @@ def check_frame(where: str, height: int, width: int) -> None:
 def check_stored(where: str, claimed: int, stored: int, ratio: float = DEFLATE) -> None:
     """Refuse data that claim more bytes than what is stored can hold, with a FormatError.
 
-    Parameters
-    ----------
-    ratio
-        The most that a stored byte may stand for.
+    ``ratio``: the most that a stored byte may stand for.
     """
     if claimed > ratio * stored:
         raise FormatError(

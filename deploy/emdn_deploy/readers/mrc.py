@@ -15,7 +15,7 @@ import mrcfile
 import numpy as np
 
 from emdn_deploy.readers import scratch
-from emdn_deploy.readers.arrays import Pages, array_frames, cut_short, unmapped
+from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
 from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
 from emdn_models.errors import FormatError
 
@@ -27,13 +27,9 @@ _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open an MRC stack; its sections are the frames.
 
-    Of a file that is longer than its header says, all frames are taken; reading those
-    that a shorter file lacks is an error that says how many are there.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, or holds transforms or numbers of 4 bits.
+    Of a file that is longer than its header says, all frames are taken; reading those that a
+    shorter file lacks is an error that says how many are there. Raises FormatError if it is
+    damaged, or holds transforms or numbers of 4 bits.
     """
     header, notes = _header(path)
     dtype, reading = _dtype(path, header)
@@ -152,15 +148,13 @@ def _data(
     whole = shape if there >= promised else (max(0, there), *shape[-2:])
     if not math.prod(whole):
         raise FormatError(cut_short(path, 0, str(promised)))
-    mapped: Any = np.memmap(file or path, dtype, "r", start, whole)
-    if file is None:
-        mapped = unmapped(path, mapped)
+    data: Any = np.memmap(file, dtype, "r", start, whole) if file else None
+    data = Plain(path, start, whole, dtype) if data is None else data
     if whole == shape:
-        return mapped
-    return Pages(
-        shape, dtype, 2, lambda number: mapped[number], there,
-        cut_short(path, there, str(promised)), mapped.close if file is None else lambda: None,
-    )  # fmt: skip
+        return data
+    missing = cut_short(path, there, str(promised))
+    close = data.close if isinstance(data, Plain) else lambda: None
+    return Pages(shape, dtype, 2, data.__getitem__, there, missing, close)
 
 
 def _axes(header: Any, ndim: int, *, swapped: bool) -> tuple[tuple[Axis, ...], list[str]]:

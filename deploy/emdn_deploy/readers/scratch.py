@@ -44,10 +44,7 @@ def folder_of(path: Path) -> Path:
 def filled(path: Path, fill: Callable[[IO[bytes]], None], size: int = 0) -> IO[bytes]:
     """Return a file without a name, of ``size`` bytes if that is known, once it is filled.
 
-    Raises
-    ------
-    OutputError
-        If its disk has no room.
+    Raises OutputError if its disk has no room.
     """
     file: IO[bytes] = tempfile.TemporaryFile(dir=folder_of(path))  # noqa: SIM115
     try:
@@ -70,10 +67,7 @@ def filled(path: Path, fill: Callable[[IO[bytes]], None], size: int = 0) -> IO[b
 def cache_bytes(dataset: h5py.Dataset, order: str) -> int | None:
     """Return the size of the chunk cache that reading in order needs; None for HDF5's own.
 
-    Parameters
-    ----------
-    order
-        One letter or digit per stored axis (see `emdn_deploy.readers.frames.Choice`).
+    ``order``: one letter or digit per stored axis (see `emdn_deploy.readers.frames.Choice`).
     """
     shared = _shared(dataset, order)
     if shared is None or not dataset.chunks or shared <= _frame(dataset, order):
@@ -86,17 +80,9 @@ def cache_bytes(dataset: h5py.Dataset, order: str) -> int | None:
 def unpacked(frames: Frames, array: Any, order: str) -> Frames:
     """Return the frames, read through a scratch file if they are stored too far apart.
 
-    Parameters
-    ----------
-    array
-        What ``frames`` reads: an h5py dataset, or any array that is read piece by piece.
-    order
-        One letter or digit per axis of ``array``.
-
-    Raises
-    ------
-    FormatError
-        If a chunk is too large to be decoded.
+    ``array``: what ``frames`` reads: an h5py dataset, or any array that is read piece by piece.
+    ``order``: one letter or digit per axis of ``array``. Raises FormatError if a chunk is too large
+    to be decoded.
     """
     shared = _shared(array, order)
     if shared is None or shared <= _limit(array, order) or _direct(array, order):
@@ -158,10 +144,7 @@ def _fill(file: IO[bytes], frames: Frames, array: Any, order: str) -> None:
 def _pieces(array: Any, order: str) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
     """Yield a part of an array at a time, decoding each chunk once.
 
-    Yields
-    ------
-    tuple
-        The place, one slice per axis without a digit in ``order``, and the pixels.
+    Yields the place, one slice per axis without a digit in ``order``, and the pixels.
     """
     limit = _limit(array, order)
     sizes = list(getattr(array, "chunks", None) or (1, *array.shape[1:]))

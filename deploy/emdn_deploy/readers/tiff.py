@@ -75,13 +75,9 @@ _LARGEST_M = 1e-6
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open a TIFF; ``choice.dataset`` is the number of a series where there are several.
 
-    A file that is cut short has the frames that it promises; reading those that are
-    missing is an error that says how many are there.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, holds colours or electron events, or holds several series.
+    A file that is cut short has the frames that it promises; reading those that are missing is an
+    error that says how many are there. Raises FormatError if it is damaged, holds colours or
+    electron events, or holds several series.
     """
     _complaints.said.clear()
     try:

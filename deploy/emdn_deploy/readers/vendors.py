@@ -17,7 +17,7 @@ from ncempy.io import dm, ser
 from numpy.typing import NDArray
 
 from emdn_deploy.calibration import beam, imaging_mode
-from emdn_deploy.readers.arrays import Pages, array_frames, cut_short, unmapped
+from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
 from emdn_deploy.readers.frames import (
     CUT_SHORT,
     Axis,
@@ -50,12 +50,8 @@ _HEAD = 2 * 20 + 10
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open a file; ``choice.dataset`` is the number of an image or signal where there are several.
 
-    Raises
-    ------
-    FormatError
-        If it is damaged, holds spectra, colours or no frames, or holds several images.
-    MissingExtraError
-        If RosettaSciIO is needed and not installed.
+    Raises FormatError if it is damaged, holds spectra, colours or no frames, or holds several
+    images. Raises MissingExtraError if RosettaSciIO is needed and not installed.
     """
     readers = {".dm3": _open_dm, ".dm4": _open_dm, ".ser": _open_ser}
     return readers.get(path.suffix.lower(), _open_rsciio)(path, choice)
@@ -92,7 +88,7 @@ def _open_dm(path: Path, choice: Choice) -> Frames:
     number, why, notes = _choose_image(path, file, thumbnails, choice)
     index = number + thumbnails
     try:
-        data = _mapped(file, index)
+        data = _dm_data(file, index)
     except Exception as error:
         raise FormatError(
             f"{path}: image {number} cannot be read ({_words(error)}); "
@@ -110,8 +106,8 @@ def _open_dm(path: Path, choice: Choice) -> Frames:
             "extract an image from them first"
         )
     return array_frames(
-        path, f"DigitalMicrograph {path.suffix[1:].upper()}", unmapped(path, data), choice,
-        axes=_dm_axes(file, index, data.ndim), why=why, notes=notes,
+        path, f"DigitalMicrograph {path.suffix[1:].upper()}", data, choice,
+        axes=_dm_axes(file, index, len(data.shape)), why=why, notes=notes,
         metadata={key: tags[key] for key in _SHOWN if tags.get(key)} | _dm_microscope(tags),
     )  # fmt: skip
 
@@ -149,7 +145,7 @@ def _choose_image(
 
     def offer(number: int) -> Offer:
         try:
-            return Offer.of(str(number), _mapped(file, number + thumbnails))
+            return Offer.of(str(number), _dm_data(file, number + thumbnails))
         except Exception as error:  # colours, say: one image must not hide the others
             return Offer(str(number), (), f"not readable ({_words(error)})")
 
@@ -165,16 +161,12 @@ def _choose_image(
     return number, why, (f"image {number} is taken: {why}",)
 
 
-def _mapped(file: Any, index: int) -> Any:
-    """Map the object ``index``, all of them counted."""
-    # ncempy skips the first of several objects, be it a thumbnail or not.
-    first = int(file.numObjects > 1)
-    if index >= first:
-        return file.getMemmap(index - first)
-    sizes = (file.zSize2[0], file.zSize[0], file.ySize[0], file.xSize[0])
+def _dm_data(file: Any, index: int) -> Plain:
+    """Return the object ``index``, all of them counted, without axes of one."""
+    sizes = (file.zSize2[index], file.zSize[index], file.ySize[index], file.xSize[index])
+    dtype = np.dtype(file._DM2NPDataType(file.dataType[index]))
     shape = tuple(int(size) for size in sizes if size > 1)
-    dtype = file._DM2NPDataType(file.dataType[0])
-    return np.memmap(file.file_path, dtype, "r", file.dataOffset[0], shape)
+    return Plain(Path(file.file_path), file.dataOffset[index], shape, dtype)
 
 
 def _dm_axes(file: Any, index: int, ndim: int) -> tuple[Axis, ...]:

@@ -78,22 +78,6 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """How compressed frames get into a file, which needs the sizes of all of them.
-
-    Attributes
-    ----------
-    encode
-        Turns the pixels of a frame, as they are stored, into compressed bytes.
-    fill
-        Puts all frames, so encoded and in order, into the file that was laid out.
-    """
-
-    encode: Callable[[NDArray[Any]], bytes]
-    fill: Callable[[Iterator[bytes]], None]
-
-
-@dataclass(frozen=True)
 class Layout:
     """Where the frames of an output lie.
 
@@ -110,8 +94,9 @@ class Layout:
         Of a stored pixel, with its endianness.
     transposed
         Whether a frame is stored as (x, y).
-    packing
-        None for frames that are not compressed.
+    encode, fill
+        Of frames that are compressed, and whose places depend on the sizes of all: what turns
+        the stored pixels of one into bytes, and what puts all, so encoded, into the file.
     sigma
         Where the frames' standard deviations lie, in the same file or in one of their own;
         None where there are none.
@@ -120,7 +105,8 @@ class Layout:
     offsets: NDArray[np.int64]
     dtype: str = "<f4"
     transposed: bool = False
-    packing: Packing | None = None
+    encode: Callable[[NDArray[Any]], bytes] | None = None
+    fill: Callable[[Iterator[bytes]], None] | None = None
     sigma: "Layout | None" = None
 
     @classmethod
@@ -133,13 +119,9 @@ class Layout:
 def storable(frames: NDArray[np.float32], dtype: np.dtype[Any]) -> tuple[NDArray[Any], int]:
     """Return frames as ``dtype``, and how many pixels an integer type cannot hold.
 
-    Integers are rounded to the nearest (halves to even); what lies outside of the
-    type's range gets its smallest or largest number and is counted.
-
-    Raises
-    ------
-    OutputError
-        If a pixel to be rounded is NaN.
+    Integers are rounded to the nearest (halves to even); what lies outside of the type's range gets
+    its smallest or largest number and is counted. Raises OutputError if a pixel to be rounded is
+    NaN.
     """
     if dtype.kind == "f":
         return frames, 0
@@ -155,15 +137,8 @@ def storable(frames: NDArray[np.float32], dtype: np.dtype[Any]) -> tuple[NDArray
 def module_for(target: Path, *, mirror: bool) -> str:
     """Return the writer's module for the suffix of an output.
 
-    Parameters
-    ----------
-    mirror
-        Whether the input is HDF5 and all of its frames are wanted.
-
-    Raises
-    ------
-    OutputError
-        If no writer has this suffix.
+    ``mirror``: whether the input is HDF5 and all of its frames are wanted. Raises OutputError if no
+    writer has this suffix.
     """
     for module, suffixes in WRITERS.items():
         if target.suffix.lower() in suffixes:
@@ -195,10 +170,7 @@ def compressed(module: str, frames: Frames, asked: bool | None) -> bool:
 def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
     """Say in words how large an output will be.
 
-    Raises
-    ------
-    OutputError
-        If its disk has less room.
+    Raises OutputError if its disk has less room.
     """
     size = storage.size(shape) + (4 * math.prod(shape) if storage.sigma else 0)
     words = f"{human(size)} of {storage.dtype}" + (" and sigma" if storage.sigma else "")
@@ -253,10 +225,7 @@ def lay_out(
 ) -> Layout:
     """Write the whole file but its pixels, with a writer chosen by `module_for`.
 
-    Parameters
-    ----------
-    beside
-        Where the file of the standard deviations is laid out, if they have their own.
+    ``beside``: where the file of the standard deviations is laid out, if they have their own.
     """
     layout: Layout = _writer(module).lay_out(partial, frames, provenance, storage)
     if beside is None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from emdn_deploy.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import Axis, Frames
 from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
-from emdn_deploy.writers import SIGMA, Layout, Packing, Provenance, Storage, plain_text
+from emdn_deploy.writers import SIGMA, Layout, Provenance, Storage, plain_text
 
 GROUP = "emdn"
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
@@ -123,13 +123,9 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
 def reserve(path: Path, start: int, size: int) -> None:
     """Claim the space of bytes ``start`` to ``start + size`` of a file on its disk.
 
-    HDF5 ends the process where it cannot write what it has in memory. So that space is
-    claimed before; what is left over, HDF5 cuts off when it closes the file.
-
-    Raises
-    ------
-    OSError
-        If there is no such space.
+    HDF5 ends the process where it cannot write what it has in memory. So that space is claimed
+    before; what is left over, HDF5 cuts off when it closes the file. Raises OSError if there is no
+    such space.
     """
     with path.open("r+b") as file:
         try:
@@ -159,10 +155,7 @@ def create_frames(
 ) -> h5py.Dataset:
     """Create the dataset, one frame a chunk, with its space on disk unless compressed.
 
-    Parameters
-    ----------
-    shape, order
-        Stored shape and one letter per axis, ``y`` and ``x`` the frame.
+    ``shape``, ``order``: stored shape and one letter per axis, ``y`` and ``x`` the frame.
     """
     chunk = tuple(
         length if letter in "yx" else 1 for length, letter in zip(shape, order, strict=True)
@@ -236,7 +229,7 @@ def layout_of(
                 data.id.write_direct_chunk(tuple(place), chunk)
 
     offsets = np.zeros(count + 1, np.int64)
-    return Layout(offsets, storage.kind.str, flip, Packing(_encode, fill))
+    return Layout(offsets, storage.kind.str, flip, _encode, fill)
 
 
 def _encode(pixels: NDArray[Any]) -> bytes:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.calibration import step_in
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers import Layout, Packing, Provenance, Storage
+from emdn_deploy.writers import Layout, Provenance, Storage
 
 # zlib's own default takes twice the time for a few percent of size.
 _LEVEL = 1
@@ -80,7 +80,7 @@ def _packed(
 
     target.touch()
     count = math.prod(shape[:-2])
-    return Layout(np.zeros(count + 1, np.int64), storage.kind.str, packing=Packing(encode, fill))
+    return Layout(np.zeros(count + 1, np.int64), storage.kind.str, encode=encode, fill=fill)
 
 
 def finish(path: Path, late: Provenance) -> None:
@@ -144,10 +144,7 @@ def _steps(frames: Frames, letters: str, unit: str) -> dict[str, Any]:
 def _dm_tags(x: Axis, y: Axis, along: Axis) -> list[tuple[int, str, int, Any, bool]]:
     """Return the tags from which HyperSpy and GMS take the calibration.
 
-    Parameters
-    ----------
-    along
-        The axis of the frames.
+    ``along``: the axis of the frames.
     """
     tags: list[tuple[int, str, int, Any, bool]] = []
     for number, axis in enumerate((x, y, along)):

@@ -160,17 +160,3 @@ def test_arrays_with_frames_last(tmp_path: Path, order: str, fortran: bool) -> N
     with open_frames(tmp_path / "a.npy", Choice(axes=order)) as frames:
         assert bool(frames.notes) == (order != "tyx")
         np.testing.assert_array_equal(frames.read(3, 30), FRAMES[3:])
-
-
-def test_the_cache_holds_what_reading_in_order_comes_back_to(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        scan = file.create_dataset(
-            "a", (6, 10, 8, 9), "u2", chunks=(2, 5, 4, 4), compression="gzip"
-        )
-        # Two rows of the scan, not one block of it.
-        assert scratch.cache_bytes(scan, "utyx") == 1.5 * 2 * (2 * 10 * 8 * 9)
-        assert scratch.cache_bytes(scan, "tyx") is None
-        single = file.create_dataset("b", (6, 8, 9), "u2", chunks=(1, 4, 4), compression="gzip")
-        assert scratch.cache_bytes(single, "tyx") is None
-        plain = file.create_dataset("c", (6, 8, 9), "u2", chunks=(6, 4, 4))
-        assert scratch.cache_bytes(plain, "tyx") == 0

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import job, selection
-from emdn_deploy.config import DenoiseOptions
+from emdn_deploy import selection
 from emdn_deploy.readers import Choice, open_frames
-from emdn_models.errors import EmdnError, FormatError
+from emdn_models.errors import EmdnError, FormatError, MissingExtraError
 
 STACK = np.random.default_rng(0).poisson(30, (20, 24, 32)).astype(np.uint16)
 
@@ -128,13 +127,38 @@ def test_a_palette_of_greys_is_no_colour(tmp_path: Path) -> None:
         open_frames(tmp_path / "b.tif")
 
 
-def test_a_colour_preview_beside_the_frame_is_left_out(tmp_path: Path) -> None:
-    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+def test_colours_and_series_are_refused_or_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
         file.write(np.zeros((24, 32, 3), np.uint8), photometric="rgb", metadata=None)
         file.write(STACK[0], photometric="minisblack", metadata=None)
-    with open_frames(tmp_path / "a.tif") as frames:
+    with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 1), STACK[:1])
         assert frames.why == "the only series without colours"
+    tifffile.imwrite(path, np.zeros((16, 16, 3), np.uint8), photometric="rgb")
+    with pytest.raises(FormatError, match="colour"):
+        open_frames(path)
+    with tifffile.TiffWriter(path) as file:
+        file.write(STACK[0], photometric="minisblack", metadata=None)
+        file.write(STACK[0, :, :20], photometric="minisblack", metadata=None)
+    with pytest.raises(FormatError, match=r"2 series: .*--dataset NUMBER"):
+        open_frames(path)
+    with open_frames(path, Choice("1")) as frames:
+        np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[0, :, :20])
+
+
+def test_what_needs_imagecodecs_says_so(tmp_path: Path, monkeypatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)
+    path = write(tmp_path / "a.tif", compression="zlib")
+    said = r"pip install \"\.\[filters\]\""
+    with open_frames(path) as frames, pytest.raises(MissingExtraError, match=said):
+        frames.read(0, 1)
+    path.write_bytes(b"plain text, no TIFF")
+    with pytest.raises(FormatError, match="cannot be read as TIFF"):
+        open_frames(path)
 
 
 def zeiss() -> bytes:
@@ -220,6 +244,7 @@ def test_electron_events_are_named(tmp_path: Path) -> None:
 KINDS: list[dict[str, Any]] = [
     {}, {"metadata": None}, {"imagej": True}, {"ome": True}, {"bigtiff": True},
     {"compression": "zlib"}, {"compression": "zlib", "metadata": None}, {"tile": (16, 16)},
+    {"compression": "zlib", "predictor": True}, {"byteorder": ">"},
     {"compression": "zlib", "ome": True, "bigtiff": True}, {"pages": True},
     {"byteorder": ">", "pages": True},
 ]  # fmt: skip
@@ -230,6 +255,8 @@ def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     content = write(tmp_path / "a.tif", **options).read_bytes()
+    with open_frames(tmp_path / "a.tif") as frames:
+        np.testing.assert_array_equal(frames.read(0, 20), STACK)
     path = tmp_path / "cut.tif"
     places = np.random.default_rng(1).integers(1, len(content), 20)
     for place in (*places, int(0.5 * len(content)), len(content) - 1):
@@ -254,14 +281,13 @@ def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(
         np.testing.assert_array_equal(found, STACK)
 
 
-def test_a_cut_file_ends_a_run_before_it_starts(tmp_path: Path, box_model: Path) -> None:
+def test_a_cut_file_ends_a_run_before_it_starts(tmp_path: Path, run) -> None:
     """However long it is: the frames that are looked at first need not be the missing ones."""
     path = write(tmp_path / "a.tif", np.tile(STACK, (10, 1, 1)))
     path.write_bytes(path.read_bytes()[: -100 * 24 * 32])
-    options = {"model": str(box_model), "device": "cpu"}
     with pytest.raises(FormatError, match=r"is cut short: 1\d\d of 200 frames are there.*--frames"):
-        job.run(path, DenoiseOptions(**options))
-    assert job.run(path, DenoiseOptions(frames="0:150", **options)).frames == 150
+        run(path)
+    assert run(path, frames="0:150").frames == 150
 
 
 def test_an_ome_tiff_in_several_files(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from emdn_models import EmdnError
 from emdn_models.hdf5 import written
-from emdn_train.data import STEM
+from emdn_train.dataset import STEM
 from emdn_train.simulate.config import (
     SPLIT_SEEDS,
     SimulateConfig,
