@@ -22,7 +22,7 @@ from emdn_train.adapt import adapt, parts
 from emdn_train.config import AdaptConfig
 from emdn_train.export import export
 from emdn_train.simulate import hrtem, specimens
-from emdn_train.simulate.config import one_thread
+from emdn_train.simulate.folder import one_thread
 from emdn_train.simulate.graphene import edge
 from emdn_train.simulate.movie import draw_drift
 from emdn_train.simulate.optics import Optics, draw_optics

@@ -255,7 +255,7 @@ class Denoiser:
         with_sigma: bool,
     ) -> Answer:
         """Denoise an array as `emdn_deploy.job` does a file: gaps, bad pixels and all."""
-        from emdn_deploy import correction  # which needs Answer
+        from emdn_deploy import preprocess  # which needs Answer
         from emdn_deploy.readers.frames import Axis, Frames
 
         array = np.asarray(frames)
@@ -266,7 +266,7 @@ class Denoiser:
             Path("frames"), "array", stack.shape, array.dtype, "tyx", stack.shape, (Axis(),) * 3,
             lambda start, stop: stack[start:stop].copy(), lambda: None,
         )  # fmt: skip
-        recipe = correction.find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
+        recipe = preprocess.find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
         part = recipe.apply(stack.copy())
         if not recipe.scale.sigma:
             _log.warning("warning: %s", recipe.scale.note)

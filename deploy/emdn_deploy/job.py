@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import (
-    correction,
     neighbours,
     pipeline,
+    preprocess,
     provenance,
     selection,
     targets,
@@ -24,9 +24,9 @@ from emdn_deploy import (
 from emdn_deploy.calibration import dose
 from emdn_deploy.check.quick import Quick, spans
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
 from emdn_deploy.output import Output, State, Sums, check_targets, claimed
+from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import CUT_SHORT
 from emdn_deploy.report import Plan, Report
@@ -136,7 +136,7 @@ def run(
             _log.warning("warning: %s: %s", source, said)
         if options.axes is None:
             selection.check_one_scale(frames)
-        ready = correction.prepare(frames, options, recipe)
+        ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(ready, options, {} if opened is None else opened)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -210,7 +211,7 @@ def load_map(target: Path) -> dict[str, Any]:
     try:
         with np.load(map_of(target), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (AttributeError, OSError, ValueError, EOFError):
+    except (AttributeError, OSError, ValueError, EOFError, zipfile.BadZipFile):
         return {}
 
 

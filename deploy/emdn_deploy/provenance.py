@@ -8,8 +8,8 @@ from pathlib import Path
 from emdn_deploy import uncertainty
 from emdn_deploy.check.quick import QuickResult, spans
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames, open_frames
 from emdn_deploy.writers import Provenance
 from emdn_models import __version__

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, output, provenance, selection, targets, writers
+from emdn_deploy import job, output, preprocess, provenance, selection, targets, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
@@ -127,7 +127,7 @@ class _Watched:
     out: Path
     options: DenoiseOptions
     opened: dict[str | None, Denoiser]
-    recipe: correction.Recipe | None = None
+    recipe: preprocess.Recipe | None = None
     done: dict[Path, Seen] = field(default_factory=dict)
     skipped: dict[Path, Seen] = field(default_factory=dict)
     own: set[Path] = field(default_factory=set)
@@ -240,9 +240,9 @@ def _complete(before: dict[Path, Seen], now: dict[Path, Seen]) -> list[Path]:
     return ready
 
 
-def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> correction.Recipe:
+def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> preprocess.Recipe:
     with open_list(source, paths, Choice(options.dataset, options.axes)) as frames:
-        recipe = correction.find_recipe(frames, options)
+        recipe = preprocess.find_recipe(frames, options)
         note = f"{recipe.scale.note}; from the first {frames.shape[0]} frames"
     return replace(recipe, scale=replace(recipe.scale, note=note))
 
@@ -309,10 +309,10 @@ def dataset(
         known = int(saved["first"]) if "first" in saved else there
         first = now()
         begun = selection.select(first, f"0:{known}")
-        recipe = correction.find_recipe(begun, options)
-        denoiser, seen = job.choose(correction.prepare(begun, options, recipe), options, opened)
+        recipe = preprocess.find_recipe(begun, options)
+        denoiser, seen = job.choose(preprocess.prepare(begun, options, recipe), options, opened)
         half = denoiser.session.info.frames // 2
-        ready = correction.prepare(first, options, recipe)
+        ready = preprocess.prepare(first, options, recipe)
         batch = options.batch or denoiser.batch_for(first.shape[1:])
         facts = provenance.facts_of(first, options, denoiser, ready, batch, seen)
 
@@ -324,7 +324,7 @@ def dataset(
 
         def denoise(there: int, stop: int) -> Generator[int, None, None]:
             """Denoise frames up to ``stop`` of those that are there, with their neighbours."""
-            ready = correction.prepare(now(), DenoiseOptions(), recipe)
+            ready = preprocess.prepare(now(), DenoiseOptions(), recipe)
             for start in range(made.done, stop, batch):
                 end = min(stop, start + batch)
                 spans = (max(0, start - half), start), (start, end), (end, min(there, end + half))
@@ -409,7 +409,7 @@ class _Growing:
     def append(
         self,
         start: int,
-        part: correction.Part,
+        part: preprocess.Part,
         after: NDArray[np.float32],
         shifts: NDArray[np.float64],
     ) -> None:

@@ -19,7 +19,7 @@ def two(tmp_path: Path) -> Path:
     return path
 
 
-def test_inspect_lists_all_candidates(two: Path, call, capsys) -> None:
+def test_inspect_lists_all_candidates(two, call, capsys):
     assert call("inspect", two) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
@@ -31,7 +31,7 @@ def test_inspect_lists_all_candidates(two: Path, call, capsys) -> None:
     assert not printed.err
 
 
-def test_denoise_still_refuses(two: Path, box_model: Path, call, capsys) -> None:
+def test_denoise_still_refuses(two, box_model, call, capsys):
     before = sorted(two.parent.iterdir())
     assert call("denoise", two, "--model", box_model, "--device", "cpu") == 1
     error = capsys.readouterr().err
@@ -42,12 +42,12 @@ def test_denoise_still_refuses(two: Path, box_model: Path, call, capsys) -> None
     assert sorted(two.parent.iterdir()) == before
 
 
-def test_inspect_takes_the_chosen_one(two: Path, call, capsys) -> None:
+def test_inspect_takes_the_chosen_one(two, call, capsys):
     assert call("inspect", two, "--dataset", "/b/frames") == 0
     assert "/b/frames (asked for by --dataset)" in capsys.readouterr().out
 
 
-def test_two_series_of_a_tiff(tmp_path: Path, call, capsys) -> None:
+def test_two_series_of_a_tiff(tmp_path, call, capsys):
     path = tmp_path / "two.tif"
     with tifffile.TiffWriter(path) as file:
         file.write(STACK, photometric="minisblack")
@@ -60,13 +60,13 @@ def test_two_series_of_a_tiff(tmp_path: Path, call, capsys) -> None:
     assert lines[-1].endswith("--dataset 0")
 
 
-def test_damage_is_still_an_error(tmp_path: Path, call, capsys) -> None:
+def test_damage_is_still_an_error(tmp_path, call, capsys):
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     assert call("inspect", tmp_path / "a.h5") == 1
     assert "a.h5" in capsys.readouterr().err
 
 
-def test_a_quoted_tilde_is_the_home(tmp_path: Path, monkeypatch, call, capsys) -> None:
+def test_a_quoted_tilde_is_the_home(tmp_path, monkeypatch, call, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     np.save(tmp_path / "a.npy", STACK)

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, correction, job, neighbours, selection, tiling, watch
+from emdn_deploy import Denoiser, job, neighbours, preprocess, selection, tiling, watch
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import Recipe
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.preprocess import Recipe
 from emdn_deploy.readers import open_frames
 from emdn_models import pretrained
 from emdn_models.errors import FormatError, ModelError
@@ -151,7 +151,7 @@ def test_a_file_is_denoised_as_an_array_is_whatever_the_batch_and_each_frame_is_
         calls.append(len(block))
         return apply(self, block)
 
-    recipe = correction.find_recipe(open_frames(path), options(movie_model))
+    recipe = preprocess.find_recipe(open_frames(path), options(movie_model))
     array = Denoiser(movie_model).answer(stack, recipe.scale).frames
     monkeypatch.setattr(Recipe, "apply", counted)
     for batch in (1, 3, 13):
@@ -201,7 +201,7 @@ def test_a_growing_file_waits_for_neighbours_and_loses_no_frame(
         found = list(watch.dataset(live, target, options(movie_model, batch=3), 2, 1, append))
     assert sum(arrival.frames for arrival in found) == 13
     begun = selection.select(open_frames(live), "0:9")
-    recipe = correction.find_recipe(begun, options(movie_model))
+    recipe = preprocess.find_recipe(begun, options(movie_model))
     made = Denoiser(movie_model).answer(stack, recipe.scale).frames
     np.testing.assert_allclose(read(target)[0], made, rtol=1e-6)
 

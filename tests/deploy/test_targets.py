@@ -46,7 +46,7 @@ def hdf5(tmp_path: Path, lattice) -> Path:
         ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "hdf5"),
     ],
 )
-def test_outputs_lie_beside_their_inputs(hdf5: Path, name, options, expected, module) -> None:
+def test_outputs_lie_beside_their_inputs(hdf5, name, options, expected, module):
     target, writer = targets.target_of(hdf5.parent / name, DenoiseOptions(**options))
     if "out_dir" not in options:
         assert target == hdf5.parent / expected
@@ -55,13 +55,13 @@ def test_outputs_lie_beside_their_inputs(hdf5: Path, name, options, expected, mo
     assert writer == module
 
 
-def test_a_folder_gives_its_name(tmp_path: Path) -> None:
+def test_a_folder_gives_its_name(tmp_path):
     (tmp_path / "run.1").mkdir()
     target, _ = targets.target_of(tmp_path / "run.1", DenoiseOptions())
     assert target == tmp_path / "run.1_denoised.hspy"
 
 
-def test_contradictions_are_named(hdf5: Path) -> None:
+def test_contradictions_are_named(hdf5):
     options = DenoiseOptions(output=hdf5.parent / "out.tif", to="mrc")
     with pytest.raises(OutputError, match=r"out\.tif: is no name for --to mrc"):
         targets.target_of(hdf5, options)
@@ -69,15 +69,13 @@ def test_contradictions_are_named(hdf5: Path) -> None:
         targets.target_of(hdf5, DenoiseOptions(output=hdf5.parent))
 
 
-def test_two_inputs_never_share_an_output(tmp_path: Path) -> None:
+def test_two_inputs_never_share_an_output(tmp_path):
     sources = [tmp_path / "a.tif", tmp_path / "a.btf"]
     with pytest.raises(OutputError, match="would both be written to"):
         targets.each(sources, DenoiseOptions())
 
 
-def test_several_inputs_and_one_that_fails(
-    tmp_path: Path, hdf5: Path, box_model: Path, lattice, call, capsys
-) -> None:
+def test_several_inputs_and_one_that_fails(tmp_path, hdf5, box_model, lattice, call, capsys):
     np.save(tmp_path / "b.npy", lattice(20.0, (3, 24, 24)))
     out = tmp_path / "out"
     out.mkdir()
@@ -99,12 +97,12 @@ def test_several_inputs_and_one_that_fails(
     ]  # fmt: skip
 
 
-def test_one_name_for_several_inputs_is_wrong_usage(hdf5: Path, call, capsys) -> None:
+def test_one_name_for_several_inputs_is_wrong_usage(hdf5, call, capsys):
     assert call("denoise", hdf5, hdf5, "-o", "a.h5") == 2
     assert "single input" in capsys.readouterr().err
 
 
-def test_a_dry_run_only_tells(hdf5: Path, call, capsys) -> None:
+def test_a_dry_run_only_tells(hdf5, call, capsys):
     before = sorted(hdf5.parent.iterdir())
     assert call("denoise", hdf5, "--dry-run", "--frames", "1:3") == 0
     printed = capsys.readouterr().out
@@ -113,7 +111,7 @@ def test_a_dry_run_only_tells(hdf5: Path, call, capsys) -> None:
     assert sorted(hdf5.parent.iterdir()) == before
 
 
-def test_no_output_is_another_input(tmp_path: Path) -> None:
+def test_no_output_is_another_input(tmp_path):
     """`denoise a.npy a_denoised.npy --overwrite` would denoise the first into the second."""
     for name in ("a.npy", "a_denoised.npy"):
         (tmp_path / name).touch()

@@ -56,7 +56,7 @@ def follow_folder(
     return list(watch.folder(source, given, 3.0, 1.0, sleep))
 
 
-def test_new_files_are_denoised_in_order(tmp_path: Path, box_model: Path, frames, put) -> None:
+def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
     # Number 10 comes before 9 is complete, and must wait for it.
     folder = put(*())
     half = folder / "f_9.npy"
@@ -80,9 +80,7 @@ def test_new_files_are_denoised_in_order(tmp_path: Path, box_model: Path, frames
     assert "first 8 frames" in scale.note
 
 
-def test_what_was_done_before_is_not_done_again(
-    tmp_path: Path, box_model: Path, put, caplog
-) -> None:
+def test_what_was_done_before_is_not_done_again(tmp_path, box_model, put, caplog):
     given = options(box_model, out_dir=tmp_path / "out")
     assert len(follow_folder(put(0, 1, 2), given)) == 3
     folder = put(3)
@@ -94,7 +92,7 @@ def test_what_was_done_before_is_not_done_again(
     assert [text.partition("run/")[2][:7] for text in newer] == ["f_1.npy"]
 
 
-def test_a_tree_keeps_its_folders(tmp_path: Path, box_model: Path, frames) -> None:
+def test_a_tree_keeps_its_folders(tmp_path, box_model, frames):
     folder = tmp_path / "run"
     for number in (2, 10):
         place = folder / f"Second_{number}"
@@ -109,9 +107,7 @@ def test_a_tree_keeps_its_folders(tmp_path: Path, box_model: Path, frames) -> No
         follow_folder(tmp_path / "none", options(box_model))
 
 
-def test_bad_files_are_skipped_and_tried_again(
-    tmp_path: Path, box_model: Path, frames, put, caplog
-) -> None:
+def test_bad_files_are_skipped_and_tried_again(tmp_path, box_model, frames, put, caplog):
     """At the first file, in between, of another size, empty, no frames at all."""
     folder = put(0, cut=100)
     put(1, 3)
@@ -135,7 +131,7 @@ def test_bad_files_are_skipped_and_tried_again(
     np.testing.assert_array_equal(np.load(tmp_path / "run_denoised/f_7_denoised.npy"), expected[0])
 
 
-def test_no_room_is_waited_for(box_model: Path, put, monkeypatch) -> None:
+def test_no_room_is_waited_for(box_model, put, monkeypatch):
     run, calls = watch.job.run, []
 
     def full(path: Path, *arguments: Any, **more: Any) -> Any:
@@ -150,7 +146,7 @@ def test_no_room_is_waited_for(box_model: Path, put, monkeypatch) -> None:
     assert [arrival.source.name for arrival in made] == ["f_0.npy", "f_1.npy", "f_2.npy"]
 
 
-def test_what_was_written_can_be_opened(tmp_path: Path, box_model: Path, put, caplog) -> None:
+def test_what_was_written_can_be_opened(tmp_path, box_model, put, caplog):
     """Also where outputs lie in the folder itself, in which they are no inputs."""
     caplog.set_level("INFO")
     folder = put(0, 1, 2)
@@ -192,9 +188,7 @@ with h5py.File(sys.argv[1], "w", libver="latest") as file:
 """
 
 
-def test_a_growing_dataset_is_followed(
-    tmp_path: Path, box_model: Path, frames, call, capsys, child
-) -> None:
+def test_a_growing_dataset_is_followed(tmp_path, box_model, frames, call, capsys, child):
     np.save(tmp_path / "frames.npy", frames)
     source, target = tmp_path / "live.h5", tmp_path / "out.h5"
     writer = child(WRITER, source, tmp_path / "frames.npy")
@@ -229,7 +223,7 @@ def follow(
     return list(watch.dataset(live, target, options(model, batch=4, **more), 2.0, 1.0, sleep))
 
 
-def test_stopping_completes_the_output(tmp_path: Path, box_model: Path, live: Path) -> None:
+def test_stopping_completes_the_output(tmp_path, box_model, live):
     target = tmp_path / "out.h5"
     arrivals = watch.dataset(live, target, options(box_model, batch=4), 60.0, 1.0)
     next(arrivals)
@@ -241,7 +235,7 @@ def test_stopping_completes_the_output(tmp_path: Path, box_model: Path, live: Pa
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_file_that_cannot_be_followed_is_named(tmp_path: Path, box_model: Path, live) -> None:
+def test_a_file_that_cannot_be_followed_is_named(tmp_path, box_model, live):
     source = tmp_path / "a.h5"
     source.write_text("no HDF5")
     with pytest.raises(FormatError, match="must write it in SWMR mode"):
@@ -265,8 +259,8 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path: Path, box_model: Path
     "error", [FormatError("damaged"), ValueError("a bug"), OSError(28, "full")]
 )
 def test_after_an_error_it_stays_partial_and_is_continued(
-    tmp_path: Path, box_model: Path, live: Path, monkeypatch, error: Exception
-) -> None:
+    tmp_path, box_model, live, monkeypatch, error
+):
     follow(live, tmp_path / "whole.h5", box_model)
     target, append = tmp_path / "out.h5", watch._Growing.append
 
@@ -295,9 +289,7 @@ def test_after_an_error_it_stays_partial_and_is_continued(
     assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_a_consumer_that_fails_publishes_nothing(
-    tmp_path: Path, box_model: Path, live: Path, monkeypatch, capsys
-) -> None:
+def test_a_consumer_that_fails_publishes_nothing(tmp_path, box_model, live, monkeypatch, capsys):
     def broken(*_: object, **__: object) -> None:
         raise OSError(5, "terminal is gone")
 

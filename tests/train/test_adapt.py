@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import prepare
+from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import open_frames
 from emdn_models import CheckpointError, FormatError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
 from emdn_train import cli, fit, noise2noise, results
-from emdn_train.adapt import adapt, denoised, parts, sha256
+from emdn_train.adapt import adapt, denoised, fall, parts, sha256
 from emdn_train.config import AdaptConfig
 from emdn_train.noise2noise import Movie, Neighbours
 from emdn_train.patches import chance
@@ -201,6 +201,21 @@ def test_a_loss_that_is_not_finite_keeps_the_start(stack, drawn, tmp_path, monke
     assert (found.outcome, found.verdict) == ("diverged", None)
     kept, start = (checkpoint.load(path)["unet"].state for path in (found.path, drawn))
     assert all((kept[key] == start[key]).all() for key in start)
+
+
+def test_the_fall_is_that_of_the_squared_error():
+    """Against the truth, for two denoisers whose errors are known."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(4, 8, (12, 64, 64))
+    raw = truth[:1] + rng.normal(0, 2, truth.shape)
+    before, after = (truth[:1] + rng.normal(0, sd, truth.shape) for sd in (1.0, 0.5))
+    valid = np.ones((64, 64), bool)
+    found = fall(raw, before, after, valid)
+    assert found.value == pytest.approx(0.75, abs=4 * found.se)
+    assert found.se < 0.03
+    valid[:32] = False
+    before[:, :32] = 0
+    assert fall(raw, before, after, valid).value == pytest.approx(0.75, abs=0.1)
 
 
 @pytest.mark.parametrize(("speed", "warned"), [(0.0, False), (1.5, True)])

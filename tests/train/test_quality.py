@@ -18,7 +18,7 @@ from emdn_train import baselines, quality, quality_report
 from emdn_train.cli import main
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
-from emdn_train.quality import PEERS_FILE, Example, examples, measure, score, specimens
+from emdn_train.quality import Example, examples, measure, score, specimens
 from emdn_train.quality_report import report, save
 
 PIXEL_NM = 0.015
@@ -225,9 +225,7 @@ def test_markdown_has_a_dash_for_what_is_unknown() -> None:
     ]
 
 
-def test_peers_are_kept_for_the_split_that_they_were_measured_on(
-    split: Path, known, monkeypatch, caplog
-) -> None:
+def test_peers_are_measured_on_some_specimens(split: Path, known, monkeypatch) -> None:
     peers = {
         "blur": ("numpy", lambda noisy: ndimage.gaussian_filter(noisy, 2)),
         "no": ("nowhere", abs),
@@ -235,20 +233,10 @@ def test_peers_are_kept_for_the_split_that_they_were_measured_on(
     monkeypatch.setattr(baselines, "PEERS", peers)
     monkeypatch.setattr(quality, "PEERS", peers)
     rows = measure(QualityConfig(testset=split, models=("half",), peers=1))
-    blurred = rows.filter(model="blur")
-    assert blurred["frame"].to_list() == [0, 1, 4, 5]
-    monkeypatch.setattr(quality, "PEERS", {})
-    later = measure(QualityConfig(testset=split, models=("half",)))
-    again = later.filter(model="blur")
-    assert again["gain_db"].to_list() == pytest.approx(blurred["gain_db"].to_list())
-    text = report(later)
+    assert rows.filter(model="blur")["frame"].to_list() == [0, 1, 4, 5]
+    text = report(rows)
     assert "on the 4 frames" in text
     assert "null" not in text
-    kept = pl.read_parquet(split / PEERS_FILE).with_columns(split=pl.lit("another"))
-    kept.write_parquet(split / PEERS_FILE)
-    assert "blur" not in measure(QualityConfig(testset=split, models=("half",)))["model"]
-    assert "of another split" in caplog.text
-    (split / PEERS_FILE).unlink()
 
 
 def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(

@@ -4,6 +4,7 @@ import logging
 import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,8 @@ from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.selection import select
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
-from emdn_models.metrics import Estimate, HeldOut, umse, umse_difference
+from emdn_models.metrics import Estimate, HeldOut, umse
+from emdn_models.metrics.heldout import estimate, partition
 from emdn_models.nets import build
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
 from emdn_models.spec import frames_of
@@ -51,52 +53,37 @@ Stack = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two nets on the same frames, in electrons squared per pixel.
+    """Two nets on the same frames, in electrons squared per pixel."""
 
-    Attributes
-    ----------
-    before, after
-        uMSE of either (`emdn_models.metrics.umse`).
-    fell
-        By how much the squared error is less after: far better known than either
-        (`emdn_models.metrics.umse_difference`).
-    mean_ratio
-        Mean of the denoised frames over that of the raw ones, after.
-    """
-
-    before: HeldOut
+    before: HeldOut  # uMSE (`emdn_models.metrics.umse`)
     after: HeldOut
-    fell: Estimate
-    mean_ratio: float
+    fell: Estimate  # the difference (`fall`), far better known than either
+    mean_ratio: float  # of the denoised frames to the raw ones, after
 
     @property
     def better(self) -> bool:
         """Whether the error has fallen by more than the standard error of that, and rounding."""
         return self.fell.value > max(self.fell.se, _ROUNDING * self.before.error.value)
 
+    def numbers(self) -> dict[str, float]:
+        """Return uMSE before and after and the fall, each with its standard error."""
+        found = (self.before.error, self.after.error, self.fell)
+        named = dict(zip(("umse_before", "umse_after", "fell"), found, strict=True))
+        errors = {f"{name}_se": one.se for name, one in named.items()}
+        return {name: one.value for name, one in named.items()} | errors
+
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it.
-
-    Attributes
-    ----------
-    outcome
-        ``gained``; or, where the starting weights are saved, ``nothing gained`` or ``diverged``.
-    verdict
-        The start and the tuned net on the frames held out; None if it diverged.
-    drift
-        How much more frames two apart differ than neighbours, in electrons squared, of those
-        trained on; None of fewer than three (`emdn_models.metrics.HeldOut`).
-    path
-        The checkpoint.
-    """
+    """What came of it; unless it ``gained``, the starting weights are saved."""
 
     outcome: Literal["gained", "nothing gained", "diverged"]
-    verdict: Verdict | None
+    verdict: Verdict | None  # on the frames held out; None if it diverged
+    # How much more frames two apart differ than neighbours, of those trained on, in electrons
+    # squared (`emdn_models.metrics.HeldOut`); None of fewer than three.
     drift: Estimate | None
     steps: int
-    path: Path
+    path: Path  # of the checkpoint
 
 
 def adapt(config: AdaptConfig) -> Adapted:
@@ -175,7 +162,7 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
             "intensity": asdict(movie.scale), "start": os.fspath(config.start),
             "start_sha256": digest,
         },
-        "held_out": None if verdict is None else numbers(verdict),
+        "held_out": None if verdict is None else verdict.numbers(),
         "drift": None if drift is None else asdict(drift),
     }  # fmt: skip
     path = out / checkpoint.FILE_NAME
@@ -217,17 +204,6 @@ def warn_of_motion(drift: Estimate | None, movie: Movie) -> None:
         )  # fmt: skip
 
 
-def numbers(verdict: Verdict) -> dict[str, float]:
-    """Return uMSE before and after and the fall, each with its standard error."""
-    found = {
-        "umse_before": verdict.before.error, "umse_after": verdict.after.error,
-        "fell": verdict.fell,
-    }  # fmt: skip
-    return {name: one.value for name, one in found.items()} | {
-        f"{name}_se": one.se for name, one in found.items()
-    }
-
-
 def sha256(net: nn.Module) -> str:
     """Hash a net's weights as an exported graph names them."""
     state = deepcopy(net).cpu().state_dict()
@@ -241,9 +217,33 @@ def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) ->
     return Verdict(
         umse(noisy, first, _BLOCK, valid),
         umse(noisy, second, _BLOCK, valid),
-        umse_difference(noisy, first, second, _BLOCK, valid),
+        fall(noisy, first, second, valid),
         float(second[:, valid].mean() / noisy[:, valid].mean()),
     )
+
+
+def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> Estimate:
+    """Estimate by how much the squared error is less after than before.
+
+    The uMSE of both has the same term of noise, which cancels in each pair of neighbours.
+
+    Parameters
+    ----------
+    raw, before, after
+        (N, H, W).
+    valid
+        (H, W), the pixels that count.
+    """
+    blocks = partition(valid.astype(np.float64), _BLOCK)
+    triples = pairwise(zip(raw, before, after, strict=True))
+    sums = [
+        blocks.sums(
+            np.square(f_a - b) + np.square(f_b - a) - np.square(g_a - b) - np.square(g_b - a)
+        )
+        / 2
+        for (a, f_a, g_a), (b, f_b, g_b) in triples
+    ]
+    return estimate(np.stack(sums), blocks, 1)
 
 
 def denoised(net: nn.Module, frames: Stack, scale: float) -> Stack:

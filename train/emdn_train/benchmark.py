@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.bench import rows
+from emdn_deploy.bench.rows import machine
 from emdn_deploy.bench.timing import in_turn, stack_rate, warm
 from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
@@ -67,7 +68,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any] | None:
     Raises
     ------
     FormatError
-        If the data set is not as `emdn_train.data` says, or lacks ``inference/``.
+        If the data set is not as `emdn_train.dataset` says, or lacks ``inference/``.
     EmdnError
         If data would have to be simulated by several processes at once.
     DeviceError
@@ -124,7 +125,7 @@ def _benchmark(config: BenchmarkConfig, data: Path, out: Path) -> dict[str, Any]
         "data_range": "largest less smallest value of each true frame",
         "followed": FOLLOWED,
         "git_revision": where.info.text.get("git_revision"),
-        "machine": rows.machine("torch", "onnx", "h5py"),
+        "machine": machine("torch", "onnx", "h5py"),
     }  # fmt: skip
     with renamed(out / FILE_NAME) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -157,10 +158,8 @@ def line(found: dict[str, Any]) -> str:
 def _exported(fitted: Fitted, config: BenchmarkConfig, out: Path) -> Path:
     """Export what was fitted; nets that diverged are as fast as others, so one as drawn."""
     if fitted.status == "diverged":
-        state = {
-            name: one.numpy()
-            for name, one in build(config.model, config.preset).state_dict().items()
-        }
+        drawn = build(config.model, config.preset).state_dict()
+        state = {name: tensor.numpy() for name, tensor in drawn.items()}
         weights = checkpoint.Weights(config.preset, state, {})
     else:
         weights = checkpoint.load(out / checkpoint.FILE_NAME)[config.model]
@@ -244,17 +243,14 @@ def denoised(
     seconds = in_turn(calls, max(100, len(raw)))
     made = []
     for weights, one in denoisers.items():
-        session = one.session
+        session, times = one.session, seconds[weights]
         drawn = weights == "of this run" and status == "diverged"
+        rate = stack_rate(one, raw, float(np.median(times)), 3.0)
         made.append(
             rows.about(session, asked, 1, size)
             | {"preset": session.info.preset, "weights": "as drawn" if drawn else weights}
-            | rows.speed(seconds[weights], 1, size, rows.gflop_of(session, size))
-            | {
-                "stack frames/s": rows.digits(
-                    stack_rate(one, raw, float(np.median(seconds[weights])), 3.0)
-                )
-            }
+            | rows.speed(times, 1, size, rows.gflop_of(session, size))
+            | {"stack frames/s": rows.digits(rate)}
             | (dict.fromkeys(LIKENESS) if drawn else likeness(answers[weights], truth))
         )
     return made

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from emdn_deploy import Denoiser, intensity
-from emdn_deploy.defects import plan
+from emdn_deploy.bad_pixels import plan
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise_level import Sample
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
 from emdn_train import manifest
-from emdn_train.simulate.config import one_thread
+from emdn_train.simulate.folder import one_thread
 from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ def amid(noisy: Frame, clean: Frame, count: int) -> Frame:
 
 def scale_of(stack: Frame) -> Intensity:
     """Measure scale, offset and gain of frames (n, H, W) as a deployment does."""
-    return intensity.estimate(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
+    sample = Sample.of(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
+    return intensity.estimate(sample)
 
 
 def fit(errors: Frame, spread: Frame, noise: Frame) -> tuple[float, float]:

@@ -48,41 +48,22 @@ EVERY_S = 60.0
 
 @dataclass
 class Training:
-    """One model while it is being fitted; it changes with every step.
-
-    Attributes
-    ----------
-    net, average, optimizer
-        The weights, their moving average and the optimiser of the former.
-    start
-        How the weights came about that the net started from, if not by chance.
-    start_db
-        Gain before the first step, by level of signal to noise.
-    best, best_db, best_step
-        The average that did best when it was validated, its gain, and after which step.
-    step, seen
-        Optimiser steps and patches so far.
-    loss, losses
-        Sum and number of the losses of the epoch so far.
-    elapsed, trained
-        Seconds in all, and those in steps, of all parts of the run.
-    history
-        A row an epoch.
-    """
+    """One model while it is being fitted; it changes with every step."""
 
     name: str
     net: nn.Module
-    average: AveragedModel
+    average: AveragedModel  # moving average of the net
     optimizer: torch.optim.Optimizer
-    start: dict[str, Any] | None = None
+    start: dict[str, Any] | None = None  # how the weights were fitted that it started from
     step: int = 0
-    seen: int = 0
-    loss: float = 0.0
+    seen: int = 0  # patches so far
+    loss: float = 0.0  # sum, and number, of the losses of the epoch so far
     losses: int = 0
-    elapsed: float = 0.0
+    elapsed: float = 0.0  # seconds of all parts of the run, and those in steps
     trained: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    start_db: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    start_db: dict[str, float] = field(default_factory=dict)  # gain before the first step, by level
+    # The average that did best when it was validated, its gain, and after which step.
     best: dict[str, Tensor] = field(default_factory=dict)
     best_db: dict[str, float] = field(default_factory=dict)
     best_step: int = 0
@@ -117,10 +98,8 @@ class StateFile:
 
     Parameters
     ----------
-    path
-        The file. If it is there, its run is taken up.
     run
-        What must be the same for the run to be continued, as JSON holds it.
+        What must be the same for the run to be continued.
     writes
         Whether this process writes the file, or only reads it.
 
@@ -212,17 +191,11 @@ class StateFile:
         self._saved = time.perf_counter()
         self._cost = self._saved - began
 
-    def finish(self, name: str, result: dict[str, Any]) -> None:
-        """Note the result of a model, which is then not fitted again."""
-        self.done[name] = result
-        self.save()
-
     def remove(self) -> None:
         """Delete the file: the run is complete, and the same command starts a new one."""
-        if not self._writes:
-            return
-        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        if self._writes:
+            self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
 
 @contextmanager

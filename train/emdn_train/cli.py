@@ -14,7 +14,7 @@ import typer
 from emdn_deploy.config import takes_options
 from emdn_models import MODELS, MissingExtraError, console
 from emdn_models.errors import install
-from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig
+from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -103,14 +103,8 @@ def names_of(text: str, shipped: bool = False) -> tuple[str, ...]:
 
     known = list(pretrained.index()["models"] if shipped else MODELS)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [
-        name
-        for name in names
-        if not (
-            name in known
-            or (name.endswith(".onnx") if shipped else name.partition("@")[0] in known)
-        )
-    ]
+    files = [name for name in names if shipped and name.endswith(".onnx")]
+    unknown = [name for name in names if name.partition("@")[0] not in [*known, *files]]
     if unknown or not names:
         raise typer.BadParameter(
             f"{', '.join(unknown) or 'nothing'}; choose from {', '.join(known)}"
@@ -172,50 +166,12 @@ def need_torch() -> None:
 
 
 @app.command()
-def simulate(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    frames: Annotated[int, typer.Option(min=1, help="Training pairs, or frames of a movie.")] = (
-        1000
-    ),
-    kind: Annotated[
-        Literal["graphene", "mixed", "stem", "movie"],
-        typer.Option(help="Specimens and imaging mode."),
-    ] = "graphene",
-    size: Annotated[int, typer.Option(min=32, help="Side of a frame in pixels.")] = 256,
-    dose_e_per_a2: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="MIN MAX", help="Electrons per square angstrom, instead of --snr."),
-    ] = None,
-    snr: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
-    ] = (0.05, 3.0),
-    pixel_size_nm: Annotated[
-        tuple[float, float], typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly.")
-    ] = (0.008, 0.025),
-    detector: Annotated[
-        Literal["counting", "ccd"], typer.Option(help="Camera of TEM frames.")
-    ] = "counting",
-    images_per_structure: Annotated[
-        int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
-    ] = 4,
-    defects: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
-    ] = (5e-4, 0.05),
-    states: Annotated[
-        int, typer.Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The data set follows from it.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
-) -> None:
+@of_config(SimulateConfig)
+def simulate(config: SimulateConfig) -> None:
     """Simulate micrographs in the layout of em_graphene_sim; continues where it stopped."""
-    options = locals()
-    need_torch()
-    from emdn_train.simulate import SimulateConfig
     from emdn_train.simulate import simulate as run
 
-    print(f"saved {run(SimulateConfig(**options))}")
+    print(f"saved {run(config)}")
 
 
 @app.command("testset")

@@ -1,18 +1,27 @@
 """What each command is asked for: the fields are its options, and hold its only defaults."""
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
 from emdn_deploy.config import DenoiseOptions, On
-from emdn_models import MODELS, ModelError
+from emdn_models import MODELS, FormatError, ModelError
 from emdn_models.spec import frames_of, spec_of
 
 FrameClass = Literal["stem", "tem"]
+Kind = Literal["graphene", "mixed", "stem", "movie"]
 AnyPath = str | PathLike[str]
 T = TypeVar("T")
+
+SIMULATION = {"format": "emdn-simulation", "format_version": 1}
+"""What files of simulated frames say that they are."""
+
+DEFECTS = (5e-4, 0.05)
+"""Least and most point defects per site. With one in a thousand, the best guess from a noisy
+frame is that there is none, and a net learns to fill them."""
 
 Out = Annotated[AnyPath, typer.Option(metavar="DIR", help="Folder for the results.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Patches a step, of each process.")]
@@ -21,6 +30,75 @@ Seed = Annotated[int, typer.Option(help="Start of every random number.")]
 Rate = Annotated[
     float | None, typer.Option(min=0, help="Learning rate; the recipe's own if not given.")
 ]
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """One data set; it follows from the seed, whatever the number of workers.
+
+    ``test`` gets a tenth of the frames (at least 4), ``inference`` up to 16. The signal to noise
+    per pixel is contrast x sqrt(incident electrons per pixel; detected ones for STEM). Three
+    specimens in twenty have no point defects. The images of one structure are of each of its
+    states in turn, at the same optics: what a movie sees before and after an event.
+    """
+
+    out: Annotated[AnyPath, typer.Argument(metavar="OUT", help="Folder to write.")]
+    frames: Annotated[int, typer.Option(min=1, help="Training pairs, or frames of a movie.")] = 1000
+    kind: Annotated[Kind, typer.Option(help="Specimens and imaging mode.")] = "graphene"
+    size: Annotated[int, typer.Option(min=32, help="Side of a frame in pixels.")] = 256
+    dose_e_per_a2: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="MIN MAX", help="Electrons per square angstrom, instead of --snr."),
+    ] = None
+    snr: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
+    ] = (0.05, 3.0)
+    pixel_size_nm: Annotated[
+        tuple[float, float], typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly.")
+    ] = (0.008, 0.025)
+    detector: Annotated[Literal["counting", "ccd"], typer.Option(help="Camera of TEM frames.")] = (
+        "counting"
+    )
+    images_per_structure: Annotated[
+        int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
+    ] = 4
+    defects: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
+    ] = DEFECTS
+    states: Annotated[
+        int, typer.Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
+    ] = 1
+    seed: Annotated[int, typer.Option(min=0, help="The data set follows from it.")] = 0
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no data set."""
+        if self.frames < 1 or self.images_per_structure < 1 or self.workers < 1:
+            raise FormatError("frames, images_per_structure and workers must be at least 1")
+        if self.states < 1 or self.images_per_structure % self.states:
+            raise FormatError(
+                f"states is {self.states}; expected a divisor of images_per_structure, "
+                f"{self.images_per_structure}"
+            )
+        if self.size < 32:
+            raise FormatError(f"size is {self.size}; a frame needs at least 32 pixels a side")
+        for name in ("snr", "dose_e_per_a2", "pixel_size_nm", "defects"):
+            limits = getattr(self, name)
+            if limits is not None and not 0 < limits[0] <= limits[1]:
+                raise FormatError(f"{name} is {limits}; expected 0 < MIN <= MAX")
+
+    def count(self, split: str) -> int:
+        """Return the number of frames of a split."""
+        tenth = max(1, self.frames // 10)
+        return {"train": self.frames, "test": max(4, tenth), "inference": min(tenth, 16)}[split]
+
+    def identity(self) -> str:
+        """Return as JSON all that the frames depend on: not the folder, not the workers."""
+        known = asdict(self)
+        del known["out"], known["workers"]
+        return json.dumps(SIMULATION | known, sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +242,7 @@ class QualityConfig:
         typer.Option(
             min=0,
             metavar="N",
-            help="Also measure non-local means and BM3D, on N specimens of each part; "
-            "saved in DIR for later runs.",
+            help="Also measure non-local means and BM3D, on N specimens of each part.",
         ),
     ] = 0
     threads: Annotated[

@@ -174,25 +174,13 @@ class Split:
 
 @dataclass(frozen=True)
 class CleanFrames:
-    """Clean frames of one split, from which recordings are drawn.
-
-    Attributes
-    ----------
-    split
-        Open data set.
-    cached
-        All relative clean frames, (N, H, W), or None where they are too many.
-    contrast, mean
-        Standard deviation over mean, and mean, of each relative frame, (N,).
-    scanned
-        Which frames were recorded by a scanned probe, (N,) bool.
-    """
+    """Clean frames of one split, from which recordings are drawn."""
 
     split: Split
-    cached: Tensor | None
-    contrast: Tensor
-    mean: Tensor
-    scanned: Tensor
+    cached: Tensor | None  # all relative clean frames, (N, H, W), unless they are too many
+    contrast: Tensor  # standard deviation over mean of each relative frame, (N,)
+    mean: Tensor  # of each relative frame, (N,)
+    scanned: Tensor  # which frames a scanned probe recorded, (N,) bool
 
     @classmethod
     def of(cls, split: Split) -> "CleanFrames":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-from emdn_deploy.bench import rows
+from emdn_deploy.bench.rows import processor
 from emdn_deploy.config import Device
 from emdn_models import DeviceError, OutputError
 from emdn_models.files import locked
@@ -23,19 +23,9 @@ from emdn_models.files import locked
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and how many there are.
+    """This process and how many there are."""
 
-    Attributes
-    ----------
-    device
-        Where this process computes.
-    rank
-        Number of this process; 0 is the first.
-    count
-        Number of processes.
-    """
-
-    device: torch.device
+    device: torch.device  # where this process computes
     rank: int = 0
     count: int = 1
 
@@ -50,7 +40,7 @@ class Processes:
         if self.device.type == "cuda":
             text = torch.cuda.get_device_name(self.device)
         else:
-            text = f"{rows.processor()}, {torch.get_num_threads()} threads"
+            text = f"{processor()}, {torch.get_num_threads()} threads"
         return text if self.count == 1 else f"{text}, {self.count} processes"
 
     def share(self, batch: Tensor) -> tuple[Tensor, int, int]:

@@ -31,36 +31,19 @@ _PAD = 12
 
 @dataclass(frozen=True)
 class Detector:
-    """How a camera records; the file's head has the order of things.
+    """How a camera records; the file's head has the order of things. Pairs are ranges."""
 
-    Attributes
-    ----------
-    dqe0
-        Share of incident electrons that count.
-    mtf_knee, mtf_power
-        MTF = 1 / (1 + (q / knee)^power), q in units of Nyquist; knee 0 means none.
-        The NTF is the root of the MTF, so that DQE(q) = DQE0 MTF(q).
-    gain
-        Range of ADU per electron; zero means that counts are electrons.
-    dark
-        Range of the dark current in electrons per pixel.
-    read
-        Range of the read-out noise in ADU.
-    jitter
-        Range of the standard deviation of a line's shift along itself, in pixels.
-    flicker
-        Range of the relative standard deviation of a line's brightness.
-    """
-
-    dqe0: float
+    dqe0: float  # share of incident electrons that count
+    # MTF = 1 / (1 + (q / knee)^power), q in units of Nyquist; knee 0 means none. The NTF is the
+    # root of the MTF, so that DQE(q) = DQE0 MTF(q).
     mtf_knee: float = 0.0
     mtf_power: float = 2.0
-    gain: tuple[float, float] = (0.0, 0.0)
-    offset: tuple[float, float] = (0.0, 0.0)
-    dark: tuple[float, float] = (0.0, 0.0)
-    read: tuple[float, float] = (0.0, 0.0)
-    jitter: tuple[float, float] = (0.0, 0.0)
-    flicker: tuple[float, float] = (0.0, 0.0)
+    gain: tuple[float, float] = (0.0, 0.0)  # ADU per electron; 0: counts are electrons
+    offset: tuple[float, float] = (0.0, 0.0)  # ADU
+    dark: tuple[float, float] = (0.0, 0.0)  # dark current in electrons per pixel
+    read: tuple[float, float] = (0.0, 0.0)  # read-out noise in ADU
+    jitter: tuple[float, float] = (0.0, 0.0)  # deviation of a line's shift along itself, pixels
+    flicker: tuple[float, float] = (0.0, 0.0)  # relative deviation of a line's brightness
 
     @property
     def scanned(self) -> bool:

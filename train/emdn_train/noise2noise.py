@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import prepare
 from emdn_deploy.intensity import Intensity
+from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import Frames
 from emdn_models.errors import FormatError
 from emdn_train.dataset import CACHE_BYTES
@@ -28,28 +28,14 @@ _BLOCK = 16
 
 @dataclass(frozen=True)
 class Movie:
-    """A stack as a deployment sees it: corrected, and in electrons.
-
-    Attributes
-    ----------
-    shape
-        (N, H, W).
-    scale
-        How its units became electrons.
-    valid
-        (H, W), the pixels that were not filled from others.
-    read
-        ``read(indices)`` gives the frames of those numbers, (n, H, W) electrons.
-    digest
-        Of its shape and sixteen of its frames in electrons.
-    """
+    """A stack as a deployment sees it: corrected, and in electrons."""
 
     path: Path
-    shape: tuple[int, int, int]
-    scale: Intensity
-    valid: NDArray[np.bool_]
-    read: Callable[[Tensor], Tensor]
-    digest: str
+    shape: tuple[int, int, int]  # (N, H, W)
+    scale: Intensity  # how its units became electrons
+    valid: NDArray[np.bool_]  # (H, W), the pixels that were not filled from others
+    read: Callable[[Tensor], Tensor]  # numbers of frames (n,) to electrons (n, H, W)
+    digest: str  # of its shape and sixteen of its frames in electrons
 
     @classmethod
     def of(cls, frames: Frames, options: DenoiseOptions) -> "Movie":
@@ -90,22 +76,15 @@ class Movie:
 
 @dataclass(frozen=True)
 class Neighbours(Source):
-    """Pairs of neighbours.
+    """Pairs of neighbours, of the first ``frames`` of a movie; no later one is read.
 
     Nothing but the place and the eight orientations is drawn: what else changes a patch
     would change its noise, or part it from its target.
-
-    Attributes
-    ----------
-    frames
-        The first of the movie, which are trained on; no later one is read.
-    patch
-        Side of a patch in pixels.
     """
 
     movie: Movie
     frames: int
-    patch: int
+    patch: int  # side in pixels
     device: torch.device
 
     def __len__(self) -> int:

@@ -20,55 +20,31 @@ from emdn_train import noise
 from emdn_train.dataset import CleanFrames
 from emdn_train.recipes import Recipe
 
-ELECTRONS = (0.05, 1e5)
-"""Least and most incident electrons per pixel that are drawn, whatever the contrast."""
-
-ZOOM = (0.75, 1.35)
-"""Range of the magnification of augmented patches."""
-
-CONTRAST = (0.6, 1.5)
-"""Range of the contrast of augmented patches, as a factor."""
-
+ELECTRONS = (0.05, 1e5)  # least and most incident per pixel, whatever the contrast
+ZOOM = (0.75, 1.35)  # range of the magnification of augmented patches
+CONTRAST = (0.6, 1.5)  # range of the contrast of augmented patches, as a factor
+# A CCD's noise is correlated: what a deployment takes for its gain, over what its variance and
+# mean give. Measured: 0.5 to 0.9 for single frames, 1 for stacks.
 CCD_GAIN = (0.5, 1.1)
-"""A CCD's noise is correlated: what a deployment takes for its gain, over what its variance
-and mean give. Measured: 0.5 to 0.9 for single frames, 1 for stacks."""
 
-
-CHANGE = 0.4
-"""Share of the clips in which the specimen's defects change."""
-CUT = 0.06
-"""Share of the clips that are cut to another specimen, and share whose dose changes."""
-DOSE_STEP = 0.5
-"""Standard deviation of the logarithm of a change of the dose."""
-DRIFT = 3.0
-"""Largest steady drift in pixels a frame."""
-JITTER = 0.7
-"""Largest standard deviation, in pixels, of what a frame lies off its course."""
-RESTING = 0.3
-"""Share of the clips without a steady drift; half as many rest altogether."""
-TURN = 0.005
-"""Largest turn in rad a frame."""
+# Of clips:
+CHANGE = 0.4  # share in which the specimen's defects change
+CUT = 0.06  # share that is cut to another specimen, and share whose dose changes
+DOSE_STEP = 0.5  # standard deviation of the logarithm of a change of the dose
+DRIFT = 3.0  # largest steady drift in pixels a frame
+JITTER = 0.7  # largest standard deviation, in pixels, of what a frame lies off its course
+RESTING = 0.3  # share without a steady drift; half as many rest altogether
+TURN = 0.005  # largest turn in rad a frame
 
 
 class Batch(NamedTuple):
-    """Frames or patches in electrons.
+    """Frames or patches in electrons."""
 
-    Attributes
-    ----------
-    noisy
-        (N, 1, H, W), or (N, F, H, W): a frame amid its neighbours.
-    target
-        (N, 1, H, W), expected counts of the middle frame.
-    scale
-        (N, 1, 1, 1), expected mean of the frame that a patch comes from.
-    spectra
-        (N, windows, H, W), spectral estimates of the middle frame in noise units
-        (`emdn_models.nets.spectral`), where they are known.
-    """
-
-    noisy: Tensor
-    target: Tensor
-    scale: Tensor
+    noisy: Tensor  # (N, 1, H, W), or (N, F, H, W): a frame amid its neighbours
+    target: Tensor  # (N, 1, H, W), expected counts of the middle frame
+    scale: Tensor  # (N, 1, 1, 1), expected mean of the frame that a patch comes from
+    # (N, windows, H, W), spectral estimates of the middle frame in noise units
+    # (`emdn_models.nets.spectral`), where they are known.
     spectra: Tensor | None = None
 
 
@@ -98,21 +74,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Simulated(Source):
-    """Clean frames, recorded anew at every step.
-
-    Attributes
-    ----------
-    recipe
-        Range of signal to noise, augmentation and detectors.
-    patch
-        Side of a patch in pixels.
-    device
-        Where the noise is drawn.
-    """
+    """Clean frames, recorded anew at every step, with noise drawn on ``device``."""
 
     frames: CleanFrames
-    recipe: Recipe
-    patch: int
+    recipe: Recipe  # range of signal to noise, augmentation and detectors
+    patch: int  # side of a patch in pixels
     device: torch.device
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import tempfile
 from functools import cache
 from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -23,7 +23,7 @@ from emdn_models import metrics, pretrained
 from emdn_train import manifest
 from emdn_train.calibrate import Recorded, mended, recordings, scale_of
 from emdn_train.onnx_graph import INPUTS, unpacked
-from emdn_train.simulate.config import one_thread
+from emdn_train.simulate.folder import one_thread
 from emdn_train.simulate.testset import first_specimens
 
 LARGEST_LOSS_DB, LARGEST_MEAN_SHIFT = 0.1, 0.005
@@ -206,57 +206,57 @@ def halved(model: onnx.ModelProto, *, emulated: bool = False) -> onnx.ModelProto
               if one.type.tensor_type.elem_type == TensorProto.FLOAT}  # fmt: skip
     constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer
                  if one.data_type == TensorProto.FLOAT}  # fmt: skip
-    nodes: list[onnx.NodeProto] = []
-
-    def cast(name: str, result: str, kind: int) -> None:
-        nodes.append(helper.make_node("Cast", [name], [result], to=kind))
-
-    def rounded(name: str, result: str) -> None:
-        if emulated:
-            cast(name, f"{result}.bits", TensorProto.FLOAT16)
-            cast(f"{result}.bits", result, TensorProto.FLOAT)
-        else:
-            cast(name, result, TensorProto.FLOAT16)
-
-    def enter(name: str) -> None:
-        if name in constants:
-            values = constants[name].astype(np.float16)
-            values = values.astype(np.float32) if emulated else values
-            graph.initializer.append(numpy_helper.from_array(values, f"{name}.half"))
-            return
-        nodes.append(helper.make_node("Clip", [name, "least", "most"], [f"{name}.clipped"]))
-        rounded(f"{name}.clipped", f"{name}.half")
-
-    for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF)):
-        graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
     outside = {name for node in graph.node if node.output[0] not in inside for name in node.input}
     outside |= {one.name for one in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    kind = np.float32 if emulated else np.float16
+
+    def constant(name: str, values: NDArray[Any]) -> None:
+        graph.initializer.append(numpy_helper.from_array(values, name))
+
+    def cast(name: str, result: str, to: int) -> None:
+        nodes.append(helper.make_node("Cast", [name], [result], to=to))
+
+    def rounded(name: str, result: str) -> None:
+        cast(name, f"{result}.bits" if emulated else result, TensorProto.FLOAT16)
+        if emulated:
+            cast(f"{result}.bits", result, TensorProto.FLOAT)
+
+    for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF)):
+        constant(name, np.asarray(value, np.float32))
     entered: set[str] = set()
-    for original in graph.node:
+    for original in list(graph.node):
         node = onnx.NodeProto.FromString(original.SerializeToString())
-        if node.output[0] in inside:
-            for at, name in enumerate(node.input):
-                # The factors of a Resize are float32 whatever the image is.
-                if name in floats | set(constants) and not (node.op_type == "Resize" and at):
-                    if name not in inside | entered:
-                        enter(name)
-                        entered.add(name)
-                    node.input[at] = f"{name}.half"
+        inner = node.output[0] in inside
+        # The factors of a Resize are float32 whatever the image is.
+        for at, name in enumerate(node.input if node.op_type != "Resize" else node.input[:1]):
+            if not inner or name not in floats | set(constants):
+                continue
+            node.input[at] = f"{name}.half"
+            if name in inside | entered:
+                continue
+            entered.add(name)
+            if name in constants:
+                constant(f"{name}.half", constants[name].astype(np.float16).astype(kind))
+            else:
+                nodes.append(helper.make_node("Clip", [name, "least", "most"], [f"{name}.clipped"]))
+                rounded(f"{name}.clipped", f"{name}.half")
         nodes.append(node)
         for at, name in enumerate(node.output):
-            if name in inside & floats:
-                node.output[at] = f"{name}.exact" if emulated else f"{name}.half"
-                if emulated:
-                    rounded(f"{name}.exact", f"{name}.half")
-                if name in outside:
-                    cast(f"{name}.half", name, TensorProto.FLOAT)
+            if not inner or name not in floats:
+                continue
+            node.output[at] = f"{name}.exact" if emulated else f"{name}.half"
+            if emulated:
+                rounded(f"{name}.exact", f"{name}.half")
+            if name in outside:
+                cast(f"{name}.half", name, TensorProto.FLOAT)
     del graph.node[:], graph.value_info[:]  # types that torch noted of what are halves now
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
-    kept = [onnx.TensorProto.FromString(one.SerializeToString())
-            for one in graph.initializer if one.name in used]  # fmt: skip
+    left = [one for one in made.graph.initializer if one.name in used]
+    left = [onnx.TensorProto.FromString(one.SerializeToString()) for one in left]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(left)
     onnx.checker.check_model(made, full_check=True)
     return made
 

@@ -8,7 +8,7 @@ slows down slows all of them. `quality_report` averages what is measured here.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -33,8 +33,6 @@ from emdn_train.simulate.testset import VERSION
 
 log = logging.getLogger(__name__)
 
-PEERS_FILE = "peers.parquet"
-
 FRAMES = 198
 """Of the fixed test split with its multislice part."""
 
@@ -54,55 +52,27 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Crystal:
-    """A crystal with defects that its clean frame shows, site by site.
+    """A crystal with defects that its clean frame shows, site by site."""
 
-    Attributes
-    ----------
-    sites
-        Where columns are, or ought to be.
-    groups
-        ``vacant``, ``foreign`` and ``full``, each with its (n,) sites.
-    sign
-        (5, n) whether a vacancy is brighter there, 1, or darker, -1, for each width of
-        `emdn_models.metrics.vacancies`.
-    pixel_size_nm
-        Side of a pixel.
-    """
-
-    sites: Sites
-    groups: Mapping[str, NDArray[np.bool_]]
+    sites: Sites  # where columns are, or ought to be
+    groups: Mapping[str, NDArray[np.bool_]]  # vacant, foreign and full, each with its (n,) sites
+    # (5, n) whether a vacancy is brighter there, 1, or darker, -1, for each width of
+    # `emdn_models.metrics.vacancies`.
     sign: NDArray[np.float64]
     pixel_size_nm: float
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One frame with its truth, in electrons.
+    """One frame with its truth, (H, W) in electrons."""
 
-    Attributes
-    ----------
-    number
-        Row of the table.
-    part, level
-        Kind of frame, and its signal to noise per pixel.
-    noisy, clean
-        (H, W), faulty pixels of ``noisy`` filled.
-    valid
-        (H, W), pixels that work.
-    crystal
-        None where defects cannot be scored.
-    """
-
-    number: int
-    part: str
-    level: float
-    noisy: Frame
+    number: int  # row of the table
+    part: str  # kind of frame
+    level: float  # signal to noise per pixel
+    noisy: Frame  # faulty pixels filled
     clean: Frame
-    valid: NDArray[np.bool_]
-    crystal: Crystal | None = None
-
-
-Method = Callable[[Example], tuple[Frame, float | None]]
+    valid: NDArray[np.bool_]  # pixels that work
+    crystal: Crystal | None = None  # None where defects cannot be scored
 
 
 def measure(config: QualityConfig) -> pl.DataFrame:
@@ -128,42 +98,30 @@ def measure(config: QualityConfig) -> pl.DataFrame:
     MissingExtraError
         If peers are asked for and none is installed.
     """
-    peers = {name: partial(_peer, name) for name in need_peers()} if config.peers else {}
+    peers = need_peers() if config.peers else ()
     models = {
         name.removesuffix(".onnx"): Denoiser(name, threads=config.threads)
         for name in names_of(config)
     }
-    methods: dict[str, Method] = {name: partial(_model, one) for name, one in models.items()}
-    methods |= {
-        "spectrum": _spectrum,
-        "gaussian": _gaussian,
-        "noisy": lambda one: (one.noisy, None),
-    }
+    order = [*models, "spectrum", "gaussian", "noisy", *peers, "clean"]
+    rows: list[Row] = []
     with Split(config.testset, "test") as split:
         beside = specimens(table_of(split), config.peers)
         few = specimens(table_of(split), _WITH_SIGMA)
-        own: list[Row] = []
-        others: list[Row] = []
         for example in examples(split):
-            for name, method in methods.items():
-                own.append(_row(example, name, *method(example)))
+            for name, call in _calls(models, peers if example.number in beside else (), example):
+                began = time.perf_counter()
+                answer = call()
+                ms = 1e3 * (time.perf_counter() - began)
+                rows.append(_key(example, name) | {"ms": ms} | score(example, answer))
                 if example.number in few and name in models and models[name].calibration:
-                    own[-1] |= _inside(models[name], example)
-            own.append(_key(example, "clean") | defect_scores(example.crystal, example.clean))
-            if example.number in beside:
-                others += [_row(example, name, *peer(example)) for name, peer in peers.items()]
+                    rows[-1] |= _inside(models[name], example)
+            rows.append(_key(example, "noisy") | score(example, example.noisy))
+            rows.append(_key(example, "clean") | defect_scores(example.crystal, example.clean))
             if (example.number + 1) % 33 == 0:
                 log.info("%d of %d frames measured", example.number + 1, len(split))
-        rows = pl.DataFrame(own, SCHEMA).sort("model", "frame", maintain_order=True)
-        path = Path(config.testset) / PEERS_FILE
-        if peers:
-            digest = pl.lit(split.fingerprint()).alias("split")
-            pl.DataFrame(others, SCHEMA).with_columns(digest).write_parquet(path)
-        saved = _saved_peers(path, split)
-    order = {name: at for at, name in enumerate(methods)}
-    return pl.concat([rows, saved]).sort(
-        pl.col("model").replace_strict(order, default=len(order)), maintain_order=True
-    )
+    place = pl.col("model").replace_strict({name: at for at, name in enumerate(order)})
+    return pl.DataFrame(rows, SCHEMA).sort(place, "frame")
 
 
 def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
@@ -217,27 +175,21 @@ def names_of(config: QualityConfig) -> tuple[str, ...]:
     return config.models or tuple(pretrained.index()["models"])
 
 
-def _model(denoiser: Denoiser, example: Example) -> tuple[Frame, float]:
-    return _timed(lambda: denoise(denoiser, example.noisy, example.clean)[0])
+def _calls(
+    models: Mapping[str, Denoiser], peers: Sequence[str], example: Example
+) -> Iterator[tuple[str, Callable[[], Frame]]]:
+    """Yield what denoises a frame, by name."""
+    noisy = example.noisy
+    for name, model in models.items():
+        yield name, partial(_denoised, model, example)
+    yield "spectrum", partial(spectrum, noisy)
+    yield "gaussian", partial(gaussian, noisy, best_width(noisy, example.clean, example.valid))
+    for name in peers:
+        yield name, partial(PEERS[name][1], noisy)
 
 
-def _spectrum(example: Example) -> tuple[Frame, float]:
-    return _timed(lambda: spectrum(example.noisy))
-
-
-def _gaussian(example: Example) -> tuple[Frame, float]:
-    width = best_width(example.noisy, example.clean, example.valid)
-    return _timed(lambda: gaussian(example.noisy, width))
-
-
-def _peer(name: str, example: Example) -> tuple[Frame, float]:
-    return _timed(lambda: PEERS[name][1](example.noisy))
-
-
-def _timed(function: Callable[[], Frame]) -> tuple[Frame, float]:
-    began = time.perf_counter()
-    answer = function()
-    return answer, 1e3 * (time.perf_counter() - began)
+def _denoised(model: Denoiser, example: Example) -> Frame:
+    return denoise(model, example.noisy, example.clean)[0]
 
 
 def _inside(denoiser: Denoiser, example: Example) -> Row:
@@ -247,26 +199,10 @@ def _inside(denoiser: Denoiser, example: Example) -> Row:
     return {"inside_1": one, "inside_2": two}
 
 
-def _row(example: Example, model: str, answer: Frame, ms: float | None) -> Row:
-    return _key(example, model) | {"ms": ms} | score(example, answer)
-
-
 def _key(example: Example, model: str) -> Row:
     return {
         "model": model, "frame": example.number, "part": example.part, "level": example.level
     }  # fmt: skip
-
-
-def _saved_peers(path: Path, split: Split) -> pl.DataFrame:
-    """Read what was measured of peers on this very split; nothing where there is nothing."""
-    if not path.exists():
-        log.info("%s: not there; measure other programs with --peers 1", path)
-        return pl.DataFrame(schema=SCHEMA)
-    rows = pl.read_parquet(path)
-    if set(rows["split"]) != {split.fingerprint()}:
-        log.warning("%s: of another split, left out; measure again with --peers 1", path)
-        return pl.DataFrame(schema=SCHEMA)
-    return rows.select(SCHEMA.names())
 
 
 def table_of(split: Split) -> pl.DataFrame:

@@ -17,46 +17,21 @@ WARM_UP = 100
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that is not the size of the run.
-
-    Attributes
-    ----------
-    optimizer
-        ``adam`` or ``adamw`` (weight decay 1e-4).
-    loss
-        ``mse`` over the batch, or ``log-mse``, the mean over patches of
-        log(MSE + 1e-3): proportional to the mean improvement in dB, so that no
-        bright or dim frame dominates.
-    warmup
-        Share of the run over which the learning rate rises.
-    cosine
-        Whether it then falls to nearly zero along a half cosine.
-    ema
-        Decay of the exponential moving average of the weights; 0 for none.
-    clip
-        Largest norm of the gradient; 0 for any.
-    snr
-        Range of the signal to noise per pixel, drawn log-uniformly.
-    augmented
-        Share of the patches that are magnified, and share whose contrast is changed.
-    ccd
-        Share of the unscanned patches that a CCD records.
-    mixed
-        Whether the net is computed in bfloat16 where that is faster (`reduced`); weights,
-        spectra and loss stay float32.
-    """
+    """Everything that is not the size of the run."""
 
     lr: float
-    optimizer: Literal["adam", "adamw"]
+    optimizer: Literal["adam", "adamw"]  # adamw with a weight decay of 1e-4
+    # MSE over the batch, or the mean over patches of log(MSE + 1e-3): proportional to the mean
+    # improvement in dB, so that no bright or dim frame dominates.
     loss: Literal["mse", "log-mse"]
-    warmup: float
-    cosine: bool
-    ema: float
-    clip: float
-    snr: tuple[float, float]
-    augmented: float = 0.0
-    ccd: float = 0.0
-    mixed: bool = False
+    warmup: float  # share of the run over which the learning rate rises
+    cosine: bool  # whether it then falls to nearly zero along a half cosine
+    ema: float  # decay of the exponential moving average of the weights; 0 for none
+    clip: float  # largest norm of the gradient; 0 for any
+    snr: tuple[float, float]  # range of the signal to noise per pixel, drawn log-uniformly
+    augmented: float = 0.0  # share of patches that are magnified, and whose contrast is changed
+    ccd: float = 0.0  # share of the unscanned patches that a CCD records
+    mixed: bool = False  # whether the net computes in bfloat16 where that is faster (`reduced`)
 
 
 RECIPES: dict[str, Recipe] = {

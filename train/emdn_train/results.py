@@ -28,36 +28,23 @@ Status = Literal["fitted", "best kept", "no gain", "diverged"]
 class Fitted:
     """What became of one model.
 
-    Attributes
-    ----------
-    name
-        The model.
-    status
-        ``fitted``; ``best kept``, the result is more than 0.05 dB worse than the weights
-        that were validated best, which were better than the noisy frame and are what is saved;
-        ``no gain``, the result is worse than the noisy frame, as after too few steps; or
-        ``diverged``, the loss is not finite or the result more than 20 dB worse. What
-        diverged is not saved.
-    history
-        One row an epoch: loss, learning rate, validation gain, seconds.
-    gain_db
-        Mean over frames of 10 log10(MSE noisy / MSE denoised), a value a level, at the end.
-    start_db, best_db, best_step
-        The same before the first step, and of the weights that were validated best before the
-        end, after how many steps (0: the start); empty where they were not measured.
-    images_per_s
-        Patches a second through whole training steps, noise included.
+    Its status is ``fitted``; ``best kept``, the result is more than 0.05 dB worse than the weights
+    that were validated best, which were better than the noisy frame and are what is saved;
+    ``no gain``, the result is worse than the noisy frame, as after too few steps; or
+    ``diverged``, the loss is not finite or the result more than 20 dB worse. What diverged is
+    not saved. Gains are means over frames of 10 log10(MSE noisy / MSE denoised), by level of
+    signal to noise; empty where they were not measured.
     """
 
     name: str
     status: Status
-    history: list[dict[str, Any]]
-    gain_db: dict[str, float]
+    history: list[dict[str, Any]]  # a row an epoch: loss, learning rate, validation gain, seconds
+    gain_db: dict[str, float]  # at the end
     mean_ratio: float
-    images_per_s: float
-    start_db: dict[str, float] = field(default_factory=dict)
-    best_db: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
+    images_per_s: float  # patches through full training steps, noise included
+    start_db: dict[str, float] = field(default_factory=dict)  # before the first step
+    best_db: dict[str, float] = field(default_factory=dict)  # of the weights validated best
+    best_step: int = 0  # after how many steps; 0: the start
 
 
 def judge(gain_db: float, best_db: float = -math.inf) -> Status:
@@ -189,9 +176,8 @@ def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         own = [row for row in rows if row["model"] == name]
         checked = [row for row in own if row.get("gain_db") is not None]
         left.plot([row["step"] for row in own], [row["loss"] for row in own], ".-", label=name)
-        right.plot(
-            [row["seconds"] / 60 for row in checked], [row["gain_db"] for row in checked], ".-"
-        )
+        minutes = [row["seconds"] / 60 for row in checked]
+        right.plot(minutes, [row["gain_db"] for row in checked], ".-")
     left.set(xlabel="optimiser step", ylabel="training loss (mean over the epoch)")
     right.set(xlabel="minutes", ylabel="gain over the noisy frame (dB)")
     left.legend()

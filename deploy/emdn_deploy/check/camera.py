@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.noise.model import NoiseModel
+from emdn_deploy.noise_model import NoiseModel
 from emdn_models.errors import EmdnError
 
 _DARK = 0.01  # lowest noise variance, relative to the frame's mean

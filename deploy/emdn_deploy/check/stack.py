@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, pipeline
+from emdn_deploy import job, pipeline, preprocess
 from emdn_deploy.check import record, smallest_defect
 from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours, Sample
 from emdn_deploy.check.quick import allowed
@@ -20,8 +20,8 @@ from emdn_deploy.check.smallest_defect import Smallest
 from emdn_deploy.check.thresholds import Thresholds
 from emdn_deploy.check.verdict import PASSED, Rows, judge, judge_neighbours, notes, tells
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.correction import Prepared
 from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE, Axis, SeveralStacks
 from emdn_models.errors import EmdnError, FormatError
@@ -216,7 +216,7 @@ def check(
                 facts = facts | {"gain": -float(facts["gain"]), "offset": offset}
             if options.offset is not None:
                 options = replace(options, offset=level - options.offset)
-        ready = correction.prepare(frames, options)
+        ready = preprocess.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
         denoiser = Denoiser.of(options)

@@ -1,9 +1,7 @@
 """Frames of formats whose data are one array with ``array[index]`` access."""
 
 import math
-import threading
 from collections.abc import Callable, Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +79,6 @@ def array_frames(
     height, width = lengths.pop("y"), lengths.pop("x")
     limits.check_frame(where, height, width)
 
-    def close() -> None:
-        if isinstance(array, Plain | Pages):
-            array.close()
-        release()
-
     return Frames(
         path=path,
         format=name,
@@ -95,7 +88,7 @@ def array_frames(
         stored_shape=shape,
         axes=axes,
         read_block=block_reader(array, given),
-        release=close,
+        release=release,
         dataset=dataset,
         why=why,
         metadata=metadata or {},
@@ -156,8 +149,6 @@ class Plain:
     ) -> None:
         self.shape, self.dtype = tuple(int(length) for length in shape), np.dtype(dtype)
         self._path, self._offset, self._fortran = path, int(offset), fortran
-        self._lock = threading.Lock()
-        self._file: FileIO | None = None
         need, size = self._offset + self._bytes(self.shape), path.stat().st_size
         if size < need:
             raise ValueError(f"it has {size} bytes, its header promises {need}")
@@ -168,11 +159,6 @@ class Plain:
         if self._fortran:
             return self._take(self.shape[::-1], where[::-1], self._offset).T
         return self._take(self.shape, where, self._offset)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
 
     def _bytes(self, shape: tuple[int, ...]) -> int:
         return self.dtype.itemsize * math.prod(shape)
@@ -195,29 +181,22 @@ class Plain:
         return np.concatenate(pieces)[::step]
 
     def _read(self, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        made = np.empty(shape, self.dtype)
-        left = made.reshape(-1).view(np.uint8).data
-        with self._lock:
-            self._file = self._file or FileIO(self._path)
-            self._file.seek(start)
-            while left:
-                count = self._file.readinto(left)
-                if not count:
-                    size = self._path.stat().st_size
-                    raise FormatError(
-                        f"{self._path}: has become shorter while it was read: it has {size} bytes "
-                        f"now, frames lie at byte {start}; restore it, or wait until it is complete"
-                    )
-                left = left[count:]
-        return made
+        count = math.prod(shape)
+        made = np.fromfile(self._path, self.dtype, count, offset=start)
+        if made.size < count:
+            raise FormatError(
+                f"{self._path}: has become shorter while it was read: it has "
+                f"{self._path.stat().st_size} bytes now, frames lie at byte {start}; restore it, "
+                "or wait until it is complete"
+            )
+        return made.reshape(shape)
 
 
 class Pages:
     """Frames that are read one by one, and of which some may be missing, indexed like an array.
 
     ``shape``: stored shape as the file promises it; the last ``inner`` axes are those of a page.
-    ``there``: how many pages the file holds; reading one beyond raises ``missing``. ``close``:
-    called when the frames are released.
+    ``there``: how many pages the file holds; reading one beyond raises ``missing``.
     """
 
     def __init__(
@@ -228,12 +207,10 @@ class Pages:
         page: Callable[[int], NDArray[Any]],
         there: int,
         missing: str,
-        close: Callable[[], None] = lambda: None,
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self._lead = len(shape) - inner
         self._page, self._there, self._missing = page, there, missing
-        self.close = close
 
     def __getitem__(self, where: Any) -> NDArray[Any]:
         where = where if isinstance(where, tuple) else (where,)

@@ -153,8 +153,7 @@ def _data(
     if whole == shape:
         return data
     missing = cut_short(path, there, str(promised))
-    close = data.close if isinstance(data, Plain) else lambda: None
-    return Pages(shape, dtype, 2, data.__getitem__, there, missing, close)
+    return Pages(shape, dtype, 2, data.__getitem__, there, missing)
 
 
 def _axes(header: Any, ndim: int, *, swapped: bool) -> tuple[tuple[Axis, ...], list[str]]:

@@ -336,14 +336,12 @@ def _data(
     count = math.prod(shape[: len(shape) - key.ndim])
     start, kind = series.dataoffset, np.dtype(series.dtype).newbyteorder(file.byteorder)
     read: Callable[[int], NDArray[Any]]
-    plain: Plain | None = None
     # A plain stack's pages may follow the pixels, and be lost.
     if start is not None:
         there = min(count, (size - start) // _bytes(series))
         if there == count:
             return Plain(path, start, shape, kind), False
-        plain = Plain(path, start, (max(there, 0), *key.shape), kind)
-        read = plain.__getitem__
+        read = Plain(path, start, (max(there, 0), *key.shape), kind).__getitem__
     else:
         pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
         lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
@@ -355,8 +353,7 @@ def _data(
     told = _told(key)
     sure = "" if len(series) == count or (told and math.prod(told[0]) == count) else "at least "
     missing = cut_short(path, there, f"{sure}{count}")
-    close = plain.close if plain else lambda: None
-    return Pages(shape, series.dtype, key.ndim, read, there, missing, close), there < count
+    return Pages(shape, series.dtype, key.ndim, read, there, missing), there < count
 
 
 def _is_there(page: Any, size: int) -> bool:

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from emdn_deploy import correction
+from emdn_deploy import preprocess
 from emdn_deploy.check import thresholds
 from emdn_deploy.check.quick import allowed
 from emdn_deploy.check.residual_tests import Spot
@@ -57,7 +57,7 @@ def lattice(tmp_path_factory):
     path = tmp_path_factory.mktemp("lattice") / "raw.npy"
     np.save(path, raw)
     with open_frames(path) as frames:
-        ready = correction.prepare(frames, DenoiseOptions())
+        ready = preprocess.prepare(frames, DenoiseOptions())
         own = Thresholds.of(frames, ready, denoise, 0)
     return own, raw.astype(np.float32), denoise, clean.astype(np.float32)
 

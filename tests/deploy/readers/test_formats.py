@@ -43,7 +43,7 @@ def expect(path: Path, frames: np.ndarray[Any, Any], choice: Choice = ANY) -> An
         *((".tif", dtype) for dtype in [*INTEGERS, ">f4"]),
     ],
 )  # fmt: skip
-def test_any_type_of_number(tmp_path: Path, dm_file, ser_file, suffix: str, dtype: str) -> None:
+def test_any_type_of_number(tmp_path, dm_file, ser_file, suffix, dtype):
     frames = (STACK % 100).astype(dtype)
     path = tmp_path / f"movie{suffix}"
     # As other readers have it: DM's float32 is no rounded decimal.
@@ -69,14 +69,14 @@ def test_any_type_of_number(tmp_path: Path, dm_file, ser_file, suffix: str, dtyp
         assert (axis.step, axis.units) == (step, units)
 
 
-def test_a_block_of_a_file_may_be_corrected_in_place(tmp_path: Path) -> None:
+def test_a_block_of_a_file_may_be_corrected_in_place(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((2, 4, 4), np.float32))
     with open_frames(tmp_path / "a.npy") as frames:
         frames.read(0, 2)[:, 1, 1] = 0
         assert (frames.read(0, 2) == 1).all()
 
 
-def test_npy_objects_are_never_unpickled(tmp_path: Path) -> None:
+def test_npy_objects_are_never_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "b.npy").write_bytes(b"\x93NUMPY\x01")
     for name in ("a.npy", "b.npy"):
@@ -89,7 +89,7 @@ def test_npy_objects_are_never_unpickled(tmp_path: Path) -> None:
         assert "bytes after the first array, perhaps more arrays, are not read" in frames.notes[0]
 
 
-def test_a_folder_is_a_stack_in_natural_order(tmp_path: Path, dm_file) -> None:
+def test_a_folder_is_a_stack_in_natural_order(tmp_path, dm_file):
     """The files of an in-situ camera, out of order."""
     folder = tmp_path / "run"
     for number in (11, 2, 10, 1, 3):
@@ -102,7 +102,7 @@ def test_a_folder_is_a_stack_in_natural_order(tmp_path: Path, dm_file) -> None:
     assert (axis.units, axis.step) == ("nm", pytest.approx(0.02))
 
 
-def test_a_pattern_is_a_stack(tmp_path: Path) -> None:
+def test_a_pattern_is_a_stack(tmp_path):
     for number, name in ((9, "f9"), (10, "f10.partial"), (100, "f100")):  # one of the user's own
         np.save(tmp_path / f"{name}.npy", STACK[:2] + number)
     (tmp_path / "f1.npy.partial.map").write_text("not taken")
@@ -112,14 +112,14 @@ def test_a_pattern_is_a_stack(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frames.read(1, 5), expected[1:5])
 
 
-def test_suffixes_of_one_format_are_one_kind(tmp_path: Path) -> None:
+def test_suffixes_of_one_format_are_one_kind(tmp_path):
     for number, suffix in enumerate(["h5", "hdf5"]):
         with h5py.File(tmp_path / f"{number}.{suffix}", "w") as file:
             file["a"] = STACK[number]
     expect(tmp_path, STACK[:2])
 
 
-def test_folders_that_are_no_stack_are_named(tmp_path: Path, ser_file, dm_file) -> None:
+def test_folders_that_are_no_stack_are_named(tmp_path, ser_file, dm_file):
     for source in (tmp_path, tmp_path / "*.dm4"):
         with pytest.raises(FormatError, match="no files of frames"):
             open_frames(source)
@@ -153,7 +153,7 @@ def test_folders_that_are_no_stack_are_named(tmp_path: Path, ser_file, dm_file) 
         ("Δ run ½", "*.npy"),
     ],
 )  # fmt: skip
-def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path: Path, folder: str, pattern: str) -> None:
+def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path, folder, pattern):
     place = tmp_path / folder
     place.mkdir(parents=True)
     for number in range(5):
@@ -167,13 +167,13 @@ def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path: Path, folder: str, pat
     assert target.stem == f"{place.name}_denoised"
 
 
-def test_brackets_in_the_names_of_files_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_brackets_in_the_names_of_files_are_taken_as_they_are(tmp_path):
     for number in range(2):
         np.save(tmp_path / f"run[1]_{number}.npy", STACK[0] + number)
     expect(tmp_path / "run[1]_*.npy", np.stack([STACK[0], STACK[0] + 1]))
 
 
-def test_numbers_of_any_script_are_sorted_by_value() -> None:
+def test_numbers_of_any_script_are_sorted_by_value():
     names = ["10²5", "f٩", "f١٠", "f9", "f10", "f²", "f①", "9"]
     assert [path.name for path in sorted(map(Path, names), key=natural)] == [
         "9", "10²5", "f٩", "f9", "f١٠", "f10", "f²", "f①",
@@ -181,14 +181,14 @@ def test_numbers_of_any_script_are_sorted_by_value() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
-def test_names_need_not_be_utf_8(tmp_path: Path, run) -> None:
+def test_names_need_not_be_utf_8(tmp_path, run):
     path = tmp_path / os.fsdecode(b"fr\xe9.npy")
     np.save(path, STACK)
     with open_frames(run(path).output) as frames:
         assert frames.shape == STACK.shape
 
 
-def test_what_emdn_does_not_read_is_named(tmp_path: Path, monkeypatch) -> None:
+def test_what_emdn_does_not_read_is_named(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", STACK)
     cases = {
         "a.npz": r"several arrays; save the frames alone by numpy\.save",
@@ -220,9 +220,7 @@ def test_what_emdn_does_not_read_is_named(tmp_path: Path, monkeypatch) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", ["npy", "h5"])
-def test_frames_or_channels_last_are_not_taken_for_pixels(
-    tmp_path: Path, shape: tuple[int, ...], said: str, suffix: str
-) -> None:
+def test_frames_or_channels_last_are_not_taken_for_pixels(tmp_path, shape, said, suffix):
     path, stored = tmp_path / f"a.{suffix}", np.arange(np.prod(shape)).reshape(shape)
     if suffix == "npy":
         np.save(path, stored)
@@ -238,7 +236,7 @@ def test_frames_or_channels_last_are_not_taken_for_pixels(
         expect(path, stored[..., 1], Choice(axes="tyx1"))
 
 
-def test_frames_that_may_be_last_are_named(tmp_path: Path) -> None:
+def test_frames_that_may_be_last_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((48, 40, 20)))
     with open_frames(tmp_path / "a.npy") as frames:
         assert frames.shape == (48, 40, 20)
@@ -248,13 +246,13 @@ def test_frames_that_may_be_last_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 24, 1), (5, 16, 24, 1), (2, 5, 16, 24, 1), (1, 16, 24)])
-def test_a_last_axis_of_one_is_a_channel(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_a_last_axis_of_one_is_a_channel(tmp_path, shape):
     stored = np.arange(np.prod(shape)).reshape(shape)
     np.save(tmp_path / "a.npy", stored)
     expect(tmp_path / "a.npy", stored.reshape(-1, 16, 24))
 
 
-def test_a_digit_takes_one_index_of_an_axis(tmp_path: Path) -> None:
+def test_a_digit_takes_one_index_of_an_axis(tmp_path):
     stored = np.arange(4 * 2 * 9 * 12).reshape(4, 2, 9, 12)
     np.save(tmp_path / "a.npy", stored)
     expect(tmp_path / "a.npy", stored[:, 1], Choice(axes="t1yx"))
@@ -271,9 +269,7 @@ def test_a_digit_takes_one_index_of_an_axis(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["<u2", ">f4", "u1"])
-def test_a_file_is_read_as_its_memory_map_would_be(
-    tmp_path: Path, monkeypatch, order: str, dtype: str
-) -> None:
+def test_a_file_is_read_as_its_memory_map_would_be(tmp_path, monkeypatch, order, dtype):
     """Any selection that a stack of any axis order needs."""
     monkeypatch.setattr(arrays.Plain, "_SLAB", 100)
     array = np.arange(4 * 5 * 6 * 2).reshape(4, 5, 6, 2).astype(dtype, order=order)
@@ -286,4 +282,3 @@ def test_a_file_is_read_as_its_memory_map_would_be(
         (3, slice(0, 4, 2), every, 1), (slice(1, 4), 0), (slice(3, None), every, -1, slice(None)),
     ):  # fmt: skip
         np.testing.assert_array_equal(plain[where], array[where])
-    plain.close()

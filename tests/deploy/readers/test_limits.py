@@ -32,7 +32,7 @@ def refused(path: Path, match: str, choice: Choice = Choice()) -> None:  # noqa:
     ((10**9, 64, 64), (1, 64, 64)), ((4, 10**6, 10**6), (1, 64, 64)), ((4, 10**6, 10**6), None),
     ((10**9, 64, 64), None),
 ])  # fmt: skip
-def test_hdf5_that_is_not_filled(tmp_path: Path, shape: Any, chunks: Any) -> None:
+def test_hdf5_that_is_not_filled(tmp_path, shape, chunks):
     path = tmp_path / "claims.h5"
     with h5py.File(path, "w") as file:
         data = file.create_dataset("images", shape, "u2", chunks=chunks)
@@ -46,7 +46,7 @@ def test_hdf5_that_is_not_filled(tmp_path: Path, shape: Any, chunks: Any) -> Non
         assert frames.read(0, 1).mean() == 7
 
 
-def test_frames_that_no_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_that_no_memory_holds(tmp_path, monkeypatch):
     path = tmp_path / "a.npy"
     np.save(path, FRAMES)
     monkeypatch.setattr(limits, "memory", lambda: 16 * 16 * 24 - 1)
@@ -63,7 +63,7 @@ def raw_chunks(path: Path, stored: bytes, shape: Any, chunks: Any, **options: An
     return path
 
 
-def test_chunks_are_as_long_as_they_should_be(tmp_path: Path) -> None:
+def test_chunks_are_as_long_as_they_should_be(tmp_path):
     gzip: dict[str, Any] = {"compression": "gzip"}
     shape, own = (4, 64, 64), (1, 64, 64)
     path = raw_chunks(tmp_path / "bomb.h5", BOMB, shape, own, **gzip)
@@ -84,7 +84,7 @@ def test_chunks_are_as_long_as_they_should_be(tmp_path: Path) -> None:
     refused(path, "claims 1.46 GB of frames, and the file holds")
 
 
-def test_later_chunks_are_looked_at_when_they_are_read(tmp_path: Path) -> None:
+def test_later_chunks_are_looked_at_when_they_are_read(tmp_path):
     path = tmp_path / "later.h5"
     with h5py.File(path, "w") as file:
         data = file.create_dataset("images", data=FRAMES, chunks=(1, 8, 24), compression="gzip")
@@ -100,7 +100,7 @@ def test_later_chunks_are_looked_at_when_they_are_read(tmp_path: Path) -> None:
     {"scaleoffset": 0}, {"compression": "gzip", "scaleoffset": 0}, {"fletcher32": True},
     *(getattr(hdf5plugin, codec)() for codec in ("LZ4", "Bitshuffle", "Blosc", "Zstd")),
 ])  # fmt: skip
-def test_sound_chunks_are_read(tmp_path: Path, options: Any) -> None:
+def test_sound_chunks_are_read(tmp_path, options):
     path = tmp_path / "sound.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("images", data=FRAMES, chunks=(3, 9, 24), **options)
@@ -108,7 +108,7 @@ def test_sound_chunks_are_read(tmp_path: Path, options: Any) -> None:
         np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
 
 
-def test_circles_of_defaults(tmp_path: Path) -> None:
+def test_circles_of_defaults(tmp_path):
     path = tmp_path / "circle.nxs"
     with h5py.File(path, "w") as file:
         inner = file.create_group("entry/data")
@@ -121,7 +121,7 @@ def test_circles_of_defaults(tmp_path: Path) -> None:
         assert frames.shape == FRAMES.shape
 
 
-def test_trees_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trees_have_a_bound(tmp_path, monkeypatch):
     path = tmp_path / "tree.h5"
     with h5py.File(path, "w") as file:
         group = file
@@ -147,7 +147,7 @@ def virtual(path: Path, source: str, name: str) -> None:
         file.create_virtual_dataset("images", layout)
 
 
-def test_virtual_datasets_that_lead_to_themselves(tmp_path: Path) -> None:
+def test_virtual_datasets_that_lead_to_themselves(tmp_path):
     path = tmp_path / "own.h5"
     virtual(path, ".", "images")
     refused(path, "leads back to itself")
@@ -169,9 +169,7 @@ def test_virtual_datasets_that_lead_to_themselves(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
 
 
-def test_all_files_behind_a_dataset_are_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_files_behind_a_dataset_are_inputs(tmp_path, monkeypatch):
     """So that none is written to, and a change in any is noticed."""
     monkeypatch.chdir(tmp_path)
     FRAMES.tofile("raw.dat")
@@ -188,7 +186,7 @@ def test_all_files_behind_a_dataset_are_inputs(
     assert sorted(names[1:]) == ["inner.h5", "last.h5", "links.h5", "raw.dat"]
 
 
-def test_links_in_circles_hide_nothing(tmp_path: Path) -> None:
+def test_links_in_circles_hide_nothing(tmp_path):
     for own, other in (("a", "b"), ("b", "a")):
         with h5py.File(tmp_path / f"{own}.h5", "w") as file:
             file["images"] = h5py.ExternalLink(f"{other}.h5", "/images")
@@ -202,7 +200,7 @@ def test_links_in_circles_hide_nothing(tmp_path: Path) -> None:
         assert frames.shape == FRAMES.shape
 
 
-def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path: Path) -> None:
+def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path):
     path = tmp_path / "odd.h5"
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
     text = h5py.h5t.C_S1.copy()
@@ -244,13 +242,13 @@ def write_tiff(path: Path, size: tuple[int, int], code: int, strip: bytes, follo
 
 
 @pytest.mark.parametrize("code", [5, 8, 32773])
-def test_tiff_pages_that_claim_too_much(tmp_path: Path, code: int) -> None:
+def test_tiff_pages_that_claim_too_much(tmp_path, code):
     path = tmp_path / "claims.tif"
     write_tiff(path, (60_000, 60_000), code, zlib.compress(bytes(9999)), 0)
     refused(path, "page 0: claims 7.2 GB of frames, and the file holds 3. bytes of them")
 
 
-def test_tiff_pages_that_inflate_to_more_or_form_a_circle(tmp_path: Path) -> None:
+def test_tiff_pages_that_inflate_to_more_or_form_a_circle(tmp_path):
     path = tmp_path / "bomb.tif"
     write_tiff(path, (64, 64), 8, BOMB, 0)
     refused(path, "page 0 inflates to more than")
@@ -260,7 +258,7 @@ def test_tiff_pages_that_inflate_to_more_or_form_a_circle(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])
-def test_many_tiff_pages_in_a_circle(tmp_path: Path, bigtiff: bool) -> None:
+def test_many_tiff_pages_in_a_circle(tmp_path, bigtiff):
     path = tmp_path / "circle.tif"
     frames = np.zeros((130, 8, 8), "u1")
     tifffile.imwrite(path, frames, photometric="minisblack", metadata=None, bigtiff=bigtiff)
@@ -277,7 +275,7 @@ def test_many_tiff_pages_in_a_circle(tmp_path: Path, bigtiff: bool) -> None:
     refused(path, "its pages form a circle, the last leads back to number 120")
 
 
-def test_ome_text_that_claims_pages(tmp_path: Path) -> None:
+def test_ome_text_that_claims_pages(tmp_path):
     path = tmp_path / "claims.ome.tif"
     text = (
         '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
@@ -293,7 +291,7 @@ def test_ome_text_that_claims_pages(tmp_path: Path) -> None:
                                    f"({2**33}, {2**33}, 2)", "(" + "1" * 5000 + ", 2, 2)",
                                    "(" + "1, " * 40 + "64, 64)"])  # fmt: skip
 @pytest.mark.parametrize("descr", ["<u2", "|O", "|V0", "<U0"])
-def test_npy_headers(tmp_path: Path, shape: str, descr: str) -> None:
+def test_npy_headers(tmp_path, shape, descr):
     path = tmp_path / "claims.npy"
     head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + bytes(8192))
@@ -304,7 +302,7 @@ def test_npy_headers(tmp_path: Path, shape: str, descr: str) -> None:
     ((10**6, 10**6, 4), 0), ((2**31 - 1,) * 3, 0), ((-64, 64, 1), 0), ((64, 64, 10**9), 0),
     ((0, 0, 0), 0), ((64, 64, 1), 2**31 - 1), ((64, 64, 1), -5),
 ])  # fmt: skip
-def test_mrc_headers(tmp_path: Path, sizes: tuple[int, int, int], extended: int) -> None:
+def test_mrc_headers(tmp_path, sizes, extended):
     path = tmp_path / "claims.mrc"
     head = bytearray(1024)
     struct.pack_into("<4i", head, 0, *sizes, 1)
@@ -320,9 +318,7 @@ def test_mrc_headers(tmp_path: Path, sizes: tuple[int, int, int], extended: int)
     (58, "<i", -1, "description would take"), (62, "<i", 2**31 - 1, "units would take"),
     (22, "<q", 2**62, "SER"),
 ])  # fmt: skip
-def test_ser_headers(
-    tmp_path: Path, ser_file, place: int, kind: str, value: int, match: str | None
-) -> None:
+def test_ser_headers(tmp_path, ser_file, place, kind, value, match):
     path = ser_file(tmp_path / "claims.ser", FRAMES)
     content = bytearray(path.read_bytes())
     struct.pack_into(kind, content, place, value)
@@ -334,13 +330,13 @@ def test_ser_headers(
             assert frames.shape == FRAMES.shape
 
 
-def test_dm_tags_have_a_bound(tmp_path: Path, dm_file, monkeypatch) -> None:
+def test_dm_tags_have_a_bound(tmp_path, dm_file, monkeypatch):
     path = dm_file(tmp_path / "a.dm4", FRAMES)
     monkeypatch.setattr(vendors, "_MOST_TAGS", 10)
     refused(path, "it has more than 10 tags")
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+def test_what_is_no_file(tmp_path):
     pipe = tmp_path / "pipe.npy"
     os.mkfifo(pipe)
     refused(pipe, "is a pipe, expected a file")
@@ -354,7 +350,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     refused(folder, "holds no files of frames")
 
 
-def test_damaged_files_are_an_error_or_are_read() -> None:
+def test_damaged_files_are_an_error_or_are_read():
     """A short run of `benchmarks/fuzz.py`: no traceback, crash or hang in any format."""
     from benchmarks import fuzz
 
@@ -363,7 +359,7 @@ def test_damaged_files_are_an_error_or_are_read() -> None:
     assert not [one for one in found if one[2] not in ("error", "result")]
 
 
-def test_attributes_have_a_bound(tmp_path: Path) -> None:
+def test_attributes_have_a_bound(tmp_path):
     path = tmp_path / "attribute.h5"
     with h5py.File(path, "w", libver="latest") as file:
         file["images"] = FRAMES

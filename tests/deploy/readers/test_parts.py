@@ -37,7 +37,7 @@ def master(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_parts_are_one_stack_in_order(master: Path) -> None:
+def test_the_parts_are_one_stack_in_order(master):
     with open_frames(master) as frames:
         assert frames.shape == (12, 16, 24)
         assert frames.dataset == "/entry/data/data_000001"
@@ -53,7 +53,7 @@ def test_the_parts_are_one_stack_in_order(master: Path) -> None:
         np.testing.assert_array_equal(frames.read(0, 12), FRAMES)
 
 
-def test_a_single_part_can_be_chosen(master: Path) -> None:
+def test_a_single_part_can_be_chosen(master):
     for number, wanted in [(1, FRAMES[:5]), (3, FRAMES[10:])]:
         with open_frames(master, Choice(dataset=f"/entry/data/data_{number:06}")) as frames:
             assert frames.parts == ()
@@ -75,7 +75,7 @@ class Counted:
         return self.frames[where]
 
 
-def test_only_what_is_asked_for_is_read() -> None:
+def test_only_what_is_asked_for_is_read():
     datasets = [Counted(FRAMES[:5]), Counted(FRAMES[5:10]), Counted(FRAMES[10:])]
     joined: Any = Parts(datasets)
     assert not any(one.reads for one in datasets)
@@ -86,7 +86,7 @@ def test_only_what_is_asked_for_is_read() -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_a_missing_part_is_named(master: Path, missing: int) -> None:
+def test_a_missing_part_is_named(master, missing):
     (master.parent / f"run_data_{missing:06}.h5").unlink()
     with pytest.raises(FormatError, match=rf"leads to run_data_00000{missing}\.h5, which is miss"):
         open_frames(master)
@@ -95,14 +95,14 @@ def test_a_missing_part_is_named(master: Path, missing: int) -> None:
 
 
 @pytest.mark.parametrize("odd", [FRAMES[:2, :8], FRAMES[:2].astype(np.uint32), FRAMES[0]])
-def test_parts_that_do_not_fit_are_named(master: Path, odd: np.ndarray) -> None:
+def test_parts_that_do_not_fit_are_named(master, odd):
     with h5py.File(master.parent / "run_data_000002.h5", "w") as file:
         file["entry/data/data"] = odd
     with pytest.raises(FormatError, match=r"data_000002 has shape .*one size and type"):
         open_frames(master)
 
 
-def test_frames_last_are_refused(master: Path) -> None:
+def test_frames_last_are_refused(master):
     with pytest.raises(FormatError, match=r"axes yxt, .*the frames first"):
         open_frames(master, Choice(axes="yxt"))
 
@@ -118,9 +118,7 @@ def denoise(run) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("options", [{}, {"compress": True, "batch": 3}])
-def test_the_output_has_the_whole_stack_in_one_dataset(
-    master: Path, denoise, clean, options: dict[str, Any]
-) -> None:
+def test_the_output_has_the_whole_stack_in_one_dataset(master, denoise, clean, options):
     before = {path: path.read_bytes() for path in master.parent.iterdir()}
     target = denoise(master, **options)
     assert target.name == "run_master_denoised.h5"
@@ -137,14 +135,14 @@ def test_the_output_has_the_whole_stack_in_one_dataset(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_some_frames_and_other_kinds_of_output(master: Path, denoise, clean) -> None:
+def test_some_frames_and_other_kinds_of_output(master, denoise, clean):
     with open_frames(denoise(master, frames="3:11:2")) as frames:
         np.testing.assert_array_equal(frames.read(0, 4), clean(FRAMES[3:11:2]))
     with open_frames(denoise(master, to="tif")) as frames:
         np.testing.assert_array_equal(frames.read(0, 12), clean(FRAMES))
 
 
-def test_one_chosen_part_leaves_the_others_linked(master: Path, denoise, clean) -> None:
+def test_one_chosen_part_leaves_the_others_linked(master, denoise, clean):
     target = denoise(master, dataset="/entry/data/data_000001")
     with h5py.File(target) as file:
         assert list(file["entry/data"]) == [f"data_{i:06}" for i in (1, 2, 3)]
@@ -154,9 +152,7 @@ def test_one_chosen_part_leaves_the_others_linked(master: Path, denoise, clean) 
         assert isinstance(link, h5py.ExternalLink)
 
 
-def test_inspect_tells_of_the_parts_and_watch_refuses_them(
-    master: Path, call, box_model: Path, capsys
-) -> None:
+def test_inspect_tells_of_the_parts_and_watch_refuses_them(master, call, box_model, capsys):
     assert call("inspect", master) == 0
     printed = capsys.readouterr().out
     assert "12 of 16 x 24, uint16" in printed

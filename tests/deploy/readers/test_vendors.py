@@ -44,7 +44,7 @@ def write(path: Path, frames: np.ndarray = STACK, **header: float) -> Path:
          "columns, rows and sections run along y, x, z"),
     ],
 )  # fmt: skip
-def test_odd_voxels_of_mrc(tmp_path: Path, recwarn, header, steps, said: str) -> None:
+def test_odd_voxels_of_mrc(tmp_path, recwarn, header, steps, said):
     with open_frames(write(tmp_path / "a.mrc", **header)) as frames:
         assert (frames.axis("y").step, frames.axis("x").step) == steps
         assert said in frames.notes[0]
@@ -53,7 +53,7 @@ def test_odd_voxels_of_mrc(tmp_path: Path, recwarn, header, steps, said: str) ->
 
 
 @pytest.mark.parametrize("promised", [0, 1, 3])
-def test_frames_beyond_what_the_header_promises(tmp_path: Path, promised: int) -> None:
+def test_frames_beyond_what_the_header_promises(tmp_path, promised):
     """As of a recording that was stopped: none is lost, and it is said."""
     path = write(tmp_path / "a.mrc", nz=promised, mz=1)
     with path.open("ab") as file:
@@ -63,7 +63,7 @@ def test_frames_beyond_what_the_header_promises(tmp_path: Path, promised: int) -
         assert f"promises {promised} frames, the file holds 5, which are taken" in frames.notes[0]
 
 
-def test_frames_of_mrc_that_are_missing(tmp_path: Path, run) -> None:
+def test_frames_of_mrc_that_are_missing(tmp_path, run):
     path = write(tmp_path / "a.mrc")
     for cut in (1, 24 * 32 * 2, 24 * 32 * 5 + 3):
         path.write_bytes(write(path).read_bytes()[:-cut])
@@ -84,7 +84,7 @@ def test_frames_of_mrc_that_are_missing(tmp_path: Path, run) -> None:
 
 
 @pytest.mark.parametrize(("stamp", "flags"), [(1146047817, 0), (0, 0)])
-def test_bytes_of_mrc_are_read_as_they_were_meant(tmp_path: Path, stamp: int, flags: int) -> None:
+def test_bytes_of_mrc_are_read_as_they_were_meant(tmp_path, stamp, flags):
     frames = (STACK * 5 % 256).astype(np.uint8)
     content = bytearray(write(tmp_path / "a.mrc", frames.view(np.int8)).read_bytes())
     path = tmp_path / "old.mrc"
@@ -100,7 +100,7 @@ def test_bytes_of_mrc_are_read_as_they_were_meant(tmp_path: Path, stamp: int, fl
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2"])
-def test_compressed_mrc(tmp_path: Path, suffix: str, monkeypatch) -> None:
+def test_compressed_mrc(tmp_path, suffix, monkeypatch):
     plain = write(tmp_path / "a.mrc")
     path = tmp_path / f"a.mrc{suffix}"
     pack = {".gz": gzip.compress, ".bz2": bz2.compress}[suffix]
@@ -132,7 +132,7 @@ def test_compressed_mrc(tmp_path: Path, suffix: str, monkeypatch) -> None:
         open_frames(path)
 
 
-def test_modes_of_mrc_that_are_no_frames(tmp_path: Path) -> None:
+def test_modes_of_mrc_that_are_no_frames(tmp_path):
     for mode, said in ((101, r"4 bits \(MRC mode 101\).*newstack"), (77, r"mode \(77\)")):
         with pytest.raises(FormatError, match=said):
             open_frames(write(tmp_path / "a.mrc", mode=mode))
@@ -143,7 +143,7 @@ def test_modes_of_mrc_that_are_no_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FEI1", "SERI", "AGAR"])
-def test_tilts_are_those_of_the_frames_taken(tmp_path: Path, run, kind: str) -> None:
+def test_tilts_are_those_of_the_frames_taken(tmp_path, run, kind):
     path = tmp_path / "a.mrc"
     sizes = {"FEI1": 768, "SERI": 6, "AGAR": 128}
     records = np.zeros((5, sizes[kind]), np.uint8)
@@ -171,7 +171,7 @@ def test_tilts_are_those_of_the_frames_taken(tmp_path: Path, run, kind: str) -> 
 
 @pytest.mark.parametrize("suffix", [".dm3", ".dm4"])
 @pytest.mark.parametrize("thumbnail", [(), (THUMBNAIL,)])
-def test_a_movie_beside_an_overview(tmp_path: Path, dm_file, suffix: str, thumbnail) -> None:
+def test_a_movie_beside_an_overview(tmp_path, dm_file, suffix, thumbnail):
     """Whether there is a thumbnail or not, and in either order."""
     path = dm_file(tmp_path / f"a{suffix}", STACK, more=(OVERVIEW, *thumbnail))
     with open_frames(path) as frames:
@@ -188,7 +188,7 @@ def test_a_movie_beside_an_overview(tmp_path: Path, dm_file, suffix: str, thumbn
         assert "image 1 is taken" in frames.notes[0]
 
 
-def test_images_of_dm_are_a_choice(tmp_path: Path, dm_file) -> None:
+def test_images_of_dm_are_a_choice(tmp_path, dm_file):
     path = dm_file(tmp_path / "a.dm4", STACK, more=(STACK[:3], THUMBNAIL, THUMBNAIL))
     with pytest.raises(SeveralStacks, match=r"3 images: .*--dataset NUMBER") as refused:
         open_frames(path)
@@ -208,7 +208,7 @@ def test_images_of_dm_are_a_choice(tmp_path: Path, dm_file) -> None:
         open_frames(dm_file(tmp_path / "c.dm4", STACK), Choice(dataset="3"))
 
 
-def test_a_stack_calibrated_along_x_and_y_only_keeps_that() -> None:
+def test_a_stack_calibrated_along_x_and_y_only_keeps_that():
     """As DigitalMicrograph's stack builder writes it: a thumbnail, then (3, 2, 16)."""
     file = SimpleNamespace(
         numObjects=2, dataShape=[2, 3], scale=[1.0, 1.0, 0.06, 0.05],
@@ -229,9 +229,7 @@ def test_a_stack_calibrated_along_x_and_y_only_keeps_that() -> None:
         ("SCANNING", {"magnification": 320.0, "camera_length": 135.0, "acquisition_mode": "STEM"}),
     ],
 )
-def test_the_microscope_is_kept(
-    tmp_path: Path, dm_file, run, mode: str, known: dict[str, float | str]
-) -> None:
+def test_the_microscope_is_kept(tmp_path, dm_file, run, mode, known):
     """As HyperSpy names it: keV, mm and seconds."""
     path = dm_file(
         tmp_path / "a.dm3", STACK,
@@ -250,7 +248,7 @@ def test_the_microscope_is_kept(
     assert hyperspy.load(report.output).metadata.Acquisition_instrument.TEM.beam_energy == 200
 
 
-def test_words_give_a_mode_or_none() -> None:
+def test_words_give_a_mode_or_none():
     for words, mode in {
         "STEM NANOPROBE SCANNING DIFFRACTION": "STEM", "TEM IMAGING MAG1": "TEM", "": None,
         "TEM IMAGING DIFFRACTION": None, "TEM SCANNING": None, "SEM SCANNING": None,
@@ -267,9 +265,7 @@ def test_words_give_a_mode_or_none() -> None:
         (5e-9, pytest.approx(5e-9), "m", ()),
     ],
 )
-def test_a_diffraction_pattern_is_not_in_metres(
-    tmp_path: Path, ser_file, step: float, expected, units: str, said: tuple[str, ...]
-) -> None:
+def test_a_diffraction_pattern_is_not_in_metres(tmp_path, ser_file, step, expected, units, said):
     with open_frames(ser_file(tmp_path / "a_1.ser", STACK, step)) as frames:
         axis = frames.axis("x")
         assert (axis.step, axis.units) == (expected, units)
@@ -285,7 +281,7 @@ EMI = """<ObjectInfo><ExperimentalConditions><MicroscopeConditions>
 </ExperimentalDescription><AcquireInfo/><DetectorRange/></ObjectInfo>"""
 
 
-def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path: Path, ser_file, run) -> None:
+def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path, ser_file, run):
     path = ser_file(tmp_path / "a_1.ser", STACK)
     (tmp_path / "a.emi").write_text(EMI)
     with open_frames(path) as frames:
@@ -304,7 +300,7 @@ def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path: Path, ser_file, 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_rosettasciio_reads_the_rest(tmp_path: Path) -> None:
+def test_rosettasciio_reads_the_rest(tmp_path):
     writer = pytest.importorskip("rsciio.ripple").file_writer
     axes = [
         {"name": name, "scale": scale, "offset": 0.0, "size": size, "units": units,
@@ -329,7 +325,7 @@ def test_rosettasciio_reads_the_rest(tmp_path: Path) -> None:
         open_frames(tmp_path / "bad.mib")
 
 
-def test_signals_of_rosettasciio_are_a_choice() -> None:
+def test_signals_of_rosettasciio_are_a_choice():
     axes = [{"navigate": False, "index_in_array": i} for i in range(2)]
     signals = [{"data": STACK[0], "axes": axes}, {"data": STACK[1], "axes": axes}]
     with pytest.raises(SeveralStacks, match=r"2 stacks of frames \(Ripple\): 0 \(24, 32\) int16"):

@@ -53,7 +53,7 @@ def source(tmp_path: Path, lattice) -> Path:
     return path
 
 
-def test_everything_beside_the_frames_is_kept(source: Path, denoise, box_model: Path) -> None:
+def test_everything_beside_the_frames_is_kept(source, denoise, box_model):
     output = denoise(source)
     assert output == source.with_name("movie_denoised.nxs")
     with h5py.File(source) as before, h5py.File(output) as after:
@@ -101,7 +101,7 @@ def test_everything_beside_the_frames_is_kept(source: Path, denoise, box_model: 
         assert {"emdn", "emdn_2"} <= set(twice)
 
 
-def test_frames_behind_an_external_link_come_inside(tmp_path: Path, denoise, lattice) -> None:
+def test_frames_behind_an_external_link_come_inside(tmp_path, denoise, lattice):
     with h5py.File(tmp_path / "data_000001.h5", "w") as file:
         file["entry/data/data"] = lattice(20.0, (3, 24, 24)).astype(np.uint16)
     with h5py.File(tmp_path / "master.h5", "w") as file:

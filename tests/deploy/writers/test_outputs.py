@@ -87,7 +87,7 @@ def recorded(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("to", KINDS)
-def test_frames_and_sigma(source: Path, denoise, expected, to: str, compress: bool) -> None:
+def test_frames_and_sigma(source, denoise, expected, to, compress):
     if compress and to not in PACKED:
         with pytest.raises(OutputError, match=f"{to} files are not compressed; leave out --com"):
             denoise(source, to=to, compress=True)
@@ -111,7 +111,7 @@ def test_frames_and_sigma(source: Path, denoise, expected, to: str, compress: bo
         ("float32", [1.5, -0.25], [1.5, -0.25], 0),
     ],
 )  # fmt: skip
-def test_rounding_and_saturation(dtype: str, values, stored, outside: int) -> None:
+def test_rounding_and_saturation(dtype, values, stored, outside):
     whole, count = storable(np.array(values, np.float32), np.dtype(dtype))
     assert (whole.dtype, whole.tolist(), count) == (dtype, stored, outside)
     if dtype != "float32":
@@ -121,7 +121,7 @@ def test_rounding_and_saturation(dtype: str, values, stored, outside: int) -> No
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
 @pytest.mark.parametrize("to", KINDS)
-def test_whole_numbers(source: Path, denoise, to: str, dtype: str) -> None:
+def test_whole_numbers(source, denoise, to, dtype):
     if to == "mrc" and dtype in ("uint8", "uint32", "int32"):
         with pytest.raises(OutputError, match=f"mrc files hold .*int16, uint16, not {dtype}; "):
             denoise(source, to=to, dtype=dtype)
@@ -148,9 +148,7 @@ def test_whole_numbers(source: Path, denoise, to: str, dtype: str) -> None:
     {"dtype": "int8"}, {"dtype": "uint8", "compress": True},
 ])  # fmt: skip
 @pytest.mark.parametrize("to", KINDS)
-def test_an_interrupted_run_is_continued(
-    source: Path, denoise, stop_at, monkeypatch, to: str, options: dict[str, Any]
-) -> None:
+def test_an_interrupted_run_is_continued(source, denoise, stop_at, monkeypatch, to, options):
     if options.get("compress") and to not in PACKED:
         return
     options = {"to": to, **options}
@@ -174,9 +172,7 @@ def test_an_interrupted_run_is_continued(
 
 
 @pytest.mark.parametrize("to", PACKED)
-def test_an_interruption_while_compressed_frames_are_put_in(
-    source: Path, denoise, monkeypatch, to: str
-) -> None:
+def test_an_interruption_while_compressed_frames_are_put_in(source, denoise, monkeypatch, to):
     """What was filled in is thrown away; the frames are not."""
     packed = Filling._packed
 
@@ -199,7 +195,7 @@ def test_an_interruption_while_compressed_frames_are_put_in(
 
 
 @pytest.mark.parametrize("order", ["yxt", "xyt", "txy", "utyx", "tyxc", "yx"])
-def test_any_axis_order(tmp_path: Path, denoise, order: str) -> None:
+def test_any_axis_order(tmp_path, denoise, order):
     """Of what is compressed, rounded, or a standard deviation."""
     lengths = {"t": 3, "u": 2, "y": 30, "x": 44, "c": 1}
     shape = tuple(lengths[letter] for letter in order)
@@ -222,7 +218,7 @@ def test_any_axis_order(tmp_path: Path, denoise, order: str) -> None:
             np.testing.assert_array_equal(found, np.rint(one) if whole else one)
 
 
-def test_what_hdf5_says_of_compression_and_sigma(source: Path, denoise, expected) -> None:
+def test_what_hdf5_says_of_compression_and_sigma(source, denoise, expected):
     with h5py.File(denoise(source, compress=True, sigma=True).output) as file:
         data, sigma, record = file["set/frames"], file["set/frames_sigma"], file["emdn"].attrs
         assert (data.compression, data.shuffle, data.chunks) == ("gzip", True, (1, 24, 30))
@@ -235,7 +231,7 @@ def test_what_hdf5_says_of_compression_and_sigma(source: Path, denoise, expected
         assert "uncalibrated for box" in record["sigma"]
 
 
-def test_a_compressed_tiff_is_calibrated(source: Path, run) -> None:
+def test_a_compressed_tiff_is_calibrated(source, run):
     target = run(source, to="tif", compress=True).output
     with tifffile.TiffFile(target) as file:
         assert file.pages[0].compression.name == "ADOBE_DEFLATE"
@@ -248,9 +244,7 @@ def test_a_compressed_tiff_is_calibrated(source: Path, run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["h5", "tif", "gz"])
-def test_a_compressed_input_gives_a_compressed_output(
-    tmp_path: Path, run, caplog, kind: str
-) -> None:
+def test_a_compressed_input_gives_a_compressed_output(tmp_path, run, caplog, kind):
     """Unless it is said otherwise, or the kind of output is never compressed."""
     caplog.set_level("INFO")
     frames = np.random.default_rng(0).poisson(30, (4, 64, 64)).astype(np.uint16)
@@ -275,9 +269,7 @@ def test_a_compressed_input_gives_a_compressed_output(
     np.testing.assert_array_equal(pixels(packed), pixels(plain))
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(
-    source: Path, run, monkeypatch
-) -> None:
+def test_a_disk_without_room_is_named_before_anything_is_written(source, run, monkeypatch):
     usage = shutil.disk_usage(source.parent)._replace(free=20_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match=r"needs 23 kB of float32, and its disk has 20 kB free"):
@@ -290,7 +282,7 @@ def test_a_disk_without_room_is_named_before_anything_is_written(
     assert run(source, compress=True).frames == 8
 
 
-def test_the_sigma_of_a_stack_in_parts(tmp_path: Path, denoise, lattice) -> None:
+def test_the_sigma_of_a_stack_in_parts(tmp_path, denoise, lattice):
     path = tmp_path / "run_master.h5"
     with h5py.File(path, "w") as file:
         group = file.create_group("entry/data")
@@ -312,9 +304,7 @@ def test_the_sigma_of_a_stack_in_parts(tmp_path: Path, denoise, lattice) -> None
 
 
 @pytest.mark.parametrize("to", ["h5", "hspy"])
-def test_an_output_with_sigma_is_an_input_without_a_question(
-    source: Path, denoise, to: str
-) -> None:
+def test_an_output_with_sigma_is_an_input_without_a_question(source, denoise, to):
     first = denoise(source, to=to, sigma=True)
     dataset = first.sigma.removesuffix("_sigma")
     assert any(f"{dataset} (" in line for line in inspect.describe(first.output, Choice()))
@@ -327,7 +317,7 @@ def test_an_output_with_sigma_is_an_input_without_a_question(
         assert pixels(again.output).shape == (8, 24, 30)
 
 
-def test_files_of_sigma_say_what_they_are(source: Path, denoise) -> None:
+def test_files_of_sigma_say_what_they_are(source, denoise):
     with mrcfile.open(denoise(source, to="mrc", sigma=True).sigma) as file:
         assert "standard deviation of movie_denoised.mrc" in "".join(file.get_labels())
         assert file.header.dmean == pytest.approx(file.data.mean(), rel=1e-5)
@@ -341,7 +331,7 @@ def test_files_of_sigma_say_what_they_are(source: Path, denoise) -> None:
     assert (facts["emdn"]["ensemble"], facts["axes"][1]["step"]) == (8, 0.02)
 
 
-def test_nothing_of_an_earlier_sigma_is_lost(source: Path, denoise, caplog, monkeypatch) -> None:
+def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog, monkeypatch):
     """Neither a file of it, nor a dataset of this name that is somebody else's."""
     report = denoise(source, to="tif", sigma=True)
     before = Path(report.sigma).read_bytes()
@@ -352,7 +342,7 @@ def test_nothing_of_an_earlier_sigma_is_lost(source: Path, denoise, caplog, monk
     assert caplog.text.count("movie_denoised_sigma.tif: is of an earlier run") == 1
     assert Path(report.sigma).read_bytes() == before
     denoise(source, to="tif", sigma=True, overwrite=True)
-    monkeypatch.setattr("emdn_deploy.correction.prepare", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("emdn_deploy.preprocess.prepare", lambda *_: pytest.fail("too late"))
     with h5py.File(source, "r+") as file:
         file["set/frames_sigma"] = np.ones(3)
     with pytest.raises(OutputError, match="holds /set/frames_sigma already"):
@@ -365,13 +355,13 @@ def test_nothing_of_an_earlier_sigma_is_lost(source: Path, denoise, caplog, monk
         assert file["set/frames_sigma"].shape == (3,)
 
 
-def test_a_selection_has_its_own_sigma(source: Path, denoise, expected) -> None:
+def test_a_selection_has_its_own_sigma(source, denoise, expected):
     report = denoise(source, frames="2:8:2", sigma=True)
     assert report.output.suffix == ".hspy"
     np.testing.assert_allclose(both(report)[1], expected[1][2:8:2], rtol=1e-3, atol=1e-4)
 
 
-def test_inputs_may_not_share_a_file_of_sigma(tmp_path: Path) -> None:
+def test_inputs_may_not_share_a_file_of_sigma(tmp_path):
     sources = [Path("a.npy"), Path("a_sigma.npy")]
     options = DenoiseOptions(to="npy", suffix="_sigma", out_dir=tmp_path)
     assert len(targets.each(sources, options)) == 2
@@ -379,7 +369,7 @@ def test_inputs_may_not_share_a_file_of_sigma(tmp_path: Path) -> None:
         targets.each(sources, replace(options, sigma=True))
 
 
-def test_the_command_tells_of_them(source: Path, box_model: Path, call, capsys, caplog) -> None:
+def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):
     def told(*more: object, status: int = 0) -> str:
         given = ("denoise", source, "--model", box_model, "--device", "cpu", "--overwrite")
         assert call(*given, *more) == status

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import mrcfile
@@ -46,7 +45,7 @@ def steps(path: Path) -> list[tuple[str, float | None, str]]:
         return [(axis.name, axis.step and round(axis.step, 9), axis.units) for axis in frames.axes]
 
 
-def test_hyperspy_opens_the_hspy_file(movie: Path, denoise, expected) -> None:
+def test_hyperspy_opens_the_hspy_file(movie, denoise, expected):
     hyperspy = pytest.importorskip("hyperspy.api")
     target = denoise(movie, to="hspy")
     assert target.name == "movie_denoised.hspy"
@@ -59,7 +58,7 @@ def test_hyperspy_opens_the_hspy_file(movie: Path, denoise, expected) -> None:
     assert signal.metadata.General.original_filename == "movie.mrc"
 
 
-def test_hyperspy_shows_the_same_axes_after_mirroring(tmp_path: Path, denoise, lattice) -> None:
+def test_hyperspy_shows_the_same_axes_after_mirroring(tmp_path, denoise, lattice):
     hyperspy = pytest.importorskip("hyperspy.api")
     signal = hyperspy.signals.Signal2D(lattice(20.0, (3, 30, 44)).astype(np.uint16))
     for axis, (name, units, scale) in zip(
@@ -77,7 +76,7 @@ def test_hyperspy_shows_the_same_axes_after_mirroring(tmp_path: Path, denoise, l
     assert after.metadata.as_dictionary() == before.metadata.as_dictionary()
 
 
-def test_nexusformat_opens_the_hspy_file(movie: Path, denoise, box_model: Path) -> None:
+def test_nexusformat_opens_the_hspy_file(movie, denoise, box_model):
     nexusformat = pytest.importorskip("nexusformat.nexus")
     root = nexusformat.nxload(str(denoise(movie, to="hspy", sigma=True)))
     data = root.get_default()
@@ -92,7 +91,7 @@ def test_nexusformat_opens_the_hspy_file(movie: Path, denoise, box_model: Path) 
     np.testing.assert_allclose(np.diff(y.nxvalue), 0.2, rtol=1e-5)
 
 
-def test_emdfile_opens_the_hspy_file(movie: Path, denoise, expected, tmp_path: Path) -> None:
+def test_emdfile_opens_the_hspy_file(movie, denoise, expected, tmp_path):
     emdfile = pytest.importorskip("emdfile")
     renamed = denoise(movie, to="hspy").rename(tmp_path / "movie_denoised.h5")
     array = emdfile.read(str(renamed), emdpath="Experiments/movie")
@@ -102,7 +101,7 @@ def test_emdfile_opens_the_hspy_file(movie: Path, denoise, expected, tmp_path: P
     assert array.dims[2][1] - array.dims[2][0] == pytest.approx(0.2)
 
 
-def test_tifffile_and_imagej_open_the_tiff(movie: Path, denoise, expected) -> None:
+def test_tifffile_and_imagej_open_the_tiff(movie, denoise, expected):
     target = denoise(movie, to="tif")
     with tifffile.TiffFile(target) as file:
         np.testing.assert_array_equal(file.asarray(), expected)
@@ -116,7 +115,7 @@ def test_tifffile_and_imagej_open_the_tiff(movie: Path, denoise, expected) -> No
         assert frames.axis("x").units == "nm"
 
 
-def test_mrcfile_opens_the_mrc(movie: Path, denoise, expected) -> None:
+def test_mrcfile_opens_the_mrc(movie, denoise, expected):
     with mrcfile.mmap(movie, "r+") as file:
         file.set_extended_header(np.arange(96, dtype=np.uint8).view("V96"))
         file.header.exttyp = b"MRCO"
@@ -133,7 +132,7 @@ def test_mrcfile_opens_the_mrc(movie: Path, denoise, expected) -> None:
         assert "denoised by box" in str(file.get_labels())
 
 
-def test_numpy_opens_the_npy(movie: Path, denoise, expected) -> None:
+def test_numpy_opens_the_npy(movie, denoise, expected):
     target = denoise(movie, to="npy")
     np.testing.assert_array_equal(np.load(target, allow_pickle=False), expected)
     facts = json.loads(target.with_name(target.name + ".json").read_text())
@@ -144,7 +143,7 @@ def test_numpy_opens_the_npy(movie: Path, denoise, expected) -> None:
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (4, 1, 24, 24), (4, 24, 24, 1), (2, 2, 24, 24)])
-def test_an_npy_keeps_its_shape(tmp_path: Path, denoise, lattice, shape: tuple[int, ...]) -> None:
+def test_an_npy_keeps_its_shape(tmp_path, denoise, lattice, shape):
     frames = lattice(20.0, (4, 24, 24))
     np.save(tmp_path / "stack.npy", frames)
     np.save(tmp_path / "a.npy", frames.ravel()[: int(np.prod(shape))].reshape(shape))
@@ -155,7 +154,7 @@ def test_an_npy_keeps_its_shape(tmp_path: Path, denoise, lattice, shape: tuple[i
         np.testing.assert_array_equal(made.ravel(), whole.ravel())
 
 
-def test_a_selection_keeps_its_times(tmp_path: Path, denoise, lattice) -> None:
+def test_a_selection_keeps_its_times(tmp_path, denoise, lattice):
     path = tmp_path / "movie.h5"
     with h5py.File(path, "w") as file:
         group = file.create_group("entry")
@@ -173,7 +172,7 @@ def test_a_selection_keeps_its_times(tmp_path: Path, denoise, lattice) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"compress": True}, {"dtype": "int32"}])
-def test_a_hyperstack_stays_one(tmp_path: Path, denoise, options: dict[str, Any]) -> None:
+def test_a_hyperstack_stays_one(tmp_path, denoise, options):
     source = tmp_path / "a.tif"
     tifffile.imwrite(
         source, STACK.reshape(2, 3, 24, 32), imagej=True, resolution=(50, 25),
@@ -193,9 +192,7 @@ def test_a_hyperstack_stays_one(tmp_path: Path, denoise, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("options", [{}, {"compress": True}])
-def test_a_tiff_keeps_the_time_between_frames(
-    tmp_path: Path, denoise, options: dict[str, Any]
-) -> None:
+def test_a_tiff_keeps_the_time_between_frames(tmp_path, denoise, options):
     source = tmp_path / "a.tif"
     tifffile.imwrite(
         source, STACK, imagej=True, resolution=(50, 25),
@@ -210,7 +207,7 @@ def test_a_tiff_keeps_the_time_between_frames(
 
 
 @pytest.mark.parametrize("sigma", [False, True])
-def test_min_is_white_stays_so(tmp_path: Path, run, sigma: bool) -> None:
+def test_min_is_white_stays_so(tmp_path, run, sigma):
     """scikit-image#1940: the same numbers, shown in the same way; electrons count down."""
     frames = np.random.default_rng(1).poisson(20, (4, 64, 64))
     white = {"photometric": "miniswhite"}
@@ -238,7 +235,7 @@ def test_min_is_white_stays_so(tmp_path: Path, run, sigma: bool) -> None:
         assert file.pages.first.photometric.name == "MINISWHITE"
 
 
-def test_a_tiff_keeps_channels_units_and_orientation(tmp_path: Path, denoise) -> None:
+def test_a_tiff_keeps_channels_units_and_orientation(tmp_path, denoise):
     source, gray = tmp_path / "a.tif", {"photometric": "minisblack"}
     tifffile.imwrite(source, STACK.reshape(3, 2, 24, 32), imagej=True, metadata={"axes": "TCYX"})
     target = denoise(source, axes="tuyx")  # channels that are frames of one scale

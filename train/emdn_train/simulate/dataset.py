@@ -23,15 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from emdn_models import EmdnError
 from emdn_models.hdf5 import written
+from emdn_train.config import SimulateConfig
 from emdn_train.dataset import STEM
-from emdn_train.simulate.config import (
-    SPLIT_SEEDS,
-    SimulateConfig,
-    claimed,
-    one_thread,
-    stamp,
-    store,
-)
+from emdn_train.simulate.folder import SPLIT_SEEDS, claimed, one_thread, stamp, store
 from emdn_train.simulate.movie import simulate_movie
 from emdn_train.simulate.scene import (
     Exposure,

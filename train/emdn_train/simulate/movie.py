@@ -19,8 +19,9 @@ from rich.progress import track
 
 from emdn_models.hdf5 import written
 from emdn_train import noise
+from emdn_train.config import SimulateConfig
 from emdn_train.simulate import hrtem
-from emdn_train.simulate.config import SimulateConfig, claimed, one_thread, stamp
+from emdn_train.simulate.folder import claimed, one_thread, stamp
 from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet, warped
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.relax import Sheet, relax

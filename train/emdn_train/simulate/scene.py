@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from emdn_train import noise
+from emdn_train.config import DEFECTS, Kind, SimulateConfig
 from emdn_train.simulate import hrtem, stem
-from emdn_train.simulate.config import DEFECTS, Kind, SimulateConfig
 from emdn_train.simulate.hrtem import Image, Spectrum
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.specimens import RECIPES, SHARES

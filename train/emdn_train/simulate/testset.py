@@ -17,8 +17,8 @@ import numpy as np
 from emdn_models.errors import FormatError, OutputError
 from emdn_models.hdf5 import written
 from emdn_train.dataset import STEM
-from emdn_train.simulate.config import one_thread, stamp
 from emdn_train.simulate.dataset import images, store_table
+from emdn_train.simulate.folder import one_thread, stamp
 from emdn_train.simulate.scene import (
     LEAST_ELECTRONS,
     Exposure,

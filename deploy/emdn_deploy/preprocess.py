@@ -1,4 +1,4 @@
-"""From what a file holds to frames that can be denoised: references, bad pixels, gaps."""
+"""From what a file holds to frames that can be denoised: references, bad pixels, gaps, scale."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import defects, flagged, intensity, motion, sampling
+from emdn_deploy import bad_pixels, intensity, noise_model
+from emdn_deploy.bad_pixels import Fill, Flagged, Mask
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Answer
-from emdn_deploy.flagged import Flagged
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.noise import findings
+from emdn_deploy.noise_level import NoiseLevel, Sample, sample_starts
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE
 from emdn_models.errors import EmdnError, FormatError
@@ -25,8 +25,7 @@ _RIM = 2  # pixels around gaps and saturated areas, of which a network saw one s
 _UNEVEN = 4
 # Pixels that differ from most of a frame, for none to do so in another to be no chance.
 _EVENTS = 30
-_WHOLE = 0.98  # of the most pixels with a value, for a frame to be as good as others
-_UNSCALED = Intensity(1.0, 1.0, 0.0, 0.0, "")
+_COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good as others
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Part:
     """
 
     frames: Stack
-    kept: defects.Mask | None = None
+    kept: Mask | None = None
     values: Stack | None = None
     saturated: int = 0
     filled: int = 0
@@ -58,39 +57,32 @@ class Part:
         none = np.zeros(len(self.frames), bool)
         return none if self.kept is None else np.asarray(self.kept.all(axis=(1, 2)))
 
-    def judged(self, bad: defects.Mask) -> NDArray[np.bool_]:
+    def judged(self, bad: Mask) -> NDArray[np.bool_]:
         """Return (k,), which frames keep hardly more than what is ``bad`` (H, W) in all."""
         if self.kept is None:
             return np.ones(len(self.frames), bool)
-        return np.asarray((self.kept & ~bad).mean(axis=(1, 2)) < 1 - _WHOLE)
+        return np.asarray((self.kept & ~bad).mean(axis=(1, 2)) < 1 - _COMPLETE)
 
     def finish(self, made: Answer, *, whole: bool = False) -> Answer:
         """Put the kept values into what a network has made of ``frames``, in place.
 
-        The other pixels of a frame keep their mean.
-
-        Parameters
-        ----------
-        whole
-            Whether the output holds whole numbers, and so no NaN: what was filled in stays
-            there, and frames without any value become 0.
+        The other pixels of a frame keep their mean. Where the output holds ``whole`` numbers, and
+        so no NaN, what was filled in stays there, and frames without any value become 0.
         """
         if self.kept is None or self.values is None:
             return made
         values = np.zeros(self.frames.shape, np.float32)
         values[self.kept] = self.values
-        for index, kept in enumerate(self.kept):
-            frame, put = made.frames[index], kept
-            if self.empty[index]:
-                made.shifts[index] = 0.0
-                frame[:] = 0.0
+        for index, (kept, empty) in enumerate(zip(self.kept, self.empty, strict=True)):
+            frame = made.frames[index]
+            if empty:
+                made.shifts[index], frame[:] = 0.0, 0.0
             else:
                 mean = self.frames[index].mean(where=~kept, dtype=np.float64)
                 shift = mean - frame.mean(where=~kept, dtype=np.float64)
                 made.shifts[index] += shift
                 frame += np.float32(shift)
-            if whole:
-                put = kept & np.isfinite(values[index])
+            put = kept & np.isfinite(values[index]) if whole else kept
             frame[put] = values[index][put]
         if made.sigma is not None:
             made.sigma[self.kept] = np.nan
@@ -127,10 +119,10 @@ class Recipe:
 
     dark: NDArray[np.float32] | None
     gain_map: NDArray[np.float32] | None
-    faulty: defects.Mask
+    faulty: Mask
     flags: Flagged
-    bad: defects.Mask
-    fill: defects.Fill
+    bad: Mask
+    fill: Fill
     scale: Intensity
     blank: bool = False
     notes: tuple[str, ...] = ()
@@ -145,34 +137,30 @@ class Recipe:
             self._reference(block)
             self.fill.apply(block)
             return Part(block)
+        if saturated is None:
+            saturated = np.zeros(block.shape, bool)
         # Areas are kept, and hidden from the network; single pixels are filled in.
-        hidden = np.zeros(block.shape, bool) if saturated is None else saturated.copy()
+        hidden = saturated.copy()
         for index in np.flatnonzero(lost.any(axis=(1, 2))):
-            hidden[index] |= flagged.areas(lost[index])
+            hidden[index] |= bad_pixels.areas(lost[index])
         hidden[(hidden | lost | static).all(axis=(1, 2)) | blank] = True
-        single = lost & ~hidden
-        kept = hidden | self.flags.masked
-        original = block.copy() if kept.any() else None
+        single, kept = lost & ~hidden, hidden | self.flags.masked
+        original = block.copy()
         self._reference(block)
-        if original is not None:  # a flag is no intensity, all else is corrected
-            if saturated is not None:
-                original[saturated] = block[saturated]
-            original[blank] = block[blank]
+        # A flag is no intensity, all else is corrected.
+        original[saturated] = block[saturated]
+        original[blank] = block[blank]
         self.fill.apply(block)
         for frame, away, gone in zip(block, hidden, single, strict=True):
             if away.all():
                 frame[:] = self.scale.offset + self.scale.gain * self.scale.scale
             elif away.any():
-                defects.fill_nearest(frame, away, away | gone)
+                bad_pixels.fill_nearest(frame, away, away | gone)
             if gone.any():
-                defects.plan(gone).apply(frame[None])
-        return Part(
-            block,
-            None if original is None else kept,
-            None if original is None else original[kept],
-            0 if saturated is None else int(np.count_nonzero(saturated)),
-            int(np.count_nonzero(single)),
-        )
+                bad_pixels.plan(gone).apply(frame[None])
+        values = original[kept] if kept.any() else None
+        counts = int(np.count_nonzero(saturated)), int(np.count_nonzero(single))
+        return Part(block, None if values is None else kept, values, *counts)
 
     def _reference(self, block: Stack) -> None:
         if self.dark is not None:
@@ -224,10 +212,7 @@ class Prepared:
 def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:
     """Correct a stack by a recipe, or find one.
 
-    Raises
-    ------
-    FormatError
-        If a reference or the recipe does not fit, or no frame has a value.
+    FormatError if a reference or the recipe does not fit, or no frame has a value.
     """
     if recipe is None:
         recipe = find_recipe(frames, options)
@@ -240,45 +225,70 @@ def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = Non
 
 
 def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
-    """Find gaps, saturated areas, bad pixels and the scale of a stack."""
-    sample, size = Sample(frames), frames.shape[1:]
+    """Find gaps, saturated areas, bad pixels and the scale of a stack, from a sample read once."""
+    size = frames.shape[1:]
+    raw, blank = _sample(frames)
     dark, gain_map = (_reference(path, size) for path in (options.dark, options.gain_map))
     marked = _reference(options.defects, size)
-    flags = flagged.find(sample.blocks, size, frames.dtype)
+    flags = bad_pixels.find_flagged(raw.runs, frames.dtype)
     faulty = np.zeros(size, bool) if marked is None else marked != 0
     if options.keep_bad_pixels:
         flags = replace(flags, masked=flags.masked | flags.single)
     else:
         faulty |= flags.single | flags.stuck
 
-    def recipe_for(faulty: defects.Mask) -> Recipe:
-        fill = _plan(frames.path, faulty | flags.masked)
+    def corrected(faulty: Mask) -> tuple[Recipe, Sample, NoiseLevel]:
         hidden = flags.masked | flags.saturated
-        bad = faulty | flags.stuck | (defects.widened(hidden, _RIM) if hidden.any() else hidden)
+        wide = bad_pixels.widened(hidden, _RIM) if hidden.any() else hidden
+        bad = faulty | flags.stuck | wide
         if bad.all():
             bad = faulty | flags.masked
-        draft = Recipe(dark, gain_map, faulty, flags, bad, fill, _UNSCALED, sample.blank)
-        return replace(draft, scale=_measure(frames, sample, _reader(sample, draft), options, bad))
+        try:
+            fill = bad_pixels.plan(faulty | flags.masked)
+        except ValueError as error:
+            raise FormatError(f"{frames.path}: {error} in any frame that was looked at") from error
+        unscaled = Intensity(1.0, 1.0, 0.0, 0.0, "")
+        recipe = Recipe(dark, gain_map, faulty, flags, bad, fill, unscaled, blank)
+        sample = Sample([recipe.apply(run.copy()).frames for run in raw.runs], raw.count)
+        scale, level = _measure(frames, sample, options, bad)
+        return replace(recipe, scale=scale), sample, level
 
-    recipe = recipe_for(faulty)
-    scale = recipe.scale
-    if not options.keep_bad_pixels and scale.sigma:
-        read = _reader(sample, recipe)
-        found = defects.outliers(read, sample.count, size, scale.gain, scale.offset)
+    recipe, sample, level = corrected(faulty)
+    if not recipe.scale.sigma:
+        return recipe
+    if not options.keep_bad_pixels:
+        found = bad_pixels.outliers(sample.runs, recipe.scale.gain, recipe.scale.offset)
         if (found & ~recipe.bad).any():
-            recipe = recipe_for(faulty | (found & ~recipe.bad))
-    return replace(recipe, notes=_notes(sample, recipe))
+            recipe, sample, level = corrected(faulty | (found & ~recipe.bad))
+    return replace(recipe, notes=_notes(recipe.scale, sample, level))
 
 
-def _notes(sample: "Sample", recipe: Recipe) -> tuple[str, ...]:
+def _measure(
+    frames: Frames, sample: Sample, options: DenoiseOptions, bad: Mask
+) -> tuple[Intensity, NoiseLevel]:
+    white, offset = frames.metadata.get(WHITE), options.offset
+    if white is not None:
+        # Electrons count down from white: a gain below 0.
+        sample = Sample([float(white) - run for run in sample.runs], sample.count)
+        offset = None if offset is None else float(white) - offset
+    try:
+        level = NoiseLevel(sample, bad)
+        scale = intensity.of_noise(level, options.gain, offset)
+    except FormatError:
+        raise
+    except EmdnError as error:
+        raise FormatError(f"{frames.path}: {error}") from error
+    if white is not None:
+        note = f"{scale.note}; min-is-white: electrons are taken to count down from {white}"
+        offset = float(white) - scale.offset
+        scale = replace(scale, gain=-scale.gain, offset=offset, note=note)
+    return scale, level
+
+
+def _notes(scale: Intensity, sample: Sample, level: NoiseLevel) -> tuple[str, ...]:
     """Say what of the frames looked at one scale, and a network, do not fit."""
-    scale, size = recipe.scale, recipe.bad.shape
-    if not scale.sigma:
-        return ()
-    read = _reader(sample, recipe)
-    spectra = motion.gather(read, sample.count, (size[0], size[1]), recipe.bad)
-    said = findings.lines_of(spectra, scale.gain * scale.scale)
-    noise = np.array([_noise(frame) for one in sample.spans() for frame in read(*one)])
+    said = noise_model.line_notes(level, abs(scale.gain * scale.scale))
+    noise = np.array([_noise(frame) for run in sample.runs for frame in run])
     (low, high), error = np.quantile(noise[:, 0], (0.1, 0.9), method="nearest"), noise[:, 1].max()
     if high > _UNEVEN * low + 6 * error:
         said.append(
@@ -298,134 +308,64 @@ def _noise(frame: Stack) -> tuple[float, float]:
     return float(squares.mean()), float(squares.std() / squares.size**0.5)
 
 
-class Sample:
-    """The frames of a stack that are looked at, as the file holds them: read once if memory allows.
+def _sample(frames: Frames) -> tuple[Sample, bool]:
+    """Read the frames that are looked at, as the file holds them.
 
     Frames with fewer values than others, as an acquisition may drop, and blank ones are passed
-    over for the next.
-
-    Attributes
-    ----------
-    count
-        Frames of the stack, or of those that are not passed over if there are hardly any.
-    blank
-        Whether frames of one value only are passed over: there are others, and not sparse ones.
-
-    Raises
-    ------
-    FormatError
-        If no frame has a value.
+    over for the next. Also returned is whether blank ones are: there are others, and not sparse
+    ones. FormatError if no frame has a value.
     """
+    count = frames.shape[0]
+    starts, run = sample_starts(count, frames.shape[1:])
+    for blank in (True, False):
+        runs = _runs(frames, starts, run, blank=blank)
+        first = next(runs)
+        if len(first) and (
+            not blank or np.count_nonzero(first[0] != np.nanmedian(first[0])) >= _EVENTS
+        ):
+            break
+    else:
+        raise FormatError(
+            f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
+            "with --frames, or another --dataset"
+        )
+    if len(first) < run:
+        return Sample([first], len(first)), blank
+    return Sample([first, *runs], count), blank
 
-    def __init__(self, frames: Frames) -> None:
-        self._frames, self.count = frames, frames.shape[0]
-        self._starts, self._run = sampling.sample_starts(self.count, frames.shape[1:])
-        self._known: dict[int, Stack] = {}
-        pixels = len(self._starts) * self._run * frames.shape[1] * frames.shape[2]
-        self._remember = pixels <= sampling.MAX_PIXELS
-        self._most = 0.0  # share of pixels with a value, in any frame so far
-        self.blank = True
-        first = self.read(0, self._run)
-        if not len(first) or np.count_nonzero(first[0] != np.nanmedian(first[0])) < _EVENTS:
-            self.blank = False
-            self._known.clear()
-            first = self.read(0, self._run)
-        if len(first) == self._run:
-            return
-        if not len(first):
-            raise FormatError(
-                f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
-                "with --frames, or another --dataset"
-            )
-        self.count, self._known, self._remember = len(first), {0: first}, True
-        self._starts, self._run = [0], len(first)
 
-    def read(self, start: int, stop: int) -> Stack:
-        """Return (k, H, W), fewer than asked for only where so few have a value."""
-        if start not in self._known or len(self._known[start]) != stop - start:
-            block = self._frames.read(start, stop)
-            if not self._tell(block).all():
-                block = self._next(start, stop - start)
-            if not self._remember:
-                return block
-            self._known[start] = block
-        return self._known[start].copy()
+def _runs(frames: Frames, starts: list[int], length: int, *, blank: bool) -> Iterator[Stack]:
+    """Read runs of neighbouring frames, fewer than asked for only where so few have a value."""
+    count, most = frames.shape[0], 0.0  # the largest share of pixels with a value so far
 
-    def blocks(self) -> Iterator[Stack]:
-        """Return the runs of neighbouring frames that are looked at."""
-        return (self.read(*span) for span in self.spans())
-
-    def spans(self) -> list[tuple[int, int]]:
-        """Return first and last frame, plus one, of these runs."""
-        return [(start, start + self._run) for start in self._starts]
-
-    def _tell(self, block: Stack) -> NDArray[np.bool_]:
-        """Say which of (k, H, W) are not passed over."""
+    def usable(block: Stack) -> NDArray[np.bool_]:
+        nonlocal most
         finite = np.isfinite(block)
         share = finite.mean(axis=(1, 2))
-        self._most = max(self._most, float(share.max()))
-        found = (share > 0) & (share > _WHOLE * self._most)
-        return np.asarray(found & ~_constant(block, finite) if self.blank else found)
+        most = max(most, float(share.max()))
+        found = (share > 0) & (share > _COMPLETE * most)
+        return np.asarray(found & ~_constant(block, finite) if blank else found)
 
-    def _next(self, start: int, wanted: int) -> Stack:
-        """Return so many frames that are not passed over, from ``start`` on and round to it."""
-        found = []
-        for step in range(self._frames.shape[0]):
-            number = (start + step) % self._frames.shape[0]
-            block = self._frames.read(number, number + 1)
-            if self._tell(block)[0]:
-                found.append(block)
-            if len(found) == wanted:
-                break
-        return np.concatenate([np.zeros((0, *self._frames.shape[1:]), np.float32), *found])
+    for start in starts:
+        block = frames.read(start, start + length)
+        if not usable(block).all():
+            found = [np.zeros((0, *frames.shape[1:]), np.float32)]
+            for step in range(count):
+                number = (start + step) % count
+                one = frames.read(number, number + 1)
+                if usable(one)[0]:
+                    found.append(one)
+                if len(found) > length:
+                    break
+            block = np.concatenate(found)
+        yield block
 
 
-def _constant(block: Stack, good: defects.Mask) -> NDArray[np.bool_]:
+def _constant(block: Stack, good: Mask) -> NDArray[np.bool_]:
     """Say which of (k, H, W) have one value in all good pixels, (H, W) or (k, H, W)."""
     where = True if good.all() else np.broadcast_to(good, block.shape)
     low = block.min(axis=(1, 2), initial=np.inf, where=where)
     return np.asarray(low == block.max(axis=(1, 2), initial=-np.inf, where=where))
-
-
-def _reader(sample: Sample, recipe: Recipe) -> Read:
-    def read(start: int, stop: int) -> Stack:
-        return recipe.apply(sample.read(start, stop)).frames
-
-    return read
-
-
-def _plan(path: Path, mask: defects.Mask) -> defects.Fill:
-    try:
-        return defects.plan(mask)
-    except ValueError as error:
-        raise FormatError(f"{path}: {error} in any frame that was looked at") from error
-
-
-def _measure(
-    frames: Frames,
-    sample: Sample,
-    read: Read,
-    options: DenoiseOptions,
-    bad: defects.Mask,
-) -> Intensity:
-    height, width = bad.shape
-    white = frames.metadata.get(WHITE)
-    offset = options.offset
-    if white is not None:
-        # Electrons count down from white: a gain below 0.
-        level, upright = float(white), read
-        read = lambda start, stop: level - upright(start, stop)  # noqa: E731
-        offset = None if offset is None else level - offset
-    try:
-        found = intensity.estimate(read, sample.count, (height, width), options.gain, offset, bad)
-        if white is None:
-            return found
-        note = f"{found.note}; min-is-white: electrons are taken to count down from {white}"
-        return replace(found, gain=-found.gain, offset=level - found.offset, note=note)
-    except FormatError:
-        raise
-    except EmdnError as error:
-        raise FormatError(f"{frames.path}: {error}") from error
 
 
 def _reference(path: Path | None, size: tuple[int, ...]) -> NDArray[np.float32] | None:
