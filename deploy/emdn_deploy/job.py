@@ -13,7 +13,6 @@ from emdn_deploy import (
     correction,
     pipeline,
     provenance,
-    selection,
     targets,
     uncertainty,
     writers,
@@ -25,7 +24,7 @@ from emdn_deploy.correction import Part, Prepared, Recipe
 from emdn_deploy.denoiser import Answer, Denoiser
 from emdn_deploy.output import Output, State, Sums, check_targets, claimed
 from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import CUT_SHORT
+from emdn_deploy.readers.frames import CUT_SHORT, check_one_scale, select
 from emdn_deploy.report import Plan, Report
 from emdn_deploy.writers import Layout, Storage, partial_of
 from emdn_models.errors import EmdnError, FormatError, OutputError
@@ -46,7 +45,7 @@ def open_selected(source: Path, options: DenoiseOptions) -> Frames:
     """Open an input and take the frames that ``options`` select."""
     frames = open_frames(source, Choice(options.dataset, options.axes))
     try:
-        chosen = frames if options.frames is None else selection.select(frames, options.frames)
+        chosen = frames if options.frames is None else select(frames, options.frames)
         if CUT_SHORT in frames.metadata:
             chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
         return chosen
@@ -132,7 +131,7 @@ def run(
             _log.warning("warning: %s: %s", source, said)
         denoiser = denoiser or Denoiser.of(options)
         if options.axes is None:
-            selection.check_one_scale(frames)
+            check_one_scale(frames)
         ready = correction.prepare(frames, options, recipe)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)

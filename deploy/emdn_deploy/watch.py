@@ -28,12 +28,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, output, provenance, selection, targets, writers
+from emdn_deploy import correction, job, output, provenance, targets, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list, suffixes
 from emdn_deploy.readers.folder import natural, split_pattern
+from emdn_deploy.readers.frames import select
 from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
 from emdn_deploy.writers import Provenance, partial_of
 from emdn_deploy.writers.hdf5 import MARGIN, finish, record, reserve
@@ -307,7 +308,7 @@ def dataset(
         saved = output.load_map(target)
         known = int(saved["first"]) if "first" in saved else there
         first = now()
-        recipe = correction.find_recipe(selection.select(first, f"0:{known}"), options)
+        recipe = correction.find_recipe(select(first, f"0:{known}"), options)
         ready = correction.prepare(first, options, recipe)
         batch = options.batch or denoiser.batch_for(first.shape[1:])
         facts = provenance.facts_of(first, options, denoiser, ready, batch)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.selection import select
+from emdn_deploy.readers.frames import select
 from emdn_models import FormatError, checkpoint
 from emdn_models.lock import locked
 from emdn_models.metrics import Estimate
