@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from math import isfinite
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.intensity import Intensity
-from emdn_deploy.noise.model import NoiseModel
 from emdn_models.errors import EmdnError
+
+if TYPE_CHECKING:
+    from emdn_deploy.intensity import Intensity
+    from emdn_deploy.noise.model import NoiseModel
 
 _DARK = 0.01  # lowest noise variance, relative to the frame's mean
 _UNKNOWN = 0.01  # error of one frame's noise, which is told from its structure by assumption
@@ -39,7 +42,7 @@ class Camera:
     integer: bool
 
     @classmethod
-    def of(cls, noise: NoiseModel, scale: Intensity, integer: bool) -> "Camera":
+    def of(cls, noise: "NoiseModel", scale: "Intensity", integer: bool) -> "Camera":
         """Take from a noise model what the noise's size depends on.
 
         Parameters
