@@ -28,12 +28,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import job, output, preprocess, provenance, selection, targets, writers
+from emdn_deploy import job, output, preprocess, provenance, targets, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list, suffixes
 from emdn_deploy.readers.folder import natural, split_pattern
+from emdn_deploy.readers.frames import select
 from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
 from emdn_deploy.writers import Provenance, partial_of
 from emdn_deploy.writers.hdf5 import MARGIN, finish, record, reserve
@@ -308,7 +309,7 @@ def dataset(
         saved = output.load_map(target)
         known = int(saved["first"]) if "first" in saved else there
         first = now()
-        begun = selection.select(first, f"0:{known}")
+        begun = select(first, f"0:{known}")
         recipe = preprocess.find_recipe(begun, options)
         denoiser, seen = job.choose(preprocess.prepare(begun, options, recipe), options, opened)
         half = denoiser.session.info.frames // 2

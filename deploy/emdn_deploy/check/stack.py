@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import job, pipeline, preprocess
+from emdn_deploy import pipeline, preprocess
 from emdn_deploy.check import record, smallest_defect
 from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours, Sample
 from emdn_deploy.check.quick import allowed
@@ -22,7 +22,7 @@ from emdn_deploy.check.verdict import PASSED, Rows, judge, judge_neighbours, not
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.preprocess import Prepared
-from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import WHITE, Axis, SeveralStacks
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics import Linearity
@@ -204,7 +204,8 @@ def check(
     facts = record.of(path) if path else {}
     options = record.completed(options, facts)
     with ExitStack() as opened:
-        frames = opened.enter_context(job.open_selected(Path(source), options))
+        choice = Choice(options.dataset, options.axes)
+        frames = opened.enter_context(open_selected(Path(source), choice, options.frames))
         clean = opened.enter_context(_open_denoised(path, frames)) if path else None
         _refuse(frames, clean)
         if (white := frames.metadata.get(WHITE)) is not None:

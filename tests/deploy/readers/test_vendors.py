@@ -12,10 +12,9 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy import selection
-from emdn_deploy.calibration import imaging_mode
 from emdn_deploy.readers import Axis, Choice, mrc, open_frames, vendors
-from emdn_deploy.readers.frames import Offer, SeveralStacks
+from emdn_deploy.readers.calibration import imaging_mode
+from emdn_deploy.readers.frames import Offer, SeveralStacks, select
 from emdn_models.errors import FormatError
 
 STACK = np.random.default_rng(0).poisson(30, (5, 24, 32)).astype(np.int16)
@@ -69,7 +68,7 @@ def test_frames_of_mrc_that_are_missing(tmp_path, run):
         path.write_bytes(write(path).read_bytes()[:-cut])
         there = (path.stat().st_size - 1024) // (24 * 32 * 2)
         with open_frames(path) as frames:
-            kept = selection.select(frames, f"0:{there}").read(0, there)
+            kept = select(frames, f"0:{there}").read(0, there)
             np.testing.assert_array_equal(kept, STACK[:there])
             with pytest.raises(FormatError, match=f"{there} of 5 frames .* --frames 0:{there}"):
                 frames.read(0, 5)
