@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from emdn_deploy.bench import commands as timing
-from emdn_deploy.checking import commands
+from emdn_deploy.check import commands
 from emdn_deploy.config import Axes, Dataset, DenoiseOptions, takes_options
 from emdn_models import console
 from emdn_models.errors import EmdnError
@@ -51,8 +51,8 @@ def denoise(
     from emdn_deploy import job, report, targets
     from emdn_deploy.denoiser import Denoiser
 
+    opened: dict[str | None, Denoiser] = {}
     pairs = [(source, _pictured(own)) for source, own in targets.each(sources, options)]
-    opened = None
     failed, alone = [], 0
     for source, own in pairs:
         try:
@@ -60,8 +60,6 @@ def denoise(
                 plan = job.plan(source, own)
                 _show(report.as_json(plan) if as_json else report.planned(plan))
                 continue
-            if len(pairs) > 1:
-                opened = opened or Denoiser.of(own)
             done = job.run(source, own, _progress(), opened)
             _show(report.as_json(done) if as_json else report.lines(done))
             alone += done.frames == 1

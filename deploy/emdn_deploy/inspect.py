@@ -7,10 +7,10 @@ from pathlib import Path
 import h5py
 import polars as pl
 
-from emdn_deploy import correction, tiling
-from emdn_deploy.calibration import dose
+from emdn_deploy import preprocess, tiling
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, is_pattern, open_frames
+from emdn_deploy.readers.calibration import dose
 from emdn_deploy.readers.frames import SeveralStacks
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.report import intensity_words
@@ -73,7 +73,7 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         for key, value in (*frames.metadata.items(), *(("note", note) for note in frames.notes)):
             yield _row(key, value)
         try:
-            ready = correction.prepare(frames, DenoiseOptions())
+            ready = preprocess.prepare(frames, DenoiseOptions())
         except EmdnError as error:
             yield _row("intensity", f"{error}")
             return

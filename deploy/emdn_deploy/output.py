@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from emdn_deploy import writers
 from emdn_deploy.writers import Layout, Provenance, partial_of, storable
 from emdn_models.errors import EmdnError, OutputError
-from emdn_models.lock import locked
+from emdn_models.files import locked
 
 # Work that a power failure may cost.
 SYNC_SECONDS = 2.0

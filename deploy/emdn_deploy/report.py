@@ -51,8 +51,10 @@ class Report:
         Of the output's pixels, and how many lay outside the range of an integer one.
     sigma, sigma_note
         Where the standard deviations lie, a dataset or a file, and whether they are calibrated.
+    neighbours
+        What the model saw of the stack to denoise a frame, and why.
     check, standing_out, smallest_defect
-        What `emdn_deploy.checking.quick` says, None where there is no noise; the frames that it
+        What `emdn_deploy.check.quick` says, None where there is no noise; the frames that it
         names; and what it would have seen.
     saturated_input, saturated_from
         Saturated pixels of the input, of all frames, and the value from which on they are; they
@@ -93,6 +95,7 @@ class Report:
     empty: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     smallest_defect: str | None = None
+    neighbours: str = ""
 
     @property
     def frames_per_s(self) -> float:
@@ -111,10 +114,12 @@ def lines(report: Report) -> list[str]:
     """Return what is printed after a run."""
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
     model = report.model + ("" if report.precision == "fp32" else f" in {report.precision}")
+    alone = report.neighbours in ("", "each frame by itself")
+    seen = "" if alone else f", {report.neighbours}"
     text = [
         f"frames     {report.frames} from {report.source} {report.dataset}".rstrip() + resumed,
         f"speed      {report.frames_per_s:.1f} frames/s, file to file",
-        f"model      {model} on {report.device}",
+        f"model      {model} on {report.device}{seen}",
         f"intensity  {intensity_words(report.intensity)}",
         f"mean       out/in {report.ratio:.5f} (network alone {report.net_ratio:.5f}, worst frame "
         f"{100 * report.largest_shift:.2g} % off, corrected)",

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, output, provenance, targets, writers
+from emdn_deploy import job, output, preprocess, provenance, targets, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
@@ -85,7 +85,8 @@ def folder(
         raise FormatError(f"{place}: no such folder to watch")
     out = options.out_dir or place.with_name(place.name + options.suffix)
     out.mkdir(parents=True, exist_ok=True)
-    watched = _Watched(source, place, out, options, Denoiser.of(options))
+    opened = {options.model: Denoiser.of(options)}  # before any file is waited for
+    watched = _Watched(source, place, out, options, opened)
     before: dict[Path, Seen] = {}
     idle = 0.0
     while idle <= idle_s:
@@ -126,8 +127,8 @@ class _Watched:
     place: Path
     out: Path
     options: DenoiseOptions
-    denoiser: Denoiser
-    recipe: correction.Recipe | None = None
+    opened: dict[str | None, Denoiser]
+    recipe: preprocess.Recipe | None = None
     done: dict[Path, Seen] = field(default_factory=dict)
     skipped: dict[Path, Seen] = field(default_factory=dict)
     own: set[Path] = field(default_factory=set)
@@ -182,7 +183,7 @@ class _Watched:
                 return None
             elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
                 own = replace(own, overwrite=True)  # what a watch with another scale began
-            report = job.run(path, own, denoiser=self.denoiser, recipe=self.recipe)
+            report = job.run(path, own, opened=self.opened, recipe=self.recipe)
         except OutputError as error:
             # Not the file's fault: there may be room, or leave to write, at the next look.
             self._say(path, error, "tried again")
@@ -240,9 +241,9 @@ def _complete(before: dict[Path, Seen], now: dict[Path, Seen]) -> list[Path]:
     return ready
 
 
-def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> correction.Recipe:
+def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> preprocess.Recipe:
     with open_list(source, paths, Choice(options.dataset, options.axes)) as frames:
-        recipe = correction.find_recipe(frames, options)
+        recipe = preprocess.find_recipe(frames, options)
         note = f"{recipe.scale.note}; from the first {frames.shape[0]} frames"
     return replace(recipe, scale=replace(recipe.scale, note=note))
 
@@ -264,7 +265,7 @@ def dataset(
     inputs = [source, *(Path(path) for path in (*given, options.model) if path)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(output.claimed([target], [], inputs, overwrite=options.overwrite))
-        denoiser = Denoiser.of(options)
+        opened = {options.model: Denoiser.of(options)}  # before any frame is waited for
         count, now = _followed(source, options, stack)
         idle, there = 0.0, 0
         while True:
@@ -278,32 +279,55 @@ def dataset(
         saved = output.load_map(target)
         known = int(saved["first"]) if "first" in saved else there
         first = now()
-        recipe = correction.find_recipe(select(first, f"0:{known}"), options)
-        ready = correction.prepare(first, options, recipe)
+        begun = select(first, f"0:{known}")
+        recipe = preprocess.find_recipe(begun, options)
+        denoiser, seen = job.choose(preprocess.prepare(begun, options, recipe), options, opened)
+        half = denoiser.session.info.frames // 2
+        ready = preprocess.prepare(first, options, recipe)
         batch = options.batch or denoiser.batch_for(first.shape[1:])
-        facts = provenance.facts_of(first, options, denoiser, ready, batch)
+        facts = provenance.facts_of(first, options, denoiser, ready, batch, seen)
 
         def late(sums: Sums) -> Provenance:
             return {**sums.facts(recipe.scale.offset), **provenance.memory(denoiser)}
 
         made = _Growing(target, first, facts, known, late, overwrite=options.overwrite)
-        idle, seen = 0.0, made.done
         stack.enter_context(made)
-        while idle <= idle_s:
-            arrived, there = time.time(), count()
-            if there < made.done:
-                raise FormatError(
-                    f"{source}: has {there} frames, of which {made.done} were denoised: it was "
-                    "begun anew; so do with the output, by --overwrite"
-                )
-            ready = correction.prepare(now(), DenoiseOptions(), recipe)
-            for start in range(made.done, there, batch):
-                part = ready.take(start, min(there, start + batch))
-                answer = denoiser.answer(part.frames, recipe.scale, batch=batch)
+
+        def denoise(there: int, stop: int) -> Generator[int, None, None]:
+            """Denoise frames up to ``stop`` of those that are there, with their neighbours."""
+            ready = preprocess.prepare(now(), DenoiseOptions(), recipe)
+            for start in range(made.done, stop, batch):
+                end = min(stop, start + batch)
+                spans = (max(0, start - half), start), (start, end), (end, min(there, end + half))
+                parts = {span: ready.take(*span) for span in spans if span[0] < span[1]}
+                part, near = parts[spans[1]], [len(range(*span)) for span in spans]
+                answer = denoiser.answer(
+                    np.concatenate([one.frames for one in parts.values()]), recipe.scale,
+                    around=(near[0], near[2]),
+                    usable=~np.concatenate([one.empty for one in parts.values()]), batch=batch,
+                )  # fmt: skip
                 made.append(start, part, part.finish(answer).frames, answer.shifts)
-                yield Arrival(source, target, len(part.frames), time.time() - arrived)
-            idle, seen = (0.0 if there > seen else idle + poll_s), there
-            sleep(poll_s)
+                yield end - start
+
+        idle, earlier = 0.0, made.done
+        try:
+            while idle <= idle_s:
+                arrived, there = time.time(), count()
+                if there < made.done:
+                    raise FormatError(
+                        f"{source}: has {there} frames, of which {made.done} were denoised: it was "
+                        "begun anew; so do with the output, by --overwrite"
+                    )
+                # The last frames wait for those that come after them.
+                for frames in denoise(there, there - half):
+                    yield Arrival(source, target, frames, time.time() - arrived)
+                idle, earlier = (0.0 if there > earlier else idle + poll_s), there
+                sleep(poll_s)
+        except (GeneratorExit, KeyboardInterrupt):
+            list(denoise(count(), min(count(), made.done + half)))
+            raise
+        for frames in denoise(count(), min(count(), made.done + half)):
+            yield Arrival(source, target, frames, time.time() - arrived)
 
 
 def _followed(
@@ -392,7 +416,7 @@ class _Growing:
     def append(
         self,
         start: int,
-        part: correction.Part,
+        part: preprocess.Part,
         after: NDArray[np.float32],
         shifts: NDArray[np.float64],
     ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from emdn_deploy import Denoiser, session, tiling
 from emdn_deploy.batching import Batching
-from emdn_deploy.checking import record
+from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.job import run
 from emdn_models.errors import DeviceMemoryError

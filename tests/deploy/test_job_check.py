@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import job
-from emdn_deploy.checking.record import of as record_of
+from emdn_deploy.check.record import of as record_of
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.report import lines
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, cli, denoise, inspect, job, session
-from emdn_deploy.checking import record
+from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.model_info import resolve
 from emdn_models import pretrained

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from emdn_deploy import Denoiser, session
-from emdn_deploy.checking import record
+from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.job import run

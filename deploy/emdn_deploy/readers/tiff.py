@@ -18,9 +18,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.calibration import beam, known_unit
 from emdn_deploy.readers import limits
 from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
+from emdn_deploy.readers.calibration import beam, known_unit
 from emdn_deploy.readers.frames import (
     CUT_SHORT,
     WHITE,

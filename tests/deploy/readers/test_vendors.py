@@ -12,8 +12,8 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy.calibration import imaging_mode
 from emdn_deploy.readers import Axis, Choice, mrc, open_frames, vendors
+from emdn_deploy.readers.calibration import imaging_mode
 from emdn_deploy.readers.frames import Offer, SeveralStacks, select
 from emdn_models.errors import FormatError
 

@@ -342,7 +342,7 @@ def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog, monkeypatc
     assert caplog.text.count("movie_denoised_sigma.tif: is of an earlier run") == 1
     assert Path(report.sigma).read_bytes() == before
     denoise(source, to="tif", sigma=True, overwrite=True)
-    monkeypatch.setattr("emdn_deploy.correction.prepare", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("emdn_deploy.preprocess.prepare", lambda *_: pytest.fail("too late"))
     with h5py.File(source, "r+") as file:
         file["set/frames_sigma"] = np.ones(3)
     with pytest.raises(OutputError, match="holds /set/frames_sigma already"):

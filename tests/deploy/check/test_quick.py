@@ -1,0 +1,206 @@
+"""The quick check of every run, and the smallest defect that a check can see."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from emdn_deploy import Denoiser, preprocess
+from emdn_deploy.check import smallest_defect
+from emdn_deploy.check.camera import Camera
+from emdn_deploy.check.quick import BOUNDS, Quick
+from emdn_deploy.check.thresholds import Thresholds
+from emdn_deploy.check.verdict import Rows
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.readers import open_frames
+
+EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"
+COUNTS = Camera(1.0, 0.0, 0.0, 0.0, True)
+A = 20.0  # pixels, of the lattices
+
+BASES = {
+    "square": ([[A, 0], [0, A]], [[0, 0]], 1.0),
+    # One atom a spot that has six neighbours is taken for two.
+    "close-packed": ([[A, 0], [A / 2, A * 3**0.5 / 2]], [[0, 0]], 0.5**0.5),
+    # Its neighbours overlap so far that a part of an atom does not vary: it does not count.
+    "honeycomb": ([[A, 0], [A / 2, A * 3**0.5 / 2]], [[0, 0], [A / 2, A / 12**0.5]], 0.65),
+}
+
+
+def test_the_numbers_are_those_of_their_definitions() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.full((2, 64, 48), 50, np.float32)
+    raw = rng.poisson(truth).astype(np.float32)
+    quick = Quick(1, 0)
+    quick.add(0, raw, truth)
+    numbers = quick.result().numbers
+    scaled = (raw - truth) / np.sqrt(truth)
+    np.testing.assert_allclose(numbers["ratio"], truth.mean() / raw.mean(axis=(1, 2)))
+    np.testing.assert_allclose(numbers["std"], scaled.std(axis=(1, 2)), rtol=1e-4)
+    for frame, lag in zip(scaled, numbers["lag"], strict=True):
+        pairs = [(frame[:, 1:], frame[:, :-1]), (frame[1:], frame[:-1])]
+        expected = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs])
+        assert lag == pytest.approx(expected, abs=2e-3)
+    boxes = (scaled - scaled.mean(axis=(1, 2), keepdims=True)).reshape(2, 4, 16, 3, 16)
+    expected = np.abs(boxes.mean(axis=(2, 4))).max(axis=(1, 2)) * 16
+    np.testing.assert_allclose(numbers["box"], expected, rtol=1e-3)
+
+
+def test_units_do_not_matter(stacks) -> None:
+    raw, clean = stacks(3)
+    one, other = Quick(1, 0), Quick(5, 300)
+    one.add(0, raw.astype(np.float32), clean)
+    other.add(0, 5 * raw.astype(np.float32) + 300, 5 * clean + 300)
+    for name, values in one.result().numbers.items():
+        np.testing.assert_allclose(other.result().numbers[name], values, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("model", ["unet", "mcnn"])
+def test_sound_frames_of_a_shipped_model_pass(model: str) -> None:
+    denoiser = Denoiser(model, threads=1)
+    with open_frames(EXAMPLE) as frames:
+        ready = preprocess.prepare(frames, DenoiseOptions())
+        raw = np.ascontiguousarray(ready.read(0, 2)[:, :128, :128])
+    scale = ready.scale
+    quick = Quick(scale.gain, scale.offset, bad=ready.recipe.bad[:128, :128])
+    quick.add(0, raw, denoiser.run(raw, scale))
+    found = quick.result()
+    assert found.failing == ()
+    assert found.line.startswith("PASS: 0 of 2 frames flagged")
+
+
+@pytest.mark.parametrize("fault", ["none", "all noise", "half the noise", "blurred", "brighter"])
+def test_faults_stand_out(fault: str, stacks, scene) -> None:
+    raw = stacks(12)[0].astype(np.float32)
+    clean = np.repeat(scene()[None].astype(np.float32), 12, axis=0)
+    planted = {
+        "none": clean[4],
+        "all noise": raw[4],
+        "half the noise": 0.5 * (raw[4] + clean[4]),
+        "blurred": np.full_like(clean[4], clean[4].mean()) + 20 * (np.arange(80) > 40),
+        "brighter": 1.02 * clean[4],
+    }
+    quick = Quick(1, 0)
+    clean[4] = planted[fault]
+    for start in (0, 6):
+        quick.add(start, raw[start : start + 6], clean[start : start + 6])
+    result = quick.result()
+    assert result.failing == (() if fault == "none" else (4,))
+    assert fault == "none" or "1 of 12 frames flagged (4)" in result.line
+
+
+def test_filled_pixels_do_not_count(stacks, scene) -> None:
+    raw = stacks(2)[0].astype(np.float32)
+    clean = np.repeat(scene()[None].astype(np.float32), 2, axis=0)
+    bad = np.zeros(raw.shape[1:], bool)
+    bad[::3, ::2] = True
+    with_all, without = Quick(1, 0), Quick(1, 0, bad=bad)
+    filled = raw.copy()
+    filled[:, bad] = clean[:, bad]
+    with_all.add(0, filled, clean)
+    without.add(0, filled, clean)
+    assert with_all.result().numbers["std"].max() < BOUNDS["std"][0]
+    assert without.result().numbers["std"].min() > BOUNDS["std"][0]
+
+
+def test_no_frames_say_so() -> None:
+    assert Quick(1, 0).result().line == "no frames"
+
+
+def lattice(name: str, width: float, height: float, atom) -> np.ndarray:
+    vectors, basis, _ = BASES[name]
+    steps = np.array([(i, j) for i in range(-16, 17) for j in range(-16, 17)]) @ np.array(vectors)
+    frame = np.full((160, 160), 100.0)
+    for x, y in (steps[:, None] + np.array(basis)).reshape(-1, 2) + 80:
+        if -20 < x < 180 and -20 < y < 180:
+            frame += height * atom(frame.shape, y, x, width)
+    return frame.astype(np.float32)
+
+
+@pytest.mark.parametrize("height", [5.0, -5.0])
+@pytest.mark.parametrize("name", BASES)
+def test_an_atom_is_measured_in_a_lattice(name: str, height: float, atom) -> None:
+    ramp = np.linspace(0, 30, 160, dtype=np.float32)  # no structure of atoms
+    found = smallest_defect.atom_of(lattice(name, 3.0, height, atom) + ramp)
+    true = 5 * np.sqrt(np.pi) * 3
+    assert found is not None
+    assert found.norm == pytest.approx(0.75 * BASES[name][2] * true, rel=0.2)
+    assert found.width == pytest.approx(3, rel=0.3)
+
+
+def test_no_atoms_no_percent(atom) -> None:
+    flat = np.full((64, 64), 60, np.float32)
+    noisy = flat + np.random.default_rng(0).normal(0, 0.3, flat.shape).astype(np.float32)
+    for frame in (flat, noisy, flat + 20 * atom(flat.shape, 30, 30, 3), flat[:8, :8]):
+        found = smallest_defect.of_boxes(frame.astype(np.float32), COUNTS, 7.7, 5.0, 1.0, 16)
+        assert found.percent is None
+        assert found.words.startswith("no atoms show; a false spot of ")
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """Find what results for a part of the example are judged by, and make sound results."""
+    model = Denoiser(threads=1)
+    path = tmp_path_factory.mktemp("smallest") / "frames.npy"
+    with h5py.File(EXAMPLE) as file:
+        np.save(path, file["entry/data/frames"][:, 64:192, 64:192])
+    with open_frames(path) as frames:
+        ready = preprocess.prepare(frames, DenoiseOptions())
+
+        def make(part):
+            return model.run(np.ascontiguousarray(part, np.float32), ready.scale)
+
+        thresholds = Thresholds.of(frames, ready, make, seed=0)
+        base = make(ready.read(0, 2))
+    rng = np.random.default_rng(1)
+    raw = np.stack([thresholds.camera.draw(one, rng) for one in base])
+    return thresholds, raw, make(raw)
+
+
+def test_nine_in_ten_of_the_smallest_are_found(example, atom) -> None:
+    thresholds, raw, clean = example
+    found = smallest_defect.of_check(raw[0], clean[0], thresholds)
+    assert "single vacancies can be filled unseen at this dose" in found.words
+    assert found.run_percent < found.percent
+    scale = thresholds.camera.gain
+    quick = Quick(scale, 0)
+    quick.add(0, raw, clean)
+    least = quick.result().smallest
+    assert least.percent > found.percent  # it looks less closely
+    spot = smallest_defect.atom_of(clean[0])
+    rng = np.random.default_rng(2)
+    seen, told = [], []
+    for number in range(30):
+        y, x = rng.uniform(10, 117, 2)
+        one = atom(raw.shape[1:], y, x, spot.width) * spot.norm / (np.sqrt(np.pi) * spot.width)
+        one *= rng.choice([-1, 1]) / 100
+        at = slice(number % 2, number % 2 + 1)
+        rows = Rows(thresholds)
+        rows.add(0, raw[at][0], (clean[at][0] + found.percent * one).astype(np.float32))
+        seen.append(rows.finish()["verdict"][0] != "within noise")
+        quick = Quick(scale, 0)
+        quick.add(0, raw[at], (clean[at] + least.percent * one).astype(np.float32))
+        told.append(quick.result().failing != ())
+    # Of 30, at 90 %: fewer than 23 by a chance of 1 %.
+    assert sum(seen) >= 23
+    assert sum(told) >= 23
+    assert sum(seen) + sum(told) < 60
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 50), (15, 400), (16, 16), (64, 64)])
+def test_odd_frames_have_an_answer(shape: tuple[int, int]) -> None:
+    raw = np.random.default_rng(0).poisson(9, (2, *shape)).astype(np.float32)
+    for made in (raw, np.full_like(raw, 9), np.full_like(raw, np.nan)):  # nothing was done; all was
+        quick = Quick(1, 0)
+        quick.add(0, raw, made)
+        assert quick.result().smallest.words
+
+
+def test_in_correlated_noise_no_place_is_judged(example) -> None:
+    thresholds, raw, clean = example
+    correlated = replace(thresholds, noise=replace(thresholds.noise, correlated=True))
+    found = smallest_defect.of_check(raw[0], clean[0], correlated)
+    assert found.percent is None
+    assert found.words.startswith("a filled atom cannot be seen")
