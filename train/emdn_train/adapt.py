@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.selection import select
+from emdn_deploy.readers.frames import select
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse
