@@ -53,7 +53,7 @@ export: $(VENV)/.train  ## Convert OUT/em_denoise_model.h5 to ONNX in OUT/onnx
 	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out $(OUT)/onnx $(ARGS)
 
 ship: $(VENV)/.train  ## Export OUT/em_denoise_model.h5 into the package, calibrate --sigma, and measure
-	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out models/emdn_models/weights $(ARGS)
+	$(BIN)/emdn-train export $(OUT)/em_denoise_model.h5 --out models/emdn_models/weights --half $(ARGS)
 	$(BIN)/emdn-train calibrate $(ARGS)
 	$(MAKE) quality
 

@@ -19,14 +19,14 @@ from emdn_models import checkpoint
 from emdn_models.metrics import gain_db
 from emdn_train import noise
 from emdn_train.adapt import adapt, parts
-from emdn_train.adapt_config import AdaptConfig
+from emdn_train.config import AdaptConfig
 from emdn_train.export import export
-from emdn_train.simulate import hrtem, materials
+from emdn_train.simulate import hrtem, specimens
+from emdn_train.simulate.folder import one_thread
 from emdn_train.simulate.graphene import edge
 from emdn_train.simulate.movie import draw_drift
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.structure import Structure, lattice_points, rotation, stacked
-from emdn_train.simulate.threads import one_thread
 
 PIXEL_A, VOLTAGE_KV, SLICE_A = 0.18, 80.0, 12.0
 
@@ -46,7 +46,7 @@ def silicon(rng: np.random.Generator, side: float, reach: float) -> Structure:
     kept = points[~edge(points[:, :2], reach, rng)]
     numbers = np.full(len(kept), 14)
     crystal = Structure("silicon", kept, numbers, np.full(len(kept), 0.076))
-    return stacked("silicon", [crystal, materials.amorphous_carbon(rng, side, 8.0)])
+    return stacked("silicon", [crystal, specimens.amorphous_carbon(rng, side, 8.0)])
 
 
 def simulated(frames: int, size: int, snr: float, optics: Optics | None, seed: int):

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from emdn_deploy.bench import rows
+from emdn_deploy.config import Device, Precision
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import Device, Precision
 from emdn_deploy.session import cuda_obstacle
-from emdn_models import MODELS, pretrained
+from emdn_models import MODELS, metrics, pretrained
 
 SIZE = (256, 256)
 DEVICES: tuple[Device, ...] = ("cpu",) if cuda_obstacle() else ("cpu", "cuda")
+MULTISLICE = Path(__file__).parents[1] / "tests" / "data" / "multislice.h5"
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,27 @@ CASES = [
     for precision in pretrained.precisions(model)
     if device == "cpu" or precision != "int8"
 ]
+
+
+@cache
+def gain_db(case: Case) -> float:
+    """Return the mean gain on the fixed test split's frames of another simulator, in dB."""
+    denoise = case.open().denoise
+    gains = [
+        float(metrics.gain_db(one.noisy, denoise(one.noisy[None])[0], one.clean, one.valid))
+        for one in _multislice()
+    ]
+    return round(sum(gains) / len(gains), 2)
+
+
+@cache
+def _multislice():
+    from emdn_train.dataset import Split
+    from emdn_train.quality import examples
+    from emdn_train.simulate import write_test_split
+
+    with (
+        TemporaryDirectory() as folder,
+        Split(write_test_split(folder, MULTISLICE, scenes=0), "test") as split,
+    ):
+        return list(examples(split))

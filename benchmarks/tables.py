@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from emdn_deploy.bench import report, rows
+from emdn_deploy.bench import rows
 
 # What a reader needs to know of a table that has not all columns, or that is not self-evident.
 NOTES = {
@@ -32,25 +32,19 @@ def collect(benchmarks: Iterable[Any]) -> dict[str, pl.DataFrame]:
     found: dict[str, list[dict[str, Any]]] = {}
     for one in benchmarks:
         info = one.extra_info
-        if "table" in info:
-            found.setdefault(info["table"], []).append(row(info, one.stats.data))
+        if "table" not in info:
+            continue
+        row = dict(info["row"])
+        if "frames" in info:
+            limits = info.get("gflop"), info.get("roofline")
+            row |= rows.speed(one.stats.data, info["frames"], tuple(info["size"]), *limits)
+        found.setdefault(info["table"], []).append(row)
     return {
         name: pl.DataFrame(made, infer_schema_length=None).select(
             list(dict.fromkeys(key for one in made for key in one))
         )
         for name, made in found.items()
     }
-
-
-def row(info: dict[str, Any], seconds: Iterable[float]) -> dict[str, Any]:
-    """Make a row of a benchmark's ``extra_info`` and rounds."""
-    made = dict(info["row"])
-    if "frames" in info:
-        made |= rows.speed(
-            list(seconds), info["frames"], tuple(info["size"]), info.get("gflop"),
-            info.get("roofline"),
-        )  # fmt: skip
-    return made
 
 
 def notes(name: str, absent: Mapping[str, str]) -> list[str]:
@@ -64,9 +58,11 @@ def notes(name: str, absent: Mapping[str, str]) -> list[str]:
 def save(folder: Path, name: str, table: pl.DataFrame, head: Iterable[str]) -> str:
     """Write a table as Markdown, CSV and Parquet; return it as printed."""
     folder.mkdir(parents=True, exist_ok=True)
-    conditions, body = report.markdown(table.to_dicts())
-    lines = [*head, *([conditions] if conditions else [])]
-    (folder / f"{name}.md").write_text("\n\n".join([*lines, body]) + "\n", encoding="utf-8")
+    conditions, names, text = rows.cells(table.to_dicts())
+    lines = [names, ["---:"] * len(names), *text]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    parts = [*head, *([conditions] if conditions else []), body]
+    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     table.write_csv(folder / f"{name}.csv")
     table.write_parquet(folder / f"{name}.parquet")
-    return "\n".join([*head, report.table(table.to_dicts())])
+    return "\n".join([*head, rows.table(table.to_dicts())])

@@ -1,63 +1,128 @@
-"""Every shipped model at 256 x 256 by bare session.run: one frame at a time, and batches.
-
-Frames one by one are 100 rounds or more, so that a p99 can be said; batches as many as fit into
-a few seconds.
-"""
+"""How fast the shipped models are at 256 x 256: one by one, in batches, to files, and live."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
+import h5py
 import numpy as np
 import pytest
 
-from benchmarks.cases import CASES, SIZE
-from emdn_deploy.bench.frames import SCALE
-from emdn_deploy.bench.memory import peak_mb
-from emdn_deploy.bench.rounds import in_turn, warm
+from benchmarks.cases import CASES, SIZE, Case, gain_db
+from benchmarks.peers import roof_gflops
+from emdn_deploy import job
+from emdn_deploy.bench import rows, timing
+from emdn_deploy.bench.timing import SCALE, in_turn, percentile, ratio, warm
+from emdn_deploy.config import DenoiseOptions
+from emdn_models import pretrained
 
-SECONDS = 1.5
+NUMBERS = (SCALE.scale, SCALE.offset, SCALE.gain)
+DEFAULT = Case(pretrained.default_model(), "fp32", "cpu")
+LIVE_FRAMES = 120
 
 
-def prepared(ring, batch):
-    """Give the next frames of the ring, other ones every round."""
-    starts = itertools.cycle(range(len(ring)))
+@pytest.mark.parametrize("batch", [1, 16], ids=["single-stream", "offline"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_inference(benchmark, ring, case, batch):
+    """By bare session.run; 100 rounds one by one, so that a p99 can be said."""
+    session, starts = case.open().session, itertools.cycle(range(len(ring)))
 
     def prepare():
+        """Give other frames every round."""
         frames = np.take(ring, range(start := next(starts), start + batch), axis=0, mode="wrap")
-        return (frames, SCALE.scale, SCALE.offset, SCALE.gain), {}
+        return (frames, *NUMBERS), {}
 
-    return prepare
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_single_stream(benchmark, ring, roof, gain, case):
-    session, prepare = case.open().session, prepared(ring, 1)
-    warm(lambda: session.run(*prepare()[0]))
-    denoised = benchmark.pedantic(session.run, setup=prepare, rounds=100)
-    assert np.isfinite(denoised).all()
-    benchmark.extra_info.update(
-        table="inference", frames=1, size=SIZE, gflop=case.gflop, roofline=roof(case.device),
-        row={"scenario": "single-stream", "boundary": "compute"} | case.about(1)
-        | {"peak MB": peak(session, case, 1), "dB multislice": gain(case)},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("batch", [16])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_offline(benchmark, ring, roof, case, batch):
-    session, prepare = case.open().session, prepared(ring, batch)
     call = lambda: session.run(*prepare()[0])  # noqa: E731
-    warm(call, SECONDS / 2)
-    each = in_turn({"": call}, 1)[""][0]
-    rounds = int(np.clip(SECONDS / each, 3, 100))
-    benchmark.pedantic(session.run, setup=prepare, rounds=rounds)
+    warm(call)
+    seconds = in_turn({"": call}, 1)[""][0]
+    rounds = 100 if batch == 1 else int(np.clip(1.5 / seconds, 3, 100))
+    denoised = benchmark.pedantic(session.run, setup=prepare, rounds=rounds)
+    assert np.isfinite(denoised).all()
+    about = {"scenario": "single-stream" if batch == 1 else "offline", "boundary": "compute"}
+    peak = timing.peak_mb(str(session.info.path), case.device, session.threads, batch, SIZE)
+    gain = gain_db(case) if batch == 1 else None
     benchmark.extra_info.update(
-        table="inference", frames=batch, size=SIZE, gflop=case.gflop, roofline=roof(case.device),
-        row={"scenario": "offline", "boundary": "compute"} | case.about(batch)
-        | {"peak MB": peak(session, case, batch), "dB multislice": None},
+        table="inference", frames=batch, size=SIZE, gflop=case.gflop,
+        roofline=roof_gflops(case.device),
+        row=about | case.about(batch) | {"peak MB": peak, "dB multislice": gain},
     )  # fmt: skip
 
 
-def peak(session, case, batch):
-    """Return the peak memory in whole MB of a process of its own."""
-    found = peak_mb(str(session.info.path), case.device, session.threads, batch, SIZE)
-    return None if found is None else round(found)
+@pytest.mark.parametrize("case", [one for one in CASES if one.precision == "fp32"], ids=str)
+def test_boundaries(benchmark, ring, tmp_path, request, case):
+    """What is lost on the way from bare session.run to arrays, and to files.
+
+    All denoise the same frames, in turn. ``array`` is Denoiser.denoise, which finds the stack's
+    scale first; ``file`` is all of ``emdn-deploy denoise`` but opening the model: HDF5 to
+    HDF5, bad pixels, scale, quick check and all.
+    """
+    denoiser = case.open()
+    run = denoiser.session.run
+    warm(lambda: run(ring[:1], *NUMBERS))
+    each = min(in_turn({"": lambda: run(ring[:1], *NUMBERS)}, 5)[""])
+    seconds = request.config.getoption("--file-seconds")
+    count = max(16, round(seconds / each))
+    movie = np.resize(ring, (count, *SIZE))
+    source = tmp_path / "movie.h5"
+    with h5py.File(source, "w") as file:
+        file.create_dataset("frames", data=movie.astype(np.uint16), chunks=(1, *SIZE))
+    options = DenoiseOptions(tmp_path / "out.h5", device=case.device, overwrite=True)
+
+    def side_by_side():
+        def alone(number):
+            return run(movie[number : number + 1], *NUMBERS, alone=True)
+
+        with ThreadPoolExecutor(denoiser.session.threads) as pool:
+            list(pool.map(alone, range(count)))
+
+    calls = {
+        "all threads": lambda: [run(frame[None], *NUMBERS) for frame in movie],
+        "one thread each": side_by_side,
+        "array": lambda: denoiser.denoise(movie),
+        "file": lambda: job.run(source, options, opened={options.model: denoiser}),
+    }
+    if case.device != "cpu":
+        del calls["one thread each"]
+    run(ring[:1], *NUMBERS, alone=True)
+    times = benchmark.pedantic(in_turn, (calls, 3 if seconds < 10 else 1), rounds=1)
+    compute = min(list(times)[:-2], key=lambda name: min(times[name]))
+    speeds = {name: rows.digits(count / float(np.median(times[name]))) for name in times}
+    benchmark.extra_info.update(
+        table="boundaries",
+        row=case.about(1) | {
+            "frames": count,
+            "compute by": compute,
+            "frames/s compute": speeds[compute], "array": speeds["array"], "file": speeds["file"],
+            "array / compute": ratio(times[compute], times["array"]),
+            "file / compute": ratio(times[compute], times["file"]),
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "load"), [(case, 0.8) for case in CASES] + [(DEFAULT, 1.2)], ids=str
+)
+def test_live(benchmark, ring, case, load):
+    """Frames that arrive at a rate, a share of what the model does one by one.
+
+    At 0.8 of it, and for the default model also at 1.2, where one frame in six must be lost.
+    """
+    denoiser = case.open()
+    warm(lambda: denoiser.run(ring[:1], SCALE))
+    each = float(np.median(in_turn({"": lambda: denoiser.run(ring[:1], SCALE)}, 20)[""]))
+
+    def work(numbers):
+        denoiser.run(ring[np.array(numbers) % len(ring)], SCALE)
+
+    found = benchmark.pedantic(timing.stream, (work, load / each, LIVE_FRAMES), rounds=1)
+    assert len(found.latencies) + found.dropped == LIVE_FRAMES
+    shares = {
+        f"p{share}": rows.milliseconds(percentile(found.latencies, share / 100))
+        for share in (50, 90, 99)
+    }
+    benchmark.extra_info.update(
+        table="live",
+        row={"scenario": "live", "boundary": "array"} | case.about(1) | {
+            "asked load": load, "frames/s": rows.digits(load / each), "frames": LIVE_FRAMES,
+            "dropped": found.dropped, **shares, "load": round(found.load, 2),
+        },
+    )  # fmt: skip

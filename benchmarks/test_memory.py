@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import CASES
-from emdn_deploy.bench.memory import command_peak_mb
+from emdn_deploy.bench.timing import command_peak_mb
 from emdn_models import pretrained
 
 SIDE = 4096
 COUNTS, SMALL = (200, 2000), (128, 128)
 ON_CPU = [case for case in CASES if case.device == "cpu"]
+DEFAULT = [case for case in ON_CPU if case.model == pretrained.default_model()]
 
 
 def peak(tmp_path, case, frames):
@@ -37,9 +38,7 @@ def test_memory_of_a_large_frame(benchmark, ring, tmp_path, case):
     benchmark.extra_info.update(table="memory of a frame", row=row | {"peak MB": round(found)})
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in ON_CPU if case.model == pretrained.default_model()], ids=str
-)
+@pytest.mark.parametrize("case", DEFAULT, ids=str)
 def test_memory_of_a_stack(benchmark, ring, tmp_path, case):
     def both():
         stacks = (np.resize(ring, (count, *SMALL)).astype(np.uint16) for count in COUNTS)
@@ -47,9 +46,7 @@ def test_memory_of_a_stack(benchmark, ring, tmp_path, case):
 
     short, long = benchmark.pedantic(both, rounds=1)
     row = {"model": case.model, "precision": case.precision, "size": f"{SMALL[0]} x {SMALL[1]}"}
-    row |= {
-        f"peak MB of {count} frames": round(found, 1)
-        for count, found in zip(COUNTS, (short, long), strict=True)
-    }
+    for count, found in zip(COUNTS, (short, long), strict=True):
+        row[f"peak MB of {count} frames"] = round(found, 1)
     row["more"] = f"{100 * (long / short - 1):.1f} %"
     benchmark.extra_info.update(table="memory of a stack", row=row)

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from benchmarks.cases import CASES
-from emdn_deploy.bench.frames import ELECTRONS
+from emdn_deploy.bench.timing import ELECTRONS
 from emdn_deploy.pipeline import usable_cpus
 from emdn_deploy.session import session_options
 from emdn_models import pretrained
@@ -53,11 +53,7 @@ def test_profile(benchmark, ring, tmp_path, case):
         kind = next((kind for kind, names in KINDS.items() if operator in names), "elementwise")
         share[kind] += float(np.median(found))
     total = sum(share.values())
-    row = {
-        "threads": usable_cpus(),
-        "size": "256 x 256",
-        "model": case.model,
-        "ms": round(total, 1),
-    }
+    row = {"threads": usable_cpus(), "size": "256 x 256", "model": case.model}
+    row |= {"ms": round(total, 1)}
     row |= {f"{kind}, %": round(100 * one / total) for kind, one in share.items()}
     benchmark.extra_info.update(table="profile", row=row)

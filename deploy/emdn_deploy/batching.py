@@ -113,10 +113,12 @@ class Batching:
             pass
 
     def denoise(self, frames: Stack, scale: Intensity, out: Stack, *, alone: bool) -> None:
-        """Denoise (n, H, W) into ``out``, by smaller batches and by tiles as memory allows.
+        """Denoise into ``out``, (n, H, W), by smaller batches and by tiles as memory allows.
 
         Parameters
         ----------
+        frames
+            As of `emdn_deploy.session.Session.run`: (n, H, W) or (n, F, H, W).
         alone
             As of `emdn_deploy.session.Session.run`.
 
@@ -127,7 +129,7 @@ class Batching:
         """
         done = 0
         while done < len(frames):
-            part = slice(done, done + self._that_fit(frames.shape[1:], len(frames) - done))
+            part = slice(done, done + self._that_fit(out.shape[1:], len(frames) - done))
             try:
                 self._denoise_part(frames[part], scale, out[part], alone)
             except DeviceMemoryError:
@@ -148,18 +150,18 @@ class Batching:
                     return self._session.run(tile, *scale.numbers, out=into, alone=alone)
             except DeviceMemoryError:
                 if beside:
-                    self._take_turns(tile.size)
+                    self._take_turns(_pixels(tile))
                     return run(tile, into)
-                self._shrink(tile.size)
+                self._shrink(_pixels(tile))
                 raise
 
-        if frames[0].size <= min(tiling.WHOLE_PIXELS, self.pixels):
+        if out[0].size <= min(tiling.WHOLE_PIXELS, self.pixels):
             run(frames, out)
             return
         info, even = self._session.info, self._session.device != "cpu"
         tile = min(tiling.TILE_PIXELS, self.pixels)
         if self.note and info.tiling_exact:
-            height, width = frames.shape[1:]
+            height, width = out.shape[1:]
             times = tiling.times((height, width), info, tile, even=even)
             if times > _MOST_TIMES:
                 needed = _PROCESS_BYTES + _PIXEL_BYTES * min(height * width, tiling.TILE_PIXELS)
@@ -212,3 +214,8 @@ class Batching:
             self.pixels = half
             self.note = f"ran out of memory: at most {half} pixels a run"
         _log.warning("warning: memory ran out for %d pixels at once; trying %d", failed, half)
+
+
+def _pixels(frames: Stack) -> int:
+    """Return the pixels that a run of (n, H, W), or (n, F, H, W), computes."""
+    return len(frames) * int(np.prod(frames.shape[-2:]))

@@ -1,7 +1,6 @@
 """Denoise arrays: a session that stays open, and the one-call form of it."""
 
 import logging
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Self
@@ -9,36 +8,17 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import stacks, uncertainty
+from emdn_deploy import neighbours, preprocess, stacks, uncertainty
 from emdn_deploy.batching import Batching
+from emdn_deploy.config import DenoiseOptions, Device, Precision
 from emdn_deploy.intensity import Intensity
-from emdn_deploy.options import DenoiseOptions, Device, Precision
 from emdn_deploy.session import open_session
-from emdn_deploy.stacks import Stack
+from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.uncertainty import Calibration
 
 Means = NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What becomes of a stack (n, H, W).
-
-    Attributes
-    ----------
-    frames
-        (n, H, W), each with the mean of its input.
-    shifts
-        (n,) what was added to each so that it is: mean(in) - mean(out of the net).
-    sigma
-        (n, H, W), standard deviation of the error; None where it was not asked for.
-    """
-
-    frames: Stack
-    shifts: NDArray[np.float64]
-    sigma: Stack | None = None
 
 
 class Denoiser:
@@ -55,6 +35,9 @@ class Denoiser:
         CPU threads; None takes those that affinity mask and quota allow.
     precision
         Which variant of the model: ``fp32`` for the model itself.
+
+    A model that sees several frames (``unet@movie``) denoises each amid its neighbours in the
+    stack (`emdn_deploy.neighbours.beside`).
 
     Raises
     ------
@@ -92,7 +75,8 @@ class Denoiser:
         frames
             (..., H, W) or (..., H, W, 1), any real dtype, any units linear in electrons. All
             have one scale: denoise detectors and channels one by one. Bad pixels, gaps,
-            saturated areas and NaN are treated as in files.
+            saturated areas and NaN are treated as in files. A model that sees several frames
+            takes (T, H, W).
         gain, offset
             Units per electron and reading without electrons; None to estimate.
         batch
@@ -181,6 +165,8 @@ class Denoiser:
         frames: Stack,
         scale: Intensity,
         *,
+        around: tuple[int, int] = (0, 0),
+        usable: NDArray[np.bool_] | None = None,
         with_sigma: bool = False,
         batch: int | None = None,
         alone: bool = False,
@@ -188,38 +174,51 @@ class Denoiser:
         """Do what `run`, or `run_with_sigma`, does, and say by how much means were off.
 
         Where ``scale`` says that there is no noise, frames come back as they are.
+
+        Parameters
+        ----------
+        around
+            How many of the first and of the last frames only stand beside others, for a model
+            that sees several; the answer has none of them.
+        usable
+            (n,), which frames may stand beside others; None for all.
         """
+        first, stop = around[0], len(frames) - around[1]
+        own = frames[first:stop]
         if not scale.sigma:
-            stacks.means(frames)
-            none = np.zeros(frames.shape, np.float32) if with_sigma else None
-            return Answer(frames.copy(), np.zeros(len(frames)), none)
+            stacks.means(own)
+            none = np.zeros(own.shape, np.float32) if with_sigma else None
+            return Answer(own.copy(), np.zeros(len(own)), none)
         if (unit := scale.unit) != 1:
             made = self.answer(
-                frames * np.float32(1 / unit), scale.scaled(1 / unit),
-                with_sigma=with_sigma, batch=batch, alone=alone,
+                frames * np.float32(1 / unit), scale.scaled(1 / unit), around=around,
+                usable=usable, with_sigma=with_sigma, batch=batch, alone=alone,
             )  # fmt: skip
             errors = None if made.sigma is None else made.sigma * np.float32(unit)
             return Answer(made.frames * np.float32(unit), made.shifts * unit, errors)
-        output, shifts = np.empty(frames.shape, np.float32), np.empty(len(frames))
-        sigmas = np.empty(frames.shape, np.float32) if with_sigma else None
+        output, shifts = np.empty(own.shape, np.float32), np.empty(len(own))
+        sigmas = np.empty(own.shape, np.float32) if with_sigma else None
+        seen = self.session.info.frames
+        numbers = neighbours.beside(first, stop, len(frames), seen, usable)
 
         def one(part: slice, alone: bool) -> None:
-            wanted = stacks.means(frames[part], part.start)
+            wanted = stacks.means(own[part], part.start)
+            given = own[part] if seen == 1 else frames[numbers[part]]
             if sigmas is None:
-                shifts[part] = self._run(frames[part], scale, output[part], wanted, alone=alone)
+                shifts[part] = self._run(given, scale, output[part], wanted, alone=alone)
                 return
             shifts[part] = 0
 
             def turned(stack: Stack) -> Stack:
-                made = np.empty(stack.shape, np.float32)
+                made = np.empty((len(stack), *stack.shape[-2:]), np.float32)
                 shift = self._run(stack, scale, made, wanted, alone=alone)
                 shifts[part] += shift / uncertainty.ORIENTATIONS
                 return made
 
-            output[part], variance = uncertainty.ensemble(turned, frames[part])
+            output[part], variance = uncertainty.ensemble(turned, given)
             sigmas[part] = uncertainty.estimate(output[part], variance, scale, self.calibration)
 
-        self.batching.each(frames.shape, one, batch, alone=alone)
+        self.batching.each(own.shape, one, batch, alone=alone)
         return Answer(output, shifts, sigmas)
 
     def batch_for(self, size: tuple[int, ...], *, alone: bool = False) -> int:
@@ -236,16 +235,17 @@ class Denoiser:
         with_sigma: bool,
     ) -> Answer:
         """Denoise an array as `emdn_deploy.job` does a file: gaps, bad pixels and all."""
-        from emdn_deploy import correction  # which needs Answer
         from emdn_deploy.readers.frames import Axis, Frames
 
         array = np.asarray(frames)
         stack = stacks.as_stack(array)
+        if self.session.info.frames > 1:
+            stacks.check_one_axis(array.shape, self.session.info.name)
         opened = Frames(
             Path("frames"), "array", stack.shape, array.dtype, "tyx", stack.shape, (Axis(),) * 3,
             lambda start, stop: stack[start:stop].copy(), lambda: None,
         )  # fmt: skip
-        recipe = correction.find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
+        recipe = preprocess.find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
         part = recipe.apply(stack.copy())
         if not recipe.scale.sigma:
             _log.warning("warning: %s", recipe.scale.note)
@@ -256,7 +256,9 @@ class Denoiser:
                 "pixels in gaps, saturated areas or empty frames keep their value",
                 faulty, part.filled, kept,
             )  # fmt: skip
-        made = self.answer(part.frames, recipe.scale, with_sigma=with_sigma, batch=batch)
+        made = self.answer(
+            part.frames, recipe.scale, usable=~part.empty, with_sigma=with_sigma, batch=batch
+        )
         made = part.finish(made)
         errors = None if made.sigma is None else made.sigma.reshape(array.shape)
         return Answer(made.frames.reshape(array.shape), made.shifts, errors)

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import motion
-from emdn_deploy.sampling import Blocks, Reader, collect, trimmed_mean
+from emdn_deploy.noise_level import NoiseLevel, Sample, trimmed_mean
 from emdn_models.errors import EmdnError
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers; gains this close
@@ -92,101 +91,60 @@ class Intensity:
 
 
 def estimate(
-    read: Reader,
-    count: int,
-    size: tuple[int, int],
+    sample: Sample,
     gain: float | None = None,
     offset: float | None = None,
     bad: NDArray[np.bool_] | None = None,
-    lanes: int = 1,
 ) -> Intensity:
-    """Find the scale of a stack.
+    """Find the scale of a stack from a sample, of which pixels that are ``bad``, (H, W), are none.
 
-    Parameters
-    ----------
-    read
-        ``read(start, stop)`` gives (k, H, W) float32.
-    count
-        Frames in the stack.
-    size
-        (H, W).
-    gain, offset
-        What is known of the camera; None to estimate.
-    bad
-        (H, W), pixels that do not count.
-    lanes
-        Runs of frames that are measured side by side.
-
-    Raises
-    ------
-    EmdnError
-        If a sampled pixel is not finite, or ``gain`` is not positive.
+    EmdnError if a pixel is not finite, ``gain`` is not positive, or ``offset`` is not below the
+    mean; either is estimated where it is None.
     """
+    return of_noise(NoiseLevel(sample, bad), gain, offset)
+
+
+def of_noise(level: NoiseLevel, gain: float | None, offset: float | None) -> Intensity:
+    """Turn a noise level into the scale; see `estimate`."""
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise EmdnError(f"gain is {gain}, expected units per electron, more than 0")
-    blocks = collect(read, count, size, bad, lanes=lanes)
-    closer = motion.look(read, count, size, bad) if motion.uneven(blocks) else None
-    return from_blocks(blocks, gain, offset, closer)
-
-
-def from_blocks(
-    blocks: Blocks, gain: float | None, offset: float | None, closer: motion.Spectrum | None = None
-) -> Intensity:
-    """Turn block statistics into the scale (see the module's head for the algebra).
-
-    ``closer`` is what the spectrum of differences says that are not white.
-    """
-    mean = blocks.level
-    found = noise(blocks, closer)
-    variance = found.variance
-    sigma = float(np.sqrt(variance))
+    mean, found = level.level, noise(level)
+    sigma = float(np.sqrt(found.variance))
     if sigma <= _ROUNDING * abs(mean):
         unit = gain or abs(mean) or 1.0
         return Intensity(1.0, unit, mean - unit, 0.0, NO_NOISE)
-    notes = []
     if offset is None:
-        offset, said = _offset(blocks, mean, variance, closer)
-        notes.append(said)
+        offset, note = _offset(level, sigma)
     elif offset >= mean:
         raise EmdnError(f"offset {offset:g} is not below the mean of the frames, {mean:g}")
     else:
-        notes.append("offset given")
+        note = "offset given"
     if gain is not None:
-        notes.append("gain given")
+        note += ", gain given"
     else:
-        gain = found.spread * variance / (mean - offset)
-        if blocks.whole and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
+        gain = found.spread * found.variance / (mean - offset)
+        if level.integers and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
             gain = 1.0
-            notes.append("whole numbers with the noise of counts")
-        elif blocks.step and offset == 0 and abs(gain / blocks.step - 1) <= _COUNTS_TOLERANCE:
-            gain = blocks.step
-            notes.append(f"multiples of {gain:.6g} with the noise of counts")
+            note += ", whole numbers with the noise of counts"
+        elif level.step and offset == 0 and abs(gain / level.step - 1) <= _COUNTS_TOLERANCE:
+            gain = level.step
+            note += f", multiples of {gain:.6g} with the noise of counts"
         else:
-            notes.append(f"gain from {found.method}")
+            note += f", gain from {found.method}"
     scale = (mean - offset) / gain
     sigma = float(np.sqrt(gain * gain * scale / found.spread))
-    return Intensity(scale, gain, offset, sigma, ", ".join(notes))
+    return Intensity(scale, gain, offset, sigma, note)
 
 
 class Noise(NamedTuple):
-    """What `noise` finds at the mean.
-
-    Attributes
-    ----------
-    variance
-        Of a pixel.
-    method
-        What it is from, for people.
-    spread
-        How many times the variance the power at low frequencies is.
-    """
+    """A pixel's variance at the mean, what it is from, and the low frequencies' power over it."""
 
     variance: float
     method: str
     spread: float = 1.0
 
 
-def noise(blocks: Blocks, closer: motion.Spectrum | None) -> Noise:
+def noise(level: NoiseLevel) -> Noise:
     """Choose and average the estimate of the noise at the mean.
 
     Differences of neighbouring frames see no fixed structure. Where they are not
@@ -195,57 +153,52 @@ def noise(blocks: Blocks, closer: motion.Spectrum | None) -> Noise:
     smooth structure does not reach, or the power where no image is. Where both is so,
     a single frame's spectrum has to do.
     """
-    if not blocks.temporal.size:
-        shared = "" if blocks.spread == 1 else ", its large scales (the noise is correlated)"
-        return Noise(blocks.single, "the spectrum of the frame" + shared, blocks.spread)
-    still = Noise(trimmed_mean(blocks.temporal), "differences of neighbouring frames")
-    if not motion.uneven(blocks):
+    if not level.temporal.size:
+        shared = "" if level.spread == 1 else ", its large scales (the noise is correlated)"
+        return Noise(level.single, "the spectrum of the frame" + shared, level.spread)
+    still = Noise(trimmed_mean(level.temporal), "differences of neighbouring frames")
+    if not level.uneven:
         return still
-    moving = motion.moves(blocks) or not blocks.lagged.size
-    if closer is None:  # too small for a spectrum: only slow motion can be told
-        high = min(trimmed_mean(blocks.temporal_high), blocks.single)
+    moving, whiteness = level.moves or not level.lagged.size, level.whiteness
+    if whiteness is None:  # too small for a spectrum: only slow motion can be told
+        high = min(trimmed_mean(level.temporal_high), level.single)
         if moving and still.variance > _UNEVEN * high:
             return Noise(high, f"high-passed {still.method} (the frames move)")
         return still
-    if not closer.correlated:
-        white = motion.white_variance(blocks, closer.white)
+    if not whiteness.correlated:
+        white = level.white_variance(whiteness.share)
         return Noise(white, f"the white part of {still.method} (the frames move or flicker)")
-    if (moving and still.variance > _UNEVEN * blocks.single) or motion.beyond_frames(blocks):
+    if (moving and still.variance > _UNEVEN * level.single) or level.beyond_frames:
         method = "the spectrum of the frame (the noise is correlated, frames differ by more)"
-        return Noise(blocks.single, method, blocks.spread)
+        return Noise(level.single, method, level.spread)
     method = f"{still.method}, their large scales (the noise is correlated)"
-    return Noise(still.variance, method, closer.spread)
+    return Noise(still.variance, method, whiteness.spread)
 
 
-def _offset(
-    blocks: Blocks, mean: float, variance: float, closer: motion.Spectrum | None
-) -> tuple[float, str]:
+def _offset(level: NoiseLevel, sigma: float) -> tuple[float, str]:
     """Choose the reading without electrons: zero unless the data say otherwise."""
-    fitted = fit_offset(blocks, closer)
-    if fitted is not None and fitted < mean:
+    fitted = _fit_offset(level)
+    if fitted is not None and fitted < level.level:
         return fitted, "offset from the variance-mean relation"
-    sigma = float(np.sqrt(variance))
-    if mean > 0 and blocks.low > -0.5 * sigma:
+    if level.level > 0 and level.low > -0.5 * sigma:
         return 0.0, "offset taken as 0"
     # Below zero there are no electrons: the darkest pixels stand for none.
-    return min(blocks.low, mean - sigma), "offset taken from the darkest pixels"
+    return min(level.low, level.level - sigma), "offset taken from the darkest pixels"
 
 
-def fit_offset(blocks: Blocks, closer: motion.Spectrum | None) -> float | None:
+def _fit_offset(level: NoiseLevel) -> float | None:
     """Fit variance = gain * (mean - offset) over the blocks of a stack.
 
-    Returns
-    -------
-    float or None
-        None where the frames are too even or too few to tell the offset from 0, or
-        where motion adds to their differences and no spectrum shows what is white in them.
+    None where the frames are too even or too few to tell the offset from 0, or
+    where motion adds to their differences and no spectrum shows what is white in them.
     """
-    moving = motion.uneven(blocks) and not (closer and closer.correlated)
-    if moving and closer:
-        values = blocks.temporal_high / trimmed_mean(blocks.temporal_high)
-        relation = relate(blocks.mean, values * motion.white_variance(blocks, closer.white))
+    whiteness = level.whiteness if level.uneven else None
+    moving = level.uneven and not (whiteness and whiteness.correlated)
+    if moving and whiteness:
+        values = level.temporal_high / trimmed_mean(level.temporal_high)
+        relation = relate(level.mean, values * level.white_variance(whiteness.share))
     else:
-        relation = None if moving or motion.moves(blocks) else relate(blocks.mean, blocks.temporal)
+        relation = None if moving or level.moves else relate(level.mean, level.temporal)
     if relation is None or not relation.steep:
         return None
     if abs(relation.constant) < 5 * relation.constant_error:
@@ -254,18 +207,12 @@ def fit_offset(blocks: Blocks, closer: motion.Spectrum | None) -> float | None:
     if moving and offset < 0:  # what the filter leaves of the motion adds to the constant
         return None
     # Moving structure and saturation bend the relation; electrons are not negative.
-    return offset if offset < blocks.low else None
+    return offset if offset < level.low else None
 
 
 @dataclass(frozen=True)
 class Relation:
-    """The line variance = slope * mean + constant over blocks, with standard errors.
-
-    Attributes
-    ----------
-    mixed
-        Covariance of slope and constant.
-    """
+    """The line variance = slope * mean + constant over blocks, with errors and their covariance."""
 
     slope: float
     slope_error: float
@@ -303,13 +250,8 @@ def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relati
     covariance = np.linalg.pinv(design.T @ design)
     slope, constant = covariance @ design.T @ (levels / errors)
     chi = float(np.mean(((levels - slope * centres - constant) / errors) ** 2))
-    covariance *= max(1.0, chi)
-    slope_error, constant_error = np.sqrt(np.diag(covariance))
-    ratio = of_variance / of_mean
-    return Relation(
-        float(slope * ratio),
-        float(slope_error * ratio),
-        float(constant * of_variance),
-        float(constant_error * of_variance),
-        float(covariance[0, 1] * ratio * of_variance),
-    )
+    units = np.array([of_variance / of_mean, of_variance])
+    covariance *= max(1.0, chi) * np.outer(units, units)
+    slope_error, constant_error = np.sqrt(np.diag(covariance)).tolist()
+    slope, constant = (np.array([slope, constant]) * units).tolist()
+    return Relation(slope, slope_error, constant, constant_error, float(covariance[0, 1]))

@@ -3,33 +3,35 @@
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emdn_deploy import (
-    correction,
+    neighbours,
     pipeline,
+    preprocess,
     provenance,
-    selection,
     targets,
     uncertainty,
     writers,
 )
-from emdn_deploy.calibration import dose
 from emdn_deploy.check.quick import Quick, spans
-from emdn_deploy.correction import Part, Prepared, Recipe
-from emdn_deploy.denoiser import Answer, Denoiser
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.outcome import Plan, Report
-from emdn_deploy.output import Output, State, check_targets, held
-from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import CUT_SHORT
-from emdn_deploy.sums import Sums
-from emdn_deploy.writers import Layout, Storage
-from emdn_deploy.writers.layout import partial_of
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.output import Output, State, Sums, check_targets, claimed
+from emdn_deploy.preprocess import Part, Prepared, Recipe
+from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
+from emdn_deploy.readers.calibration import dose
+from emdn_deploy.readers.frames import check_one_scale
+from emdn_deploy.report import Plan, Report
+from emdn_deploy.stacks import Answer
+from emdn_deploy.writers import Layout, Storage, partial_of
+from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import renamed
 
@@ -44,23 +46,10 @@ Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
 
-def open_selected(source: Path, options: DenoiseOptions) -> Frames:
-    """Open an input and take the frames that ``options`` select."""
-    frames = open_frames(source, Choice(options.dataset, options.axes))
-    try:
-        chosen = frames if options.frames is None else selection.select(frames, options.frames)
-        if CUT_SHORT in frames.metadata:
-            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
-        return chosen
-    except BaseException:
-        frames.release()
-        raise
-
-
 def plan(source: Path, options: DenoiseOptions) -> Plan:
     """Say what `run` would do, and raise what it would raise before reading pixels."""
     target, module = targets.target_of(source, options)
-    with open_selected(source, options) as frames:
+    with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
         files, others = _outputs(target, module, frames, options)
         check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
         compress = writers.compressed(module, frames, options.compress)
@@ -102,15 +91,15 @@ def run(
     source: Path,
     options: DenoiseOptions,
     progress: Progress = lambda done, count: None,
-    denoiser: Denoiser | None = None,
+    opened: dict[str | None, Denoiser] | None = None,
     recipe: Recipe | None = None,
 ) -> Report:
     """Denoise a file of frames.
 
     Parameters
     ----------
-    denoiser
-        An open model, to be used for several inputs; None to open one.
+    opened
+        Open models by name, to be used for several inputs; those that are missing are added.
     recipe
         Scale and corrections of a longer stack that this file is a part of; None to
         find its own.
@@ -122,20 +111,22 @@ def run(
     """
     target, module = targets.target_of(source, options)
     with contextlib.ExitStack() as stack:
-        frames = stack.enter_context(open_selected(source, options))
+        frames = stack.enter_context(
+            open_selected(source, Choice(options.dataset, options.axes), options.frames)
+        )
         given = provenance.stamps(provenance.inputs_of(frames, options))
         files, pictures = _outputs(target, module, frames, options)
         over = options.overwrite
-        stack.enter_context(held(files, pictures, _inputs(frames, options), overwrite=over))
+        stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
         beside = writers.sigma_file(target, module) if options.sigma else None
         compress = writers.compressed(module, frames, options.compress)
         options = replace(options, compress=compress)
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
-        denoiser = denoiser or Denoiser.of(options)
         if options.axes is None:
-            selection.check_one_scale(frames)
-        ready = correction.prepare(frames, options, recipe)
+            check_one_scale(frames)
+        ready = preprocess.prepare(frames, options, recipe)
+        denoiser, seen = choose(ready, options, {} if opened is None else opened)
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
         info = denoiser.session.info
@@ -144,7 +135,7 @@ def run(
             _log.warning("warning: %s: sigma is %s", source, note)
         count, size = frames.shape[0], frames.shape[1:]
         _, batch = _cut(denoiser, count, size, options)
-        facts = provenance.facts_of(frames, options, denoiser, ready, batch)
+        facts = provenance.facts_of(frames, options, denoiser, ready, batch, seen)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
         _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
 
@@ -196,7 +187,126 @@ def run(
         net, float(late["largest_shift"]), ready.gap_pixels, sums.kept, ready.recipe.flags.limit,
         sums.filled, tuple(sums.empty), ready.recipe.notes,
         smallest_defect=checked.smallest.words if checked and checked.smallest else None,
+        neighbours=seen,
     )  # fmt: skip
+
+
+def choose(
+    ready: Prepared, options: DenoiseOptions, opened: dict[str | None, Denoiser]
+) -> tuple[Denoiser, str]:
+    """Open the model that was asked for; without one, a movie gets the model for movies.
+
+    That sees each frame amid its neighbours, which helps where they show the same scene.
+
+    Parameters
+    ----------
+    opened
+        Models that are open, by name; those that are missing are added.
+
+    Returns
+    -------
+    Denoiser, str
+        The model, and what it sees of a stack and why, for people.
+
+    Raises
+    ------
+    FormatError
+        If frames along several axes are to be denoised by a model that sees neighbours in time.
+    """
+
+    def open_model(name: str | None) -> Denoiser:
+        if name not in opened:
+            opened[name] = Denoiser.of(replace(options, model=name))
+        return opened[name]
+
+    def seen(name: str | None, why: str) -> tuple[Denoiser, str]:
+        model = open_model(name)
+        half = model.session.info.frames // 2
+        how = f"each frame with {half} on either side" if half else "each frame by itself"
+        return model, f"{how} ({why})" if why else how
+
+    frames = ready.frames
+    axes = zip(frames.order, frames.stored_shape, strict=True)
+    lead = sum(letter not in "yx" and length > 1 for letter, length in axes)
+    if options.model is not None:
+        found = seen(options.model, "")
+        if lead > 1 and found[0].session.info.frames > 1:
+            raise FormatError(
+                f"{frames.path}: has frames along {lead} axes ({frames.order}), and "
+                f"{options.model} sees neighbours in time; choose one by --axes, or another --model"
+            )
+        return found
+    movie, count = pretrained.movie_model(options.precision), frames.shape[0]
+    if movie is None:
+        return seen(None, "no model for movies is there")
+    if count < neighbours.LEAST or lead != 1:
+        return seen(None, f"no movie: {count} frames along {lead} axes")
+    if not ready.scale.sigma:
+        return seen(None, "no noise to compare them by")
+    single = open_model(None)
+    scene = neighbours.compare(
+        lambda number: ready.read(number, number + 1)[0],
+        lambda some: single.run(some, ready.scale),
+        count,
+        ready.scale.offset,
+    )
+    return seen(movie if scene.movie else None, str(scene))
+
+
+@dataclass(frozen=True)
+class _Amid:
+    """A part of a stack, and the frames before and after it that its own are seen with."""
+
+    start: int
+    part: Part
+    frames: NDArray[np.float32]
+    around: tuple[int, int]
+    usable: NDArray[np.bool_]
+
+
+class _Reader:
+    """Reads the parts of a stack in order, each with its neighbours and each frame once.
+
+    Parameters
+    ----------
+    read
+        ``read(start, stop)`` gives corrected frames.
+    spans
+        (start, stop) of the parts, in order.
+    half
+        How many frames before and after a part go with it, where the stack has them.
+    """
+
+    def __init__(
+        self, read: Callable[[int, int], Part], spans: list[tuple[int, int]], half: int
+    ) -> None:
+        self._read, self._half, self._coming = read, half, deque(spans)
+        self._last = spans[-1][1] if spans else 0
+        self._ahead: deque[Part] = deque()
+        first = spans[0][0] if spans else 0
+        # After a pause the frames before the first part are needed once more.
+        self._before = [read(first - min(first, half), first)] if first and half else []
+        self._until = first
+
+    def __call__(self, start: int, stop: int) -> _Amid:
+        """Return the next part."""
+        while self._until < min(self._last, stop + self._half):
+            span = self._coming.popleft()
+            self._ahead.append(self._read(*span))
+            self._until = span[1]
+        part = self._ahead.popleft()
+        if not self._half:
+            return _Amid(start, part, part.frames, (0, 0), ~part.empty)
+        parts = [*self._before, part, *self._ahead]
+        earlier = sum(len(one.frames) for one in self._before)
+        around = min(self._half, earlier), min(self._half, self._until - stop)
+        some = slice(earlier - around[0], earlier + stop - start + around[1])
+        frames = np.concatenate([one.frames for one in parts])[some]
+        usable = ~np.concatenate([one.empty for one in parts])[some]
+        self._before.append(part)
+        while sum(len(one.frames) for one in self._before[1:]) >= self._half:
+            del self._before[0]
+        return _Amid(start, part, frames, around, usable)
 
 
 def _stream(
@@ -214,25 +324,26 @@ def _stream(
 
     whole = np.dtype(options.dtype).kind != "f"
 
-    def read(start: int, stop: int) -> tuple[int, Part]:
+    def take(start: int, stop: int) -> Part:
         part = ready.take(start, stop)
         if len(given) <= FEW_FILES:  # HDF5 reads zeros where a file was cut off
             provenance.check_unchanged(given)
-        return start, part
+        return part
 
-    def compute(item: tuple[int, Part]) -> Answer:
-        start, part = item
+    def compute(item: _Amid) -> Answer:
+        start, part = item.start, item.part
         made = denoiser.answer(
-            part.frames, ready.scale, with_sigma=options.sigma, batch=batch, alone=lanes > 1
-        )
+            item.frames, ready.scale, around=item.around, usable=item.usable,
+            with_sigma=options.sigma, batch=batch, alone=lanes > 1,
+        )  # fmt: skip
         # Here, and not where it is written, so that every lane does its own.
         for index in np.flatnonzero(part.judged(ready.recipe.bad)):
             one = slice(index, index + 1)
             quick.add(start + int(index), part.frames[one], made.frames[one], made.shifts[one])
         return part.finish(made, whole=whole)
 
-    def write(start: int, item: tuple[int, Part], made: Answer) -> None:
-        _, part = item
+    def write(start: int, item: _Amid, made: Answer) -> None:
+        part = item.part
 
         def tally(sums: Sums) -> None:
             empty = (start + np.flatnonzero(part.empty)).tolist()
@@ -242,7 +353,9 @@ def _stream(
         output.write(start, part.counted(), made.frames, made.sigma, tally)
         progress(start + len(part.frames), count)
 
-    pipeline.stream(read, compute, write, pipeline.blocks(output.done, count, batch), lanes)
+    spans = pipeline.blocks(output.done, count, batch)
+    reader = _Reader(take, spans, denoiser.session.info.frames // 2)
+    pipeline.stream(reader, compute, write, spans, lanes)
 
 
 def _take_up(output: Output, quick: Quick, denoiser: Denoiser, size: tuple[int, ...]) -> None:
@@ -270,7 +383,7 @@ def _draw(
     count = frames.shape[0]
     with open_frames(target, choice) as denoised:
         if options.preview is not None:
-            from emdn_deploy import preview  # matplotlib takes half a second to import
+            from emdn_deploy import figures
 
             number = count // 2
             # Pictures are drawn in a unit whose square float32 holds.
@@ -284,14 +397,14 @@ def _draw(
                 title += f", {known:.4g} e/Å²"
             kind = options.preview.suffix[1:].lower()
             with renamed(options.preview) as place:
-                preview.draw(place, before, after, scale, frames.axis("x"), title, kind)
+                figures.draw(place, before, after, scale, frames.axis("x"), title, kind)
         if options.movie is not None:
-            from emdn_deploy import movie
+            from emdn_deploy import figures
 
             time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
             with renamed(options.movie) as place:
                 read = ready.shown(denoised.read)
-                movie.write(place, ready.read, read, count, time, frames.axis("x"))
+                figures.movie(place, ready.read, read, count, time, frames.axis("x"))
 
 
 def _warn(

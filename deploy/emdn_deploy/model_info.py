@@ -8,13 +8,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
-from emdn_deploy.options import Precision
+from emdn_deploy.config import Precision
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
 
 SCHEMA = "1"
 # Pixels that a tile may need around itself.
 _LARGEST = 2**16
+# Frames that a model may see at once.
+_MOST_FRAMES = 15
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class ModelInfo:
         Of the ONNX file.
     precision
         Numbers that it computes with, as it says itself.
+    frames
+        How many frames it sees to denoise the middle one of them, an odd number.
     multiple
         Step that height and width are padded to inside the graph.
     receptive_field
@@ -50,6 +54,7 @@ class ModelInfo:
     name: str
     preset: str
     precision: str
+    frames: int
     multiple: int
     receptive_field: int
     halo: int | None
@@ -145,6 +150,7 @@ def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
             name=text["model"],
             preset=text["preset"],
             precision=text.get("precision", "fp32"),
+            frames=int(text.get("frames", "1")),
             multiple=int(text["multiple"]),
             receptive_field=int(text["receptive_field"]),
             halo=int(text["halo"]) if "halo" in text else None,
@@ -158,6 +164,8 @@ def parse(path: Path, text: Mapping[str, str], inputs: list[str]) -> ModelInfo:
         sizes = info.multiple, info.receptive_field, info.parameters + 1, (info.halo or 0) + 1
         if min(sizes) < 1 or max(info.multiple, info.receptive_field, info.halo or 0) > _LARGEST:
             raise ValueError(f"sizes {sizes}")
+        if info.frames not in range(1, _MOST_FRAMES + 1, 2):
+            raise ValueError(f"{info.frames} frames, expected an odd number up to {_MOST_FRAMES}")
         if not 0 <= info.gflop_256 < math.inf:
             raise ValueError(f"{info.gflop_256} GFLOP")
         if not (isinstance(info.recipe, dict) and isinstance(info.quality, dict)):

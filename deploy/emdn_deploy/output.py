@@ -10,14 +10,15 @@ until all are done. Standard deviations fill a second stack, in the same file or
 
 import contextlib
 import copy
-import importlib
 import json
 import logging
 import os
 import re
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,12 +26,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.filling import Filling, Saved
-from emdn_deploy.sums import Sums
-from emdn_deploy.writers import INSIDE
-from emdn_deploy.writers.layout import Layout, Provenance, partial_of
+from emdn_deploy import writers
+from emdn_deploy.writers import Layout, Provenance, partial_of, storable
 from emdn_models.errors import EmdnError, OutputError
-from emdn_models.lock import locked
+from emdn_models.files import locked
 
 # Work that a power failure may cost.
 SYNC_SECONDS = 2.0
@@ -39,6 +38,88 @@ _BESIDE = (".new", ".frames", ".sigma", ".map.new", ".map")
 
 State = dict[str, NDArray[Any]]
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sums:
+    """What is summed up over the frames written so far, for the record.
+
+    Attributes
+    ----------
+    pixels
+        Such as were denoised: without gaps, saturated areas and frames without values.
+    saturated
+        Of the output, outside the range of its type.
+    kept, filled
+        Pixels of the input that are saturated, and such as were filled in in single frames.
+    empty
+        Numbers of the frames without any value.
+    """
+
+    pixels: int = 0
+    before: float = 0.0
+    after: float = 0.0
+    squares: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+    saturated: int = 0
+    shift: float = 0.0
+    largest: float = 0.0
+    kept: int = 0
+    filled: int = 0
+    empty: list[int] = field(default_factory=list)
+
+    def add(self, before: NDArray[np.float32], after: NDArray[Any]) -> None:
+        """Count in a block (k, H, W) of input and output, but for what is NaN in the input."""
+        if not (counted := np.isfinite(before)).all():
+            before, after = before[counted], after[counted]
+            if not after.size:
+                return
+        flat = after.astype(np.float64).ravel()
+        self.pixels += after.size
+        self.before += float(before.sum(dtype=np.float64))
+        self.after += float(flat.sum())
+        # Not by @, whose threads would take the cores from the computation.
+        self.squares += float(np.einsum("i,i->", flat, flat))
+        self.low, self.high = min(self.low, float(after.min())), max(self.high, float(after.max()))
+
+    def add_kept(self, saturated: int, filled: int, empty: list[int]) -> None:
+        """Count in what a block keeps of the input, and the numbers of its empty frames."""
+        self.kept += saturated
+        self.filled += filled
+        self.empty += empty
+
+    def add_shifts(self, shifts: NDArray[np.float64], pixels: int) -> None:
+        """Count in what was added to frames of so many pixels for the sake of their means."""
+        self.shift += pixels * float(shifts.sum())
+        self.largest = max(self.largest, float(np.abs(shifts).max()))
+
+    def facts(self, offset: float) -> dict[str, int | float | str]:
+        """Return the statistics of the whole output, and what the means did.
+
+        ``intensity_ratio`` is mean(out) / mean(in) of what is stored, ``net_intensity_ratio``
+        that of the net, before frames were shifted to their means, and ``largest_shift`` the
+        largest of these shifts, in units of mean(in).
+        """
+        pixels = max(1, self.pixels)
+        mean, dark = self.after / pixels, self.before / pixels - offset
+        more = {
+            "saturated_input_pixels": self.kept,
+            "filled_in_single_frames": self.filled,
+            "frames_without_values": ", ".join(map(str, self.empty)),
+        }
+        return {
+            # Above the offset, ratios keep their meaning where the mean is near zero.
+            "intensity_ratio": (mean - offset) / dark if dark else 1.0,
+            "net_intensity_ratio": 1 - self.shift / pixels / dark if dark else 1.0,
+            "largest_shift": self.largest / abs(dark) if dark else 0.0,
+            "output_min": self.low if self.pixels else 0.0,
+            "output_max": self.high if self.pixels else 0.0,
+            "output_mean": mean,
+            "saturated_pixels": self.saturated,
+            "output_std": max(0.0, self.squares / pixels - mean * mean) ** 0.5,
+            **{name: value for name, value in more.items() if value},
+        }
 
 
 def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
@@ -65,14 +146,11 @@ def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: boo
             raise OutputError(f"{target}: would be written twice; give two names")
         if target.exists() and not overwrite:
             raise OutputError(f"{target}: exists already; add --overwrite, or give another name")
-        _check_folder(target.parent)
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder; create it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{folder}: cannot be written to; choose another place with -o")
+        folder = target.parent
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: no such folder; create it first")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{folder}: cannot be written to; choose another place with -o")
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -81,56 +159,46 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def held(
+def claimed(
     files: list[Path], others: list[Path], inputs: list[Path], *, overwrite: bool
 ) -> Iterator[None]:
     """Keep an output to this process, after `check_targets`, and tidy what a kill left of it.
 
-    Parameters
-    ----------
-    files
-        As `emdn_deploy.writers.files_of`.
-    others
-        What the run writes besides, such as pictures.
-
-    Raises
-    ------
-    OutputError
-        As `check_targets`; if another process is at work on it, or a partial file is none
-        that emdn has left there.
+    ``files``: as `emdn_deploy.writers.files_of`. ``others``: what the run writes besides, such as
+    pictures. Raises OutputError: as `check_targets`; if another process is at work on it, or a file
+    of the name of a partial one is none that emdn has left there.
     """
     check_targets([*files, *others], inputs, overwrite=True)
-    target = files[-1]
-    lock = Path(f"{partial_of(target)}.lock")
-    ours = lock.exists()
+    ours = "key" in load_map(files[-1]) or any(_is_lock(_lock_of(file)) for file in files)
+    for file in files:
+        for path in (*_pieces(file), _lock_of(file)):
+            if path.exists() and not (ours or (path == _lock_of(file) and _is_lock(path))):
+                raise OutputError(
+                    f"{path}: exists already, and no run of emdn has left it; move it away, or "
+                    "give the output another name"
+                )
     with contextlib.ExitStack() as stack:
         for file in files:
-            stack.enter_context(_alone(file))
+            lock = _lock_of(file)
+            try:
+                stack.enter_context(locked(lock, file))
+            except OSError as error:
+                raise OutputError(f"{lock}: cannot be written ({error.strerror})") from error
         _tidy(files)
         check_targets([*files, *others], inputs, overwrite=overwrite)
-        ours = ours or map_of(target).exists() or overwrite
-        for file in files:
-            if partial_of(file).exists() and not ours:
-                raise OutputError(
-                    f"{partial_of(file)}: exists already, and no run of emdn has left it; move "
-                    "it away, or add --overwrite"
-                )
         yield
 
 
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    lock = Path(f"{partial_of(file)}.lock")
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(lock, file))
-        except OSError as error:
-            raise OutputError(f"{lock}: cannot be written ({error.strerror})") from error
-        try:
-            yield
-        except BaseException:
-            lock.unlink(missing_ok=True)
-            raise
+def _lock_of(file: Path) -> Path:
+    return Path(f"{partial_of(file)}.lock")
+
+
+def _is_lock(path: Path) -> bool:
+    """Say whether a lock is one of emdn's; on a full disk it is left empty."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = path.read_text()
+        return not text or text.startswith('{"pid"')
+    return False
 
 
 def map_of(target: Path) -> Path:
@@ -143,7 +211,7 @@ def load_map(target: Path) -> dict[str, Any]:
     try:
         with np.load(map_of(target), allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, EOFError):
+    except (AttributeError, OSError, ValueError, EOFError, zipfile.BadZipFile):
         return {}
 
 
@@ -160,10 +228,7 @@ def save_map(target: Path, arrays: dict[str, Any]) -> None:
 def continues(target: Path, saved: dict[str, Any], key: str, *, overwrite: bool) -> bool:
     """Say whether an interrupted run can be continued.
 
-    Raises
-    ------
-    OutputError
-        If it is another run's, and not to be thrown away.
+    Raises OutputError if it is another run's, and not to be thrown away.
     """
     if "key" not in saved or not partial_of(target).exists():
         return False
@@ -171,14 +236,15 @@ def continues(target: Path, saved: dict[str, Any], key: str, *, overwrite: bool)
         return True
     if overwrite:
         return False
+    old, new = json.loads(str(saved["key"])), json.loads(key)
+    named = ", ".join(sorted(name for name in {*old, *new} if old.get(name) != new.get(name)))
     raise OutputError(
-        f"{partial_of(target)}: is an interrupted run with another "
-        f"{_difference(str(saved['key']), key)}; "
+        f"{partial_of(target)}: is an interrupted run with another {named}; "
         "repeat that run's command to continue it, or add --overwrite to begin anew"
     )
 
 
-def say_kept(error: BaseException, done: int, partial: Path) -> None:
+def advise(error: BaseException, done: int, partial: Path) -> None:
     """Add to an error how to go on."""
     words = (
         f"{done} frames are kept in {partial}: the same command goes on from there, "
@@ -190,18 +256,26 @@ def say_kept(error: BaseException, done: int, partial: Path) -> None:
         error.args = (f"{error}; {words}",)
 
 
-def refused(partial: Path, error: OSError | RuntimeError) -> OutputError:
+@contextlib.contextmanager
+def disk(partial: Path) -> Iterator[None]:
     """Say why a disk refuses a file; HDF5 says it in the middle of an error of any kind."""
-    found = re.search(r"error message = '([^']*)'", str(error))
-    reason = getattr(error, "strerror", None) or (found.group(1) if found else str(error))
-    return OutputError(f"{partial}: cannot be written ({reason})")
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        found = re.search(r"error message = '([^']*)'", str(error))
+        reason = getattr(error, "strerror", None) or (found.group(1) if found else str(error))
+        raise OutputError(f"{partial}: cannot be written ({reason})") from error
 
 
 def discard(files: list[Path]) -> None:
     """Remove what an incomplete output consists of, the map last."""
     for file in files:
-        for suffix in ("", *_BESIDE):
-            Path(f"{partial_of(file)}{suffix}").unlink(missing_ok=True)
+        for path in _pieces(file):
+            path.unlink(missing_ok=True)
+
+
+def _pieces(file: Path) -> list[Path]:
+    return [Path(f"{partial_of(file)}{suffix}") for suffix in ("", *_BESIDE)]
 
 
 def _tidy(files: list[Path]) -> None:
@@ -217,13 +291,75 @@ def _tidy(files: list[Path]) -> None:
             os.replace(file, partial_of(file))
 
 
+class Filling:
+    """One stack of frames on its way into a file that is laid out already.
+
+    ``partial``: the file that was laid out. ``spool``: where compressed frames wait, whose places
+    are not known before all are made.
+    """
+
+    def __init__(self, layout: Layout, partial: Path, spool: Path, sums: Sums) -> None:
+        self.layout, self.sums = layout, sums
+        place = spool if layout.encode else partial
+        self.file = place.open("r+b" if place.exists() else "w+b", buffering=0)
+
+    def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
+        """Write frames (k, H, W), the first of which is number ``start``."""
+        layout = self.layout
+        stored, saturated = storable(after, np.dtype(layout.dtype))
+        for number, frame in enumerate(stored, start):
+            turned = frame.T if layout.transposed else frame
+            pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype))
+            left = pixels.data.cast("B")
+            if layout.encode:
+                left = memoryview(layout.encode(pixels))
+                layout.offsets[number + 1] = layout.offsets[number] + len(left)
+            self.file.seek(int(layout.offsets[number]))
+            while left:
+                left = left[self.file.write(left) :]
+        self.sums.add(before, stored)
+        self.sums.saturated += saturated
+
+    def state(self, name: str) -> dict[str, Any]:
+        """Return arrays from which `restored` makes layout and sums in a later run."""
+        layout = self.layout
+        return {
+            f"{name}_offsets": layout.offsets,
+            f"{name}_dtype": layout.dtype,
+            f"{name}_transposed": layout.transposed,
+            f"{name}_packed": layout.encode is not None,
+            f"{name}_sums": json.dumps(asdict(self.sums)),
+        }
+
+    def complete(self) -> None:
+        """Bring compressed frames to their places, and close."""
+        if self.layout.fill:
+            self.layout.fill(self._packed())
+        self.file.close()
+
+    def _packed(self) -> Iterator[bytes]:
+        for start, stop in pairwise(self.layout.offsets.tolist()):
+            self.file.seek(start)
+            yield self.file.read(stop - start)
+
+
+def restored(arrays: dict[str, Any], name: str) -> tuple[Layout, Sums]:
+    """Take up what `Filling.state` gave; of compressed frames, nothing but their places."""
+    layout = Layout(
+        arrays[f"{name}_offsets"],
+        str(arrays[f"{name}_dtype"]),
+        bool(arrays[f"{name}_transposed"]),
+    )
+    return layout, Sums(**json.loads(str(arrays[f"{name}_sums"])))
+
+
 class Output:
     """Fill ``NAME.partial`` frame by frame, then rename it to ``NAME``.
 
     Parameters
     ----------
     files
-        Those of the output, `held` (see `emdn_deploy.writers.files_of`); the frames are last.
+        Those of the output, `claimed` (see `emdn_deploy.writers.files_of`); the frames are last.
     module
         The writer (see `emdn_deploy.writers`).
     make
@@ -259,27 +395,22 @@ class Output:
         state: Callable[[], State] = dict,
         overwrite: bool = False,
     ) -> None:
-        self.module = module
-        self._files = files
-        self._beside = beside
-        self.partial = partial_of(files[-1])
-        self._make, self._pixels = make, pixels
+        self.module, self.partial = module, partial_of(files[-1])
+        self._files, self._beside = files, beside
+        self._make, self._pixels, self._state = make, pixels, state
         self._key = json.dumps(dict(key), sort_keys=True)
         self._synced, self._took = time.monotonic(), 0.0
-        self._state = state
         self._fillings: dict[str, Filling] = {}
         self.earlier: State = {}
         self.done = 0
-        with self._disk():
+        with disk(self.partial):
             if not self._continued(overwrite=overwrite):
                 discard(files)
                 try:
                     self._open(make(self.partial), {"frames": Sums(), "sigma": Sums()})
                     self._save_map()
                 except BaseException:
-                    self._close()
-                    with contextlib.suppress(OSError):
-                        discard(files)
+                    self._drop()
                     raise
 
     @property
@@ -297,14 +428,11 @@ class Output:
     ) -> None:
         """Write frames (k, H, W), the first of which is number ``start``, and their sigma.
 
-        Parameters
-        ----------
-        tally
-            Sums up what else is recorded of them; not called where writing fails.
+        ``tally``: sums up what else is recorded of them; not called where writing fails.
         """
         counted = {name: copy.deepcopy(filling.sums) for name, filling in self._fillings.items()}
         try:
-            with self._disk():
+            with disk(self.partial):
                 self._fillings["frames"].write(start, before, after)
                 if sigma is not None:
                     self._fillings["sigma"].write(start, sigma, sigma)
@@ -314,7 +442,7 @@ class Output:
             for name, filling in self._fillings.items():
                 filling.sums = counted[name]
             raise
-        with self._disk():
+        with disk(self.partial):
             # Of a very long stack it takes a while to save what is known: 5 % of the time.
             if time.monotonic() - self._synced > max(SYNC_SECONDS, 20 * self._took):
                 self._save_map()
@@ -325,8 +453,7 @@ class Output:
 
     def complete(self, late: Provenance) -> None:
         """Make the files durable and give them their names."""
-        writer = importlib.import_module(f"emdn_deploy.writers.{self.module}")
-        with self._disk():
+        with disk(self.partial):
             self._save_map()
             for filling in self._fillings.values():
                 filling.complete()
@@ -334,12 +461,12 @@ class Output:
             if self._beside is not None:
                 own = self._fillings["sigma"].sums.facts(0.0)
                 known = {name: own[name] for name in own if name.startswith("output_")}
-                writer.finish(partial_of(self._beside), known)
-            writer.finish(self.partial, late)
+                writers.finish(self.module, partial_of(self._beside), known)
+            writers.finish(self.module, self.partial, late)
             for file in self._files:
                 with partial_of(file).open("r+b") as opened:
                     os.fsync(opened.fileno())
-            # Where the frames are, all is there; a kill in between is mended by `held`.
+            # Where the frames are, all is there; a kill in between is mended by `claimed`.
             if len(self._files) > 1:
                 names = {one.name: _identity(partial_of(one)) for one in self._files[:-1]}
                 self._write_map({"renamed": json.dumps(names)})
@@ -359,50 +486,38 @@ class Output:
         if error is None:
             return
         if not self.done:
-            self._close()
-            with contextlib.suppress(OSError):
-                discard(self._files)
+            self._drop()
             return
         # Whatever it is may be mended, and the run continued.
         with contextlib.suppress(OSError, ValueError):
             self._save_map()
         self._close()
         if self.partial.exists():
-            say_kept(error, self.done, self.partial)
-
-    @property
-    def _places(self) -> range:
-        """Return the numbers of the frames."""
-        layout = self._fillings["frames"].layout
-        return range(len(layout.offsets) - (layout.packing is not None))
+            advise(error, self.done, self.partial)
 
     def _continued(self, *, overwrite: bool) -> bool:
         """Take up a partial file of the same key, if there is one."""
-        target = self._files[-1]
-        saved_map = load_map(target)
-        if not continues(target, saved_map, self._key, overwrite=overwrite):
+        saved = load_map(self._files[-1])
+        if not continues(self._files[-1], saved, self._key, overwrite=overwrite):
             return False
         if not all(partial_of(file).exists() for file in self._files):
             return False
-        saved = {name: Saved.of(saved_map, name) for name in saved_map["stacks"].tolist()}
-        layouts = {name: one.layout for name, one in saved.items()}
-        if saved["frames"].packed:
+        found = {name: restored(saved, name) for name in saved["stacks"].tolist()}
+        layouts = {name: layout for name, (layout, _) in found.items()}
+        if saved["frames_packed"]:
             # An interruption while the file was filled leaves no more of it than its frames.
             fresh = self._make(self.partial)
             made = {"frames": fresh, "sigma": fresh.sigma or fresh}
             layouts = {
                 name: replace(made[name], offsets=one.offsets) for name, one in layouts.items()
             }
-        elif "finishing" in saved_map and self.module in INSIDE:
+        elif "finishing" in saved and self.module in writers.INSIDE:
             self._mend(list(layouts.values()))
         layout = replace(layouts["frames"], sigma=layouts.get("sigma"))
-        self._open(layout, {name: one.sums for name, one in saved.items()})
-        self.done = int(np.count_nonzero(saved_map["done"]))
-        self.earlier = {
-            name.removeprefix("state_"): array
-            for name, array in saved_map.items()
-            if name.startswith("state_")
-        }
+        self._open(layout, {name: sums for name, (_, sums) in found.items()})
+        self.done = int(np.count_nonzero(saved["done"]))
+        earlier = {name: saved[name] for name in saved if name.startswith("state_")}
+        self.earlier = {name.removeprefix("state_"): array for name, array in earlier.items()}
         return True
 
     def _mend(self, layouts: list[Layout]) -> None:
@@ -439,39 +554,33 @@ class Output:
             # In a file of its own where there is one, otherwise in that of the frames.
             stacks["sigma"] = layout.sigma, partial_of(self._beside or self._files[-1])
         for name, (one, partial) in stacks.items():
-            spool = self.partial.with_name(f"{self.partial.name}.{name}")
+            spool = Path(f"{self.partial}.{name}")
             self._fillings[name] = Filling(one, partial, spool, sums[name])
 
     def _save_map(self) -> None:
         """Make the frames durable, then say that they are done."""
         began = time.monotonic()
         for filling in self._fillings.values():
-            filling.sync()
+            os.fsync(filling.file.fileno())
         self._write_map({})
         self._synced = time.monotonic()
         self._took = self._synced - began
 
     def _write_map(self, more: dict[str, Any]) -> None:
+        layout = self._fillings["frames"].layout
+        count = len(layout.offsets) - (layout.encode is not None)
         arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings), **more}
-        arrays["done"] = np.arange(len(self._places)) < self.done
+        arrays["done"] = np.arange(count) < self.done
         arrays |= {f"state_{name}": one for name, one in self._state().items()}
         for name, filling in self._fillings.items():
             arrays |= filling.state(name)
         save_map(self._files[-1], arrays)
 
+    def _drop(self) -> None:
+        self._close()
+        with contextlib.suppress(OSError):
+            discard(self._files)
+
     def _close(self) -> None:
         for filling in self._fillings.values():
             filling.file.close()
-
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            raise refused(self.partial, error) from error
-
-
-def _difference(one: str, other: str) -> str:
-    """Name what two keys disagree in."""
-    old, new = json.loads(one), json.loads(other)
-    return ", ".join(sorted(name for name in {*old, *new} if old.get(name) != new.get(name)))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from emdn_deploy import uncertainty
 from emdn_deploy.check.quick import QuickResult, spans
-from emdn_deploy.correction import Prepared
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames, open_frames
 from emdn_deploy.writers import Provenance
 from emdn_models import __version__
@@ -20,9 +20,14 @@ Stamps = dict[str, tuple[int, int, int]]
 
 
 def facts_of(
-    frames: Frames, options: DenoiseOptions, denoiser: Denoiser, ready: Prepared, batch: int
+    frames: Frames,
+    options: DenoiseOptions,
+    denoiser: Denoiser,
+    ready: Prepared,
+    batch: int,
+    seen: str,
 ) -> Provenance:
-    """Say how an output comes about."""
+    """Say how an output comes about; ``seen`` is what the model sees of the stack."""
     info, scale = denoiser.session.info, ready.scale
     references = {
         name: str(path) for name in REFERENCES if (path := getattr(options, name)) is not None
@@ -32,6 +37,8 @@ def facts_of(
         "version": __version__,
         "model": info.name,
         "preset": info.preset,
+        "model_frames": info.frames,
+        "neighbours": seen,
         "precision": denoiser.session.precision,
         "model_sha256": info.sha256,
         "weights_sha256": info.text.get("weights_sha256", ""),
@@ -117,10 +124,7 @@ def stamps(paths: Iterable[Path]) -> Stamps:
 def check_unchanged(before: Stamps) -> None:
     """Compare files with what they were when the run began.
 
-    Raises
-    ------
-    FormatError
-        If one was changed or replaced meanwhile: frames may then be of two inputs.
+    Raises FormatError if one was changed or replaced meanwhile: frames may then be of two inputs.
     """
     now = stamps(Path(name) for name in before)
     changed = [name for name in before if before[name] != now[name]]

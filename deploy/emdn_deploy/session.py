@@ -25,8 +25,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from emdn_deploy import model_info, onnx_file
+from emdn_deploy.config import Device, Precision
 from emdn_deploy.model_info import ModelInfo
-from emdn_deploy.options import Device, Precision
 from emdn_deploy.pipeline import usable_cpus
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError, install
@@ -100,7 +100,8 @@ class Session:
         Parameters
         ----------
         frames
-            (n, H, W) in the input's own units.
+            (n, H, W) in the input's own units; (n, F, H, W), each amid its neighbours, for a
+            model that sees F frames.
         scale
             Mean electrons per pixel of the stack.
         offset, gain
@@ -124,13 +125,13 @@ class Session:
             If the device gives up for another reason.
         """
         if out is None:
-            out = np.empty(frames.shape, np.float32)
+            out = np.empty((len(frames), *frames.shape[-2:]), np.float32)
         try:
             _run(self.single if alone else self.handle, frames, (scale, offset, gain), out)
         except Exception as error:  # onnxruntime raises bare Exceptions
             failed = (
                 f"{self.info.name} failed on {self.device} for {len(frames)} frames of "
-                f"{frames.shape[1]} x {frames.shape[2]}: {_first_line(error)}"
+                f"{frames.shape[-2]} x {frames.shape[-1]}: {_first_line(error)}"
             )
             raise (DeviceMemoryError if _ran_out(error) else DeviceError)(failed) from error
         return out
@@ -180,7 +181,7 @@ def open_session(
     info = model_info.parse(path, contents.metadata, contents.inputs)
     model_info.check_precision(info, precision)
     if path.parent != pretrained.WEIGHTS:  # those have the sha256 of the index
-        _try(path, info.sha256)
+        _try(path, info.sha256, info.frames)
     handle, place = _open_somewhere(path, device, count, precision)
     if precision == "tf32" and place != "cuda":
         raise DeviceError(f"tf32 is CUDA's, and the device is {place}; use fp32")
@@ -248,12 +249,13 @@ def _run(
     out: NDArray[np.float32],
 ) -> None:
     """Run so that the result is written where it belongs; a device copies it there itself."""
-    if out.shape != frames.shape or out.dtype != np.float32:
+    if out.shape != (len(frames), *frames.shape[-2:]) or out.dtype != np.float32:
         raise ValueError(f"out is {out.dtype} {out.shape}")
     if not out.flags.c_contiguous:
         raise ValueError("out is not contiguous")
     binding = handle.io_binding()
-    binding.bind_cpu_input("frames", np.ascontiguousarray(frames[:, None]))
+    given = frames if frames.ndim == 4 else frames[:, None]
+    binding.bind_cpu_input("frames", np.ascontiguousarray(given))
     for name, value in zip(("scale", "offset", "gain"), numbers, strict=True):
         binding.bind_cpu_input(name, np.full((len(frames), 1, 1, 1), value, np.float32))
     place = out[:, None]
@@ -387,7 +389,7 @@ def _not_on(handle: ort.InferenceSession, provider: str) -> Counter[str]:
 
 
 @cache
-def _try(path: Path, sha256: str) -> None:
+def _try(path: Path, sha256: str, frames: int) -> None:
     """Denoise one small frame by a file from elsewhere, once, with bounds on time and memory.
 
     Raises
@@ -400,7 +402,7 @@ def _try(path: Path, sha256: str) -> None:
 
     def run() -> None:
         try:
-            _try_run(path, limits)
+            _try_run(path, frames, limits)
         except Exception as error:  # onnxruntime raises bare Exceptions
             failed.append(error)
 
@@ -425,20 +427,20 @@ def _try(path: Path, sha256: str) -> None:
         ) from error
 
 
-def _try_run(path: Path, limits: ort.RunOptions) -> None:
+def _try_run(path: Path, frames: int, limits: ort.RunOptions) -> None:
     options = session_options("cpu", 1)
     # Constants are then computed in the run, which can be ended, and not when it is opened.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     handle = _load(path, options, [CPU])
     side = _TRIAL_SIDE
-    frame = np.random.default_rng(0).poisson(20.0, (1, 1, side, side)).astype(np.float32)
+    given = np.random.default_rng(0).poisson(20.0, (1, frames, side, side)).astype(np.float32)
     one = np.ones((1, 1, 1, 1), np.float32)
-    given = {"frames": frame, "scale": 20 * one, "offset": 0 * one, "gain": one}
-    (made, *_) = handle.run(["denoised"], given, limits)
-    if not isinstance(made, np.ndarray) or made.shape != frame.shape:
+    numbers = {"scale": 20 * one, "offset": 0 * one, "gain": one}
+    (made, *_) = handle.run(["denoised"], {"frames": given, **numbers}, limits)
+    if not isinstance(made, np.ndarray) or made.shape != (1, 1, side, side):
         raise ModelError(
-            f"{path}: makes {getattr(made, 'shape', type(made))} of a frame {frame.shape}, "
-            "expected the same shape"
+            f"{path}: makes {getattr(made, 'shape', type(made))} of frames {given.shape}, "
+            f"expected {(1, 1, side, side)}"
         )
     if made.dtype != np.float32 or not np.isfinite(made).all():
         raise ModelError(

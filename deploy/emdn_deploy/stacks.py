@@ -8,6 +8,7 @@ the error of a bright place over the whole frame.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,25 @@ SCALES = 4.0
 _MANY = 8  # a longer axis is a scan or a time, not detectors
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What becomes of a stack (n, H, W).
+
+    Attributes
+    ----------
+    frames
+        (n, H, W), each with the mean of its input.
+    shifts
+        (n,) what was added to each so that it is: mean(in) - mean(out of the net).
+    sigma
+        (n, H, W), standard deviation of the error; None where it was not asked for.
+    """
+
+    frames: Stack
+    shifts: NDArray[np.float64]
+    sigma: Stack | None = None
 
 
 def as_stack(frames: ArrayLike) -> Stack:
@@ -64,6 +84,23 @@ def as_stack(frames: ArrayLike) -> Stack:
             f"denoise each by itself, or all at one scale by frames.reshape(-1, {height}, {width})"
         )
     return stack
+
+
+def check_one_axis(shape: tuple[int, ...], model: str) -> None:
+    """Refuse frames along several axes for a model that sees neighbours in time.
+
+    Raises
+    ------
+    FormatError
+        Naming the remedy.
+    """
+    frame = shape[-3:] if len(shape) > 2 and shape[-1] == 1 < shape[-2] else shape[-2:]
+    lead = [length for length in shape[: -len(frame)] if length > 1]
+    if len(lead) > 1:
+        raise FormatError(
+            f"frames has shape {shape}, and {model} sees neighbours in time: pass (T, H, W), one "
+            "channel or position at a time, or take another model"
+        )
 
 
 def channels_last(shape: tuple[int, ...]) -> bool:

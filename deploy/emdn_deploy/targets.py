@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from emdn_deploy import writers
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import READERS, is_hdf5, is_pattern
 from emdn_deploy.readers.folder import split_pattern
 from emdn_models.errors import OutputError
@@ -13,11 +13,8 @@ from emdn_models.errors import OutputError
 def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
     """Return the output's path and its writer's module.
 
-    Raises
-    ------
-    OutputError
-        If ``--to`` and the output's suffix contradict each other, no writer has
-        that suffix, or it cannot store what is asked for.
+    Raises OutputError if ``--to`` and the output's suffix contradict each other, no writer has that
+    suffix, or it cannot store what is asked for.
     """
     if options.output is not None and options.output.is_dir():
         raise OutputError(f"{options.output}: is a folder; give it by --out-dir, or a file's name")
@@ -30,7 +27,7 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
         if wanted != module:
             raise OutputError(f"{target}: is no name for --to {options.to}; leave one of them out")
         if options.to == "hspy" and source.suffix.lower() != ".hspy":
-            module = "combined"
+            module = "hdf5"
     writers.check(target, module, writers.Storage(options.dtype, bool(options.compress)))
     return target, module
 
@@ -48,7 +45,7 @@ def _beside(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
     if options.to is not None:
         suffix = f".{options.to}"
     elif whole:
-        known = source.suffix.lower() in writers.WRITERS["combined"]
+        known = source.suffix.lower() in writers.WRITERS["hdf5"]
         suffix = source.suffix if known else ".h5"
     else:
         suffix = _own_kind(source) if single else ".hspy"
@@ -78,10 +75,7 @@ def _own_kind(source: Path) -> str:
 def each(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, DenoiseOptions]]:
     """Pair every input with its options and check that no two share an output.
 
-    Raises
-    ------
-    OutputError
-        If they do.
+    Raises OutputError if they do.
     """
     pairs, taken = [], dict[Path, Path]()
     for source in sources:

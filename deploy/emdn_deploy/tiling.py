@@ -43,7 +43,7 @@ def apply(
     *,
     even: bool = False,
 ) -> None:
-    """Denoise (n, H, W) by tiles into ``out``; `emdn_deploy.batching` says when.
+    """Denoise (n, H, W), or (n, F, H, W), by tiles into ``out``; `emdn_deploy.batching` says when.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def apply(
     ModelError
         If the model's tiles are not exact, or the halo leaves nothing of a tile.
     """
-    height, width = frames.shape[1:]
+    height, width = frames.shape[-2:]
     if not info.tiling_exact:
         node = info.text.get("whole_frame")
         raise ModelError(
@@ -67,7 +67,7 @@ def apply(
         for column in columns:
             for index in range(len(frames)):
                 # A contiguous copy: the crop of a frame is not, and a session wants one.
-                tile = np.ascontiguousarray(frames[index : index + 1, row.read, column.read])
+                tile = np.ascontiguousarray(frames[index : index + 1, ..., row.read, column.read])
                 out[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
 
 

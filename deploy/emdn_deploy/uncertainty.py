@@ -66,6 +66,8 @@ def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack
     ----------
     run
         Denoises (n, H, W), and (n, W, H).
+    frames
+        (n, H, W), or (n, F, H, W), each amid its neighbours.
 
     Returns
     -------
@@ -162,10 +164,10 @@ def _entry(index: Any, info: ModelInfo) -> Mapping[str, Any] | None:
 
 
 def _turn(frames: Stack, orientation: int) -> Stack:
-    """Turn (n, H, W) into an orientation, 0 to 7; from 4 on height and width change places."""
-    turned = frames.transpose(0, 2, 1) if orientation >= 4 else frames
-    turned = turned[:, ::-1] if orientation & 1 else turned
-    turned = turned[:, :, ::-1] if orientation & 2 else turned
+    """Turn (..., H, W) into an orientation, 0 to 7; from 4 on height and width change places."""
+    turned = frames.swapaxes(-1, -2) if orientation >= 4 else frames
+    turned = turned[..., ::-1, :] if orientation & 1 else turned
+    turned = turned[..., ::-1] if orientation & 2 else turned
     return np.ascontiguousarray(turned)
 
 

@@ -4,7 +4,7 @@ Layout (format version 1)::
 
     /                      attributes: format, format_version, emdn_version
     /<model>               attributes: preset, metadata (JSON text)
-    /<model>/<tensor>      float32 or integer arrays, named as in the net's state_dict
+    /<model>/<tensor>      float32, float16 or integer arrays, named as in the net's state_dict
 
 No pickle is involved: h5py, HDFView or any other HDF5 reader opens it.
 """
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from emdn_models import __version__, hdf5
 from emdn_models.errors import CheckpointError, ModelError
-from emdn_models.files import renamed
 from emdn_models.hdf5 import written
 
 FILE_NAME = "em_denoise_model.h5"
@@ -32,34 +31,18 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Weights:
-    """One model's tensors and how they came about.
+    """One model's tensors and how they came about."""
 
-    Attributes
-    ----------
-    preset
-        Size of the net that the tensors fit.
-    state
-        Tensor name to array, complete for the net's ``load_state_dict``.
-    metadata
-        Whatever JSON can hold: recipe, data, seed, quality, versions.
-    """
-
-    preset: str
-    state: Mapping[str, NDArray[Any]]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    preset: str  # size of the net that the tensors fit
+    state: Mapping[str, NDArray[Any]]  # complete for the net's load_state_dict
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # recipe, data, seed, versions
 
 
 def save(path: str | PathLike[str], models: Mapping[str, Weights]) -> None:
-    """Write a checkpoint beside ``path`` and move it there when it is complete.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; what there was stays.
-    """
+    """Write a checkpoint as `hdf5.written` does; a folder that is missing is made."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with renamed(target) as partial, written(partial) as out:
+    with written(target) as out:
         file = out.file
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = FORMAT_VERSION

@@ -1,6 +1,5 @@
-"""What both commands share: how they start and fail, and how they print text and tables."""
+"""How both commands start and fail, and how they print text and tables."""
 
-import io
 import logging
 import os
 import re
@@ -82,17 +81,12 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     What is too wide is cut between columns into several tables, each with the first column;
     no word is cut.
     """
-    from rich.box import Box
-    from rich.console import Console
-    from rich.table import Table
-
     limit = columns() or 10**6
     cells = [[row[number] for row in rows] for number in range(len(names))]
     widths = [max(map(len, [name, *one])) for name, one in zip(names, cells, strict=True)]
     if sum(widths) + 2 * (len(widths) - 1) > limit:  # titles of several words get several lines
-        widths = [
-            max(map(len, [*name.split(), *one])) for name, one in zip(names, cells, strict=True)
-        ]
+        named = zip(names, cells, strict=True)
+        widths = [max(map(len, [*name.split(), *one])) for name, one in named]
     parts, used = [[0]], widths[0]
     for number in range(1, len(names)):
         if used + 2 + widths[number] > limit and len(parts[-1]) > 1:
@@ -102,18 +96,15 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         used += 2 + widths[number]
     drawn = []
     for part in parts:
-        made = Table(
-            box=Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True),
-            pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, header_style="",
-        )  # fmt: skip
-        for number in part:
+        titles = {number: textwrap.wrap(names[number], widths[number]) for number in part}
+        height = max(map(len, titles.values()))
+        blocks = []
+        for number, title in titles.items():
             right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells[number])
-            made.add_column(
-                names[number], width=widths[number], justify="right" if right else "left"
-            )
-        for row in rows:
-            made.add_row(*(row[number] for number in part))
-        page = io.StringIO()
-        Console(file=page, width=10**6, markup=False, highlight=False, emoji=False).print(made)
-        drawn.append("\n".join(line.rstrip() for line in page.getvalue().splitlines()))
+            lines = [*[""] * (height - len(title)), *title, "-" * widths[number], *cells[number]]
+            fit = str.rjust if right else str.ljust
+            blocks.append([fit(line, widths[number]) for line in lines])
+        lines = ["  ".join(line).rstrip() for line in zip(*blocks, strict=True)]
+        lines[height] = lines[height].replace(" ", "-")
+        drawn.append("\n".join(lines))
     return "\n\n".join(drawn)

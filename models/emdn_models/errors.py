@@ -1,16 +1,4 @@
-"""What can go wrong, as one tree.
-
-::
-
-    EmdnError
-    ├── FormatError         a file of frames is not what it should be
-    ├── CheckpointError     an em_denoise_model.h5 is not what it should be
-    ├── ModelError          a model's name or ONNX file is not usable
-    ├── DeviceError         the device asked for cannot be had
-    │   └── DeviceMemoryError   its memory does not suffice
-    ├── OutputError         an output exists already or cannot be written
-    ├── ParityError         a graph or a net does not compute what it should
-    └── MissingExtraError   an optional part of emdn is not installed
+"""What can go wrong, as one tree under `EmdnError`.
 
 A message names the file, what was found, what was expected and what to do.
 """
@@ -25,7 +13,7 @@ class FormatError(EmdnError):
 
 
 class CheckpointError(EmdnError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint, em_denoise_model.h5, that cannot be read."""
 
 
 class ModelError(EmdnError):

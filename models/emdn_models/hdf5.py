@@ -1,6 +1,7 @@
-"""HDF5 files that libhdf5 alone would not survive: on a full disk, or damaged.
+"""HDF5 files, written to disks that may be full, and checked for damage that crashes libhdf5.
 
-It ends the process after a failed write, crashes on some damage and goes round for ever on other.
+The library ends the process after a failed write, crashes on some damage and goes round for
+ever on other.
 """
 
 import io
@@ -8,11 +9,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
-from emdn_models.files import unwritable
+from emdn_models.files import renamed, unwritable
 
 # Heaps lie near a file's start or its end; what is between them in a large file are data.
 _LOOKED_AT = 2**23
@@ -20,50 +21,42 @@ _LOOKED_AT = 2**23
 _LARGEST = 2**24
 
 
-class Written:
-    """An HDF5 file that is being written.
+class Written(NamedTuple):
+    """An HDF5 file that is being written."""
 
-    Attributes
-    ----------
-    file
-        The open file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._disk = _Disk(path, "w+")
-        self.file = h5py.File(self._disk, "w")
+    file: h5py.File
+    disk: "_Disk"
 
     def check(self) -> None:
         """Raise OutputError if anything could not be written so far."""
-        if (error := self._disk.error) is not None:
-            raise unwritable(str(self._disk.name), error) from error
-
-    def close(self) -> None:
-        """Let go of the file, all of it on disk unless `check` says otherwise."""
-        try:
-            self.file.close()
-        except (OSError, RuntimeError):
-            self.check()
-            raise
-        self._disk.sync()
-        self._disk.close()
+        if (error := self.disk.error) is not None:
+            raise unwritable(self.disk.target, error) from error
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Written]:
-    """Write a new HDF5 file; what there was of this name is replaced.
+    """Write a new HDF5 file beside ``path``, and move it there once it is on disk.
 
     Raises
     ------
     OutputError
-        At the end, or by `Written.check`, if the file cannot be written.
+        At the end, or by `Written.check`, if it cannot be written; what was there stays.
     """
-    out = Written(path)
-    try:
-        yield out
-    finally:
-        out.close()
-        out.check()  # whatever the library says of a file that it cannot read again
+    with renamed(path) as partial:
+        disk = _Disk(partial, "w+")
+        disk.target = path
+        out = Written(h5py.File(disk, "w"), disk)
+        try:
+            yield out
+        finally:
+            try:
+                out.file.close()
+            except (OSError, RuntimeError):
+                out.check()
+                raise
+            disk.sync()
+            disk.close()
+            out.check()  # whatever the library says of a file that it cannot read again
 
 
 class _Disk(io.FileIO):
@@ -73,6 +66,7 @@ class _Disk(io.FileIO):
     fails, and the process ends by a segmentation fault. So it never sees one.
     """
 
+    target: Path
     error: OSError | None = None
     _end = 0
 
@@ -118,8 +112,7 @@ def check_heaps(path: str | os.PathLike[str]) -> None:
     """
     with Path(path).open("rb") as file:
         total = file.seek(0, os.SEEK_END)
-        starts = {0, max(0, total - _LOOKED_AT)}
-        for start in starts:
+        for start in {0, max(0, total - _LOOKED_AT)}:
             file.seek(start)
             data = file.read(_LOOKED_AT)
             place = data.find(b"GCOL\1\0\0\0")

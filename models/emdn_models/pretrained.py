@@ -57,13 +57,14 @@ def default_model() -> str:
     return str(index()["default"])
 
 
-def onnx_path(name: str, precision: str = "fp32") -> Path:
-    """Return the packaged ONNX file of a model after comparing its sha256.
+def movie_model(precision: str = "fp32") -> str | None:
+    """Name the model for movies, which sees neighbouring frames; None where there is none."""
+    name = f"{default_model()}@movie"
+    return name if name in index()["models"] and precision in (*precisions(name), "tf32") else None
 
-    Parameters
-    ----------
-    precision
-        ``fp32`` for the model itself, else which of its variants.
+
+def onnx_path(name: str, precision: str = "fp32") -> Path:
+    """Return the packaged ONNX file of a model, or of its variant, after comparing its sha256.
 
     Raises
     ------

@@ -219,3 +219,9 @@ def spec_of(name: str) -> ModelSpec:
     if model not in MODELS or (at and not re.fullmatch(r"[\w-]+", label)):
         raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
     return MODELS[model]
+
+
+def frames_of(name: str, preset: str) -> int:
+    """Return how many consecutive frames a net sees, 1 of an unknown preset."""
+    chosen = spec_of(name).presets.get(preset)
+    return 1 if chosen is None else chosen.frames

@@ -1,4 +1,4 @@
-"""From rounds to tables: rows, percentiles only where rounds support them, files, the picture."""
+"""From rounds to tables: rows, percentiles only where rounds support them, files."""
 
 from types import SimpleNamespace
 
@@ -16,13 +16,16 @@ def one(seconds: list[float], **info: object) -> SimpleNamespace:
 @pytest.fixture
 def table() -> pl.DataFrame:
     timed = {"table": "inference", "frames": 2, "size": [100, 200], "gflop": 1.0, "roofline": 10.0}
-    return tables.collect(
+    found = tables.collect(
         [
             one([0.4] * 100, **timed, row={"model": "a", "threads": 2, "batch": 2}),
             one([], some="other"),
             one([0.8] * 9, **timed, row={"model": "b", "threads": 2, "batch": 2, "extra": 1}),
+            one([9.9], table="live", row={"model": "a", "dropped": 3}),
         ]
-    )["inference"]
+    )
+    assert found["live"].to_dicts() == [{"model": "a", "dropped": 3}]
+    return found["inference"]
 
 
 def test_rounds_become_rows(table: pl.DataFrame) -> None:
@@ -31,11 +34,6 @@ def test_rounds_become_rows(table: pl.DataFrame) -> None:
     assert (first["roofline"], first["p99"], first["rounds"]) == (0.5, 200.0, 100)
     assert (second["p90"], second["p99"], second["extra"]) == (None, None, 1)
     assert first["extra"] is None
-
-
-def test_rows_that_are_no_rounds_stay_as_they_are() -> None:
-    found = tables.collect([one([9.9], table="live", row={"model": "a", "dropped": 3})])
-    assert found["live"].to_dicts() == [{"model": "a", "dropped": 3}]
 
 
 def test_a_table_is_saved_to_be_pasted_and_to_be_read(table: pl.DataFrame, tmp_path) -> None:
@@ -54,9 +52,8 @@ def test_a_table_is_saved_to_be_pasted_and_to_be_read(table: pl.DataFrame, tmp_p
 
 def test_what_is_absent_is_said_of_ratios_only() -> None:
     absent = {"openvino": "is in the extra bench-peers"}
-    assert tables.notes("ratios", absent)[-1] == (
-        "Left out: openvino, which is in the extra bench-peers."
-    )
-    assert not any("Left out" in one for one in tables.notes("ratios", {}))
-    assert not any("Left out" in one for one in tables.notes("live", absent))
+    left_out = "Left out: openvino, which is in the extra bench-peers."
+    assert tables.notes("ratios", absent)[-1] == left_out
+    assert left_out not in tables.notes("live", absent)
+    assert len(tables.notes("ratios", {})) == 1
     assert tables.notes("inference", {}) == []

@@ -24,10 +24,9 @@ with warnings.catch_warnings():
     from ase import Atoms
     from ase.cluster import Octahedron
 
-from emdn_train.simulate.hrtem import make_field
-from emdn_train.simulate.mesh import resize_half
+from emdn_train.simulate.graphene import graphene
+from emdn_train.simulate.hrtem import make_field, resize_half
 from emdn_train.simulate.optics import Optics, draw_optics
-from emdn_train.simulate.specimens import graphene
 from emdn_train.simulate.structure import PointDefects
 
 SIZE, SEED, EACH = 256, 20260, 4

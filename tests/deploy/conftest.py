@@ -12,6 +12,9 @@ import onnx
 import pytest
 from onnx import helper, parser
 
+from emdn_deploy import cli, job, output, report
+from emdn_deploy.config import DenoiseOptions
+
 BOX = """
 <ir_version: 8, opset_import: ["" : 17]>
 box (float[n,1,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
@@ -155,3 +158,42 @@ def denoise_killed() -> Callable[..., None]:
         assert subprocess.run(command, check=False).returncode == -9
 
     return run
+
+
+@pytest.fixture
+def call() -> Callable[..., int]:
+    """Run ``emdn-deploy`` in this process and return its exit status."""
+
+    def run(*arguments: object) -> int:
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        return int(left.value.code or 0)
+
+    return run
+
+
+@pytest.fixture
+def run(box_model: Path) -> Callable[..., report.Report]:
+    """Denoise a file with the blur on the CPU."""
+
+    def denoise(source: Path, **options: Any) -> report.Report:
+        given = {"model": str(box_model), "device": "cpu", **options}
+        return job.run(source, DenoiseOptions(**given))
+
+    return denoise
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
+    """Make the writer raise when it comes to a frame, until ``monkeypatch.undo``."""
+    write = output.Output.write
+
+    def arm(frame: int, error: BaseException) -> None:
+        def failing(self: output.Output, start: int, *blocks: np.ndarray[Any, Any]) -> None:
+            if start >= frame:
+                raise error
+            write(self, start, *blocks)
+
+        monkeypatch.setattr(output.Output, "write", failing)
+
+    return arm

@@ -1,7 +1,7 @@
 """The command as a user meets it: what it prints, how it fails, how fast it starts."""
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -9,7 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy import cli, listing
+from emdn_deploy import inspect
 from emdn_models import pretrained
 from emdn_models.checkpoint import Weights, save
 
@@ -23,25 +23,22 @@ def source(tmp_path: Path, lattice) -> Path:
     return path
 
 
-def call(*arguments: object) -> int:
-    """Run the command in this process and return its exit status."""
-    with pytest.raises(SystemExit) as left:
-        cli.main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
-
-
-def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+@pytest.fixture
+def failure(call, capsys) -> Callable[..., str]:
     """Run a command that must fail with one line, and return that line."""
-    assert call(*arguments) == 1
-    text = capsys.readouterr().err.strip()
-    assert "Traceback" not in text
-    lines = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert text.splitlines()[-1] == lines[0]
-    return lines[0]
+
+    def fail(*arguments: object) -> str:
+        assert call(*arguments) == 1
+        text = capsys.readouterr().err.strip()
+        assert "Traceback" not in text
+        (line,) = (line for line in text.splitlines() if line.startswith("error: "))
+        assert text.splitlines()[-1] == line
+        return line
+
+    return fail
 
 
-def test_denoise_says_what_it_did(source: Path, box_model: Path, capsys) -> None:
+def test_denoise_says_what_it_did(source, box_model, capsys, call):
     assert call("denoise", source, "--model", box_model, "--device", "cpu") == 0
     printed = capsys.readouterr().out
     lines = dict(line.split(maxsplit=1) for line in printed.strip().splitlines())
@@ -55,7 +52,7 @@ def test_denoise_says_what_it_did(source: Path, box_model: Path, capsys) -> None
         assert file["frames"].shape == (6, 32, 40)
 
 
-def test_options_reach_the_run(source: Path, box_model: Path, tmp_path: Path, capsys) -> None:
+def test_options_reach_the_run(source, box_model, tmp_path, capsys, call):
     target = tmp_path / "other.h5"
     status = call(
         "denoise", source, "-o", target, "--model", box_model, "--device", "cpu", "--batch", 4,
@@ -73,7 +70,7 @@ def test_options_reach_the_run(source: Path, box_model: Path, tmp_path: Path, ca
     assert (tmp_path / "m.gif").read_bytes()[:4] == b"GIF8"
 
 
-def test_errors_are_one_line(source: Path, box_model: Path, tmp_path: Path, capsys) -> None:
+def test_errors_are_one_line(source, box_model, tmp_path, failure):
     text, cut = tmp_path / "text.h5", tmp_path / "cut.h5"
     text.write_text("not HDF5")
     (tmp_path / "sub").mkdir()
@@ -98,16 +95,14 @@ def test_errors_are_one_line(source: Path, box_model: Path, tmp_path: Path, caps
         (("inspect", text), "is not an HDF5 file"),
     ]
     for arguments, message in cases:
-        line = failure(capsys, *arguments)
+        line = failure(*arguments)
         assert message in line, (arguments, line)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cut.h5", "damaged.onnx", "movie.h5", "sub", "text.h5",
     ]  # fmt: skip
 
 
-def test_pixels_that_are_not_finite_are_filled_and_told(
-    tmp_path: Path, box_model: Path, capsys, caplog
-) -> None:
+def test_pixels_that_are_not_finite_are_filled_and_told(tmp_path, box_model, capsys, caplog, call):
     path = tmp_path / "nan.h5"
     frames = np.random.default_rng(0).poisson(9, (4, 16, 16)).astype(np.float32)
     frames[3, 2, 2] = np.nan
@@ -131,22 +126,14 @@ def test_pixels_that_are_not_finite_are_filled_and_told(
         assert record.attrs["frames_without_values"] == "2"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("denoise",),
-        ("denoise", "a.h5", "--device", "tpu"),
-        ("denoise", "a.h5", "--batch", "0"),
-        ("denoise", "a.h5", "--nonsense"),
-        ("nonsense",),
-    ],
-)
-def test_wrong_usage_exits_2(arguments: tuple[str, ...], capsys) -> None:
-    assert call(*arguments) == 2
-    assert "Traceback" not in capsys.readouterr().err
+def test_wrong_usage_exits_2(capsys, call):
+    wrong = [(), ("a.h5", "--device", "tpu"), ("a.h5", "--batch", "0"), ("a.h5", "--nonsense")]
+    for arguments in [("nonsense",), *(("denoise", *one) for one in wrong)]:
+        assert call(*arguments) == 2
+        assert "Traceback" not in capsys.readouterr().err
 
 
-def test_an_interrupt_leaves_no_file(source: Path, box_model: Path, monkeypatch, capsys) -> None:
+def test_an_interrupt_leaves_no_file(source, box_model, monkeypatch, capsys, call):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -156,39 +143,30 @@ def test_an_interrupt_leaves_no_file(source: Path, box_model: Path, monkeypatch,
     assert not source.with_name("movie_denoised.h5").exists()
 
 
-def test_inspect_shows_what_would_be_taken(shipped: None, source: Path, capsys) -> None:
-    assert call("inspect", source) == 0
-    printed = capsys.readouterr().out
+def test_inspect_shows_frames_models_and_checkpoints(
+    shipped, source, tmp_path, box_model, lattice, capsys, call
+):
+    def shown(path: Path) -> str:
+        assert call("inspect", path) == 0
+        return capsys.readouterr().out
+
+    printed = shown(source)
     assert "/frames (the only large numeric dataset)" in printed
     assert "6 of 32 x 40, uint16" in printed
     assert "gain 1, offset 0" in printed
     assert "bad pixels 0" in printed
     assert "unet unless --model says otherwise, whole frames" in printed
-
-
-def test_inspect_tells_the_dose_of_a_calibrated_stack(
-    shipped: None, tmp_path: Path, lattice, capsys
-) -> None:
     with mrcfile.new(tmp_path / "a.mrc", lattice(20.0, (6, 32, 40)).astype(np.uint16)) as file:
         file.set_image_stack()
         file.voxel_size = 0.5
         dose = file.data.mean() / 0.25
-    assert call("inspect", tmp_path / "a.mrc") == 0
-    assert f"{dose:.4g} e/Å² a frame" in capsys.readouterr().out
-
-
-def test_inspect_shows_a_model(box_model: Path, capsys) -> None:
-    assert call("inspect", box_model) == 0
-    printed = capsys.readouterr().out
+    assert f"{dose:.4g} e/Å² a frame" in shown(tmp_path / "a.mrc")
+    printed = shown(box_model)
     assert "receptive_field  8" in printed
     assert "licence  MIT" in printed
-
-
-def test_inspect_shows_a_checkpoint(tmp_path: Path, capsys) -> None:
     path = tmp_path / "em_denoise_model.h5"
     save(path, {"dncnn": Weights("paper", {"w": np.zeros((2, 3), np.float32)}, {"seed": 7})})
-    assert call("inspect", path) == 0
-    printed = capsys.readouterr().out
+    printed = shown(path)
     assert "dncnn  preset paper, 1 tensors, 6 numbers" in printed
     assert "seed  7" in printed
 
@@ -208,19 +186,22 @@ def shipped(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "index", lambda: index)
 
 
-def test_models_are_listed(shipped: None, capsys) -> None:
+def test_models_are_listed_and_the_default_is_used(shipped, source, capsys, call, failure):
     assert call("models") == 0
     printed = capsys.readouterr().out
     assert "unet *" in printed
     assert "1,234,567" in printed
-    table = listing.table()
+    table = inspect.models_table()
     assert table["name"].to_list() == ["unet *", "dncnn"]
     assert table["dB at 0.4"].to_list() == [15.2, None]
+    assert call("denoise", source, "--device", "cpu") == 0
+    line = failure("denoise", source, "--overwrite", "--model", "nonet")
+    assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
 
 
 def test_a_model_for_a_class_of_frames_is_a_model_as_any(
-    source: Path, tmp_path: Path, make_model, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+    source, tmp_path, make_model, monkeypatch, capsys, call
+):
     path = make_model(tmp_path / "cafcn@stem.onnx", model="cafcn@stem")
     entry = {"file": path.name, "sha256": pretrained.sha256(path)}
     index = {"default": "unet", "models": {"cafcn@stem": entry}}
@@ -231,11 +212,9 @@ def test_a_model_for_a_class_of_frames_is_a_model_as_any(
         assert "model      cafcn@stem on cpu\n" in capsys.readouterr().out
         with h5py.File(tmp_path / "movie_denoised.h5") as file:
             assert file["emdn"].attrs["model"] == "cafcn@stem"
-    said = failure(capsys, "denoise", source, "--model", "cafcn@auto", "--overwrite")
-    assert "no shipped model is called 'cafcn@auto'; shipped are cafcn@stem" in said
 
 
-def test_models_and_help_fit_80_columns(monkeypatch, capsys) -> None:
+def test_models_and_help_fit_80_columns(monkeypatch, capsys, call):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     for arguments in [("models",), ("--help",), ("denoise", "--help")]:
@@ -244,8 +223,8 @@ def test_models_and_help_fit_80_columns(monkeypatch, capsys) -> None:
 
 
 def test_frames_given_one_by_one_are_told_that_a_stack_is_better(
-    tmp_path: Path, box_model: Path, lattice, capsys
-) -> None:
+    tmp_path, box_model, lattice, capsys, call
+):
     for number, frame in enumerate(lattice(20.0, (2, 32, 40)).astype(np.uint16)):
         np.save(tmp_path / f"{number}.npy", frame)
     both = tmp_path / "0.npy", tmp_path / "1.npy"
@@ -253,9 +232,7 @@ def test_frames_given_one_by_one_are_told_that_a_stack_is_better(
     assert "2 files of one frame each, denoised one by one" in capsys.readouterr().out
 
 
-def test_pictures_go_into_a_folder_under_the_outputs_name(
-    source: Path, box_model: Path, tmp_path: Path
-) -> None:
+def test_pictures_go_into_a_folder_under_the_outputs_name(source, box_model, tmp_path, call):
     (tmp_path / "pictures").mkdir()
     other = source.with_name("other.h5")
     other.write_bytes(source.read_bytes())
@@ -269,22 +246,3 @@ def test_pictures_go_into_a_folder_under_the_outputs_name(
         "movie_denoised.gif", "movie_denoised.png", "other_denoised.gif", "other_denoised.png",
     ]  # fmt: skip
     assert call("denoise", source, other, "--preview", tmp_path / "p.png") == 2
-
-
-def test_the_default_model_is_used(shipped: None, source: Path, capsys) -> None:
-    assert call("denoise", source, "--device", "cpu") == 0
-    line = failure(capsys, "denoise", source, "--overwrite", "--model", "nonet")
-    assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from emdn_deploy.cli import main\n"
-        "try:\n    main(['denoise', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'onnxruntime', 'numpy', 'h5py', 'polars', 'matplotlib', 'scipy'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert b"--model" in done.stdout

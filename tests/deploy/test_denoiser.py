@@ -7,7 +7,7 @@ import pytest
 
 import emdn_deploy
 from emdn_deploy import Denoiser, denoise, intensity, job, tiling
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.session import Session
 from emdn_models.errors import EmdnError, FormatError
 

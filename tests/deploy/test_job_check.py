@@ -6,9 +6,10 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import job, reporting
+from emdn_deploy import job
 from emdn_deploy.check.record import of as record_of
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.report import lines
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     with h5py.File(report.output) as file:
         (group,) = (one for one in file.values() if "frame_mean" in one.attrs)
         assert group.attrs["net_intensity_ratio"] == report.net_ratio
-    (line,) = (one for one in reporting.lines(report) if one.startswith("mean"))
+    (line,) = (one for one in lines(report) if one.startswith("mean"))
     assert f"(network alone {report.net_ratio:.5f}, worst frame 10 % off, corrected)" in line
 
 

@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, denoise, job, listing, session
+from emdn_deploy import Denoiser, cli, denoise, inspect, job, session
 from emdn_deploy.check import record
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.model_info import resolve
-from emdn_deploy.options import DenoiseOptions
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, ModelError
 
@@ -101,7 +101,7 @@ def test_a_run_says_and_records_its_precision(
 
 
 def test_the_list_of_models_shows_what_can_be_asked_for(shipped: Path) -> None:
-    table = listing.table()
+    table = inspect.models_table()
     assert dict(zip(table["name"], table["precision"], strict=True)) == {
         "unet *": "fp32, int8", "dncnn": "fp32",
     }  # fmt: skip

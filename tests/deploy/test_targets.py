@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import cli, targets
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import targets
+from emdn_deploy.config import DenoiseOptions
 from emdn_models.errors import OutputError
 
 
@@ -26,27 +26,27 @@ def hdf5(tmp_path: Path, lattice) -> Path:
         ("movie.nxs", {}, "movie_denoised.nxs", "mirror"),
         ("movie.nxs", {"suffix": "-clean"}, "movie-clean.nxs", "mirror"),
         ("movie.nxs", {"to": "tif"}, "movie_denoised.tif", "tiff"),
-        ("movie.nxs", {"to": "hspy"}, "movie_denoised.hspy", "combined"),
+        ("movie.nxs", {"to": "hspy"}, "movie_denoised.hspy", "hdf5"),
         ("movie.nxs", {"to": "h5"}, "movie_denoised.h5", "mirror"),
-        ("movie.nxs", {"frames": "0:2"}, "movie_denoised.hspy", "combined"),
-        ("movie.dm4", {}, "movie_denoised.hspy", "combined"),
+        ("movie.nxs", {"frames": "0:2"}, "movie_denoised.hspy", "hdf5"),
+        ("movie.dm4", {}, "movie_denoised.hspy", "hdf5"),
         ("a.b.tif", {}, "a.b_denoised.tif", "tiff"),
         ("a.ome.TIFF", {}, "a_denoised.TIFF", "tiff"),
         ("a.btf", {}, "a_denoised.tif", "tiff"),
         ("a.tif", {"frames": "0:2"}, "a_denoised.tif", "tiff"),
-        ("a.tif", {"to": "hspy"}, "a_denoised.hspy", "combined"),
+        ("a.tif", {"to": "hspy"}, "a_denoised.hspy", "hdf5"),
         ("a.st", {}, "a_denoised.mrc", "mrc"),
         ("a.mrcs", {}, "a_denoised.mrcs", "mrc"),
         ("a.mrc.gz", {}, "a_denoised.mrc", "mrc"),
         ("a.b.npy", {}, "a.b_denoised.npy", "npy"),
-        ("a.ser", {}, "a_denoised.hspy", "combined"),
-        ("run/*.tif", {}, "run_denoised.hspy", "combined"),
+        ("a.ser", {}, "a_denoised.hspy", "hdf5"),
+        ("run/*.tif", {}, "run_denoised.hspy", "hdf5"),
         ("movie.ser", {"to": "mrc", "out_dir": Path("out")}, "out/movie_denoised.mrc", "mrc"),
-        ("run/*.dm4", {}, "run_denoised.hspy", "combined"),
-        ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "combined"),
+        ("run/*.dm4", {}, "run_denoised.hspy", "hdf5"),
+        ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "hdf5"),
     ],
 )
-def test_outputs_lie_beside_their_inputs(hdf5: Path, name, options, expected, module) -> None:
+def test_outputs_lie_beside_their_inputs(hdf5, name, options, expected, module):
     target, writer = targets.target_of(hdf5.parent / name, DenoiseOptions(**options))
     if "out_dir" not in options:
         assert target == hdf5.parent / expected
@@ -55,13 +55,13 @@ def test_outputs_lie_beside_their_inputs(hdf5: Path, name, options, expected, mo
     assert writer == module
 
 
-def test_a_folder_gives_its_name(tmp_path: Path) -> None:
+def test_a_folder_gives_its_name(tmp_path):
     (tmp_path / "run.1").mkdir()
     target, _ = targets.target_of(tmp_path / "run.1", DenoiseOptions())
     assert target == tmp_path / "run.1_denoised.hspy"
 
 
-def test_contradictions_are_named(hdf5: Path) -> None:
+def test_contradictions_are_named(hdf5):
     options = DenoiseOptions(output=hdf5.parent / "out.tif", to="mrc")
     with pytest.raises(OutputError, match=r"out\.tif: is no name for --to mrc"):
         targets.target_of(hdf5, options)
@@ -69,21 +69,13 @@ def test_contradictions_are_named(hdf5: Path) -> None:
         targets.target_of(hdf5, DenoiseOptions(output=hdf5.parent))
 
 
-def test_two_inputs_never_share_an_output(tmp_path: Path) -> None:
+def test_two_inputs_never_share_an_output(tmp_path):
     sources = [tmp_path / "a.tif", tmp_path / "a.btf"]
     with pytest.raises(OutputError, match="would both be written to"):
         targets.each(sources, DenoiseOptions())
 
 
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        cli.main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
-
-
-def test_several_inputs_and_one_that_fails(
-    tmp_path: Path, hdf5: Path, box_model: Path, lattice, capsys
-) -> None:
+def test_several_inputs_and_one_that_fails(tmp_path, hdf5, box_model, lattice, call, capsys):
     np.save(tmp_path / "b.npy", lattice(20.0, (3, 24, 24)))
     out = tmp_path / "out"
     out.mkdir()
@@ -105,12 +97,12 @@ def test_several_inputs_and_one_that_fails(
     ]  # fmt: skip
 
 
-def test_one_name_for_several_inputs_is_wrong_usage(hdf5: Path, capsys) -> None:
+def test_one_name_for_several_inputs_is_wrong_usage(hdf5, call, capsys):
     assert call("denoise", hdf5, hdf5, "-o", "a.h5") == 2
     assert "single input" in capsys.readouterr().err
 
 
-def test_a_dry_run_only_tells(hdf5: Path, capsys) -> None:
+def test_a_dry_run_only_tells(hdf5, call, capsys):
     before = sorted(hdf5.parent.iterdir())
     assert call("denoise", hdf5, "--dry-run", "--frames", "1:3") == 0
     printed = capsys.readouterr().out
@@ -119,24 +111,7 @@ def test_a_dry_run_only_tells(hdf5: Path, capsys) -> None:
     assert sorted(hdf5.parent.iterdir()) == before
 
 
-def test_a_folder_of_frames_from_end_to_end(
-    tmp_path: Path, box_model: Path, lattice, capsys
-) -> None:
-    frames = lattice(20.0, (12, 24, 24)).astype(np.uint16)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for number, frame in enumerate(frames):
-        np.save(folder / f"frame_{number}.npy", frame)
-    common = ("--model", box_model, "--device", "cpu", "--to", "npy")
-    assert call("denoise", folder, *common) == 0
-    np.save(tmp_path / "all.npy", frames)
-    assert call("denoise", tmp_path / "all.npy", *common) == 0
-    np.testing.assert_array_equal(
-        np.load(tmp_path / "run_denoised.npy"), np.load(tmp_path / "all_denoised.npy")
-    )
-
-
-def test_no_output_is_another_input(tmp_path: Path) -> None:
+def test_no_output_is_another_input(tmp_path):
     """`denoise a.npy a_denoised.npy --overwrite` would denoise the first into the second."""
     for name in ("a.npy", "a_denoised.npy"):
         (tmp_path / name).touch()

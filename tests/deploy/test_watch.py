@@ -1,6 +1,7 @@
 """Acquisitions that are still being written."""
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, growing, watch
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import Denoiser, cli, output, watch
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 from emdn_models.errors import FormatError, OutputError
 
@@ -21,90 +22,153 @@ def frames(lattice) -> np.ndarray[Any, Any]:
     return 3.0 * lattice(20.0, (40, 32, 32))
 
 
+@pytest.fixture
+def put(tmp_path: Path, frames) -> Callable[..., Path]:
+    """Write files of the folder ``run``, one frame each."""
+
+    def write(*numbers: int, array: np.ndarray[Any, Any] | None = None, cut: int = 0) -> Path:
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        for number in numbers:
+            path = folder / f"f_{number}.npy"
+            np.save(path, frames[number] if array is None else array)
+            if cut:
+                path.write_bytes(path.read_bytes()[:-cut])
+        return folder
+
+    return write
+
+
 def options(model: Path, **more: Any) -> DenoiseOptions:
     return DenoiseOptions(model=str(model), device="cpu", **more)
 
 
-class Camera:
-    """Writes some frames whenever the watcher sleeps, and so needs no clock."""
+def follow_folder(
+    source: Path, given: DenoiseOptions, *steps: Callable[[], object] | None
+) -> list[watch.Arrival]:
+    """Watch a folder; whenever the watcher sleeps, one step is made, so that no clock is needed."""
+    left = list(steps)
 
-    def __init__(self, frames: np.ndarray[Any, Any], steps: list[Callable[[], None]]) -> None:
-        self.frames, self.steps = frames, steps
+    def sleep(_: float) -> None:
+        if left and (step := left.pop(0)):
+            step()
 
-    def sleep(self, _: float) -> None:
-        if self.steps:
-            self.steps.pop(0)()
+    return list(watch.folder(source, given, 3.0, 1.0, sleep))
 
 
-def test_new_files_are_denoised_in_order(tmp_path: Path, box_model: Path, frames) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-
-    def put(*numbers: int) -> Callable[[], None]:
-        def step() -> None:
-            for number in numbers:
-                np.save(folder / f"f_{number}.npy", frames[number])
-
-        return step
-
+def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
     # Number 10 comes before 9 is complete, and must wait for it.
+    folder = put(*())
     half = folder / "f_9.npy"
-
-    def begin() -> None:
-        half.write_bytes(b"\x93NUMPY")
-
-    def nothing() -> None:
-        pass
-
-    steps = [put(*range(8)), nothing, nothing, begin, put(9, 10), nothing, nothing, put(11)]
-    camera = Camera(frames, steps)
-    arrivals = list(watch.folder(folder, options(box_model, to="npy"), 3.0, 1.0, camera.sleep))
+    arrivals = follow_folder(
+        folder, options(box_model, to="npy"),
+        lambda: put(*range(8)), None, None, lambda: half.write_bytes(b"\x93NUMPY"),
+        lambda: put(9, 10), None, None, lambda: put(11),
+    )  # fmt: skip
     names = [arrival.source.name for arrival in arrivals]
     assert names == [f"f_{number}.npy" for number in (*range(8), 9, 10, 11)]
     assert all(arrival.lag_s < 60 for arrival in arrivals)
     # One scale for all, that of the first frames: files alone would give others.
     with open_frames(arrivals[0].output) as one:
         assert one.shape == (1, 32, 32)
-    scale = watch._first_recipe(
-        folder, [folder / f"f_{i}.npy" for i in range(8)], options(box_model)
-    )
+    first = [folder / f"f_{i}.npy" for i in range(8)]
+    scale = watch._first_recipe(folder, first, options(box_model)).scale
     for arrival in (arrivals[0], arrivals[-1]):
         number = int(arrival.source.stem.split("_")[1])
-        expected = Denoiser(box_model).run(frames[number : number + 1].astype("f4"), scale.scale)
+        expected = Denoiser(box_model).run(frames[number : number + 1].astype("f4"), scale)
         np.testing.assert_array_equal(np.load(arrival.output), expected[0])
-    assert "first 8 frames" in scale.scale.note
+    assert "first 8 frames" in scale.note
 
 
-def test_what_was_done_before_is_not_done_again(tmp_path: Path, box_model: Path, frames) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for number in range(3):
-        np.save(folder / f"f_{number}.npy", frames[number])
+def test_what_was_done_before_is_not_done_again(tmp_path, box_model, put, caplog):
     given = options(box_model, out_dir=tmp_path / "out")
-    first = list(watch.folder(folder, given, 2.0, 1.0, lambda _: None))
-    assert len(first) == 3
-    np.save(folder / "f_3.npy", frames[3])
-    again = list(watch.folder(folder, given, 2.0, 1.0, lambda _: None))
+    assert len(follow_folder(put(0, 1, 2), given)) == 3
+    folder = put(3)
+    os.utime(folder / "f_1.npy", (time.time() + 9, time.time() + 9))
+    again = follow_folder(folder, given)
     assert [arrival.source.name for arrival in again] == ["f_3.npy"]
     assert len(list((tmp_path / "out").glob("*.npy"))) == 4
+    newer = [text for text in caplog.messages if "is newer than its output" in text]
+    assert [text.partition("run/")[2][:7] for text in newer] == ["f_1.npy"]
 
 
-def test_a_tree_keeps_its_folders(tmp_path: Path, box_model: Path, frames) -> None:
+def test_a_tree_keeps_its_folders(tmp_path, box_model, frames):
     folder = tmp_path / "run"
     for number in (2, 10):
         place = folder / f"Second_{number}"
         place.mkdir(parents=True)
         np.save(place / "frame.npy", frames[number])
-    done = list(watch.folder(folder, options(box_model, to="mrc"), 2.0, 1.0, lambda _: None))
+    done = follow_folder(folder, options(box_model, to="mrc"))
     assert [arrival.output.relative_to(tmp_path).as_posix() for arrival in done] == [
         "run_denoised/Second_2/frame_denoised.mrc",
         "run_denoised/Second_10/frame_denoised.mrc",
     ]
-
-
-def test_a_missing_folder_is_named(tmp_path: Path, box_model: Path) -> None:
     with pytest.raises(FormatError, match="no such folder to watch"):
-        list(watch.folder(tmp_path / "none", options(box_model), 1.0, 1.0))
+        follow_folder(tmp_path / "none", options(box_model))
+
+
+def test_bad_files_are_skipped_and_tried_again(tmp_path, box_model, frames, put, caplog):
+    """At the first file, in between, of another size, empty, no frames at all."""
+    folder = put(0, cut=100)
+    put(1, 3)
+    put(2, array=frames[2][:16])
+    put(5, array=np.array("text"))
+    (folder / "f_4.npy").touch()
+    steps = [
+        None, None, lambda: (put(6, cut=100), put(7)), None, None, lambda: put(0, 6), None, None,
+        None, lambda: put(7, array=frames[8]), None, None,
+    ]  # fmt: skip
+    with pytest.raises(FormatError, match=r"3 of 8 files were not denoised: .*f_2.npy, .*f_4.npy"):
+        follow_folder(folder, options(box_model, to="npy"), *steps)
+    made = sorted((tmp_path / "run_denoised").glob("*.npy"), key=lambda path: path.stat().st_mtime)
+    assert [path.stem for path in made] == [f"f_{i}_denoised" for i in (1, 3, 0, 6, 7)]
+    for words in ("f_0.npy", "f_2.npy: is 16 x 32, earlier", "f_5.npy", "f_6.npy"):
+        assert sum(words in text and "skipped" in text for text in caplog.messages) == 1
+    assert any("f_7.npy: has changed" in text for text in caplog.messages)
+    first = [folder / "f_1.npy", folder / "f_3.npy"]
+    scale = watch._first_recipe(folder, first, options(box_model)).scale
+    expected = Denoiser(box_model).run(frames[8:9].astype("f4"), scale)
+    np.testing.assert_array_equal(np.load(tmp_path / "run_denoised/f_7_denoised.npy"), expected[0])
+
+
+def test_no_room_is_waited_for(box_model, put, monkeypatch):
+    run, calls = watch.job.run, []
+
+    def full(path: Path, *arguments: Any, **more: Any) -> Any:
+        calls.append(path.name)
+        if len(calls) in (2, 3):
+            raise OutputError("no room") from OSError(errno.ENOSPC, "No space left on device")
+        return run(path, *arguments, **more)
+
+    monkeypatch.setattr(watch.job, "run", full)
+    made = follow_folder(put(0, 1, 2), options(box_model))
+    assert calls == ["f_0.npy", "f_1.npy", "f_1.npy", "f_1.npy", "f_2.npy"]
+    assert [arrival.source.name for arrival in made] == ["f_0.npy", "f_1.npy", "f_2.npy"]
+
+
+def test_what_was_written_can_be_opened(tmp_path, box_model, put, caplog):
+    """Also where outputs lie in the folder itself, in which they are no inputs."""
+    caplog.set_level("INFO")
+    folder = put(0, 1, 2)
+    made = follow_folder(folder, options(box_model, to="npy"))
+    for source in (tmp_path / "run_denoised", tmp_path / "run_denoised/*.npy"):
+        with open_frames(source) as stack:
+            assert stack.shape == (3, 32, 32)
+            np.testing.assert_array_equal(stack.read(2, 3)[0], np.load(made[2].output))
+    for out in (folder, folder, folder / "out", folder / "out"):
+        if out != folder:
+            for path in folder.glob("*_denoised.npy"):
+                path.unlink()
+        follow_folder(folder, options(box_model, to="npy", out_dir=out))
+        assert len(list(folder.rglob("*.npy"))) == 6
+    for path in (folder / "out").iterdir():
+        path.rename(folder / path.name)
+    assert "left out" not in caplog.text
+    for source, first in ((folder, "f_0.npy"), (folder / "*_denoised.npy", "f_0_denoised.npy")):
+        with open_frames(source) as stack:
+            assert stack.shape == (3, 32, 32)
+            assert stack.why.startswith(f"in natural order, {first}")
+    assert caplog.text.count("3 files by emdn are left out") == 1
 
 
 WRITER = """
@@ -124,24 +188,18 @@ with h5py.File(sys.argv[1], "w", libver="latest") as file:
 """
 
 
-def test_a_growing_dataset_is_followed(
-    tmp_path: Path, box_model: Path, frames, capsys, child
-) -> None:
+def test_a_growing_dataset_is_followed(tmp_path, box_model, frames, call, capsys, child):
     np.save(tmp_path / "frames.npy", frames)
     source, target = tmp_path / "live.h5", tmp_path / "out.h5"
     writer = child(WRITER, source, tmp_path / "frames.npy")
     assert writer.stdout.readline() == b"ready\n"
-    with pytest.raises(SystemExit) as left:
-        cli.main(
-            ["watch", str(source), "-o", str(target), "--model", str(box_model), "--device",
-             "cpu", "--poll", "0.02", "--idle", "1.5"]
-        )  # fmt: skip
-    assert (left.value.code or 0) == 0
+    status = call("watch", source, "-o", target, "--model", box_model, "--device", "cpu",
+                  "--poll", 0.02, "--idle", 1.5)  # fmt: skip
+    assert status == 0
     assert "frames     40, largest lag" in capsys.readouterr().out
     with h5py.File(target) as file:
         made = file["entry/frames"]
-        assert made.shape == (40, 32, 32)
-        assert made.dtype == np.float32
+        assert (made.shape, made.dtype) == ((40, 32, 32), np.float32)
         facts = dict(file["emdn"].attrs)
     assert facts["intensity_ratio"] == pytest.approx(1, abs=0.01)
     assert facts["gain"] == pytest.approx(3.0, rel=0.15)
@@ -151,11 +209,23 @@ def test_a_growing_dataset_is_followed(
     assert np.var(np.diff(denoised, axis=0)) < 0.3 * np.var(np.diff(frames, axis=0))
 
 
-def test_stopping_completes_the_output(tmp_path: Path, box_model: Path, frames) -> None:
-    source, target = tmp_path / "a.h5", tmp_path / "out.h5"
-    with h5py.File(source, "w", libver="latest") as file:
+@pytest.fixture
+def live(tmp_path: Path, frames) -> Path:
+    with h5py.File(tmp_path / "live.h5", "w", libver="latest") as file:
         file.create_dataset("frames", data=frames, chunks=(1, 32, 32), maxshape=(None, 32, 32))
-    arrivals = growing.dataset(source, target, options(box_model, batch=4), 60.0, 1.0)
+    return tmp_path / "live.h5"
+
+
+def follow(
+    live: Path, target: Path, model: Path, sleep: Callable[[float], None] = lambda _: None,
+    **more: Any,
+) -> list[watch.Arrival]:  # fmt: skip
+    return list(watch.dataset(live, target, options(model, batch=4, **more), 2.0, 1.0, sleep))
+
+
+def test_stopping_completes_the_output(tmp_path, box_model, live):
+    target = tmp_path / "out.h5"
+    arrivals = watch.dataset(live, target, options(box_model, batch=4), 60.0, 1.0)
     next(arrivals)
     next(arrivals)
     assert not target.exists()
@@ -165,158 +235,42 @@ def test_stopping_completes_the_output(tmp_path: Path, box_model: Path, frames) 
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_file_that_cannot_be_followed_is_named(tmp_path: Path, box_model: Path) -> None:
+def test_a_file_that_cannot_be_followed_is_named(tmp_path, box_model, live):
     source = tmp_path / "a.h5"
     source.write_text("no HDF5")
     with pytest.raises(FormatError, match="must write it in SWMR mode"):
-        list(growing.dataset(source, tmp_path / "out.h5", options(box_model), 1.0, 1.0))
+        follow(source, tmp_path / "out.h5", box_model)
     with h5py.File(source, "w", libver="latest") as file:
         file.create_dataset(
-            "frames", shape=(0, 32, 32), dtype="u2", chunks=(1, 32, 32), maxshape=(None, 32, 32)
+            "frames", (0, 32, 32), "u2", chunks=(1, 32, 32), maxshape=(None, 32, 32)
         )
-    began = time.monotonic()
     with pytest.raises(FormatError, match="stayed empty for 2 s"):
-        list(
-            growing.dataset(
-                source, tmp_path / "out.h5", options(box_model), 2.0, 1.0, lambda _: None
-            )
-        )
-    assert time.monotonic() - began < 10
+        follow(source, tmp_path / "out.h5", box_model)
 
+    def shorten(_: float) -> None:
+        with h5py.File(live, "r+", libver="latest") as file:
+            file["frames"].resize(20, axis=0)
 
-def step(*calls: Callable[[], object]) -> Callable[[], None]:
-    def all_of_them() -> None:
-        for call in calls:
-            call()
-
-    return all_of_them
-
-
-def test_bad_files_are_skipped_and_tried_again(
-    tmp_path: Path, box_model: Path, frames, caplog
-) -> None:
-    """At the first file, in between, of another size, empty, no frames at all."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-
-    def put(number: int, array: np.ndarray[Any, Any] | None = None) -> None:
-        np.save(folder / f"f_{number}.npy", frames[number] if array is None else array)
-
-    def cut(number: int) -> None:
-        put(number)
-        whole = (folder / f"f_{number}.npy").read_bytes()
-        (folder / f"f_{number}.npy").write_bytes(whole[:-100])
-
-    cut(0)
-    put(1)
-    put(2, frames[2][:16])
-    put(3)
-    (folder / "f_4.npy").touch()
-    put(5, np.array("text"))
-
-    def nothing() -> None:
-        pass
-
-    steps = [
-        nothing, nothing, step(lambda: cut(6), lambda: put(7)), nothing, nothing,
-        step(lambda: put(0), lambda: put(6)), nothing, nothing, nothing,
-        lambda: put(7, frames[8]), nothing, nothing,
-    ]  # fmt: skip
-    camera = Camera(frames, steps)
-    made: list[str] = []
-    arrivals = watch.folder(folder, options(box_model, to="npy"), 3.0, 1.0, camera.sleep)
-    with pytest.raises(FormatError, match=r"3 of 8 files were not denoised: .*f_2.npy, .*f_4.npy"):
-        made.extend(arrival.source.name for arrival in arrivals)
-    assert made == [f"f_{number}.npy" for number in (1, 3, 7, 0, 6, 7)]
-    for words in ("f_0.npy", "f_2.npy: is 16 x 32, earlier", "f_5.npy", "f_6.npy"):
-        assert sum(words in text and "skipped" in text for text in caplog.messages) == 1
-    assert any("f_7.npy: has changed" in text for text in caplog.messages)
-    scale = watch._first_recipe(
-        folder, [folder / "f_1.npy", folder / "f_3.npy"], options(box_model)
-    )
-    expected = Denoiser(box_model).run(frames[8:9].astype("f4"), scale.scale)
-    np.testing.assert_array_equal(np.load(tmp_path / "run_denoised/f_7_denoised.npy"), expected[0])
-
-
-def test_no_room_is_waited_for(tmp_path: Path, box_model: Path, frames, monkeypatch) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for number in range(3):
-        np.save(folder / f"f_{number}.npy", frames[number])
-    run, calls = watch.job.run, []
-
-    def full(path: Path, *arguments: Any, **more: Any) -> Any:
-        calls.append(path.name)
-        if len(calls) in (2, 3):
-            raise OutputError("no room") from OSError(errno.ENOSPC, "No space left on device")
-        return run(path, *arguments, **more)
-
-    monkeypatch.setattr(watch.job, "run", full)
-    made = list(watch.folder(folder, options(box_model), 3.0, 1.0, lambda _: None))
-    assert calls == ["f_0.npy", "f_1.npy", "f_1.npy", "f_1.npy", "f_2.npy"]
-    assert [arrival.source.name for arrival in made] == ["f_0.npy", "f_1.npy", "f_2.npy"]
-
-
-@pytest.mark.parametrize("place", ["", "out"])
-def test_outputs_in_the_folder_are_no_inputs(
-    tmp_path: Path, box_model: Path, frames, place: str
-) -> None:
-    for number in range(2):
-        np.save(tmp_path / f"f_{number}.npy", frames[number])
-    given = options(box_model, to="npy", out_dir=tmp_path / place)
-    for _ in range(2):
-        list(watch.folder(tmp_path, given, 3.0, 1.0, lambda _: None))
-    assert len(list(tmp_path.rglob("*.npy"))) == 4
-
-
-def test_what_was_written_can_be_opened(tmp_path: Path, box_model: Path, frames, caplog) -> None:
-    caplog.set_level("INFO")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for number in range(3):
-        np.save(folder / f"f_{number}.npy", frames[number])
-    made = list(watch.folder(folder, options(box_model, to="npy"), 2.0, 1.0, lambda _: None))
-    for source in (tmp_path / "run_denoised", tmp_path / "run_denoised/*.npy"):
-        with open_frames(source) as stack:
-            assert stack.shape == (3, 32, 32)
-            np.testing.assert_array_equal(stack.read(2, 3)[0], np.load(made[2].output))
-    list(watch.folder(folder, options(box_model, to="npy", out_dir=folder), 2.0, 1.0, print))
-    assert "left out" not in caplog.text
-    for source, first in ((folder, "f_0.npy"), (folder / "*_denoised.npy", "f_0_denoised.npy")):
-        with open_frames(source) as stack:
-            assert stack.shape == (3, 32, 32)
-            assert stack.why.startswith(f"in natural order, {first}")
-    assert caplog.text.count("3 files by emdn are left out") == 1
-
-
-@pytest.fixture
-def live(tmp_path: Path, frames) -> Path:
-    with h5py.File(tmp_path / "live.h5", "w", libver="latest") as file:
-        file.create_dataset("frames", data=frames, chunks=(1, 32, 32), maxshape=(None, 32, 32))
-    return tmp_path / "live.h5"
-
-
-def follow(live: Path, target: Path, model: Path, **more: Any) -> list[watch.Arrival]:
-    given = options(model, batch=4, **more)
-    return list(growing.dataset(live, target, given, 2.0, 1.0, lambda _: None))
+    with pytest.raises((FormatError, OSError)):  # begun anew
+        follow(live, tmp_path / "out.h5", box_model, shorten)
 
 
 @pytest.mark.parametrize(
     "error", [FormatError("damaged"), ValueError("a bug"), OSError(28, "full")]
 )
 def test_after_an_error_it_stays_partial_and_is_continued(
-    tmp_path: Path, box_model: Path, live: Path, monkeypatch, error: Exception
-) -> None:
+    tmp_path, box_model, live, monkeypatch, error
+):
     follow(live, tmp_path / "whole.h5", box_model)
-    target, append = tmp_path / "out.h5", growing._Growing.append
+    target, append = tmp_path / "out.h5", watch._Growing.append
 
-    def failing(self: growing._Growing, *blocks: Any) -> None:
+    def failing(self: watch._Growing, *blocks: Any) -> None:
         if self.done >= 12:
-            with self._disk():
+            with output.disk(self.partial):
                 raise error
         append(self, *blocks)
 
-    monkeypatch.setattr(growing._Growing, "append", failing)
+    monkeypatch.setattr(watch._Growing, "append", failing)
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
         follow(live, target, box_model)
     monkeypatch.undo()
@@ -335,49 +289,13 @@ def test_after_an_error_it_stays_partial_and_is_continued(
     assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_a_consumer_that_fails_publishes_nothing(
-    tmp_path: Path, box_model: Path, live: Path, monkeypatch, capsys
-) -> None:
+def test_a_consumer_that_fails_publishes_nothing(tmp_path, box_model, live, monkeypatch, capsys):
     def broken(*_: object, **__: object) -> None:
         raise OSError(5, "terminal is gone")
 
     monkeypatch.setattr("builtins.print", broken)
+    given = {"output": tmp_path / "out.h5", "model": str(box_model), "device": "cpu", "idle": 0.0}
     with pytest.raises(OSError, match="terminal is gone"):
-        cli.watch(live, output=tmp_path / "out.h5", model=str(box_model), device="cpu", idle=0.0)
+        cli.watch(source=live, **given)
     assert not (tmp_path / "out.h5").exists()
     assert (tmp_path / "out.h5.partial").exists()
-
-
-def test_a_file_that_was_begun_anew_is_not_continued(
-    tmp_path: Path, box_model: Path, live: Path
-) -> None:
-    given = options(box_model, batch=4)
-
-    def shorten(_: float) -> None:
-        with h5py.File(live, "r+", libver="latest") as file:
-            file["frames"].resize(20, axis=0)
-
-    arrivals = growing.dataset(live, tmp_path / "out.h5", given, 2.0, 1.0, shorten)
-    with pytest.raises((FormatError, OSError)):
-        list(arrivals)
-
-
-def test_a_killed_follower_is_begun_anew(
-    tmp_path: Path, box_model: Path, live: Path, child
-) -> None:
-    code = (
-        "import os, sys\nfrom pathlib import Path\nfrom emdn_deploy import growing\n"
-        "from emdn_deploy.options import DenoiseOptions\n"
-        "given = DenoiseOptions(model=sys.argv[3], device='cpu', batch=4)\n"
-        "places = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "arrivals = growing.dataset(*places, given, 60.0, 1.0)\n"
-        "for number, _ in enumerate(arrivals):\n    number == 3 and os.kill(os.getpid(), 9)\n"
-    )
-    target = tmp_path / "out.h5"
-    assert child(code, live, target, box_model).wait() == -9
-    assert not target.exists()
-    follow(live, target, box_model)
-    follow(live, tmp_path / "whole.h5", box_model)
-    with h5py.File(target) as made, h5py.File(tmp_path / "whole.h5") as whole:
-        np.testing.assert_array_equal(made["frames"][:], whole["frames"][:])
-    assert not list(tmp_path.glob("*.partial*"))

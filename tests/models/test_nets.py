@@ -168,15 +168,24 @@ def test_new_nets_start_at_the_mean_or_at_the_shrunk_frame(name, preset):
         torch.testing.assert_close(y, expected, atol=1e-3, rtol=0)
 
 
-def test_mcnn_scales_are_what_forward_gives():
+def test_mcnn_is_judged_at_every_scale_by_what_forward_gives():
     net = NETS["mcnn"](features=16, levels=5, widest=4).eval()
     for head in net.heads:
         nn.init.normal_(head.conv.weight)
-    x = torch.randn(1, 1, 64, 32)
+    x, judged = torch.randn(1, 1, 64, 32), []
+
+    def error(prediction, truth):
+        judged.append((prediction, truth))
+        return torch.tensor(1.0)
+
     with torch.no_grad():
-        scales = net.scales(x)
-        torch.testing.assert_close(scales[0], net(x))
-    assert [tuple(s.shape[-2:]) for s in scales] == [(64, 32), (32, 16), (16, 8), (8, 4)]
+        assert net.loss(x, x, x, error) == 1 + 1 / 4 + 1 / 16 + 1 / 64
+        torch.testing.assert_close(judged[0][0], net(x))
+        torch.testing.assert_close(judged[1][1], nn.functional.avg_pool2d(x, 2))
+        for prediction, truth in judged:
+            assert prediction.shape == truth.shape
+        assert [one.shape[-1] for one, _ in judged] == [32, 16, 8, 4]
+        assert net.loss(x[..., :31], x[..., :31], x, error) == 1  # no multiple: the finest alone
 
 
 def test_unknown_names_are_told():

@@ -63,17 +63,17 @@ def test_onnx_and_checkpoint_are_the_same_model(name):
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     """Frames of structures that no training saw: (noisy, expected), (4, H, W) in electrons."""
-    from emdn_train.data import open_split
+    from emdn_train.dataset import Split
 
     folder = tmp_path_factory.mktemp("unseen")
     simulate(SimulateConfig(folder, frames=4, kind="mixed", size=128, seed=987_654_321))
-    with open_split(folder, "test") as split:
+    with Split(folder, "test") as split:
         clean = torch.from_numpy(split.relative(slice(0, 4)))[:, None]
         contrast = torch.tensor(split.table["contrast"])
     chance = torch.Generator().manual_seed(0)
-    electrons = (0.4 / contrast) ** 2
-    drawn = noise.draw(clean, electrons, "counting", chance, profile=False, defects=False)
-    return drawn.noisy[:, 0].numpy(), drawn.target[:, 0].numpy()
+    electrons = ((0.4 / contrast) ** 2).float().view(-1, 1, 1, 1)
+    noisy, target = noise.record(electrons * clean, "counting", chance)
+    return noisy[:, 0].numpy(), target[:, 0].numpy()
 
 
 @pytest.mark.parametrize("name", MODELS)

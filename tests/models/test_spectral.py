@@ -179,12 +179,22 @@ def test_a_net_corrects_the_largest_window(adds):
     assert net.multiple == 32
 
 
-def test_scales_are_those_of_the_frame():
+def test_a_loss_of_the_net_s_own_is_of_corrections_of_the_estimate():
     torch.manual_seed(4)
-    net, x = build("mcnn"), torch.randn(1, 1, 64, 128)
+    net, x, judged = build("mcnn"), torch.randn(1, 1, 64, 128), []
+
+    def error(*pair):
+        judged.append(pair)
+        return torch.tensor(1.0)
+
     with torch.no_grad():
-        for head in net.net.heads:
-            nn.init.normal_(head.conv.weight, std=0.1)
-        scales = net.scales(net.joined(x))
-        torch.testing.assert_close(scales[0], net(x))
-    assert [tuple(scale.shape[-2:]) for scale in scales[:3]] == [(64, 128), (32, 64), (16, 32)]
+        joined = net.joined(x)
+        net.loss(joined, x, x, error)  # a new net corrects nothing
+        for scale, (prediction, truth) in enumerate(judged):
+            expected = nn.functional.avg_pool2d(joined[:, :1], 2**scale)
+            torch.testing.assert_close(prediction, expected)
+            torch.testing.assert_close(truth, nn.functional.avg_pool2d(x, 2**scale))
+        judged.clear()
+        nn.init.normal_(net.net.heads[0].conv.weight, std=0.1)
+        net.loss(joined, x, x, error)
+        torch.testing.assert_close(judged[0][0], net(x))

@@ -1,4 +1,4 @@
-"""Fine-tuning on a stack without clean frames: what is learned, judged, kept and refused."""
+"""Fine-tuning on a stack without clean frames: what is learned, judged, saved and refused."""
 
 import os
 import signal
@@ -7,19 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from emdn_deploy.correction import prepare
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import open_frames
-from emdn_models import CheckpointError, FormatError, ModelError, checkpoint, pretrained
+from emdn_models import CheckpointError, FormatError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
-from emdn_train import cli, held_out, outputs
-from emdn_train import neighbours as pairing
-from emdn_train.adapt import adapt, parts, sha256
-from emdn_train.adapt_config import AdaptConfig
-from emdn_train.config import FitConfig
-from emdn_train.held_out import denoised, fall
-from emdn_train.neighbours import Movie, Neighbours
-from emdn_train.start import start_from
+from emdn_train import cli, fit, noise2noise, results
+from emdn_train.adapt import adapt, denoised, fall, parts, sha256
+from emdn_train.config import AdaptConfig
+from emdn_train.noise2noise import Movie, Neighbours
+from emdn_train.patches import chance
 
 CPU = torch.device("cpu")
 COUNT, SIDE, GAIN, OFFSET = 24, 64, 3.0, 50.0
@@ -27,7 +24,7 @@ COUNT, SIDE, GAIN, OFFSET = 24, 64, 3.0, 50.0
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(outputs, "draw_losses", lambda *_: None)
+    monkeypatch.setattr(results, "draw_losses", lambda *_: None)
 
 
 def pattern(shift=0.0):
@@ -64,9 +61,9 @@ def drawn(tmp_path_factory):
 def config(stack, out, start, **changes):
     defaults = {
         "max_minutes": 0.0, "epochs": 16, "patch": 32, "device": "cpu", "lr": 4e-3,
-        "gain": GAIN, "offset": OFFSET,
+        "options": DenoiseOptions(gain=GAIN, offset=OFFSET),
     }  # fmt: skip
-    return AdaptConfig(stack, out, start=start, **(defaults | changes))
+    return AdaptConfig(stack=stack, out=out, start=start, **(defaults | changes))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +71,7 @@ def tuned(stack, drawn, tmp_path_factory):
     """The result of a run that was not stopped."""
     out = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outputs, "draw_losses", lambda *_: None)
+        patch.setattr(results, "draw_losses", lambda *_: None)
         return adapt(config(stack, out, drawn))
 
 
@@ -102,17 +99,10 @@ def test_pairs_are_neighbours_at_the_same_place():
         assert torch.equal(frame, indices)
         seen |= set((batch.target // 1e4).flatten().tolist())
         places |= set((batch.noisy[:, 0, 0, 0] % 1e4).tolist())
+    batches = [source.batch(torch.arange(7), chance(3)) for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*(one[:3] for one in batches), strict=True))
     assert seen == set(range(7))  # and never the frames from 7 on
     assert len(places) > 40
-
-
-def test_the_same_chance_gives_the_same_batch():
-    source = Neighbours(numbered(), 7, 16, CPU)
-    first, again = (
-        source.batch(torch.arange(7), torch.Generator().manual_seed(3)) for _ in range(2)
-    )
-    assert torch.equal(first.noisy, again.noisy)
-    assert torch.equal(first.target, again.target)
 
 
 def test_a_movie_is_what_a_deployment_sees(stack, monkeypatch):
@@ -122,7 +112,7 @@ def test_a_movie_is_what_a_deployment_sees(stack, monkeypatch):
     np.save(stack.with_name("hot.npy"), frames)
     movies = []
     for limit in (4 << 30, 0):
-        monkeypatch.setattr(pairing, "CACHE_BYTES", limit)
+        monkeypatch.setattr(noise2noise, "CACHE_BYTES", limit)
         with open_frames(stack.with_name("hot.npy")) as opened:
             movie = Movie.of(opened, DenoiseOptions())
             prepared = prepare(opened, DenoiseOptions())
@@ -143,7 +133,9 @@ def test_it_learns_without_clean_frames(tuned, stack, drawn):
     for path in (drawn, tuned.path):
         net = build("unet")
         load_state(net, "unet", checkpoint.load(path)["unet"])
-        errors.append(np.square(denoised(net, counts[-6:], scale) - pattern()).mean())
+        errors.append(
+            np.square(denoised(net, counts[-6:].double().numpy(), scale) - pattern()).mean()
+        )
     assert tuned.outcome == "gained"
     assert errors[1] < 0.95 * errors[0]  # 16 steps, from a good start
     found = tuned.verdict
@@ -154,67 +146,42 @@ def test_it_learns_without_clean_frames(tuned, stack, drawn):
     assert found.fell.se < np.hypot(found.before.error.se, found.after.error.se)
     assert found.mean_ratio == pytest.approx(1, abs=0.03)
 
-
-def test_the_checkpoint_tells_what_it_was_adapted_to(tuned, stack, drawn):
     weights = checkpoint.load(tuned.path)["unet"]
     recipe = weights.metadata["recipe"]
-    assert recipe["start"] == {"steps": 7}
-    assert recipe["recipe_details"]["loss"] == "mse"
-    told = recipe["adapted"]
-    net = build("unet")
+    assert (recipe["start"], recipe["recipe_details"]["loss"]) == ({"steps": 7}, "mse")
+    known = recipe["adapted"]
+    assert known["stack"]["path"] == str(stack)
+    assert known["stack"]["held_out"] == 6
+    assert known["stack"]["intensity"]["gain"] == GAIN
+    assert known["held_out"]["umse_after"] == found.after.error.value
     load_state(net, "unet", checkpoint.load(drawn)["unet"])
-    assert told["stack"]["start_sha256"] == sha256(net)
-    assert told["stack"]["path"] == str(stack)
-    assert told["stack"]["held_out"] == 6
-    assert told["stack"]["intensity"]["gain"] == GAIN
-    assert told["held_out"]["umse_after"] == tuned.verdict.after.error.value
-    assert told["held_out"]["fell"] == tuned.verdict.fell.value
+    assert known["stack"]["start_sha256"] == sha256(net)
     assert not (tuned.path.parent / "fit_state.h5").exists()
 
 
-def test_the_last_frames_are_held_out(stack, drawn, tmp_path, monkeypatch):
+def test_the_last_frames_are_held_out(stack):
     assert parts(16, stack) == (range(10), range(10, 16))
     assert parts(100, stack) == (range(85), range(85, 100))
     assert parts(1000, stack) == (range(968), range(968, 1000))
     with pytest.raises(FormatError, match="has 11 frames, expected 12 or more"):
         parts(11, stack)
-    read, original = [], Neighbours.batch
-
-    def batch(self, indices, generator):
-        spied = Movie(**{**vars(self.movie), "read": lambda i: (read.append(i), known(i))[1]})
-        known = self.movie.read
-        return original(Neighbours(spied, self.frames, self.patch, CPU), indices, generator)
-
-    monkeypatch.setattr(Neighbours, "batch", batch)
-    adapt(config(stack, tmp_path, drawn, epochs=1))
-    assert set(torch.cat(read).tolist()) == set(range(18))
 
 
-def test_what_does_not_help_is_not_kept(tuned, stack, tmp_path, caplog):
-    """A learning rate that ruins the weights: the checkpoint holds the start's."""
+@pytest.mark.parametrize("outcome", ["nothing gained", "diverged"])
+def test_what_does_not_help_leaves_the_start(tuned, stack, tmp_path, caplog, monkeypatch, outcome):
+    """A learning rate that ruins the weights, and a loss that is not finite."""
+    if outcome == "diverged":
+        broken = torch.tensor(torch.nan, requires_grad=True)
+        monkeypatch.setattr(fit, "loss", lambda *_: broken)
     found = adapt(config(stack, tmp_path, tuned.path, lr=0.3, epochs=1))
-    assert found.outcome == "nothing gained"
-    assert found.verdict.fell.value < 0
-    assert "kept the starting weights" in caplog.text
+    assert found.outcome == outcome
+    assert found.verdict is None if outcome == "diverged" else found.verdict.fell.value < 0
+    assert "the starting weights are saved" in caplog.text
     start, end = (checkpoint.load(path)["unet"] for path in (tuned.path, found.path))
     for key, array in start.state.items():
         np.testing.assert_array_equal(end.state[key], array)
     assert end.metadata["status"] == "fitted"
-    assert end.metadata["recipe"]["adapted"]["outcome"] == "nothing gained"
-
-
-def test_no_change_is_no_gain(stack, drawn, tmp_path):
-    assert adapt(config(stack, tmp_path, drawn, lr=1e-30, epochs=1)).outcome == "nothing gained"
-
-
-def test_a_loss_that_is_not_finite_keeps_the_start(stack, drawn, tmp_path, monkeypatch):
-    from emdn_train import fit
-
-    monkeypatch.setattr(fit, "loss", lambda *_: torch.tensor(torch.nan, requires_grad=True))
-    found = adapt(config(stack, tmp_path, drawn, epochs=1))
-    assert (found.outcome, found.verdict) == ("diverged", None)
-    kept, start = (checkpoint.load(path)["unet"].state for path in (found.path, drawn))
-    assert all((kept[key] == start[key]).all() for key in start)
+    assert end.metadata["recipe"]["adapted"]["outcome"] == outcome
 
 
 def test_the_fall_is_that_of_the_squared_error():
@@ -235,8 +202,9 @@ def test_the_fall_is_that_of_the_squared_error():
 @pytest.mark.parametrize(("speed", "warned"), [(0.0, False), (1.5, True)])
 def test_motion_is_told(speed, warned, drawn, tmp_path, caplog):
     path = recorded(tmp_path, speed * np.arange(COUNT))
-    adapt(config(path, tmp_path / "out", drawn, lr=1e-30, epochs=1))
+    found = adapt(config(path, tmp_path / "out", drawn, lr=1e-30, epochs=1))
     assert ("moves" in caplog.text) is warned
+    assert found.outcome == "nothing gained"  # by no change
 
 
 @pytest.mark.slow
@@ -265,20 +233,9 @@ def test_a_stopped_run_goes_on(tuned, stack, drawn, tmp_path, monkeypatch):
 def test_a_stack_without_noise_is_refused(drawn, tmp_path):
     np.save(tmp_path / "flat.npy", np.full((12, 64, 64), 7.0, np.float32))
     with pytest.raises(FormatError, match="no noise found"):
-        adapt(AdaptConfig(tmp_path / "flat.npy", tmp_path, start=drawn, epochs=1))
+        adapt(AdaptConfig(stack=tmp_path / "flat.npy", out=tmp_path, start=drawn, epochs=1))
     with pytest.raises(ModelError, match="or it never ends"):
-        AdaptConfig(tmp_path / "flat.npy", max_minutes=0)
-
-
-def test_the_shipped_weights_by_name(tmp_path, monkeypatch):
-    net = build("ffdnet")
-    start_from(net, "ffdnet", FitConfig(models=("ffdnet",), start="shipped"))
-    state = checkpoint.load(pretrained.CHECKPOINT)["ffdnet"].state
-    assert all((state[key] == value.numpy()).all() for key, value in net.state_dict().items())
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "shipped").touch()  # a file of that name comes first
-    with pytest.raises(CheckpointError):
-        start_from(net, "ffdnet", FitConfig(models=("ffdnet",), start="shipped"))
+        AdaptConfig(stack=tmp_path / "flat.npy", max_minutes=0)
 
 
 @pytest.mark.slow
@@ -291,7 +248,7 @@ def test_from_the_command_line_to_a_deployed_model(stack, tmp_path, capfd):
         )
     printed = capfd.readouterr()
     assert not left.value.code, printed.err
-    assert "nothing gained: kept the starting weights (3 steps)" in printed.out
+    assert "nothing gained: the starting weights are saved (3 steps)" in printed.out
     assert printed.out.count("uMSE") == 2
     with pytest.raises(SystemExit) as left:
         cli.main(["export", str(tmp_path / checkpoint.FILE_NAME)])
@@ -305,7 +262,6 @@ def test_from_the_command_line_to_a_deployed_model(stack, tmp_path, capfd):
     np.testing.assert_allclose(after, before, rtol=1e-4)
 
 
-def test_held_out_frames_are_cut_to_their_middle():
-    frames = torch.arange(600.0).expand(2, 40, 600)
-    assert held_out.middle(frames).shape == (2, 40, 512)
-    assert held_out.middle(frames)[0, 0, 0] == 44
+def test_a_model_that_sees_its_targets_is_not_adapted(stack, tmp_path):
+    with pytest.raises(ModelError, match="sees the neighbours that it would be fitted to"):
+        adapt(AdaptConfig(stack=stack, out=tmp_path, preset="movie"))

@@ -15,10 +15,11 @@ from emdn_models.errors import OutputError
 from emdn_models.nets import NETS, build
 from emdn_models.nets.dncnn import DnCNN
 from emdn_models.nets.electrons import BLUR
+from emdn_models.nets.unet import UNet
 from emdn_models.spec import ModelSpec, Preset
 from emdn_train import export as exporting
 from emdn_train.export import export
-from emdn_train.onnx_graph import INPUTS, Graph, to_onnx
+from emdn_train.onnx_graph import INPUTS, Graph, to_onnx, unpacked
 from emdn_train.verify import TOLERANCE, compare
 
 
@@ -231,3 +232,51 @@ def test_the_benchmarks_unet_is_marked_as_not_tileable(tmp_path):
     assert not info.tiling_exact
     assert "align_corners" in info.text["whole_frame"]
     assert compare(net.eval(), done.path)[0] <= TOLERANCE
+
+
+def test_a_net_that_sees_five_frames_is_exported_and_checked(tmp_path, monkeypatch):
+    options = {"features": 8, "levels": 2, "shuffle": 2, "benchmark": False}
+    preset = Preset(options, 0, (128, 192), 16, (16,), frames=5)
+    spec = ModelSpec("tiny", "Tiny", "this test", "the clean frame", {"movie": preset})
+    monkeypatch.setitem(MODELS, "tiny", spec)
+    monkeypatch.setitem(NETS, "tiny", UNet)
+    source = tmp_path / checkpoint.FILE_NAME
+    checkpoint.save(source, {"tiny@movie": weights_of("tiny", "movie")})
+    (done,) = export(source, tmp_path)
+    assert done.error <= TOLERANCE
+    session = open_session(done.path, "cpu", threads=1)
+    assert session.info.frames == 5
+    frames = np.random.default_rng(1).poisson(6.0, (3, 5, 40, 50)).astype(np.float32)
+    column = [torch.full((3, 1, 1, 1), value) for value in (6.0, 0.0, 1.0)]
+    with torch.no_grad():
+        expected = Graph(perturbed("tiny", "movie").eval())(torch.from_numpy(frames), *column)
+    found = session.run(frames, 6.0, 0.0, 1.0)
+    np.testing.assert_allclose(found, expected[:, 0].numpy(), atol=1e-5 * np.ptp(found))
+    assert np.abs(found - session.run(frames[:, ::-1].copy(), 6.0, 0.0, 1.0)).max() > 0.1
+
+
+def test_weights_in_halves_take_half_the_space_and_compute_the_same(tmp_path):
+    source = tmp_path / checkpoint.FILE_NAME
+    checkpoint.save(source, {"dncnn": weights_of("dncnn")})
+    (whole,) = export(source, tmp_path / "whole")
+    (half,) = export(source, tmp_path / "half", half=True)
+    sizes = [(one.path.stat().st_size, one.path.with_name(source.name).stat().st_size)
+             for one in (half, whole)]  # fmt: skip
+    assert sizes[0][0] < 0.75 * sizes[1][0]  # the matrices of the spectra are no halves
+    assert sizes[0][1] < 0.6 * sizes[1][1]
+    kept = checkpoint.load(half.path.with_name(source.name))["dncnn"].state
+    frames = np.random.default_rng(1).poisson(6.0, (2, 64, 64)).astype(np.float32)
+    rounded, exact = (open_session(one.path, "cpu", 1).run(frames, 6.0, 0.0, 1.0)
+                      for one in (half, whole))  # fmt: skip
+    assert 0 < np.abs(rounded - exact).max() < 0.01 * np.ptp(exact)
+    net = build("dncnn", "shipped")
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in kept.items()})
+    column = [torch.full((2, 1, 1, 1), value) for value in (6.0, 0.0, 1.0)]
+    with torch.no_grad():
+        expected = Graph(net.eval())(torch.from_numpy(frames)[:, None], *column)[:, 0].numpy()
+    np.testing.assert_allclose(rounded, expected, atol=1e-5 * np.ptp(expected))
+    # What other precisions start from is the same graph with float32 constants.
+    plain = tmp_path / "plain.onnx"
+    onnx.save(unpacked(onnx.load(half.path)), plain)
+    assert plain.stat().st_size > 1.3 * sizes[0][0]
+    np.testing.assert_array_equal(open_session(plain, "cpu", 1).run(frames, 6.0, 0.0, 1.0), rounded)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from emdn_train import noise
-from emdn_train.detectors import DETECTORS
+from emdn_train.noise import DETECTORS
 
 DEVICES = [
     "cpu",
@@ -21,26 +21,27 @@ def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def flat(n: int, side: int = 128) -> torch.Tensor:
-    return torch.ones(n, 1, side, side)
+def flat(n: int, side: int = 128, level: float = 1.0) -> torch.Tensor:
+    return torch.full((n, 1, side, side), level)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_shapes_types_and_devices(detector: str, device: str) -> None:
-    clean = flat(3, 64).to(device)
-    result = noise.draw(clean, torch.tensor([1.0, 10.0, 100.0]), detector, generator(0, device))
-    for tensor, kind in zip(result, (torch.float32, torch.float32, torch.bool), strict=True):
-        assert tensor.shape == clean.shape
-        assert tensor.dtype == kind
+def test_shapes_devices_and_chance(detector: str, device: str) -> None:
+    clean, electrons = flat(3, 64).to(device), torch.tensor([1.0, 10.0, 100.0])
+    first, again, other = (
+        noise.draw(clean, electrons, detector, generator(seed, device), 64) for seed in (1, 1, 2)
+    )
+    for tensor in first:
+        assert (tensor.shape, tensor.dtype) == (clean.shape, torch.float32)
         assert tensor.device.type == device
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
 
 
 @pytest.mark.parametrize("electrons", [0.3, 5.0, 200.0])
 def test_counting_is_poisson_after_dqe(electrons: float) -> None:
-    noisy, target, valid = noise.draw(
-        flat(8), torch.full((8,), electrons), "counting", generator(), profile=False, defects=False
-    )
+    noisy, target = noise.record(flat(8, level=electrons), "counting", generator())
     expected = DETECTORS["counting"].dqe0 * electrons
     torch.testing.assert_close(target, torch.full_like(target, expected))
     n = noisy.numel()
@@ -48,67 +49,43 @@ def test_counting_is_poisson_after_dqe(electrons: float) -> None:
     # four standard errors of a Poisson mean and variance
     assert abs(noisy.mean() - expected) < 4 * math.sqrt(expected / n)
     assert noisy.var() / expected == pytest.approx(1.0, abs=4 * math.sqrt((2 + 1 / expected) / n))
-    assert valid.all()
+    power = torch.fft.rfft2(noisy - target).abs().pow(2).mean((0, 1))  # and white
+    rings = power[:, :64].reshape(8, 16, 8, 8).mean((1, 3)) / power.mean()
+    assert rings.sub(1).abs().max() < 0.25
 
 
 def test_variance_follows_the_mean_over_a_gradient() -> None:
-    ramp = torch.linspace(0.2, 1.8, 256).expand(16, 1, 256, 256).contiguous()
-    noisy, target, _ = noise.draw(
-        ramp, torch.full((16,), 50.0), "counting", generator(), profile=False, defects=False
-    )
-    residual = ((noisy - target) ** 2).mean((0, 1, 2))
-    mean = target.mean((0, 1, 2))
-    slope = (residual * mean).sum() / (mean * mean).sum()
-    assert slope == pytest.approx(1.0, abs=0.02)
+    ramp = 50 * torch.linspace(0.2, 1.8, 256).expand(16, 1, 256, 256)
+    noisy, target = noise.record(ramp, "counting", generator())
+    residual, mean = ((noisy - target) ** 2).mean((0, 1, 2)), target.mean((0, 1, 2))
+    assert (residual * mean).sum() / (mean * mean).sum() == pytest.approx(1.0, abs=0.02)
 
 
-def test_noise_of_a_counting_camera_is_white() -> None:
-    noisy, target, _ = noise.draw(
-        flat(32), torch.full((32,), 20.0), "counting", generator(), profile=False, defects=False
-    )
-    power = torch.fft.rfft2(noisy - target).abs().pow(2).mean((0, 1))
-    rings = power[:, :64].reshape(8, 16, 8, 8).mean((1, 3)) / power.mean()
-    assert rings.sub(1).abs().max() < 0.15
-
-
-def test_ccd_noise_has_the_spectrum_of_its_ntf() -> None:
+def test_ccd_noise_has_the_spectrum_of_its_ntf_and_no_bias() -> None:
     """Counted noise goes through the NTF, dark and read-out noise do not."""
-    camera = DETECTORS["ccd"]
-    electrons = 400.0
-    noisy, target, _ = noise.draw(
-        flat(48), torch.full((48,), electrons), "ccd", generator(), profile=False, defects=False
-    )
+    camera, electrons = DETECTORS["ccd"], 400.0
+    noisy, target = noise.record(flat(48, level=electrons), "ccd", generator())
     power = torch.fft.rfft2(noisy - target).abs().pow(2).mean((0, 1)) / 128**2
     along = power[0, 1:].double()
     q = torch.arange(1, 65, dtype=torch.float64) / 64
-    mtf = 1 / (1 + (q / camera.mtf_knee) ** camera.mtf_power)
-    expected = (
-        camera.dqe0 * electrons * mtf
-        + power[64, 64]
-        - (camera.dqe0 * electrons / (1 + (math.sqrt(2) / camera.mtf_knee) ** camera.mtf_power))
-    )
-    ratio = (along / expected).reshape(8, 8).mean(1)
-    assert ratio.sub(1).abs().max() < 0.25
+
+    def counted(q):
+        return camera.dqe0 * electrons / (1 + (q / camera.mtf_knee) ** camera.mtf_power)
+
+    expected = counted(q) + power[64, 64] - counted(math.sqrt(2))
+    assert (along / expected).reshape(8, 8).mean(1).sub(1).abs().max() < 0.25
+    assert (noisy - target).mean() == pytest.approx(0.0, abs=0.1)
 
 
 def test_ccd_target_is_blurred_by_the_mtf() -> None:
     """A sine at half of Nyquist keeps MTF(0.5) of its contrast; the mean keeps DQE(0)."""
     camera = DETECTORS["ccd"]
     wave = 1 + 0.5 * torch.cos(math.pi / 2 * torch.arange(128.0)).expand(1, 1, 128, 128)
-    _, target, _ = noise.draw(
-        wave.contiguous(), torch.tensor([100.0]), "ccd", generator(), profile=False, defects=False
-    )
+    _, target = noise.record(100 * wave, "ccd", generator())
     inner = target[0, 0, 16:-16, 16:-16] / (100 * camera.dqe0)
     expected = 0.5 / (1 + (0.5 / camera.mtf_knee) ** camera.mtf_power)
     assert inner.mean() == pytest.approx(1.0, abs=0.005)
     assert (inner.max() - inner.min()) / 2 == pytest.approx(expected, rel=0.03)
-
-
-def test_ccd_counts_are_unbiased() -> None:
-    noisy, target, _ = noise.draw(
-        flat(64, 64), torch.full((64,), 30.0), "ccd", generator(), profile=False, defects=False
-    )
-    assert (noisy - target).mean() == pytest.approx(0.0, abs=0.1)
 
 
 def test_beam_has_mean_one_over_the_field_and_is_uneven() -> None:
@@ -129,15 +106,21 @@ def test_a_patch_sees_the_beam_of_the_field_it_is_cut_from() -> None:
     for index, (row, column) in enumerate(corner.int().tolist()):
         expected = whole[index, :, row : row + 64, column : column + 64]
         torch.testing.assert_close(patches[index], expected)
-    drawn = noise.draw(flat(256, 64), torch.full((256,), 1e3), "counting", generator(), field=256)
-    spread = drawn.target.mean((1, 2, 3)) / (1e3 * DETECTORS["counting"].dqe0)
+    _, target = noise.draw(flat(256, 64), torch.full((256,), 1e3), "counting", generator(), 256)
+    spread = target.mean((1, 2, 3)) / (1e3 * DETECTORS["counting"].dqe0)
     # patches lie in the bright and in the dark parts of their fields
     assert spread.mean() == pytest.approx(1.0, abs=0.15)
     assert spread.std() > 0.1
 
 
-def test_defects_come_in_their_shares() -> None:
-    bad, level = noise.draw_defects(2000, (64, 64), generator(), line_chance=0.0)
+def test_defects_come_in_their_shares(monkeypatch) -> None:
+    bad, _ = noise.draw_defects(3000, (32, 32), generator())
+    lines = bad.all(-1).any(-1) | bad.all(-2).any(-1)
+    assert lines.float().mean() == pytest.approx(0.02, abs=0.008)
+    assert bad.all(-1).any()  # rows and columns
+    assert bad.all(-2).any()
+    monkeypatch.setattr(noise, "BAD_LINES", 0.0)
+    bad, level = noise.draw_defects(2000, (64, 64), generator())
     dead = (bad & (level == 0)).float().mean().item()
     hot = (bad & (level > 0)).float().mean().item()
     # means of the log-uniform ranges 1e-5 to 1e-3 and 1e-5 to 1e-4
@@ -147,41 +130,18 @@ def test_defects_come_in_their_shares() -> None:
     assert values.min() >= 2
     assert values.max() <= 20
     assert (level[~bad] == 0).all()
-
-
-def test_a_tenth_of_the_defects_are_squares() -> None:
-    bad, _ = noise.draw_defects(2000, (64, 64), generator(), line_chance=0.0)
     square = bad[..., :-1, :-1] & bad[..., 1:, :-1] & bad[..., :-1, 1:] & bad[..., 1:, 1:]
-    faults = bad.sum() / 1.3
-    assert square.sum() / faults == pytest.approx(0.1, abs=0.02)
-
-
-def test_lines_fail_as_often_as_asked() -> None:
-    bad, _ = noise.draw_defects(3000, (32, 32), generator(), line_chance=0.02)
-    lines = bad.all(-1).any(-1) | bad.all(-2).any(-1)
-    assert lines.float().mean() == pytest.approx(0.02, abs=0.008)
-    rows, columns = bad.all(-1).any(), bad.all(-2).any()
-    assert rows
-    assert columns
-
-
-def test_faulty_pixels_are_masked_and_leave_the_target_alone() -> None:
-    noisy, target, valid = noise.draw(
-        flat(64), torch.full((64,), 100.0), "counting", generator(), profile=False
-    )
-    assert not valid.all()
-    torch.testing.assert_close(target, torch.full_like(target, 85.0))
-    off = ((noisy - target).abs() > 8 * math.sqrt(85)) & valid
-    assert not off.any()
-    assert ((noisy - target).abs() > 8 * math.sqrt(85))[~valid].float().mean() > 0.95
+    assert square.sum() / (bad.sum() / 1.3) == pytest.approx(0.1, abs=0.02)
+    noisy = noise.apply_defects(flat(2000, 64, 85.0), bad, level)
+    torch.testing.assert_close(noisy[bad], (85 * level[bad]).round())
+    assert (noisy[~bad] == 85).all()
 
 
 def test_scan_lines_jitter_and_flicker_around_a_steady_target() -> None:
     x = torch.arange(256.0)
     clean = (1 + 0.5 * torch.sin(2 * math.pi * x / 16)).expand(64, 1, 256, 256).contiguous()
-    noisy, target, valid = noise.draw(clean, torch.full((64,), 1e4), "stem", generator())
+    noisy, target = noise.draw(clean, torch.full((64,), 1e4), "stem", generator(), 256)
     torch.testing.assert_close(target, 1e4 * clean)
-    assert valid.all()
     basis = torch.exp(-2j * math.pi * x / 16)
     phase = torch.angle((noisy[:, 0] * basis).mean(-1) * torch.conj((clean[:, 0] * basis).mean(-1)))
     shift = (phase * 16 / (2 * math.pi)).std(1)
@@ -191,13 +151,3 @@ def test_scan_lines_jitter_and_flicker_around_a_steady_target() -> None:
     bright = (noisy.mean((1, 3)) / 1e4).std(1)
     assert bright.min() < 0.004
     assert 0.012 < bright.max() < 0.03
-
-
-def test_same_generator_same_noise() -> None:
-    clean, electrons = flat(2, 64), torch.tensor([3.0, 30.0])
-    for detector in DETECTORS:
-        first, second, other = (
-            noise.draw(clean, electrons, detector, generator(seed)) for seed in (1, 1, 2)
-        )
-        assert torch.equal(first.noisy, second.noisy)
-        assert not torch.equal(first.noisy, other.noisy)

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, parser
 
 from emdn_deploy import denoise
 from emdn_deploy.session import open_session, session_options
-from emdn_models import ModelError, checkpoint, pretrained
+from emdn_models import ModelError, pretrained
 from emdn_train import cli, export, precision
+from emdn_train.calibrate import Recorded
 from emdn_train.precision import LEVELS, add, halved, inner_convolutions, refusal
-from emdn_train.uncertainty import Recorded
 
 # Four smoothings; what lies between them is never negative.
 SMOOTH = """
@@ -102,16 +102,12 @@ def test_a_good_one_is_written_entered_and_used(folder: Path, frames, kind: str)
     assert 0 < abs(made.loss_db) <= 0.1
     assert {one.name for one in folder.iterdir()} == {"index.json", "unet.onnx", made.path.name}
     stack, model = frames[2].noisy[None], folder / "unet.onnx"
+    if kind == "int8":
+        convs = [node for node in onnx.load(made.path).graph.node if node.op_type == "Conv"]
+        integers = [node.input[1].endswith("DequantizeLinear_Output") for node in convs]
+        assert integers == [False, True, True, False]
     outputs = [denoise(stack, model, precision=one) for one in ("fp32", kind)]
     assert 0 < np.abs(outputs[1] - outputs[0]).max() < 0.1 * np.sqrt(stack.mean())
-
-
-def test_only_the_inner_convolutions_compute_in_integers(folder: Path) -> None:
-    add(folder, "unet", "int8")
-    graph = onnx.load(folder / "unet.int8.onnx").graph
-    convs = [node for node in graph.node if node.op_type == "Conv"]
-    integers = [node.input[1].endswith("DequantizeLinear_Output") for node in convs]
-    assert integers == [False, True, True, False]
 
 
 def test_a_bad_one_is_refused_and_nothing_is_kept(folder: Path, monkeypatch, capsys) -> None:
@@ -120,7 +116,7 @@ def test_a_bad_one_is_refused_and_nothing_is_kept(folder: Path, monkeypatch, cap
     index["models"]["unet"]["variants"] = {"fp16": {"file": "unet.fp16.onnx"}, "other": {"a": 1}}
     write(folder, index)
     done = export.Exported("unet", folder / "unet.onnx", "test", 1, 29, 0.1, 0.0, 0.0)
-    monkeypatch.setattr(export, "export", lambda *_: [done])
+    monkeypatch.setattr(export, "export", lambda *_, **__: [done])
     monkeypatch.setattr(precision, "_LARGEST_HALF", 3.0)
     with pytest.raises(SystemExit) as left:
         cli.main(["export", "a.h5", "--out", str(folder), "--precision", "fp16"])
@@ -202,26 +198,3 @@ def test_the_emulation_rounds_where_the_cpu_does_not(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(ModelError, match="has no dncnn; it has unet"):
         add(folder, "dncnn", "int8")
-
-
-def test_an_export_keeps_those_of_the_same_weights_only(tmp_path: Path) -> None:
-    copied = tmp_path / checkpoint.FILE_NAME
-    copied.write_bytes(b"weights")
-    (tmp_path / "unet.int8.onnx").write_bytes(b"variant")
-    path = tmp_path / "index.json"
-
-    def exported(value: float) -> dict:
-        weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
-        entry = {"file": "unet.onnx", "validation": {}}
-        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
-        return json.loads(path.read_text())["models"]["unet"]
-
-    index = {"models": {"unet": exported(1.0)}}
-    state = {"w": np.full(3, 1.0, np.float32)}
-    known = {"int8": {"file": "unet.int8.onnx", "weights_sha256": export.weights_sha256(state)}}
-    index["models"]["unet"]["variants"] = known
-    write(tmp_path, index)
-    assert exported(1.0)["variants"] == known
-    assert (tmp_path / "unet.int8.onnx").exists()
-    assert "variants" not in exported(2.0)
-    assert not (tmp_path / "unet.int8.onnx").exists()

@@ -17,8 +17,8 @@ import pytest
 import tifffile
 
 from emdn_models import EmdnError, FormatError, OutputError
-from emdn_train.data import open_split
-from emdn_train.simulate import SimulateConfig, dataset, shard, simulate
+from emdn_train.dataset import Split
+from emdn_train.simulate import SimulateConfig, dataset, simulate
 
 SMALL = SimulateConfig("", frames=20, kind="mixed", size=64, images_per_structure=2, seed=5)
 
@@ -44,20 +44,18 @@ def test_layout_is_the_originals(made: Path) -> None:
         for name in ("clean", "noise"):
             with h5py.File(made / split / f"graphene_img_{name}.h5") as file:
                 images = file["images"]
-                assert images.shape == (frames, 64, 64, 1)
-                assert images.dtype == np.float32
+                assert (images.shape, images.dtype) == ((frames, 64, 64, 1), np.float32)
                 assert images.chunks == (1, 64, 64, 1)
                 assert images.attrs["units"] == "electrons"
-    raw = sorted(p.name for p in (made / "inference" / "raw").iterdir())
-    assert raw == sorted(p.name for p in (made / "inference" / "truth").iterdir())
-    assert raw == ["frame_0000.tif", "frame_0001.tif"]
-    frame = tifffile.imread(made / "inference" / "truth" / raw[0])
-    assert frame.shape == (64, 64)
-    assert frame.dtype == np.float32
+    for part in ("raw", "truth"):
+        pictures = sorted((made / "inference" / part).iterdir())
+        assert [p.name for p in pictures] == ["frame_0000.tif", "frame_0001.tif"]
+        frame = tifffile.imread(pictures[0])
+        assert (frame.shape, frame.dtype) == ((64, 64), np.float32)
 
 
 def test_table_says_how_every_frame_was_made(made: Path) -> None:
-    with open_split(made, "train") as split:
+    with Split(made, "train") as split:
         table = split.table
         assert table is not None
         assert table["frame"].to_list() == list(range(20))
@@ -84,7 +82,7 @@ def test_table_says_how_every_frame_was_made(made: Path) -> None:
 def test_beam_in_the_table_is_the_beam_in_the_frames(tmp_path: Path) -> None:
     """What is left of a hole when the beam is divided out is flat vacuum at 1."""
     out = make(tmp_path / "set", kind="graphene", frames=24, snr=(3.0, 3.0))
-    with open_split(out, "train") as split:
+    with Split(out, "train") as split:
         relative = split.relative(slice(None))
     block = relative.reshape(24, 4, 16, 4, 16)
     smooth = block.mean((2, 4))
@@ -95,7 +93,7 @@ def test_beam_in_the_table_is_the_beam_in_the_frames(tmp_path: Path) -> None:
 def test_atoms_lie_on_the_columns_of_the_image(tmp_path: Path) -> None:
     out = make(tmp_path / "set", kind="stem", frames=8, images_per_structure=1, snr=(3, 3))
     with (
-        open_split(out, "train") as split,
+        Split(out, "train") as split,
         h5py.File(out / "train" / "graphene_img_structures.h5") as file,
     ):
         assert split.table is not None
@@ -115,55 +113,37 @@ def test_same_seed_same_frames_whatever_the_workers(made: Path, tmp_path: Path) 
     assert contents(other) == contents(made)
 
 
-def test_another_seed_gives_other_frames(made: Path, tmp_path: Path) -> None:
+def test_neither_another_seed_nor_another_split_shares_a_frame(made: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "set", seed=6)
-    with open_split(made, "train") as a, open_split(other, "train") as b:
-        first, second = a.relative(slice(None)), b.relative(slice(None))
-    for frame in first:
-        assert min(float(np.abs(frame - f).mean()) for f in second) > 1e-4
-
-
-def test_splits_share_no_structure(made: Path) -> None:
-    with open_split(made, "train") as a, open_split(made, "test") as b:
-        train, test = a.relative(slice(None)), b.relative(slice(None))
-    for frame in test:
-        assert min(float(np.abs(frame - f).mean()) for f in train) > 1e-4
-
-
-class Interrupted(Exception):
-    pass
+    for folder, name in ((other, "train"), (made, "test")):
+        with Split(made, "train") as a, Split(folder, name) as b:
+            first, second = a.relative(slice(None)), b.relative(slice(None))
+        assert np.abs(first[:, None] - second).mean((2, 3)).min() > 1e-4
 
 
 def test_interrupted_run_is_continued_and_leaves_no_half_file(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, calls = tmp_path / "set", []
+    out, seen, make_shard = tmp_path / "set", [], dataset.make
 
-    def failing(job: shard.Job) -> int:
-        if len(calls) == 2:
+    def failing(shard: dataset.Shard) -> int:
+        if len(seen) == 2:
             # what a killed process leaves: the start of a file, beside its name
-            job.path.with_name(job.path.name + ".partial").write_bytes(b"half")
-            raise Interrupted
-        calls.append(job)
-        return shard.run(job)
+            shard.path.with_name(shard.path.name + ".partial").write_bytes(b"half")
+            raise InterruptedError
+        seen.append(shard.path)
+        return make_shard(shard)
 
-    monkeypatch.setattr(dataset, "run", failing)
+    monkeypatch.setattr(dataset, "make", failing)
     monkeypatch.setattr(dataset, "SCENES", 2)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         make(out)
     assert not list(out.rglob("graphene_img_*"))
     done = sorted((out / ".partial").glob("*.h5"))
-    assert len(done) == 2
-
-    seen = []
-
-    def counting(job: shard.Job) -> int:
-        seen.append(job)
-        return shard.run(job)
-
-    monkeypatch.setattr(dataset, "run", counting)
+    assert done == sorted(seen)
+    monkeypatch.setattr(dataset, "make", lambda shard: seen.append(shard.path) or make_shard(shard))
     make(out)
-    assert not {job.path for job in seen} & set(done)
+    assert len(set(seen)) == len(seen) > 2  # none is made again
     # Smaller shards, the same frames.
     assert contents(out) == contents(made)
 
@@ -268,30 +248,23 @@ def test_a_full_disk_is_one_error_and_the_rest_is_made_when_there_is_room(
 
 
 def test_dead_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Pool:
-        def __init__(self, *_: object) -> None: ...
+    def dies(*_: object) -> None:
+        raise BrokenProcessPool("a process was terminated abruptly")
 
-        def map(self, *_: object) -> None:
-            raise BrokenProcessPool("a process was terminated abruptly")
-
-        def shutdown(self, cancel_futures: bool) -> None:
-            assert cancel_futures
-
-    monkeypatch.setattr(dataset, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(dataset.ProcessPoolExecutor, "map", dies)
     with pytest.raises(EmdnError, match="run the same command again"):
         make(tmp_path / "set", workers=2)
 
 
-def test_finished_set_is_not_made_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_set_is_neither_made_again_nor_mixed_with_another(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(made)
-    monkeypatch.setattr(dataset, "run", None)
+    monkeypatch.setattr(dataset, "make", None)
     make(made)
-    assert contents(made) == before
-
-
-def test_other_settings_or_foreign_files_are_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="other settings"):
         make(made, seed=99)
+    assert contents(made) == before
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
         make(tmp_path)

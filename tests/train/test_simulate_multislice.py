@@ -9,10 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from emdn_train.simulate import hrtem, stem
-from emdn_train.simulate.mesh import resize_half
-from emdn_train.simulate.optics import Optics
-from emdn_train.simulate.scattering import ELEMENTS, scattering_factor
-from emdn_train.simulate.structure import Structure, lattice_points
+from emdn_train.simulate.optics import ELEMENTS, Optics, scattering_factor
+from emdn_train.simulate.structure import Structure, honeycomb, lattice_points
 
 # abTEM and what it imports warn of their own deprecations, which are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -20,20 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 log = logging.getLogger(__name__)
 
 SIDE_A, HEIGHT_A, PIXEL_A, SIZE = 42.0, 12.0, 0.12, 180
-OPTICS = Optics(
-    voltage_kv=80.0,
-    defocus_a=60.0,
-    cs_um=5.0,
-    focal_spread_a=25.0,
-    convergence_mrad=0.2,
-    astigmatism_a=12.0,
-    astigmatism_rad=0.4,
-    coma_a=250.0,
-    coma_rad=1.1,
-    trefoil_a=350.0,
-    trefoil_rad=0.7,
-    blur_a=0.0,
-)
+OPTICS = Optics(80.0, 60.0, 5.0, 25.0, 0.2, 12.0, 0.4, 250.0, 1.1, 350.0, 0.7, blur_a=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +42,9 @@ def flake(cell: NDArray, basis: NDArray, numbers: list[int]) -> Structure:
     return Structure("flake", points[:, :3], kinds, np.zeros(len(points)))
 
 
-def honeycomb(a: float) -> NDArray:
-    return np.array([[a, 0.0], [a / 2, a * np.sqrt(3) / 2]])
-
-
-GRAPHENE = flake(honeycomb(2.46), np.array([[0, 0, 0], [1 / 3, 1 / 3, 0]], float), [6, 6])
+GRAPHENE = flake(honeycomb(2.46, 0.0), np.array([[0, 0, 0], [1 / 3, 1 / 3, 0]], float), [6, 6])
 MOS2 = flake(
-    honeycomb(3.16),
+    honeycomb(3.16, 0.0),
     np.array([[0, 0, 0], [1 / 3, 1 / 3, -1.56], [1 / 3, 1 / 3, 1.56]], float),
     [42, 16, 16],
 )
@@ -78,11 +59,7 @@ def atoms_of(structure: Structure):
 
 def frame_of(array: NDArray, field: hrtem.Field) -> NDArray:
     """Interpolate abTEM's (x, y) array to the pixels of the frame, (y, x)."""
-    spectrum = np.fft.rfft2(array.T, norm="forward").astype(np.complex64)
-    half = resize_half(spectrum, field.total)
-    full = np.fft.irfft2(half, s=(field.total, field.total), norm="forward")
-    start = (field.total - field.size) // 2
-    return full[start : start + field.size, start : start + field.size]
+    return field.frame(np.fft.rfft2(array.T, norm="forward").astype(np.complex64))
 
 
 def multislice_image(abtem: ModuleType, structure: Structure, field: hrtem.Field) -> NDArray:

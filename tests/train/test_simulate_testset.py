@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from emdn_models import FormatError, OutputError
-from emdn_train.data import open_split
+from emdn_train.dataset import Split
 from emdn_train.simulate import testset
 
 MULTISLICE = Path(__file__).parents[1] / "data" / "multislice.h5"
@@ -20,7 +20,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_part_comes_at_every_level(made: Path) -> None:
-    with open_split(made, "test") as split:
+    with Split(made, "test") as split:
         table = split.table
         assert table is not None
         assert split.shape == (256, 256)
@@ -41,7 +41,7 @@ def test_every_part_comes_at_every_level(made: Path) -> None:
 
 
 def test_noise_in_the_frames_has_the_level_of_the_table(made: Path) -> None:
-    with open_split(made, "test") as split:
+    with Split(made, "test") as split:
         clean, noisy, table = split.clean(slice(None)), split.noisy(slice(None)), split.table
     assert table is not None
     for row in table.filter(table["detector"] == "counting").iter_rows(named=True):
@@ -55,7 +55,7 @@ def test_noise_in_the_frames_has_the_level_of_the_table(made: Path) -> None:
 
 def test_structures_belong_to_their_frames(made: Path) -> None:
     with (
-        open_split(made, "test") as split,
+        Split(made, "test") as split,
         h5py.File(made / "test" / "graphene_img_structures.h5") as file,
     ):
         assert split.table is not None

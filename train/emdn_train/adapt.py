@@ -1,33 +1,36 @@
-"""Fine-tune a model on one stack without clean frames, and keep it only if that has helped."""
+"""Fine-tuning of a model on one stack without clean frames; the start is saved if it is better."""
 
 import logging
 import os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from os import PathLike
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.selection import select
-from emdn_models import FormatError, checkpoint
-from emdn_models.lock import locked
-from emdn_models.metrics import Estimate
+from emdn_deploy.readers.frames import select
+from emdn_models import FormatError, ModelError, checkpoint
+from emdn_models.files import locked
+from emdn_models.metrics import Estimate, HeldOut, umse
+from emdn_models.metrics.heldout import estimate, partition
 from emdn_models.nets import build
-from emdn_train import outputs
-from emdn_train.adapt_config import RECIPE, AdaptConfig
-from emdn_train.config import Fitted
+from emdn_models.nets.electrons import denormalise, noise_map, normalise
+from emdn_models.spec import frames_of
+from emdn_train import results
+from emdn_train.checkpointing import FILE_NAME, StateFile, signals_noted, start_from
+from emdn_train.config import AdaptConfig, FitConfig, converted
+from emdn_train.distributed import Processes, pick_device
 from emdn_train.export import weights_sha256
-from emdn_train.fit import LOCK, begin, train
-from emdn_train.held_out import Verdict, compare, motion
-from emdn_train.interrupt import signals_noted
-from emdn_train.neighbours import Movie, Neighbours
-from emdn_train.parallel import Processes, pick_device
-from emdn_train.resume import FILE_NAME, StateFile
-from emdn_train.start import start_from
+from emdn_train.fit import LOCK, begin, identity, train
+from emdn_train.noise2noise import Movie, Neighbours
+from emdn_train.recipes import RECIPES
+from emdn_train.results import Fitted
 
 log = logging.getLogger(__name__)
 
@@ -38,28 +41,49 @@ MOTION = 0.005
 """What motion may add to the difference of neighbours, as a share of the noise's variance:
 a tenth of the error that is left by a denoiser of 13 dB."""
 
+SIDE = 512
+"""Frames are compared in their middle, up to this many pixels a side."""
+
+_AS_TIME_ALLOWS = 100_000  # epochs
+_ROUNDING = 1e-5  # of an error in float32
+_BLOCK = 32
+
+Stack = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Two nets on the same frames, in electrons squared per pixel."""
+
+    before: HeldOut  # uMSE (`emdn_models.metrics.umse`)
+    after: HeldOut
+    fell: Estimate  # the difference (`fall`), far better known than either
+    mean_ratio: float  # of the denoised frames to the raw ones, after
+
+    @property
+    def better(self) -> bool:
+        """Whether the error has fallen by more than the standard error of that, and rounding."""
+        return self.fell.value > max(self.fell.se, _ROUNDING * self.before.error.value)
+
+    def numbers(self) -> dict[str, float]:
+        """Return uMSE before and after and the fall, each with its standard error."""
+        found = (self.before.error, self.after.error, self.fell)
+        named = dict(zip(("umse_before", "umse_after", "fell"), found, strict=True))
+        errors = {f"{name}_se": one.se for name, one in named.items()}
+        return {name: one.value for name, one in named.items()} | errors
+
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it.
-
-    Attributes
-    ----------
-    outcome
-        ``gained``; or, with the starting weights kept, ``nothing gained`` or ``diverged``.
-    verdict
-        The start and the tuned net on the frames held out; None if it diverged.
-    drift
-        How much the frames trained on move (`emdn_train.held_out.motion`).
-    path
-        The checkpoint.
-    """
+    """What came of it; unless it ``gained``, the starting weights are saved."""
 
     outcome: Literal["gained", "nothing gained", "diverged"]
-    verdict: Verdict | None
+    verdict: Verdict | None  # on the frames held out; None if it diverged
+    # How much more frames two apart differ than neighbours, of those trained on, in electrons
+    # squared (`emdn_models.metrics.HeldOut`); None of fewer than three.
     drift: Estimate | None
     steps: int
-    path: Path
+    path: Path  # of the checkpoint
 
 
 def adapt(config: AdaptConfig) -> Adapted:
@@ -80,6 +104,11 @@ def adapt(config: AdaptConfig) -> Adapted:
     OutputError
         If another process works on the folder, or it cannot be written to.
     """
+    if frames_of(config.model, config.preset) > 1:
+        raise ModelError(
+            f"preset {config.preset!r} sees the neighbours that it would be fitted to; adapt one "
+            "that sees a frame by itself, such as shipped"
+        )
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / LOCK, out):
@@ -87,48 +116,58 @@ def adapt(config: AdaptConfig) -> Adapted:
 
 
 def _adapt(config: AdaptConfig, out: Path) -> Adapted:
-    fit, options = config.as_fit(), config.as_deployment()
+    options = config.options
+    fit = converted(
+        FitConfig, config, data=config.stack, models=(config.model,), recipe="quality",
+        epochs=config.epochs or _AS_TIME_ALLOWS,
+    )  # fmt: skip
+    # Plain MSE: that of a noisy target is off by a constant, the logarithm of it by no constant.
+    recipe = replace(RECIPES["quality"], lr=config.lr, loss="mse", augmented=0.0, ccd=0.0)
     processes = Processes(pick_device(config.device))
-    with open_frames(config.stack, Choice(config.dataset, config.axes)) as opened:
-        stack = opened if config.frames is None else select(opened, config.frames)
-        training, held = parts(stack.shape[0], stack.path)
+    with open_frames(config.stack, Choice(options.dataset, options.axes)) as opened:
+        stack = opened if options.frames is None else select(opened, options.frames)
+        training, held_out = parts(stack.shape[0], stack.path)
         movie = Movie.of(stack, options)
         start = build(config.model, config.preset)
         start_from(start, config.model, fit)
+        digest = sha256(start)
         start.to(processes.device)
-        drift = motion(movie, training[:32])
+        raw, valid = _middle(movie, training[:32])
+        drift = umse(raw, raw, _BLOCK, valid).drift
         warn_of_motion(drift, movie)
-        state = StateFile(out / FILE_NAME, identity(config, movie, start))
-        t = begin(config.model, fit, RECIPE, processes, state)
+        run = identity(fit, recipe, processes) | {"frames": movie.digest, "start": digest}
+        state = StateFile(out / FILE_NAME, run)
+        t = begin(config.model, fit, recipe, processes, state)
         source = Neighbours(movie, len(training), config.patch, processes.device)
         with signals_noted() as signals:
-            finite = train(t, fit, RECIPE, source, [], processes, state, signals)
-        tuned = t.average.module
-        verdict = compare(movie, held, start, tuned) if finite else None
-    if verdict is None:
-        outcome: Literal["gained", "nothing gained", "diverged"] = "diverged"
-    else:
+            finite = train(t, fit, recipe, source, {}, processes, state, signals)
+        verdict = compare(movie, held_out, start, t.average.module) if finite else None
+    outcome: Literal["gained", "nothing gained", "diverged"] = "diverged"
+    if verdict is not None:
         outcome = "gained" if verdict.better else "nothing gained"
     if outcome != "gained":
-        log.warning("%s: %s: kept the starting weights", config.model, outcome)
+        log.warning("%s: %s: the starting weights are saved", config.model, outcome)
         t.average.module.load_state_dict(start.state_dict())
     result = Fitted(
         config.model, "fitted", t.history, {}, verdict.mean_ratio if verdict else 1.0,
         t.seen / t.trained,
     )  # fmt: skip
     data = f"{len(training)} frames of {movie.path}, neighbours as each other's target"
-    weights = outputs.weights(result, t, fit, RECIPE, data, processes)
-    told = {
+    weights = results.weights(result, t, fit, recipe, data, processes)
+    weights.metadata["recipe"]["adapted"] = {
         "outcome": outcome,
-        "stack": described(config, movie, start, len(held)),
-        "held_out": None if verdict is None else numbers(verdict),
+        "stack": {
+            "path": os.fspath(movie.path), "shape": movie.shape, "digest": movie.digest,
+            "selected": options.frames, "held_out": len(held_out),
+            "intensity": asdict(movie.scale), "start": os.fspath(config.start),
+            "start_sha256": digest,
+        },
+        "held_out": None if verdict is None else verdict.numbers(),
         "drift": None if drift is None else asdict(drift),
-    }
-    recipe = {**weights.metadata["recipe"], "adapted": told}
-    weights = replace(weights, metadata={**weights.metadata, "recipe": recipe})
+    }  # fmt: skip
     path = out / checkpoint.FILE_NAME
-    checkpoint.save(path, {**outputs.existing(out), config.model: weights})
-    outputs.write_results(out, fit, [result], processes)
+    checkpoint.save(path, {**results.existing(out), config.model: weights})
+    results.write_results(out, fit, [result], processes)
     state.remove()
     return Adapted(outcome, verdict, drift, t.step, path)
 
@@ -147,8 +186,8 @@ def parts(count: int, path: Path) -> tuple[range, range]:
             f"{path}: has {count} frames, expected {2 * least} or more: neighbours to learn "
             f"from, and {least} to judge by; without them use the shipped weights"
         )
-    held = min(max(round(share * count), least), most)
-    return range(count - held), range(count - held, count)
+    last = min(max(round(share * count), least), most)
+    return range(count - last), range(count - last, count)
 
 
 def warn_of_motion(drift: Estimate | None, movie: Movie) -> None:
@@ -157,51 +196,67 @@ def warn_of_motion(drift: Estimate | None, movie: Movie) -> None:
         return
     # Steady motion: neighbours differ by a third of it (`emdn_models.metrics.umse`).
     share = drift.value / 3 / movie.scale.scale
-    if share < MOTION:
-        return
-    log.warning(
-        "%s: moves: between neighbours by %.2g %% of the noise's variance; details that move by "
-        "a pixel or more a frame are learned blurred, align the stack or record faster",
-        movie.path, 100 * share,
-    )  # fmt: skip
-
-
-def identity(config: AdaptConfig, movie: Movie, start: nn.Module) -> dict[str, Any]:
-    """Name all that the result follows from; the folder and the stack may move."""
-    options = {
-        key: None if value is None else os.fspath(value) if isinstance(value, PathLike) else value
-        for key, value in asdict(config).items()
-        if key not in ("stack", "out")
-    }
-    return {
-        **asdict(RECIPE), **options, "device": pick_device(config.device).type,
-        "frames": movie.digest, "start": sha256(start), "torch": torch.__version__,
-    }  # fmt: skip
-
-
-def described(config: AdaptConfig, movie: Movie, start: nn.Module, held: int) -> dict[str, Any]:
-    """Describe, for the checkpoint, what was adapted to what."""
-    return {
-        "path": os.fspath(movie.path), "shape": movie.shape, "digest": movie.digest,
-        "selected": config.frames, "held_out": held, "intensity": asdict(movie.scale),
-        "start": os.fspath(config.start), "start_sha256": sha256(start),
-    }  # fmt: skip
-
-
-def numbers(verdict: Verdict) -> dict[str, float]:
-    """Return uMSE before and after and the fall, each with its standard error."""
-    return {
-        f"{name}{ending}": number
-        for name, found in (
-            ("umse_before", verdict.before.error),
-            ("umse_after", verdict.after.error),
-            ("fell", verdict.fell),
-        )
-        for ending, number in (("", found.value), ("_se", found.se))
-    }
+    if share >= MOTION:
+        log.warning(
+            "%s: moves: between neighbours by %.2g %% of the noise's variance; details that move "
+            "by a pixel or more a frame are learned blurred, align the stack or record faster",
+            movie.path, 100 * share,
+        )  # fmt: skip
 
 
 def sha256(net: nn.Module) -> str:
     """Hash a net's weights as an exported graph names them."""
     state = deepcopy(net).cpu().state_dict()
     return weights_sha256({key: tensor.contiguous().numpy() for key, tensor in state.items()})
+
+
+def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) -> Verdict:
+    """Measure two nets on frames of a movie that neither was fitted to."""
+    noisy, valid = _middle(movie, frames)
+    first, second = (denoised(net, noisy, movie.scale.scale) for net in (before, after))
+    return Verdict(
+        umse(noisy, first, _BLOCK, valid),
+        umse(noisy, second, _BLOCK, valid),
+        fall(noisy, first, second, valid),
+        float(second[:, valid].mean() / noisy[:, valid].mean()),
+    )
+
+
+def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> Estimate:
+    """Estimate by how much the squared error is less after than before.
+
+    The uMSE of both has the same term of noise, which cancels in each pair of neighbours. Stacks
+    are (N, H, W); ``valid`` (H, W) are the pixels that count.
+    """
+    blocks = partition(valid.astype(np.float64), _BLOCK)
+    triples = pairwise(zip(raw, before, after, strict=True))
+    sums = [
+        blocks.sums(
+            np.square(f_a - b) + np.square(f_b - a) - np.square(g_a - b) - np.square(g_b - a)
+        )
+        / 2
+        for (a, f_a, g_a), (b, f_b, g_b) in triples
+    ]
+    return estimate(np.stack(sums), blocks, 1)
+
+
+def denoised(net: nn.Module, frames: Stack, scale: float) -> Stack:
+    """Denoise frames (N, H, W) in electrons, of mean ``scale``, as the exported graph does."""
+    net.eval()
+    device = next(net.parameters()).device
+    level = torch.full((1, 1, 1, 1), scale, device=device)
+    done = []
+    with torch.inference_mode():
+        for part in torch.from_numpy(frames).float()[:, None].split(2):
+            noisy = part.to(device)
+            output = net(normalise(noisy, level), noise_map(noisy, level))
+            done.append(denormalise(output, level)[:, 0].double().cpu().numpy())
+    return np.concatenate(done)
+
+
+def _middle(movie: Movie, frames: range) -> tuple[Stack, NDArray[np.bool_]]:
+    """Read the middle of frames, (N, h, w) electrons, and which pixels count, (h, w)."""
+    corners = [(side - min(side, SIDE)) // 2 for side in movie.shape[1:]]
+    rows, columns = (slice(corner, corner + SIDE) for corner in corners)
+    raw: Tensor = movie.read(torch.arange(frames.start, frames.stop))
+    return raw[:, rows, columns].double().numpy(), movie.valid[rows, columns]

@@ -1,4 +1,4 @@
-"""What the models are compared with: filters without training, one of which knows the truth.
+"""Baselines of quality: filters without training, one of which knows the truth.
 
 Non-local means (Buades, Coll, Morel, CVPR 2005) and BM3D (Dabov, Foi, Katkovnik, Egiazarian,
 IEEE TIP 16(8), 2007) expect Gaussian noise of one width: counts are made so by Anscombe's
@@ -6,6 +6,7 @@ transform (Biometrika 35, 246, 1948) and brought back by its exact unbiased inve
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,12 +18,12 @@ from emdn_models import metrics
 from emdn_models.errors import MissingExtraError, install
 from emdn_models.nets.electrons import denormalise, noise_map, normalise
 from emdn_models.nets.spectral import SpectralShrinkage
-from emdn_train.examples import Example, Frame, timed
 
 SPECTRUM_PIXELS = 128
 GAUSSIAN_PIXELS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 _LEAST = 2 * np.sqrt(3 / 8)
 
+Frame = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 
@@ -43,39 +44,32 @@ def unbiased_inverse(transformed: Floats) -> Frame:
     return np.asarray(np.maximum(counts, 0), np.float32)
 
 
-def gaussian(example: Example) -> tuple[Frame, float]:
-    """Blur with the width that is best for this frame, given the truth.
+def gaussian(noisy: Frame, width: float) -> Frame:
+    """Blur a frame (H, W) by a Gaussian of a standard deviation in pixels."""
+    return np.asarray(ndimage.gaussian_filter(noisy, width))
 
-    Returns
-    -------
-    The answer (H, W), and the milliseconds of one blur, without the search.
-    """
+
+def best_width(noisy: Frame, clean: Frame, valid: NDArray[np.bool_]) -> float:
+    """Return the width of `gaussian` that is best for a frame (H, W), given the truth."""
 
     def gain(width: float) -> float:
-        blurred = ndimage.gaussian_filter(example.noisy, width)
-        return float(metrics.gain_db(example.noisy, blurred, example.clean, example.valid))
+        return float(metrics.gain_db(noisy, gaussian(noisy, width), clean, valid))
 
-    best = max(GAUSSIAN_PIXELS, key=gain)
-    return timed(lambda: np.asarray(ndimage.gaussian_filter(example.noisy, best)))
+    return max(GAUSSIAN_PIXELS, key=gain)
 
 
-def spectrum(example: Example) -> tuple[Frame, float]:
-    """Shrink spectra of windows as before the shipped nets, taking a count for an electron.
-
-    Returns
-    -------
-    The answer (H, W), and the milliseconds that it took.
-    """
-    counts = torch.from_numpy(example.noisy.astype(np.float32))[None, None]
+def spectrum(noisy: Frame) -> Frame:
+    """Shrink spectra of windows (H, W) by a fixed threshold, taking a count for an electron."""
+    counts = torch.from_numpy(noisy.astype(np.float32))[None, None]
     scale = counts.mean((1, 2, 3), keepdim=True)
-    shrinkage = SpectralShrinkage(SPECTRUM_PIXELS)
+    with torch.inference_mode():
+        x = _shrinkage()(normalise(counts, scale), noise_map(counts, scale))
+        return np.asarray(denormalise(x, scale)[0, 0].numpy())
 
-    def shrunk() -> Frame:
-        with torch.inference_mode():
-            x = shrinkage(normalise(counts, scale), noise_map(counts, scale))
-            return np.asarray(denormalise(x, scale)[0, 0].numpy())
 
-    return timed(shrunk)
+@cache
+def _shrinkage() -> SpectralShrinkage:
+    return SpectralShrinkage(SPECTRUM_PIXELS)
 
 
 def nlm(noisy: Frame) -> Frame:
@@ -102,11 +96,6 @@ PEERS: Mapping[str, tuple[str, Callable[[Frame], Frame]]] = {
 """Programs of others by name: the module that each needs, and a frame to its answer."""
 
 
-def installed() -> tuple[str, ...]:
-    """Name the peers that can run here."""
-    return tuple(name for name, (module, _) in PEERS.items() if find_spec(module))
-
-
 def need_peers() -> tuple[str, ...]:
     """Name the peers that can run here.
 
@@ -115,7 +104,7 @@ def need_peers() -> tuple[str, ...]:
     MissingExtraError
         If there is none.
     """
-    found = installed()
+    found = tuple(name for name, (module, _) in PEERS.items() if find_spec(module))
     if not found:
         raise MissingExtraError(
             "neither scikit-image nor bm3d is installed; "

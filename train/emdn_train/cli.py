@@ -1,17 +1,20 @@
 """The command ``emdn-train``: it only wires."""
 
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from emdn_models import console
-from emdn_train import cli_adapt, cli_quality, cli_record, cli_sigma
-from emdn_train.flags import Specific, benchmark_options, joined, names_of, need_torch
+from emdn_deploy.config import takes_options
+from emdn_models import MODELS, MissingExtraError, console
+from emdn_models.errors import install
+from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
 app = typer.Typer(
     help="Simulate data, fit the models and export them to ONNX.",
@@ -21,94 +24,153 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float, "use_gpu": str}
+"""What the SciML-Bench em_denoise benchmark lets its user set with -b KEY VALUE."""
 
-class DeviceName(StrEnum):
-    """Devices as the command line spells them."""
+SPELLINGS = ("-b", "--benchmark-specific", "--benchmark_specific")
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class KindName(StrEnum):
-    """Kinds of simulated data."""
-
-    graphene = "graphene"
-    mixed = "mixed"
-    stem = "stem"
-    movie = "movie"
-
-
-class DetectorName(StrEnum):
-    """Cameras of simulated TEM frames."""
-
-    counting = "counting"
-    ccd = "ccd"
+Specific = Annotated[
+    list[str] | None,
+    typer.Option(
+        *SPELLINGS,
+        metavar="KEY VALUE",
+        help="batch_size, epochs, lr or use_gpu as SciML-Bench has them, or KEY=VALUE; repeatable.",
+    ),
+]
+Models = Annotated[
+    str, typer.Option(metavar="NAME,NAME,...", help="Models of the checkpoint or folder, or all.")
+]
 
 
-class ClassName(StrEnum):
-    """Classes of frames, by the detector that recorded them."""
+def of_config(
+    config: type, *, benchmark: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command take the annotated fields of a config for its options.
 
-    stem = "stem"
-    tem = "tem"
+    ``models`` is a list of names by commas, or ``all`` for the default. With ``benchmark`` the
+    command also takes SciML-Bench's ``-b KEY VALUE``, which wins. A field ``options`` is left to
+    `emdn_deploy.config.takes_options`.
+    """
+    hints = get_type_hints(config, include_extras=True)
+    hints = {name: hint for name, hint in hints.items() if get_origin(hint) is Annotated}
+    shown = []
+    for field in fields(config):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        annotation = hints.get(field.name)
+        if annotation is not None:
+            kind, flag = get_args(annotation)
+            if field.name == "models":
+                kind, default = str, "all"
+            elif PathLike[str] in get_args(kind):
+                kind = Path | None if type(None) in get_args(kind) else Path
+            annotation = Annotated[kind, flag]
+        if annotation is not None or field.name == "options":
+            shown.append(_parameter(field.name, annotation, default))
+    if benchmark:
+        shown.append(_parameter("specific", Specific, None))
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            need_torch()
+            chosen = benchmark_options(values.pop("specific", None))
+            names = values.pop("models", "all")
+            if names != "all":
+                chosen["models"] = names_of(names, config is QualityConfig)
+            command(config(**values | chosen))
+
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in shown}
+        return run
+
+    return decorate
 
 
-class PrecisionName(StrEnum):
-    """Precisions besides float32."""
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
-    int8 = "int8"
-    fp16 = "fp16"
+
+def names_of(text: str, shipped: bool = False) -> tuple[str, ...]:
+    """Split a list of models; an unknown one is wrong usage.
+
+    Parameters
+    ----------
+    shipped
+        Whether they are shipped ones or .onnx files, and not names of ``MODELS``.
+    """
+    from emdn_models import pretrained
+
+    known = list(pretrained.index()["models"] if shipped else MODELS)
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    files = [name for name in names if shipped and name.endswith(".onnx")]
+    unknown = [name for name in names if name.partition("@")[0] not in [*known, *files]]
+    if unknown or not names:
+        raise typer.BadParameter(
+            f"{', '.join(unknown) or 'nothing'}; choose from {', '.join(known)}"
+            + (", or give .onnx files" if shipped else ""),
+            param_hint="--models",
+        )
+    return names
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """Write SciML-Bench's ``-b KEY VALUE`` as ``-b KEY=VALUE``, which is read as well."""
+    made: list[str] = []
+    for argument in arguments:
+        if made[-2:-1] and made[-2] in SPELLINGS and made[-1].isidentifier():
+            made[-1] += f"={argument}"
+        else:
+            made.append(argument)
+    return made
+
+
+def benchmark_options(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; several may stand in one, separated by commas or spaces.
+
+    Returns
+    -------
+    Fields of `emdn_train.config.FitConfig`; ``use_gpu`` of false is the device ``cpu``.
+    """
+    options: dict[str, Any] = {}
+    for pair in " ".join(pairs or ()).replace(",", " ").split():
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = BENCHMARK_KEYS[key](value)
+        except (KeyError, ValueError):
+            raise typer.BadParameter(
+                f"{pair!r}; expected KEY VALUE or KEY=VALUE with a number and KEY one of "
+                f"{', '.join(BENCHMARK_KEYS)}",
+                param_hint="-b",
+            ) from None
+        if key == "use_gpu":
+            gpu = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
+            if gpu is None:
+                raise typer.BadParameter(f"{pair!r}; expected true or false", param_hint="-b")
+            del options[key]
+            options |= {} if gpu else {"device": "cpu"}
+        elif options[key] <= 0:
+            raise typer.BadParameter(f"{pair!r}; expected more than 0", param_hint="-b")
+    return options
+
+
+def need_torch() -> None:
+    """Say how to get torch where it is missing."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "this command needs torch, which the deploy side does without; "
+            f"install it with: {install('train')}"
+        ) from error
 
 
 @app.command()
-def simulate(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    frames: Annotated[int, typer.Option(min=1, help="Training pairs, or frames of a movie.")] = (
-        1000
-    ),
-    kind: Annotated[KindName, typer.Option(help="Specimens and imaging mode.")] = (
-        KindName.graphene
-    ),
-    size: Annotated[int, typer.Option(min=32, help="Side of a frame in pixels.")] = 256,
-    dose_e_per_a2: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="MIN MAX", help="Electrons per square angstrom, instead of --snr."),
-    ] = None,
-    snr: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
-    ] = (0.05, 3.0),
-    pixel_size_nm: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly."),
-    ] = (0.008, 0.025),
-    detector: Annotated[DetectorName, typer.Option(help="Camera of TEM frames.")] = (
-        DetectorName.counting
-    ),
-    images_per_structure: Annotated[
-        int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
-    ] = 4,
-    defects: Annotated[
-        tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
-    ] = (5e-4, 0.05),
-    states: Annotated[
-        int, typer.Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The whole data set follows from it.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
-) -> None:
+@of_config(SimulateConfig)
+def simulate(config: SimulateConfig) -> None:
     """Simulate micrographs in the layout of em_graphene_sim; continues where it stopped."""
-    need_torch()
-    from emdn_train.simulate import SimulateConfig
     from emdn_train.simulate import simulate as run
 
-    config = SimulateConfig(
-        out=out, frames=frames, kind=kind.value, size=size, snr=snr,
-        dose_e_per_a2=dose_e_per_a2, pixel_size_nm=pixel_size_nm, detector=detector.value,
-        images_per_structure=images_per_structure, defects=defects, states=states,
-        seed=seed, workers=workers,
-    )  # fmt: skip
     print(f"saved {run(config)}")
 
 
@@ -141,75 +203,19 @@ def gallery(
 
 
 @app.command()
-def fit(
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Data set with train/ and test/.")] = (
-        Path("data")
-    ),
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = (
-        Path("outputs")
-    ),
-    models: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="Models to fit, or all.")
-    ] = "all",
-    frame_class: Annotated[
-        ClassName | None,
-        typer.Option(
-            "--class", help="Fit to these frames of DATA alone, and save as NAME@stem or NAME@tem."
-        ),
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="Size of the nets: shipped, paper; of unet also wide and movie (five frames)."
-        ),
-    ] = "shipped",
-    recipe: Annotated[
-        str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")
-    ] = "benchmark",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="Patches a step, of each process.")] = 128,
-    lr: Annotated[
-        float | None, typer.Option(min=0, help="Learning rate; the recipe's own if not given.")
-    ] = None,
-    patch: Annotated[int, typer.Option(min=8, help="Side of a patch in pixels.")] = 64,
-    device: Annotated[
-        DeviceName, typer.Option(help="auto takes a GPU if there is one; cuda insists.")
-    ] = DeviceName.auto,
-    seed: Annotated[int, typer.Option(help="Start of every random number.")] = 0,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="FILE",
-            help="Start from the model's weights there; shipped: the package's.",
-        ),
-    ] = None,
-    max_minutes: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Time a model, all parts of a run, schedule completed; 0: no limit."
-        ),
-    ] = 0.0,
-    benchmark: Specific = None,
-) -> None:
+@of_config(FitConfig, benchmark=True)
+def fit(config: FitConfig) -> None:
     """Fit models and save them in OUT/em_denoise_model.h5; continues where it was stopped."""
-    need_torch()
-    from emdn_train import outputs
-    from emdn_train.config import FitConfig, mean
+    from emdn_train import results
     from emdn_train.fit import fit as run
 
-    values: dict[str, Any] = {
-        "data": data, "out": out, "models": names_of(models), "preset": preset, "recipe": recipe,
-        "frame_class": frame_class.value if frame_class else None,
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "patch": patch,
-        "device": device.value, "seed": seed, "start": start, "max_minutes": max_minutes,
-    }  # fmt: skip
-    assert values.keys() == {field.name for field in fields(FitConfig)}
-    results = run(FitConfig(**(values | benchmark_options(benchmark))))
-    if not results:  # a process that torchrun started, not the first
+    found = run(config)
+    if not found:  # a process that torchrun started, not the first
         return
-    print(outputs.text(results))
-    for result in results:
+    print(console.table(*results.table(found)))
+    mean = results.mean
+    failed = False
+    for result in found:
         if result.status == "no gain":
             print(f"{result.name}: worse than the noisy frame so far; train it longer")
         elif result.status == "best kept":
@@ -218,12 +224,13 @@ def fit(
                 f"{result.name}: ended at {mean(result.gain_db):.2f} dB: saved is what it was "
                 f"{step}, at {mean(result.best_db):.2f} dB; train it with a smaller --lr"
             )
+            failed |= not result.best_step
         elif result.status == "diverged":
             print(f"{result.name}: diverged; it is not saved and will not be exported")
-    if any(result.status != "diverged" for result in results):
-        print(f"saved {out / 'em_denoise_model.h5'}")
-    started = [one for one in results if one.status == "best kept" and not one.best_step]
-    if started or any(result.status == "diverged" for result in results):
+            failed = True
+    if any(result.status != "diverged" for result in found):
+        print(f"saved {Path(config.out) / 'em_denoise_model.h5'}")
+    if failed:
         raise typer.Exit(1)
 
 
@@ -235,11 +242,12 @@ def export(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Default: onnx/ beside the checkpoint.")
     ] = None,
-    models: Annotated[
-        str, typer.Option(metavar="NAME,NAME,...", help="Models to export, or all.")
-    ] = "all",
+    models: Models = "all",
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the weights to 16 bits, for smaller files.")
+    ] = False,
     precision: Annotated[
-        PrecisionName | None,
+        Literal["int8", "fp16"] | None,
         typer.Option(help="Write NAME.int8.onnx (CPUs) or NAME.fp16.onnx (GPUs) too, if as good."),
     ] = None,
 ) -> None:
@@ -248,36 +256,111 @@ def export(
     from emdn_train.export import export as run
 
     folder = out or checkpoint.parent / "onnx"
-    names = None if models == "all" else names_of(models)
-    exported = []
-    for done in run(checkpoint, folder, names):
+    exported = run(checkpoint, folder, None if models == "all" else names_of(models), half=half)
+    for done in exported:
         print(
             f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  {done.nodes} nodes  "
             f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
         )
-        exported.append(done.name)
     if precision is None:
         return
     from emdn_train.precision import add
 
-    refused = False
-    for name in exported:
-        made = add(folder, name, precision.value)
-        refused |= made.path is None
-        if made.path is None:
-            print(f"{name}: {precision.value} refused: {made.refusal}")
+    made = {done.name: add(folder, done.name, precision) for done in exported}
+    for name, one in made.items():
+        if one.path is None:
+            print(f"{name}: {precision} refused: {one.refusal}")
         else:
-            print(f"{made.path}  {made.path.stat().st_size / 1e6:.2f} MB  loses "
-                  f"{made.loss_db:.3f} dB, mean off by {100 * made.mean_shift:.3f} %")  # fmt: skip
-    if refused:
+            print(f"{one.path}  {one.path.stat().st_size / 1e6:.2f} MB  loses "
+                  f"{one.loss_db:.3f} dB, mean off by {100 * one.mean_shift:.3f} %")  # fmt: skip
+    if any(one.path is None for one in made.values()):
         raise typer.Exit(1)
 
 
-app.command()(cli_adapt.adapt)
-app.command()(cli_sigma.calibrate)
-app.command()(cli_sigma.reliability)
-app.command()(cli_quality.quality)
-app.command()(cli_record.benchmark)
+@app.command()
+@takes_options(
+    "dataset", "axes", "frames", "gain", "offset", "dark", "gain_map", "defects", "keep_bad_pixels"
+)
+@of_config(AdaptConfig)
+def adapt(config: AdaptConfig) -> None:
+    """Fine-tune a model on a stack without clean frames; continues where it was stopped."""
+    from emdn_train.adapt import adapt as run
+
+    done = run(config)
+    if (found := done.verdict) is not None:
+        for name, one in (("start", found.before), ("tuned", found.after)):
+            print(
+                f"{name}  uMSE {one.error.value:.4g} +- {one.error.se:.2g} e^2/px on frames held "
+                f"out, {one.gain_db.value:.2f} +- {one.gain_db.se:.2f} dB over raw"
+            )
+        print(f"fell   {found.fell.value:.3g} +- {found.fell.se:.2g} e^2/px")
+    start = "" if done.outcome == "gained" else ": the starting weights are saved"
+    print(f"{done.outcome}{start} ({done.steps} steps)")
+    print(f"saved {done.path}")
+
+
+@app.command()
+def calibrate(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="What export has written; default: what is shipped."),
+    ] = None,
+    models: Models = "all",
+    frames: Annotated[int, typer.Option(min=8, help="Simulated frames to measure on.")] = 64,
+) -> None:
+    """Measure how errors follow from spread and noise; emdn-deploy denoise --sigma uses it."""
+    need_torch()
+    from emdn_models import pretrained
+    from emdn_train.calibrate import calibrate as run
+
+    place = folder or pretrained.WEIGHTS
+    found = run(place, None if models == "all" else names_of(models), frames)
+    rows = [
+        [
+            name,
+            f"{one['spread']:g}",
+            f"{one['noise']:g}",
+            *(f"{100 * s:.2f}" for s in one["inside"]),
+        ]
+        for name, one in found.items()
+    ]
+    print("factors, and per cent of the pixels within one and two sigma on these frames")
+    print(console.table(["model", "spread", "noise", "within 1", "within 2"], rows))
+    print(f"saved {place / 'index.json'}")
+
+
+@app.command()
+@of_config(QualityConfig)
+def quality(config: QualityConfig) -> None:
+    """Measure exported models on the fixed test split and on movies, beside baselines."""
+    from emdn_deploy import Denoiser
+    from emdn_train import movies, quality_report
+    from emdn_train.quality import measure, names_of, note
+
+    rows = measure(config)
+    models = {name: Denoiser(name, threads=config.threads) for name in names_of(config)}
+    hops = movies.measure(models)
+    print(quality_report.report(rows, hops))
+    written = [] if config.save is None else quality_report.save(rows, Path(config.save), hops)
+    for path in written + note(rows, config):
+        print(f"saved {path}")
+
+
+@app.command()
+@of_config(BenchmarkConfig, benchmark=True)
+def benchmark(config: BenchmarkConfig) -> None:
+    """Run the em_denoise benchmark, which compares machines; prints one line."""
+    from emdn_train.benchmark import FILE_NAME, line
+    from emdn_train.benchmark import benchmark as run
+
+    if config.model not in MODELS:
+        raise typer.BadParameter(
+            f"{config.model!r}; expected one model of {', '.join(MODELS)}", param_hint="--model"
+        )
+    found = run(config)
+    if found is not None:
+        print(line(found))
+        print(f"saved {Path(config.out) / FILE_NAME}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

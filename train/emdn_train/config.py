@@ -1,178 +1,260 @@
-"""What a training run is asked for, and what comes of it."""
+"""What each command is asked for: the fields are its options, and hold its only defaults."""
 
-import math
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import json
+from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import torch
+import typer
 
-from emdn_models import MODELS, ModelError
-from emdn_models.spec import spec_of
-from emdn_train.data import FrameClass, Split
-from emdn_train.recipes import RECIPES, Recipe
-from emdn_train.source import fingerprint
+from emdn_deploy.config import DenoiseOptions, On
+from emdn_models import MODELS, FormatError, ModelError
+from emdn_models.spec import frames_of, spec_of
 
-if TYPE_CHECKING:
-    from emdn_train.parallel import Processes
+FrameClass = Literal["stem", "tem"]
+Kind = Literal["graphene", "mixed", "stem", "movie"]
+AnyPath = str | PathLike[str]
+T = TypeVar("T")
 
-Device = Literal["auto", "cpu", "cuda"]
+SIMULATION = {"format": "emdn-simulation", "format_version": 1}
+"""What files of simulated frames say that they are."""
 
-WARM_UP = 100
-"""Steps over which the learning rate rises, where the recipe does not say."""
+DEFECTS = (5e-4, 0.05)
+"""Least and most point defects per site. With one in a thousand, the best guess from a noisy
+frame is that there is none, and a net learns to fill them."""
 
-Status = Literal["fitted", "best kept", "no gain", "diverged"]
+Out = Annotated[AnyPath, typer.Option(metavar="DIR", help="Folder for the results.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Patches a step, of each process.")]
+Patch = Annotated[int, typer.Option(min=8, help="Side of a patch in pixels.")]
+Seed = Annotated[int, typer.Option(help="Start of every random number.")]
+Rate = Annotated[
+    float | None, typer.Option(min=0, help="Learning rate; the recipe's own if not given.")
+]
 
 
 @dataclass(frozen=True)
+class SimulateConfig:
+    """One data set; it follows from the seed, whatever the number of workers.
+
+    ``test`` gets a tenth of the frames (at least 4), ``inference`` up to 16. The signal to noise
+    per pixel is contrast x sqrt(incident electrons per pixel; detected ones for STEM). Three
+    specimens in twenty have no point defects. The images of one structure are of each of its
+    states in turn, at the same optics: what a movie sees before and after an event.
+    """
+
+    out: Annotated[AnyPath, typer.Argument(metavar="OUT", help="Folder to write.")]
+    frames: Annotated[int, typer.Option(min=1, help="Training pairs, or frames of a movie.")] = 1000
+    kind: Annotated[Kind, typer.Option(help="Specimens and imaging mode.")] = "graphene"
+    size: Annotated[int, typer.Option(min=32, help="Side of a frame in pixels.")] = 256
+    dose_e_per_a2: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="MIN MAX", help="Electrons per square angstrom, instead of --snr."),
+    ] = None
+    snr: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
+    ] = (0.05, 3.0)
+    pixel_size_nm: Annotated[
+        tuple[float, float], typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly.")
+    ] = (0.008, 0.025)
+    detector: Annotated[Literal["counting", "ccd"], typer.Option(help="Camera of TEM frames.")] = (
+        "counting"
+    )
+    images_per_structure: Annotated[
+        int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
+    ] = 4
+    defects: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
+    ] = DEFECTS
+    states: Annotated[
+        int, typer.Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
+    ] = 1
+    seed: Annotated[int, typer.Option(min=0, help="The data set follows from it.")] = 0
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no data set."""
+        if self.frames < 1 or self.images_per_structure < 1 or self.workers < 1:
+            raise FormatError("frames, images_per_structure and workers must be at least 1")
+        if self.states < 1 or self.images_per_structure % self.states:
+            raise FormatError(
+                f"states is {self.states}; expected a divisor of images_per_structure, "
+                f"{self.images_per_structure}"
+            )
+        if self.size < 32:
+            raise FormatError(f"size is {self.size}; a frame needs at least 32 pixels a side")
+        for name in ("snr", "dose_e_per_a2", "pixel_size_nm", "defects"):
+            limits = getattr(self, name)
+            if limits is not None and not 0 < limits[0] <= limits[1]:
+                raise FormatError(f"{name} is {limits}; expected 0 < MIN <= MAX")
+
+    def count(self, split: str) -> int:
+        """Return the number of frames of a split."""
+        tenth = max(1, self.frames // 10)
+        return {"train": self.frames, "test": max(4, tenth), "inference": min(tenth, 16)}[split]
+
+    def identity(self) -> str:
+        """Return as JSON all that the frames depend on: not the folder, not the workers."""
+        known = asdict(self)
+        del known["out"], known["workers"]
+        return json.dumps(SIMULATION | known, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """One training run; the defaults are the SciML-Bench benchmark's.
 
-    Attributes
-    ----------
-    data
-        Folder with ``train/`` and ``test/`` (`emdn_train.data`).
-    out
-        Folder for the results. Models that its checkpoint holds already and that
-        are not fitted again stay in it.
-    models
-        Names of ``MODELS``.
-    preset
-        Size of the nets.
-    recipe
-        ``benchmark`` or ``quality``.
-    epochs
-        Passes over the data; each takes one random patch of every frame.
-    batch_size
-        Patches per optimiser step, of each process.
-    lr
-        Learning rate; the recipe's own if None.
-    patch
-        Side of a patch in pixels.
-    device
-        ``auto`` takes a GPU if there is one.
-    seed
-        Start of every random number.
-    start
-        Checkpoint whose weights are the start of each model, instead of chance
-        (`emdn_train.start`); spectral estimates then stay as they are.
-    max_minutes
-        Time for each model, all parts of a stopped run together, after which it ends
-        with its schedule completed; 0 for as long as the epochs take.
-    frame_class
-        Fit and validate on the frames of one class alone, and save as ``MODEL@CLASS``.
+    ``data`` has ``train/`` and ``test/`` (`emdn_train.dataset`); models that the checkpoint in
+    ``out`` holds already and that are not fitted again stay in it. With ``start``, spectral
+    estimates stay as they are. ``lr`` of None is the recipe's own.
     """
 
-    data: str | PathLike[str] = "data"
-    out: str | PathLike[str] = "outputs"
-    models: tuple[str, ...] = tuple(MODELS)
-    preset: str = "shipped"
-    recipe: str = "benchmark"
-    epochs: int = 2
-    batch_size: int = 128
-    lr: float | None = None
-    patch: int = 64
-    device: Device = "auto"
-    seed: int = 0
-    start: str | PathLike[str] | None = None
-    max_minutes: float = 0.0
-    frame_class: FrameClass | None = None
+    data: Annotated[
+        AnyPath, typer.Option(metavar="DIR", help="Data set with train/ and test/.")
+    ] = "data"
+    out: Out = "outputs"
+    models: Annotated[
+        tuple[str, ...], typer.Option(metavar="NAME,NAME,...", help="Models to fit, or all.")
+    ] = tuple(MODELS)
+    frame_class: Annotated[
+        FrameClass | None,
+        typer.Option(
+            "--class", help="Fit to these frames of DATA alone, and save as NAME@stem or NAME@tem."
+        ),
+    ] = None
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Size of the nets: shipped, paper; of unet also wide and movie (five frames)."
+        ),
+    ] = "shipped"
+    recipe: Annotated[str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")] = (
+        "benchmark"
+    )
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 2
+    batch_size: BatchSize = 128
+    lr: Rate = None
+    patch: Patch = 64
+    device: On = "auto"
+    seed: Seed = 0
+    start: Annotated[
+        AnyPath | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Start from the model's weights there; shipped: the package's.",
+        ),
+    ] = None
+    max_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Time a model, all parts of a run, schedule completed; 0: no limit."
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse names that do not exist before any time is spent."""
+        """Refuse models that do not exist before any time is spent."""
         for name in self.models:
             spec_of(name)
-        if self.recipe not in RECIPES:
-            raise ModelError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names that the models are saved under."""
+        """Names that the models are saved under: ``MODEL@movie`` if they see several frames."""
         suffix = f"@{self.frame_class}" if self.frame_class else ""
-        return tuple(f"{name}{suffix}" for name in dict.fromkeys(self.models))
+        return tuple(
+            f"{name}{suffix or '@movie' * (frames_of(name, self.preset) > 1)}"
+            for name in dict.fromkeys(self.models)
+        )
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What became of one model.
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """One fine-tuning on one stack, read and corrected by the options of its deployment."""
 
-    Attributes
-    ----------
-    name
-        The model.
-    status
-        ``fitted``; ``best kept``, the result is more than 0.05 dB worse than the weights
-        that were validated best, which were better than the noisy frame and are what is saved;
-        ``no gain``, the result is worse than the noisy frame, as after too few steps; or
-        ``diverged``, the loss is not finite or the result more than 20 dB worse. What
-        diverged is not saved.
-    history
-        One row an epoch: loss, learning rate, validation gain, seconds.
-    gain_db
-        Mean over frames of 10 log10(MSE noisy / MSE denoised), a value a level, at the end.
-    start_db, best_db, best_step
-        The same before the first step, and of the weights that were validated best before the
-        end, after how many steps (0: the start); empty where they were not measured.
-    images_per_s
-        Patches a second through whole training steps, noise included.
-    """
+    stack: Annotated[
+        AnyPath,
+        typer.Argument(metavar="STACK", help="Raw frames, any file that emdn-deploy reads."),
+    ]
+    out: Out = "outputs"
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model to fine-tune.")] = "unet"
+    preset: Annotated[str, typer.Option(help="Its size: shipped or paper.")] = "shipped"
+    start: Annotated[
+        AnyPath, typer.Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
+    ] = "shipped"
+    max_minutes: Annotated[
+        float, typer.Option(min=0, help="Time, all parts of a run; 0: as the epochs take.")
+    ] = 10.0
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the stack; as time allows if not given.")
+    ] = None
+    batch_size: BatchSize = 8
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 2e-4
+    patch: Patch = 128
+    device: On = "auto"
+    seed: Seed = 0
+    options: DenoiseOptions = field(default_factory=DenoiseOptions)
 
-    name: str
-    status: Status
-    history: list[dict[str, Any]]
-    gain_db: dict[str, float]
-    mean_ratio: float
-    images_per_s: float
-    start_db: dict[str, float] = field(default_factory=dict)
-    best_db: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
+    def __post_init__(self) -> None:
+        """Refuse what would not start or not end."""
+        spec_of(self.model)
+        if not self.max_minutes and self.epochs is None:
+            raise ModelError("max_minutes is 0 and epochs not given; give one, or it never ends")
 
 
-def judge(gain_db: float, best_db: float = -math.inf) -> Status:
-    """Name the outcome of a run by its mean gain and the best before; see `Fitted`."""
-    if not gain_db > -20:
-        return "diverged"
-    if gain_db < best_db - 0.05 and best_db > 0:
-        return "best kept"
-    return "fitted" if gain_db > 0 else "no gain"
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """One run of the em_denoise benchmark; without its ``data`` a small set is simulated."""
+
+    data: Annotated[
+        AnyPath, typer.Argument(metavar="DATA", help="Data set; simulated if there is none.")
+    ] = "data/record"
+    out: Annotated[
+        AnyPath, typer.Option(metavar="DIR", help="Folder for the weights and record.json.")
+    ] = "outputs/record"
+    frames: Annotated[int, typer.Option(min=16, help="Training pairs, if they are simulated.")] = (
+        512
+    )
+    model: Annotated[str, typer.Option(metavar="NAME", help="The net.")] = "unet"
+    preset: Annotated[str, typer.Option(help="Its size; unet as paper is the benchmark's net.")] = (
+        "paper"
+    )
+    epochs: int = 2
+    batch_size: int = 128
+    lr: float | None = None
+    device: On = "auto"
+    seed: Seed = 0
 
 
-def mean(gains: Mapping[str, float]) -> float:
-    """Return the mean gain over the levels of signal to noise."""
-    return sum(gains.values()) / len(gains)
+@dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """What to measure; ``models`` of None are all that is shipped."""
+
+    testset: Annotated[
+        AnyPath, typer.Argument(metavar="DIR", help="What emdn-train testset has written.")
+    ]
+    models: Annotated[
+        tuple[str, ...] | None,
+        typer.Option(metavar="NAME,NAME,...", help="Shipped names or .onnx files, or all shipped."),
+    ] = None
+    peers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Also measure non-local means and BM3D, on N specimens of each part.",
+        ),
+    ] = 0
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a model; default: all.")
+    ] = None
+    save: Annotated[
+        AnyPath | None,
+        typer.Option(metavar="DIR", help="Write quality.parquet, quality.md and frontier.png."),
+    ] = None
 
 
-def learning_rate(config: FitConfig, recipe: Recipe) -> float:
-    """Return the learning rate asked for, or else the recipe's."""
-    return config.lr if config.lr is not None else recipe.lr
-
-
-def warm_up(recipe: Recipe, step: int) -> float:
-    """Return the share of the learning rate at a step, for recipes that have no rise themselves.
-
-    It rises from a thousandth by an equal factor a step. A first step of 0.01 in every weight
-    would throw away a start that denoises by a spectrum already.
-    """
-    return 1.0 if recipe.warmup else 1e-3 ** max(0.0, 1 - step / WARM_UP)
-
-
-def same_run(
-    config: FitConfig, recipe: Recipe, processes: "Processes", split: Split, held_out: Split
-) -> dict[str, Any]:
-    """Name all that a result follows from, and a run is continued with; folders may move."""
-    options = asdict(config)
-    del options["data"], options["out"], options["frame_class"]
-    return {
-        **asdict(recipe),
-        **options,
-        "models": config.names,
-        "lr": learning_rate(config, recipe),
-        "device": processes.device.type,
-        "processes": processes.count,
-        "start": None if config.start is None else os.fspath(config.start),
-        "training data": fingerprint(split),
-        "test data": fingerprint(held_out),
-        "torch": torch.__version__,
-    }
+def converted(kind: type[T], config: Any, **others: Any) -> T:
+    """Make another dataclass of the fields that a config shares with it, and ``others``."""
+    names = {field.name for field in fields(kind)} & vars(config).keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(config, name) for name in names} | others)

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -24,8 +24,8 @@ from emdn_models.files import unwritable
 from emdn_models.nets import build, load_state
 from emdn_models.nets.electrons import BLUR
 from emdn_models.spec import Preset, spec_of
-from emdn_train import index
-from emdn_train.onnx_graph import Graph, describe, to_onnx
+from emdn_train import manifest
+from emdn_train.onnx_graph import Graph, describe, pack, to_onnx
 from emdn_train.onnx_rewrites import rewritten
 from emdn_train.verify import check_field, compare
 
@@ -55,7 +55,11 @@ class Exported:
 
 
 def export(
-    source: str | PathLike[str], out: str | PathLike[str], names: tuple[str, ...] | None = None
+    source: str | PathLike[str],
+    out: str | PathLike[str],
+    names: tuple[str, ...] | None = None,
+    *,
+    half: bool = False,
 ) -> list[Exported]:
     """Convert models of a checkpoint; write the index and the checkpoint beside them.
 
@@ -63,6 +67,14 @@ def export(
     holds of other models stays, and the calibration of models whose weights are the same.
     The index names as default the model with the largest mean gain, never one that was fitted to
     a class of frames (``MODEL@CLASS``); these come last.
+
+    Parameters
+    ----------
+    names
+        Models of the checkpoint; None for all.
+    half
+        Whether to round the weights to float16 first, and to store them so, in half the space.
+        The models compute in float32 all the same.
 
     Raises
     ------
@@ -75,6 +87,8 @@ def export(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = {name: checkpoint.pick(source, weights, name) for name in names or weights}
+    if half:
+        chosen = {name: _rounded(one) for name, one in chosen.items()}
     done: list[Exported] = []
     entries: dict[str, Any] = {}
     for name in _ordered(chosen):
@@ -122,19 +136,15 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
         If the weights do not fit, or the graph sees more than `emdn_models.spec` declares.
     """
     preset = spec_of(name).presets.get(weights.preset)
-    if preset is not None and preset.frames > 1:
-        raise ModelError(
-            f"{name}: preset {weights.preset!r} sees {preset.frames} frames, which emdn-deploy "
-            "cannot run yet; export a preset that sees one"
-        )
     net = build(name, weights.preset)
     load_state(net, name, weights)
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, 1, 256, 256))
+        assert preset is not None  # build has looked it up
+        net(torch.zeros(1, preset.frames, 256, 256))
     gflop = counter.get_total_flops() / 1e9
-    assert preset is not None  # build has looked it up
-    program = to_onnx(rewritten(Graph(net)))
+    program = to_onnx(rewritten(Graph(net)), preset.frames)
+    pack(program)
     describe(
         program,
         {
@@ -142,6 +152,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
             "model": name,
             "preset": weights.preset,
             "weights_sha256": weights_sha256(weights.state),
+            "frames": str(preset.frames),
             "multiple": str(preset.multiple),
             **_field(net, preset),
             "parameters": str(preset.parameters),
@@ -172,6 +183,15 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
         name, path, weights.preset, len(program.graph.node), preset.parameters, gflop,
         error, float32_error,
     )  # fmt: skip
+
+
+def _rounded(weights: checkpoint.Weights) -> checkpoint.Weights:
+    """Round the kernels and matrices of a model to float16; biases stay as they are."""
+    state = {
+        name: array.astype(np.float16) if array.dtype == np.float32 and array.ndim > 1 else array
+        for name, array in weights.state.items()
+    }
+    return replace(weights, state=state)
 
 
 def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
@@ -247,8 +267,8 @@ def _write_index(
     copied: Path,
     chosen: Mapping[str, checkpoint.Weights],
 ) -> None:
-    path = folder / index.NAME
-    earlier = index.read(path)["models"] if path.exists() else {}
+    path = folder / manifest.NAME
+    earlier = pretrained.read_index(path)["models"] if path.exists() else {}
     for name, entry in entries.items():
         # A calibration, measured quality and variants belong to weights, and outlive no others.
         weights = weights_sha256(chosen[name].state)
@@ -273,4 +293,4 @@ def _write_index(
         "checkpoint": {"file": copied.name, "sha256": pretrained.sha256(copied)},
         "models": entries,
     }
-    index.write(path, made)
+    manifest.write(path, made)

@@ -2,10 +2,12 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,13 +16,13 @@ from emdn_models import ModelError, checkpoint
 from emdn_models.nets import build
 from emdn_models.nets.electrons import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
-from emdn_models.spec import spec_of
-from emdn_train import outputs
-from emdn_train.batches import Batch, Specimens
-from emdn_train.config import FitConfig, Fitted, judge, learning_rate, mean, same_run, warm_up
-from emdn_train.data import Split, open_split
-from emdn_train.interrupt import signals_noted
-from emdn_train.parallel import Processes, joined
+from emdn_models.spec import frames_of
+from emdn_train import results
+from emdn_train.checkpointing import FILE_NAME, StateFile, Training, signals_noted, start_from
+from emdn_train.config import FitConfig
+from emdn_train.dataset import CleanFrames, Split
+from emdn_train.distributed import Processes, joined
+from emdn_train.patches import Batch, Clips, Reused, Simulated, Source, chance
 from emdn_train.recipes import (
     RECIPES,
     Recipe,
@@ -31,10 +33,8 @@ from emdn_train.recipes import (
     rate,
     reduced,
 )
-from emdn_train.resume import FILE_NAME, StateFile, Training
-from emdn_train.source import Clips, Reused, Simulated, Source, chance
-from emdn_train.start import start_from
-from emdn_train.validate import LEVELS, SEED, evaluate, validation
+from emdn_train.results import Fitted, judge, mean
+from emdn_train.validate import evaluate, validation
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,13 @@ def fit(config: FitConfig) -> list[Fitted]:
     ``history.csv``, ``metrics.json``, ``throughput.json`` and ``loss.png``. As long as
     the run is not complete it also holds ``fit_state.h5``, from which the same config
     goes on, to the result of a run that was never stopped. Of several processes
-    (`emdn_train.parallel`) the first returns the results and the others nothing.
+    (`emdn_train.distributed`) the first returns the results and the others nothing.
 
     Raises
     ------
     ModelError
-        If a name is that of a model for a class; such a model is fitted by ``frame_class``.
+        If there is no such recipe, or a name is that of a model for a class; such a model is
+        fitted by ``frame_class``.
     KeyboardInterrupt
         On SIGINT or SIGTERM, once the step is finished and the state saved.
     CheckpointError
@@ -62,6 +63,8 @@ def fit(config: FitConfig) -> list[Fitted]:
         If another process fits into the folder, or it cannot be written to.
     """
     out, kind = Path(config.out), config.frame_class
+    if config.recipe not in RECIPES:
+        raise ModelError(f"no recipe is called {config.recipe!r}; there are {', '.join(RECIPES)}")
     if named := [name for name in config.models if "@" in name]:
         raise ModelError(
             f"{', '.join(named)}: is fitted to a class of frames; give the model's own name, and "
@@ -69,31 +72,33 @@ def fit(config: FitConfig) -> list[Fitted]:
         )
     with (
         joined(config.device) as processes,
-        open_split(config.data, "train", kind) as split,
-        open_split(config.data, "test", kind) as held_out,
+        Split(config.data, "train", kind) as split,
+        Split(config.data, "test", kind) as test,
     ):
-        log.info("training on %s", outputs.describe(processes))
+        log.info("training on %s", processes.hardware)
         out.mkdir(parents=True, exist_ok=True)
         with processes.alone(out / LOCK, out) as alone:
-            return _fit(config, processes, split, held_out) if alone else []
+            return _fit(config, processes, split, test) if alone else []
 
 
-def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split) -> list[Fitted]:
+def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> list[Fitted]:
     recipe, out = RECIPES[config.recipe], Path(config.out)
-    results: list[Fitted] = []
-    state = StateFile(
-        out / FILE_NAME, same_run(config, recipe, processes, split, held_out), processes.first
-    )
-    kept = outputs.existing(out)
+    recipe = recipe if config.lr is None else replace(recipe, lr=config.lr)
+    finished: list[Fitted] = []
+    run = identity(config, recipe, processes) | {
+        "training data": split.fingerprint(), "test data": test.fingerprint()
+    }  # fmt: skip
+    state = StateFile(out / FILE_NAME, run, processes.first)
+    saved = results.existing(out)
     seen = max(frames_of(name, config.preset) for name in config.names)
     recorded = Simulated if seen == 1 else Clips
-    everything = recorded(Specimens.of(split), recipe, config.patch, processes.device)
-    held = validation(Specimens.of(held_out), LEVELS, 16, 256, SEED, seen)
+    everything = recorded(CleanFrames.of(split), recipe, config.patch, processes.device)
+    batches = validation(CleanFrames.of(test), seen=seen)
     todo = list(config.names)
     for earlier in (Fitted(**result) for result in state.done.values()):
-        if earlier.name in kept or earlier.status == "diverged":
+        if earlier.name in saved or earlier.status == "diverged":
             todo.remove(earlier.name)
-            results.append(earlier)
+            finished.append(earlier)
             log.info("%s: %s before, not fitted again", earlier.name, earlier.status)
     processes.wait()  # all have read the state before the first one changes it
     if processes.first and todo:
@@ -108,42 +113,48 @@ def _fit(config: FitConfig, processes: Processes, split: Split, held_out: Split)
                 source = Reused(source, t.net)
             if processes.first and not t.step:
                 t.average.module.load_state_dict(t.net.state_dict())
-                t.start_db, _ = evaluate(t.average.module, held, processes.device)
+                t.start_db, _ = evaluate(t.average.module, batches, processes.device)
                 t.note(t.start_db)
                 log.info("%s: gain %.2f dB before the first step", name, mean(t.start_db))
-            finite = train(t, config, recipe, source, held, processes, state, signals)
+            finite = train(t, config, recipe, source, batches, processes, state, signals)
             if not processes.first:
                 continue
-            result = measure(t, recipe, held, processes.device) if finite else failed(t)
-            results.append(result)
-            kept.pop(name, None)
+            result = measure(t, batches, processes.device, finite)
+            finished.append(result)
+            saved.pop(name, None)
             if result.status != "diverged":
-                data = outputs.describe_data(split)
-                kept[name] = outputs.weights(result, t, config, recipe, data, processes)
-                checkpoint.save(out / checkpoint.FILE_NAME, kept)
-            outputs.write_results(out, config, results, processes)
-            state.finish(name, asdict(result))
+                saved[name] = results.weights(result, t, config, recipe, str(split), processes)
+                checkpoint.save(out / checkpoint.FILE_NAME, saved)
+            results.write_results(out, config, finished, processes)
+            state.done[name] = asdict(result)
+            state.save()
     state.remove()
-    return results
+    return finished
+
+
+def identity(config: FitConfig, recipe: Recipe, processes: Processes) -> dict[str, Any]:
+    """Name what a result follows from, besides the data; folders may move."""
+    options = asdict(config)
+    del options["data"], options["out"], options["frame_class"]
+    return {
+        **asdict(recipe), **options, "models": config.names, "lr": recipe.lr,
+        "device": processes.device.type, "processes": processes.count,
+        "start": None if config.start is None else os.fspath(config.start),
+        "torch": torch.__version__,
+    }  # fmt: skip
 
 
 def begin(
-    name: str,
-    config: FitConfig,
-    recipe: Recipe,
-    processes: Processes,
-    state: StateFile,
+    name: str, config: FitConfig, recipe: Recipe, processes: Processes, state: StateFile
 ) -> Training:
     """Build a net, its average and its optimiser, where the state file says or at the start."""
     torch.manual_seed(config.seed)
     net = processes.synchronised(build(name, config.preset)).to(processes.device)
     net = net.to(memory_format=memory_format(recipe, processes.device))  # type: ignore[call-overload]
-    average = moving_average(recipe, net)
-    training = Training(name, net, average, optimizer(recipe, net, learning_rate(config, recipe)))
+    training = Training(name, net, moving_average(recipe, net), optimizer(recipe, net))
     if state.restore(training):
         log.info("%s: continuing after step %d", name, training.step)
-        return training
-    if config.start is not None:
+    elif config.start is not None:
         training.start = start_from(net, name, config)
     return training
 
@@ -153,18 +164,20 @@ def train(
     config: FitConfig,
     recipe: Recipe,
     source: Source,
-    held: list[Batch],
+    batches: dict[float, Batch],
     processes: Processes,
     state: StateFile,
     signals: Sequence[int],
 ) -> bool:
-    """Fit one model from where it stands, and say whether its loss is finite; the loop itself."""
+    """Fit one model from where it stands, and say whether its loss is finite; the loop itself.
+
+    It is validated on ``batches`` (`emdn_train.validate`), not at all if there are none.
+    """
     device = processes.device
     size = config.batch_size * processes.count
     per_epoch = math.ceil(len(source) / size)
     total = config.epochs * per_epoch
     micro = micro_batch(config.patch, device)
-    lr = learning_rate(config, recipe)
     half = reduced(recipe, device)
     limit = config.max_minutes * 60 or math.inf
     shown = time.perf_counter()
@@ -182,7 +195,7 @@ def train(
             order = source.order(config.seed, epoch)
         batch, place, patches = processes.share(order[number * size : (number + 1) * size])
         for group in t.optimizer.param_groups:
-            group["lr"] = lr * rate(recipe, progress) * warm_up(recipe, t.step)
+            group["lr"] = recipe.lr * rate(recipe, progress, t.step)
         summed = torch.zeros((), device=device)
         for first in range(0, len(batch), micro):
             indices = batch[first : first + micro]
@@ -224,10 +237,10 @@ def train(
         if t.step % per_epoch == 0:
             t.end_epoch(per_epoch)
             # A run of many short epochs is validated some twenty times, its end always.
-            validated = (epoch + 1) % max(1, config.epochs // 20) == 0 and t.step < total
-        validated = validated and bool(held)
+            often = (epoch + 1) % max(1, config.epochs // 20) == 0
+            validated = often and t.step < total and bool(batches)
         if validated and processes.first:
-            gains, _ = evaluate(t.average.module, held, device)
+            gains, _ = evaluate(t.average.module, batches, device)
             t.note(gains)
             t.history[-1]["gain_db"] = mean(gains)
             log.info("%s  epoch %d  loss %.4f  gain %.2f dB", t.name, epoch + 1,
@@ -246,44 +259,35 @@ def train(
     return True
 
 
-def measure(t: Training, recipe: Recipe, held: list[Batch], device: torch.device) -> Fitted:
-    """Validate a model at its end and name the outcome."""
-    gains, mean_ratio = evaluate(t.average.module, held, device)
+def measure(t: Training, batches: dict[float, Batch], device: torch.device, finite: bool) -> Fitted:
+    """Validate a model at its end, unless its loss is not finite, and name the outcome."""
+    speed = t.seen / t.trained
+    if not finite:
+        return Fitted(t.name, "diverged", t.history, {}, math.nan, speed, t.start_db)
+    gains, mean_ratio = evaluate(t.average.module, batches, device)
     t.history[-1]["gain_db"] = mean(gains)
     log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], mean(gains))
     status = judge(mean(gains), mean(t.best_db) if t.best_db else -math.inf)
     if status == "best kept":
         t.average.module.load_state_dict(t.best)
-        _, mean_ratio = evaluate(t.average.module, held, device)
+        _, mean_ratio = evaluate(t.average.module, batches, device)
     return Fitted(
-        t.name, status, t.history, gains, mean_ratio, t.seen / t.trained, t.start_db, t.best_db,
-        t.best_step,
-    )  # fmt: skip
-
-
-def failed(t: Training) -> Fitted:
-    """Say of a model that it diverged on the way."""
-    return Fitted(t.name, "diverged", t.history, {}, math.nan, t.seen / t.trained, t.start_db)
+        t.name, status, t.history, gains, mean_ratio, speed, t.start_db, t.best_db, t.best_step
+    )
 
 
 def forecast(
     names: Sequence[str], frames: int, config: FitConfig, recipe: Recipe, processes: Processes
 ) -> float:
-    """Return about how many seconds a fit takes, by timing part of a step of each net.
-
-    Parameters
-    ----------
-    frames
-        Number of frames that each model is trained on.
-    """
+    """Return about how many seconds a fit to ``frames`` takes, by timing a step of each net."""
     seconds, device = 0.0, processes.device
+    own = min(config.batch_size, math.ceil(frames / processes.count))
+    steps = config.epochs * math.ceil(frames / (config.batch_size * processes.count))
+    count = min(micro_batch(config.patch, device), own)
     for name in names:
         net = build(name, config.preset).to(device)
         net = net.to(memory_format=memory_format(recipe, device))  # type: ignore[call-overload]
-        own = min(config.batch_size, math.ceil(frames / processes.count))
-        steps = config.epochs * math.ceil(frames / (config.batch_size * processes.count))
-        shown = min(micro_batch(config.patch, device), own), frames_of(name, config.preset)
-        shape = *shown, config.patch, config.patch
+        shape = count, frames_of(name, config.preset), config.patch, config.patch
         x = torch.randn(shape, device=device)
         y = middle(x)
         for _ in range(2):  # the first one also sets things up
@@ -292,15 +296,8 @@ def forecast(
             if device.type == "cuda":
                 torch.cuda.synchronize()
             took = time.perf_counter() - began
-        needed = steps * took * own / len(x)
-        seconds += min(needed, config.max_minutes * 60) if config.max_minutes else needed
+        seconds += min(steps * took * own / count, config.max_minutes * 60 or math.inf)
     return seconds
-
-
-def frames_of(name: str, preset: str) -> int:
-    """Return how many consecutive frames a net sees, 1 of an unknown preset."""
-    chosen = spec_of(name).presets.get(preset)
-    return 1 if chosen is None else chosen.frames
 
 
 def micro_batch(patch: int, device: torch.device) -> int:

@@ -20,11 +20,10 @@ from emdn_deploy import Denoiser
 from emdn_models import metrics
 from emdn_models.metrics import Sites, roc, simulated_sites, site_scores
 from emdn_train.simulate import hrtem
-from emdn_train.simulate.graphene import perfect_sheet
+from emdn_train.simulate.folder import one_thread
+from emdn_train.simulate.graphene import perfect_sheet, warped
 from emdn_train.simulate.movie import focused, with_vacancy
-from emdn_train.simulate.specimens import warped
 from emdn_train.simulate.structure import moved
-from emdn_train.simulate.threads import one_thread
 from emdn_train.validate import LEVELS
 
 _log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What the camera makes of a clean image: beam, counting statistics, faulty pixels.
+"""Noise and cameras: beam, counting statistics and faulty pixels of a recorded image.
 
 In this order, for relative images I (vacuum or mean = 1) and N0 incident electrons a pixel:
 
@@ -14,40 +14,57 @@ has no beam profile and no pixels that fail; its lines jitter and flicker instea
 target is the image of a steady scan.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from emdn_train.detectors import DETECTORS, Detector, apply_defects, draw_defects
-
-__all__ = [
-    "DETECTORS",
-    "Profile",
-    "Recording",
-    "apply_defects",
-    "draw",
-    "draw_defects",
-    "draw_profile",
-    "profile_map",
-    "record",
-    "scan",
-]
+BAD_LINES = 0.02
+"""Share of the frames with a row or column that is dead or hot."""
 
 _FLOOR = 0.05
 _PAD = 12
 
 
-class Recording(NamedTuple):
-    """Frames in electrons, (N, 1, H, W) each.
+@dataclass(frozen=True)
+class Detector:
+    """How a camera records; the file's head has the order of things. Pairs are ranges."""
 
-    ``target`` is the expected recorded signal (after DQE and MTF, before Poisson) and
-    ``valid`` is True where no pixel is faulty.
-    """
+    dqe0: float  # share of incident electrons that count
+    # MTF = 1 / (1 + (q / knee)^power), q in units of Nyquist; knee 0 means none. The NTF is the
+    # root of the MTF, so that DQE(q) = DQE0 MTF(q).
+    mtf_knee: float = 0.0
+    mtf_power: float = 2.0
+    gain: tuple[float, float] = (0.0, 0.0)  # ADU per electron; 0: counts are electrons
+    offset: tuple[float, float] = (0.0, 0.0)  # ADU
+    dark: tuple[float, float] = (0.0, 0.0)  # dark current in electrons per pixel
+    read: tuple[float, float] = (0.0, 0.0)  # read-out noise in ADU
+    jitter: tuple[float, float] = (0.0, 0.0)  # deviation of a line's shift along itself, pixels
+    flicker: tuple[float, float] = (0.0, 0.0)  # relative deviation of a line's brightness
 
-    noisy: Tensor
-    target: Tensor
-    valid: Tensor
+    @property
+    def scanned(self) -> bool:
+        """Whether lines are recorded one after the other by a probe."""
+        return self.jitter[1] > 0
+
+
+# The CCD's MTF is that of a Gatan US1000 at 80 kV.
+DETECTORS: Mapping[str, Detector] = {
+    "counting": Detector(dqe0=0.85),
+    "ccd": Detector(
+        dqe0=0.65,
+        mtf_knee=0.275,
+        mtf_power=2.11,
+        gain=(7.0, 100.0),
+        offset=(100.0, 300.0),
+        dark=(0.1, 1.0),
+        read=(3.0, 13.0),
+    ),
+    "stem": Detector(dqe0=1.0, jitter=(0.1, 1.0), flicker=(0.0, 0.02)),
+}
 
 
 class Profile(NamedTuple):
@@ -65,16 +82,11 @@ class Profile(NamedTuple):
 
 
 def draw(
-    clean: Tensor,
-    electrons: Tensor,
-    detector: str,
-    generator: torch.Generator,
-    *,
-    field: int | None = None,
-    profile: bool = True,
-    defects: bool = True,
-) -> Recording:
-    """Draw one recording of each clean image.
+    clean: Tensor, electrons: Tensor, detector: str, generator: torch.Generator, field: int
+) -> tuple[Tensor, Tensor]:
+    """Record each clean image once: noisy frames and their expectation, in electrons.
+
+    The expectation is the recorded signal after DQE and MTF, before counting.
 
     Parameters
     ----------
@@ -86,32 +98,17 @@ def draw(
     detector
         Key of ``DETECTORS``.
     field
-        Side, in pixels, of the frame that the images are patches of, for the beam's
-        gradient; the larger side of the image if None.
-    profile, defects
-        Whether the beam has a profile and the camera faulty pixels.
+        Side, in pixels, of the frame that the images are patches of, for the beam's gradient.
     """
     n, _, h, w = clean.shape
     if DETECTORS[detector].scanned:
-        noisy, target = scan(clean, electrons, detector, generator)
-        return Recording(noisy, target, torch.ones_like(noisy, dtype=torch.bool))
-    side = max(h, w, field or 0)
-    beam = clean.new_ones(n, 1, 1, 1)
-    if profile:
-        corner = torch.rand(n, 2, generator=generator, device=clean.device)
-        corner = torch.stack([corner[:, 0] * (side - h), corner[:, 1] * (side - w)], 1)
-        drawn = draw_profile(n, generator, device=clean.device)
-        beam = profile_map(drawn, (h, w), side, corner.round())
-    signal = electrons.to(clean).view(-1, 1, 1, 1) * beam * clean
-    noisy, target = record(signal, detector, generator)
-    valid = torch.ones_like(noisy, dtype=torch.bool)
-    if defects:
-        # A patch shows a bad line of its frame only as often as it lies on it.
-        chance = 0.02 * max(h, w) / side
-        bad, level = draw_defects(n, (h, w), generator, clean.device, line_chance=chance)
-        noisy = apply_defects(noisy, bad, level)
-        valid = ~bad
-    return Recording(noisy, target, valid)
+        return scan(clean, electrons, detector, generator)
+    side = max(h, w, field)
+    corner = torch.rand(n, 2, generator=generator, device=clean.device)
+    corner = torch.stack([corner[:, 0] * (side - h), corner[:, 1] * (side - w)], 1)
+    drawn = draw_profile(n, generator, device=clean.device)
+    beam = profile_map(drawn, (h, w), side, corner.round())
+    return record(electrons.to(clean).view(-1, 1, 1, 1) * beam * clean, detector, generator)
 
 
 def scan(
@@ -124,8 +121,8 @@ def scan(
     r = torch.rand(2, n, 1, 1, 1, generator=generator, device=clean.device)
     line = torch.randn(2, n, count, h, 1, generator=generator, device=clean.device)
     shift = line[0] * _log_uniform(probe.jitter, r[0])
-    bright = 1 + line[1] * (probe.flicker[0] + (probe.flicker[1] - probe.flicker[0]) * r[1])
-    padded = torch.nn.functional.pad(target, (_PAD, _PAD, 0, 0), mode="reflect")
+    bright = 1 + line[1] * _uniform(probe.flicker, r[1])
+    padded = functional.pad(target, (_PAD, _PAD, 0, 0), mode="reflect")
     q = torch.fft.rfftfreq(padded.shape[-1], device=clean.device)
     ramp = torch.polar(torch.ones_like(shift * q), -2 * torch.pi * shift * q)
     moved = torch.fft.irfft(torch.fft.rfft(padded) * ramp, n=padded.shape[-1])
@@ -174,7 +171,7 @@ def record(signal: Tensor, detector: str, generator: torch.Generator) -> tuple[T
     if not camera.mtf_knee:
         target = camera.dqe0 * signal
         return torch.poisson(target, generator=generator), target
-    padded = torch.nn.functional.pad(signal, (_PAD,) * 4, mode="reflect")
+    padded = functional.pad(signal, (_PAD,) * 4, mode="reflect")
     mtf = _mtf(camera, padded.shape[-2], padded.shape[-1], signal.device)
     spectrum = torch.fft.rfft2(padded)
     root = mtf.sqrt()
@@ -187,9 +184,9 @@ def record(signal: Tensor, detector: str, generator: torch.Generator) -> tuple[T
     n, device = len(signal), signal.device
     r = torch.rand(4, n, 1, 1, 1, generator=generator, device=device)
     gain = _log_uniform(camera.gain, r[0])
-    offset = camera.offset[0] + (camera.offset[1] - camera.offset[0]) * r[1]
+    offset = _uniform(camera.offset, r[1])
     dark = _log_uniform(camera.dark, r[2])
-    read = camera.read[0] + (camera.read[1] - camera.read[0]) * r[3]
+    read = _uniform(camera.read, r[3])
     # Dark current is counted, its mean is subtracted as every camera's dark frame does.
     thermal = torch.poisson(dark.expand_as(target), generator=generator) - dark
     noise = torch.randn(target.shape, generator=generator, device=device) * read
@@ -197,9 +194,60 @@ def record(signal: Tensor, detector: str, generator: torch.Generator) -> tuple[T
     return (adu - offset) / gain, target
 
 
+def draw_defects(
+    n: int, shape: tuple[int, int], generator: torch.Generator, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Draw maps of faulty pixels.
+
+    Dead 1e-5 to 1e-3 and hot 1e-5 to 1e-4 of the pixels (log-uniform), hot ones at 2-20
+    times the frame's mean, a tenth of all 2 x 2, a bad row or column in a share of
+    ``BAD_LINES`` of the frames.
+
+    Returns
+    -------
+    (N, 1, H, W) bool, True where faulty, and float32, what a faulty pixel reads in units
+    of the frame's mean.
+    """
+    r = torch.rand(n, 7, generator=generator, device=device)
+    dead = (1e-5 * 100 ** r[:, 0]).view(-1, 1, 1, 1)
+    hot = (1e-5 * 10 ** r[:, 1]).view(-1, 1, 1, 1)
+    # A tenth of the faults cover four pixels: 1.3 pixels a fault on average.
+    chance = torch.rand(n, 1, *shape, generator=generator, device=device)
+    faulty = chance < (dead + hot) / 1.3
+    level = torch.zeros(n, 1, *shape, device=device)
+    frame, _, row, column = faulty.nonzero(as_tuple=True)
+    at = chance[frame, 0, row, column] * 1.3
+    kind = torch.rand(3, len(frame), generator=generator, device=device)
+    value = torch.where(at < hot[frame, 0, 0, 0], 2.0 * 10 ** kind[0], torch.zeros_like(at))
+    level[frame, 0, row, column] = value
+    large = kind[1] < 0.1
+    for down, right in ((0, 1), (1, 0), (1, 1)):
+        i = (row[large] + down).clamp_max(shape[0] - 1)
+        j = (column[large] + right).clamp_max(shape[1] - 1)
+        faulty[frame[large], 0, i, j] = True
+        level[frame[large], 0, i, j] = value[large]
+    for k in (r[:, 2] < BAD_LINES).nonzero()[:, 0].tolist():
+        stuck = 0.0 if r[k, 3] < 0.5 else float(2.0 * 10 ** r[k, 4])
+        axis = int(r[k, 5] < 0.5)
+        line = int(r[k, 6] * shape[axis])
+        faulty[k, 0].select(axis, line).fill_(True)
+        level[k, 0].select(axis, line).fill_(stuck)
+    return faulty, level
+
+
+def apply_defects(noisy: Tensor, bad: Tensor, level: Tensor) -> Tensor:
+    """Replace faulty pixels by their level times the mean of the frame's good pixels."""
+    good = (~bad).to(noisy)
+    mean = (noisy * good).sum((1, 2, 3), keepdim=True) / good.sum((1, 2, 3), keepdim=True)
+    return torch.where(bad, (level * mean).round(), noisy)
+
+
 def _log_uniform(limits: tuple[float, float], r: Tensor) -> Tensor:
-    ratio = limits[1] / limits[0]
-    return torch.pow(ratio, r) * limits[0]
+    return torch.pow(limits[1] / limits[0], r) * limits[0]
+
+
+def _uniform(limits: tuple[float, float], r: Tensor) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * r
 
 
 def _mtf(camera: Detector, h: int, w: int, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Exported models in other precisions: int8 for CPUs, fp16 for GPUs, kept only if as good.
+"""Exported models in other precisions: int8 for CPUs, fp16 for GPUs, written only if as good.
 
 What computes with other numbers is the net between its first and its last convolution; the
 frame, its intensities and the spectra beside it stay in float32.
@@ -10,7 +10,7 @@ import tempfile
 from functools import cache
 from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from emdn_deploy import intensity
 from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
-from emdn_train import index
-from emdn_train.onnx_graph import INPUTS
+from emdn_train import manifest
+from emdn_train.calibrate import Recorded, mended, recordings, scale_of
+from emdn_train.onnx_graph import INPUTS, unpacked
+from emdn_train.simulate.folder import one_thread
 from emdn_train.simulate.testset import first_specimens
-from emdn_train.simulate.threads import one_thread
-from emdn_train.uncertainty import Recorded, mended, recordings
 
 LARGEST_LOSS_DB, LARGEST_MEAN_SHIFT = 0.1, 0.005
 LEVELS = (0.05, 0.12, 0.4, 1.2, 3.0)
@@ -47,14 +46,14 @@ class Made(NamedTuple):
 
 
 def add(folder: Path, name: str, precision: str) -> Made:
-    """Make ``NAME.PRECISION.onnx`` beside an exported model and enter it into the index.
+    """Make ``NAME.PRECISION.onnx`` beside an exported model and enter it into the manifest.
 
     It is refused, and what an earlier run made of it removed, if the mean gain over simulated
     frames falls by more than 0.1 dB, or the mean intensity moves by more than 0.5 % at one of
     the ``LEVELS``.
     """
-    listed = folder / index.NAME
-    entry = index.chosen(listed, (name,))[name]
+    listed = folder / manifest.NAME
+    entry = manifest.chosen(listed, (name,))[name]
     source = folder / entry["file"]
     target = source.with_name(f"{source.stem}.{precision}.onnx")
     variants = {key: one for key, one in entry.get("variants", {}).items() if key != precision}
@@ -71,13 +70,13 @@ def add(folder: Path, name: str, precision: str) -> Made:
             }  # fmt: skip
             os.replace(file, target)
             made = made._replace(path=target)
-    index.add(listed, name, entry["sha256"], {"variants": variants})
+    manifest.add(listed, name, entry["sha256"], {"variants": variants})
     return made
 
 
 @one_thread()
 def _make(source: Path, precision: str, file: Path) -> Made:
-    model = onnx.load(source)
+    model = unpacked(onnx.load(source))
     inner = inner_convolutions(model)
     if precision == "int8":
         inner = [node for node in inner if node.op_type == "Conv"]
@@ -89,15 +88,17 @@ def _make(source: Path, precision: str, file: Path) -> Made:
         results = {name for node in inner for name in node.output}
         relus = [one for one in model.graph.node
                  if one.op_type == "Relu" and results.intersection(one.input)]  # fmt: skip
-        quantise(source, [node.name for node in inner + relus], file)
+        plain = file.with_name("float32.onnx")
+        onnx.save(model, plain)
+        quantise(plain, [node.name for node in inner + relus], file)
     else:
         onnx.save(halved(model), file)
         judged = file.with_name("rounded.onnx")
         onnx.save(halved(model, emulated=True), judged)
     for path in {file, judged}:
         made = onnx.load(path)
-        told = {one.key: one.value for one in model.metadata_props}
-        helper.set_model_props(made, told | {"precision": precision})
+        known = {one.key: one.value for one in model.metadata_props}
+        helper.set_model_props(made, known | {"precision": precision})
         onnx.save(made, path)
     loss, shift = compare(open_session(source, "cpu", 1), open_session(judged, "cpu", 1))
     return Made(None, refusal(loss, shift), loss, shift)
@@ -105,13 +106,13 @@ def _make(source: Path, precision: str, file: Path) -> Made:
 
 def refusal(loss_db: float, mean_shift: float) -> str:
     """Say what speaks against a variant; empty if nothing does. A NaN is refused."""
-    grounds = []
+    reasons = []
     if not loss_db <= LARGEST_LOSS_DB:
-        grounds.append(f"loses {loss_db:.2f} dB, more than {LARGEST_LOSS_DB:g}")
+        reasons.append(f"loses {loss_db:.2f} dB, more than {LARGEST_LOSS_DB:g}")
     if not mean_shift <= LARGEST_MEAN_SHIFT:
-        grounds.append(f"mean off by {100 * mean_shift:.2f} %, more than "
-                       f"{100 * LARGEST_MEAN_SHIFT:g} %")  # fmt: skip
-    return ", ".join(grounds)
+        shift, largest = 100 * mean_shift, 100 * LARGEST_MEAN_SHIFT
+        reasons.append(f"mean off by {shift:.2f} %, more than {largest:g} %")
+    return ", ".join(reasons)
 
 
 def compare(model: Session, variant: Session) -> tuple[float, float]:
@@ -141,7 +142,7 @@ def calibrated() -> list[Recorded]:
 
 def _numbers(noisy: NDArray[np.float32]) -> tuple[float, float, float]:
     """Return scale, offset and gain as a deployment measures them on a frame (H, W)."""
-    found = intensity.estimate(lambda start, stop: noisy[None][start:stop], 1, noisy.shape)
+    found = scale_of(noisy[None])
     return found.scale, found.offset, found.gain
 
 
@@ -205,57 +206,57 @@ def halved(model: onnx.ModelProto, *, emulated: bool = False) -> onnx.ModelProto
               if one.type.tensor_type.elem_type == TensorProto.FLOAT}  # fmt: skip
     constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer
                  if one.data_type == TensorProto.FLOAT}  # fmt: skip
-    nodes: list[onnx.NodeProto] = []
-
-    def cast(name: str, result: str, kind: int) -> None:
-        nodes.append(helper.make_node("Cast", [name], [result], to=kind))
-
-    def rounded(name: str, result: str) -> None:
-        if emulated:
-            cast(name, f"{result}.bits", TensorProto.FLOAT16)
-            cast(f"{result}.bits", result, TensorProto.FLOAT)
-        else:
-            cast(name, result, TensorProto.FLOAT16)
-
-    def enter(name: str) -> None:
-        if name in constants:
-            values = constants[name].astype(np.float16)
-            values = values.astype(np.float32) if emulated else values
-            graph.initializer.append(numpy_helper.from_array(values, f"{name}.half"))
-            return
-        nodes.append(helper.make_node("Clip", [name, "least", "most"], [f"{name}.clipped"]))
-        rounded(f"{name}.clipped", f"{name}.half")
-
-    for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF)):
-        graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
     outside = {name for node in graph.node if node.output[0] not in inside for name in node.input}
     outside |= {one.name for one in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    kind = np.float32 if emulated else np.float16
+
+    def constant(name: str, values: NDArray[Any]) -> None:
+        graph.initializer.append(numpy_helper.from_array(values, name))
+
+    def cast(name: str, result: str, to: int) -> None:
+        nodes.append(helper.make_node("Cast", [name], [result], to=to))
+
+    def rounded(name: str, result: str) -> None:
+        cast(name, f"{result}.bits" if emulated else result, TensorProto.FLOAT16)
+        if emulated:
+            cast(f"{result}.bits", result, TensorProto.FLOAT)
+
+    for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF)):
+        constant(name, np.asarray(value, np.float32))
     entered: set[str] = set()
-    for original in graph.node:
+    for original in list(graph.node):
         node = onnx.NodeProto.FromString(original.SerializeToString())
-        if node.output[0] in inside:
-            for at, name in enumerate(node.input):
-                # The factors of a Resize are float32 whatever the image is.
-                if name in floats | set(constants) and not (node.op_type == "Resize" and at):
-                    if name not in inside | entered:
-                        enter(name)
-                        entered.add(name)
-                    node.input[at] = f"{name}.half"
+        inner = node.output[0] in inside
+        # The factors of a Resize are float32 whatever the image is.
+        for at, name in enumerate(node.input if node.op_type != "Resize" else node.input[:1]):
+            if not inner or name not in floats | set(constants):
+                continue
+            node.input[at] = f"{name}.half"
+            if name in inside | entered:
+                continue
+            entered.add(name)
+            if name in constants:
+                constant(f"{name}.half", constants[name].astype(np.float16).astype(kind))
+            else:
+                nodes.append(helper.make_node("Clip", [name, "least", "most"], [f"{name}.clipped"]))
+                rounded(f"{name}.clipped", f"{name}.half")
         nodes.append(node)
         for at, name in enumerate(node.output):
-            if name in inside & floats:
-                node.output[at] = f"{name}.exact" if emulated else f"{name}.half"
-                if emulated:
-                    rounded(f"{name}.exact", f"{name}.half")
-                if name in outside:
-                    cast(f"{name}.half", name, TensorProto.FLOAT)
+            if not inner or name not in floats:
+                continue
+            node.output[at] = f"{name}.exact" if emulated else f"{name}.half"
+            if emulated:
+                rounded(f"{name}.exact", f"{name}.half")
+            if name in outside:
+                cast(f"{name}.half", name, TensorProto.FLOAT)
     del graph.node[:], graph.value_info[:]  # types that torch noted of what are halves now
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
-    kept = [onnx.TensorProto.FromString(one.SerializeToString())
-            for one in graph.initializer if one.name in used]  # fmt: skip
+    left = [one for one in made.graph.initializer if one.name in used]
+    left = [onnx.TensorProto.FromString(one.SerializeToString()) for one in left]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(left)
     onnx.checker.check_model(made, full_check=True)
     return made
 

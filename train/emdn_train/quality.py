@@ -1,34 +1,37 @@
-"""How good the exported models are: every one, beside baselines, on the fixed test split.
+"""Quality of the exported models: every one, beside baselines, on the fixed test split.
 
 Frames go the way that a user's go: each is denoised alone, by onnxruntime, at a scale that is
-measured and not told. Models and baselines take turns at each frame, so that a machine that
-slows down slows all of them. `quality_tables` averages what is measured here.
+measured and not told; models that see several frames see others of the same scene beside it.
+Models and baselines take turns at each frame, so that a machine that
+slows down slows all of them. `quality_report` averages what is measured here.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+import h5py
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from emdn_deploy import Denoiser
-from emdn_models import pretrained
-from emdn_train import index
-from emdn_train.baselines import PEERS, gaussian, need_peers, spectrum
-from emdn_train.data import Split, open_split
-from emdn_train.examples import Example, Frame, defect_scores, examples, score, table_of, timed
+from emdn_models import metrics, pretrained
+from emdn_models.errors import EmdnError, FormatError
+from emdn_models.metrics import Sites, simulated_sites, site_scores
+from emdn_train import manifest
+from emdn_train.baselines import PEERS, best_width, gaussian, need_peers, spectrum
+from emdn_train.calibrate import coverage, denoise, mended
+from emdn_train.config import QualityConfig
+from emdn_train.dataset import STEM, Split
 from emdn_train.simulate.testset import VERSION
-from emdn_train.source import fingerprint
-from emdn_train.uncertainty import coverage
 
 log = logging.getLogger(__name__)
-
-PEERS_FILE = "peers.parquet"
 
 FRAMES = 198
 """Of the fixed test split with its multislice part."""
@@ -41,32 +44,35 @@ _COLUMNS: dict[str, Any] = {
 }  # fmt: skip
 SCHEMA = pl.Schema(_COLUMNS)
 _WITH_SIGMA = 1  # specimens of each part: eight orientations take eight times as long
+_SEEN = 3.0  # standard deviations of full sites in the clean frame
 
-Method = Callable[[Example], tuple[Frame, float | None]]
-Inside = Callable[[Example], tuple[float, float]]
+Frame = NDArray[np.float32]
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class QualityConfig:
-    """What to measure.
+@dataclass(frozen=True, eq=False)
+class Crystal:
+    """A crystal with defects that its clean frame shows, site by site."""
 
-    Attributes
-    ----------
-    testset
-        Data set whose ``test/`` was written by ``emdn-train testset``.
-    models
-        Shipped names, or paths of ONNX files; None for all that is shipped.
-    peers
-        Specimens of each part on which to measure the programs of others, anew; 0 takes what
-        an earlier run has left beside the split.
-    threads
-        Of each model, on the CPU; None takes all that the process may use.
-    """
+    sites: Sites  # where columns are, or ought to be
+    groups: Mapping[str, NDArray[np.bool_]]  # vacant, foreign and full, each with its (n,) sites
+    # (5, n) whether a vacancy is brighter there, 1, or darker, -1, for each width of
+    # `emdn_models.metrics.vacancies`.
+    sign: NDArray[np.float64]
+    pixel_size_nm: float
 
-    testset: str | PathLike[str]
-    models: tuple[str, ...] | None = None
-    peers: int = 0
-    threads: int | None = None
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One frame with its truth, (H, W) in electrons."""
+
+    number: int  # row of the table
+    part: str  # kind of frame
+    level: float  # signal to noise per pixel
+    noisy: Frame  # faulty pixels filled
+    clean: Frame
+    valid: NDArray[np.bool_]  # pixels that work
+    crystal: Crystal | None = None  # None where defects cannot be scored
 
 
 def measure(config: QualityConfig) -> pl.DataFrame:
@@ -77,11 +83,11 @@ def measure(config: QualityConfig) -> pl.DataFrame:
     DataFrame
         One row a method and frame, columns as in ``SCHEMA``: gain_db is
         10 log10 (MSE noisy / MSE denoised), ms the time of one call, array to array, and
-        ``sites`` those of `emdn_train.examples.defect_scores`; ``inside_1`` and ``inside_2``
-        are the shares of pixels within one and two of the sigma of ``--sigma``, of calibrated
-        models on the first specimen of each part, null elsewhere. Methods are the models by name,
-        ``noisy``, ``spectrum``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the
-        frames, and ``clean``, the truth itself, of which only sites are scored.
+        ``sites`` those of `defect_scores`; ``inside_1`` and ``inside_2`` are the shares of
+        pixels within one and two of the sigma of ``--sigma``, of calibrated models on the first
+        specimen of each part, null elsewhere. Methods are the models by name, ``noisy``,
+        ``spectrum``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the frames, and
+        ``clean``, the truth itself, of which only sites are scored.
 
     Raises
     ------
@@ -93,33 +99,29 @@ def measure(config: QualityConfig) -> pl.DataFrame:
         If peers are asked for and none is installed.
     """
     peers = need_peers() if config.peers else ()
-    methods = _models(config) | {
-        "spectrum": spectrum, "gaussian": gaussian, "noisy": lambda one: (one.noisy, None)
-    }  # fmt: skip
-    with open_split(config.testset, "test") as split:
-        chosen = specimens(table_of(split), config.peers)
-        sigmas = _sigmas(config)
+    models = {
+        name.removesuffix(".onnx"): Denoiser(name, threads=config.threads)
+        for name in names_of(config)
+    }
+    order = [*models, "spectrum", "gaussian", "noisy", *peers, "clean"]
+    rows: list[Row] = []
+    with Split(config.testset, "test") as split:
+        beside = specimens(table_of(split), config.peers)
         few = specimens(table_of(split), _WITH_SIGMA)
-        own: list[dict[str, Any]] = []
-        others: list[dict[str, Any]] = []
         for example in examples(split):
-            own += list(_answers(example, methods, sigmas if example.number in few else {}))
-            own.append(_row(example, "clean", None) | defect_scores(example.crystal, example.clean))
-            if example.number in chosen:
-                others += list(_answers(example, {name: _peer(name) for name in peers}))
+            for name, call in _calls(models, peers if example.number in beside else (), example):
+                began = time.perf_counter()
+                answer = call()
+                ms = 1e3 * (time.perf_counter() - began)
+                rows.append(_key(example, name) | {"ms": ms} | score(example, answer))
+                if example.number in few and name in models and models[name].calibration:
+                    rows[-1] |= _inside(models[name], example)
+            rows.append(_key(example, "noisy") | score(example, example.noisy))
+            rows.append(_key(example, "clean") | defect_scores(example.crystal, example.clean))
             if (example.number + 1) % 33 == 0:
                 log.info("%d of %d frames measured", example.number + 1, len(split))
-        rows = pl.DataFrame(own, SCHEMA).sort("model", "frame", maintain_order=True)
-        path = Path(config.testset) / PEERS_FILE
-        if peers:
-            pl.DataFrame(others, SCHEMA).with_columns(
-                pl.lit(fingerprint(split)).alias("split")
-            ).write_parquet(path)
-        kept = _kept(path, split)
-    order = {name: at for at, name in enumerate(methods)}
-    return pl.concat([rows, kept]).sort(
-        pl.col("model").replace_strict(order, default=len(order)), maintain_order=True
-    )
+    place = pl.col("model").replace_strict({name: at for at, name in enumerate(order)})
+    return pl.DataFrame(rows, SCHEMA).sort(place, "frame")
 
 
 def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
@@ -127,25 +129,19 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
 
     That is the figure that ``emdn-deploy models`` and ``bench`` show and README tabulates.
 
-    Parameters
-    ----------
-    rows
-        As of `measure`. Unless they are of the whole fixed split, nothing is entered.
-
-    Returns
-    -------
-    The indexes that were changed.
+    ``rows`` are those of `measure`; unless they are of all of the fixed split, nothing is entered.
+    Returns the manifests that were changed.
     """
     changed = []
     for name in names_of(config):
         info = Denoiser(name, threads=1).session.info
-        path = info.path.parent / index.NAME
+        path = info.path.parent / manifest.NAME
         own = rows.filter(pl.col("model") == name.removesuffix(".onnx"))
         if len(own) != FRAMES:
             log.info("%s: %d frames, not the fixed split of %d; %s stays as it is",
                      name, len(own), FRAMES, path)  # fmt: skip
             continue
-        if index.read(path)["models"].get(info.name, {}).get("sha256") != info.sha256:
+        if pretrained.read_index(path)["models"].get(info.name, {}).get("sha256") != info.sha256:
             log.warning("%s: has no entry of this file, nothing added", path)
             continue
         gains = own.group_by("level").agg(pl.col("gain_db").mean().round(2)).sort("level")
@@ -155,7 +151,7 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
             "test_split": VERSION,
             "weights_sha256": info.text["weights_sha256"],
         }
-        index.add(path, info.name, info.sha256, {"quality": quality})
+        manifest.add(path, info.name, info.sha256, {"quality": quality})
         changed.append(path)
     return list(dict.fromkeys(changed))
 
@@ -168,65 +164,142 @@ def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
     return frozenset(ranked.filter(pl.col("rank") <= count)["row"].to_list())
 
 
-def _models(config: QualityConfig) -> dict[str, Method]:
-    return {name.removesuffix(".onnx"): _model(name, config.threads) for name in names_of(config)}
-
-
 def names_of(config: QualityConfig) -> tuple[str, ...]:
     """Name the models to measure: those asked for, or all that is shipped."""
     return config.models or tuple(pretrained.index()["models"])
 
 
-def _model(name: str, threads: int | None) -> Method:
-    denoiser = Denoiser(name, threads=threads)
-    return lambda example: timed(lambda: denoiser.denoise(example.noisy[None])[0])
+def _calls(
+    models: Mapping[str, Denoiser], peers: Sequence[str], example: Example
+) -> Iterator[tuple[str, Callable[[], Frame]]]:
+    """Yield what denoises a frame, by name."""
+    noisy = example.noisy
+    for name, model in models.items():
+        yield name, partial(_denoised, model, example)
+    yield "spectrum", partial(spectrum, noisy)
+    yield "gaussian", partial(gaussian, noisy, best_width(noisy, example.clean, example.valid))
+    for name in peers:
+        yield name, partial(PEERS[name][1], noisy)
 
 
-def _sigmas(config: QualityConfig) -> dict[str, Inside]:
-    """Return what measures sigma, by the names of those models that have one."""
-    found: dict[str, Inside] = {}
-    for name in names_of(config):
-        denoiser = Denoiser(name, threads=config.threads)
-        if denoiser.calibration is not None:
-            found[name.removesuffix(".onnx")] = partial(_inside, denoiser)
-    return found
+def _denoised(model: Denoiser, example: Example) -> Frame:
+    return denoise(model, example.noisy, example.clean)[0]
 
 
-def _inside(denoiser: Denoiser, example: Example) -> tuple[float, float]:
-    denoised, sigma = denoiser.denoise_with_sigma(example.noisy[None])
-    return coverage(denoised[0], sigma[0], example.clean, example.valid)
+def _inside(denoiser: Denoiser, example: Example) -> Row:
+    frame, sigma = denoise(denoiser, example.noisy, example.clean, with_sigma=True)
+    assert sigma is not None
+    one, two = coverage(frame, sigma, example.clean, example.valid)
+    return {"inside_1": one, "inside_2": two}
 
 
-def _peer(name: str) -> Method:
-    return lambda example: timed(lambda: PEERS[name][1](example.noisy))
-
-
-def _answers(
-    example: Example,
-    methods: dict[str, Method],
-    sigmas: Mapping[str, Inside] = MappingProxyType({}),
-) -> Iterator[dict[str, Any]]:
-    for name, method in methods.items():
-        answer, ms = method(example)
-        one, two = sigmas[name](example) if name in sigmas else (None, None)
-        inside = {"inside_1": one, "inside_2": two}
-        yield _row(example, name, ms) | score(example, answer) | inside
-
-
-def _row(example: Example, model: str, ms: float | None) -> dict[str, Any]:
+def _key(example: Example, model: str) -> Row:
     return {
-        "model": model, "frame": example.number, "part": example.part, "level": example.level,
-        "ms": ms,
+        "model": model, "frame": example.number, "part": example.part, "level": example.level
     }  # fmt: skip
 
 
-def _kept(path: Path, split: Split) -> pl.DataFrame:
-    """Read what was measured of peers on this very split; nothing where there is nothing."""
-    if not path.exists():
-        log.info("%s: not there; measure other programs with --peers 1", path)
-        return pl.DataFrame(schema=SCHEMA)
-    rows = pl.read_parquet(path)
-    if set(rows["split"]) != {fingerprint(split)}:
-        log.warning("%s: of another split, left out; measure again with --peers 1", path)
-        return pl.DataFrame(schema=SCHEMA)
-    return rows.select(SCHEMA.names())
+def table_of(split: Split) -> pl.DataFrame:
+    """Return the table of a test split.
+
+    Raises
+    ------
+    FormatError
+        If there is none, or it lacks the columns that ``emdn-train testset`` writes.
+    """
+    needed = {"part", "level", "structure", "pixel_size_nm"}
+    columns = set() if split.table is None else set(split.table.columns)
+    if split.table is None or needed - columns:
+        raise FormatError(
+            f"{split.path}: its table lacks {', '.join(sorted(needed - columns))}; "
+            "expected a split that emdn-train testset has written"
+        )
+    return split.table
+
+
+def examples(split: Split) -> Iterator[Example]:
+    """Yield every frame of a test split; crystals where ``*_structures.h5`` has them."""
+    path = split.path / f"{STEM}_structures.h5"
+    known: dict[int, Crystal | None] = {}
+    with ExitStack() as stack:
+        structures: Mapping[str, Any] = {}
+        if path.exists():
+            structures = stack.enter_context(h5py.File(path, "r"))
+        for number, row in enumerate(table_of(split).to_dicts()):
+            noisy, clean, valid = mended(split.noisy([number])[0], split.clean([number])[0])
+            structure = row["structure"]
+            if structure not in known:
+                # The levels of one specimen share its optics: they look alike in all.
+                group = structures.get(str(structure))
+                size = row["pixel_size_nm"]
+                known[structure] = None if group is None else crystal_of(group, clean, size)
+            yield Example(number, row["part"], row["level"], noisy, clean, valid, known[structure])
+
+
+def score(example: Example, answer: Frame) -> Row:
+    """Measure one answer (H, W) against the truth.
+
+    Returns
+    -------
+    gain_db over the noisy frame on expected counts, over the pixels that work; psnr and ssim
+    over all pixels, with the clean frame's largest less smallest value for range; mean_ratio,
+    out / in; and sites, see `defect_scores`.
+    """
+    noisy, clean = example.noisy, example.clean
+    span = float(clean.max() - clean.min())
+    return {
+        "gain_db": float(metrics.gain_db(noisy, answer, clean, example.valid)),
+        "psnr": float(metrics.psnr(answer, clean, span)),
+        "ssim": float(metrics.ssim(answer, clean, span)),
+        "mean_ratio": float(metrics.mean_ratio(answer, noisy)),
+        **defect_scores(example.crystal, answer),
+    }
+
+
+def defect_scores(crystal: Crystal | None, frame: Frame) -> Row:
+    """Score a crystal's sites in a frame (H, W).
+
+    Returns
+    -------
+    ``sites``: None without a crystal; else a row a site that is judged: its ``kind``, what it
+    is (``vacant``, ``foreign``, ``full``) and its five ``scores``, positive for a vacancy.
+    """
+    if crystal is None:
+        return {"sites": None}
+    scores = crystal.sign * site_scores(frame, crystal.sites, crystal.pixel_size_nm)
+    names, kinds = crystal.sites.names, crystal.sites.kinds
+    return {
+        "sites": [
+            {"kind": names[kinds[site]], "what": what, "scores": scores[:, site].tolist()}
+            for what, group in crystal.groups.items()
+            for site in np.flatnonzero(group & np.isfinite(scores).all(0))
+        ]
+    }
+
+
+def crystal_of(group: h5py.Group, clean: Frame, pixel_size_nm: float) -> Crystal | None:
+    """Take a structure's defects that its clean frame shows; None if there are none.
+
+    Vacancies of a kind are taken where, at the best width, half of them stand out of the full
+    sites by three of their standard deviations; foreign atoms one by one.
+    """
+    names = [name.decode() if isinstance(name, bytes) else name for name in group["names"][()]]
+    atoms, numbers, defects = (group[key][()] for key in ("atoms", "numbers", "defects"))
+    try:
+        sites = simulated_sites(atoms, numbers, defects, names, pixel_size_nm)
+    except EmdnError:  # no atoms in the field
+        return None
+    scores = site_scores(clean, sites, pixel_size_nm)
+    judged: NDArray[np.bool_] = np.asarray(np.isfinite(scores).all(0), bool)
+    sign, vacant = np.ones_like(scores), np.zeros_like(judged)
+    for kind in range(len(sites.names)):
+        own = judged & sites.vacant & (sites.kinds == kind)
+        middle = np.median(scores[:, own], axis=1) if own.any() else np.zeros(len(scores))
+        if np.abs(middle).max() >= _SEEN:
+            vacant |= own
+            sign[:, sites.kinds == kind] = np.where(middle < 0, -1.0, 1.0)[:, None]
+    foreign = judged & sites.foreign & (np.abs(scores).max(0, initial=0.0) >= _SEEN)
+    if not (vacant | foreign).any():
+        return None
+    groups = {"vacant": vacant, "foreign": foreign, "full": judged & sites.full}
+    return Crystal(sites, groups, sign, pixel_size_nm)

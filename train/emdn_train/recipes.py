@@ -1,4 +1,4 @@
-"""How a net is fitted: the benchmark's way, and the way to good weights."""
+"""How a net is fitted: learning rate, optimiser, moving average, number format and loss."""
 
 import math
 from collections.abc import Sequence
@@ -7,57 +7,31 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from emdn_models.nets.mcnn import MCNN
 from emdn_models.nets.spectral import WithSpectrum
+
+WARM_UP = 100
+"""Steps over which the learning rate rises, where the recipe does not say."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that is not the size of the run.
-
-    Attributes
-    ----------
-    lr
-        Learning rate if none is given.
-    optimizer
-        ``adam`` or ``adamw`` (weight decay 1e-4).
-    loss
-        ``mse`` over the batch, or ``log-mse``, the mean over patches of
-        log(MSE + 1e-3): proportional to the mean improvement in dB, so that no
-        bright or dim frame dominates.
-    warmup
-        Share of the run over which the learning rate rises.
-    cosine
-        Whether it then falls to nearly zero along a half cosine.
-    ema
-        Decay of the exponential moving average of the weights; 0 for none.
-    clip
-        Largest norm of the gradient; 0 for any.
-    snr
-        Range of the signal to noise per pixel, drawn log-uniformly.
-    augmented
-        Share of the patches that are magnified, and share whose contrast is changed.
-    ccd
-        Share of the unscanned patches that a CCD records.
-    mixed
-        Whether the net is computed in bfloat16 where that is faster (`reduced`); weights,
-        spectra and loss stay float32.
-    """
+    """Everything that is not the size of the run."""
 
     lr: float
-    optimizer: Literal["adam", "adamw"]
+    optimizer: Literal["adam", "adamw"]  # adamw with a weight decay of 1e-4
+    # MSE over the batch, or the mean over patches of log(MSE + 1e-3): proportional to the mean
+    # improvement in dB, so that no bright or dim frame dominates.
     loss: Literal["mse", "log-mse"]
-    warmup: float
-    cosine: bool
-    ema: float
-    clip: float
-    snr: tuple[float, float]
-    augmented: float = 0.0
-    ccd: float = 0.0
-    mixed: bool = False
+    warmup: float  # share of the run over which the learning rate rises
+    cosine: bool  # whether it then falls to nearly zero along a half cosine
+    ema: float  # decay of the exponential moving average of the weights; 0 for none
+    clip: float  # largest norm of the gradient; 0 for any
+    snr: tuple[float, float]  # range of the signal to noise per pixel, drawn log-uniformly
+    augmented: float = 0.0  # share of patches that are magnified, and whose contrast is changed
+    ccd: float = 0.0  # share of the unscanned patches that a CCD records
+    mixed: bool = False  # whether the net computes in bfloat16 where that is faster (`reduced`)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -69,11 +43,28 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def optimizer(recipe: Recipe, net: nn.Module, lr: float) -> torch.optim.Optimizer:
+def rate(recipe: Recipe, progress: float, step: int) -> float:
+    """Return the share of the learning rate at a step, at a point of the run in [0, 1].
+
+    Without a warm-up of the recipe's own it rises over the first ``WARM_UP`` steps from a
+    thousandth, by an equal factor a step: a first step of 0.01 in every weight would throw away
+    a start that denoises by a spectrum already.
+    """
+    if not recipe.warmup and step < WARM_UP:
+        return float(1e-3 ** (1 - step / WARM_UP))
+    if progress < recipe.warmup:
+        return (progress + 1e-3) / (recipe.warmup + 1e-3)
+    if not recipe.cosine:
+        return 1.0
+    along = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+
+
+def optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimiser for a net's weights."""
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-4, fused=True)
-    return torch.optim.Adam(net.parameters(), lr=lr, fused=True)
+        return torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=1e-4, fused=True)
+    return torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=True)
 
 
 def moving_average(recipe: Recipe, net: nn.Module) -> AveragedModel:
@@ -85,24 +76,14 @@ def moving_average(recipe: Recipe, net: nn.Module) -> AveragedModel:
     @torch.no_grad()
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
         grown = (1 + float(number)) / (10 + float(number))
-        kept = min(recipe.ema, grown) if recipe.ema else 0.0
+        decay = min(recipe.ema, grown) if recipe.ema else 0.0
         for mean, new in zip(averaged, current, strict=True):
             if mean.is_floating_point():
-                mean.lerp_(new, 1 - kept)
+                mean.lerp_(new, 1 - decay)
             else:
                 mean.copy_(new)
 
     return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
-
-
-def rate(recipe: Recipe, progress: float) -> float:
-    """Return the share of the learning rate at a point of the run in [0, 1]."""
-    if progress < recipe.warmup:
-        return (progress + 1e-3) / (recipe.warmup + 1e-3)
-    if not recipe.cosine:
-        return 1.0
-    along = (progress - recipe.warmup) / (1 - recipe.warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
 
 
 def reduced(recipe: Recipe, device: torch.device) -> bool:
@@ -136,28 +117,19 @@ def loss(
 ) -> Tensor:
     """Return the mean loss over patches, each (N, 1, H, W) in noise units, ``x`` (N, F, H, W).
 
-    A multiscale net is also held to the averaged frame at its coarser scales
-    (deep supervision), each counting a quarter of the next finer one. With ``half``
-    the net computes in bfloat16, and spectra and loss in float32 all the same. ``spectra``
-    are the windows' estimates, where they are known.
+    It is the net's own ``loss`` where it has one. With ``half`` the net computes in bfloat16, and
+    spectra and loss in float32 all the same. ``spectra`` are the windows' estimates, where they
+    are known.
     """
-    spectral = net if isinstance(net, WithSpectrum) else None
-    seen = x if spectral is None else spectral.joined(x, noise, spectra)
-    inner = net if spectral is None else spectral.net
+
+    def error(prediction: Tensor, truth: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            squared = (prediction.float() - truth).square().mean((1, 2, 3))
+            return (torch.log(squared + 1e-3) if recipe.loss == "log-mse" else squared).mean()
+
+    if isinstance(net, WithSpectrum):
+        x = net.joined(x, noise, spectra)
+    own = getattr(net, "loss", None)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-        if isinstance(inner, MCNN) and all(side % inner.multiple == 0 for side in x.shape[2:]):
-            predictions = (spectral or inner).scales(seen, noise)
-        else:
-            predictions = [net(x, noise) if spectral is None else spectral.corrected(seen, noise)]
-    total = x.new_zeros(())
-    for scale, prediction in enumerate(predictions):
-        truth = functional.avg_pool2d(y, 2**scale)
-        total = total + _patch_loss(recipe, prediction.float(), truth) / 4**scale
-    return total
-
-
-def _patch_loss(recipe: Recipe, prediction: Tensor, y: Tensor) -> Tensor:
-    error = (prediction - y).square().mean((1, 2, 3))
-    if recipe.loss == "log-mse":
-        error = torch.log(error + 1e-3)
-    return error.mean()
+        found: Tensor = error(net(x, noise), y) if own is None else own(x, y, noise, error)
+    return found

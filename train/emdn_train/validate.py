@@ -1,4 +1,4 @@
-"""How good a net is while it is being fitted: the same frames and noise for every model."""
+"""Validation of a net while it is being fitted: the same frames and noise for every model."""
 
 from dataclasses import replace
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from emdn_models.nets.electrons import denormalise, middle, noise_map, normalise
-from emdn_train.batches import Batch, Specimens, record
+from emdn_train.dataset import CleanFrames
+from emdn_train.patches import Batch, Clips, record
 from emdn_train.recipes import RECIPES
-from emdn_train.source import Clips
 
 LEVELS = (0.12, 0.4, 1.2)
 """Signal to noise per pixel at which a model is validated."""
@@ -17,40 +17,35 @@ SEED = 41
 
 
 def validation(
-    specimens: Specimens,
-    levels: tuple[float, ...],
-    count: int,
-    side: int,
-    seed: int,
-    seen: int = 1,
-) -> list[Batch]:
-    """Draw the same recordings for every model: one batch a level of signal to noise.
+    frames: CleanFrames, count: int = 16, side: int = 256, seen: int = 1
+) -> dict[float, Batch]:
+    """Draw the same recordings for every model: a batch at each of ``LEVELS``.
 
     ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
     Of a net that is ``seen`` five frames they are clips.
     """
-    generator = torch.Generator().manual_seed(seed)
-    batches = []
-    frames_there = specimens.split.frames
-    indices = torch.linspace(0, frames_there - 1, min(count, frames_there)).long()
-    for level in levels:
+    generator = torch.Generator().manual_seed(SEED)
+    total = frames.split.frames
+    indices = torch.linspace(0, total - 1, min(count, total)).long()
+    batches = {}
+    for level in LEVELS:
         if seen > 1:
             plain = replace(RECIPES["benchmark"], snr=(level, level))
-            source = Clips(specimens, plain, side, torch.device("cpu"))
-            batches.append(source.batch(indices, generator))
+            clips = Clips(frames, plain, side, generator.device)
+            batches[level] = clips.batch(indices, generator)
             continue
-        frames = specimens.relative(indices)
-        height, width = frames.shape[-2:]
+        clean = frames.relative(indices)
+        height, width = clean.shape[-2:]
         square = min(side, height, width)
         top, left = (height - square) // 2, (width - square) // 2
-        clean = frames[:, None, top : top + square, left : left + square]
+        clean = clean[:, None, top : top + square, left : left + square]
         snr = torch.full((len(indices),), level)
-        batches.append(record(specimens, indices, clean, snr, generator, torch.device("cpu")))
+        batches[level] = record(frames, indices, clean, snr, generator)
     return batches
 
 
 def evaluate(
-    net: nn.Module, held: list[Batch], device: torch.device
+    net: nn.Module, batches: dict[float, Batch], device: torch.device
 ) -> tuple[dict[str, float], float]:
     """Measure the improvement over the noisy frame on expected counts.
 
@@ -63,7 +58,7 @@ def evaluate(
     gains = {}
     before = after = 0.0
     with torch.inference_mode():
-        for level, batch in zip(LEVELS, held, strict=True):
+        for level, batch in batches.items():
             gain = []
             for parts in zip(*(tensor.split(4) for tensor in batch[:3]), strict=True):
                 noisy, target, scale = (part.to(device) for part in parts)

@@ -42,10 +42,11 @@ def compare(net: nn.Module, path: Path) -> tuple[float, float]:
     for scale, offset, gain in ((0.5, 0.0, 1.0), (40.0, 0.0, 1.0), (9.0, 120.0, 28.0)):
         extent = 0.0
         for count, height, width in _SIZES:
-            frames = (_scene(chance, count, height, width, scale) * gain + offset).astype("f4")
+            shape = count, session.info.frames, height, width
+            frames = (_scene(chance, shape, scale) * gain + offset).astype("f4")
             column = [torch.full((count, 1, 1, 1), value) for value in (scale, offset, gain)]
             with torch.no_grad():
-                tensor = torch.from_numpy(frames)[:, None]
+                tensor = torch.from_numpy(frames)
                 expected = reference(tensor, *column)[:, 0].numpy()
                 truth = exact(tensor.double(), *(c.double() for c in column))[:, 0].numpy()
             found = session.run(frames, scale, offset, gain)
@@ -137,17 +138,17 @@ def tiled(session: Session) -> float:
     core = info.multiple * (-(-max(border, 16) // info.multiple) | 1)
     for axis in (0, 1):
         frames, _ = _frames(session, 3 * core - info.multiple // 2 - 1, axis)
-        frames = np.ascontiguousarray(frames.swapaxes(1, 2) if axis == 0 else frames)
-        pixels = min(frames.shape[1:]) * (core + 2 * border)
-        out = np.empty_like(frames)
+        frames = np.ascontiguousarray(frames.swapaxes(-1, -2) if axis == 0 else frames)
+        pixels = min(frames.shape[-2:]) * (core + 2 * border)
+        out = np.empty((len(frames), *frames.shape[-2:]), np.float32)
         tiling.apply(lambda tile: session.run(tile, 20.0, 0.0, 1.0), frames, info, out, pixels)
         worst = max(worst, float(np.abs(session.run(frames, 20.0, 0.0, 1.0) - out).max()))
     return worst
 
 
 def _frames(session: Session, length: int, seed: int) -> NDArray[np.float32]:
-    """Draw two frames, (2, 1, H, length), of other doses; H is as short as is no multiple."""
-    size = 1, max(session.info.multiple, 16) - 3, length
+    """Draw two inputs, (2, 1, F, H, length), of other doses; H is as short as is no multiple."""
+    size = 1, session.info.frames, max(session.info.multiple, 16) - 3, length
     chance = np.random.default_rng(seed)
     return np.stack([chance.poisson(dose, size) for dose in (20, 60)]).astype(np.float32)
 
@@ -156,15 +157,15 @@ def _run(session: Session, frames: NDArray[np.float32], axis: int) -> NDArray[np
     """Denoise frames whose long axis is to be rows (0) or columns (1)."""
     if axis == 1:
         return session.run(frames, 20.0, 0.0, 1.0)
-    turned = np.ascontiguousarray(frames.swapaxes(1, 2))
-    return session.run(turned, 20.0, 0.0, 1.0).swapaxes(1, 2)
+    turned = np.ascontiguousarray(frames.swapaxes(-1, -2))
+    return session.run(turned, 20.0, 0.0, 1.0).swapaxes(-1, -2)
 
 
 def _scene(
-    chance: np.random.Generator, count: int, height: int, width: int, scale: float
+    chance: np.random.Generator, shape: tuple[int, ...], scale: float
 ) -> NDArray[np.float64]:
     """Count electrons of a lattice under a sloping beam: what a camera would give."""
-    y, x = np.mgrid[:height, :width]
+    y, x = np.mgrid[: shape[-2], : shape[-1]]
     lattice = 1 + 0.3 * np.cos(x / 2.3) * np.cos(y / 2.9 + x / 4)
-    beam = 0.5 + np.linspace(0, 1, width)
-    return chance.poisson(scale * lattice * beam, (count, height, width)).astype(float)
+    beam = 0.5 + np.linspace(0, 1, shape[-1])
+    return chance.poisson(scale * lattice * beam, shape).astype(float)

@@ -1,11 +1,11 @@
-"""The command ``bench``: it only wires."""
+"""The command ``emdn-deploy bench``."""
 
+import json
 from typing import Annotated
 
 import typer
 
-from emdn_deploy.flags import Numbers, On, Threads
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions, Numbers, On, Threads
 from emdn_models import console
 
 _DEFAULT = DenoiseOptions()
@@ -31,14 +31,14 @@ def bench(
     ] = False,
 ) -> None:
     """Time the models on this machine, in less than two minutes."""
-    from emdn_deploy.bench import report, run
+    from emdn_deploy.bench import run
 
     names = None if models is None else tuple(filter(None, models.split(",")))
     found = run.bench(run.BenchConfig(names or None, size, rate, device, threads, precision))
     if as_json:
-        print(report.as_json(found))  # noqa: T201
+        print(json.dumps(found._asdict()))  # noqa: T201
     else:
-        console.say("\n".join(report.text(found)))
+        console.say("\n".join(run.text(found)))
 
 
 def add_to(app: typer.Typer) -> None:

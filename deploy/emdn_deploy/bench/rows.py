@@ -1,16 +1,61 @@
-"""A row of a table of timings: which model ran where and on what, and how fast."""
+"""Tables of timings: the machine, a row of what ran and how fast, and how rows are laid out."""
 
+import os
+import platform
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emdn_deploy.bench.rounds import percentile
-from emdn_deploy.options import Device
+from emdn_deploy.bench.timing import percentile
+from emdn_deploy.config import Device
+from emdn_deploy.pipeline import usable_cpus
 from emdn_deploy.session import Session
-from emdn_models import pretrained
+from emdn_models import console, pretrained
 
 Row = dict[str, Any]
+
+_CONDITIONS = ("precision", "asked", "got", "threads", "batch", "size")
+
+
+def processor() -> str:
+    """Name the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def machine(*more: str) -> dict[str, Any]:
+    """Describe the machine: processor, CPUs that may be used, load, system, versions.
+
+    Versions are those of emdn, Python, numpy, onnxruntime and ``more`` that are installed.
+    """
+    versions = {}
+    for name in ("emdn", "numpy", "onnxruntime-gpu", "onnxruntime", *more):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": processor(),
+        "cpus": usable_cpus(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    """Put `machine` into one line."""
+    load = "" if found["load"] is None else f", load {found['load']:.1f}"
+    listed = ", ".join(f"{name} {one}" for name, one in found["versions"].items())
+    return f"{found['processor']}, {found['cpus']} CPUs{load}, {listed}"
 
 
 def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) -> Row:
@@ -32,10 +77,7 @@ def gflop_of(session: Session, size: tuple[int, int]) -> float:
 
 
 def gain_db(session: Session) -> float | None:
-    """Return the mean gain in dB on the fixed test split, of which the index has each level.
-
-    None for weights that are not shipped.
-    """
+    """Return the mean gain in dB on the fixed test split; None for weights that are not shipped."""
     quality = pretrained.index()["models"].get(session.info.name, {}).get("quality", {})
     if quality.get("weights_sha256") != session.info.text.get("weights_sha256"):
         return None
@@ -50,24 +92,11 @@ def speed(
     gflop: float | None = None,
     roofline: float | None = None,
 ) -> Row:
-    """Turn rounds into columns.
+    """Turn the seconds of rounds, of so many ``frames`` each, into columns.
 
-    Parameters
-    ----------
-    seconds
-        Of each round.
-    frames
-        That a round denoises; times are given for one of them.
-    gflop
-        Of a frame.
-    roofline
-        GFLOP/s of the machine, for the share of it that was reached.
-
-    Returns
-    -------
-    dict
-        ``frames/s`` and what follows from it are of the median round; ``p90`` and ``p99``,
-        in milliseconds a frame, are None where the rounds are too few to say them.
+    With the ``gflop`` of a frame and the machine's ``roofline`` in GFLOP/s, what was reached of
+    them. ``frames/s`` and what follows from it are of the median round; ``p90`` and ``p99``, in
+    milliseconds a frame, are None where the rounds are too few to say them.
     """
     each = np.asarray(seconds) / frames
     median = float(np.median(each))
@@ -94,3 +123,31 @@ def milliseconds(seconds: float | None) -> float | None:
 def digits(value: float) -> float:
     """Keep three significant digits."""
     return float(f"{value:.3g}")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay rows out for people; what all have in common stands above them, once."""
+    head, names, text = cells(rows)
+    return f"{head}\n{console.table(names, text)}"
+
+
+def cells(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
+    """Return what all rows have in common, the names of the other columns, and their text.
+
+    What is unknown is ``-``; a column that no row fills is left out.
+    """
+    every = dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in every if any(row.get(name) is not None for row in rows)]
+    same = [name for name in names if name in _CONDITIONS]
+    same = [name for name in same if len({row.get(name) for row in rows}) == 1]
+    head = ", ".join(f"{name} {rows[0][name]}" for name in same)
+    names = [name for name in names if name not in same]
+    return head, names, [[_text(row.get(name)) for name in names] for row in rows]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -4,23 +4,29 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.bench import machine, rows
-from emdn_deploy.bench.frames import SCALE, noisy
-from emdn_deploy.bench.live import stream
-from emdn_deploy.bench.memory import peak_mb
-from emdn_deploy.bench.rounds import in_turn, percentile, warm
+from emdn_deploy.bench import rows
 from emdn_deploy.bench.rows import Row
+from emdn_deploy.bench.timing import (
+    SCALE,
+    in_turn,
+    noisy,
+    peak_mb,
+    percentile,
+    stack_rate,
+    stream,
+    warm,
+)
+from emdn_deploy.config import Device, Precision
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import Device, Precision
 from emdn_models import MODELS
 from emdn_models.errors import EmdnError
 
 RING_PIXELS = 2**23
-SMALL = (256, 256)
 ROUNDS = 100
 
 Stack = NDArray[np.float32]
@@ -29,29 +35,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to time.
+    """What to time: the flags of ``emdn-deploy bench``."""
 
-    Attributes
-    ----------
-    models
-        Shipped names or ``.onnx`` files; None for the seven that are shipped.
-    size
-        Side of a frame in pixels.
-    rate
-        Frames a second of a camera; None to leave it out.
-    device, threads, precision
-        As of `emdn_deploy.session.open_session`.
-    seconds
-        Time that frames one by one are given, all models together; stacks, memory and
-        the camera take about as much again.
-    """
-
-    models: tuple[str, ...] | None = None
-    size: int = 256
-    rate: float | None = None
+    models: tuple[str, ...] | None = None  # shipped names or .onnx files; None for all seven
+    size: int = 256  # side of a frame in pixels
+    rate: float | None = None  # frames a second of a camera
     device: Device = "auto"
     threads: int | None = None
     precision: Precision = "fp32"
+    # For frames one by one, all models together; stacks, memory and the camera take about as much.
     seconds: float = 35.0
 
     def __post_init__(self) -> None:
@@ -62,22 +54,14 @@ class BenchConfig:
             raise EmdnError(f"rate is {self.rate}, expected frames a second, more than 0")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What was measured.
+class Bench(NamedTuple):
+    """What was measured on a machine (`rows.machine`), at a camera's rate: a row a model.
 
-    Attributes
-    ----------
-    machine
-        As of `emdn_deploy.bench.machine.facts`.
-    rate
-        As asked for.
-    rows
-        One a model: those of `rows.about` and `rows.speed` for frames one by one, then
-        ``stack frames/s``, array to array; ``peak MB`` and ``gain dB``; and with a rate
-        ``keeps up``, ``dropped`` of ``arrived``, ``live p99`` and ``live worst`` in
-        milliseconds from arrival to result, and ``load`` (`live.Live`). What 0 ``rounds``
-        say follows from frames of 256 x 256: a model too slow for these to be timed.
+    A row has the columns of `rows.about` and `rows.speed` for frames one by one, then ``stack
+    frames/s``, array to array; ``peak MB`` and ``gain dB``; and with a rate ``keeps up``,
+    ``dropped`` of ``arrived``, ``live p99`` and ``live worst`` in milliseconds from arrival to
+    result, and ``load`` (`timing.Live`). One of 0 ``rounds`` follows from frames of 256 x 256:
+    the model is too slow for these to be timed.
     """
 
     machine: dict[str, object]
@@ -94,31 +78,44 @@ def bench(config: BenchConfig) -> Bench:
         As `emdn_deploy.session.open_session`.
     """
     denoisers = _opened(config)
-    facts, size = machine.facts(), (config.size, config.size)
+    facts, size = rows.machine(), (config.size, config.size)
     budget = config.seconds / len(denoisers)
-    slow = _too_slow(denoisers, size, config.seconds)
+    slow = _too_slow(denoisers, config.size, config.seconds)
     timed = {name: one for name, one in denoisers.items() if name not in slow}
     frames = noisy(int(np.clip(RING_PIXELS // (size[0] * size[1]), 2, 16)), *size)
     seconds = _one_by_one(timed, frames, config.seconds)
     result = []
     for name, one in denoisers.items():
-        row = rows.about(one.session, config.device, 1, size)
-        gflop = rows.gflop_of(one.session, size)
+        session = one.session
+        row = rows.about(session, config.device, 1, size)
+        gflop = rows.gflop_of(session, size)
         if name in timed:
             row |= rows.speed(seconds[name], 1, size, gflop)
             each = float(np.median(seconds[name]))
             row["stack frames/s"] = rows.digits(stack_rate(one, frames, each, budget / 2))
-            asked = one.session.device, one.session.threads, 1, size
-            path = str(one.session.info.path)
-            row["peak MB"] = _rounded(peak_mb(path, *asked))
+            row["peak MB"] = peak_mb(
+                str(session.info.path), session.device, session.threads, 1, size
+            )
         else:
             row |= rows.speed([slow[name]], 1, size, gflop) | {"rounds": 0}
-        row["gain dB"] = rows.gain_db(one.session)
+        row["gain dB"] = rows.gain_db(session)
         if config.rate is not None:
             row |= _camera(one, frames, config.rate, row, budget / 2)
         result.append(row)
         _log.info("%s: %s frames/s", name, row["frames/s"])
     return Bench(facts, config.rate, result)
+
+
+def text(found: Bench) -> list[str]:
+    """Return what ``emdn-deploy bench`` prints."""
+    lines = [rows.machine_line(found.machine), rows.table(found.rows)]
+    if slow := [row["model"] for row in found.rows if not row["rounds"]]:
+        lines.append(f"too slow to time, estimated from 256 x 256: {', '.join(slow)}")
+    if found.rate is not None:
+        able = ", ".join(row["model"] for row in found.rows if row["keeps up"])
+        size = found.rows[0]["size"]
+        lines.append(f"keep up with {found.rate:g} frames/s of {size}: {able or 'none'}")
+    return lines
 
 
 def _opened(config: BenchConfig) -> dict[str, Denoiser]:
@@ -131,17 +128,14 @@ def _opened(config: BenchConfig) -> dict[str, Denoiser]:
     return opened
 
 
-def _too_slow(
-    denoisers: dict[str, Denoiser], size: tuple[int, int], limit_s: float
-) -> dict[str, float]:
-    """Name the models, slowest first, that cannot all be timed in so long; their seconds a frame.
+def _too_slow(denoisers: dict[str, Denoiser], side: int, limit_s: float) -> dict[str, float]:
+    """Name the models that cannot all be timed in so long, with the seconds that a frame takes.
 
     A model that is timed denoises ten frames or more in all, warming up and memory counted.
     """
-    area = size[0] * size[1] / (SMALL[0] * SMALL[1])
-    if area <= 1:
+    if side <= 256:
         return {}
-    expected = {name: area * _once(one, SMALL) for name, one in denoisers.items()}
+    expected = {name: (side / 256) ** 2 * _once(one) for name, one in denoisers.items()}
     left, slow = limit_s, {}
     for name in sorted(expected, key=expected.__getitem__):
         left -= 10 * expected[name]
@@ -150,11 +144,10 @@ def _too_slow(
     return slow
 
 
-def _once(one: Denoiser, size: tuple[int, int]) -> float:
-    """Return the seconds that a frame takes."""
-    frame = noisy(1, *size)
-    one.run(frame, SCALE)
-    return in_turn({"": lambda: one.run(frame, SCALE)}, 1)[""][0]
+def _once(one: Denoiser) -> float:
+    """Return the seconds that a frame of 256 x 256 takes."""
+    frame = noisy(1, 256, 256)
+    return in_turn({"": lambda: one.run(frame, SCALE)}, 2)[""][1]
 
 
 def _one_by_one(
@@ -168,22 +161,9 @@ def _one_by_one(
         return one.run(frames[number : number + 1], SCALE)
 
     calls = {name: lambda one=one: single(one) for name, one in denoisers.items()}
-    if not calls:
-        return {}
     for call in calls.values():
         warm(call, limit_s / (4 * len(calls)))
     return in_turn(calls, ROUNDS, limit_s)
-
-
-def stack_rate(one: Denoiser, frames: Stack, each: float, limit_s: float) -> float:
-    """Return the frames a second of a whole stack, array to array, its scale found on the way.
-
-    ``each``, the seconds of a frame by itself, and ``limit_s`` say how long the stack is.
-    """
-    count = int(np.clip(limit_s / each, 2, 128))
-    stack = frames[np.arange(count) % len(frames)]
-    times = in_turn({"": lambda: one.denoise(stack)}, 3, limit_s)[""]
-    return count / float(np.median(times))
 
 
 def _camera(one: Denoiser, frames: Stack, rate: float, row: Row, seconds: float) -> Row:
@@ -207,7 +187,3 @@ def _camera(one: Denoiser, frames: Stack, rate: float, row: Row, seconds: float)
         "live worst": rows.milliseconds(max(found.latencies)),
         "load": round(found.load, 2),
     }
-
-
-def _rounded(value: float | None) -> int | None:
-    return None if value is None else round(value)

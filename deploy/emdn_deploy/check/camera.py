@@ -11,7 +11,7 @@ from emdn_models.errors import EmdnError
 
 if TYPE_CHECKING:
     from emdn_deploy.intensity import Intensity
-    from emdn_deploy.noise.model import NoiseModel
+    from emdn_deploy.noise_model import NoiseModel
 
 _DARK = 0.01  # lowest noise variance, relative to the frame's mean
 _UNKNOWN = 0.01  # error of one frame's noise, which is told from its structure by assumption

@@ -5,8 +5,17 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.flags import Axes, Dataset, Gain, Model, Offset, On, Selected, Threads
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import (
+    Axes,
+    Dataset,
+    DenoiseOptions,
+    Gain,
+    Model,
+    Offset,
+    On,
+    Selected,
+    Threads,
+)
 from emdn_models import console
 
 FAILED = 3  # exit status of a check that the stack does not pass

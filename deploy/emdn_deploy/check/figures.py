@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from emdn_deploy.calibration import step_in
 from emdn_deploy.check.report import headline
 from emdn_deploy.check.residual_tests import BLOCK, STATISTICS, Frame, smoothed
 from emdn_deploy.check.stack import CheckResult, Shown
 from emdn_deploy.check.verdict import beyond
-from emdn_deploy.preview import contrast, log_power, scale_bar
+from emdn_deploy.figures import contrast, log_power, scale_bar
+from emdn_deploy.readers.calibration import step_in
 from emdn_deploy.readers.frames import Axis
 from emdn_models.metrics.frc import rings
 

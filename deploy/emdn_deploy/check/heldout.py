@@ -34,7 +34,6 @@ _BLOCKS = 8192  # of the frames, for the linearity
 FRAMES = 24  # neighbours, from the middle of the stack, that the default model denoises too
 SIDE = 512  # pixels, of the middle of a frame
 CLEAR = 3.0  # standard errors
-_FEWEST = 3  # frames
 # Times the default's error: 0.4 dB more is not worth a word, and 6 dB more is not fit for use.
 _SLIGHT, _GROSS = 1.1, 4.0
 _EVEN = 0.02  # of the noise's variance by which still frames seem to differ
@@ -76,10 +75,13 @@ class Neighbours:
     ----------
     good
         (H, W), the pixels that count.
+    apart
+        How far apart the frames are that are compared: more than the model sees to either side.
     """
 
     shape: tuple[int, int, int]
     good: NDArray[np.bool_]
+    apart: int = 1
     _pending: list[tuple[Frame, Frame]] = field(default_factory=list)
     _errors: list[HeldOut] = field(default_factory=list)
     _rings: list[tuple[Floats, Floats]] = field(default_factory=list)
@@ -87,7 +89,7 @@ class Neighbours:
 
     def __post_init__(self) -> None:
         count, height, width = self.shape
-        self._length = min(RUN, count)
+        self._length = min(RUN + self.apart - 1, count)
         runs = max(1, min(RUNS, count // self._length))
         self._starts = [int(one) for one in np.linspace(0, count - self._length, runs).round()]
         shrink = min(1.0, (PIXELS / (height * width)) ** 0.5)
@@ -108,11 +110,12 @@ class Neighbours:
             self._starts.pop(0)
 
     def _compare(self) -> None:
-        if self._length < 2:
+        if self._length <= self.apart:
             return
         raw, denoised = (np.stack(part) for part in zip(*self._pending, strict=True))
-        self._errors.append(umse(raw, denoised, valid=self.good[self._middle]))
-        for one, two, after in zip(raw, denoised, raw[1:], strict=False):
+        good = self.good[self._middle]
+        self._errors.append(umse(raw, denoised, valid=good, apart=self.apart))
+        for one, two, after in zip(raw, denoised, raw[self.apart :], strict=False):
             if min(after.shape) >= 16:
                 self._frequency, before = ring_correlation(one, after)
                 self._rings.append((before, ring_correlation(two, after)[1]))
@@ -232,6 +235,7 @@ class Sample:
 
     shape: tuple[int, int, int]
     good: NDArray[np.bool_]
+    apart: int = 1
     _raw: list[Frame] = field(default_factory=list)
     _made: list[Frame] = field(default_factory=list)
 
@@ -264,14 +268,14 @@ class Sample:
         default = session.info.sha256 == pretrained.index()["models"][name]["sha256"]
         if here and default:
             return Comparison(name, "same")
-        if len(self._raw) < _FEWEST:
+        if len(self._raw) < 1 + 2 * self.apart:
             return Comparison(name, "too few frames")
         raw, made = np.stack(self._raw), np.stack(self._made)
         if not default:
             denoiser = Denoiser(name, session.device, session.threads)
         other, good = denoiser.run(raw, scale), self.good[self._at]
-        worse = umse_difference(raw, made, other, valid=good)
-        own = umse_unequal(raw, other, valid=good)
+        worse = umse_difference(raw, made, other, valid=good, apart=self.apart)
+        own = umse_unequal(raw, other, valid=good, apart=self.apart)
         noise = float(np.square(camera.noise(other)).mean(where=good))
         motion = max(own.noise - noise, own.drift.value if own.drift else 0.0, 0.0)
         moves = own.noise - noise > noise * (_EVEN + 6 * camera.uncertainty)

@@ -9,11 +9,11 @@ from typing import Any
 import h5py
 import tifffile
 
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.model_info import stored
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import is_hdf5
 from emdn_deploy.readers.hdf5 import open_file
-from emdn_deploy.writers.hdf5_frames import GROUP
+from emdn_deploy.writers.hdf5 import GROUP
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
 
@@ -58,6 +58,11 @@ def _found(text: str, key: str | None) -> dict[str, Any]:
     return found if isinstance(found, dict) and "model_sha256" in found else {}
 
 
+def apart(facts: Mapping[str, Any]) -> int:
+    """Return how far apart frames are that a denoised frame owes nothing to."""
+    return int(facts.get("model_frames", 1)) // 2 + 1
+
+
 def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptions:
     """Take from a record what the options leave open: model and precision, references, selection.
 
@@ -93,4 +98,4 @@ def _model(facts: Mapping[str, Any], precision: str) -> str:
             f"{str(facts['model_sha256'])[:12]}..., with which the frames were denoised; "
             "give its file, or another sound model, by --model"
         )
-    return name
+    return name.removesuffix("@movie")  # its replicates are of single frames

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import correction, job, pipeline
+from emdn_deploy import pipeline, preprocess
 from emdn_deploy.check import record, smallest_defect
 from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours, Sample
 from emdn_deploy.check.quick import allowed
@@ -19,12 +19,11 @@ from emdn_deploy.check.residual_tests import Floats, Frame
 from emdn_deploy.check.smallest_defect import Smallest
 from emdn_deploy.check.thresholds import Thresholds
 from emdn_deploy.check.verdict import PASSED, Rows, judge, judge_neighbours, notes, tells
-from emdn_deploy.correction import Prepared
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import WHITE, Axis
-from emdn_deploy.readers.offers import SeveralStacks
+from emdn_deploy.preprocess import Prepared
+from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
+from emdn_deploy.readers.frames import WHITE, Axis, SeveralStacks
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics import Linearity
 
@@ -160,7 +159,8 @@ def check(
     facts = record.of(path) if path else {}
     options = record.completed(options, facts)
     with ExitStack() as opened:
-        frames = opened.enter_context(job.open_selected(Path(source), options))
+        choice = Choice(options.dataset, options.axes)
+        frames = opened.enter_context(open_selected(Path(source), choice, options.frames))
         clean = opened.enter_context(_open_denoised(path, frames)) if path else None
         _refuse(frames, clean)
         if (white := frames.metadata.get(WHITE)) is not None:
@@ -172,10 +172,16 @@ def check(
                 facts = facts | {"gain": -float(facts["gain"]), "offset": offset}
             if options.offset is not None:
                 options = replace(options, offset=level - options.offset)
-        ready = correction.prepare(frames, options)
+        ready = preprocess.prepare(frames, options)
         if not ready.scale.sigma:
             raise EmdnError(f"{frames.path}: {ready.scale.note}; there is nothing to check against")
-        make = _Maker(Denoiser.of(options), ready, facts, clean)
+        denoiser = Denoiser.of(options)
+        if denoiser.session.info.frames > 1:
+            raise EmdnError(
+                f"{options.model}: sees several frames; give the file that it has denoised, "
+                "which is judged by a model that sees one"
+            )
+        make = _Maker(denoiser, ready, facts, clean)
         return _check(frames, clean, ready, make, options, seed, progress)
 
 
@@ -247,7 +253,8 @@ def _check(
     count, size = frames.shape[0], frames.shape[1:]
     own = Thresholds.of(frames, ready, make, seed, options.offset)
     good, camera = own.good, own.camera
-    rows, neighbours, sample = Rows(own), Neighbours(frames.shape, good), Sample(frames.shape, good)
+    rows, apart = Rows(own), record.apart(make.facts)
+    neighbours, sample = Neighbours(frames.shape, good, apart), Sample(frames.shape, good, apart)
     sums, step = np.zeros(2), -(-count // LINES)
     lines: list[tuple[Frame, Frame]] = []
 

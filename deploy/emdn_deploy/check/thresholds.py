@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from emdn_deploy import noise_model
 from emdn_deploy.check import bootstrap
 from emdn_deploy.check.bootstrap import Bootstrap, Population
 from emdn_deploy.check.camera import Camera
@@ -26,10 +27,9 @@ from emdn_deploy.check.residual_tests import (
     Measured,
     panels_of,
 )
-from emdn_deploy.correction import Prepared
-from emdn_deploy.noise import model as noise_model
-from emdn_deploy.noise.findings import OUTSIDE
-from emdn_deploy.noise.model import NoiseModel
+from emdn_deploy.noise_level import Sample
+from emdn_deploy.noise_model import OUTSIDE, NoiseModel
+from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames
 
 LEVEL = 0.05  # false alarms among sound frames, all tests together, that are aimed at
@@ -214,7 +214,7 @@ class Thresholds:
             Intensity of a pixel without electrons, where it is known.
         """
         count, size, good = frames.shape[0], frames.shape[1:], ~ready.recipe.bad
-        noise = noise_model.estimate(ready.read, count, size, ready.recipe.bad, offset)
+        noise = noise_model.estimate(Sample.of(ready.read, count, size), ready.recipe.bad, offset)
         camera = Camera.of(noise, ready.scale, frames.dtype.kind in "iub")
         panels = panels_of(*size)
         bases = []

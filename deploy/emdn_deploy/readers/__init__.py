@@ -5,33 +5,24 @@ in `READERS`.
 """
 
 import importlib
+import stat
 from os import PathLike
 from pathlib import Path
 
-from emdn_deploy.readers import folder, limits
-from emdn_deploy.readers.frames import Axis, Choice, Frames
+from emdn_deploy.readers import folder
+from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames, select
 from emdn_models.errors import EmdnError, FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
     "hdf5": (".h5", ".hdf5", ".hdf", ".hspy", ".nxs", ".nx", ".emd", ".he5", ".mat"),
-    "dm": (".dm3", ".dm4"),
-    "ser": (".ser",),
+    "vendors": (".dm3", ".dm4", ".ser"),  # and all that RosettaSciIO reads
     "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st", ".gz", ".bz2"),
     "tiff": (".tif", ".tiff", ".btf", ".tf8", ".eer"),
     "npy": (".npy",),
 }
 
-__all__ = [
-    "READERS",
-    "Axis",
-    "Choice",
-    "Frames",
-    "is_hdf5",
-    "is_pattern",
-    "open_frames",
-    "open_list",
-    "suffixes",
-]
+__all__ = ["READERS", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "open_frames"]
+__all__ += ["open_list", "open_selected", "suffixes"]
 
 # Pictures and texts, which RosettaSciIO would take for data.
 _NOT_FRAMES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".txt", ".csv", ".xml", ".json", ".onnx"}
@@ -54,8 +45,21 @@ def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:
     """
     source = Path(path)
     if source.is_dir() or is_pattern(source):
-        return folder.open_frames(source, choice, suffixes(), _open_file)
+        return open_list(source, folder.find(source, suffixes()), choice)
     return _open_file(source, choice)
+
+
+def open_selected(source: Path, choice: Choice, selection: str | None) -> Frames:
+    """Open frames and take some of them: slices ``start:stop:step`` or numbers; None for all."""
+    frames = open_frames(source, choice)
+    try:
+        chosen = frames if selection is None else select(frames, selection)
+        if CUT_SHORT in frames.metadata:
+            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
+        return chosen
+    except BaseException:
+        frames.release()
+        raise
 
 
 def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
@@ -64,8 +68,9 @@ def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
 
 
 def suffixes() -> dict[str, str]:
-    """Return every suffix that some reader knows, with that reader."""
-    return {suffix: module for module, known in READERS.items() for suffix in known}
+    """Return every suffix that some reader knows, with the kind of file that it is."""
+    known = {suffix: module for module, own in READERS.items() for suffix in own}
+    return known | {".ser": "ser"}
 
 
 def is_pattern(source: Path) -> bool:
@@ -87,8 +92,14 @@ def is_hdf5(path: Path) -> bool:
 def _open_file(path: Path, choice: Choice) -> Frames:
     if not path.exists():
         raise FormatError(f"{path}: no such file")
-    limits.check_regular(path)
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # from which frames cannot be read twice
+            kind = kinds.get(stat.S_IFMT(mode), "a device")
+            raise FormatError(
+                f"{path}: is {kind}, expected a file; copy its content into one first"
+            )
         with path.open("rb") as opened:
             head = opened.read(8)
     except OSError as error:
@@ -102,22 +113,23 @@ def _open_file(path: Path, choice: Choice) -> Frames:
     except EmdnError:
         raise
     except Exception as error:  # parsers stumble over damage in ways of their own
+        kind = path.suffix[1:] if module == "vendors" else module
         raise FormatError(
-            f"{path}: is damaged or no {module} file ({type(error).__name__}: {error}); "
-            "copy it again"
+            f"{path}: is damaged or no {kind} file ({type(error).__name__}: {error}); copy it again"
         ) from error
     return frames
 
 
 def _module_for(path: Path) -> str:
+    suffix = path.suffix.lower()
     for module, known in READERS.items():
-        if path.suffix.lower() in known:
+        if suffix in known:
             return module
-    if path.suffix.lower() == ".npz":
+    if suffix == ".npz":
         raise FormatError(f"{path}: holds several arrays; save the frames alone by numpy.save")
-    if path.suffix.lower() in _NOT_FRAMES or not path.suffix:
+    if suffix in _NOT_FRAMES or not suffix:
         raise FormatError(
             f"{path}: unknown kind of file {path.suffix!r}; emdn reads "
             + " ".join(sorted(suffixes()))
         )
-    return "rsciio"
+    return "vendors"

@@ -1,8 +1,7 @@
 """Frames of formats whose data are one array with ``array[index]`` access."""
 
-import threading
+import math
 from collections.abc import Callable, Mapping
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from emdn_deploy.readers.frames import (
     check_dtype,
     check_order,
     default_order,
-    stack_shape,
 )
-from emdn_deploy.readers.pages import Pages
 from emdn_models.errors import FormatError
 
 # In an axis order: the index that is taken of that axis.
@@ -59,35 +56,39 @@ def array_frames(
     FormatError
         If the data are not frames, or ``choice`` does not fit them.
     """
-    where, given = f"{path}: {dataset}" if dataset else str(path), array
+    where = f"{path}: {dataset}" if dataset else str(path)
     shape: tuple[int, ...] = tuple(array.shape)
     check_dtype(where, array.dtype)
     if len(shape) < 2:
         raise FormatError(f"{where}: has shape {shape}, expected two axes or more")
-    letters = choice.axes or order or default_order(shape)
+    given = choice.axes or order or default_order(shape)
     axes = axes if len(axes) == len(shape) else (Axis(),) * len(shape)
-    if len(letters) == len(shape) and any(letter in DIGITS for letter in letters):
-        array = Taken(where, array, letters)
-        axes = tuple(axes[place] for place in array.places)
-        letters, shape = "".join(letters[place] for place in array.places), array.shape
+    letters = given
+    if len(given) == len(shape) and any(letter in DIGITS for letter in given):
+        for letter, length in zip(given, shape, strict=True):
+            if letter in DIGITS and int(letter) >= length:
+                raise FormatError(
+                    f"{where}: --axes {given} takes index {letter} of an axis of {length} "
+                    f"(shape {shape}), counted from 0"
+                )
+        places = [i for i, letter in enumerate(given) if letter not in DIGITS]
+        axes, shape = tuple(axes[i] for i in places), tuple(shape[i] for i in places)
+        letters = "".join(given[i] for i in places)
     check_order(where, shape, letters, said=choice.axes is not None or order is not None)
-    limits.check_frame(where, *stack_shape(shape, letters)[1:])
-
-    def close() -> None:
-        if isinstance(given, Plain | Pages):
-            given.close()
-        release()
+    lengths = dict(zip(letters, shape, strict=True))
+    height, width = lengths.pop("y"), lengths.pop("x")
+    limits.check_frame(where, height, width)
 
     return Frames(
         path=path,
         format=name,
-        shape=stack_shape(shape, letters),
+        shape=(math.prod(lengths.values()), height, width),
         dtype=array.dtype,
         order=letters,
         stored_shape=shape,
         axes=axes,
-        read_block=block_reader(array, letters),
-        release=close,
+        read_block=block_reader(array, given),
+        release=release,
         dataset=dataset,
         why=why,
         metadata=metadata or {},
@@ -96,53 +97,31 @@ def array_frames(
     )
 
 
-class Taken:
-    """An array of which single indices of some axes are taken, as digits in ``order`` say."""
-
-    def __init__(self, where: str, array: Any, order: str) -> None:
-        self._array, self._order = array, order
-        self.places = [i for i, letter in enumerate(order) if letter not in DIGITS]
-        self.shape: tuple[int, ...] = tuple(array.shape[i] for i in self.places)
-        self.dtype: np.dtype[Any] = array.dtype
-        for letter, length in zip(order, array.shape, strict=True):
-            if letter in DIGITS and int(letter) >= length:
-                raise FormatError(
-                    f"{where}: --axes {order} takes index {letter} of an axis of {length} "
-                    f"(shape {tuple(array.shape)}), counted from 0"
-                )
-
-    def __getitem__(self, where: tuple[Any, ...]) -> NDArray[Any]:
-        inner = iter(where)
-        full = tuple(int(one) if one in DIGITS else next(inner) for one in self._order)
-        part: NDArray[Any] = self._array[full]
-        return part
-
-
 def block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:
-    """Return ``read(start, stop) -> (k, H, W)`` for any axis order."""
-    lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
-    lead_shape = tuple(array.shape[axis] for axis in lead)
-    long = [axis for axis in lead if array.shape[axis] > 1]
+    """Return ``read(start, stop) -> (k, H, W)`` for any axis order, with digits as in `Choice`."""
+    lead = [i for i, letter in enumerate(order) if letter not in "yx" + DIGITS]
+    lead_shape = tuple(array.shape[i] for i in lead)
+    long = [i for i in lead if array.shape[i] > 1]
+    fixed = [
+        slice(None) if letter in "yx" else int(letter) if letter in DIGITS else 0
+        for letter in order
+    ]
 
     def one(number: int) -> NDArray[Any]:
-        index = iter(np.unravel_index(number, lead_shape))
-        where = tuple(slice(None) if letter in "yx" else int(next(index)) for letter in order)
-        frame: NDArray[Any] = array[where]
+        where = fixed.copy()
+        for axis, index in zip(lead, np.unravel_index(number, lead_shape), strict=True):
+            where[axis] = int(index)
+        frame: NDArray[Any] = array[tuple(where)]
         return frame
 
-    def several(start: int, stop: int) -> NDArray[Any]:
-        # One stack axis: a single selection reads the whole block.
-        where: list[Any] = [slice(None) if letter in "yx" else 0 for letter in order]
-        where[long[0]] = slice(start, stop)
-        before = sum(letter in "yx" for letter in order[: long[0]])
-        return np.moveaxis(array[tuple(where)], before, 0)
-
     def read(start: int, stop: int) -> NDArray[Any]:
-        block = (
-            several(start, stop)
-            if len(long) == 1
-            else np.stack([one(number) for number in range(start, stop)])
-        )
+        if len(long) == 1:  # a single selection reads the whole block
+            where = fixed.copy()
+            where[long[0]] = slice(start, stop)
+            before = sum(letter in "yx" for letter in order[: long[0]])
+            block: NDArray[Any] = np.moveaxis(array[tuple(where)], before, 0)
+        else:
+            block = np.stack([one(number) for number in range(start, stop)])
         return block.swapaxes(1, 2) if order.index("x") < order.index("y") else block
 
     return read
@@ -152,18 +131,8 @@ class Plain:
     """An array that lies in a file as it is, read piece by piece and indexed like a memory map.
 
     A mapped file that becomes shorter ends the process (SIGBUS); reading it is an error.
-
-    Parameters
-    ----------
-    offset
-        Byte of the first element.
-    fortran
-        Whether the first axis is the fastest.
-
-    Raises
-    ------
-    ValueError
-        If the file is too short for such an array.
+    ``offset``: byte of the first element. ``fortran``: whether the first axis is the fastest.
+    Raises ValueError if the file is too short for such an array.
     """
 
     # Bytes read at once where a selection is not in one piece, as of frames that come last.
@@ -180,8 +149,6 @@ class Plain:
     ) -> None:
         self.shape, self.dtype = tuple(int(length) for length in shape), np.dtype(dtype)
         self._path, self._offset, self._fortran = path, int(offset), fortran
-        self._lock = threading.Lock()
-        self._file: FileIO | None = None
         need, size = self._offset + self._bytes(self.shape), path.stat().st_size
         if size < need:
             raise ValueError(f"it has {size} bytes, its header promises {need}")
@@ -193,16 +160,8 @@ class Plain:
             return self._take(self.shape[::-1], where[::-1], self._offset).T
         return self._take(self.shape, where, self._offset)
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-
     def _bytes(self, shape: tuple[int, ...]) -> int:
-        count = self.dtype.itemsize
-        for length in shape:
-            count *= length
-        return count
+        return self.dtype.itemsize * math.prod(shape)
 
     def _take(self, shape: tuple[int, ...], where: tuple[Any, ...], start: int) -> NDArray[Any]:
         """Select from an array of rows that begins at byte ``start``."""
@@ -215,41 +174,57 @@ class Plain:
         if all(isinstance(one, slice) and one == slice(None) for one in rest):
             return self._read(start + first * size, (max(0, stop - first), *inner))[::step]
         slab = max(1, self._SLAB // size)
-        pieces = [
-            # Copied: a view would hold the slab.
-            self._read(start + row * size, (min(slab, stop - row), *inner))[
-                (slice(None), *rest)
-            ].copy()
-            for row in range(first, stop, slab)
-        ]
+        pieces = []
+        for row in range(first, stop, slab):
+            read = self._read(start + row * size, (min(slab, stop - row), *inner))
+            pieces.append(read[(slice(None), *rest)].copy())  # a view would hold the slab
         return np.concatenate(pieces)[::step]
 
     def _read(self, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        made = np.empty(shape, self.dtype)
-        left = made.reshape(-1).view(np.uint8).data
-        with self._lock:
-            self._file = self._file or FileIO(self._path)
-            self._file.seek(start)
-            while left:
-                count = self._file.readinto(left)
-                if not count:
-                    size = self._path.stat().st_size
-                    raise FormatError(
-                        f"{self._path}: has become shorter while it was read: it has {size} bytes "
-                        f"now, frames lie at byte {start}; restore it, or wait until it is complete"
-                    )
-                left = left[count:]
-        return made
+        count = math.prod(shape)
+        made = np.fromfile(self._path, self.dtype, count, offset=start)
+        if made.size < count:
+            raise FormatError(
+                f"{self._path}: has become shorter while it was read: it has "
+                f"{self._path.stat().st_size} bytes now, frames lie at byte {start}; restore it, "
+                "or wait until it is complete"
+            )
+        return made.reshape(shape)
 
 
-def unmapped(path: Path, array: NDArray[Any]) -> Any:
-    """Return the same array as ordinary reads give it, where it is a memory map of a file."""
-    root: Any = array
-    while isinstance(root.base, np.ndarray):
-        root = root.base
-    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
-    if not isinstance(root, np.memmap) or not (array.flags.c_contiguous or fortran):
-        return array
-    start = root.offset + array.__array_interface__["data"][0]
-    start -= root.__array_interface__["data"][0]
-    return Plain(path, start, array.shape, array.dtype, fortran=fortran)
+class Pages:
+    """Frames that are read one by one, and of which some may be missing, indexed like an array.
+
+    ``shape``: stored shape as the file promises it; the last ``inner`` axes are those of a page.
+    ``there``: how many pages the file holds; reading one beyond raises ``missing``.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        inner: int,
+        page: Callable[[int], NDArray[Any]],
+        there: int,
+        missing: str,
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._lead = len(shape) - inner
+        self._page, self._there, self._missing = page, there, missing
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        where = where if isinstance(where, tuple) else (where,)
+        lead = self.shape[: self._lead]
+        taken = np.arange(math.prod(lead)).reshape(lead)[where[: self._lead]]
+        if taken.size and taken.max() >= self._there:
+            raise FormatError(self._missing)
+        pages = [self._page(int(number)) for number in np.atleast_1d(taken).ravel()]
+        stack = np.stack(pages).reshape(*taken.shape, *self.shape[self._lead :])
+        inner: NDArray[Any] = stack[(..., *where[self._lead :])]
+        return inner
+
+
+def cut_short(path: Path, there: int, promised: str) -> str:
+    """Say that a file holds fewer frames than it promises, and what to do."""
+    said = f"{path}: is cut short: {there} of {promised} frames are there; copy it again"
+    return said + (f", or take these with --frames 0:{there}" if there > 0 else "")

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.calibration import INSTRUMENT
+from emdn_deploy.readers.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import WHITE, Axis, Choice, Frames
 from emdn_models.errors import FormatError
-
-Opener = Callable[[Path, Choice], Frames]
 
 _ZARR = (".zarray", ".zgroup", "zarr.json")
 # What names of outputs hold by default, and what those of their standard deviations end in.
 _DENOISED, _SIGMA = "_denoised", "_sigma"
-_PARTIAL = ".partial"
+# What `emdn_deploy.output` calls its files during a run.
+_PARTIAL = re.compile(r".*\.partial(\.new|\.frames|\.sigma|\.map|\.map\.new|\.lock)?")
 
 _log = logging.getLogger(__name__)
 
@@ -47,21 +46,12 @@ def split_pattern(source: Path) -> tuple[Path, str]:
 
 
 def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
-    """List the frames of a folder (searched to any depth) or a pattern.
+    """List the frames of a folder (searched to any depth) or a pattern, in natural order.
 
-    Denoised files are left out, and said, where there are others and the name of folder or
-    pattern does not ask for them; so are standard deviations beside their frames.
-
-    Parameters
-    ----------
-    suffixes
-        Those that count as frames in a folder, each with its kind.
-
-
-    Raises
-    ------
-    FormatError
-        If there are none, or files of several kinds.
+    Denoised files are left out, and said, where there are others and the name of folder or pattern
+    does not ask for them; so are standard deviations beside their frames. ``suffixes``: those that
+    count as frames in a folder, each with its kind. Raises FormatError if there are none, or files
+    of several kinds.
     """
     if source.is_dir():
         paths = [path for path in source.rglob("*") if path.suffix.lower() in suffixes]
@@ -70,15 +60,15 @@ def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
         # Brackets that match nothing as a set are part of the name.
         for one in (pattern, pattern.replace("[", "[[]")):
             names = glob.glob(one, root_dir=folder, recursive=True)
-            paths = [folder / name for name in names]
-            if paths:
+            if paths := [folder / name for name in names]:
                 break
     found = {
         path
         for path in paths
-        if path.is_file() and not path.name.startswith(".") and _PARTIAL not in path.suffixes
+        if path.is_file() and not path.name.startswith(".") and not _PARTIAL.fullmatch(path.name)
     }
-    paths = sorted(path for path in found if not _is_sigma(path, found))
+    sigmas = {path.with_name(f"{path.stem}{_SIGMA}{path.suffix}") for path in found}
+    paths = sorted(found - sigmas, key=natural)
     if _DENOISED not in source.resolve().name:
         paths = [path for path in paths if _DENOISED not in path.stem] or paths
     if left := len(found) - len(paths):
@@ -94,44 +84,31 @@ def find(source: Path, suffixes: dict[str, str]) -> list[Path]:
             f"{source}: holds files of several kinds ({listed}); "
             f"choose one with a pattern in quotes, such as '{source}/*{kinds.most_common()[0][0]}'"
         )
-    return sorted(paths, key=natural)
+    return paths
 
 
-def _is_sigma(path: Path, among: set[Path]) -> bool:
-    """Say whether a file holds the standard deviations of another one, by its name."""
-    if not path.stem.endswith(_SIGMA):
-        return False
-    return path.with_name(path.stem.removesuffix(_SIGMA) + path.suffix) in among
+def open_list(
+    source: Path, paths: list[Path], choice: Choice, opener: Callable[[Path, Choice], Frames]
+) -> Frames:
+    """Open files as one stack, in the order given; ``source`` is what they are called.
 
-
-def open_frames(source: Path, choice: Choice, suffixes: dict[str, str], opener: Opener) -> Frames:
-    """Open a folder or pattern as one stack.
-
-    Parameters
-    ----------
-    suffixes
-        See `find`.
-    opener
-        Opens one of the files.
-
-    Raises
-    ------
-    FormatError
-        As `find`, or if a file does not fit the first.
+    Raises FormatError if one does not fit the first: here, or when it is read.
     """
-    return open_list(source, find(source, suffixes), choice, opener)
-
-
-def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -> Frames:
-    """Open files as one stack, in the order given; ``source`` is what they are called."""
     with opener(paths[0], choice) as first:
         shape, dtype, axes = first.shape, first.dtype, (first.axis("y"), first.axis("x"))
-        name, dataset, order = first.format, first.dataset, first.order
-        notes = first.notes
-        known = {key: first.metadata[key] for key in first.metadata if _of_all(key)}
+        name, dataset, order, notes = first.format, first.dataset, first.order, first.notes
+        # What is known of the first file is taken to hold for all.
+        keys = (WHITE, "photometric", "orientation")
+        known = {
+            key: value
+            for key, value in first.metadata.items()
+            if key in keys or key.startswith(INSTRUMENT)
+        }
     counts = [shape[0]] * len(paths)
     if shape[0] > 1:
-        counts = [_count(path, choice, opener) for path in paths]
+        for number, path in enumerate(paths):
+            with opener(path, choice) as frames:
+                counts[number] = frames.shape[0]
     ends = np.cumsum(counts)
 
     def read(start: int, stop: int) -> NDArray[Any]:
@@ -165,13 +142,3 @@ def open_list(source: Path, paths: list[Path], choice: Choice, opener: Opener) -
         notes=notes,
         files=tuple(paths),
     )
-
-
-def _of_all(key: str) -> bool:
-    """Say whether what is known of the first file is taken to hold for all."""
-    return key in (WHITE, "photometric", "orientation") or key.startswith(INSTRUMENT)
-
-
-def _count(path: Path, choice: Choice, opener: Opener) -> int:
-    with opener(path, choice) as frames:
-        return frames.shape[0]

@@ -1,7 +1,8 @@
-"""What every reader returns: an open stack of frames, read a block at a time."""
+"""What every reader returns: an open stack of frames, its axes, and some of it as a stack."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.stacks import channels_last, frames_last
+from emdn_deploy.stacks import channels_last, frames_last, odd_axis
 from emdn_models.errors import EmdnError, FormatError
 
 CUT_SHORT = "cut short"
@@ -17,6 +18,8 @@ CUT_SHORT = "cut short"
 
 WHITE = "white"
 """In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
+
+_LISTED = 8  # in an error, which is one line
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,12 @@ class Frames:
         Data type in the file.
     order
         One letter per stored axis, as in `Choice.axes`.
-    stored_shape
-        Shape in the file, one length per letter of ``order``.
-    axes
-        Calibration, one per letter of ``order``.
+    stored_shape, axes
+        Lengths in the file and calibration, one per letter of ``order``.
     read_block
         ``read_block(start, stop)`` gives (stop - start, H, W) in the file's dtype.
-    dataset
-        Path inside the file, ``""`` for formats with one stack per file.
-    why
-        Why this dataset was taken, in words.
+    dataset, why
+        Path inside the file, ``""`` for formats with one stack per file, and why it was taken.
     metadata
         Facts of the file worth showing or carrying over, as text.
     parts
@@ -90,8 +89,6 @@ class Frames:
         ``dataset``; empty where it is one.
     notes
         What was assumed, left out or changed on reading, as the user must know it.
-    compressed
-        Whether the file's frames are compressed.
     numbers
         Which of the file's frames these are; None for all.
     files
@@ -119,10 +116,7 @@ class Frames:
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.
 
-        Raises
-        ------
-        FormatError
-            If the file ends early or a block cannot be decoded.
+        Raises FormatError if the file ends early or a block cannot be decoded.
         """
         try:
             block = self.read_block(start, stop)
@@ -152,13 +146,7 @@ class Frames:
 
 
 def check_dtype(where: str, dtype: np.dtype[Any]) -> None:
-    """Refuse what is not one real number per pixel.
-
-    Raises
-    ------
-    FormatError
-        For complex, compound (RGB), text and object data.
-    """
+    """Refuse complex, compound (RGB), text and object data with a FormatError."""
     if dtype.kind == "c":
         raise FormatError(
             f"{where}: holds complex numbers ({dtype}); emdn denoises real frames: "
@@ -187,16 +175,9 @@ def default_order(shape: tuple[int, ...]) -> str:
 def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -> None:
     """Compare an axis order with a shape.
 
-    Parameters
-    ----------
-    said
-        Whether the user or the file gave the order; if not, a last axis of 2 to 4 is
-        taken for colours or channels and refused.
-
-    Raises
-    ------
-    FormatError
-        If they do not fit, or the frames have several channels.
+    ``said``: whether the user or the file gave the order; if not, a last axis of 2 to 4 is taken
+    for colours or channels and refused. Raises FormatError if they do not fit, or the frames have
+    several channels.
     """
     fits = len(order) == len(shape) and order.count("y") == 1 and order.count("x") == 1
     if not fits or len(set(order)) != len(order):
@@ -229,17 +210,9 @@ def _free_letter(order: str) -> str:
 
 
 def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Judge `default_order` for a file that says nothing of its axes.
+    """Return notes on `default_order` for a file that says nothing of its axes.
 
-    Returns
-    -------
-    tuple of str
-        What the user should be told (see `Frames.notes`).
-
-    Raises
-    ------
-    FormatError
-        If the frames are far more likely last.
+    Raises FormatError if the frames are far more likely last.
     """
     if len(shape) != 3 or shape[2] < 5:
         return ()  # channels, if the last axis is short: see `check_order`
@@ -257,10 +230,157 @@ def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     return ()
 
 
-def stack_shape(shape: tuple[int, ...], order: str) -> tuple[int, int, int]:
-    """Return (N, H, W) of a stored shape, with all other axes counted as frames."""
-    height, width = shape[order.index("y")], shape[order.index("x")]
-    count = 1
-    for length, letter in zip(shape, order, strict=True):
-        count *= 1 if letter in "yx" else length
-    return count, height, width
+def parse_selection(text: str) -> list[slice]:
+    """Read a list, by commas, of ``start:stop:step`` or single numbers, counted as Python does.
+
+    Raises FormatError if a part is neither, or its step is not positive.
+    """
+    found = []
+    for part in text.split(","):
+        try:
+            numbers = [int(word) if word.strip() else None for word in part.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1 and (first := numbers[0]) is not None:
+            found.append(slice(first, first + 1 if first != -1 else None))
+        elif len(numbers) == 2 or (len(numbers) == 3 and (numbers[2] is None or numbers[2] > 0)):
+            found.append(slice(*numbers))
+        else:
+            raise FormatError(
+                f"--frames {text!r} is no selection; give start:stop:step with a positive step, "
+                "such as 0:500:2, one number, or a list such as 0:57,58:60"
+            )
+    return found
+
+
+def select(frames: Frames, text: str) -> Frames:
+    """Return a stack of the selected frames, reading from the same file.
+
+    Raises FormatError if the selection is empty, is not one, or takes a frame twice.
+    """
+    ranges = [range(frames.shape[0])[part] for part in parse_selection(text)]
+    for name, one in zip(text.split(","), ranges, strict=True):
+        if not one:
+            raise FormatError(
+                f"{frames.path}: --frames {name} takes none of {frames.shape[0]} frames"
+            )
+    chosen = np.concatenate([np.asarray(one) for one in ranges])
+    if len(np.unique(chosen)) < len(chosen):
+        raise FormatError(
+            f"{frames.path}: --frames {text} takes some frames twice, which would count as frames "
+            "without noise between them; name each once"
+        )
+    steps = np.unique(np.diff(chosen))
+    step = 1 if len(ranges) == len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
+
+    def read_block(start: int, stop: int) -> NDArray[Any]:
+        part = chosen[start:stop]
+        runs = np.split(part, np.flatnonzero(np.diff(part) != 1) + 1)
+        return np.concatenate([frames.read_block(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+    shape = (len(chosen), *frames.shape[1:])
+    lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
+    first = Axis("frame")
+    if len(lead) == 1:
+        axis = frames.axes[lead[0]]
+        if axis.step is not None and step is not None:
+            first = replace(
+                axis, step=axis.step * step, origin=axis.origin + axis.step * int(chosen[0])
+            )
+    return replace(
+        frames,
+        shape=shape,
+        order="tyx",
+        stored_shape=shape,
+        axes=(first, frames.axis("y"), frames.axis("x")),
+        read_block=read_block,
+        why=f"{frames.why}, frames {text}",
+        numbers=chosen.tolist(),
+    )
+
+
+def check_one_scale(frames: Frames) -> None:
+    """Refuse a stack whose frames are of detectors or channels on scales of their own.
+
+    Raises FormatError, naming the axis and the remedy.
+    """
+    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
+    lengths = [frames.stored_shape[i] for i in lead]
+    odd = odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
+    if odd is None:
+        return
+    axis, order = lead[odd[0]], frames.order
+    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
+    raise FormatError(
+        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
+        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
+    )
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One of several stacks of a file.
+
+    ``dataset``: what ``--dataset`` calls it. ``chunks``: how it is cut into pieces, None where it
+    is not. ``label``: another name for it that ``--dataset`` takes, such as the detector's.
+    """
+
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunks: tuple[int, ...] | None = None
+    label: str = ""
+
+    @classmethod
+    def of(cls, dataset: str, array: Any, label: str = "") -> "Offer":
+        """Describe an array, or anything with a shape and a dtype."""
+        chunks = getattr(array, "chunks", None)
+        return cls(dataset, tuple(array.shape), str(array.dtype), chunks, label)
+
+    @property
+    def name(self) -> str:
+        """Return path and label."""
+        return f"{self.dataset} ({self.label})" if self.label else self.dataset
+
+
+class SeveralStacks(FormatError):
+    """A file that holds several stacks and does not say which are the frames.
+
+    ``kind``: what they are, in words. ``offers``: in the file's order. ``more``: what else can be
+    done, after the list.
+    """
+
+    def __init__(self, path: Path, kind: str, offers: list[Offer], more: str = "") -> None:
+        what = "NUMBER" if offers[0].dataset.isdigit() else "PATH"
+        listed = "; ".join(f"{one.name} {one.shape} {one.dtype}" for one in offers[:_LISTED])
+        if len(offers) > _LISTED:
+            listed += f"; and {len(offers) - _LISTED} more (emdn-deploy inspect lists all)"
+        if any(one.label for one in offers):
+            what += " or the name in brackets"
+        super().__init__(
+            f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset {what}{more}"
+        )
+        self.kind, self.offers = kind, offers
+
+
+def only_stack(offers: list[Offer]) -> tuple[int | None, str]:
+    """Return which of several is the only one of more than a single frame, and why, in words."""
+    stacks = [one for one in offers if len(one.shape) > 2 and math.prod(one.shape[:-2]) > 1]
+    single = [one for one in offers if one not in stacks]
+    if len(stacks) != 1 or any(len(one.shape) > 3 for one in stacks):
+        return None, ""
+    listed = ", ".join(f"{one.dataset} {one.shape}" for one in single)
+    return offers.index(stacks[0]), f"the only stack {stacks[0].shape}; single frames: {listed}"
+
+
+def numbered(path: Path, what: str, choice: Choice, count: int) -> int | None:
+    """Return the number that ``--dataset`` asks for, None where it does not ask.
+
+    Raises FormatError if there is no such image, series or stack.
+    """
+    if choice.dataset is None:
+        return None
+    if not choice.dataset.isdigit() or int(choice.dataset) >= count:
+        raise FormatError(f"{path}: has no {what} {choice.dataset!r}; it has 0 to {count - 1}")
+    return int(choice.dataset)

@@ -4,16 +4,24 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
-from emdn_deploy.readers import parts, scratch
+from emdn_deploy.readers import scratch
 from emdn_deploy.readers.arrays import array_frames
-from emdn_deploy.readers.frames import Choice, Frames, check_guess, default_order
-from emdn_deploy.readers.guarded import Guarded, check_tree
-from emdn_deploy.readers.hdf5_axes import text_of
-from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate
-from emdn_deploy.readers.offers import Offer, SeveralStacks
+from emdn_deploy.readers.frames import (
+    Choice,
+    Frames,
+    Offer,
+    SeveralStacks,
+    check_guess,
+    default_order,
+)
+from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate, text_of
+from emdn_deploy.readers.hdf5_guard import Guarded, check_tree
 from emdn_models import checkpoint
 from emdn_models.errors import FormatError, MissingExtraError, install
 
@@ -21,11 +29,8 @@ from emdn_models.errors import FormatError, MissingExtraError, install
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open the frames of an HDF5 file.
 
-    Raises
-    ------
-    FormatError
-        If the file is damaged, holds no frames, or holds several stacks and
-        ``choice`` does not say which.
+    Raises FormatError if the file is damaged, holds no frames, or holds several stacks and
+    ``choice`` does not say which.
     """
     file = open_file(path)
     try:
@@ -56,21 +61,14 @@ def open_file(path: Path, cache_bytes: int | None = None) -> h5py.File:
         raise FormatError(f"{path}: cannot be opened as HDF5 ({text})") from error
 
 
-def candidates(file: h5py.File) -> list[Candidate]:
-    """List what could be the frames: all that the first convention to match offers."""
-    for find in CONVENTIONS:
-        if found := find(file):
-            return found
-    return []
-
-
 def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]:
     """Return the dataset to take and the reason in words."""
     if file.attrs.get("format") == checkpoint.FORMAT:
         raise FormatError(f"{path}: holds weights of models, not frames")
     check_tree(path, file)
     try:
-        found = candidates(file)
+        # All that the first convention to match offers.
+        found = next(filter(None, (find(file) for find in CONVENTIONS)), [])
     except FormatError:
         if choice.dataset is None:
             raise
@@ -82,19 +80,22 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
             f"{path}: holds no numeric dataset of two or more axes; "
             "name one with --dataset if the frames are somewhere special"
         )
+    convention = found[0].convention
     if len(found) > 1:
         offers = [Offer.of(one.path, one.dataset, one.label) for one in found]
-        raise SeveralStacks(path, f"stacks ({found[0].convention})", offers)
-    reason = {"plain HDF5": "the only large numeric dataset"}
-    convention = found[0].convention
-    why = reason.get(convention, f"marked as the frames by the file ({convention})")
+        raise SeveralStacks(path, f"stacks ({convention})", offers)
+    why = f"marked as the frames by the file ({convention})"
+    if convention == "plain HDF5":
+        why = "the only large numeric dataset"
     return found[0], f"{why}, {len(found[0].parts)} parts in order" if found[0].parts else why
 
 
 def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Candidate:
+    """Find a dataset by its path, the group around it, a part of either, or its label."""
     item = file.get(name)
-    inside = [one for one in found if _within(one, name) or one.label.lower() == name.lower()]
     if not isinstance(item, h5py.Dataset):
+        within = f"/{name.strip('/')}/"
+        inside = [one for one in found if within in one.path or one.label.lower() == name.lower()]
         if len(inside) == 1:
             return inside[0]
         names = [Offer.of(one.path, one.dataset, one.label).name for one in found]
@@ -107,11 +108,6 @@ def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Ca
     if item.shape is None or item.ndim < 2:
         raise FormatError(f"{path}: {name} has shape {item.shape}, expected two axes or more")
     return plain_candidate("/" + name.strip("/"), item)
-
-
-def _within(one: Candidate, name: str) -> bool:
-    """Say whether a candidate lies in the group ``name``, a path or a part of one."""
-    return f"/{name.strip('/')}/" in one.path
 
 
 def order_in(file: h5py.File, one: Candidate) -> str:
@@ -132,26 +128,27 @@ def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
     """Import hdf5plugin (bitshuffle, LZ4, Blosc, zstd) only where a dataset needs it."""
     settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(i) for i in range(settings.get_nfilters())]
-    if all(h5py.h5z.filter_avail(code) for code, *_ in filters):
+
+    def missing() -> str:
+        codes = ((code, name) for code, *_, name in filters if not h5py.h5z.filter_avail(code))
+        return " and ".join(
+            f"{code} ({name.decode()})" if name else f"{code}" for code, name in codes
+        )
+
+    if not (lacking := missing()):
         return
     try:
         import hdf5plugin  # noqa: F401
     except ImportError as error:
-        missing = [
-            f"{code} ({name.decode()})" if name else f"{code}"
-            for code, *_, name in filters
-            if not h5py.h5z.filter_avail(code)
-        ]
         raise MissingExtraError(
-            f"{path}: {dataset.name} is compressed by HDF5 filter {' and '.join(missing)}; "
+            f"{path}: {dataset.name} is compressed by HDF5 filter {lacking}; "
             f"to read it: {install('filters')}"
         ) from error
-    for code, *_, name in filters:
-        if not h5py.h5z.filter_avail(code):
-            raise FormatError(
-                f"{path}: {dataset.name} is compressed by filter {code} ({name.decode()}), "
-                "which hdf5plugin does not have; store it with gzip, LZ4 or zstd"
-            )
+    if lacking := missing():
+        raise FormatError(
+            f"{path}: {dataset.name} is compressed by filter {lacking}, "
+            "which hdf5plugin does not have; store it with gzip, LZ4 or zstd"
+        )
 
 
 def _unwritten(datasets: list[h5py.Dataset]) -> tuple[str, ...]:
@@ -181,16 +178,13 @@ def frames_of(
 ) -> Frames:
     """Wrap a chosen dataset; releasing the frames closes the file.
 
-    Parameters
-    ----------
-    complete
-        Whether nothing more is appended: the shape is judged, and frames that are stored
-        far apart are read through a scratch file.
+    ``complete``: whether nothing more is appended: the shape is judged, and frames that are stored
+    far apart are read through a scratch file.
     """
     order = one.order or _recorded(file, one)
     letters = choice.axes or order or default_order(one.dataset.shape)
-    array = parts.join(path, file, one.parts, letters) if one.parts else Guarded(path, one.dataset)
-    guarded = array.datasets if isinstance(array, parts.Parts) else [array]
+    array = _joined(path, file, one.parts, letters) if one.parts else Guarded(path, one.dataset)
+    guarded = array.datasets if isinstance(array, Parts) else [array]
     datasets = [part.dataset for part in guarded]
     for dataset in datasets:
         _load_filters(path, dataset)
@@ -207,17 +201,67 @@ def frames_of(
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, notes=notes, release=file.close,
-        compressed=bool(one.dataset.id.get_create_plist().get_nfilters()),
+        compressed=bool(scratch.filters_of(one.dataset)),
     )  # fmt: skip
-    frames = replace(frames, parts=one.parts, files=_files(path, guarded))
+    # All files that pixels come from, the one that was opened first.
+    names = {os.path.realpath(place): place for part in guarded for place in part.files}
+    names.pop(os.path.realpath(path), None)
+    files = (path, *(names[real] for real in sorted(names)))
+    frames = replace(frames, parts=one.parts, files=files)
     if not complete:
         return frames
     # What HDF5 itself need not decode is decoded in parts, where chunks are large.
     return scratch.unpacked(frames, array if one.parts else one.dataset, letters)
 
 
-def _files(path: Path, guarded: list[Guarded]) -> tuple[Path, ...]:
-    """List the files that pixels come from, the one that was opened first."""
-    names = {os.path.realpath(one): one for part in guarded for one in part.files}
-    names.pop(os.path.realpath(path), None)
-    return (path, *(names[real] for real in sorted(names)))
+class Parts:
+    """A stack in several datasets, joined along their first axis and indexed like one.
+
+    A Dectris master links to ``data_000001``, ``data_000002``..., each in a file of its own.
+    Nothing is read before it is asked for.
+    """
+
+    def __init__(self, datasets: list[Guarded]) -> None:
+        first = datasets[0]
+        self.datasets = datasets
+        self.dtype: np.dtype[Any] = first.dtype
+        self.chunks: tuple[int, ...] | None = first.chunks
+        self._ends = np.cumsum([len(data) for data in datasets])
+        self.shape: tuple[int, ...] = (int(self._ends[-1]), *first.shape[1:])
+
+    def __getitem__(self, where: tuple[Any, ...]) -> NDArray[Any]:
+        first, *rest = where
+        if not isinstance(first, slice):
+            frame: NDArray[Any] = self[(slice(first, first + 1), *rest)][0]
+            return frame
+        start, stop, _ = first.indices(self.shape[0])
+        pieces = []
+        for data, end in zip(self.datasets, self._ends.tolist(), strict=True):
+            begin = end - len(data)
+            if begin < stop and end > start:
+                inside = slice(max(start, begin) - begin, min(stop, end) - begin)
+                pieces.append(data[(inside, *rest)])
+        return np.concatenate(pieces)
+
+
+def _joined(path: Path, file: h5py.File, names: tuple[str, ...], order: str) -> Parts:
+    """Join datasets whose first axis counts frames; FormatError if they do not fit together."""
+    datasets: list[h5py.Dataset] = []
+    for name in names:
+        data = file.get(name)
+        if not isinstance(data, h5py.Dataset):
+            place = getattr(file.get(name, getlink=True), "filename", "no dataset")
+            raise FormatError(
+                f"{path}: {name}, part of the stack, leads to {place}, which is missing or "
+                "damaged; put it back, or take a single part with --dataset PATH"
+            )
+        datasets.append(data)
+        first = datasets[0]
+        same = data.ndim == first.ndim and data.shape[1:] == first.shape[1:]
+        if not same or data.dtype != first.dtype or order[0] in "yx":
+            raise FormatError(
+                f"{path}: {name} has shape {data.shape}, {data.dtype}, axes {order}, and "
+                f"{names[0]} {first.shape}, {first.dtype}; parts of a stack need frames of one "
+                "size and type, the frames first: take a single part with --dataset PATH"
+            )
+    return Parts([Guarded(path, data) for data in datasets])

@@ -1,28 +1,20 @@
-"""Where each HDF5 convention keeps its frames, and how it calibrates them.
+"""Where each HDF5 convention keeps its frames, and how it names and calibrates their axes.
 
 Each finder lists what a file offers under one convention; `CONVENTIONS` is the
 order in which they are asked, and the first that offers anything decides.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
+import numpy as np
 
 from emdn_deploy.readers.frames import Axis, default_order
-from emdn_deploy.readers.hdf5_axes import (
-    nexus_axes,
-    order_of,
-    scale_axes,
-    text_of,
-    vector_axis,
-    velox_axes,
-    velox_detector,
-    velox_facts,
-    with_channels,
-)
+from emdn_deploy.readers.hdf5_guard import read
 from emdn_models.errors import FormatError
 
 # Narrower arrays in a plain file are lists of positions and the like, not pictures.
@@ -31,6 +23,22 @@ _SMALLEST = 8
 _FIRST_PART = "data_000001"
 # Attribute of a dataset that holds the standard deviations of the frames that it names.
 SIGMA_OF = "sigma_of"
+# Names, in lower case and letters only, that tell what an axis is: of the frame in real (y, x)
+# or reciprocal space (q, p), a channel (c), or none of these (t).
+_NAMES = {
+    "y": "y row rows height ry yaxis ypixel ypixeloffset imageheight",
+    "x": "x col cols column columns width rx xaxis xpixel xpixeloffset imagewidth",
+    "q": "qy ky dety detectory",
+    "p": "qx kx detx detectorx",
+    "c": "c ch channel channels detector detectors colour colours color colors",
+    "t": "t time times frame frames framenumber image images index n number slice slices section "
+    "z depth tilt tilts alpha beta angle angles dose focus defocus run scan repeat position energy",
+}
+_ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
+_TIMES = {"s", "sec", "secs", "second", "seconds", "ms", "us", "µs", "μs", "ns", "ps", "fs", "min"}
+_TIMES |= {"minute", "minutes", "h", "hr", "hour", "hours", "deg", "degree", "degrees", "°"}
+_LENGTHS = {"m", "mm", "um", "µm", "μm", "micron", "microns", "nm", "pm", "å", "a", "angstrom"}
+_RECIPROCAL = re.compile(r"m?rad|1/.+|.+(\^|\*\*)\(?-1.*|.+⁻¹")
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,8 @@ class Candidate:
     path
         Inside the file that was opened; behind an external link the dataset's
         own name is another.
-    axes
-        Calibration, one per stored axis.
-    order
-        One letter per stored axis (see `emdn_deploy.readers.frames.Choice`), None where
-        the file does not say.
+    axes, order
+        Calibration and letter (None where the file does not say) of each stored axis.
     label
         Another name for it, such as the detector's.
     parts
@@ -75,9 +80,10 @@ def velox(file: h5py.File) -> list[Candidate]:
         data = group.get("Data") if isinstance(group, h5py.Group) else None
         if data is not None and _is_image(data) and data.ndim == 3:
             path = f"/Data/Image/{name}/Data"
-            facts = velox_facts(group)
-            axes, label = velox_axes(facts), velox_detector(facts)
-            found.append(Candidate(path, data, "Velox", axes, "yxt", label))
+            facts = _velox_facts(group)
+            found.append(
+                Candidate(path, data, "Velox", _velox_axes(facts), "yxt", velox_detector(facts))
+            )
     return found
 
 
@@ -90,7 +96,8 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
         data = group.get("data")
         if not _is_image(data):
             continue
-        notes = [_attrs(group.get(f"axis-{i}")) for i in range(data.ndim)]
+        groups = (group.get(f"axis-{i}") for i in range(data.ndim))
+        notes = [dict(one.attrs) if isinstance(one, h5py.Group) else {} for one in groups]
         signal = [i for i, note in enumerate(notes) if not bool(note.get("navigate", False))]
         if len(signal) not in (2, data.ndim):
             continue  # spectra
@@ -106,7 +113,7 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
         # A BaseSignal does not tell frames from time.
         order = order_of(axes)
         if len(signal) == 2:
-            order = with_channels(_letters(data.ndim, signal[0], signal[1]), axes)
+            order = with_channels(_lettered(data.ndim, *signal), axes)
         found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", axes, order))
     return found
 
@@ -126,7 +133,15 @@ def nexus(file: h5py.File) -> list[Candidate]:
     groups = [group] if isinstance(group, h5py.Group) and group != file else []
     if not groups or not _signal(groups[0]):
         groups = []
-        file.visititems(lambda _, item: groups.append(item) if _is_nxdata(item) else None)
+
+        def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
+            marked = (
+                isinstance(item, h5py.Group) and text_of(item.attrs.get("NX_class")) == "NXdata"
+            )
+            if marked and (_signal(item) or item.get(_FIRST_PART, getlink=True) is not None):
+                groups.append(item)
+
+        file.visititems(visit)
     found: list[Candidate] = []
     for item in groups:
         names = _signals(item)
@@ -208,14 +223,8 @@ def plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
     return Candidate(path, data, "plain HDF5", axes, order)
 
 
-CONVENTIONS: tuple[Callable[[h5py.File], list[Candidate]], ...] = (
-    velox,
-    hyperspy,
-    nexus,
-    emd,
-    benchmark,
-    plain,
-)
+Finder = Callable[[h5py.File], list[Candidate]]
+CONVENTIONS: tuple[Finder, ...] = (velox, hyperspy, nexus, emd, benchmark, plain)
 
 
 def _is_image(item: Any) -> bool:
@@ -226,14 +235,6 @@ def _is_image(item: Any) -> bool:
         and item.ndim >= 2
         and (item.dtype.kind in "buifc" or bool(item.dtype.names))
         and not h5py.check_dtype(ref=item.dtype)
-    )
-
-
-def _is_nxdata(item: Any) -> bool:
-    return (
-        isinstance(item, h5py.Group)
-        and text_of(item.attrs.get("NX_class")) == "NXdata"
-        and bool(_signal(item) or item.get(_FIRST_PART, getlink=True) is not None)
     )
 
 
@@ -262,17 +263,136 @@ def _signals(group: h5py.Group) -> list[str]:
     return sorted(name for name in group if every.fullmatch(name))
 
 
-def _letters(ndim: int, y: int, x: int) -> str:
-    rest = iter(default_order((2,) * ndim)[:-2])
-    return "".join("y" if i == y else "x" if i == x else next(rest) for i in range(ndim))
-
-
-def _attrs(group: Any) -> dict[str, Any]:
-    return dict(group.attrs) if isinstance(group, h5py.Group) else {}
-
-
 def _number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):
         return None
+
+
+def order_of(axes: tuple[Axis, ...], *, reverse: bool = False) -> str | None:
+    """Tell from names and units which axes are those of the frame.
+
+    ``reverse``: whether two axes that are not told apart are (x, y) where all others follow them,
+    as in files whose axes are stored the other way round. Returns one letter per stored axis; None
+    if names and units do not decide.
+    """
+    roles = [_role(axis) for axis in axes]
+    frame = _frame_axes(roles)
+    if frame is None:
+        return None
+    y, x = frame
+    named = roles[y] in "yxqp" or roles[x] in "yxqp"
+    swapped = roles[y] in "xp" or roles[x] in "yq"
+    if swapped if named else reverse and x == 1 < len(axes) - 1:
+        y, x = x, y
+    return with_channels(_lettered(len(axes), y, x), axes)
+
+
+def _lettered(ndim: int, y: int, x: int) -> str:
+    lead = iter(default_order((2,) * ndim)[:-2])
+    return "".join("y" if i == y else "x" if i == x else next(lead) for i in range(ndim))
+
+
+def with_channels(order: str, axes: tuple[Axis, ...]) -> str:
+    """Call the axis ``c`` whose name says that it counts channels or detectors."""
+    found = [i for i, one in enumerate(axes) if order[i] not in "yx" and _role(one) == "c"]
+    return order if len(found) != 1 else f"{order[: found[0]]}c{order[found[0] + 1 :]}"
+
+
+def _frame_axes(roles: list[str]) -> tuple[int, int] | None:
+    """Return the two axes of the frame, in stored order."""
+    for pair in ("qp", "yx", "k", "l"):  # diffraction patterns first: x and y are then the scan
+        found = [i for i, role in enumerate(roles) if role in pair]
+        if len(found) == 2 and len({roles[i] for i in found}) == len(pair):
+            return found[0], found[1]
+    free = [i for i, role in enumerate(roles) if role not in "tc"]
+    return (free[0], free[1]) if len(free) == 2 < len(roles) else None
+
+
+def _role(axis: Axis) -> str:
+    """Return ``y x q p c t`` by the name; by units ``t``, ``k`` (reciprocal), ``l`` or ``?``."""
+    name = re.sub(r"[^a-z]", "", re.split(r"[\[(/,]", axis.name.lower())[0])
+    if name in _ROLES:
+        return _ROLES[name]
+    units = axis.units.strip().lower()
+    if units in _TIMES:
+        return "t"
+    if _RECIPROCAL.fullmatch(units):
+        return "k"
+    return "l" if units in _LENGTHS else "?"
+
+
+def _velox_facts(group: h5py.Group) -> dict[str, Any]:
+    """Return the JSON that Velox writes with the first frame, empty where it is damaged."""
+    try:
+        raw = np.asarray(read(group["Metadata"], np.s_[:, 0]), dtype=np.uint8).tobytes()
+        facts = json.loads(raw.split(b"\0", 1)[0])
+    except (KeyError, ValueError, TypeError, OSError, RecursionError, FormatError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _velox_axes(facts: dict[str, Any]) -> tuple[Axis, ...]:
+    """Read the pixel size, in metres."""
+    try:
+        result = facts["BinaryResult"]
+        size, units = result["PixelSize"], str(result.get("PixelUnitX", "m"))
+        y, x = float(size["height"]), float(size["width"])
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return Axis("y"), Axis("x"), Axis("frame")
+    return Axis("y", units, y), Axis("x", units, x), Axis("frame")
+
+
+def velox_detector(facts: dict[str, Any]) -> str:
+    """Return the name of the detector that recorded the frames, empty where it is not said."""
+    result, detectors = facts.get("BinaryResult"), facts.get("Detectors")
+    if not isinstance(result, dict):
+        return ""
+    if isinstance(detectors, dict):
+        own = detectors.get(f"Detector-{result.get('DetectorIndex')}")
+        # Where no detector is named there is only one.
+        own = next(iter(detectors.values())) if own is None and len(detectors) == 1 else own
+        if isinstance(own, dict) and own.get("DetectorName"):
+            return str(own["DetectorName"])
+    return str(result.get("Detector") or "")
+
+
+def nexus_axes(group: h5py.Group, data: h5py.Dataset) -> tuple[Axis, ...]:
+    """Follow the names in ``axes`` of an NXdata group, or, as they once were, of its signal."""
+    value = group.attrs.get("axes", data.attrs.get("axes", ()))
+    names = re.split("[:,]", text_of(value).strip("[]")) if text_of(value) else list(value)
+    names = [text_of(name) for name in names][: data.ndim]
+    names += ["."] * (data.ndim - len(names))
+    return tuple(Axis() if name == "." else vector_axis(group.get(name), name) for name in names)
+
+
+def scale_axes(data: h5py.Dataset) -> tuple[Axis, ...]:
+    """Follow netCDF-style dimension scales where there are any."""
+    return tuple(
+        vector_axis(dim[0], dim.label or str(dim[0].name).rpartition("/")[2])
+        if len(dim)
+        else Axis(dim.label)
+        for dim in data.dims
+    )
+
+
+def vector_axis(vector: Any, name: str = "") -> Axis:
+    """Turn a vector of coordinates into an axis with a constant step."""
+    if not isinstance(vector, h5py.Dataset) or vector.dtype.kind not in "iuf":
+        return Axis(name)
+    name = name or text_of(vector.attrs.get("name"))
+    units = text_of(vector.attrs.get("units")).strip("[]").replace("_", "")
+    if vector.ndim != 1 or vector.size < 2:
+        return Axis(name, units)
+    first, second = (float(value) for value in read(vector, slice(2)))
+    return Axis(name, units, second - first, first)
+
+
+def text_of(value: Any) -> str:
+    """Return an attribute as text, empty where it is none."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()  # MATLAB and others store arrays of one
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else ""

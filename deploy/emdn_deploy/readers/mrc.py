@@ -4,7 +4,7 @@ import bz2
 import gzip
 import math
 import os
-import tempfile
+import struct
 import warnings
 import zlib
 from collections.abc import Callable
@@ -14,11 +14,10 @@ from typing import IO, Any
 import mrcfile
 import numpy as np
 
-from emdn_deploy.readers import limits
-from emdn_deploy.readers.arrays import array_frames, unmapped
+from emdn_deploy.readers import scratch
+from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
 from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
-from emdn_deploy.readers.pages import Pages, cut_short
-from emdn_models.errors import FormatError, OutputError
+from emdn_models.errors import FormatError
 
 _IMOD_STAMP = 1146047817
 _HEADER = 1024
@@ -28,15 +27,11 @@ _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open an MRC stack; its sections are the frames.
 
-    Of a file that is longer than its header says, all frames are taken; reading those
-    that a shorter file lacks is an error that says how many are there.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, or holds transforms or numbers of 4 bits.
+    Of a file that is longer than its header says, all frames are taken; reading those that a
+    shorter file lacks is an error that says how many are there. Raises FormatError if it is
+    damaged, or holds transforms or numbers of 4 bits.
     """
-    header, said = _header(path)
+    header, notes = _header(path)
     dtype, reading = _dtype(path, header)
     try:
         shape = mrcfile.utils.data_shape_from_header(header)
@@ -44,18 +39,26 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         shape = (int(header.nz), int(header.ny), int(header.nx))
     if min(shape) < 0 or not shape[-1] * shape[-2]:
         raise FormatError(f"{path}: is a damaged MRC file (frames of shape {shape})")
+    stored = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
+    if sorted(stored) == [1, 2, 3] and stored != (1, 2, 3):
+        along = ", ".join("xyz"[one - 1] for one in stored)
+        notes.append(
+            f"its columns, rows and sections run along {along} (mapc, mapr, maps), and are read, "
+            "and written, as x, y, z all the same"
+        )
     start, frame = _HEADER + max(0, int(header.nsymbt)), dtype.itemsize * shape[-1] * shape[-2]
-    promised, notes = math.prod(shape[:-2]), list(said)
+    promised = math.prod(shape[:-2])
     packed = path.suffix.lower() in _PACKED
-    scratch = _unpacked(path, start + (promised + 1) * frame) if packed else None
+    file = None
+    if packed:
+        file = scratch.filled(
+            path, lambda into: _unpack(path, into, start + (promised + 1) * frame)
+        )
     try:
-        if scratch is not None:
-            size = scratch.seek(0, os.SEEK_END)
-            notes.append(
-                f"is unpacked into a scratch file of {size / 1e9:.2g} GB in {_folder(path)}"
-            )
-        else:
-            size = path.stat().st_size
+        size = file.seek(0, os.SEEK_END) if file else path.stat().st_size
+        if file:
+            folder = scratch.folder_of(path)
+            notes.append(f"is unpacked into a scratch file of {size / 1e9:.2g} GB in {folder}")
         there = (size - start) // frame
         if there > promised and packed:
             notes.append(f"the header promises {promised} frames; what follows them is left out")
@@ -65,32 +68,41 @@ def open_frames(path: Path, choice: Choice) -> Frames:
                 f"--frames 0:{promised} takes those of the header"
             )
             shape = (there, *shape[-2:])
-        data = _data(path, scratch, dtype, start, shape, there)
-        axes, uncalibrated = _axes(header, len(shape))
+        data = _data(path, file, dtype, start, shape, there)
+        axes, uncalibrated = _axes(header, len(shape), swapped=stored[:2] == (2, 1))
         metadata = {"mode": reading}
         if isinstance(data, Pages):
             metadata[CUT_SHORT] = "not all frames are there"
         return array_frames(
             path, "MRC", data, choice, axes=axes, metadata=metadata,
-            notes=(*notes, *uncalibrated), release=scratch.close if scratch else lambda: None,
+            notes=(*notes, *uncalibrated), release=file.close if file else lambda: None,
             compressed=packed,
         )  # fmt: skip
     except BaseException:
-        if scratch is not None:
-            scratch.close()
+        if file is not None:
+            file.close()
         raise
 
 
 def _header(path: Path) -> tuple[Any, list[str]]:
     """Return the header, and what is odd about it."""
     if path.suffix.lower() not in _PACKED:
-        limits.check_mrc(path)
+        # mrcfile would make room for an extended header that is longer than the file.
+        with path.open("rb") as file:
+            head = file.read(_HEADER)
+        left = path.stat().st_size - _HEADER
+        lengths = [struct.unpack_from(order, head, 92)[0] for order in ("<i", ">i") if left > 0]
+        if lengths and not any(0 <= one <= left for one in lengths):
+            raise FormatError(
+                f"{path}: cannot be read as MRC (its extended header claims {lengths[0]} bytes, "
+                f"the file has {left} after its header)"
+            )
     try:
         # Many programs write headers with small faults; the data are read all the same.
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            with mrcfile.open(path, permissive=True, header_only=True) as file:
-                header = file.header
+            with mrcfile.open(path, permissive=True, header_only=True) as opened:
+                header = opened.header
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise FormatError(f"{path}: cannot be read as MRC ({error})") from error
     return header, [str(one.message) for one in said]
@@ -119,15 +131,14 @@ def _dtype(path: Path, header: Any) -> tuple[np.dtype[Any], str]:
     # IMOD's stamp and flags are bytes 152 to 160 of the header, inside extra2.
     words = np.frombuffer(header.extra2.tobytes()[40:48], header.mode.dtype)
     stamped = words[0] == _IMOD_STAMP
-    unsigned = not words[1] & 1 if stamped else float(header.dmax) > 127
-    if unsigned:
+    if not words[1] & 1 if stamped else float(header.dmax) > 127:
         return np.dtype(np.uint8), "0, bytes read as unsigned"
     return dtype, "0, bytes read as signed"
 
 
 def _data(
     path: Path,
-    scratch: IO[bytes] | None,
+    file: IO[bytes] | None,
     dtype: np.dtype[Any],
     start: int,
     shape: tuple[int, ...],
@@ -137,25 +148,23 @@ def _data(
     whole = shape if there >= promised else (max(0, there), *shape[-2:])
     if not math.prod(whole):
         raise FormatError(cut_short(path, 0, str(promised)))
-    mapped: Any = np.memmap(scratch or path, dtype, "r", start, whole)
-    if scratch is None:
-        mapped = unmapped(path, mapped)
+    data: Any = np.memmap(file, dtype, "r", start, whole) if file else None
+    data = Plain(path, start, whole, dtype) if data is None else data
     if whole == shape:
-        return mapped
-    return Pages(
-        shape, dtype, 2, lambda number: mapped[number], there,
-        cut_short(path, there, str(promised)), mapped.close if scratch is None else lambda: None,
-    )  # fmt: skip
+        return data
+    missing = cut_short(path, there, str(promised))
+    return Pages(shape, dtype, 2, data.__getitem__, there, missing)
 
 
-def _axes(header: Any, ndim: int) -> tuple[tuple[Axis, ...], list[str]]:
+def _axes(header: Any, ndim: int, *, swapped: bool) -> tuple[tuple[Axis, ...], list[str]]:
     """Return the calibration, and what was odd about it."""
     axes, notes, missing = [], [], []
     for name in "yx":
-        length, count = float(header.cella[name]), int(header[f"m{name}"])
+        along = {"x": "y", "y": "x"}[name] if swapped else name
+        length, count = float(header.cella[along]), int(header[f"m{along}"])
         step = length / count if count and np.isfinite(length) else None
         if step is None:
-            missing.append(f"{length:g} Å over m{name} = {count}")
+            missing.append(f"{length:g} Å over m{along} = {count}")
         elif step < 0:
             notes.append(f"the voxel size {step:g} Å along {name} is taken as {-step:g} Å")
         axes.append(Axis(name, "Å" if step else "", abs(step) if step else None))
@@ -165,40 +174,19 @@ def _axes(header: Any, ndim: int) -> tuple[tuple[Axis, ...], list[str]]:
     return (*(Axis("frame"),) * (ndim - 2), *axes), notes
 
 
-def _folder(path: Path) -> Path:
-    """Return where scratch files go: beside the input, unless TMPDIR says otherwise."""
-    beside = path.resolve().parent
-    here = "TMPDIR" not in os.environ and os.access(beside, os.W_OK)
-    return beside if here else Path(tempfile.gettempdir())
-
-
-def _unpacked(path: Path, most: int) -> IO[bytes]:
-    """Decompress a file, up to ``most`` bytes, into one without a name; a damaged end is left."""
-    scratch: IO[bytes] = tempfile.TemporaryFile(dir=_folder(path))  # noqa: SIM115
-    try:
-        with _PACKED[path.suffix.lower()](path) as packed:
-            left = most
-            while left and (block := _block(packed, min(left, 2**20))):
-                scratch.write(block)
-                left -= len(block)
-        scratch.flush()
-    except OSError as error:
-        scratch.close()
-        raise OutputError(
-            f"{path}: cannot be unpacked into a scratch file in {_folder(path)} "
-            f"({error.strerror}); choose another folder with TMPDIR"
-        ) from error
-    except BaseException:
-        scratch.close()
-        raise
-    return scratch
+def _unpack(path: Path, into: IO[bytes], most: int) -> None:
+    """Decompress a file, up to ``most`` bytes; a damaged end is left, its frames are named."""
+    with _PACKED[path.suffix.lower()](path) as packed:
+        while most and (block := _block(packed, min(most, 2**20))):
+            into.write(block)
+            most -= len(block)
 
 
 def _block(packed: IO[bytes], size: int) -> bytes:
     try:
         return packed.read(size)
     except (EOFError, zlib.error, gzip.BadGzipFile, ValueError):
-        return b""  # the frames that are missing are named
+        return b""
     except OSError as error:
         if error.errno is None:  # bz2's own complaints
             return b""

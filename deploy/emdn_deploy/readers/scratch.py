@@ -14,11 +14,10 @@ import os
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator
-from copy import copy
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -26,23 +25,49 @@ from numpy.typing import NDArray
 
 from emdn_deploy.readers.arrays import DIGITS
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.readers.parts import Parts
 from emdn_models.errors import FormatError, OutputError
 
 # Bytes of decoded chunks that may be in memory at a time, if they are more than 8 frames.
 LIMIT = 2**27
 # Bytes of a chunk that only HDF5 can decode, which takes two to three times as many.
 LARGEST_CHUNK = 2**29
-_READ = 2**16
+_READ = 2**20
+
+
+def folder_of(path: Path) -> Path:
+    """Return where scratch files go: beside the input, unless TMPDIR says otherwise."""
+    beside = path.resolve().parent
+    here = "TMPDIR" not in os.environ and os.access(beside, os.W_OK)
+    return beside if here else Path(tempfile.gettempdir())
+
+
+def filled(path: Path, fill: Callable[[IO[bytes]], None], size: int = 0) -> IO[bytes]:
+    """Return a file without a name, of ``size`` bytes if that is known, once it is filled.
+
+    Raises OutputError if its disk has no room.
+    """
+    file: IO[bytes] = tempfile.TemporaryFile(dir=folder_of(path))  # noqa: SIM115
+    try:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        fill(file)
+        file.flush()
+    except BaseException as error:
+        file.close()
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not isinstance(error, OSError) or error.errno not in full:
+            raise
+        raise OutputError(
+            f"{path}: needs a scratch file{f' of {size / 1e9:.2g} GB' if size else ''} in "
+            f"{folder_of(path)} ({error.strerror}); choose another folder with TMPDIR"
+        ) from error
+    return file
 
 
 def cache_bytes(dataset: h5py.Dataset, order: str) -> int | None:
     """Return the size of the chunk cache that reading in order needs; None for HDF5's own.
 
-    Parameters
-    ----------
-    order
-        One letter or digit per stored axis (see `emdn_deploy.readers.frames.Choice`).
+    ``order``: one letter or digit per stored axis (see `emdn_deploy.readers.frames.Choice`).
     """
     shared = _shared(dataset, order)
     if shared is None or not dataset.chunks or shared <= _frame(dataset, order):
@@ -55,121 +80,74 @@ def cache_bytes(dataset: h5py.Dataset, order: str) -> int | None:
 def unpacked(frames: Frames, array: Any, order: str) -> Frames:
     """Return the frames, read through a scratch file if they are stored too far apart.
 
-    Parameters
-    ----------
-    array
-        What ``frames`` reads: an h5py dataset, `emdn_deploy.readers.parts.Parts`, or any
-        other array that is read piece by piece.
-    order
-        One letter or digit per axis of ``array``.
-
-    Raises
-    ------
-    FormatError
-        If a chunk is too large to be decoded.
+    ``array``: what ``frames`` reads: an h5py dataset, or any array that is read piece by piece.
+    ``order``: one letter or digit per axis of ``array``. Raises FormatError if a chunk is too large
+    to be decoded.
     """
     shared = _shared(array, order)
     if shared is None or shared <= _limit(array, order) or _direct(array, order):
         return frames
-    chunk = array.dtype.itemsize * math.prod(_chunks(array) or (1,))
+    chunks = getattr(array, "chunks", None)
+    chunk = array.dtype.itemsize * math.prod(chunks or (1,))
     if chunk > LARGEST_CHUNK and not _inflatable(array, order):
         raise FormatError(
-            f"{frames.path}: {frames.dataset} has chunks {array.chunks} of {chunk / 1e9:.2g} GB, "
+            f"{frames.path}: {frames.dataset} has chunks {chunks} of {chunk / 1e9:.2g} GB, "
             "which can be decoded only as a whole; rewrite it with one frame a chunk (h5repack -l)"
         )
-    scratch = _Scratch(frames, array, order)
-    what = f"chunks {array.chunks}" if _chunks(array) else f"axes {order}"
+    size = math.prod(frames.shape) * frames.dtype.itemsize
+    what = f"chunks {chunks}" if chunks else f"axes {order}"
     note = (
         f"{what} of {tuple(array.shape)}: a frame lies all over the file; all frames are first "
-        f"copied into a scratch file of {scratch.bytes / 1e9:.2g} GB in {scratch.folder} (slow; "
+        f"copied into a scratch file of {size / 1e9:.2g} GB in {folder_of(frames.path)} (slow; "
         "TMPDIR chooses another folder, one frame a chunk avoids it)"
     )
+    _, height, width = frames.shape
+    lock, files = threading.Lock(), list[IO[bytes]]()
 
-    def release() -> None:
-        scratch.close()
-        frames.release()
-
-    return replace(frames, read_block=scratch.read, release=release, notes=(*frames.notes, note))
-
-
-class _Scratch:
-    """A file of frames (N, H, W), filled when the first is read."""
-
-    def __init__(self, frames: Frames, array: Any, order: str) -> None:
-        self._frames, self._array, self._order = frames, array, order
-        self._file: IO[bytes] | None = None
-        self._lock = threading.Lock()
-        self.bytes = math.prod(frames.shape) * frames.dtype.itemsize
-        beside = frames.path.parent
-        here = "TMPDIR" not in os.environ and os.access(beside, os.W_OK)
-        self.folder = beside if here else Path(tempfile.gettempdir())
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return frames ``start`` to ``stop``, (k, H, W)."""
-        _, height, width = self._frames.shape
-        count = (stop - start) * height * width
-        with self._lock:
-            if self._file is None:
-                self._file = self._filled()
-            self._file.seek(start * height * width * self._frames.dtype.itemsize)
-            pixels = np.fromfile(self._file, self._frames.dtype, count)
+    def read(start: int, stop: int) -> NDArray[Any]:
+        with lock:
+            if not files:
+                files.append(
+                    filled(frames.path, lambda file: _fill(file, frames, array, order), size)
+                )
+            files[0].seek(start * height * width * frames.dtype.itemsize)
+            pixels = np.fromfile(files[0], frames.dtype, (stop - start) * height * width)
         return pixels.reshape(stop - start, height, width)
 
-    def close(self) -> None:
-        """Remove the file."""
-        if self._file is not None:
-            self._file.close()
-
-    def _filled(self) -> IO[bytes]:
-        file: IO[bytes] = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, self.bytes)
-            self._fill(file)
-        except OSError as error:
+    def release() -> None:
+        for file in files:
             file.close()
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise OutputError(
-                f"{self._frames.path}: needs a scratch file of {self.bytes / 1e9:.2g} GB in "
-                f"{self.folder} ({error.strerror}); choose another folder with TMPDIR"
-            ) from error
-        except BaseException:
-            file.close()
-            raise
-        return file
+        frames.release()
 
-    def _fill(self, file: IO[bytes]) -> None:
-        _, height, width = self._frames.shape
-        kept = [letter for letter in self._order if letter not in DIGITS]
-        # Other axes first, then y and x.
-        places = sorted(range(len(kept)), key=lambda i: (" yx".find(kept[i]), i))
-        numbers = np.arange(self._frames.shape[0]).reshape(
-            [self._frames.stored_shape[i] for i in places[:-2]]
-        )
-        size = self._frames.dtype.itemsize
-        for block, part in _pieces(self._array, self._order):
-            *lead, y, x = (block[i] for i in places)
-            # Joined pieces are in the machine's byte order.
-            part = part.astype(self._frames.dtype, copy=False)
-            frames = part.transpose(places).reshape(-1, y.stop - y.start, x.stop - x.start)
-            whole = x.stop - x.start == width
-            for number, frame in zip(numbers[tuple(lead)].ravel().tolist(), frames, strict=True):
-                for row, pixels in [(0, frame)] if whole else enumerate(frame):
-                    file.seek(size * ((number * height + y.start + row) * width + x.start))
-                    file.write(pixels.tobytes())
+    return replace(frames, read_block=read, release=release, notes=(*frames.notes, note))
+
+
+def _fill(file: IO[bytes], frames: Frames, array: Any, order: str) -> None:
+    """Write the frames one after the other."""
+    _, height, width = frames.shape
+    # Other axes first, then y and x.
+    places = sorted(range(len(frames.order)), key=lambda i: (" yx".find(frames.order[i]), i))
+    numbers = np.arange(frames.shape[0]).reshape([frames.stored_shape[i] for i in places[:-2]])
+    size = frames.dtype.itemsize
+    for block, part in _pieces(array, order):
+        *lead, y, x = (block[i] for i in places)
+        # Joined pieces are in the machine's byte order.
+        part = part.astype(frames.dtype, copy=False)
+        pictures = part.transpose(places).reshape(-1, y.stop - y.start, x.stop - x.start)
+        whole = x.stop - x.start == width
+        for number, frame in zip(numbers[tuple(lead)].ravel().tolist(), pictures, strict=True):
+            for row, pixels in [(0, frame)] if whole else enumerate(frame):
+                file.seek(size * ((number * height + y.start + row) * width + x.start))
+                file.write(pixels.tobytes())
 
 
 def _pieces(array: Any, order: str) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
     """Yield a part of an array at a time, decoding each chunk once.
 
-    Yields
-    ------
-    tuple
-        The place, one slice per axis without a digit in ``order``, and the pixels.
+    Yields the place, one slice per axis without a digit in ``order``, and the pixels.
     """
     limit = _limit(array, order)
-    sizes = list(_chunks(array) or (1, *array.shape[1:]))
+    sizes = list(getattr(array, "chunks", None) or (1, *array.shape[1:]))
     if array.dtype.itemsize * math.prod(sizes) > limit and _inflatable(array, order):
         for number in range(array.id.get_num_chunks()):
             yield from _inflated(array, array.id.get_chunk_info(number), limit)
@@ -195,106 +173,65 @@ def _inflated(
 ) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
     """Yield a gzip-compressed chunk in parts of an eighth of ``limit``, without HDF5."""
     chunk, itemsize = array.chunks, array.dtype.itemsize
+    total = itemsize * math.prod(chunk)
+
+    def inflate(raw: IO[bytes]) -> None:
+        engine, left = zlib.decompressobj(), info.size
+        with Path(array.file.filename).open("rb") as file:
+            file.seek(info.byte_offset)
+            while left and (data := file.read(min(left, _READ))):
+                left -= len(data)
+                while data and raw.tell() <= total:
+                    raw.write(engine.decompress(data, _READ))
+                    data = engine.unconsumed_tail
+        if not engine.eof or raw.tell() != total:
+            raise EOFError(f"a chunk of {total} bytes decodes to {raw.tell()} or is cut")
+
     # Parts are runs along the first axis whose steps are small enough.
-    steps = [itemsize * math.prod(chunk[i + 1 :]) for i in range(len(chunk))]
-    along = next(i for i, step in enumerate(steps) if 8 * step <= limit or i == len(chunk) - 1)
-    run = max(1, limit // 8 // steps[along])
-    with Path(array.file.filename).open("rb") as file:
-        streams = [_Inflating(file, info.byte_offset, info.size)]
-        if array.shuffle:
-            # The first bytes of all pixels come first, then the second ones.
-            for _ in range(1, itemsize):
-                streams.append(streams[-1].copy())
-                streams[-1].skip(math.prod(chunk))
-        for outer in np.ndindex(*chunk[:along]):
-            for start in range(0, chunk[along], run):
-                shape = (min(run, chunk[along] - start), *chunk[along + 1 :])
-                count = itemsize * math.prod(shape) // len(streams)
-                raw = [np.frombuffer(one.read(count), np.uint8) for one in streams]
-                joined = raw[0] if len(raw) == 1 else np.stack(raw, axis=1)
-                part = joined.reshape(-1).view(array.dtype).reshape(*(1,) * along, *shape)
-                first = (*outer, start, *(0,) * (len(chunk) - along - 1))
-                begins = np.add(info.chunk_offset, first)
-                block = tuple(
-                    slice(min(begin, length), min(begin + many, length))
-                    for begin, many, length in zip(
-                        begins.tolist(), part.shape, array.shape, strict=True
-                    )
-                )
-                # The last chunks reach beyond the array.
-                part = part[tuple(slice(one.stop - one.start) for one in block)]
-                if part.size:
-                    yield block, part
-        streams[-1].finish()
-
-
-class _Inflating:
-    """Decompress a part of a file that is a zlib stream, as it is read."""
-
-    def __init__(self, file: IO[bytes], place: int, size: int) -> None:
-        self._file, self._place, self._end = file, place, place + size
-        self._engine = zlib.decompressobj()
-
-    def copy(self) -> Self:
-        """Return another one that goes on from here."""
-        twin = copy(self)
-        twin._engine = self._engine.copy()
-        return twin
-
-    def skip(self, count: int) -> None:
-        """Leave out ``count`` bytes."""
-        for start in range(0, count, _READ):
-            self.read(min(_READ, count - start))
-
-    def read(self, count: int) -> bytearray:
-        """Return exactly ``count`` bytes.
-
-        Raises
-        ------
-        EOFError
-            If there are fewer.
-        """
-        made = bytearray()
-        while len(made) < count:
-            made += self._more(count - len(made))
-        return made
-
-    def finish(self) -> None:
-        """Read to the end, where the checksum is."""
-        while not self._engine.eof:
-            self._more(1)
-
-    def _more(self, count: int) -> bytes:
-        raw = self._engine.unconsumed_tail
-        if not raw:
-            self._file.seek(self._place)
-            raw = self._file.read(min(self._end - self._place, _READ))
-            self._place += len(raw)
-        more = self._engine.decompress(raw, count)
-        if not (raw or more):
-            raise EOFError("a chunk ends early")
-        return more
+    steps = [math.prod(chunk[i + 1 :]) for i in range(len(chunk))]
+    along = next(i for i, step in enumerate(steps) if 8 * step * itemsize <= limit or step == 1)
+    run = max(1, limit // 8 // (itemsize * steps[along]))
+    # By shuffle, the first bytes of all pixels come first, then the second ones.
+    planes = itemsize if array.shuffle else 1
+    with filled(Path(array.file.filename), inflate, total) as raw:
+        for place in itertools.product(
+            *map(range, chunk[:along]),
+            range(0, chunk[along], run),
+            *[[0]] * len(chunk[along + 1 :]),
+        ):
+            shape = (*(1,) * along, min(run, chunk[along] - place[along]), *chunk[along + 1 :])
+            first, count = int(np.ravel_multi_index(place, chunk)), math.prod(shape)
+            read = []
+            for plane in range(planes):
+                raw.seek(plane * math.prod(chunk) + first * itemsize // planes)
+                read.append(np.fromfile(raw, np.uint8, count * itemsize // planes))
+            part = np.stack(read, axis=1).reshape(-1).view(array.dtype).reshape(shape)
+            begins = np.add(info.chunk_offset, place).tolist()
+            # The last chunks reach beyond the array.
+            block = tuple(
+                slice(min(begin, length), min(begin + many, length))
+                for begin, many, length in zip(begins, shape, array.shape, strict=True)
+            )
+            part = part[tuple(slice(one.stop - one.start) for one in block)]
+            if part.size:
+                yield block, part
 
 
 def _shared(array: Any, order: str) -> int | None:
     """Return the bytes that reading in order comes back to; None if ``order`` does not fit."""
     if len(order) != len(array.shape) or "y" not in order or "x" not in order:
         return None
-    if _chunks(array) is None:
-        whole = array.dtype.itemsize * math.prod(array.shape)
-        return _frame(array, order) if _frames_first(array, order) else whole
     size = int(array.dtype.itemsize)
+    if not getattr(array, "chunks", None):
+        return (
+            _frame(array, order) if _frames_first(array, order) else size * math.prod(array.shape)
+        )
     within = False
     for letter, length, chunk in zip(order, array.shape, array.chunks, strict=True):
         # All along the axes that are counted while a chunk's first one stands still.
         size *= length if letter in "yx" or (within and letter not in DIGITS) else chunk
         within |= letter not in "yx" and chunk > 1
     return size
-
-
-def _chunks(array: Any) -> tuple[int, ...] | None:
-    chunks: tuple[int, ...] | None = getattr(array, "chunks", None)
-    return chunks
 
 
 def _frame(array: Any, order: str) -> int:
@@ -308,30 +245,31 @@ def _limit(array: Any, order: str) -> int:
 
 def _frames_first(array: Any, order: str) -> bool:
     """Say whether the pixels of a frame follow each other, in each chunk."""
-    sizes = _chunks(array) or array.shape
+    sizes = getattr(array, "chunks", None) or array.shape
     long = [letter in "yx" for letter, size in zip(order, sizes, strict=True) if size > 1]
     return long == sorted(long)
 
 
 def _direct(array: Any, order: str) -> bool:
-    """Say whether HDF5 reads parts of chunks straight from the file."""
-    first = array.datasets[0] if isinstance(array, Parts) else array
-    plain = not isinstance(first, h5py.Dataset) or not first.id.get_create_plist().get_nfilters()
-    return plain and _frames_first(array, order)
+    """Say whether parts of chunks are read straight from the file."""
+    return not filters_of(array) and _frames_first(array, order)
+
+
+def filters_of(array: Any) -> list[int]:
+    """List the HDF5 filters of a dataset, or of the first of joined ones, by number."""
+    first = getattr(array, "datasets", [array])[0]
+    if not isinstance(first, h5py.Dataset):
+        return []
+    settings = first.id.get_create_plist()
+    return [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
 
 
 def _inflatable(array: Any, order: str) -> bool:
     """Say whether chunks are compressed by gzip, with shuffle or without, and nothing else."""
-    if (
-        not isinstance(array, h5py.Dataset)
-        or array.file.driver != "sec2"
-        or set(order) & set(DIGITS)
-    ):
-        return False
-    settings = array.id.get_create_plist()
-    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
     shuffle, deflate = h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE
-    if filters not in ([deflate], [shuffle, deflate]) or array.chunks is None:
+    plain = isinstance(array, h5py.Dataset) and array.file.driver == "sec2"
+    if not plain or set(order) & set(DIGITS) or not array.chunks:
         return False
     infos = (array.id.get_chunk_info(i) for i in range(array.id.get_num_chunks()))
-    return not any(info.filter_mask for info in infos)
+    known = filters_of(array) in ([deflate], [shuffle, deflate])
+    return known and not any(info.filter_mask for info in infos)

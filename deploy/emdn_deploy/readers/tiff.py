@@ -1,23 +1,41 @@
-"""TIFF and BigTIFF stacks: read in one piece where they are plain, page by page otherwise."""
+"""TIFF and BigTIFF stacks: read in one piece where they are plain, page by page otherwise.
+
+Sizes, times and facts of the microscope come from the tags and texts of each program's own way.
+"""
 
 import contextlib
 import logging
 import math
+import re
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import limits, tiff_calibration
-from emdn_deploy.readers.arrays import Plain, array_frames
-from emdn_deploy.readers.frames import CUT_SHORT, WHITE, Axis, Choice, Frames
-from emdn_deploy.readers.offers import Offer, SeveralStacks, only_stack
-from emdn_deploy.readers.pages import Pages, cut_short
+from emdn_deploy.readers import limits
+from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
+from emdn_deploy.readers.calibration import beam, known_unit
+from emdn_deploy.readers.frames import (
+    CUT_SHORT,
+    WHITE,
+    Axis,
+    Choice,
+    Frames,
+    Offer,
+    SeveralStacks,
+    numbered,
+    only_stack,
+)
 from emdn_models.errors import FormatError, MissingExtraError, install
+
+Tags = Mapping[int, Any]
+Steps = dict[str, tuple[float, str]]
 
 
 class _Complaints(logging.Handler):
@@ -37,20 +55,29 @@ tifffile.logger().setLevel(logging.ERROR)
 tifffile.logger().propagate = False
 tifffile.logger().addHandler(_complaints)
 
+# What tifffile stumbles over in damaged files.
+_DAMAGE = (
+    tifffile.TiffFileError, ValueError, OSError, KeyError, IndexError, TypeError, struct.error,
+)  # fmt: skip
 _COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB", "PALETTE")
 _EER = (65000, 65001, 65002)
+# The most that compressions expand what they read, by number.
+_EXPANDS = {5: 4096, 8: limits.DEFLATE, 32946: limits.DEFLATE, 32773: 128}
+# Pages that a text may claim, and bytes that a stream may grow to without a look.
+_MOST_PAGES = 10**7
+_HARMLESS = 2**26
+# DigitalMicrograph's tags along x, y and z: the unit, and six further on the step.
+_DM = {"x": 65003, "y": 65004, "t": 65005}
+# A printer's resolution is coarser than this, a microscope's finer.
+_LARGEST_M = 1e-6
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open a TIFF; ``choice.dataset`` is the number of a series where there are several.
 
-    A file that is cut short has the frames that it promises; reading those that are
-    missing is an error that says how many are there.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, holds colours or electron events, or holds several series.
+    A file that is cut short has the frames that it promises; reading those that are missing is an
+    error that says how many are there. Raises FormatError if it is damaged, holds colours or
+    electron events, or holds several series.
     """
     _complaints.said.clear()
     try:
@@ -61,40 +88,35 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         return _open(path, file, choice)
     except BaseException as error:
         file.close()
-        # What tifffile stumbles over in damaged files.
-        kinds = (
-            tifffile.TiffFileError, ValueError, OSError, KeyError, IndexError, TypeError,
-            struct.error,
-        )  # fmt: skip
-        if isinstance(error, kinds):
+        if isinstance(error, _DAMAGE):
             raise FormatError(f"{path}: is a damaged TIFF file ({error})") from error
         raise
 
 
 def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
-    limits.check_pages(path, file)
+    places = _page_places(path, file)
     if int(file.pages[0].compression) in _EER:
         raise FormatError(
             f"{path}: holds electron events (EER), expected frames; sum them into frames first, "
             "such as with relion_convert_to_tiff, and denoise those"
         )
-    series, number, why = _choose(path, file, _series(file), choice)
-    limits.check_page(path, series.keyframe)
-    ours = "emdn-deploy" in str((file.imagej_metadata or {}).get("Info", ""))
-    order = _order(series, ours=ours)
+    series, number, why = _choose(path, _series(file), choice)
+    key = series.keyframe
+    _check_page(path, key)
+    order = _order(series, ours="emdn-deploy" in str((file.imagej_metadata or {}).get("Info", "")))
     if _is_colour(series) and "c" not in order and choice.axes is None:
         raise FormatError(
-            f"{path}: holds numbers of colours ({series.keyframe.photometric.name.lower()}), shape "
+            f"{path}: holds numbers of colours ({key.photometric.name.lower()}), shape "
             f"{series.shape}; convert it to grey values first, or take the numbers as they are "
             f"with --axes {order}"
         )
-    notes: tuple[str, ...] = (
-        () if "--dataset NUMBER" not in why else (f"series {number} is taken: {why}",)
-    )
-    shape, order = _promised(file, series, order)
+    notes: tuple[str, ...] = ()
+    if "--dataset NUMBER" in why:
+        notes += (f"series {number} is taken: {why}",)
+    shape, order = _promised(series, order, places)
     data, cut = _data(path, file, series, shape)
-    key = series.keyframe
-    metadata = {"pages": str(len(file.pages)), **tiff_calibration.facts(key)}
+    tags = {tag.code: tag.value for tag in key.tags}
+    metadata = {"pages": str(len(file.pages)), **_microscope(tags)}
     metadata["stored"] = "page by page" if isinstance(data, Pages) else "plain"
     compressed = int(key.compression) > 1
     if compressed:
@@ -107,9 +129,9 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         metadata["photometric"] = "miniswhite"
         if np.dtype(key.dtype).kind == "u":
             metadata[WHITE] = str(2**key.bitspersample - 1)
-    if (turned := int(key.tags.valueof(274, 1))) != 1:
+    if (turned := int(tags.get(274, 1))) != 1:
         metadata["orientation"] = str(turned)
-    steps = tiff_calibration.steps(file, series, number)
+    steps = _steps(file, key, tags, number)
     lead = [letter for letter in order if letter not in "yx"]
     if len(lead) == 1 and "t" in steps:
         steps[lead[0]] = steps["t"]  # ImageJ counts the frames of a movie as slices, too
@@ -120,37 +142,94 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
     )  # fmt: skip
 
 
+def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
+    """List the bytes of the pages; the last is 0, or where the list leads out of the file.
+
+    tifffile follows some circles for ever, and makes room for every page that OME's text claims.
+    """
+    form, size = file.tiff, file.filehandle.size
+    place, pages = int(file.pages[0].offset), dict[int, int]()
+    with path.open("rb") as opened:
+
+        def number(at: int, kind: str, length: int) -> int:
+            opened.seek(at)
+            return int(struct.unpack(kind, opened.read(length).ljust(length, b"\0"))[0])
+
+        while 0 < place < size:
+            if place in pages:
+                raise FormatError(
+                    f"{path}: its pages form a circle, the last leads back to number "
+                    f"{pages[place]}; it is a damaged TIFF file: copy it again"
+                )
+            pages[place] = len(pages)
+            tags = number(place, form.tagnoformat, form.tagnosize)
+            after = place + form.tagnosize + tags * form.tagsize
+            if after + form.offsetsize > size:  # cut inside its list of tags
+                break
+            place = number(after, form.offsetformat, form.offsetsize)
+    for text in re.findall(r"<[^<>]*Pixels [^>]*>", file.ome_metadata or "") if file.is_ome else []:
+        claimed = math.prod(int(one) for one in re.findall(r'Size[TCZ]="(\d{1,18})"', text))
+        if claimed > max(_MOST_PAGES, len(pages)):
+            raise FormatError(
+                f"{path}: its OME text claims {claimed} frames, and it has {len(pages)} pages; "
+                "it is damaged: copy it again"
+            )
+    return [*pages, place]
+
+
+def _check_page(path: Path, page: Any) -> None:
+    """Refuse a page that claims more than it holds, or inflates to more than it claims."""
+    key = page.keyframe
+    code, counts = int(key.compression), page.databytecounts
+    if code not in _EXPANDS:
+        return
+    limit, itemsize = _EXPANDS[code], key.dtype.itemsize
+    limits.check_stored(f"{path}: page {page.index}", key.size * itemsize, sum(counts), limit)
+    expected = math.prod(key.chunks) * itemsize
+    most = 2 * expected + 2**20
+    for start, count in zip(page.dataoffsets, counts, strict=True):
+        if limit != limits.DEFLATE or limit * count <= max(most, _HARMLESS):
+            continue
+        with path.open("rb") as opened:
+            opened.seek(start)
+            try:
+                found = limits.inflated(opened.read(count), most)
+            except zlib.error as error:
+                raise FormatError(f"{path}: page {page.index} is damaged ({error})") from error
+        if found > most:
+            raise FormatError(
+                f"{path}: page {page.index} inflates to more than {limits.human(most)}, expected "
+                f"{limits.human(expected)}; it is a damaged TIFF file"
+            )
+
+
 def _series(file: tifffile.TiffFile) -> list[Any]:
     """Return the file's series; of one whose list of pages breaks off, the pages before."""
     try:
         return list(file.series)
     except (tifffile.TiffFileError, struct.error):
-        pages = _pages(file)
-        first = pages[0]
-        shape = (len(pages), *first.shape)
-        return [tifffile.TiffPageSeries(pages, shape, first.dtype, "I" + first.axes)]
+        return [_stack(_pages(file))]
+
+
+def _stack(pages: list[Any]) -> Any:
+    """Return one series of pages like the first."""
+    first = pages[0]
+    return tifffile.TiffPageSeries(pages, (len(pages), *first.shape), first.dtype, "I" + first.axes)
 
 
 def _pages(file: tifffile.TiffFile) -> list[Any]:
     """Return the pages like the first, up to the end of the file."""
-    first = file.pages[0]
-    pages = [first]
+    pages = [file.pages[0]]
     with contextlib.suppress(IndexError, tifffile.TiffFileError, struct.error):
-        while (page := file.pages[len(pages)]).shape == first.shape:
+        while (page := file.pages[len(pages)]).shape == pages[0].shape:
             pages.append(page)
     return pages
 
 
-def _choose(
-    path: Path, file: tifffile.TiffFile, series: list[Any], choice: Choice
-) -> tuple[Any, int, str]:
+def _choose(path: Path, series: list[Any], choice: Choice) -> tuple[Any, int, str]:
     """Return a series, its number and why."""
-    if choice.dataset is not None:
-        if not choice.dataset.isdigit() or int(choice.dataset) >= len(series):
-            raise FormatError(
-                f"{path}: has no series {choice.dataset!r}; it has 0 to {len(series) - 1}"
-            )
-        return series[int(choice.dataset)], int(choice.dataset), "asked for by --dataset"
+    if (asked := numbered(path, "series", choice, len(series))) is not None:
+        return series[asked], asked, "asked for by --dataset"
     if len(series) == 1:
         return series[0], 0, "the only series in the file"
     if not series:
@@ -164,26 +243,16 @@ def _choose(
         largest = sorted(range(len(series)), key=lambda one: -series[one].size)
         # Thumbnails are common, and small.
         if series[largest[0]].size < 8 * series[largest[1]].size:
-            single = _single_frames(series)
+            # tifffile's ``write`` makes one series a call.
+            kinds = {(one.shape, one.dtype, one.keyframe.photometric) for one in series}
+            single = len(kinds) == 1 and all(len(one.shape) == 2 for one in series)
             if single and choice.axes is not None and len(choice.axes) == 3:
                 why = f"all {len(series)} series, of one frame each, as --axes {choice.axes} says"
-                return _joined(series), 0, why
+                return _stack([one.keyframe for one in series]), 0, why
             more = ", or take all as the frames of one stack with --axes tyx" if single else ""
             raise SeveralStacks(path, "series", offers, more)
         taken, why = largest[0], "the only large series in the file"
     return series[taken], taken, f"{why}; --dataset NUMBER takes another"
-
-
-def _single_frames(series: list[Any]) -> bool:
-    """Say whether all series are one grey page each, of one size and type."""
-    kinds = {(one.shape, one.dtype, one.keyframe.photometric) for one in series}
-    return len(kinds) == 1 and all(len(one.shape) == 2 for one in series)
-
-
-def _joined(series: list[Any]) -> Any:
-    """Return one series of the pages of several; tifffile's ``write`` makes one a call."""
-    first, pages = series[0], [one.keyframe for one in series]
-    return tifffile.TiffPageSeries(pages, (len(pages), *first.shape), first.dtype, "I" + first.axes)
 
 
 def _is_colour(series: Any) -> bool:
@@ -220,47 +289,25 @@ def _order(series: Any, *, ours: bool) -> str:
     return letters
 
 
-def _promised(file: tifffile.TiffFile, series: Any, order: str) -> tuple[tuple[int, ...], str]:
+def _promised(series: Any, order: str, places: list[int]) -> tuple[tuple[int, ...], str]:
     """Return the shape and axes that the file promises, which may be cut short."""
     shape, key = tuple(series.shape), series.keyframe
     lead, inner = shape[: len(shape) - key.ndim], order[len(order) - key.ndim :]
     told = _told(key)
     if told is not None and math.prod(told[0]) > math.prod(lead):
         return (*told[0], *key.shape), told[1] + inner
-    if not _breaks_off(file) or (told is not None and math.prod(told[0]) == math.prod(lead)):
+    if not places[-1] or (told is not None and math.prod(told[0]) == math.prod(lead)):
         return shape, order
-    # Where the second page follows the pixels of all frames, that tells how many there are; if not,
-    # it is one more at least.
+    # The list of pages leads out of the file. Where the second page follows the pixels of all
+    # frames, that tells how many there are; if not, it is one more at least.
     count = len(series) + 1
     if series.dataoffset is not None:
-        first = file.pages.first
-        count = max(count, (_next(file, first.offset) - series.dataoffset) // _bytes(series))
+        count = max(count, (places[1] - series.dataoffset) // _bytes(series))
     return (count, *key.shape), "t" + inner
 
 
 def _bytes(series: Any) -> int:
     return int(np.dtype(series.dtype).itemsize * math.prod(series.keyframe.shape))
-
-
-def _breaks_off(file: tifffile.TiffFile) -> bool:
-    """Say whether the list of pages leads out of the file."""
-    place, form = file.pages.next_page_offset, file.tiff
-    if place is None or place + form.offsetsize > file.filehandle.size:
-        return True  # cut inside the last page's list of tags
-    return _unpacked(file, place, form.offsetformat, form.offsetsize) != 0
-
-
-def _next(file: tifffile.TiffFile, page: int) -> int:
-    """Return where the page after the one at byte ``page`` should lie."""
-    form = file.tiff
-    tags = _unpacked(file, page, form.tagnoformat, form.tagnosize)
-    place = page + form.tagnosize + tags * form.tagsize
-    return _unpacked(file, place, form.offsetformat, form.offsetsize)
-
-
-def _unpacked(file: tifffile.TiffFile, place: int, kind: str, size: int) -> int:
-    file.filehandle.seek(place)
-    return int(struct.unpack(kind, file.filehandle.read(size))[0])
 
 
 def _told(first: Any) -> tuple[tuple[int, ...], str] | None:
@@ -289,14 +336,12 @@ def _data(
     count = math.prod(shape[: len(shape) - key.ndim])
     start, kind = series.dataoffset, np.dtype(series.dtype).newbyteorder(file.byteorder)
     read: Callable[[int], NDArray[Any]]
-    plain: Plain | None = None
     # A plain stack's pages may follow the pixels, and be lost.
     if start is not None:
         there = min(count, (size - start) // _bytes(series))
         if there == count:
             return Plain(path, start, shape, kind), False
-        plain = Plain(path, start, (max(there, 0), *key.shape), kind)
-        read = plain.__getitem__
+        read = Plain(path, start, (max(there, 0), *key.shape), kind).__getitem__
     else:
         pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
         lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
@@ -308,26 +353,23 @@ def _data(
     told = _told(key)
     sure = "" if len(series) == count or (told and math.prod(told[0]) == count) else "at least "
     missing = cut_short(path, there, f"{sure}{count}")
-    close = plain.close if plain else lambda: None
-    return Pages(shape, series.dtype, key.ndim, read, there, missing, close), there < count
+    return Pages(shape, series.dtype, key.ndim, read, there, missing), there < count
 
 
 def _is_there(page: Any, size: int) -> bool:
     """Say whether a page, and all of its pixels, lie inside the file."""
     if page is None:
         return False
-    ends = [
-        start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)
-    ]
+    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
     # In OME-TIFF the pages may be in other files.
     size = size if page.parent is None else page.parent.filehandle.size
     return max(ends, default=0) <= size
 
 
 def _decoded(page: Any, path: Path) -> NDArray[Any]:
-    limits.check_page(Path(page.parent.filehandle.path), page)
-    # Of several files of an OME-TIFF, one is open at a time.
     handle = page.parent.filehandle
+    _check_page(Path(handle.path), page)
+    # Of several files of an OME-TIFF, one is open at a time.
     other = handle.closed
     try:
         if other:
@@ -343,3 +385,172 @@ def _decoded(page: Any, path: Path) -> NDArray[Any]:
         if other:
             handle.close()
     return pixels
+
+
+def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
+    """Return the calibration of the axes that have one, by their letters.
+
+    The first of several sources that know an axis decides; ``number`` is that of the series.
+    """
+    fei = _mapping(_fei(tags), "Scan")
+    tvips, olympus = _mapping(tags, 37706), _mapping(tags, 33560)
+    sources: tuple[Steps, ...] = (
+        _digital_micrograph(tags),
+        _ome(file, key, number),
+        _imagej(file, key, tags),
+        _pair(fei.get("PixelWidth"), fei.get("PixelHeight"), "m"),
+        _pair(tvips.get("PixelSizeX"), tvips.get("PixelSizeY"), "nm"),
+        _zeiss(tags),
+        _pair(olympus.get("pixelsizex"), olympus.get("pixelsizey"), "m"),
+        _jeol(tags),
+        # The common tags only where they cannot be a printer's.
+        {} if any(step > _LARGEST_M for step, _ in _printed(tags).values()) else _printed(tags),
+    )
+    found: Steps = {}
+    for source in sources:
+        found = source | found
+    return {
+        letter: Axis(letter, known_unit(unit), abs(float(step)))
+        for letter, (step, unit) in found.items()
+        if step and np.isfinite(step) and unit
+    }
+
+
+def _microscope(tags: Tags) -> dict[str, str]:
+    """Return the beam's energy and the camera's length, where the microscope wrote them."""
+    jeol, zeiss = _jeol_text(tags), _mapping(tags, 34118).get("ap_actualkv")
+    kilovolts = _number(zeiss[1]) if isinstance(zeiss, tuple) and len(zeiss) > 1 else None
+    volts = (
+        _mapping(_fei(tags), "Beam").get("HV"),
+        _mapping(tags, 37706).get("TemHighTension"),
+        _tagged(jeol, "AccelerationVoltage"),
+        1000 * kilovolts if kilovolts else None,
+    )
+    length = _tagged(jeol, "SelectorValue") if _tagged(jeol, "ModeString") == "DIFF" else None
+    return beam(
+        volts=next(filter(None, map(_number, volts)), None),
+        camera_length_mm=_number(length),
+        scanning="SEM" if zeiss or _fei(tags) else "TEM",
+    )
+
+
+def _digital_micrograph(tags: Tags) -> Steps:
+    found = {}
+    for letter, code in _DM.items():
+        if step := _number(tags.get(code + 6)):
+            found[letter] = step, str(tags.get(code, "")).strip("\0 ")
+    # Some write the unit of x only.
+    if "x" in found:
+        found.setdefault("y", found["x"])
+        found["y"] = found["y"][0], found["y"][1] or found["x"][1]
+    return found
+
+
+def _ome(file: Any, key: Any, number: int) -> Steps:
+    """Read the sizes of the image that is series ``number``."""
+    if not file.is_ome or not file.ome_metadata:
+        return {}
+    try:
+        root = ElementTree.fromstring(file.ome_metadata)
+    except ElementTree.ParseError:
+        return {}
+    images = [pixels.attrib for pixels in root.iter() if pixels.tag.rpartition("}")[2] == "Pixels"]
+    own = images[number] if number < len(images) else {}
+    if (own.get("SizeX"), own.get("SizeY")) != (str(key.imagewidth), str(key.imagelength)):
+        return {}
+    names = {letter.lower(): (f"PhysicalSize{letter}", "µm") for letter in "XYZ"}
+    names["t"] = "TimeIncrement", "s"
+    return {
+        letter: (step, own.get(f"{name}Unit", unit))
+        for letter, (name, unit) in names.items()
+        if (step := _number(own.get(name)))
+    }
+
+
+def _imagej(file: Any, key: Any, tags: Tags) -> Steps:
+    """Read what ImageJ writes, and what stands under its names where tifffile wrote the file."""
+    known: Mapping[str, Any] = file.imagej_metadata or {}
+    if key.is_shaped:
+        known = tifffile.tifffile.shaped_description_metadata(key.description)
+    found: Steps = {}
+    unit = str(known.get("unit", ""))
+    if unit not in ("", "pixel", "pixels"):
+        for letter, code in (("x", 282), ("y", 283)):
+            over, under = tags.get(code, (0, 1))
+            if over:
+                found[letter] = under / over, str(known.get(f"{letter}unit", unit))
+        if step := _number(known.get("spacing")):
+            found["z"] = step, str(known.get("zunit", unit))
+    if step := _number(known.get("finterval")):
+        found["t"] = step, str(known.get("tunit", "s"))
+    return found
+
+
+def _fei(tags: Tags) -> Mapping[Any, Any]:
+    return _mapping(tags, 34680) or _mapping(tags, 34682)
+
+
+def _zeiss(tags: Tags) -> Steps:
+    """Read the fourth unnamed value: metres a pixel of the 1024 that the screen is wide."""
+    known = _mapping(tags, 34118).get("")
+    width = _number(tags.get(256))
+    step = _number(known[3]) if isinstance(known, tuple) and len(known) > 3 else None
+    return _pair(step * 1024 / width, None, "m") if step and width else {}
+
+
+def _jeol_text(tags: Tags) -> str:
+    text = str(tags.get(270, ""))
+    return text if "<TemReporter" in text[:200] else ""
+
+
+def _jeol(tags: Tags) -> Steps:
+    """Divide the camera's pixel, which the resolution tells, by the magnification."""
+    text, pixel = _jeol_text(tags), _printed(tags)
+    factor = _number(_tagged(text, "SelectorValue"))
+    # A camera sees no magnified specimen, nor a calibrated pattern, while the probe scans.
+    if not factor or len(pixel) < 2 or _tagged(text, "EosMode") != "eosTEM":
+        return {}
+    x, y = pixel["x"][0] / factor, pixel["y"][0] / factor
+    if _tagged(text, "ModeString") != "DIFF":
+        return _pair(x, y, "m")
+    volts = _number(_tagged(text, "AccelerationVoltage"))
+    if not volts:
+        return {}
+    # Camera length in mm: the angle of a pixel over the (relativistic) wavelength in nm.
+    wavelength = 1.226426 / math.sqrt(volts * (1 + 0.978476e-6 * volts))
+    return _pair(1e3 * x / wavelength, 1e3 * y / wavelength, "1/nm")
+
+
+def _printed(tags: Tags) -> Steps:
+    inch_or_cm = {2: 0.0254, 3: 0.01}.get(int(tags.get(296, 2)))
+    found = {}
+    for letter, code in (("x", 282), ("y", 283)):
+        value = tags.get(code)
+        if inch_or_cm and isinstance(value, tuple) and len(value) == 2 and all(value):
+            found[letter] = inch_or_cm * value[1] / value[0], "m"
+    return found
+
+
+def _pair(x: Any, y: Any, unit: str) -> Steps:
+    x = _number(x)
+    y = _number(y) or x
+    return {"x": (x, unit), "y": (y, unit)} if x and y else {}
+
+
+def _mapping(known: Any, name: Any) -> Mapping[Any, Any]:
+    value = known.get(name) if isinstance(known, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _tagged(text: str, name: str) -> str | None:
+    """Return what the first element ``name`` holds; JEOL's XML is not always well-formed."""
+    found = re.search(rf"<{name}>\s*([^<]+?)\s*</{name}>", text)
+    return found[1] if found else None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None

@@ -1,86 +1,158 @@
-"""Lay out an output file.
+"""Output files: what each format can store, where its frames lie, and what lies beside them.
 
-A format is one module with ``lay_out(target, frames, provenance, storage) -> Layout``
-and one line in `WRITERS`. HDF5 to HDF5 is special: the input is mirrored.
+A format is one module with ``lay_out(target, frames, provenance, storage) -> Layout`` and
+``finish(path, late)`` for what is known at the end only, and one line in `WRITERS`. HDF5 to
+HDF5 is special: the input is mirrored.
 """
 
 import importlib
 import math
 import shutil
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from emdn_deploy.readers import READERS
-from emdn_deploy.readers.frames import Frames
-from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.readers import READERS, Frames
+from emdn_deploy.readers.limits import human
 from emdn_models.errors import OutputError
 
 WRITERS: dict[str, tuple[str, ...]] = {
-    "combined": READERS["hdf5"],
+    "hdf5": READERS["hdf5"],
     "mrc": (".mrc", ".mrcs"),
     "tiff": (".tif", ".tiff"),
     "npy": (".npy",),
 }
-
-# Formats that hold some types only.
+# Formats that hold some types only, that compress, and that hold standard deviations themselves.
 DTYPES: dict[str, tuple[str, ...]] = {"mrc": ("float32", "int8", "int16", "uint16")}
-# Writers that can compress.
-COMPRESS = ("combined", "mirror", "tiff")
+COMPRESS = ("hdf5", "mirror", "tiff")
+INSIDE = ("hdf5", "mirror")
 
-# Writers that put standard deviations into the file of the frames, as SIGMA says.
-INSIDE = ("combined", "mirror")
+SIGMA = "_sigma"
+"""What follows the name of a dataset, or the stem of a file, of frames in that of their sigma."""
 
-__all__ = [
-    "WRITERS",
-    "Layout",
-    "Provenance",
-    "Storage",
-    "check",
-    "check_room",
-    "check_sigma",
-    "compressed",
-    "files_of",
-    "human",
-    "lay_out",
-    "module_for",
-    "sigma_file",
-    "sigma_place",
-]
+Provenance = Mapping[str, str | int | float]
+"""How an output came about, by name."""
+
+
+def plain_text(text: str) -> str:
+    """Return text that any file can hold: names of files need not be UTF-8."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def partial_of(target: Path) -> Path:
+    """Name a file while it is incomplete."""
+    return target.with_name(target.name + ".partial")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the pixels of an output are stored.
+
+    Attributes
+    ----------
+    dtype
+        NumPy's name of it, without endianness.
+    compress
+        Whether frames are compressed, losslessly.
+    sigma
+        Whether standard deviations are stored as well, always as float32.
+    """
+
+    dtype: str = "float32"
+    compress: bool = False
+    sigma: bool = False
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """Return the data type in little-endian order."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of an array of this shape."""
+        return self.kind.itemsize * math.prod(shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the frames of an output lie.
+
+    A writer makes the whole file first, headers and all, and says at which byte
+    each frame belongs. Filling it in then needs no library: it cannot corrupt the
+    structure, and a file cut short can be continued.
+
+    Attributes
+    ----------
+    offsets
+        (N,) int64, byte of the first pixel of each frame; of compressed frames, (N + 1,)
+        where each begins and the last ends, one after the other, as far as they are made.
+    dtype
+        Of a stored pixel, with its endianness.
+    transposed
+        Whether a frame is stored as (x, y).
+    encode, fill
+        Of frames that are compressed, and whose places depend on the sizes of all: what turns
+        the stored pixels of one into bytes, and what puts all, so encoded, into the file.
+    sigma
+        Where the frames' standard deviations lie, in the same file or in one of their own;
+        None where there are none.
+    """
+
+    offsets: NDArray[np.int64]
+    dtype: str = "<f4"
+    transposed: bool = False
+    encode: Callable[[NDArray[Any]], bytes] | None = None
+    fill: Callable[[Iterator[bytes]], None] | None = None
+    sigma: "Layout | None" = None
+
+    @classmethod
+    def contiguous(cls, start: int, frames: Frames, storage: Storage, dtype: str) -> "Layout":
+        """Place frames one after the other, from byte ``start`` on."""
+        numbers = np.arange(frames.shape[0], dtype=np.int64)
+        return cls(start + numbers * storage.size(frames.shape[1:]), dtype)
+
+
+def storable(frames: NDArray[np.float32], dtype: np.dtype[Any]) -> tuple[NDArray[Any], int]:
+    """Return frames as ``dtype``, and how many pixels an integer type cannot hold.
+
+    Integers are rounded to the nearest (halves to even); what lies outside of the type's range gets
+    its smallest or largest number and is counted. Raises OutputError if a pixel to be rounded is
+    NaN.
+    """
+    if dtype.kind == "f":
+        return frames, 0
+    limits = np.iinfo(dtype)
+    # float64: float32 does not hold the largest 32-bit integers.
+    rounded = np.rint(frames, dtype=np.float64)
+    if np.isnan(rounded).any():
+        raise OutputError(f"NaN cannot be stored as {dtype.name}; leave out --dtype")
+    outside = int(np.count_nonzero((rounded < limits.min) | (rounded > limits.max)))
+    return rounded.clip(limits.min, limits.max).astype(dtype), outside
 
 
 def module_for(target: Path, *, mirror: bool) -> str:
     """Return the writer's module for the suffix of an output.
 
-    Parameters
-    ----------
-    mirror
-        Whether the input is HDF5 and all of its frames are wanted.
-
-    Raises
-    ------
-    OutputError
-        If no writer has this suffix.
+    ``mirror``: whether the input is HDF5 and all of its frames are wanted. Raises OutputError if no
+    writer has this suffix.
     """
     for module, suffixes in WRITERS.items():
         if target.suffix.lower() in suffixes:
-            return "mirror" if mirror and module == "combined" else module
+            return "mirror" if mirror and module == "hdf5" else module
     known = " ".join(suffix for suffixes in WRITERS.values() for suffix in suffixes)
     raise OutputError(f"{target}: unknown kind of file {target.suffix!r}; emdn writes {known}")
 
 
 def check(target: Path, module: str, storage: Storage) -> None:
-    """Refuse what a format cannot store.
-
-    Raises
-    ------
-    OutputError
-        Naming the formats that can.
-    """
-    held = DTYPES.get(module, (storage.dtype,))
-    if storage.dtype not in held:
+    """Refuse what a format cannot store, with an OutputError that names the formats that can."""
+    known = DTYPES.get(module, (storage.dtype,))
+    if storage.dtype not in known:
         raise OutputError(
-            f"{target}: {module} files hold {', '.join(held)}, not {storage.dtype}; "
+            f"{target}: {module} files hold {', '.join(known)}, not {storage.dtype}; "
             "choose one of these with --dtype, or another kind of file with --to"
         )
     if storage.compress and module not in COMPRESS:
@@ -98,16 +170,13 @@ def compressed(module: str, frames: Frames, asked: bool | None) -> bool:
 def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
     """Say in words how large an output will be.
 
-    Raises
-    ------
-    OutputError
-        If its disk has less room.
+    Raises OutputError if its disk has less room.
     """
     size = storage.size(shape) + (4 * math.prod(shape) if storage.sigma else 0)
     words = f"{human(size)} of {storage.dtype}" + (" and sigma" if storage.sigma else "")
     if storage.compress:
         return f"{words} before compression"
-    partial = target.with_name(target.name + ".partial")
+    partial = partial_of(target)
     # What an interrupted run has written is there already.
     stat = partial.stat() if partial.exists() else None
     had = getattr(stat, "st_blocks", 0) * 512
@@ -118,14 +187,6 @@ def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
             "another one with --out-dir, or --compress or --dtype (both make it smaller)"
         )
     return words
-
-
-def human(size: float) -> str:
-    """Return a number of bytes in words."""
-    for unit, least in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= least:
-            return f"{size / least:.3g} {unit}"
-    return f"{size / 1e3:.3g} kB"
 
 
 def sigma_file(target: Path, module: str) -> Path | None:
@@ -149,13 +210,7 @@ def sigma_place(target: Path, module: str, frames: Frames) -> str:
 
 
 def check_sigma(module: str, frames: Frames) -> None:
-    """Refuse an input whose mirror has no place for standard deviations.
-
-    Raises
-    ------
-    OutputError
-        Naming what is in the way.
-    """
+    """Refuse an input whose mirror has no place for standard deviations (OutputError)."""
     if module == "mirror":
         _writer(module).check_sigma(frames)
 
@@ -170,19 +225,20 @@ def lay_out(
 ) -> Layout:
     """Write the whole file but its pixels, with a writer chosen by `module_for`.
 
-    Parameters
-    ----------
-    beside
-        Where the file of the standard deviations is laid out, if they have their own.
+    ``beside``: where the file of the standard deviations is laid out, if they have their own.
     """
-    writer = _writer(module)
-    layout: Layout = writer.lay_out(partial, frames, provenance, storage)
-    if beside is not None:
-        what = f"standard deviation of {partial.name.removesuffix('.partial')}"
-        plain = Storage(compress=storage.compress)
-        sigma = writer.lay_out(beside, frames, {**provenance, "content": what}, plain)
-        layout = replace(layout, sigma=sigma)
-    return layout
+    layout: Layout = _writer(module).lay_out(partial, frames, provenance, storage)
+    if beside is None:
+        return layout
+    what = f"standard deviation of {partial.name.removesuffix('.partial')}"
+    plain = Storage(compress=storage.compress)
+    own = _writer(module).lay_out(beside, frames, {**provenance, "content": what}, plain)
+    return replace(layout, sigma=own)
+
+
+def finish(module: str, path: Path, late: Provenance) -> None:
+    """Add to a file that is filled what is known at the end only."""
+    _writer(module).finish(path, late)
 
 
 def _writer(module: str) -> ModuleType:

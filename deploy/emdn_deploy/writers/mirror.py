@@ -17,7 +17,8 @@ import numpy as np
 from emdn_deploy.readers.frames import Frames
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
-from emdn_deploy.writers.hdf5_frames import (
+from emdn_deploy.writers import SIGMA, Layout, Provenance, Storage
+from emdn_deploy.writers.hdf5 import (
     ERRORS,
     create_frames,
     create_sigma,
@@ -27,7 +28,6 @@ from emdn_deploy.writers.hdf5_frames import (
     probe,
     record,
 )
-from emdn_deploy.writers.layout import SIGMA, Layout, Provenance, Storage
 from emdn_models.errors import FormatError, OutputError
 
 _log = logging.getLogger(__name__)
@@ -38,10 +38,7 @@ __all__ = ["check_sigma", "dataset_of", "finish", "lay_out"]
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write everything but the pixels, and say where those belong.
 
-    Raises
-    ------
-    FormatError
-        If the input is damaged beside its frames.
+    Raises FormatError if the input is damaged beside its frames.
     """
     try:
         with open_file(frames.path) as source:
@@ -73,10 +70,7 @@ def dataset_of(frames: Frames) -> str:
 def check_sigma(frames: Frames) -> None:
     """Refuse a file in which the names for standard deviations are taken.
 
-    Raises
-    ------
-    OutputError
-        Naming what has them.
+    Raises OutputError, naming what has them.
     """
     parent, _, name = frames.dataset.rpartition("/")
     with open_file(frames.path) as source:
@@ -113,66 +107,53 @@ def _copy_tree(
     """Walk the links of ``source`` depth first and make each again in ``copy``."""
     chosen = source[frames.dataset]
     made: dict[Any, str] = {_identity(source): "/"}
-    base = frames.path.parent
-    leaf = frames.dataset.rpartition("/")[2]
+    parent, _, leaf = frames.dataset.rpartition("/")
 
     def walk(group: h5py.Group, into: h5py.Group, above: str) -> None:
         _copy_attributes(group, into)
         for name in group:
             if isinstance(name, bytes):  # not UTF-8, which h5py cannot follow
-                _copy_raw(group, into, name)
+                if group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD:
+                    h5py.h5o.copy(group.id, name, into.id, name)
+                else:
+                    _log.warning("warning: the link %r is left out: its name is not UTF-8", name)
                 continue
-            link = group.get(name, getlink=True)
-            path = f"{above}/{name}"
-            if path in frames.parts[1:]:
-                continue  # its frames are in the first part
-            if path.startswith(f"{frames.dataset}_") and _is_sigma(group, name, leaf):
+            link, path = group.get(name, getlink=True), f"{above}/{name}"
+            # The frames of other parts are in the first; those of an earlier sigma do not fit.
+            if path in frames.parts[1:] or (above == parent and _is_sigma(group, name, leaf)):
                 continue
+            leads_to_frames = f"{frames.dataset}/".startswith(f"{path}/")
             if isinstance(link, h5py.SoftLink):
                 into[name] = h5py.SoftLink(link.path)
-                continue
-            if isinstance(link, h5py.ExternalLink) and not _leads_to(path, frames.dataset):
-                outside = os.path.relpath((base / link.filename).resolve(), folder.resolve())
+            elif isinstance(link, h5py.ExternalLink) and not leads_to_frames:
+                beside = (frames.path.parent / link.filename).resolve()
+                outside = os.path.relpath(beside, folder.resolve())
                 into[name] = h5py.ExternalLink(outside, link.path)
-                continue
-            item = group[name]
-            if _identity(item) in made and isinstance(link, h5py.HardLink):
-                into[name] = copy[made[_identity(item)]]
-                continue
-            made[_identity(item)] = path
-            if isinstance(item, h5py.Group):
-                walk(item, into.create_group(name, track_order=True), path)
-            elif item == chosen:
-                made_frames = create_frames(into, name, frames.stored_shape, frames.order, storage)
-                _copy_attributes(item, made_frames)
-                _count_parts(source, made_frames, frames)
-                if storage.sigma:
-                    shape, order = frames.stored_shape, frames.order
-                    sigma = create_sigma(into, name, shape, order, storage)
-                    _copy_attributes(made_frames, sigma, leave=("signal", *sigma.attrs))
+            elif _identity(group[name]) in made and isinstance(link, h5py.HardLink):
+                into[name] = copy[made[_identity(group[name])]]
             else:
-                group.copy(name, into, name=name)
+                make(group, into, name, path)
+
+    def make(group: h5py.Group, into: h5py.Group, name: str, path: str) -> None:
+        item = group[name]
+        made[_identity(item)] = path
+        if isinstance(item, h5py.Group):
+            walk(item, into.create_group(name, track_order=True), path)
+        elif item != chosen:
+            group.copy(name, into, name=name)
+        else:
+            shape, order = frames.stored_shape, frames.order
+            new = create_frames(into, name, shape, order, storage)
+            _copy_attributes(item, new)
+            # Dectris counts images in attributes: the first part ends where the last did.
+            last = source[frames.parts[-1]].attrs.get("image_nr_high") if frames.parts else None
+            if last is not None and "image_nr_high" in new.attrs:
+                new.attrs.modify("image_nr_high", last)
+            if storage.sigma:
+                sigma = create_sigma(into, name, shape, order, storage)
+                _copy_attributes(new, sigma, leave=("signal", *sigma.attrs))
 
     walk(source, copy, "")
-
-
-def _copy_raw(group: h5py.Group, into: h5py.Group, name: bytes) -> None:
-    if group.id.links.get_info(name).type == h5py.h5l.TYPE_HARD:
-        h5py.h5o.copy(group.id, name, into.id, name)
-    else:
-        _log.warning("warning: the link %r is left out: its name is not UTF-8", name)
-
-
-def _count_parts(source: h5py.File, made: h5py.Dataset, frames: Frames) -> None:
-    """Let the first part end where the last did (Dectris counts images in attributes)."""
-    last = source[frames.parts[-1]].attrs.get("image_nr_high") if frames.parts else None
-    if last is not None and "image_nr_high" in made.attrs:
-        made.attrs.modify("image_nr_high", last)
-
-
-def _leads_to(path: str, dataset: str) -> bool:
-    """Say whether the chosen dataset lies behind an external link at ``path``."""
-    return dataset == path or dataset.startswith(f"{path}/")
 
 
 def _identity(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
@@ -212,18 +193,11 @@ def _copy_references(source: h5py.File, copy: h5py.File) -> None:
                     if isinstance(copy.get(scale.name), h5py.Dataset) and not len(new):
                         new.attach_scale(copy[scale.name])
         for key in item.attrs:
-            if _refers(item, key) and key not in ("DIMENSION_LIST", "REFERENCE_LIST"):
-                _copy_reference(source, copy, item, twin, key)
+            value = item.attrs[key] if _refers(item, key) else None
+            if isinstance(value, h5py.Reference) and value and source[value].name in copy:
+                twin.attrs[key] = copy[source[value].name].ref
 
     source.visititems(visit)
-
-
-def _copy_reference(source: h5py.File, copy: h5py.File, item: Any, twin: Any, key: str) -> None:
-    value = item.attrs[key]
-    if isinstance(value, h5py.Reference) and value:
-        place = source[value].name
-        if place in copy:
-            twin.attrs[key] = copy[place].ref
 
 
 def _refers(item: h5py.Group | h5py.Dataset, name: str) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 import mrcfile
 import numpy as np
 
-from emdn_deploy.calibration import step_in
 from emdn_deploy.readers import READERS, Frames
-from emdn_deploy.writers.layout import Layout, Provenance, Storage
+from emdn_deploy.readers.calibration import step_in
+from emdn_deploy.writers import Layout, Provenance, Storage
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
@@ -25,8 +25,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         _keep_extended_header(file, frames)
         start = 1024 + int(file.header.nsymbt)
         kind = file.data.dtype.newbyteorder("=").str
-    offsets = start + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])
-    return Layout(offsets, kind)
+    return Layout.contiguous(start, frames, storage, kind)
 
 
 def finish(path: Path, late: Provenance) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.writers.layout import Layout, Provenance, Storage, partial_of
+from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
@@ -20,15 +20,13 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     array = np.lib.format.open_memmap(target, "w+", storage.kind, shape)
     start = int(array.offset)
     del array
-    offsets = start + np.arange(frames.shape[0], dtype=np.int64) * storage.size(frames.shape[1:])
     axes = [
         {"name": name, "units": axis.units, "step": axis.step, "origin": axis.origin}
         for name, axis in (("y", frames.axis("y")), ("x", frames.axis("x")))
     ]
-    _draft(target).write_text(
-        json.dumps({"axes": axes, "emdn": dict(provenance)}), encoding="utf-8"
-    )
-    return Layout(offsets, storage.kind.str)
+    facts = {"axes": axes, "emdn": dict(provenance)}
+    _draft(target).write_text(json.dumps(facts), encoding="utf-8")
+    return Layout.contiguous(start, frames, storage, storage.kind.str)
 
 
 def finish(path: Path, late: Provenance) -> None:

@@ -6,8 +6,9 @@ noise is known from the raw frames alone. Marcos-Morales et al., ICML 2023,
 arXiv:2210.05553.
 
 The estimate holds if a denoised frame was made without the frames that it is compared
-with: not for denoisers that see several frames of the stack, nor for nets that were
-trained on these frames. Motion of the scene is counted as error; see ``drift``.
+with: a denoiser that sees several frames of the stack is compared with frames further
+``apart``, and nets that were trained on these frames cannot be judged by it. Motion of the scene
+is counted as error; see ``drift``.
 """
 
 from collections.abc import Callable
@@ -75,13 +76,15 @@ def umse(
     denoised: ArrayLike,
     block: int = 32,
     valid: ArrayLike | None = None,
+    apart: int = 1,
 ) -> HeldOut:
     """Estimate the mean squared error of a denoised stack whose noise is equal in all frames.
 
-    Each pair of neighbours A, B gives mean((f(A) - B)**2) - mean((A - B)**2) / 2 and the
-    same with A and B exchanged; their mean has half the variance of either. Half
-    the mean square, as in the paper, and not half the variance: brightness that changes
-    from frame to frame then adds half its square to the estimate, like motion.
+    Each pair of frames A, B, neighbours or further ``apart``, gives
+    mean((f(A) - B)**2) - mean((A - B)**2) / 2 and the same with A and B exchanged; their mean
+    has half the variance of either. Half the mean square, as in the paper, and not half the
+    variance: brightness that changes from frame to frame then adds half its square to the
+    estimate, like motion.
 
     Parameters
     ----------
@@ -93,6 +96,9 @@ def umse(
     valid
         (H, W) or (N, H, W), the pixels that count; a pixel that is bad in one frame is
         left out of all. Leave out pixels that were filled from others.
+    apart
+        How many frames a denoised frame and that which it is compared with lie apart: more than
+        the denoiser sees to either side.
 
     Raises
     ------
@@ -102,19 +108,20 @@ def umse(
     Notes
     -----
     Motion adds a positive bias: ``drift`` / 3 if the scene moves steadily by steps that are
-    small against its details, ``drift`` if it jumps about at random.
+    small against its details (``apart`` squared times as much between frames further apart),
+    ``drift`` if it jumps about at random.
     """
-    noisy, clean, good = _stacks(raw, denoised, valid, 2)
+    noisy, clean, good = _stacks(raw, denoised, valid, 1 + apart)
 
     def compare(at: int) -> Floats:
-        a, b = noisy[at], noisy[at + 1]
+        a, b = noisy[at], noisy[at + apart]
         across: Floats = np.square(clean[at] - b)
-        across += np.square(clean[at + 1] - a)
+        across += np.square(clean[at + apart] - a)
         across -= np.square(a - b)
         across *= 0.5
         return across
 
-    return _summary(compare, len(noisy) - 1, 1, noisy, good, block)
+    return _summary(compare, len(noisy) - apart, 2 * apart - 1, noisy, good, block)
 
 
 def umse_unequal(
@@ -122,27 +129,28 @@ def umse_unequal(
     denoised: ArrayLike,
     block: int = 32,
     valid: ArrayLike | None = None,
+    apart: int = 1,
 ) -> HeldOut:
     """Estimate the same where the noise differs from frame to frame.
 
     Each frame but the first and last gives mean((f(A) - B) * (f(A) - C)), B and C
-    being the frames before and after: the noise of B and that of C are independent, and
+    being the frames ``apart`` before and after: the noise of B and that of C are independent, and
     nothing needs to be subtracted. (The paper's estimate, with the third frame as the
     second reference in place of the variance.) Parameters, errors and result are those
-    of `umse`, for three or more frames; ``noise`` is an average.
+    of `umse`, for 1 + 2 ``apart`` or more frames; ``noise`` is an average.
 
     Notes
     -----
     Steady motion adds a negative bias here, -2/3 of ``drift``, and random jumps none, so
     this and `umse` enclose the error of a slowly drifting stack.
     """
-    noisy, clean, good = _stacks(raw, denoised, valid, 3)
+    noisy, clean, good = _stacks(raw, denoised, valid, 1 + 2 * apart)
 
     def compare(at: int) -> Floats:
-        found = clean[at + 1]
-        return np.asarray((found - noisy[at]) * (found - noisy[at + 2]))
+        found = clean[at + apart]
+        return np.asarray((found - noisy[at]) * (found - noisy[at + 2 * apart]))
 
-    return _summary(compare, len(noisy) - 2, 2, noisy, good, block)
+    return _summary(compare, len(noisy) - 2 * apart, 4 * apart - 2, noisy, good, block)
 
 
 def umse_difference(
@@ -151,6 +159,7 @@ def umse_difference(
     other: ArrayLike,
     block: int = 32,
     valid: ArrayLike | None = None,
+    apart: int = 1,
 ) -> Estimate:
     """Estimate by how much the squared error of one denoised stack exceeds that of another.
 
@@ -162,14 +171,14 @@ def umse_difference(
     -----
     Where the scene jumps about at random, the smoother of the two comes out too well.
     """
-    noisy, clean, good = _stacks(raw, denoised, valid, 3)
+    noisy, clean, good = _stacks(raw, denoised, valid, 1 + 2 * apart)
     second = accept.frames(raw=raw, other=other)[1]
 
     def compare(at: int) -> Floats:
-        one, two = clean[at + 1], second[at + 1]
-        return np.asarray((one - two) * (one + two - noisy[at] - noisy[at + 2]))
+        one, two = clean[at + apart], second[at + apart]
+        return np.asarray((one - two) * (one + two - noisy[at] - noisy[at + 2 * apart]))
 
-    return _summary(compare, len(noisy) - 2, 2, noisy, good, block).error
+    return _summary(compare, len(noisy) - 2 * apart, 4 * apart - 2, noisy, good, block).error
 
 
 def _stacks(

@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import ndimage
 
 from emdn_models.errors import EmdnError
 from emdn_models.metrics import accept
@@ -24,8 +25,7 @@ def psnr(frame: ArrayLike, truth: ArrayLike, data_range: ArrayLike) -> Floats:
 
     Returns
     -------
-    ndarray
-        (N,) or (), dB; infinite for frames that are equal.
+    (N,) or (), dB; infinite for frames that are equal.
 
     Raises
     ------
@@ -46,22 +46,9 @@ def ssim(frame: ArrayLike, truth: ArrayLike, data_range: ArrayLike) -> Floats:
     whose window lies in the frame. The constants hang on the data range: values of
     different ranges cannot be compared.
 
-    Parameters
-    ----------
-    frame, truth
-        (H, W) or (N, H, W), at least 11 x 11.
-    data_range
-        As for `psnr`.
-
     Returns
     -------
-    ndarray
-        (N,) or (), at most 1.
-
-    Raises
-    ------
-    EmdnError
-        If the frames differ in shape or are too small, or the range is not positive.
+    (N,) or (), at most 1, of frames as for `psnr`, at least 11 x 11; else EmdnError.
     """
     found, clean = accept.frames(frame=frame, truth=truth)
     if min(found.shape[-2:]) < 2 * RADIUS + 1:
@@ -88,18 +75,8 @@ def _similarity(x: Floats, y: Floats, data_range: float) -> float:
 
 def _window(field: Floats) -> Floats:
     """Gaussian mean of a field (H, W) where the window fits: (H - 10, W - 10)."""
-    taps = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / SIGMA) ** 2)
-    taps /= taps.sum()
-    for axis in (0, 1):
-        lines = np.swapaxes(field, 0, axis)
-        length = len(lines) - 2 * RADIUS
-        total = taps[RADIUS] * lines[RADIUS : RADIUS + length]
-        for tap, before, after in zip(
-            taps, range(RADIUS), range(2 * RADIUS, RADIUS, -1), strict=False
-        ):
-            total += tap * (lines[before : before + length] + lines[after : after + length])
-        field = np.swapaxes(total, 0, axis)
-    return field
+    smooth = ndimage.gaussian_filter(field, SIGMA, radius=RADIUS)
+    return np.asarray(smooth[RADIUS:-RADIUS, RADIUS:-RADIUS])
 
 
 def dose_gain(
@@ -120,8 +97,7 @@ def dose_gain(
 
     Returns
     -------
-    ndarray
-        (N,) or (); infinite where ``denoised`` is exact.
+    (N,) or (); infinite where ``denoised`` is exact.
 
     Raises
     ------

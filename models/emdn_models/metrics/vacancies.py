@@ -41,28 +41,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Sites:
-    """Every column of atoms of a specimen, and every place where one is missing.
+    """Every column of atoms of a specimen, and every place where one is missing."""
 
-    Attributes
-    ----------
-    places
-        (n, 2) y and x in pixels.
-    kinds
-        (n,) 0, 1, ...: sublattices, columns of the same elements.
-    names
-        Of the kinds: the atomic number of the heaviest element, as ``Z=42``.
-    amplitudes
-        (n,) share of the column's atoms that are there, 0 for an empty site; NaN where that is
-        not to be told: adatoms, and elements of fewer than 12 columns.
-    foreign
-        (n,) whether another element is where the sublattice has its own.
-    """
-
-    places: Floats
-    kinds: NDArray[np.int64]
-    names: tuple[str, ...]
+    places: Floats  # (n, 2) y and x in pixels
+    kinds: NDArray[np.int64]  # (n,) 0, 1, ...: sublattices, columns of the same elements
+    names: tuple[str, ...]  # of the kinds: the number of the heaviest element, as Z=42
+    # (n,) share of the column's atoms that are there, 0 for an empty site; NaN where that is not
+    # to be told: adatoms, and elements of fewer than 12 columns.
     amplitudes: Floats
-    foreign: NDArray[np.bool_]
+    foreign: NDArray[np.bool_]  # (n,) whether another element is where the sublattice has its own
 
     @property
     def vacant(self) -> NDArray[np.bool_]:
@@ -98,12 +85,10 @@ def simulated_sites(
 
     Parameters
     ----------
-    atoms
-        (n, 2) **x and y** in pixels, as in ``*_structures.h5``.
+    atoms, defects
+        (n, 2) and (d, 2) **x and y** in pixels, as in ``*_structures.h5``.
     numbers
         (n,) atomic numbers.
-    defects
-        (d, 2) x and y.
     names
         Of the defects: ``V1...`` is one empty site of graphene, ``V2...`` two, ``vacancy of
         Z=16`` an atom of a column; ``Z=8 on Z=22`` and ``nitrogen``, ``boron``, ``silicon`` are
@@ -158,12 +143,7 @@ def simulated_sites(
 
 
 def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
-    """Score every site by its intensity against its neighbours', for each width.
-
-    Parameters
-    ----------
-    frame
-        (H, W), in any unit.
+    """Score every site of a frame (H, W) by its intensity against its neighbours', for each width.
 
     Returns
     -------
@@ -194,16 +174,9 @@ def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
 
 
 def roc(found: ArrayLike, full: ArrayLike, frames: int) -> Roc:
-    """Compare scores of sites to be found with those of full sites.
+    """Compare scores (m,) of sites to be found, which are high, with those (n,) of full sites.
 
-    Parameters
-    ----------
-    found
-        (m,) scores, high for what is to be found; pooled over frames.
-    full
-        (n,) scores of full sites.
-    frames
-        How many frames the full sites are from.
+    Both are of as many ``frames`` together.
     """
     high, low = np.asarray(found, float), np.asarray(full, float)
     if not len(high) or not len(low):

@@ -1,5 +1,7 @@
 """Multiscale CNN."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -65,18 +67,39 @@ class MCNN(nn.Module):
         """Map (N, inputs, H, W) noisy to (N, 1, H, W) clean; ``noise`` is not used."""
         return crop_to(self.heads[0](self._features(x)[0]), x)
 
-    def scales(self, x: Tensor, noise: Tensor | None = None) -> list[Tensor]:
-        """Give the clean frame at every scale for deep supervision.
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        error: Callable[[Tensor, Tensor], Tensor],
+        added: Tensor | None = None,
+    ) -> Tensor:
+        """Judge the prediction at every scale, each a quarter as much as the next finer one.
 
-        Returns
-        -------
-        list
-            Number k is (N, 1, H / 2**k, W / 2**k), the prediction for the clean
-            frame averaged over 2**k x 2**k pixels; H and W must be multiples of
-            ``multiple``.
+        That is deep supervision: number k, (N, 1, H / 2**k, W / 2**k), is for the clean frame
+        averaged over 2**k x 2**k pixels. Where H and W are not multiples of ``multiple``, only
+        the finest counts.
+
+        Parameters
+        ----------
+        x, y
+            (N, inputs, H, W) noisy, (N, 1, H, W) clean.
+        error
+            Maps a prediction and its truth to a number.
+        added
+            (N, 1, H, W), what the prediction is a correction of.
         """
-        pairs = zip(self.heads, self._features(x), strict=True)
-        return [head(features) for head, features in pairs]
+        if any(side % self.multiple for side in x.shape[2:]):
+            prediction = self(x, noise)
+            return error(prediction if added is None else prediction + added, y)
+        total = y.new_zeros(())
+        for scale, (head, flow) in enumerate(zip(self.heads, self._features(x), strict=True)):
+            prediction, size = head(flow), 2**scale
+            if added is not None:
+                prediction = functional.avg_pool2d(added, size) + prediction
+            total = total + error(prediction, functional.avg_pool2d(y, size)) / 4**scale
+        return total
 
     def _features(self, x: Tensor) -> list[Tensor]:
         flow = pad_to_multiple(x, self.multiple)

@@ -1,6 +1,7 @@
 """Spectra of windows, shrunk: a lattice averaged over its cells before a net sees it."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,6 @@ from torch.nn import functional
 
 from emdn_models.nets.blocks import crop_to, pad_to_multiple
 from emdn_models.nets.electrons import middle
-from emdn_models.nets.mcnn import MCNN
 
 
 class Garrote(nn.Module):
@@ -289,10 +289,18 @@ class WithSpectrum(nn.Module):
         y: Tensor = self.net(joined, noise)
         return y if self.adds_to_input else y + joined[:, :1]
 
-    def scales(self, joined: Tensor, noise: Tensor | None = None) -> list[Tensor]:
-        """Map what `joined` gives to the clean frame at every scale, as an `MCNN` does."""
-        assert isinstance(self.net, MCNN)
-        return [
-            functional.avg_pool2d(joined[:, :1], 2**scale) + correction
-            for scale, correction in enumerate(self.net.scales(joined, noise))
-        ]
+    def loss(
+        self,
+        joined: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        error: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Judge what `corrected` gives of what `joined` gives, in the net's own way if it has one.
+
+        ``error`` maps a prediction and its truth, (N, 1, H, W), to a number.
+        """
+        if (own := getattr(self.net, "loss", None)) is None:
+            return error(self.corrected(joined, noise), y)
+        found: Tensor = own(joined, y, noise, error, joined[:, :1])
+        return found

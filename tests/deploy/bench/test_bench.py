@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
+import polars as pl
 import pytest
 
-from emdn_deploy import cli
-from emdn_deploy.bench import frames, memory, report, run
+from emdn_deploy import cli, inspect
+from emdn_deploy.bench import rows, run, timing
+from emdn_deploy.session import open_session
 from emdn_models import MODELS
 from emdn_models.errors import EmdnError
 
@@ -29,7 +31,7 @@ def test_a_model_is_timed_and_said_to_keep_up(box_model) -> None:
     assert row["arrived"] == 15
     assert row["live p99"] is None, "15 frames do not say a p99"
     assert row["peak MB"] is None or row["peak MB"] > 20
-    text = report.text(found)
+    text = run.text(found)
     assert found.machine["processor"] in text[0]
     assert text[-1].startswith("keep up with 100 frames/s of 32 x 32: ")
     assert ("box" in text[-1]) == row["keeps up"]
@@ -42,22 +44,22 @@ def test_a_camera_beyond_the_model_is_not_tried(box_model) -> None:
 
 
 def test_what_would_take_too_long_is_only_estimated(box_model, monkeypatch) -> None:
-    monkeypatch.setattr(run, "_once", lambda one, size: 1.0)
+    monkeypatch.setattr(run, "_once", lambda one: 1.0)
     found = run.bench(config(box_model, size=512, rate=0.2))
     (row,) = found.rows
     assert (row["frames/s"], row["rounds"]) == (0.25, 0)
     assert row["keeps up"] is True
-    assert report.text(found)[-2:] == [
+    assert run.text(found)[-2:] == [
         "too slow to time, estimated from 256 x 256: box",
         "keep up with 0.2 frames/s of 512 x 512: box",
     ]
 
 
 def test_the_slowest_are_left_out_first(monkeypatch) -> None:
-    monkeypatch.setattr(run, "_once", lambda one, size: one)
-    found = run._too_slow({"a": 0.3, "b": 0.1, "c": 0.2}, (512, 512), 13.0)
+    monkeypatch.setattr(run, "_once", lambda one: one)
+    found = run._too_slow({"a": 0.3, "b": 0.1, "c": 0.2}, 512, 13.0)
     assert found == {"a": 1.2}
-    assert run._too_slow({"a": 9.0}, (256, 256), 1.0) == {}
+    assert run._too_slow({"a": 9.0}, 256, 1.0) == {}
 
 
 def test_all_seven_are_opened_if_none_is_named_and_auto_is_asked_once(monkeypatch) -> None:
@@ -103,29 +105,13 @@ def test_an_unknown_model_is_one_line(capsys) -> None:
 def test_neither_torch_nor_pytest_is_needed(box_model) -> None:
     code = (
         "import sys\n"
-        "from emdn_deploy.bench import run, report\n"
+        "from emdn_deploy.bench import run\n"
         f"config = run.BenchConfig(({str(box_model)!r},), 32, None, 'cpu', 1, seconds=0.1)\n"
         "found = run.bench(config)\n"
-        "report.text(found)\n"
+        "run.text(found)\n"
         "assert not {'torch', 'onnx', 'pytest', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_frames_are_noisy_and_differ() -> None:
-    found = frames.noisy(3, 60, 48)
-    assert found.shape == (3, 60, 48)
-    assert found.dtype == np.float32
-    assert found.mean() == pytest.approx(frames.SCALE.scale, rel=0.02)
-    assert (found == 0).mean() < 0.01
-    noise = (found[0] - found[1]).std() / 2**0.5
-    assert noise == pytest.approx(frames.SCALE.sigma, rel=0.05)
-
-
-def test_peak_memory_grows_with_the_batch(box_model) -> None:
-    one, many = (memory.peak_mb(str(box_model), "cpu", 1, n, (512, 512)) for n in (1, 32))
-    assert one is None or many > one + 32
-    assert memory.peak_mb("none", "cpu", 1, 1, (8, 8)) is None
 
 
 def test_peak_memory_of_the_command_does_not_grow_with_the_stack(box_model, tmp_path) -> None:
@@ -136,8 +122,61 @@ def test_peak_memory_of_the_command_does_not_grow_with_the_stack(box_model, tmp_
         with h5py.File(source, "w") as file:
             file.create_dataset("frames", data=counts, chunks=(1, 256, 256))
         arguments = ["denoise", source, "--model", box_model, "--device", "cpu", "--threads", "1"]
-        peaks.append(memory.command_peak_mb(arguments))
+        peaks.append(timing.command_peak_mb(arguments))
     assert len(list(tmp_path.iterdir())) == 4
     # 400 frames are 50 MB as they are read, and 100 MB as they are written.
     assert None in peaks or peaks[1] < peaks[0] + 40
-    assert memory.command_peak_mb(["denoise", tmp_path / "none.h5"]) is None
+    assert timing.command_peak_mb(["denoise", tmp_path / "none.h5"]) is None
+
+
+def test_a_row_says_what_ran(make_model, tmp_path) -> None:
+    path = make_model(tmp_path / "box.onnx", precision="int8")
+    session = open_session(path, "cpu", 2)
+    assert rows.about(session, "auto", 4, (64, 128)) == {
+        "model": "box", "precision": "int8", "asked": "auto", "got": "cpu", "threads": 2,
+        "batch": 4, "size": "64 x 128",
+    }  # fmt: skip
+    assert rows.gflop_of(session, (64, 128)) == pytest.approx(0.0035 / 8)
+
+
+def test_a_gain_is_the_mean_that_is_listed_and_belongs_to_weights(make_model, tmp_path) -> None:
+    table = inspect.models_table().filter(pl.col("name") == "unet *")
+    listed = table.select(pl.col("^dB at .*$")).row(0)
+    found = rows.gain_db(open_session("unet", "cpu", 1))
+    assert found == pytest.approx(sum(listed) / 3, abs=0.1)
+    path = make_model(
+        tmp_path / "unet.onnx", model="unet", weights_sha256="0" * 64,
+        quality='{"gain_db": {"0.12": 10.0, "0.4": 14.0}}',
+    )  # fmt: skip
+    assert rows.gain_db(open_session(path, "cpu", 1)) is None
+
+
+def test_speeds_are_of_the_median_round_and_a_frame() -> None:
+    row = rows.speed([0.4, 0.2, 9.0], 2, (500, 1000), gflop=3.0, roofline=30.0)
+    assert (row["frames/s"], row["Mpx/s"], row["ms p50"]) == (5.0, 2.5, 200.0)
+    assert (row["GFLOP/s"], row["roofline"]) == (15.0, 0.5)
+    assert (row["p90"], row["p99"], row["rounds"]) == (None, None, 3)
+    row = rows.speed([0.001 * n for n in range(1, 101)], 1, (8, 8))
+    assert (row["p90"], row["p99"]) == (90.1, 99.0)
+    assert "GFLOP/s" not in row
+
+
+def test_what_rows_share_stands_above_them_and_what_is_unknown_is_a_dash() -> None:
+    head, names, cells = rows.cells(
+        [
+            {"model": "a", "threads": 2, "batch": 1, "ms": 1.25, "p99": None, "ok": True},
+            {"model": "b", "threads": 2, "batch": 4, "ms": None, "p99": None, "ok": False},
+            {"model": "c", "threads": 2, "batch": 4, "ms": 310.0},
+        ]
+    )
+    assert (head, names) == ("threads 2", ["model", "batch", "ms", "ok"])
+    assert cells == [["a", "1", "1.25", "yes"], ["b", "4", "-", "no"], ["c", "4", "310", "-"]]
+
+
+def test_the_machine_is_named() -> None:
+    facts = rows.machine("pytest", "no-such-package")
+    assert facts["processor"]
+    assert facts["versions"]["pytest"] == pytest.__version__
+    assert "no-such-package" not in facts["versions"]
+    assert sum(name.startswith("onnxruntime") for name in facts["versions"]) == 1
+    assert rows.machine_line(facts).startswith(f"{facts['processor']}, {facts['cpus']} CPUs")

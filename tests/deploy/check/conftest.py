@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 
 Array = np.ndarray[Any, Any]
 

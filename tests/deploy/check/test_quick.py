@@ -7,13 +7,13 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, correction
+from emdn_deploy import Denoiser, preprocess
 from emdn_deploy.check import smallest_defect
 from emdn_deploy.check.camera import Camera
 from emdn_deploy.check.quick import BOUNDS, Quick
 from emdn_deploy.check.thresholds import Thresholds
 from emdn_deploy.check.verdict import Rows
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"
@@ -61,7 +61,7 @@ def test_units_do_not_matter(stacks) -> None:
 def test_sound_frames_of_a_shipped_model_pass(model: str) -> None:
     denoiser = Denoiser(model, threads=1)
     with open_frames(EXAMPLE) as frames:
-        ready = correction.prepare(frames, DenoiseOptions())
+        ready = preprocess.prepare(frames, DenoiseOptions())
         raw = np.ascontiguousarray(ready.read(0, 2)[:, :128, :128])
     scale = ready.scale
     quick = Quick(scale.gain, scale.offset, bad=ready.recipe.bad[:128, :128])
@@ -147,7 +147,7 @@ def example(tmp_path_factory):
     with h5py.File(EXAMPLE) as file:
         np.save(path, file["entry/data/frames"][:, 64:192, 64:192])
     with open_frames(path) as frames:
-        ready = correction.prepare(frames, DenoiseOptions())
+        ready = preprocess.prepare(frames, DenoiseOptions())
 
         def make(part):
             return model.run(np.ascontiguousarray(part, np.float32), ready.scale)

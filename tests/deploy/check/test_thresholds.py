@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from emdn_deploy import correction
+from emdn_deploy import preprocess
 from emdn_deploy.check import thresholds
 from emdn_deploy.check.quick import allowed
 from emdn_deploy.check.residual_tests import STATISTICS, Spot
 from emdn_deploy.check.thresholds import Limits, Reference, Thresholds
 from emdn_deploy.check.verdict import Rows, findings, judge, judge_neighbours, summed_up
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 from emdn_models.metrics import Linearity
 
@@ -57,7 +57,7 @@ def lattice(tmp_path_factory):
     path = tmp_path_factory.mktemp("lattice") / "raw.npy"
     np.save(path, raw)
     with open_frames(path) as frames:
-        ready = correction.prepare(frames, DenoiseOptions())
+        ready = preprocess.prepare(frames, DenoiseOptions())
         own = Thresholds.of(frames, ready, denoise, 0)
     return own, raw.astype(np.float32), denoise, clean.astype(np.float32)
 

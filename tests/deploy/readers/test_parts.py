@@ -1,6 +1,5 @@
 """Dectris masters: several files of frames behind external links are one stack."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, growing, job, output
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import Denoiser
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.parts import Parts
-from emdn_models.errors import FormatError, OutputError
+from emdn_deploy.readers.hdf5 import Parts
+from emdn_models.errors import FormatError
 
 FRAMES = np.random.default_rng(0).poisson(20, (12, 16, 24)).astype(np.uint16)
 
@@ -39,7 +37,7 @@ def master(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_parts_are_one_stack_in_order(master: Path) -> None:
+def test_the_parts_are_one_stack_in_order(master):
     with open_frames(master) as frames:
         assert frames.shape == (12, 16, 24)
         assert frames.dataset == "/entry/data/data_000001"
@@ -49,16 +47,13 @@ def test_the_parts_are_one_stack_in_order(master: Path) -> None:
             np.testing.assert_array_equal(frames.read(start, stop), FRAMES[start:stop])
     with open_frames(master, Choice(dataset="/entry/data")) as frames:
         assert frames.shape == (12, 16, 24)
-
-
-def test_a_master_that_names_no_signal(master: Path) -> None:
     with h5py.File(master, "r+") as file:
         del file["entry/data"].attrs["signal"]
     with open_frames(master) as frames:
         np.testing.assert_array_equal(frames.read(0, 12), FRAMES)
 
 
-def test_a_single_part_can_be_chosen(master: Path) -> None:
+def test_a_single_part_can_be_chosen(master):
     for number, wanted in [(1, FRAMES[:5]), (3, FRAMES[10:])]:
         with open_frames(master, Choice(dataset=f"/entry/data/data_{number:06}")) as frames:
             assert frames.parts == ()
@@ -80,7 +75,7 @@ class Counted:
         return self.frames[where]
 
 
-def test_only_what_is_asked_for_is_read() -> None:
+def test_only_what_is_asked_for_is_read():
     datasets = [Counted(FRAMES[:5]), Counted(FRAMES[5:10]), Counted(FRAMES[10:])]
     joined: Any = Parts(datasets)
     assert not any(one.reads for one in datasets)
@@ -91,7 +86,7 @@ def test_only_what_is_asked_for_is_read() -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
-def test_a_missing_part_is_named(master: Path, missing: int) -> None:
+def test_a_missing_part_is_named(master, missing):
     (master.parent / f"run_data_{missing:06}.h5").unlink()
     with pytest.raises(FormatError, match=rf"leads to run_data_00000{missing}\.h5, which is miss"):
         open_frames(master)
@@ -100,25 +95,16 @@ def test_a_missing_part_is_named(master: Path, missing: int) -> None:
 
 
 @pytest.mark.parametrize("odd", [FRAMES[:2, :8], FRAMES[:2].astype(np.uint32), FRAMES[0]])
-def test_parts_that_do_not_fit_are_named(master: Path, odd: np.ndarray) -> None:
+def test_parts_that_do_not_fit_are_named(master, odd):
     with h5py.File(master.parent / "run_data_000002.h5", "w") as file:
         file["entry/data/data"] = odd
     with pytest.raises(FormatError, match=r"data_000002 has shape .*one size and type"):
         open_frames(master)
 
 
-def test_frames_last_are_refused(master: Path) -> None:
+def test_frames_last_are_refused(master):
     with pytest.raises(FormatError, match=r"axes yxt, .*the frames first"):
         open_frames(master, Choice(axes="yxt"))
-
-
-@pytest.fixture
-def run(box_model: Path) -> Callable[..., Path]:
-    def denoise(source: Path, **options: Any) -> Path:
-        given = DenoiseOptions(model=str(box_model), device="cpu", gain=1.0, offset=0.0, **options)
-        return job.run(source, given).output
-
-    return denoise
 
 
 @pytest.fixture
@@ -126,12 +112,15 @@ def clean(box_model: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda frames: Denoiser(box_model).denoise(frames, gain=1.0, offset=0.0)
 
 
+@pytest.fixture
+def denoise(run) -> Callable[..., Path]:
+    return lambda source, **options: run(source, gain=1.0, offset=0.0, **options).output
+
+
 @pytest.mark.parametrize("options", [{}, {"compress": True, "batch": 3}])
-def test_the_output_has_the_whole_stack_in_one_dataset(
-    master: Path, run, clean, options: dict[str, Any]
-) -> None:
+def test_the_output_has_the_whole_stack_in_one_dataset(master, denoise, clean, options):
     before = {path: path.read_bytes() for path in master.parent.iterdir()}
-    target = run(master, **options)
+    target = denoise(master, **options)
     assert target.name == "run_master_denoised.h5"
     with h5py.File(target) as file:
         assert list(file["entry/data"]) == ["data_000001"]
@@ -146,15 +135,15 @@ def test_the_output_has_the_whole_stack_in_one_dataset(
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_some_frames_and_other_kinds_of_output(master: Path, run, clean) -> None:
-    with open_frames(run(master, frames="3:11:2")) as frames:
+def test_some_frames_and_other_kinds_of_output(master, denoise, clean):
+    with open_frames(denoise(master, frames="3:11:2")) as frames:
         np.testing.assert_array_equal(frames.read(0, 4), clean(FRAMES[3:11:2]))
-    with open_frames(run(master, to="tif")) as frames:
+    with open_frames(denoise(master, to="tif")) as frames:
         np.testing.assert_array_equal(frames.read(0, 12), clean(FRAMES))
 
 
-def test_one_chosen_part_leaves_the_others_linked(master: Path, run, clean) -> None:
-    target = run(master, dataset="/entry/data/data_000001")
+def test_one_chosen_part_leaves_the_others_linked(master, denoise, clean):
+    target = denoise(master, dataset="/entry/data/data_000001")
     with h5py.File(target) as file:
         assert list(file["entry/data"]) == [f"data_{i:06}" for i in (1, 2, 3)]
         np.testing.assert_array_equal(file["entry/data/data_000001"][()], clean(FRAMES[:5]))
@@ -163,32 +152,10 @@ def test_one_chosen_part_leaves_the_others_linked(master: Path, run, clean) -> N
         assert isinstance(link, h5py.ExternalLink)
 
 
-def test_a_changed_part_is_not_continued(master: Path, run, monkeypatch) -> None:
-    write = output.Output.write
-
-    def failing(self: output.Output, start: int, *blocks: np.ndarray) -> None:
-        if start >= 6:
-            raise KeyboardInterrupt
-        write(self, start, *blocks)
-
-    monkeypatch.setattr(output.Output, "write", failing)
-    with pytest.raises(KeyboardInterrupt):
-        run(master, batch=2)
-    monkeypatch.undo()
-    os.utime(master.parent / "run_data_000003.h5", (1, 1))
-    with pytest.raises(OutputError, match="interrupted run with another input_files"):
-        run(master, batch=2)
-
-
-def test_inspect_tells_of_the_parts(master: Path, capsys) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["inspect", str(master)])
+def test_inspect_tells_of_the_parts_and_watch_refuses_them(master, call, box_model, capsys):
+    assert call("inspect", master) == 0
     printed = capsys.readouterr().out
     assert "12 of 16 x 24, uint16" in printed
     assert "/entry/data/data_000001 to /entry/data/data_000003" in printed
-
-
-def test_a_master_cannot_be_followed(master: Path, box_model: Path) -> None:
-    options = DenoiseOptions(model=str(box_model), device="cpu")
-    with pytest.raises(FormatError, match="in 3 parts; watch one of them"):
-        next(growing.dataset(master, master.with_name("out.h5"), options, 0.1, 0.01))
+    assert call("watch", master, "--model", box_model, "--device", "cpu") == 1
+    assert "in 3 parts; watch one of them" in capsys.readouterr().err

@@ -38,9 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     hdf5plugin.Bitshuffle(),
 ])  # fmt: skip
 @pytest.mark.usefixtures("small")
-def test_frames_are_the_same_whatever_the_chunks(
-    tmp_path: Path, order: str, chunk: tuple[int, ...], options: Any
-) -> None:
+def test_frames_are_the_same_whatever_the_chunks(tmp_path, order, chunk, options):
     sizes = dict(zip("tyx", chunk, strict=True))
     chunks = tuple(sizes[letter] for letter in order)
     path = write(tmp_path / "a.h5", order, chunks, **options)
@@ -55,7 +53,7 @@ def test_frames_are_the_same_whatever_the_chunks(
 
 @pytest.mark.parametrize("axes", ["u1yx", "utyx", "1tyx"])
 @pytest.mark.usefixtures("small")
-def test_one_index_of_an_axis(tmp_path: Path, axes: str) -> None:
+def test_one_index_of_an_axis(tmp_path, axes):
     stored = np.stack([FRAMES, FRAMES + 1], 1)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("a", data=stored, chunks=(30, 2, 8, 8), compression="gzip")
@@ -65,7 +63,7 @@ def test_one_index_of_an_axis(tmp_path: Path, axes: str) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_chunk_is_decoded_once(tmp_path, monkeypatch):
     path = write(tmp_path / "a.h5", "tyx", (30, 8, 8), compression="lzf")
     read, seen = h5py.Dataset.__getitem__, []
 
@@ -82,9 +80,7 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(touched) == len(set(touched)) == 12
 
 
-def test_a_disk_without_room_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
-) -> None:
+def test_a_disk_without_room_is_named(tmp_path, monkeypatch, small):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -98,9 +94,7 @@ def test_a_disk_without_room_is_named(
     assert os.listdir(tmp_path) == ["a.h5"]
 
 
-def test_a_chunk_that_is_too_large_to_decode_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None
-) -> None:
+def test_a_chunk_that_is_too_large_to_decode_is_named(tmp_path, monkeypatch, small):
     monkeypatch.setattr(scratch, "LARGEST_CHUNK", 10_000)
     path = write(tmp_path / "a.h5", "tyx", (30, 21, 26), compression="lzf")
     with pytest.raises(FormatError, match=r"chunks \(30, 21, 26\) .*h5repack"):
@@ -108,7 +102,7 @@ def test_a_chunk_that_is_too_large_to_decode_is_named(
 
 
 @pytest.mark.usefixtures("small")
-def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+def test_a_damaged_chunk_is_named(tmp_path):
     path = write(tmp_path / "a.h5", "tyx", (30, 21, 26), compression="gzip")
     with h5py.File(path) as file:
         place = file["a"].id.get_chunk_info(0).byte_offset
@@ -133,7 +127,7 @@ print(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts it")
 @pytest.mark.parametrize("chunks", [(160, 32, 32), (160, 512, 512)])
-def test_memory_does_not_grow_with_the_stack(tmp_path: Path, chunks: tuple[int, ...]) -> None:
+def test_memory_does_not_grow_with_the_stack(tmp_path, chunks):
     peaks = []
     for count in (8, 160):
         path = tmp_path / f"{count}.h5"
@@ -154,23 +148,9 @@ def test_memory_does_not_grow_with_the_stack(tmp_path: Path, chunks: tuple[int, 
 @pytest.mark.parametrize("order", ["tyx", "ytx", "yxt", "xyt"])
 @pytest.mark.parametrize("fortran", [False, True])
 @pytest.mark.usefixtures("small")
-def test_arrays_with_frames_last(tmp_path: Path, order: str, fortran: bool) -> None:
+def test_arrays_with_frames_last(tmp_path, order, fortran):
     stored = FRAMES.transpose(["tyx".index(letter) for letter in order])
     np.save(tmp_path / "a.npy", np.asfortranarray(stored) if fortran else stored.copy())
     with open_frames(tmp_path / "a.npy", Choice(axes=order)) as frames:
         assert bool(frames.notes) == (order != "tyx")
         np.testing.assert_array_equal(frames.read(3, 30), FRAMES[3:])
-
-
-def test_the_cache_holds_what_reading_in_order_comes_back_to(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        scan = file.create_dataset(
-            "a", (6, 10, 8, 9), "u2", chunks=(2, 5, 4, 4), compression="gzip"
-        )
-        # Two rows of the scan, not one block of it.
-        assert scratch.cache_bytes(scan, "utyx") == 1.5 * 2 * (2 * 10 * 8 * 9)
-        assert scratch.cache_bytes(scan, "tyx") is None
-        single = file.create_dataset("b", (6, 8, 9), "u2", chunks=(1, 4, 4), compression="gzip")
-        assert scratch.cache_bytes(single, "tyx") is None
-        plain = file.create_dataset("c", (6, 8, 9), "u2", chunks=(6, 4, 4))
-        assert scratch.cache_bytes(plain, "tyx") == 0

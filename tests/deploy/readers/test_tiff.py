@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import job, selection
-from emdn_deploy.options import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
-from emdn_models.errors import EmdnError, FormatError
+from emdn_deploy.readers.frames import select
+from emdn_models.errors import EmdnError, FormatError, MissingExtraError
 
 STACK = np.random.default_rng(0).poisson(30, (20, 24, 32)).astype(np.uint16)
 
@@ -33,7 +32,7 @@ def sizes(path: Path, dataset: str | None = None) -> dict[str, tuple[float | Non
         return {axis.name: (axis.step, axis.units) for axis in frames.axes}
 
 
-def test_each_ome_image_has_its_own_sizes(tmp_path: Path) -> None:
+def test_each_ome_image_has_its_own_sizes(tmp_path):
     """scifio#318, ilastik#3091: not those of another image, nor x's unit for y."""
     path = tmp_path / "two.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as file:
@@ -54,7 +53,7 @@ def test_each_ome_image_has_its_own_sizes(tmp_path: Path) -> None:
         assert "the only stack (8, 24, 32); single frames: 1 (24, 32)" in frames.why
 
 
-def test_imagej_keeps_time_slices_and_units_of_each_axis(tmp_path: Path) -> None:
+def test_imagej_keeps_time_slices_and_units_of_each_axis(tmp_path):
     tifffile.imwrite(
         tmp_path / "a.tif", STACK.reshape(5, 4, 24, 32), imagej=True, resolution=(50, 25),
         metadata={"axes": "TZYX", "unit": "nm", "spacing": 2.5, "finterval": 0.25,
@@ -65,7 +64,7 @@ def test_imagej_keeps_time_slices_and_units_of_each_axis(tmp_path: Path) -> None
     }  # fmt: skip
 
 
-def test_detectors_beside_each_other_are_not_one_stack(tmp_path: Path) -> None:
+def test_detectors_beside_each_other_are_not_one_stack(tmp_path):
     """tifffile#50, ilastik#887: HAADF and BF have scales of their own."""
     both = STACK.reshape(10, 2, 24, 32)
     for name, options in (("a.tif", {"imagej": True}), ("a.ome.tif", {"ome": True})):
@@ -80,7 +79,7 @@ def test_detectors_beside_each_other_are_not_one_stack(tmp_path: Path) -> None:
         open_frames(composite)
 
 
-def test_frames_that_a_library_took_for_colours(tmp_path: Path) -> None:
+def test_frames_that_a_library_took_for_colours(tmp_path):
     """brainglobe-utils#45: three pages, written by a default as RGB."""
     path = tmp_path / "three.tif"
     tifffile.imwrite(path, STACK[:3], photometric="rgb", planarconfig="separate")
@@ -90,7 +89,7 @@ def test_frames_that_a_library_took_for_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(frames.read(0, 3), STACK[:3])
 
 
-def test_frames_that_were_written_one_by_one(tmp_path: Path) -> None:
+def test_frames_that_were_written_one_by_one(tmp_path):
     """One series a frame, as tifffile's `write` makes them when called for each."""
     path = tmp_path / "single.tif"
     with tifffile.TiffWriter(path) as file:
@@ -114,7 +113,7 @@ def test_frames_that_were_written_one_by_one(tmp_path: Path) -> None:
         open_frames(path, Choice(axes="tyx"))
 
 
-def test_a_palette_of_greys_is_no_colour(tmp_path: Path) -> None:
+def test_a_palette_of_greys_is_no_colour(tmp_path):
     """Zeiss's SEM files, with some entries for what is written on top."""
     frame, ramp = STACK[0].astype(np.uint8), np.arange(256, dtype=np.uint16) * 257
     palette = np.stack([ramp] * 3)
@@ -128,13 +127,38 @@ def test_a_palette_of_greys_is_no_colour(tmp_path: Path) -> None:
         open_frames(tmp_path / "b.tif")
 
 
-def test_a_colour_preview_beside_the_frame_is_left_out(tmp_path: Path) -> None:
-    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+def test_colours_and_series_are_refused_or_left_out(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
         file.write(np.zeros((24, 32, 3), np.uint8), photometric="rgb", metadata=None)
         file.write(STACK[0], photometric="minisblack", metadata=None)
-    with open_frames(tmp_path / "a.tif") as frames:
+    with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 1), STACK[:1])
         assert frames.why == "the only series without colours"
+    tifffile.imwrite(path, np.zeros((16, 16, 3), np.uint8), photometric="rgb")
+    with pytest.raises(FormatError, match="colour"):
+        open_frames(path)
+    with tifffile.TiffWriter(path) as file:
+        file.write(STACK[0], photometric="minisblack", metadata=None)
+        file.write(STACK[0, :, :20], photometric="minisblack", metadata=None)
+    with pytest.raises(FormatError, match=r"2 series: .*--dataset NUMBER"):
+        open_frames(path)
+    with open_frames(path, Choice("1")) as frames:
+        np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[0, :, :20])
+
+
+def test_what_needs_imagecodecs_says_so(tmp_path, monkeypatch):
+    def missing(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)
+    path = write(tmp_path / "a.tif", compression="zlib")
+    said = r"pip install \"\.\[filters\]\""
+    with open_frames(path) as frames, pytest.raises(MissingExtraError, match=said):
+        frames.read(0, 1)
+    path.write_bytes(b"plain text, no TIFF")
+    with pytest.raises(FormatError, match="cannot be read as TIFF"):
+        open_frames(path)
 
 
 def zeiss() -> bytes:
@@ -175,9 +199,7 @@ def tvips() -> bytes:
         ({"resolution": (300, 300), "resolutionunit": "INCH"}, (None, None), "", None),
     ],
 )  # fmt: skip
-def test_microscopes_write_sizes_into_tags_of_their_own(
-    tmp_path: Path, options: dict[str, Any], steps, unit: str, kilovolts: str | None
-) -> None:
+def test_microscopes_write_sizes_into_tags_of_their_own(tmp_path, options, steps, unit, kilovolts):
     """The values of what RosettaSciIO reads from files of these makers."""
     given = {"metadata": None, "resolution": (93, 93), "resolutionunit": "INCH", **options}
     tifffile.imwrite(tmp_path / "a.tif", STACK[0], **given)
@@ -190,7 +212,7 @@ def test_microscopes_write_sizes_into_tags_of_their_own(
         assert energy == ([kilovolts] if kilovolts else [])
 
 
-def test_olympus_writes_a_structure(tmp_path: Path) -> None:
+def test_olympus_writes_a_structure(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, STACK[0], metadata=None, extratags=[(33560, "I", 1, 0, True)])
     content = bytearray(path.read_bytes())
@@ -206,7 +228,7 @@ def test_olympus_writes_a_structure(tmp_path: Path) -> None:
     assert found["y"] == (pytest.approx(2.41e-11), "m")
 
 
-def test_electron_events_are_named(tmp_path: Path) -> None:
+def test_electron_events_are_named(tmp_path):
     path = write(tmp_path / "a.tif", STACK[0].astype(np.uint8), metadata=None)
     with tifffile.TiffFile(path) as file:
         place = file.pages.first.tags["Compression"].valueoffset
@@ -220,16 +242,17 @@ def test_electron_events_are_named(tmp_path: Path) -> None:
 KINDS: list[dict[str, Any]] = [
     {}, {"metadata": None}, {"imagej": True}, {"ome": True}, {"bigtiff": True},
     {"compression": "zlib"}, {"compression": "zlib", "metadata": None}, {"tile": (16, 16)},
+    {"compression": "zlib", "predictor": True}, {"byteorder": ">"},
     {"compression": "zlib", "ome": True, "bigtiff": True}, {"pages": True},
     {"byteorder": ">", "pages": True},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(tmp_path, options):
     content = write(tmp_path / "a.tif", **options).read_bytes()
+    with open_frames(tmp_path / "a.tif") as frames:
+        np.testing.assert_array_equal(frames.read(0, 20), STACK)
     path = tmp_path / "cut.tif"
     places = np.random.default_rng(1).integers(1, len(content), 20)
     for place in (*places, int(0.5 * len(content)), len(content) - 1):
@@ -245,7 +268,7 @@ def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(
                 continue
             count = int(said.partition("--frames 0:")[2])
             with open_frames(path) as frames:
-                kept = selection.select(frames, f"0:{count}").read(0, count)
+                kept = select(frames, f"0:{count}").read(0, count)
             np.testing.assert_array_equal(kept, STACK[:count])
             # The frames before the cut are not lost as well, but for what the page list takes.
             if place < 0.95 * len(content):
@@ -254,17 +277,16 @@ def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(
         np.testing.assert_array_equal(found, STACK)
 
 
-def test_a_cut_file_ends_a_run_before_it_starts(tmp_path: Path, box_model: Path) -> None:
+def test_a_cut_file_ends_a_run_before_it_starts(tmp_path, run):
     """However long it is: the frames that are looked at first need not be the missing ones."""
     path = write(tmp_path / "a.tif", np.tile(STACK, (10, 1, 1)))
     path.write_bytes(path.read_bytes()[: -100 * 24 * 32])
-    options = {"model": str(box_model), "device": "cpu"}
     with pytest.raises(FormatError, match=r"is cut short: 1\d\d of 200 frames are there.*--frames"):
-        job.run(path, DenoiseOptions(**options))
-    assert job.run(path, DenoiseOptions(frames="0:150", **options)).frames == 150
+        run(path)
+    assert run(path, frames="0:150").frames == 150
 
 
-def test_an_ome_tiff_in_several_files(tmp_path: Path) -> None:
+def test_an_ome_tiff_in_several_files(tmp_path):
     write(tmp_path / "x.ome.tif", STACK[:3], ome=True, metadata={"axes": "TYX"})
     with tifffile.TiffFile(tmp_path / "x.ome.tif") as file:
         text = file.ome_metadata
@@ -289,7 +311,7 @@ def test_an_ome_tiff_in_several_files(tmp_path: Path) -> None:
         frames.read(0, 6)
 
 
-def test_planes_that_an_ome_tiff_leaves_out_are_not_black(tmp_path: Path) -> None:
+def test_planes_that_an_ome_tiff_leaves_out_are_not_black(tmp_path):
     path = write(tmp_path / "a.ome.tif", ome=True, metadata={"axes": "TYX"})
     with tifffile.TiffFile(path) as file:
         text = file.pages.first.tags[270]
@@ -302,7 +324,7 @@ def test_planes_that_an_ome_tiff_leaves_out_are_not_black(tmp_path: Path) -> Non
         frames.read(0, 20)
 
 
-def test_a_stack_in_a_single_directory_that_is_cut_short(tmp_path: Path) -> None:
+def test_a_stack_in_a_single_directory_that_is_cut_short(tmp_path):
     """As ImageJ writes those above 4 GB: the text alone tells how many frames there are."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, STACK, imagej=True, byteorder="<", metadata={"axes": "TYX"})

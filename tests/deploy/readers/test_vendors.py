@@ -1,56 +1,223 @@
-"""DM and SER files: which image is taken, and what the microscope wrote beside it."""
+"""MRC, DM, SER and what RosettaSciIO reads: calibration, choices, and files that are cut short."""
 
-from collections.abc import Callable
+import bz2
+import gzip
+import shutil
+import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
+import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy import job
-from emdn_deploy.calibration import imaging_mode
-from emdn_deploy.options import DenoiseOptions
-from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.offers import SeveralStacks
+from emdn_deploy.readers import Axis, Choice, mrc, open_frames, vendors
+from emdn_deploy.readers.calibration import imaging_mode
+from emdn_deploy.readers.frames import Offer, SeveralStacks, select
 from emdn_models.errors import FormatError
 
-STACK = np.random.default_rng(0).poisson(30, (6, 16, 24)).astype(np.uint16)
-OVERVIEW = np.full((40, 30), 7, np.uint16)
+STACK = np.random.default_rng(0).poisson(30, (5, 24, 32)).astype(np.int16)
+OVERVIEW = np.full((40, 30), 7, np.int16)
 THUMBNAIL = np.zeros((8, 8), np.int32)
+
+
+def write(path: Path, frames: np.ndarray = STACK, **header: float) -> Path:
+    """Write an MRC stack of 2 angstrom a pixel, with some fields of the header changed."""
+    with mrcfile.new(path, frames, overwrite=True) as file:
+        file.set_image_stack()
+        file.voxel_size = 2.0
+        for name, value in header.items():
+            file.header[name] = value
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "steps", "said"),
+    [
+        # python-mrcz#13: mx = my = mz = 0.
+        ({"mx": 0, "my": 0, "mz": 0}, (None, None), "has no voxel size (48 Å over my = 0, 64 Å ov"),
+        ({"mx": -32, "cella": (64, -48, 1)}, (2, 2), "the voxel size -2 Å along y is taken as 2 Å"),
+        ({"cella": (np.nan, np.inf, 0)}, (None, None), "not calibrated"),
+        ({"mapc": 2, "mapr": 1, "cella": (24, 64, 1), "mx": 24, "my": 32}, (1, 2),
+         "columns, rows and sections run along y, x, z"),
+    ],
+)  # fmt: skip
+def test_odd_voxels_of_mrc(tmp_path, recwarn, header, steps, said):
+    with open_frames(write(tmp_path / "a.mrc", **header)) as frames:
+        assert (frames.axis("y").step, frames.axis("x").step) == steps
+        assert said in frames.notes[0]
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("promised", [0, 1, 3])
+def test_frames_beyond_what_the_header_promises(tmp_path, promised):
+    """As of a recording that was stopped: none is lost, and it is said."""
+    path = write(tmp_path / "a.mrc", nz=promised, mz=1)
+    with path.open("ab") as file:
+        file.write(b"half a frame")
+    with open_frames(path) as frames:
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+        assert f"promises {promised} frames, the file holds 5, which are taken" in frames.notes[0]
+
+
+def test_frames_of_mrc_that_are_missing(tmp_path, run):
+    path = write(tmp_path / "a.mrc")
+    for cut in (1, 24 * 32 * 2, 24 * 32 * 5 + 3):
+        path.write_bytes(write(path).read_bytes()[:-cut])
+        there = (path.stat().st_size - 1024) // (24 * 32 * 2)
+        with open_frames(path) as frames:
+            kept = select(frames, f"0:{there}").read(0, there)
+            np.testing.assert_array_equal(kept, STACK[:there])
+            with pytest.raises(FormatError, match=f"{there} of 5 frames .* --frames 0:{there}"):
+                frames.read(0, 5)
+    with pytest.raises(FormatError, match="is cut short: 2 of 5"):
+        run(path)
+    path.write_bytes(path.read_bytes()[:1100])
+    with pytest.raises(FormatError, match="is cut short: 0 of 5"):
+        open_frames(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FormatError, match="MRC"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize(("stamp", "flags"), [(1146047817, 0), (0, 0)])
+def test_bytes_of_mrc_are_read_as_they_were_meant(tmp_path, stamp, flags):
+    frames = (STACK * 5 % 256).astype(np.uint8)
+    content = bytearray(write(tmp_path / "a.mrc", frames.view(np.int8)).read_bytes())
+    path = tmp_path / "old.mrc"
+    for own_stamp, own_flags, expected in (
+        (stamp, flags, frames),
+        (1146047817, 1, frames.view(np.int8)),
+    ):
+        content[152:160] = struct.pack("<ii", own_stamp, own_flags)
+        content[76:84] = struct.pack("<ff", 0.0, 255.0)  # dmin, dmax
+        path.write_bytes(content)
+        with open_frames(path) as opened:
+            np.testing.assert_array_equal(opened.read(0, 5), expected)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2"])
+def test_compressed_mrc(tmp_path, suffix, monkeypatch):
+    plain = write(tmp_path / "a.mrc")
+    path = tmp_path / f"a.mrc{suffix}"
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}[suffix]
+    path.write_bytes(pack(plain.read_bytes()))
+    with open_frames(path) as frames:
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+        assert frames.axis("x").step == 2.0
+        assert frames.compressed
+        assert str(tmp_path) in frames.notes[0]
+    assert sorted(tmp_path.iterdir()) == [plain, path]
+    # A file that claims to be longer than its header says is not unpacked to its end.
+    path.write_bytes(pack(plain.read_bytes() + bytes(2**22)))
+    with open_frames(path) as frames:
+        assert frames.shape[0] == 5
+        assert "is left out" in frames.notes[-1]
+    path.write_bytes(pack(plain.read_bytes())[:-900])
+    with (
+        pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): (is cut short|cannot be read)"),
+        open_frames(path) as frames,
+    ):
+        frames.read(0, 5)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path.write_bytes(pack(plain.read_bytes()))
+    monkeypatch.setattr(mrc, "_block", full)
+    with pytest.raises(Exception, match=r"No space left.*TMPDIR"):
+        open_frames(path)
+
+
+def test_modes_of_mrc_that_are_no_frames(tmp_path):
+    for mode, said in ((101, r"4 bits \(MRC mode 101\).*newstack"), (77, r"mode \(77\)")):
+        with pytest.raises(FormatError, match=said):
+            open_frames(write(tmp_path / "a.mrc", mode=mode))
+    with mrcfile.new(tmp_path / "fft.mrc", np.zeros((16, 16), np.complex64)):
+        pass
+    with pytest.raises(FormatError, match="complex"):
+        open_frames(tmp_path / "fft.mrc")
+
+
+@pytest.mark.parametrize("kind", ["FEI1", "SERI", "AGAR"])
+def test_tilts_are_those_of_the_frames_taken(tmp_path, run, kind):
+    path = tmp_path / "a.mrc"
+    sizes = {"FEI1": 768, "SERI": 6, "AGAR": 128}
+    records = np.zeros((5, sizes[kind]), np.uint8)
+    records[:, -1] = np.arange(5) + 10
+    if kind == "FEI1":
+        records[:, :4] = np.array([768], "<i4").view(np.uint8)
+    with mrcfile.new(path, STACK, overwrite=True) as file:
+        file.set_image_stack()
+        file.set_extended_header(np.frombuffer(records.tobytes(), f"V{records.size}"))
+        file.header.exttyp = kind.encode()
+        extra = bytearray(file.header.extra2.tobytes())
+        lengths = {"SERI": (6, 7), "AGAR": (0, 32)}.get(kind, (0, 0))
+        extra[16:20] = np.array(lengths, "<i2").tobytes()
+        file.header.extra2 = bytes(extra)
+    with mrcfile.open(run(path, frames="1:5:2", to="mrc", gain=1.0).output) as file:
+        kept = np.frombuffer(file.extended_header.tobytes(), np.uint8).reshape(2, -1)
+        assert kept[:, -1].tolist() == [11, 13]
+        assert bytes(file.header.exttyp).decode() == kind
+    packed = tmp_path / "b.mrc.gz"
+    with gzip.open(packed, "wb") as into, path.open("rb") as plain:
+        shutil.copyfileobj(plain, into)
+    with mrcfile.open(run(packed, to="mrc", gain=1.0).output) as file:
+        assert file.extended_header.tobytes() == records.tobytes()
 
 
 @pytest.mark.parametrize("suffix", [".dm3", ".dm4"])
 @pytest.mark.parametrize("thumbnail", [(), (THUMBNAIL,)])
-def test_a_movie_beside_an_overview(
-    tmp_path: Path, dm_file: Callable[..., Path], suffix: str, thumbnail
-) -> None:
+def test_a_movie_beside_an_overview(tmp_path, dm_file, suffix, thumbnail):
     """Whether there is a thumbnail or not, and in either order."""
     path = dm_file(tmp_path / f"a{suffix}", STACK, more=(OVERVIEW, *thumbnail))
     with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 6), STACK)
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
         assert frames.axis("x").step == float(np.float32(0.02))
         assert frames.notes == (f"image 0 is taken: {frames.why}",)
-        assert "the only stack (6, 16, 24); single frames: 1 (40, 30)" in frames.why
+        assert "the only stack (5, 24, 32); single frames: 1 (40, 30)" in frames.why
     with open_frames(path, Choice("1")) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], OVERVIEW)
         assert (frames.axis("x").step, frames.notes) == (1.0, ())
     other = dm_file(tmp_path / f"b{suffix}", OVERVIEW, more=(STACK, *thumbnail))
     with open_frames(other) as frames:
-        np.testing.assert_array_equal(frames.read(0, 6), STACK)
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
         assert "image 1 is taken" in frames.notes[0]
 
 
-def test_two_movies_are_a_choice(tmp_path: Path, dm_file) -> None:
-    path = dm_file(tmp_path / "a.dm4", STACK, more=(STACK[:3],))
-    with pytest.raises(SeveralStacks, match=r"2 images: 0 \(6, 16, 24\).*1 \(3, 16, 24\)"):
+def test_images_of_dm_are_a_choice(tmp_path, dm_file):
+    path = dm_file(tmp_path / "a.dm4", STACK, more=(STACK[:3], THUMBNAIL, THUMBNAIL))
+    with pytest.raises(SeveralStacks, match=r"3 images: .*--dataset NUMBER") as refused:
         open_frames(path)
-
-
-def test_a_spectrum_is_no_second_image(tmp_path: Path, dm_file) -> None:
-    path = dm_file(tmp_path / "a.dm4", OVERVIEW, more=(STACK[0, 0], THUMBNAIL))
+    offers = refused.value.offers
+    assert offers[1:] == [
+        Offer("1", (5, 24, 32), "int16"), Offer("2", (3, 24, 32), "int16"),
+    ]  # fmt: skip
+    assert offers[0].dtype.startswith("not readable (Unsupported")
+    # A spectrum is no second image.
+    path = dm_file(tmp_path / "b.dm4", OVERVIEW, more=(STACK[0, 0], THUMBNAIL))
     with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], OVERVIEW)
         assert frames.why == "the only image of grey values"
+    with pytest.raises(FormatError, match="holds spectrum images"):
+        open_frames(dm_file(tmp_path / "si.dm4", STACK, kind="Spectrum image"))
+    with pytest.raises(FormatError, match="no image '3'; it has 0 to 0"):
+        open_frames(dm_file(tmp_path / "c.dm4", STACK), Choice(dataset="3"))
+
+
+def test_a_stack_calibrated_along_x_and_y_only_keeps_that():
+    """As DigitalMicrograph's stack builder writes it: a thumbnail, then (3, 2, 16)."""
+    file = SimpleNamespace(
+        numObjects=2, dataShape=[2, 3], scale=[1.0, 1.0, 0.06, 0.05],
+        scaleUnit=["", "", "µm", "µm"], origin=[0.0, 0.0, 2.0, 0.0],
+    )  # fmt: skip
+    along, y, x = vendors._dm_axes(file, 1, 3)
+    assert along == Axis()
+    assert (y.units, y.step, y.origin) == ("µm", 0.05, 0.0)
+    assert (x.units, x.step, x.origin) == ("µm", 0.06, -0.12)
+    assert vendors._dm_axes(file, 1, 4) == ()
 
 
 @pytest.mark.parametrize(
@@ -61,9 +228,7 @@ def test_a_spectrum_is_no_second_image(tmp_path: Path, dm_file) -> None:
         ("SCANNING", {"magnification": 320.0, "camera_length": 135.0, "acquisition_mode": "STEM"}),
     ],
 )
-def test_the_microscope_is_kept(
-    tmp_path: Path, dm_file, box_model: Path, mode: str, known: dict[str, float | str]
-) -> None:
+def test_the_microscope_is_kept(tmp_path, dm_file, run, mode, known):
     """As HyperSpy names it: keV, mm and seconds."""
     path = dm_file(
         tmp_path / "a.dm3", STACK,
@@ -73,7 +238,7 @@ def test_the_microscope_is_kept(
         texts={"Microscope Info.Operation Mode": mode,
                "Microscope Info.Illumination Mode": "STEM" if mode == "SCANNING" else "TEM"},
     )  # fmt: skip
-    report = job.run(path, DenoiseOptions(model=str(box_model), device="cpu"))
+    report = run(path)
     with h5py.File(report.output) as file:
         found = file["Experiments/a/metadata/Acquisition_instrument/TEM"]
         assert found["Camera"].attrs["exposure"] == 0.25
@@ -82,37 +247,27 @@ def test_the_microscope_is_kept(
     assert hyperspy.load(report.output).metadata.Acquisition_instrument.TEM.beam_energy == 200
 
 
-@pytest.mark.parametrize(
-    ("words", "mode"),
-    [
-        ("STEM NANOPROBE SCANNING DIFFRACTION", "STEM"),
-        ("TEM IMAGING MAG1", "TEM"),
-        ("TEM IMAGING DIFFRACTION", None),
-        ("TEM SCANNING", None),
-        ("SEM SCANNING", None),
-        ("", None),
-    ],
-)
-def test_words_give_a_mode_or_none(words: str, mode: str | None) -> None:
-    assert imaging_mode(*words.split()) == mode
+def test_words_give_a_mode_or_none():
+    for words, mode in {
+        "STEM NANOPROBE SCANNING DIFFRACTION": "STEM", "TEM IMAGING MAG1": "TEM", "": None,
+        "TEM IMAGING DIFFRACTION": None, "TEM SCANNING": None, "SEM SCANNING": None,
+    }.items():  # fmt: skip
+        assert imaging_mode(*words.split()) == mode, words
 
 
 @pytest.mark.parametrize(
     ("step", "expected", "units", "said"),
     [
-        (42_464_134.6, 0.0424641346, "1/nm", ("taken as 1/m",)),
+        (42_464_134.6, pytest.approx(0.0424641346), "1/nm", ("taken as 1/m",)),
         (1.0, None, "", ("not calibrated",)),
         (0.0, None, "", ()),
-        (5e-9, 5e-9, "m", ()),
+        (5e-9, pytest.approx(5e-9), "m", ()),
     ],
 )
-def test_a_diffraction_pattern_is_not_in_metres(
-    tmp_path: Path, ser_file, step: float, expected, units: str, said: tuple[str, ...]
-) -> None:
+def test_a_diffraction_pattern_is_not_in_metres(tmp_path, ser_file, step, expected, units, said):
     with open_frames(ser_file(tmp_path / "a_1.ser", STACK, step)) as frames:
         axis = frames.axis("x")
-        assert axis.step == (expected if expected is None else pytest.approx(expected))
-        assert axis.units == units
+        assert (axis.step, axis.units) == (expected, units)
         assert len(frames.notes) == len(said)
         assert all(word in note for word, note in zip(said, frames.notes, strict=True))
 
@@ -125,7 +280,7 @@ EMI = """<ObjectInfo><ExperimentalConditions><MicroscopeConditions>
 </ExperimentalDescription><AcquireInfo/><DetectorRange/></ObjectInfo>"""
 
 
-def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path: Path, ser_file) -> None:
+def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path, ser_file, run):
     path = ser_file(tmp_path / "a_1.ser", STACK)
     (tmp_path / "a.emi").write_text(EMI)
     with open_frames(path) as frames:
@@ -135,13 +290,44 @@ def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path: Path, ser_file) 
         assert frames.metadata[tem + "acquisition_mode"] == "STEM"
     (tmp_path / "a.emi").write_text("no XML")
     with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 6), STACK)
-
-
-def test_a_series_that_is_cut_short(tmp_path: Path, ser_file, box_model: Path) -> None:
-    path = ser_file(tmp_path / "a_1.ser", STACK)
-    path.write_bytes(path.read_bytes()[: -2 * 24 * 16 * 2])
-    with pytest.raises(FormatError, match=r"4 of 6 frames are there.*--frames 0:4"):
-        job.run(path, DenoiseOptions(model=str(box_model), device="cpu"))
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+    path.write_bytes(path.read_bytes()[: -2 * 24 * 32 * 2])
+    with pytest.raises(FormatError, match=r"3 of 5 frames are there.*--frames 0:3"):
+        run(path)
     with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 4), STACK[:4])
+        np.testing.assert_array_equal(frames.read(0, 3), STACK[:3])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rosettasciio_reads_the_rest(tmp_path):
+    writer = pytest.importorskip("rsciio.ripple").file_writer
+    axes = [
+        {"name": name, "scale": scale, "offset": 0.0, "size": size, "units": units,
+         "navigate": name == "t", "index_in_array": i}
+        for i, (name, scale, size, units) in enumerate(
+            [("t", 0.5, 5, "s"), ("y", 0.02, 24, "nm"), ("x", 0.02, 32, "nm")]
+        )
+    ]  # fmt: skip
+    general = {"General": {"title": ""}, "Signal": {"signal_type": ""}}
+    signal = {
+        "data": STACK.astype(np.uint16),
+        "axes": axes,
+        "metadata": general,
+        "original_metadata": {},
+    }
+    writer(tmp_path / "a.rpl", signal)
+    with open_frames(tmp_path / "a.rpl") as frames:
+        np.testing.assert_array_equal(frames.read(0, 5), STACK)
+        assert (frames.axis("x").units, frames.axis("x").step) == ("nm", pytest.approx(0.02))
+    (tmp_path / "bad.mib").write_bytes(b"nothing")
+    with pytest.raises(FormatError, match=r"bad\.mib: RosettaSciIO cannot read it"):
+        open_frames(tmp_path / "bad.mib")
+
+
+def test_signals_of_rosettasciio_are_a_choice():
+    axes = [{"navigate": False, "index_in_array": i} for i in range(2)]
+    signals = [{"data": STACK[0], "axes": axes}, {"data": STACK[1], "axes": axes}]
+    with pytest.raises(SeveralStacks, match=r"2 stacks of frames \(Ripple\): 0 \(24, 32\) int16"):
+        vendors._choose_signal(Path("a.rpl"), "Ripple", signals, Choice())
+    with pytest.raises(FormatError, match="holds no frames"):
+        vendors._choose_signal(Path("a.rpl"), "Ripple", [], Choice())

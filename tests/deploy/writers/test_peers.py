@@ -1,8 +1,8 @@
 """Outputs opened by the programs that users open them with: same frames, same axes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import mrcfile
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import Denoiser, job
-from emdn_deploy.options import DenoiseOptions
+from emdn_deploy import Denoiser
 from emdn_deploy.readers import open_frames
 
 # What the peers warn of is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
+STACK = np.random.default_rng(0).poisson(20, (6, 24, 32)).astype(np.uint16)
 
 
 @pytest.fixture
@@ -29,12 +29,9 @@ def movie(tmp_path: Path, lattice) -> Path:
 
 
 @pytest.fixture
-def run(box_model: Path) -> Callable[..., Path]:
-    def denoise(source: Path, **options: Any) -> Path:
-        given = DenoiseOptions(model=str(box_model), device="cpu", gain=1.0, offset=0.0, **options)
-        return job.run(source, given).output
-
-    return denoise
+def denoise(run) -> Callable[..., Path]:
+    given = {"gain": 1.0, "offset": 0.0, "overwrite": True}
+    return lambda source, **options: run(source, **given, **options).output
 
 
 @pytest.fixture
@@ -43,9 +40,14 @@ def expected(movie: Path, box_model: Path) -> np.ndarray:
         return Denoiser(box_model).denoise(frames.read(0, 4), gain=1.0, offset=0.0)
 
 
-def test_hyperspy_opens_the_combined_file(movie: Path, run, expected) -> None:
+def steps(path: Path) -> list[tuple[str, float | None, str]]:
+    with open_frames(path) as frames:
+        return [(axis.name, axis.step and round(axis.step, 9), axis.units) for axis in frames.axes]
+
+
+def test_hyperspy_opens_the_hspy_file(movie, denoise, expected):
     hyperspy = pytest.importorskip("hyperspy.api")
-    target = run(movie, to="hspy")
+    target = denoise(movie, to="hspy")
     assert target.name == "movie_denoised.hspy"
     signal = hyperspy.load(target)
     np.testing.assert_array_equal(signal.data, expected)
@@ -56,7 +58,7 @@ def test_hyperspy_opens_the_combined_file(movie: Path, run, expected) -> None:
     assert signal.metadata.General.original_filename == "movie.mrc"
 
 
-def test_hyperspy_shows_the_same_axes_after_mirroring(tmp_path: Path, run, lattice) -> None:
+def test_hyperspy_shows_the_same_axes_after_mirroring(tmp_path, denoise, lattice):
     hyperspy = pytest.importorskip("hyperspy.api")
     signal = hyperspy.signals.Signal2D(lattice(20.0, (3, 30, 44)).astype(np.uint16))
     for axis, (name, units, scale) in zip(
@@ -66,32 +68,22 @@ def test_hyperspy_shows_the_same_axes_after_mirroring(tmp_path: Path, run, latti
         axis.name, axis.units, axis.scale, axis.offset = name, units, scale, 1.5
     signal.metadata.set_item("Acquisition_instrument.TEM.beam_energy", 80.0)
     signal.save(tmp_path / "movie.hspy")
-    before, after = (
-        hyperspy.load(tmp_path / "movie.hspy"),
-        hyperspy.load(run(tmp_path / "movie.hspy")),
-    )
+    before = hyperspy.load(tmp_path / "movie.hspy")
+    after = hyperspy.load(denoise(tmp_path / "movie.hspy"))
     assert repr(after.axes_manager) == repr(before.axes_manager)
-    assert after.data.shape == before.data.shape
-    assert after.data.dtype == np.float32
+    assert (after.data.shape, after.data.dtype) == (before.data.shape, np.float32)
     before.metadata.General.FileIO = after.metadata.General.FileIO = None
     assert after.metadata.as_dictionary() == before.metadata.as_dictionary()
 
 
-def test_hyperspy_opens_a_mirrored_velox_file(tmp_path: Path, run, lattice) -> None:
-    """Velox's own HDF5 tree, frames last."""
-    path = tmp_path / "movie.h5"
-    frames = lattice(20.0, (3, 30, 44)).astype(np.uint16)
-    with h5py.File(path, "w") as file:
-        file["Data/Image/abc/Data"] = np.moveaxis(frames, 0, 2)
-    with h5py.File(run(path)) as file:
-        assert file["Data/Image/abc/Data"].shape == (30, 44, 3)
-
-
-def test_nexusformat_opens_the_combined_file(movie: Path, run, expected) -> None:
+def test_nexusformat_opens_the_hspy_file(movie, denoise, box_model):
     nexusformat = pytest.importorskip("nexusformat.nexus")
-    root = nexusformat.nxload(str(run(movie, to="hspy")))
+    root = nexusformat.nxload(str(denoise(movie, to="hspy", sigma=True)))
     data = root.get_default()
-    np.testing.assert_array_equal(data.nxsignal.nxvalue, expected)
+    with open_frames(movie) as frames:
+        made = Denoiser(box_model).denoise_with_sigma(frames.read(0, 4), gain=1.0, offset=0.0)
+    np.testing.assert_allclose(data.nxsignal.nxvalue, made[0], rtol=1e-6)
+    np.testing.assert_allclose(data.nxerrors.nxvalue, made[1], rtol=1e-6, atol=1e-5)
     frame, y, x = data.nxaxes
     assert len(frame) == 4
     assert x.attrs["units"] == "Å"
@@ -99,9 +91,9 @@ def test_nexusformat_opens_the_combined_file(movie: Path, run, expected) -> None
     np.testing.assert_allclose(np.diff(y.nxvalue), 0.2, rtol=1e-5)
 
 
-def test_emdfile_opens_the_combined_file(movie: Path, run, expected, tmp_path: Path) -> None:
+def test_emdfile_opens_the_hspy_file(movie, denoise, expected, tmp_path):
     emdfile = pytest.importorskip("emdfile")
-    renamed = run(movie, to="hspy").rename(tmp_path / "movie_denoised.h5")
+    renamed = denoise(movie, to="hspy").rename(tmp_path / "movie_denoised.h5")
     array = emdfile.read(str(renamed), emdpath="Experiments/movie")
     np.testing.assert_array_equal(array.data, expected)
     assert list(array.dim_names) == ["frame", "y", "x"]
@@ -109,8 +101,8 @@ def test_emdfile_opens_the_combined_file(movie: Path, run, expected, tmp_path: P
     assert array.dims[2][1] - array.dims[2][0] == pytest.approx(0.2)
 
 
-def test_tifffile_and_imagej_open_the_tiff(movie: Path, run, expected) -> None:
-    target = run(movie, to="tif")
+def test_tifffile_and_imagej_open_the_tiff(movie, denoise, expected):
+    target = denoise(movie, to="tif")
     with tifffile.TiffFile(target) as file:
         np.testing.assert_array_equal(file.asarray(), expected)
         assert file.is_imagej
@@ -118,23 +110,16 @@ def test_tifffile_and_imagej_open_the_tiff(movie: Path, run, expected) -> None:
         assert '"model": "box"' in file.imagej_metadata["Info"]
         over, under = file.pages[0].tags["XResolution"].value
         assert under / over == pytest.approx(0.02, rel=1e-5)
-    hyperspy = pytest.importorskip("hyperspy.api")
-    axis = hyperspy.load(target).axes_manager.signal_axes[0]
-    assert (axis.units, axis.scale) == ("nm", pytest.approx(0.02, rel=1e-5))
-
-
-def test_a_single_frame_tiff(movie: Path, run, expected) -> None:
-    target = run(movie, to="tif", frames="2")
-    with open_frames(target) as frames:
+    with open_frames(denoise(movie, to="tif", frames="2")) as frames:
         assert frames.shape == (1, 30, 44)
         assert frames.axis("x").units == "nm"
 
 
-def test_mrcfile_opens_the_mrc(movie: Path, run, expected, tmp_path: Path) -> None:
+def test_mrcfile_opens_the_mrc(movie, denoise, expected):
     with mrcfile.mmap(movie, "r+") as file:
         file.set_extended_header(np.arange(96, dtype=np.uint8).view("V96"))
         file.header.exttyp = b"MRCO"
-    target = run(movie, to="mrc")
+    target = denoise(movie, to="mrc")
     assert mrcfile.validate(target, print_file=None)
     with mrcfile.open(target) as file:
         np.testing.assert_array_equal(file.data, expected)
@@ -147,41 +132,29 @@ def test_mrcfile_opens_the_mrc(movie: Path, run, expected, tmp_path: Path) -> No
         assert "denoised by box" in str(file.get_labels())
 
 
-def test_numpy_opens_the_npy(movie: Path, run, expected) -> None:
-    import json
-
-    target = run(movie, to="npy")
+def test_numpy_opens_the_npy(movie, denoise, expected):
+    target = denoise(movie, to="npy")
     np.testing.assert_array_equal(np.load(target, allow_pickle=False), expected)
     facts = json.loads(target.with_name(target.name + ".json").read_text())
-    assert facts["axes"][1] == {
-        "name": "x",
-        "units": "Å",
-        "step": pytest.approx(0.2),
-        "origin": 0.0,
-    }
+    x = {"name": "x", "units": "Å", "step": pytest.approx(0.2), "origin": 0.0}
+    assert facts["axes"][1] == x
     assert facts["emdn"]["model"] == "box"
     assert facts["emdn"]["intensity_ratio"] == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (4, 1, 24, 24), (4, 24, 24, 1), (2, 2, 24, 24)])
-def test_an_npy_keeps_its_shape(tmp_path: Path, run, lattice, shape: tuple[int, ...]) -> None:
+def test_an_npy_keeps_its_shape(tmp_path, denoise, lattice, shape):
     frames = lattice(20.0, (4, 24, 24))
     np.save(tmp_path / "stack.npy", frames)
     np.save(tmp_path / "a.npy", frames.ravel()[: int(np.prod(shape))].reshape(shape))
-    made = np.load(run(tmp_path / "a.npy"))
+    made = np.load(denoise(tmp_path / "a.npy"))
     assert made.shape == shape
     if len(shape) > 2:
-        np.testing.assert_array_equal(made.ravel(), np.load(run(tmp_path / "stack.npy")).ravel())
+        whole = np.load(denoise(tmp_path / "stack.npy"))
+        np.testing.assert_array_equal(made.ravel(), whole.ravel())
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".npy", ".mrc"])
-def test_each_kind_of_output_can_be_an_input(movie: Path, run, expected, suffix: str) -> None:
-    first = run(movie, to=suffix[1:])
-    with open_frames(first) as frames:
-        np.testing.assert_array_equal(frames.read(0, 4), expected)
-
-
-def test_a_selection_keeps_its_times(tmp_path: Path, run, lattice) -> None:
+def test_a_selection_keeps_its_times(tmp_path, denoise, lattice):
     path = tmp_path / "movie.h5"
     with h5py.File(path, "w") as file:
         group = file.create_group("entry")
@@ -190,9 +163,92 @@ def test_a_selection_keeps_its_times(tmp_path: Path, run, lattice) -> None:
         group["frames"] = lattice(20.0, (9, 24, 24)).astype(np.uint16)
         group["time"] = 10 + 0.5 * np.arange(9)
         group["time"].attrs["units"] = "s"
-    target = run(path, frames="2:8:3")
+    target = denoise(path, frames="2:8:3")
     assert target.suffix == ".hspy"
     with open_frames(target) as frames:
         assert frames.shape == (2, 24, 24)
         time = frames.axes[0]
         assert (time.name, time.units, time.step, time.origin) == ("time", "s", 1.5, 11.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": True}, {"dtype": "int32"}])
+def test_a_hyperstack_stays_one(tmp_path, denoise, options):
+    source = tmp_path / "a.tif"
+    tifffile.imwrite(
+        source, STACK.reshape(2, 3, 24, 32), imagej=True, resolution=(50, 25),
+        metadata={"axes": "TZYX", "unit": "nm", "spacing": 2.5, "finterval": 0.25, "tunit": "s"},
+    )  # fmt: skip
+    target = denoise(source, **options)
+    assert target.name == "a_denoised.tif"
+    assert steps(target) == steps(source)
+    with tifffile.TiffFile(target) as file:
+        assert (file.series[0].axes, file.series[0].shape) == ("TZYX", (2, 3, 24, 32))
+        if not options:
+            assert file.imagej_metadata["finterval"] == 0.25
+            assert (file.imagej_metadata["frames"], file.imagej_metadata["slices"]) == (2, 3)
+    # Some of the frames are a plain stack.
+    denoise(source, frames="1:5", **options)
+    assert [name for name, *_ in steps(target)] == ["t", "y", "x"]
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": True}])
+def test_a_tiff_keeps_the_time_between_frames(tmp_path, denoise, options):
+    source = tmp_path / "a.tif"
+    tifffile.imwrite(
+        source, STACK, imagej=True, resolution=(50, 25),
+        metadata={"axes": "TYX", "unit": "micron", "finterval": 0.25, "tunit": "ms"},
+    )  # fmt: skip
+    target = denoise(source, **options)
+    assert steps(target) == [("t", 0.25, "ms"), ("y", 40.0, "nm"), ("x", 20.0, "nm")]
+    hyperspy = pytest.importorskip("hyperspy.api")
+    time = hyperspy.load(target).axes_manager.navigation_axes[0]
+    assert (time.scale, time.units) == (0.25, "ms")
+    assert steps(denoise(source, frames="::2", **options))[0] == ("t", 0.5, "ms")
+
+
+@pytest.mark.parametrize("sigma", [False, True])
+def test_min_is_white_stays_so(tmp_path, run, sigma):
+    """scikit-image#1940: the same numbers, shown in the same way; electrons count down."""
+    frames = np.random.default_rng(1).poisson(20, (4, 64, 64))
+    white = {"photometric": "miniswhite"}
+    tifffile.imwrite(tmp_path / "a.tif", (255 - frames).astype(np.uint8), **white)
+    np.save(tmp_path / "b.npy", frames.astype(np.uint8))
+    down, up = (run(tmp_path / name, sigma=sigma) for name in ("a.tif", "b.npy"))
+    assert (down.intensity.gain, down.intensity.offset) == (-1.0, 255.0)
+    assert down.intensity.scale == pytest.approx(up.intensity.scale, rel=1e-6)
+    assert "electrons are taken to count down from 255" in down.intensity.note
+    with tifffile.TiffFile(down.output) as file:
+        assert file.pages.first.photometric.name == "MINISWHITE"
+        found = file.asarray()
+    np.testing.assert_allclose(255 - found, np.load(up.output), atol=1e-3)
+    if sigma:
+        with tifffile.TiffFile(down.sigma) as file:
+            assert file.pages.first.photometric.name == "MINISBLACK"
+            np.testing.assert_allclose(file.asarray(), np.load(up.sigma), atol=1e-3)
+        return
+    (tmp_path / "run").mkdir()
+    for number, frame in enumerate((255 - frames).astype(np.uint8)):
+        tifffile.imwrite(tmp_path / f"run/{number}.tif", frame, **white)
+    report = run(tmp_path / "run", to="tif")
+    assert report.intensity.gain == -1
+    with tifffile.TiffFile(report.output) as file:
+        assert file.pages.first.photometric.name == "MINISWHITE"
+
+
+def test_a_tiff_keeps_channels_units_and_orientation(tmp_path, denoise):
+    source, gray = tmp_path / "a.tif", {"photometric": "minisblack"}
+    tifffile.imwrite(source, STACK.reshape(3, 2, 24, 32), imagej=True, metadata={"axes": "TCYX"})
+    target = denoise(source, axes="tuyx")  # channels that are frames of one scale
+    with tifffile.TiffFile(target) as file:
+        assert file.series[0].axes == "TCYX"
+    with open_frames(target) as frames:
+        assert frames.shape == (6, 24, 32)
+    # A diffraction pattern, each axis in its own unit.
+    tags = [(65003, "s", 0, "1/nm", True), (65004, "s", 0, "mrad", True),
+            (65009, "d", 1, 0.25, True), (65010, "d", 1, 0.5, True)]  # fmt: skip
+    tifffile.imwrite(source, STACK, extratags=tags, **gray)
+    assert steps(denoise(source))[1:] == [("y", 0.5, "mrad"), ("x", 0.25, "1/nm")]
+    turned = [(274, "H", 1, 4, True)]
+    tifffile.imwrite(source, STACK, metadata=None, extratags=turned, **gray)
+    with tifffile.TiffFile(denoise(source)) as file:
+        assert file.pages.first.tags["Orientation"].value == 4

@@ -170,3 +170,18 @@ def test_what_is_refused():
     alternating[0, ::2] = alternating[1, 1::2] = True
     with pytest.raises(EmdnError, match="no pixel that is good in every frame"):
         umse(stack, stack, valid=alternating)
+
+
+@pytest.mark.parametrize("estimate", [umse, umse_unequal])
+def test_frames_that_a_denoiser_has_seen_bias_the_estimate_and_those_apart_do_not(estimate):
+    raw = np.random.default_rng(0).normal(50, 3, (40, 96, 96))
+    padded = np.concatenate([raw[-2:], raw, raw[:2]])
+    denoised = np.mean([padded[k : k + 40] for k in range(5)], axis=0)
+    true = np.square(denoised - 50).mean()
+    assert true == pytest.approx(9 / 5, rel=0.05)
+    near, apart = estimate(raw, denoised).error, estimate(raw, denoised, apart=3).error
+    assert near.value < 0  # it would call five averaged frames better than perfect
+    assert apart.value == pytest.approx(true, abs=4 * apart.se)
+    assert apart.se < 0.1 * true
+    worse = umse_difference(raw, denoised, np.full_like(raw, 50), apart=3)
+    assert worse.value == pytest.approx(true, abs=4 * worse.se)

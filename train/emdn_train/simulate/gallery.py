@@ -12,53 +12,37 @@ from matplotlib.patheffects import withStroke
 from PIL import Image as Pillow
 
 from emdn_models.files import renamed
-from emdn_train.simulate.exposure import expose
-from emdn_train.simulate.mesh import Image
-from emdn_train.simulate.scene import Shot, shots, specimen_scene
+from emdn_train.simulate.hrtem import Image
+from emdn_train.simulate.scene import Scene, Shot, expose, shots, specimen_scene
 
 SIZE = 144
 SEED = 11
+# Signal to noise per pixel; strong specimens get more, since no camera counts a hundredth of
+# an electron a pixel.
 WEAK = (0.12, 0.4, 1.2)
 STRONG = (0.4, 1.2, 3.0)
 
 
 class Row(NamedTuple):
-    """One specimen of the gallery, drawn until its material and defects are these.
-
-    ``levels`` are signal to noise per pixel; strong specimens get higher ones, since no
-    camera counts a hundredth of an electron a pixel. ``start`` is where the search begins:
-    at its result, as long as specimens are drawn as they were.
-    """
+    """A specimen of the gallery: the ``number``-th that is drawn for its row."""
 
     title: str
     recipe: str
-    mode: str
-    material: str
-    defect: str
     pixel_nm: float
+    number: int
     levels: tuple[float, float, float] = WEAK
-    start: int = 0
+    mode: str = "hrtem"
 
 
 ROWS = (
-    Row(
-        "graphene, V2(5-8-5)", "graphene", "hrtem", "graphene sheet", "V2(5-8-5)", 0.012, start=125
-    ),
-    Row(
-        "graphene, grain boundary",
-        "graphene",
-        "hrtem",
-        "grain boundary",
-        "grain boundary",
-        0.018,
-        start=22,
-    ),
-    Row("graphene, edge", "graphene", "hrtem", "graphene edge", "", 0.018, start=31),
-    Row("graphene, bilayer", "graphene", "hrtem", "graphene bilayer", "", 0.014, start=71),
-    Row("MoS2, vacancies", "dichalcogenide", "hrtem", "MoS2", "vacancy of Z=16", 0.014, start=4),
-    Row("gold on carbon", "particle", "hrtem", "gold particle", "", 0.022, STRONG),
-    Row("SrTiO3", "strontium titanate", "hrtem", "SrTiO3", "", 0.018, STRONG),
-    Row("graphene, ADF-STEM", "graphene", "stem", "graphene sheet", "silicon", 0.016, STRONG, 205),
+    Row("graphene, V2(5-8-5)", "graphene", 0.012, 125),
+    Row("graphene, grain boundary", "graphene", 0.018, 22),
+    Row("graphene, edge", "graphene", 0.018, 31),
+    Row("graphene, bilayer", "graphene", 0.014, 71),
+    Row("MoS2, vacancies", "dichalcogenide", 0.014, 4),
+    Row("gold on carbon", "particle", 0.022, 0, STRONG),
+    Row("SrTiO3", "strontium titanate", 0.018, 0, STRONG),
+    Row("graphene, ADF-STEM", "graphene", 0.016, 205, STRONG, "stem"),
 )
 
 # Detector and which of a row's levels; STEM has its own detector.
@@ -66,17 +50,12 @@ COLUMNS = (("counting", 0), ("counting", 1), ("counting", 2), ("ccd", 1))
 
 
 def draw_gallery(path: str | PathLike[str]) -> Path:
-    """Draw the gallery as a PNG of 16 greys.
-
-    Returns
-    -------
-    The path.
-    """
+    """Draw the gallery as a PNG of 16 greys and return its path."""
     across, down = len(COLUMNS) + 1, len(ROWS)
     figure = Figure(figsize=(1.62 * across + 0.3, 1.62 * down + 0.3), dpi=100, layout="constrained")
     axes = figure.subplots(down, across)
     for row, line in zip(ROWS, axes, strict=True):
-        shot = find(row)[1]
+        shot = drawn(row)[1]
         _show(line[0], shot.clean)
         _scale_bar(line[0], row.pixel_nm)
         line[0].set_ylabel(row.title, fontsize=7)
@@ -85,14 +64,11 @@ def draw_gallery(path: str | PathLike[str]) -> Path:
                 line[index + 1].set_visible(False)
                 continue
             camera = "stem" if row.mode == "stem" else detector
-            snr = row.levels[level]
-            electrons = (snr / shot.contrast) ** 2
+            electrons = (row.levels[level] / shot.contrast) ** 2
             _show(line[index + 1], expose(shot.clean, electrons, camera, SEED + index).noisy)
-            line[index + 1].set_xlabel(
-                f"{camera}, S/N {snr:g}, {electrons:.{0 if electrons >= 10 else 1}f} e/px",
-                fontsize=5.5,
-                labelpad=1,
-            )
+            dose = f"{electrons:.{0 if electrons >= 10 else 1}f} e/px"
+            text = f"{camera}, S/N {row.levels[level]:g}, {dose}"
+            line[index + 1].set_xlabel(text, fontsize=5.5, labelpad=1)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     picture = Pillow.open(buffer).convert("L").quantize(16)
@@ -101,21 +77,11 @@ def draw_gallery(path: str | PathLike[str]) -> Path:
     return Path(path)
 
 
-def find(row: Row) -> tuple[int, Shot]:
-    """Draw specimens until one is as the row wants it, and take its best image of a few."""
-    for attempt in range(row.start, row.start + 2000):
-        rng = np.random.default_rng([SEED, ROWS.index(row), attempt])
-        pixel = (row.pixel_nm, row.pixel_nm)
-        scene = specimen_scene(row.recipe, row.mode, SIZE, pixel, rng)
-        limit = SIZE * row.pixel_nm * 10 * 0.3
-        names = [d.name for d in scene.structure.defects if max(abs(d.x), abs(d.y)) < limit]
-        # A heavy adatom outshines all else in the picture.
-        if any("adatom" in d.name for d in scene.structure.defects):
-            continue
-        if row.material in scene.structure.material and (not row.defect or row.defect in names):
-            taken = list(shots(scene, 6, rng))
-            return attempt, max(taken, key=lambda shot: shot.contrast)
-    raise AssertionError(f"no specimen for {row.title}")
+def drawn(row: Row) -> tuple[Scene, Shot]:
+    """Draw a row's specimen, and take its best image of a few."""
+    rng = np.random.default_rng([SEED, ROWS.index(row), row.number])
+    scene = specimen_scene(row.recipe, row.mode, SIZE, (row.pixel_nm, row.pixel_nm), rng)
+    return scene, max(shots(scene, 6, rng), key=lambda shot: shot.contrast)
 
 
 def _show(axis: Axes, image: Image) -> None:

@@ -1,66 +1,131 @@
-"""Graphene with the faults that micrographs show.
+"""Graphene with the faults that micrographs show: point defects, holes, edges, boundaries, layers.
 
 Sheets are built flat and bonded, edited, relaxed in their plane, and only then rippled,
 tilted and stacked. Reconstructed vacancies follow Banhart, Kotakoski, Krasheninnikov,
 ACS Nano 5, 26 (2011): V1(5-9) with a long bond between two of the three dangling atoms,
 V2(5-8-5) with two new bonds.
+
+Grain boundaries hold no voids: the centres of the rings are a triangular lattice; two such
+lattices are joined along a line, evened out, and triangulated. Every triangle is an atom, every
+shared side a bond, so each atom has three bonds, and the boundary is made of five-, six- and
+seven-rings (Ophus, Shekhawat, Rasool, Zettl, Phys. Rev. B 92, 205402, 2015).
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import Delaunay, cKDTree
 
 from emdn_train.simulate.relax import BOND_A, Sheet, relax
-from emdn_train.simulate.structure import Defect, PointDefects, Structure, lattice_points, rotation
+from emdn_train.simulate.structure import (
+    Defect,
+    PointDefects,
+    Structure,
+    honeycomb,
+    lattice_points,
+    rotation,
+    stacked,
+)
+
+Chance = np.random.Generator
+Line = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 LATTICE_A = 2.46
-LAYER_A = 3.35
+_LAYER_A = 3.35
+_RING_A = BOND_A * np.sqrt(3.0)
+_LEAST_TRIES, _TRIES = 4, 30
+_BAND_A = 12.0
 
 # Bond lengths in angstrom: Krivanek et al., Nature 464, 571 (2010) for B and N in
 # graphene; Si-C as in planar silicon carbide.
-_SUBSTITUTES: Mapping[int, tuple[str, float]] = {
-    5: ("boron", 1.49),
-    7: ("nitrogen", 1.41),
-    14: ("silicon", 1.74),
-}
+_SUBSTITUTES = {"boron": (5, 1.49), "nitrogen": (7, 1.41), "silicon": (14, 1.74)}
 # Height over the sheet in angstrom.
-_ADATOMS: Mapping[int, tuple[str, float]] = {
-    6: ("carbon adatom", 1.9),
-    14: ("silicon adatom", 2.1),
-    29: ("copper adatom", 2.2),
-    79: ("gold adatom", 2.5),
-}
+_HEIGHTS = {"carbon": (6, 1.9), "silicon": (14, 2.1), "copper": (29, 2.2), "gold": (79, 2.5)}
+_ADATOMS = {f"{name} adatom": facts for name, facts in _HEIGHTS.items()}
 # How often each point defect is drawn, of all.
 _POINT_DEFECTS: Mapping[str, float] = {
     "V1": 0.2,
     "V1(5-9)": 0.2,
     "V2(5-8-5)": 0.15,
     "Stone-Wales": 0.1,
-    **{name: 0.05 for name, _ in _SUBSTITUTES.values()},
-    **{name: 0.05 for name, _ in _ADATOMS.values()},
+    **dict.fromkeys((*_SUBSTITUTES, *_ADATOMS), 0.05),
 }
+
+
+def graphene(rng: Chance, side: float, reach: float, defects: PointDefects) -> Structure:
+    """Draw graphene of one morphology, with point defects; see `specimens.Recipe`."""
+    morphology = rng.choice(
+        ["sheet", "hole", "edge", "bilayer", "grain boundary"],
+        p=[0.58, 0.12, 0.14, 0.1, 0.06],
+    )
+    cover = side + 6.0
+    vibration = float(rng.uniform(0.04, 0.07))
+    marks: list[Defect] = []
+    if morphology == "grain boundary":
+        sheet, boundary = bicrystal(cover, reach, rng)
+        marks.append(Defect.at("grain boundary", boundary[np.argmin((boundary**2).sum(1))]))
+    else:
+        sheet = perfect_sheet(cover, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2))
+    if morphology == "hole":
+        cut(sheet, hole(sheet.xy, reach, rng))
+    elif morphology == "edge":
+        cut(sheet, edge(sheet.xy, reach, rng))
+    faults, adatoms = point_defects(sheet, reach, defects)
+    layers = [as_structure(sheet, adatoms, marks + faults, vibration)]
+    if morphology == "bilayer":
+        under = perfect_sheet(cover, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2))
+        layers.append(as_structure(under, [], [], vibration, _LAYER_A))
+    return warped(stacked(f"graphene {morphology}", layers), rng)
+
+
+def warped(structure: Structure, rng: Chance) -> Structure:
+    """Ripple, tilt and strain a specimen together with the places of its defects."""
+    places = np.pad(structure.places, ((0, 0), (0, 1)))
+    points = rippled(np.concatenate([structure.positions, places]), rng)
+    atoms = len(structure.positions)
+    marks = zip(structure.defects, points[atoms:], strict=True)
+    defects = tuple(Defect.at(defect.name, place) for defect, place in marks)
+    return replace(structure, positions=points[:atoms], defects=defects)
+
+
+def rippled(positions: NDArray[np.float64], rng: Chance) -> NDArray[np.float64]:
+    """Ripple (up to 1 angstrom rms, 15-60 angstrom long), tilt and strain a sheet.
+
+    Ripples of that size are what Meyer et al., Nature 446, 60 (2007), found.
+    """
+    result = positions.copy()
+    if rng.random() < 0.6:
+        for wavelength in rng.uniform(15.0, 60.0, 3):
+            k = 2 * np.pi / wavelength
+            angle, phase = rng.uniform(0, 2 * np.pi, 2)
+            along = np.array([np.cos(angle), np.sin(angle)])
+            height = rng.uniform(0.0, 0.8) * np.sqrt(wavelength / 60.0)
+            argument = k * (positions[:, :2] @ along) + phase
+            result[:, 2] += height * np.sin(argument)
+            # Bonds keep their length: the projection shrinks where the sheet is steep.
+            shrink = (height * k) ** 2 / 4
+            swing = shrink * (positions[:, :2] @ along + np.sin(2 * argument) / (2 * k))
+            result[:, :2] -= swing[:, None] * along
+    tilt = rng.normal(0, 0.05, 2)
+    result[:, 2] += positions[:, :2] @ tilt
+    strain = rng.normal(0, 0.004, (2, 2))
+    result[:, :2] += positions[:, :2] @ ((strain + strain.T) / 2 - np.outer(tilt, tilt) / 2)
+    return result
 
 
 def perfect_sheet(side: float, angle: float, offset: NDArray[np.float64]) -> Sheet:
     """Return a bonded sheet that covers a square of ``side`` angstrom."""
-    a = LATTICE_A
-    cell = np.array([[a, 0.0], [a / 2, a * np.sqrt(3) / 2]]) @ rotation(angle)
     basis = np.array([[0.0, 0.0, 0.0], [1 / 3, 1 / 3, 0.0]])
     basis[:, :2] += offset
-    return bonded(lattice_points(cell, basis, side)[:, :2])
-
-
-def bonded(xy: NDArray[np.float64], reach: float = 1.25) -> Sheet:
-    """Bond every pair of carbon atoms closer than ``reach`` bond lengths."""
-    pairs = cKDTree(xy).query_pairs(reach * BOND_A, output_type="ndarray").astype(np.int64)
+    xy = lattice_points(honeycomb(LATTICE_A, angle), basis, side)[:, :2]
+    pairs = cKDTree(xy).query_pairs(1.25 * BOND_A, output_type="ndarray").astype(np.int64)
     pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
     return Sheet(xy, np.full(len(xy), 6, np.int64), pairs, np.full(len(pairs), BOND_A))
 
 
-def monovacancy(sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
+def monovacancy(sheet: Sheet, atom: int, rng: Chance) -> None:
     """Remove one atom and close the pentagon: V1(5-9)."""
     around = sheet.neighbours(atom)
     if len(around) == 3:
@@ -70,7 +135,7 @@ def monovacancy(sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
     _remove(sheet, [atom])
 
 
-def divacancy(sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
+def divacancy(sheet: Sheet, atom: int, rng: Chance) -> None:
     """Remove two neighbours and close two pentagons: V2(5-8-5)."""
     around = sheet.neighbours(atom)
     if not around:
@@ -83,7 +148,7 @@ def divacancy(sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
     _remove(sheet, [atom, other])
 
 
-def stone_wales(sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
+def stone_wales(sheet: Sheet, atom: int, rng: Chance) -> None:
     """Turn one bond by a quarter: two pentagons and two heptagons."""
     around = sheet.neighbours(atom)
     if not around:
@@ -107,15 +172,13 @@ def stone_wales(sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
     sheet.bond([(other, lost), (atom, gained)], BOND_A)
 
 
-def substitute(sheet: Sheet, atom: int, number: int) -> None:
-    """Replace one carbon atom by another element."""
+_RECONSTRUCTED = {"V1(5-9)": monovacancy, "V2(5-8-5)": divacancy, "Stone-Wales": stone_wales}
+
+
+def _substitute(sheet: Sheet, atom: int, name: str) -> None:
+    number, rest = _SUBSTITUTES[name]
     sheet.numbers[atom] = number
-    own = (sheet.bonds == atom).any(1)
-    sheet.rest[own] = _SUBSTITUTES[number][1]
-
-
-def _substituted(number: int, sheet: Sheet, atom: int, rng: np.random.Generator) -> None:
-    substitute(sheet, atom, number)
+    sheet.rest[(sheet.bonds == atom).any(1)] = rest
 
 
 def _remove(sheet: Sheet, atoms: list[int]) -> None:
@@ -127,16 +190,12 @@ def _remove(sheet: Sheet, atoms: list[int]) -> None:
 def cut(sheet: Sheet, inside: NDArray[np.bool_]) -> None:
     """Remove the atoms ``inside`` a hole, then every atom left with one bond or none."""
     sheet.keep(~inside)
-    while True:
-        degree = np.bincount(sheet.bonds.ravel(), minlength=len(sheet.xy))
-        # The sheet's own rim lies outside the field; trimming it does no harm.
-        loose = degree < 2
-        if not loose.any():
-            return
+    # The sheet's own rim lies outside the field; trimming it does no harm.
+    while (loose := sheet.degree < 2).any():
         sheet.keep(~loose)
 
 
-def hole(xy: NDArray[np.float64], reach: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def hole(xy: NDArray[np.float64], reach: float, rng: Chance) -> NDArray[np.bool_]:
     """Mark the atoms in a rough round hole somewhere within ``reach`` of the origin."""
     centre = rng.uniform(-reach, reach, 2)
     radius = rng.uniform(3.0, max(4.0, 0.7 * reach))
@@ -148,16 +207,13 @@ def hole(xy: NDArray[np.float64], reach: float, rng: np.random.Generator) -> NDA
     return np.asarray(np.hypot(d[:, 0], d[:, 1]) < rim)
 
 
-def edge(xy: NDArray[np.float64], reach: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def edge(xy: NDArray[np.float64], reach: float, rng: Chance) -> NDArray[np.bool_]:
     """Mark the atoms beyond a rough edge that crosses the field."""
     turned = xy @ rotation(rng.uniform(0, 2 * np.pi))
     line = np.full(len(xy), rng.uniform(-0.6, 0.6) * reach)
     for wavelength in rng.uniform(8.0, 60.0, 4):
-        line += (
-            rng.normal(0, 0.05)
-            * wavelength
-            * np.sin(2 * np.pi * turned[:, 0] / wavelength + rng.uniform(0, 6.28))
-        )
+        height = rng.normal(0, 0.05) * wavelength
+        line += height * np.sin(2 * np.pi * turned[:, 0] / wavelength + rng.uniform(0, 6.28))
     return np.asarray(turned[:, 1] > line)
 
 
@@ -173,51 +229,46 @@ def point_defects(
     The defects, and the adatoms as (atomic number, x, y, height).
     """
     rng = asked.rng
-    actions: dict[str, Callable[[Sheet, int, np.random.Generator], None]] = {
-        "V1": lambda sheet, atom, _: _remove(sheet, [atom]),
-        "V1(5-9)": monovacancy,
-        "V2(5-8-5)": divacancy,
-        "Stone-Wales": stone_wales,
-    }
-    for number, (name, _) in _SUBSTITUTES.items():
-        actions[name] = partial(_substituted, number)
-    heights = {name: (number, height) for number, (name, height) in _ADATOMS.items()}
     names, shares = list(_POINT_DEFECTS), np.array(list(_POINT_DEFECTS.values()))
     atoms = int((np.abs(sheet.xy).max(1) < reach).sum())
-    wanted = rng.choice(names, rng.poisson(asked.density * atoms), p=shares / shares.sum())
+    drawn = rng.choice(names, rng.poisson(asked.density * atoms), p=shares / shares.sum())
+    wanted = [str(name) for name in drawn]
     defects: list[Defect] = []
     sites: list[NDArray[np.float64]] = []
-    for name in wanted[[name in actions for name in wanted]]:
+    for name in (name for name in wanted if name not in _ADATOMS):
         site = _free_site(sheet, reach, sites, rng)
         if site is None:
             break
-        place = sheet.xy[site].copy()
-        actions[name](sheet, site, rng)
-        sites.append(place)
-        defects.append(Defect(str(name), float(place[0]), float(place[1])))
+        sites.append(sheet.xy[site].copy())
+        defects.append(Defect.at(name, sites[-1]))
+        if name in _SUBSTITUTES:
+            _substitute(sheet, site, name)
+        elif name == "V1":
+            _remove(sheet, [site])
+        else:
+            _RECONSTRUCTED[name](sheet, site, rng)
     relax(sheet, np.array(sites).reshape(-1, 2))
     adatoms: list[tuple[int, float, float, float]] = []
-    for name in wanted[[name in heights for name in wanted]]:
-        number, height = heights[name]
+    for name in (name for name in wanted if name in _ADATOMS):
+        number, height = _ADATOMS[name]
         place = _adatom_site(sheet, reach, rng)
         adatoms.append((number, float(place[0]), float(place[1]), height))
-        defects.append(Defect(str(name), float(place[0]), float(place[1])))
+        defects.append(Defect.at(name, place))
     return defects, adatoms
 
 
 def _free_site(
-    sheet: Sheet, reach: float, taken: list[NDArray[np.float64]], rng: np.random.Generator
+    sheet: Sheet, reach: float, taken: list[NDArray[np.float64]], rng: Chance
 ) -> int | None:
     """Pick an atom of three bonds within reach, at least 7 angstrom from those taken."""
-    degree = np.bincount(sheet.bonds.ravel(), minlength=len(sheet.xy))
-    good = (degree == 3) & (np.abs(sheet.xy).max(1) < reach)
+    good = (sheet.degree == 3) & (np.abs(sheet.xy).max(1) < reach)
     for place in taken:
         good &= ((sheet.xy - place) ** 2).sum(1) > 7.0**2
     choices = np.flatnonzero(good)
     return int(rng.choice(choices)) if len(choices) else None
 
 
-def _adatom_site(sheet: Sheet, reach: float, rng: np.random.Generator) -> NDArray[np.float64]:
+def _adatom_site(sheet: Sheet, reach: float, rng: Chance) -> NDArray[np.float64]:
     """Pick the middle of a bond, an atom, or the centre of a ring next to it."""
     near = np.flatnonzero(np.abs(sheet.xy[sheet.bonds[:, 0]]).max(1) < reach)
     if not len(near):
@@ -249,3 +300,109 @@ def as_structure(
         vibration=np.full(len(xyz) + len(extra), vibration),
         defects=tuple(defects),
     )
+
+
+def bicrystal(side: float, reach: float, rng: Chance) -> tuple[Sheet, NDArray[np.float64]]:
+    """Make a relaxed sheet of two grains that covers a square of ``side`` angstrom.
+
+    Returns
+    -------
+    The sheet, and points along the boundary, (m, 2) angstrom, which passes within half of
+    ``reach`` of the origin.
+    """
+    direction = rng.uniform(0, 2 * np.pi)
+    offset = rng.uniform(-0.5, 0.5) * reach
+    bend, period, phase = rng.uniform(0, 4.0), rng.uniform(40, 120), rng.uniform(0, 2 * np.pi)
+    first = rng.uniform(0, np.pi / 3)
+    second = first + rng.uniform(np.pi / 30, np.pi / 3 - np.pi / 30)
+
+    def line(along: NDArray[np.float64]) -> NDArray[np.float64]:
+        return offset + bend * np.sin(2 * np.pi * along / period + phase)
+
+    best, least = None, np.inf
+    turn = rotation(-direction)
+    for attempt in range(_TRIES):
+        gap = rng.uniform(0.1, 0.45) * _RING_A
+        parts = []
+        for sign, angle in ((-1.0, first), (1.0, second)):
+            grain = _rings(1.45 * side, angle, rng)
+            # In the line's own frame its normal is y; the grains lie on either side.
+            parts.append(grain[sign * (grain[:, 1] - line(grain[:, 0])) > gap])
+        centres = _evened(_merged(np.concatenate(parts)), line)
+        strain = _strain(centres, line, side / 2)
+        if best is None or strain < least:
+            best, least = centres, strain
+        if attempt >= _LEAST_TRIES and np.isfinite(least):
+            break
+    assert best is not None
+    sheet = _dual(best @ turn, side)
+    steps = np.arange(-side, side, 4.0)
+    boundary = np.stack([steps, line(steps)], 1) @ turn
+    boundary = boundary[np.abs(boundary).max(1) < side / 2]
+    relax(sheet, boundary, reach_a=_BAND_A, steps=60)
+    return sheet, boundary
+
+
+def _rings(side: float, angle: float, rng: Chance) -> NDArray[np.float64]:
+    basis = np.array([[*rng.uniform(0, 1, 2), 0.0]])
+    return lattice_points(honeycomb(_RING_A, angle), basis, side)[:, :2]
+
+
+def _merged(centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Put one ring in the middle of every two that are too close."""
+    pairs = cKDTree(centres).query_pairs(0.62 * _RING_A, output_type="ndarray")
+    keep = np.ones(len(centres), bool)
+    result = centres.copy()
+    for a, b in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]:
+        if keep[a] and keep[b]:
+            result[a] = (centres[a] + centres[b]) / 2
+            keep[b] = False
+    return result[keep]
+
+
+def _evened(centres: NDArray[np.float64], line: Line, rounds: int = 10) -> NDArray[np.float64]:
+    """Move the rings near the line to the middle of their neighbours (Lloyd, in a band)."""
+    result = centres.copy()
+    distance = np.abs(centres[:, 1] - line(centres[:, 0]))
+    band = np.flatnonzero(distance < 4 * _RING_A)
+    inner = distance[band] < 2 * _RING_A
+    points = result[band]
+    for index in range(rounds):
+        if index % 2 == 0:
+            first, after = Delaunay(points).vertex_neighbor_vertices
+            degree = np.diff(first)
+            owner = np.repeat(np.arange(len(points)), degree)
+        total = np.stack([np.bincount(owner, points[after, k], len(points)) for k in (0, 1)], 1)
+        middle = total / degree[:, None]
+        points[inner] += 0.7 * (middle - points)[inner]
+    result[band] = points
+    return result
+
+
+def _strain(centres: NDArray[np.float64], line: Line, half: float) -> float:
+    """Rate the boundary: spread of its rings' spacing, infinite unless all are 5, 6 or 7."""
+    distance = np.abs(centres[:, 1] - line(centres[:, 0]))
+    band = distance < 6 * _RING_A
+    centres, distance = centres[band], distance[band]
+    first, after = Delaunay(centres).vertex_neighbor_vertices
+    degree = np.diff(first)
+    near = (distance < 3 * _RING_A) & ((centres**2).sum(1) < 2 * half**2)
+    if (near & ((degree < 5) | (degree > 7))).any():
+        return np.inf
+    owner = np.repeat(np.arange(len(centres)), degree)
+    spacing = np.hypot(*(centres[after] - centres[owner])[near[owner]].T)
+    return float(np.abs(spacing / _RING_A - 1).max())
+
+
+def _dual(centres: NDArray[np.float64], side: float) -> Sheet:
+    """One atom a triangle of ring centres, one bond a shared side."""
+    mesh = Delaunay(centres)
+    xy = centres[mesh.simplices].mean(1)
+    inside = np.abs(xy).max(1) <= side / 2
+    index = np.cumsum(inside) - 1
+    here = np.repeat(np.arange(len(xy)), 3)
+    there = mesh.neighbors.ravel()
+    once = (there > here) & inside[here] & inside[there]
+    bonds = np.stack([index[here[once]], index[there[once]]], 1).astype(np.int64)
+    atoms = int(inside.sum())
+    return Sheet(xy[inside], np.full(atoms, 6, np.int64), bonds, np.full(len(bonds), BOND_A))

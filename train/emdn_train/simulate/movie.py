@@ -13,24 +13,20 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from rich.console import Console
 from rich.progress import track
 
-from emdn_models import __version__
-from emdn_models.files import renamed
 from emdn_models.hdf5 import written
 from emdn_train import noise
+from emdn_train.config import SimulateConfig
 from emdn_train.simulate import hrtem
-from emdn_train.simulate.config import FORMAT, FORMAT_VERSION, SimulateConfig
-from emdn_train.simulate.exposure import draw_electrons
-from emdn_train.simulate.files import claimed
-from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet
+from emdn_train.simulate.folder import claimed, one_thread, stamp
+from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet, warped
 from emdn_train.simulate.optics import Optics, draw_optics
 from emdn_train.simulate.relax import Sheet, relax
-from emdn_train.simulate.specimens import warped
+from emdn_train.simulate.scene import draw_electrons
 from emdn_train.simulate.structure import Defect, Structure, moved
-from emdn_train.simulate.threads import one_thread
 
 _log = logging.getLogger(__name__)
 
@@ -72,41 +68,32 @@ def _simulate(config: SimulateConfig, out: Path) -> None:
     shape = (config.size, config.size)
     beam = noise.profile_map(noise.draw_profile(1, generator), shape, config.size)
     bad, level = noise.draw_defects(1, shape, generator)
-    with (
-        renamed(out / "movie.h5") as movie_path,
-        renamed(out / "movie_truth.h5") as truth_path,
-        written(movie_path) as movie_out,
-        written(truth_path) as truth_out,
-    ):
-        movie, truth = movie_out.file, truth_out.file
-        frames = _lay_out_movie(movie, config, pixel_a / 10, electrons / pixel_a**2, voltage_kv)
-        _stamp(truth, config)
+    with written(out / "movie.h5") as movie_out, written(out / "movie_truth.h5") as truth_out:
+        truth = truth_out.file
+        stamp(movie_out.file, settings=config.identity())
+        stamp(truth, settings=config.identity())
+        frames = _movie_frames(
+            movie_out.file, config, pixel_a / 10, electrons / pixel_a**2, voltage_kv
+        )
         truth.attrs["contrast"] = contrast
         truth.attrs["snr"] = contrast * electrons**0.5
         truth.attrs["electrons_per_pixel"] = electrons
         for name, value in vars(optics).items():
             truth.attrs[name] = value
         expected = _stack(truth, "expected", config, np.float32)
-        _dataset(truth, "valid", ~bad[0, 0].numpy(), "")
+        truth.create_dataset("valid", data=~bad[0, 0].numpy())
         _dataset(truth, "drift", drift.astype(np.float32), "pixels")
         places = []
-        for index, structure in enumerate(
-            track(
-                chain([first], structures),
-                "simulating",
-                config.frames,
-                console=Console(stderr=True),
-            )
-        ):
+        console = Console(stderr=True)
+        every = track(chain([first], structures), "simulating", config.frames, console=console)
+        for index, structure in enumerate(every):
             clean = hrtem.image(hrtem.exit_wave(structure, field, voltage_kv), field, optics)
             signal = electrons * beam * torch.from_numpy(clean)[None, None]
             noisy, target = noise.record(signal, config.detector, generator)
             frames[index] = noise.apply_defects(noisy, bad, level)[0, 0].numpy()
             expected[index] = target[0, 0].numpy()
-            places.append([structure.defects[0].x, structure.defects[0].y])
-            atoms = hrtem.to_pixels(structure.positions[:, :2], field)
-            seen = (np.abs(atoms - (config.size - 1) / 2) <= config.size / 2).all(1)
-            _dataset(truth, f"atoms/{index:06d}", atoms[seen], "pixels")
+            places.append(structure.places[0])
+            _dataset(truth, f"atoms/{index:06d}", hrtem.seen(structure, field)[0], "pixels")
             movie_out.check()
             truth_out.check()
         _dataset(truth, "defect", hrtem.to_pixels(np.array(places), field), "pixels")
@@ -124,10 +111,7 @@ def draw_drift(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _specimens(
-    frames: int,
-    field: hrtem.Field,
-    drift_a: NDArray[np.float64],
-    rng: np.random.Generator,
+    frames: int, field: hrtem.Field, drift_a: NDArray[np.float64], rng: np.random.Generator
 ) -> Iterator[Structure]:
     """Yield the specimen at every frame, its moving defect first in ``defects``."""
     cover = field.side_a + 6.0 + 2 * float(np.abs(drift_a).max())
@@ -140,20 +124,14 @@ def _specimens(
     current: Structure | None = None
     for frame in range(frames):
         hop = frame > 0 and rng.random() < _HOP
-        if hop:
-            site = _hopped(sheet, site, near, rng)
+        if hop:  # to a bonded neighbour that lies well inside the field
+            choices = [atom for atom in sheet.neighbours(site) if atom in near]
+            site = int(rng.choice(choices)) if choices else site
         if current is None or hop:
-            flat = _with_adatom(sheet, site, vibration)
-            if not adatom:
-                flat = with_vacancy(sheet, site, vibration, np.random.default_rng(shape_seed))
+            make = _with_adatom if adatom else with_vacancy
+            flat = make(sheet, site, vibration, np.random.default_rng(shape_seed))
             current = warped(flat, np.random.default_rng(ripple_seed))
         yield moved(current, (drift_a[frame, 0], drift_a[frame, 1], 0.0))
-
-
-def _hopped(sheet: Sheet, site: int, near: NDArray[np.int64], rng: np.random.Generator) -> int:
-    """Step to a bonded neighbour that lies well inside the field."""
-    choices = [atom for atom in sheet.neighbours(site) if atom in near]
-    return int(rng.choice(choices)) if choices else site
 
 
 def with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Generator) -> Structure:
@@ -162,14 +140,12 @@ def with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Gener
     place = sheet.xy[site]
     monovacancy(faulty, site, rng)
     relax(faulty, place[None])
-    defect = Defect("V1(5-9)", float(place[0]), float(place[1]))
-    return as_structure(faulty, [], [defect], vibration)
+    return as_structure(faulty, [], [Defect.at("V1(5-9)", place)], vibration)
 
 
-def _with_adatom(sheet: Sheet, site: int, vibration: float) -> Structure:
-    x, y = sheet.xy[site]
-    defect = Defect("silicon adatom", float(x), float(y))
-    return as_structure(sheet, [(14, float(x), float(y), 2.1)], [defect], vibration)
+def _with_adatom(sheet: Sheet, site: int, vibration: float, _: np.random.Generator) -> Structure:
+    defect = Defect.at("silicon adatom", sheet.xy[site])
+    return as_structure(sheet, [(14, defect.x, defect.y, 2.1)], [defect], vibration)
 
 
 def focused(
@@ -181,15 +157,10 @@ def focused(
     return max(settings, key=lambda optics: float(hrtem.image(wave, field, optics).std()))
 
 
-def _lay_out_movie(
-    file: h5py.File,
-    config: SimulateConfig,
-    pixel_size_nm: float,
-    dose_e_per_a2: float,
-    voltage_kv: float,
+def _movie_frames(
+    file: h5py.File, config: SimulateConfig, pixel_nm: float, dose_e_per_a2: float, kv: float
 ) -> h5py.Dataset:
     """Prepare a NeXus file for frames: unsigned counts where the detector counts."""
-    _stamp(file, config)
     file.attrs["NX_class"] = "NXroot"
     file.attrs["default"] = "entry"
     entry = file.create_group("entry")
@@ -197,46 +168,34 @@ def _lay_out_movie(
     entry.attrs["default"] = "data"
     entry["title"] = "Simulated in-situ movie of graphene"
     data = entry.create_group("data")
-    data.attrs["NX_class"] = "NXdata"
-    data.attrs["signal"] = "frames"
-    data.attrs["axes"] = ["time", "y", "x"]
-    data.attrs["pixel_size_nm"] = pixel_size_nm
-    data.attrs["dose_e_per_a2"] = dose_e_per_a2
-    data.attrs["frame_time_s"] = FRAME_S
-    data.attrs["voltage_kv"] = voltage_kv
-    data.attrs["detector"] = config.detector
+    facts = {
+        "NX_class": "NXdata",
+        "signal": "frames",
+        "axes": ["time", "y", "x"],
+        "pixel_size_nm": pixel_nm,
+        "dose_e_per_a2": dose_e_per_a2,
+        "frame_time_s": FRAME_S,
+        "voltage_kv": kv,
+        "detector": config.detector,
+    }
+    for name, value in facts.items():
+        data.attrs[name] = value
     _dataset(data, "time", np.arange(config.frames) * FRAME_S, "s")
     for axis in ("y", "x"):
-        _dataset(data, axis, np.arange(config.size) * pixel_size_nm, "nm")
+        _dataset(data, axis, np.arange(config.size) * pixel_nm, "nm")
     counting = config.detector == "counting"
     return _stack(data, "frames", config, np.uint16 if counting else np.float32)
 
 
-def _stamp(file: h5py.File, config: SimulateConfig) -> None:
-    file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["emdn_version"] = __version__
-    file.attrs["settings"] = config.identity()
-
-
-def _stack(
-    group: h5py.Group, name: str, config: SimulateConfig, dtype: type[np.generic]
-) -> h5py.Dataset:
+def _stack(group: h5py.Group, name: str, config: SimulateConfig, dtype: DTypeLike) -> h5py.Dataset:
     """Create (frames, size, size), one compressed frame a chunk, in electrons."""
     frame = (config.size, config.size)
     stack = group.create_dataset(
-        name,
-        (config.frames, *frame),
-        dtype,
-        chunks=(1, *frame),
-        compression="gzip",
-        shuffle=True,
+        name, (config.frames, *frame), dtype, chunks=(1, *frame), compression="gzip", shuffle=True
     )
     stack.attrs["units"] = "electrons"
     return stack
 
 
 def _dataset(group: h5py.Group, name: str, values: NDArray[np.generic], units: str) -> None:
-    dataset = group.create_dataset(name, data=values)
-    if units:
-        dataset.attrs["units"] = units
+    group.create_dataset(name, data=values).attrs["units"] = units

@@ -24,24 +24,17 @@ BEND = 11.0
 
 @dataclass
 class Sheet:
-    """A bonded layer of atoms while it is being built.
+    """A bonded layer of atoms while it is being built."""
 
-    Attributes
-    ----------
-    xy
-        (n, 2) angstrom.
-    numbers
-        (n,) atomic numbers.
-    bonds
-        (b, 2) indices, each bond once.
-    rest
-        (b,) rest lengths in angstrom.
-    """
+    xy: NDArray[np.float64]  # (n, 2) angstrom
+    numbers: NDArray[np.int64]  # (n,) atomic numbers
+    bonds: NDArray[np.int64]  # (b, 2) indices, each bond once
+    rest: NDArray[np.float64]  # (b,) rest lengths in angstrom
 
-    xy: NDArray[np.float64]
-    numbers: NDArray[np.int64]
-    bonds: NDArray[np.int64]
-    rest: NDArray[np.float64]
+    @property
+    def degree(self) -> NDArray[np.int64]:
+        """Bonds of each atom, (n,)."""
+        return np.bincount(self.bonds.ravel(), minlength=len(self.xy))
 
     def neighbours(self, atom: int) -> list[int]:
         """Return the atoms bonded to one atom."""
@@ -51,9 +44,8 @@ class Sheet:
     def keep(self, mask: NDArray[np.bool_]) -> None:
         """Drop the atoms outside ``mask`` with their bonds."""
         index = np.cumsum(mask) - 1
-        whole = mask[self.bonds].all(1)
-        self.bonds = index[self.bonds[whole]]
-        self.rest = self.rest[whole]
+        both = mask[self.bonds].all(1)
+        self.bonds, self.rest = index[self.bonds[both]], self.rest[both]
         self.xy, self.numbers = self.xy[mask], self.numbers[mask]
 
     def bond(self, pairs: list[tuple[int, int]], rest: float) -> None:
@@ -77,11 +69,8 @@ def angles(bonds: NDArray[np.int64], atoms: int) -> NDArray[np.int64]:
     for count, pairs in ((2, [(0, 1)]), (3, [(0, 1), (0, 2), (1, 2)])):
         centres = np.flatnonzero(degree == count)
         for first, second in pairs:
-            triples.append(
-                np.stack(
-                    [centres, ends[start[centres] + first, 1], ends[start[centres] + second, 1]], 1
-                )
-            )
+            sides = [ends[start[centres] + end, 1] for end in (first, second)]
+            triples.append(np.stack([centres, *sides], 1))
     return np.concatenate(triples)
 
 
@@ -113,29 +102,17 @@ def energy(
 
 
 def relax(
-    sheet: Sheet,
-    sites: NDArray[np.float64],
-    *,
-    reach_a: float = 12.0,
-    steps: int = 40,
+    sheet: Sheet, sites: NDArray[np.float64], *, reach_a: float = 12.0, steps: int = 40
 ) -> None:
-    """Relax the atoms within ``reach_a`` of any site in place; the others hold still.
-
-    Parameters
-    ----------
-    sites
-        (m, 2) centres of the defects, angstrom.
-    steps
-        Largest number of L-BFGS iterations.
-    """
+    """Relax the atoms within ``reach_a`` of any of the sites (m, 2); the others hold still."""
     if not len(sites):
         return
     distance2 = ((sheet.xy[:, None] - sites[None]) ** 2).sum(2).min(1)
     free = distance2 < reach_a**2
     near = distance2 < (reach_a + 3.5) ** 2
     local = np.cumsum(near) - 1
-    whole = near[sheet.bonds].all(1)
-    bonds, rest = local[sheet.bonds[whole]], sheet.rest[whole]
+    inside = near[sheet.bonds].all(1)
+    bonds, rest = local[sheet.bonds[inside]], sheet.rest[inside]
     triples = angles(bonds, int(near.sum()))
     movable = free[near]
     # Atoms at the rim of the cut have lost bonds: no angle there may pull.

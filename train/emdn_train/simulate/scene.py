@@ -1,19 +1,29 @@
-"""One specimen and the clean images that are taken of it."""
+"""One specimen, the clean images that are taken of it, and what the camera records of them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
+import torch
 
+from emdn_train import noise
+from emdn_train.config import DEFECTS, Kind, SimulateConfig
 from emdn_train.simulate import hrtem, stem
-from emdn_train.simulate.mesh import Image, Spectrum
+from emdn_train.simulate.hrtem import Image, Spectrum
 from emdn_train.simulate.optics import Optics, draw_optics
-from emdn_train.simulate.specimens import DEFECTS, RECIPES, SHARES, Kind
+from emdn_train.simulate.specimens import RECIPES, SHARES
 from emdn_train.simulate.structure import PointDefects, Structure
 
 LEAST_CONTRAST = 0.005
+LEAST_ELECTRONS = 0.05
 _TRIES = 20
+_DEFECT_FREE = 0.15
+
+# A beam without a profile, as of a scanned probe.
+_EVEN = noise.Profile(*(torch.tensor([v]) for v in (0.0, 0.0, 1e6, 1e6, 0.0, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -27,20 +37,12 @@ class Scene:
     voltage_kv: float
 
 
-@dataclass(frozen=True)
-class Shot:
+class Shot(NamedTuple):
     """One clean image and how it was taken.
 
-    Attributes
-    ----------
-    clean
-        (size, size) float32; mean = 1 for STEM, vacuum = 1 otherwise.
-    contrast
-        Standard deviation over mean.
-    share
-        Electrons that reach the detector, of those that meet the specimen.
-    optics
-        Every number of the lens and, for STEM, of the scan, by name.
+    ``clean`` is (size, size) float32, mean = 1 for STEM, vacuum = 1 otherwise; ``contrast``
+    its standard deviation over its mean; ``share`` the electrons that reach the detector, of
+    those that meet the specimen; ``optics`` every number of the lens and, for STEM, of the scan.
     """
 
     clean: Image
@@ -49,7 +51,12 @@ class Shot:
     optics: dict[str, float]
 
 
-_DEFECT_FREE = 0.15
+class Exposure(NamedTuple):
+    """Expected and recorded electrons, (H, W) float32 each, and columns of the table."""
+
+    clean: Image
+    noisy: Image
+    row: dict[str, Any]
 
 
 def make_scene(
@@ -121,15 +128,14 @@ def shots(scene: Scene, count: int, rng: np.random.Generator) -> Iterator[Shot]:
         for _ in range(_TRIES):
             if best.contrast >= LEAST_CONTRAST:
                 break
-            again = take()
-            best = max(best, again, key=lambda shot: shot.contrast)
+            best = max(best, take(), key=lambda shot: shot.contrast)
         yield best
 
 
 def _hrtem_shot(scene: Scene, wave: Spectrum, rng: np.random.Generator) -> Shot:
     optics = draw_optics(rng, scene.voltage_kv)
     clean = hrtem.image(wave, scene.field, optics)
-    return _shot(clean, 1.0, asdict(optics))
+    return Shot(clean, float(clean.std() / clean.mean()), 1.0, asdict(optics))
 
 
 def _stem_shot(scene: Scene, elements: stem.Elements, rng: np.random.Generator) -> Shot:
@@ -144,8 +150,75 @@ def _stem_shot(scene: Scene, elements: stem.Elements, rng: np.random.Generator) 
     scan = stem.draw_scan(rng)
     share = stem.scanned(elements, scene.field, optics, scan)
     mean = float(share.mean())
-    return _shot(share / np.float32(mean), mean, asdict(optics) | asdict(scan))
+    clean = share / np.float32(mean)
+    return Shot(clean, float(clean.std() / clean.mean()), mean, asdict(optics) | asdict(scan))
 
 
-def _shot(clean: Image, share: float, optics: dict[str, float]) -> Shot:
-    return Shot(clean, float(clean.std() / clean.mean()), share, optics)
+def draw_electrons(
+    config: SimulateConfig, contrast: float, share: float, pixel_a: float, rng: np.random.Generator
+) -> float:
+    """Draw the mean electrons per pixel that meet the detector, at least 0.05; see `Shot`."""
+    low, high = np.log(config.snr if config.dose_e_per_a2 is None else config.dose_e_per_a2)
+    drawn = float(np.exp(rng.uniform(low, high)))
+    if config.dose_e_per_a2 is None:
+        return max((drawn / contrast) ** 2, LEAST_ELECTRONS)
+    return max(drawn * pixel_a**2 * share, LEAST_ELECTRONS)
+
+
+def expose(clean: Image, electrons: float, detector: str, seed: int) -> Exposure:
+    """Record a relative image (H, W) once, at so many mean electrons per pixel on the detector."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.from_numpy(clean)[None, None]
+    mean = torch.tensor([electrons])
+    shape = (clean.shape[0], clean.shape[1])
+    beam, valid = _EVEN, torch.ones_like(image, dtype=torch.bool)
+    if noise.DETECTORS[detector].scanned:
+        noisy, target = noise.scan(image, mean, detector, generator)
+    else:
+        beam = noise.draw_profile(1, generator)
+        signal = mean * noise.profile_map(beam, shape, max(shape)) * image
+        noisy, target = noise.record(signal, detector, generator)
+        bad, level = noise.draw_defects(1, shape, generator)
+        noisy, valid = noise.apply_defects(noisy, bad, level), ~bad
+    row = {
+        "detector": detector,
+        "electrons_per_pixel": electrons,
+        "recorded_per_pixel": float(target.mean()),
+        "noise_seed": seed,
+        "bad_pixels": int((~valid).sum()),
+        **{f"beam_{name}": float(value) for name, value in beam._asdict().items()},
+    }
+    return Exposure(target[0, 0].numpy(), noisy[0, 0].numpy(), row)
+
+
+def expose_shot(
+    scene: Scene, shot: Shot, electrons: float, detector: str, rng: np.random.Generator
+) -> Exposure:
+    """Record one image of a scene, and say in its row how it was made."""
+    detector = "stem" if scene.mode == "stem" else detector
+    exposure = expose(shot.clean, electrons, detector, int(rng.integers(2**62)))
+    pixel_a = scene.field.pixel_a
+    row = {
+        "kind": scene.recipe,
+        "material": scene.structure.material,
+        "mode": scene.mode,
+        "crystalline": scene.structure.crystalline,
+        "defects": len(scene.structure.defects),
+        "contrast": shot.contrast,
+        "snr": shot.contrast * electrons**0.5,
+        "pixel_size_nm": pixel_a / 10,
+        "dose_e_per_a2": electrons / shot.share / pixel_a**2,
+        **exposure.row,
+        **shot.optics,
+    }
+    return exposure._replace(row=row)
+
+
+def write_scene(group: h5py.Group, scene: Scene) -> None:
+    """Write the atoms and defects that lie in the frame, in pixels."""
+    places, seen = hrtem.seen(scene.structure, scene.field)
+    group["atoms"] = places
+    group["numbers"] = scene.structure.numbers[seen].astype(np.uint8)
+    group["defects"] = hrtem.to_pixels(scene.structure.places, scene.field)
+    names = [defect.name for defect in scene.structure.defects]
+    group.create_dataset("names", data=names, dtype=h5py.string_dtype())

@@ -1,135 +1,301 @@
-"""Which specimens there are and how often each is drawn."""
+"""Which specimens there are and how often each is drawn; all but graphene are made here.
+
+There are several so that no model learns one lattice by heart.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
-from emdn_train.simulate import materials
-from emdn_train.simulate.grain_boundary import bicrystal
-from emdn_train.simulate.graphene import (
-    LAYER_A,
-    as_structure,
-    cut,
-    edge,
-    hole,
-    perfect_sheet,
-    point_defects,
+from emdn_train.simulate.graphene import edge, graphene, hole
+from emdn_train.simulate.optics import ELEMENTS
+from emdn_train.simulate.structure import (
+    Defect,
+    PointDefects,
+    Points,
+    Structure,
+    honeycomb,
+    lattice_points,
+    moved,
+    rotation,
+    stacked,
 )
-from emdn_train.simulate.structure import Defect, PointDefects, Structure, stacked
 
-Kind = Literal["graphene", "mixed", "stem", "movie"]
+# Atoms that are closer than the first, seen along the beam, are one column. No extra atom is
+# put closer to another than the second.
+_COLUMN_A = 0.3
+_APART_A = 1.3
 
-DEFECTS = (5e-4, 0.05)
-"""Least and most point defects per site. With one in a thousand, the best guess from a noisy
-frame is that there is none, and a net learns to fill them."""
+Chance = np.random.Generator
+Marks = list[Defect]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How one kind of specimen is made and imaged.
 
-    Attributes
-    ----------
-    make
-        Called with the generator, the side to cover and the reach of the frame (half its
-        side), both in angstrom, and what point defects to put in.
-    sampling_a
-        Coarsest sampling of its exit wave, angstrom.
-    slice_a
-        Thickness of a slice of the exit wave's calculation, angstrom.
+    ``make`` is called with the generator, the side to cover and the reach of the frame (half its
+    side), both in angstrom, and what point defects to put in.
     """
 
-    make: Callable[[np.random.Generator, float, float, PointDefects], Structure]
-    sampling_a: float = 0.2
-    slice_a: float = np.inf
+    make: Callable[[Chance, float, float, PointDefects], Structure]
+    sampling_a: float = 0.2  # coarsest sampling of the exit wave
+    slice_a: float = np.inf  # thickness of a slice of the exit wave's calculation
 
 
-def graphene(
-    rng: np.random.Generator, side: float, reach: float, defects: PointDefects
+def dichalcogenide(rng: Chance, side: float, reach: float, defects: PointDefects) -> Structure:
+    """One layer of 2H MoS2 or WS2 with point defects, holes and edges.
+
+    Lattice parameters 3.16 and 3.15 angstrom, sulphur 1.56 angstrom above and below
+    (Wilson and Yoffe, Adv. Phys. 18, 193, 1969).
+    """
+    metal, a = ((42, 3.16), (74, 3.15))[int(rng.integers(2))]
+    cell = honeycomb(a, rng.uniform(0, 2 * np.pi))
+    basis = np.array([[0, 0, 0], [1 / 3, 1 / 3, -1.56], [1 / 3, 1 / 3, 1.56]], float)
+    basis[:, :2] += rng.uniform(0, 1, 2)
+    points = lattice_points(cell, basis, side)
+    keep = _outline(points[:, :2], reach, rng, holes=0.15, edges=0.15)
+    points, numbers = points[keep, :3], np.where(points[keep, 3] == 0, metal, 16)
+    points, numbers, faults = point_defects(points, numbers, reach, defects)
+    return _structure("MoS2" if metal == 42 else "WS2", points, numbers, 0.06, faults)
+
+
+def amorphous_carbon(rng: Chance, side: float, thickness: float | None = None) -> Structure:
+    """A film of 0.09-0.11 atoms per cubic angstrom, no two closer than 1.35 angstrom."""
+    if thickness is None:
+        thickness = float(rng.uniform(8.0, 40.0))
+    wanted = int(rng.uniform(0.09, 0.11) * side**2 * thickness)
+    points = np.empty((0, 3))
+    while len(points) < 0.98 * wanted:
+        extra = rng.uniform(-0.5, 0.5, (wanted - len(points), 3)) * [side, side, thickness]
+        points = np.concatenate([points, extra])
+        pairs = cKDTree(points).query_pairs(1.35, output_type="ndarray")
+        keep = np.ones(len(points), bool)
+        keep[pairs.max(1)] = False
+        points = points[keep]
+    return _structure("amorphous carbon", points, np.full(len(points), 6), 0.08, [])
+
+
+def particle(rng: Chance, side: float, reach: float, defects: PointDefects) -> Structure:
+    """A gold or platinum crystal with point defects on a thin carbon film.
+
+    Face-centred cubic (4.078 and 3.924 angstrom), cut by {111} and {100} planes, seen
+    near a [110] or [100] axis or at random, sometimes twinned on (111).
+    """
+    number, a = ((79, 4.078), (78, 3.924))[int(rng.integers(2))]
+    radius = rng.uniform(7.0, max(8.0, min(20.0, 0.8 * reach)))
+    count = int(np.ceil(2.2 * radius / a))
+    i = np.arange(-count, count + 1)
+    cells = np.stack(np.meshgrid(i, i, i, indexing="ij"), -1).reshape(-1, 1, 3)
+    fcc = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    points = ((cells + fcc).reshape(-1, 3) + rng.uniform(0, 0.5, 3)) * a
+    octahedron = np.abs(points).sum(1) / np.sqrt(3) < radius
+    cube = np.abs(points).max(1) < radius * rng.uniform(0.9, 1.15)
+    points = points[octahedron & cube]
+    twins: Marks = []
+    if rng.random() < 0.3:
+        axis = np.array([1.0, 1.0, 1.0]) / np.sqrt(3)
+        spacing = a / np.sqrt(3)
+        height = points @ axis
+        # Half a turn about the plane's normal is the mirror twin of a centrosymmetric crystal.
+        anchor = points[np.argmin((points**2).sum(1))]
+        above = height > anchor @ axis + 0.1 * spacing
+        d = points[above] - anchor
+        points[above] = 2 * (d @ axis)[:, None] * axis - d + anchor
+        twins.append(Defect("twin", 0.0, 0.0))
+    points = points @ _zone(rng).T
+    if rng.random() < 0.5:
+        points = points @ _small_tilt(rng, 0.06).T
+    points[:, :2] = points[:, :2] @ rotation(rng.uniform(0, 2 * np.pi)).T
+    numbers = np.full(len(points), number)
+    points, numbers, faults = point_defects(points, numbers, np.inf, defects)
+    film = amorphous_carbon(rng, side, float(rng.uniform(5.0, 20.0)))
+    bottom = film.positions[:, 2].min()
+    material = ("gold" if number == 79 else "platinum") + " particle"
+    crystal = _structure(material, points, numbers, 0.08, twins + faults)
+    place = rng.uniform(-0.4, 0.4, 2) * reach
+    crystal = moved(crystal, (place[0], place[1], bottom - points[:, 2].max() - 2.0))
+    return stacked(crystal.material, [crystal, film])
+
+
+def strontium_titanate(rng: Chance, side: float, reach: float, defects: PointDefects) -> Structure:
+    """Cubic SrTiO3 along [001], 3.905 angstrom, 1-5 nm thick, with oxygen and point defects."""
+    a = 3.905
+    layers = int(rng.integers(3, 13))
+    turn = rng.uniform(0, 2 * np.pi)
+    cell = a * rotation(turn)
+    basis = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    basis[:, 2] *= a
+    basis[:, :2] += rng.uniform(0, 1, 2)
+    column = lattice_points(cell, basis, side)
+    heights = (np.arange(layers) - (layers - 1) / 2) * a
+    points = np.concatenate([column[:, :3] + [0, 0, z] for z in heights])
+    numbers = np.tile(np.array([38, 22, 8, 8, 8])[column[:, 3].astype(int)], layers)
+    keep = np.ones(len(points), bool)
+    keep[(numbers == 8) & (rng.random(len(points)) < rng.uniform(0, 0.03))] = False
+    keep &= _outline(points[:, :2], reach, rng, edges=0.25)
+    points, numbers = points[keep], numbers[keep]
+    points, numbers, faults = point_defects(points, numbers, reach, defects)
+    tilt = rng.normal(0, 0.004, 2)
+    points[:, :2] += points[:, 2:] * tilt
+    return _structure("SrTiO3", points, numbers, 0.08, faults)
+
+
+def random_lattice(rng: Chance, side: float, reach: float, defects: PointDefects) -> Structure:
+    """A crystal that does not exist: any cell of 1.8-5.5 angstrom, one to three elements."""
+    a = rng.uniform(1.8, 5.5)
+    b = a * rng.uniform(0.7, 1.4)
+    gamma = rng.uniform(np.pi / 3, np.pi / 2)
+    cell = np.array([[a, 0.0], [b * np.cos(gamma), b * np.sin(gamma)]])
+    cell = cell @ rotation(rng.uniform(0, 2 * np.pi))
+    area = abs(np.linalg.det(cell))
+    atoms = int(rng.integers(1, 1 + min(3, max(1, int(area / 4.0)))))
+    layers = int(rng.integers(1, 7))
+    basis = _spaced_basis(rng, cell, atoms)
+    column = lattice_points(cell, basis, side)
+    kinds = rng.choice(ELEMENTS, atoms)
+    heights = (np.arange(layers) - (layers - 1) / 2) * rng.uniform(2.5, 4.0)
+    points = np.concatenate([column[:, :3] + [0, 0, z] for z in heights])
+    numbers = np.tile(kinds[column[:, 3].astype(int)], layers)
+    keep = _outline(points[:, :2], reach, rng, holes=0.2, edges=0.2)
+    points, numbers = points[keep], numbers[keep]
+    points, numbers, faults = point_defects(points, numbers, reach, defects)
+    vibration = float(rng.uniform(0.05, 0.1))
+    return _structure("random lattice", points, numbers, vibration, faults)
+
+
+def _outline(
+    xy: Points,
+    reach: float,
+    rng: Chance,
+    *,
+    holes: float = 0.0,
+    edges: float = 0.0,
+) -> NDArray[np.bool_]:
+    """Mark the atoms that are left by a hole or an edge, each drawn as often as is said."""
+    shape = rng.random()
+    if shape < holes:
+        return ~hole(xy, reach, rng)
+    if shape < holes + edges:
+        return ~edge(xy, reach, rng)
+    return np.ones(len(xy), bool)
+
+
+def _spaced_basis(rng: Chance, cell: Points, atoms: int) -> Points:
+    """Place atoms in a cell, the best of some draws: (atoms, 3), as ``lattice_points`` wants."""
+    best, widest = np.zeros((atoms, 3)), -1.0
+    images = np.array([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    for _ in range(20):
+        basis = np.column_stack([rng.uniform(0, 1, (atoms, 2)), rng.uniform(0, 2.0, atoms)])
+        apart = (basis[:, None, None, :2] - basis[None, :, None, :2] + images) @ cell
+        height = (basis[:, None, 2] - basis[None, :, 2])[:, :, None]
+        distance = np.sqrt((apart**2).sum(-1) + height**2)
+        distance[distance < 1e-9] = np.inf
+        if distance.min() > widest:
+            best, widest = basis, float(distance.min())
+    return best
+
+
+def _structure(
+    material: str, points: Points, numbers: NDArray[np.int64], vibration: float, defects: Marks
 ) -> Structure:
-    """Draw graphene of one morphology, with point defects."""
-    morphology = rng.choice(
-        ["sheet", "hole", "edge", "bilayer", "grain boundary"],
-        p=[0.58, 0.12, 0.14, 0.1, 0.06],
-    )
-    cover = side + 6.0
-    vibration = float(rng.uniform(0.04, 0.07))
-    marks: list[Defect] = []
-    if morphology == "grain boundary":
-        sheet, boundary = bicrystal(cover, reach, rng)
-        x, y = boundary[np.argmin((boundary**2).sum(1))]
-        marks.append(Defect("grain boundary", float(x), float(y)))
-    else:
-        sheet = perfect_sheet(cover, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2))
-    if morphology == "hole":
-        cut(sheet, hole(sheet.xy, reach, rng))
-    elif morphology == "edge":
-        cut(sheet, edge(sheet.xy, reach, rng))
-    faults, adatoms = point_defects(sheet, reach, defects)
-    layer = as_structure(sheet, adatoms, marks + faults, vibration)
-    layers = [layer]
-    if morphology == "bilayer":
-        twist = rng.uniform(0, 2 * np.pi)
-        under = perfect_sheet(cover, twist, rng.uniform(0, 1, 2))
-        layers.append(as_structure(under, [], [], vibration, LAYER_A))
-    return warped(stacked(f"graphene {morphology}", layers), rng)
+    every = np.full(len(points), vibration)
+    crystalline = material != "amorphous carbon"
+    return Structure(material, points, numbers, every, tuple(defects), crystalline)
 
 
-def warped(structure: Structure, rng: np.random.Generator) -> Structure:
-    """Ripple, tilt and strain a specimen together with the places of its defects."""
-    places = np.array([[defect.x, defect.y, 0.0] for defect in structure.defects]).reshape(-1, 3)
-    points = rippled(np.concatenate([structure.positions, places]), rng)
-    atoms = len(structure.positions)
-    defects = tuple(
-        Defect(defect.name, float(x), float(y))
-        for defect, (x, y, _) in zip(structure.defects, points[atoms:], strict=True)
-    )
-    return replace(structure, positions=points[:atoms], defects=defects)
+def point_defects(
+    points: Points,
+    numbers: NDArray[np.int64],
+    reach: float,
+    asked: PointDefects,
+) -> tuple[Points, NDArray[np.int64], Marks]:
+    """Put point defects at a share of a crystal's sites: columns of atoms along the beam.
 
+    Seven in ten are vacancies of any sublattice, half of them of the whole column; two in ten
+    have another element there, half of those one of the crystal's own (an antisite); one in
+    ten is an extra atom beside the column or on top of it. They lie within ``reach`` of the
+    centre in x and in y.
 
-def rippled(positions: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Ripple (up to 1 angstrom rms, 15-60 angstrom long), tilt and strain a sheet.
-
-    Ripples of that size are what Meyer et al., Nature 446, 60 (2007), found.
+    Returns
+    -------
+    The points (n, 3) and numbers that are left, extra atoms last, and the defects.
     """
-    result = positions.copy()
-    if rng.random() < 0.6:
-        for wavelength in rng.uniform(15.0, 60.0, 3):
-            k = 2 * np.pi / wavelength
-            angle, phase = rng.uniform(0, 2 * np.pi, 2)
-            along = np.array([np.cos(angle), np.sin(angle)])
-            height = rng.uniform(0.0, 0.8) * np.sqrt(wavelength / 60.0)
-            argument = k * (positions[:, :2] @ along) + phase
-            result[:, 2] += height * np.sin(argument)
-            # Bonds keep their length: the projection shrinks where the sheet is steep.
-            shrink = (height * k) ** 2 / 4
-            swing = shrink * (positions[:, :2] @ along + np.sin(2 * argument) / (2 * k))
-            result[:, :2] -= swing[:, None] * along
-    tilt = rng.normal(0, 0.05, 2)
-    result[:, 2] += positions[:, :2] @ tilt
-    strain = rng.normal(0, 0.004, (2, 2))
-    result[:, :2] += positions[:, :2] @ ((strain + strain.T) / 2 - np.outer(tilt, tilt) / 2)
-    return result
+    rng = asked.rng
+    near = np.flatnonzero(np.abs(points[:, :2]).max(1) < reach)
+    columns = cKDTree(points[:, :2]).query_ball_point(points[near, :2], _COLUMN_A)
+    # A column of n atoms is met n times.
+    expected = asked.density * sum(1 / len(column) for column in columns)
+    own, changed = np.unique(numbers), numbers.copy()
+    keep = np.ones(len(points), bool)
+    extra: list[Points] = []
+    defects: Marks = []
+    for one in rng.integers(len(near), size=rng.poisson(expected)) if len(near) else ():
+        atom, choice = int(near[one]), rng.random()
+        place, number = points[atom], int(numbers[atom])
+        some = columns[one] if rng.random() < 0.5 else [atom]
+        if not keep[some].all():
+            continue
+        if choice < 0.7:
+            keep[some] = False
+            name = f"vacancy of Z={number}"
+        elif choice < 0.9:
+            other = int(rng.choice(own if choice < 0.8 else ELEMENTS))
+            if other == number:
+                continue
+            changed[some] = other
+            name = f"Z={other} on Z={number}"
+        else:
+            angle = rng.uniform(0, 2 * np.pi)
+            side = float(rng.choice([0.0, 1.6]))
+            height = 0.0 if side else float(points[columns[one], 2].min() - place[2]) - 2.0
+            new = place + np.array([side * np.cos(angle), side * np.sin(angle), height])
+            if np.sqrt(((points - new) ** 2).sum(1).min()) < _APART_A:
+                new[2] = points[:, 2].min() - 2.0
+            extra.append(np.append(new, number))
+            name, place = f"Z={number} adatom", new
+        defects.append(Defect.at(name, place))
+    more = np.array(extra).reshape(-1, 4)
+    return (
+        np.concatenate([points[keep], more[:, :3]]),
+        np.concatenate([changed[keep], more[:, 3].astype(np.int64)]),
+        defects,
+    )
 
 
-def _film(rng: np.random.Generator, side: float, reach: float, defects: PointDefects) -> Structure:
-    return materials.amorphous_carbon(rng, side)
+def _zone(rng: Chance) -> Points:
+    """Bring a crystal axis onto the beam: half [110], a quarter [100], a quarter any."""
+    choice = rng.random()
+    if choice < 0.25:
+        return np.eye(3)
+    if choice < 0.75:
+        r = np.sqrt(0.5)
+        return np.array([[r, -r, 0.0], [0.0, 0.0, -1.0], [r, r, 0.0]])
+    q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return np.asarray(q * np.sign(np.linalg.det(q)))
+
+
+def _small_tilt(rng: Chance, size: float) -> Points:
+    a, b = rng.normal(0, size, 2)
+    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    return np.asarray(x @ y)
 
 
 RECIPES: Mapping[str, Recipe] = {
     "graphene": Recipe(graphene),
-    "dichalcogenide": Recipe(materials.dichalcogenide, sampling_a=0.15),
-    "particle": Recipe(materials.particle, sampling_a=0.15, slice_a=12.0),
-    "strontium titanate": Recipe(materials.strontium_titanate, sampling_a=0.16, slice_a=12.0),
-    "amorphous carbon": Recipe(_film),
-    "random lattice": Recipe(materials.random_lattice, sampling_a=0.16),
+    "dichalcogenide": Recipe(dichalcogenide, sampling_a=0.15),
+    "particle": Recipe(particle, sampling_a=0.15, slice_a=12.0),
+    "strontium titanate": Recipe(strontium_titanate, sampling_a=0.16, slice_a=12.0),
+    "amorphous carbon": Recipe(lambda rng, side, reach, defects: amorphous_carbon(rng, side)),
+    "random lattice": Recipe(random_lattice, sampling_a=0.16),
 }
 
 # Shares of a data set: kind of data to recipe to weight.
-SHARES: Mapping[Kind, Mapping[str, float]] = {
+SHARES: Mapping[str, Mapping[str, float]] = {
     "graphene": {"graphene": 1.0},
     "mixed": {
         "graphene": 0.4,

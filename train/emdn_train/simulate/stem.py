@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 
-from emdn_train.simulate.hrtem import Field
-from emdn_train.simulate.mesh import Image, Spectrum, deposit, fast_even, resize_half, sharpen
-from emdn_train.simulate.optics import Optics
-from emdn_train.simulate.scattering import wavelength
+from emdn_train.simulate.hrtem import Field, Image, Spectrum, deposit, fast_even, sharpen
+from emdn_train.simulate.optics import Optics, wavelength
 from emdn_train.simulate.structure import Structure
 
 # Share of the incident electrons that one carbon atom per square angstrom sends to the
@@ -32,16 +30,9 @@ Elements = Mapping[int, Spectrum]
 class Scan:
     """One setting of the scanned probe.
 
-    Attributes
-    ----------
-    aperture_mrad
-        Semi-angle of convergence.
-    source_a
-        Standard deviation of the source's image, angstrom.
-    exponent
-        Of the atomic number, in the signal of an atom.
-    background
-        Signal of the detector with no specimen, as a share of graphene's.
+    ``aperture_mrad`` is the semi-angle of convergence, ``source_a`` the standard deviation of
+    the source's image, ``exponent`` that of the atomic number in the signal of an atom, and
+    ``background`` the signal with no specimen, as a share of graphene's.
     """
 
     aperture_mrad: float
@@ -82,30 +73,22 @@ def element_spectra(structure: Structure, field: Field, voltage_kv: float) -> El
 def scanned(elements: Elements, field: Field, optics: Optics, scan: Scan) -> Image:
     """Expected share of the incident electrons that is detected, (size, size) float32.
 
-    Parameters
-    ----------
-    elements
-        Result of ``element_spectra`` for the same field and voltage.
+    ``elements`` are `element_spectra` for the same field and voltage.
     """
     n = next(iter(elements.values())).shape[0]
     total = np.zeros((n, n // 2 + 1), np.complex64)
     for number, spectrum in elements.items():
         total += spectrum * np.float32((number / 6) ** scan.exponent)
     q, half = (f(n, field.side_a / n).astype(np.float32) for f in (np.fft.fftfreq, np.fft.rfftfreq))
-    total *= probe_transfer(optics, scan, q)
+    total *= _probe_transfer(optics, scan, q)
     rows, columns = (np.exp(-2 * (math.pi * scan.source_a * k) ** 2) for k in (q, half))
     total *= rows[:, None] * columns[None, :]
     total *= np.float32(_CARBON / field.side_a**2)
-    full = scipy.fft.irfft2(
-        resize_half(total, field.total), s=(field.total, field.total), norm="forward"
-    )
-    start = (field.total - field.size) // 2
-    frame = full[start : start + field.size, start : start + field.size]
     floor = np.float32(scan.background * 6e-4)
-    return np.ascontiguousarray(np.maximum(frame, 0) + floor, dtype=np.float32)
+    return np.ascontiguousarray(np.maximum(field.frame(total), 0) + floor, dtype=np.float32)
 
 
-def probe_transfer(optics: Optics, scan: Scan, q: Image) -> Image:
+def _probe_transfer(optics: Optics, scan: Scan, q: Image) -> Image:
     """Incoherent transfer of the probe's intensity, (n, n // 2 + 1), 1 at q = 0."""
     n = len(q)
     lam = np.float32(wavelength(optics.voltage_kv))

@@ -1,7 +1,7 @@
 """A specimen: atoms, what they vibrate by, and where its defects are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,47 +17,34 @@ class Defect:
     x: float
     y: float
 
+    @classmethod
+    def at(cls, name: str, place: Points) -> "Defect":
+        """Put a defect at x and y, the first two of ``place``."""
+        return cls(name, float(place[0]), float(place[1]))
+
 
 @dataclass(frozen=True)
 class Structure:
-    """Atoms that cover a field and its surroundings; the field's centre is the origin.
+    """Atoms that cover a field and its surroundings; the field's centre is the origin."""
 
-    Attributes
-    ----------
-    material
-        What it is, for example ``graphene`` or ``gold particle``.
-    positions
-        (n, 3) float64, angstrom. The beam travels towards +z.
-    numbers
-        (n,) atomic numbers.
-    vibration
-        (n,) root mean square displacement along one axis, angstrom.
-    defects
-        Every deliberate fault, with its place.
-    crystalline
-        Whether columns of atoms can be told apart.
-    """
+    material: str  # for example ``graphene`` or ``gold particle``
+    positions: Points  # (n, 3) float64, angstrom; the beam travels towards +z
+    numbers: NDArray[np.int64]  # (n,) atomic numbers
+    vibration: NDArray[np.float64]  # (n,) root mean square along one axis, angstrom
+    defects: Sequence[Defect] = ()  # every deliberate fault
+    crystalline: bool = True  # whether columns of atoms can be told apart
 
-    material: str
-    positions: Points
-    numbers: NDArray[np.int64]
-    vibration: NDArray[np.float64]
-    defects: Sequence[Defect] = field(default_factory=tuple)
-    crystalline: bool = True
+    @property
+    def places(self) -> Points:
+        """Where the defects are, (d, 2) angstrom."""
+        return np.array([[defect.x, defect.y] for defect in self.defects]).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
 class PointDefects:
-    """How many point defects a specimen gets, and the chance that draws them.
+    """The point defects per site that a specimen gets, and what draws their kinds and places.
 
     With another generator, the same specimen has other defects.
-
-    Attributes
-    ----------
-    density
-        Expected defects per site.
-    rng
-        Draws their kinds and places, and nothing else of the specimen.
     """
 
     density: float
@@ -70,6 +57,11 @@ def rotation(angle: float) -> Points:
     return np.array([[c, s], [-s, c]])
 
 
+def honeycomb(a: float, angle: float) -> Points:
+    """Return the cell vectors, as rows, of a hexagonal plane lattice turned by ``angle``."""
+    return np.array([[a, 0.0], [a / 2, a * np.sqrt(3) / 2]]) @ rotation(angle)
+
+
 def lattice_points(cell: Points, basis: Points, side: float) -> Points:
     """Fill a square of ``side`` angstrom about the origin with a plane lattice.
 
@@ -79,8 +71,6 @@ def lattice_points(cell: Points, basis: Points, side: float) -> Points:
         (2, 2) rows are the cell vectors in angstrom.
     basis
         (m, 3) fractional in the plane, angstrom along z.
-    side
-        Side of the square in angstrom.
 
     Returns
     -------
@@ -91,13 +81,11 @@ def lattice_points(cell: Points, basis: Points, side: float) -> Points:
     low, high = np.floor(indices.min(0)) - 1, np.ceil(indices.max(0)) + 1
     i, j = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), indexing="ij")
     origins = np.stack([i.ravel(), j.ravel()], 1)
-    parts = []
-    for index, atom in enumerate(basis):
-        xy = (origins + atom[:2]) @ cell
-        parts.append(
-            np.column_stack([xy, np.full(len(xy), atom[2]), np.full(len(xy), float(index))])
-        )
-    points = np.concatenate(parts)
+    count = np.ones(len(origins))
+    points = np.concatenate([
+        np.column_stack([(origins + atom[:2]) @ cell, atom[2] * count, index * count])
+        for index, atom in enumerate(basis)
+    ])  # fmt: skip
     inside = np.abs(points[:, :2]).max(1) <= side / 2
     return np.asarray(points[inside])
 

@@ -9,23 +9,26 @@ import logging
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
-import polars as pl
 
-from emdn_models import __version__
 from emdn_models.errors import FormatError, OutputError
-from emdn_models.files import renamed
 from emdn_models.hdf5 import written
-from emdn_train.data import STEM
-from emdn_train.simulate.config import FORMAT, FORMAT_VERSION
-from emdn_train.simulate.exposure import LEAST_ELECTRONS, Exposure, expose
-from emdn_train.simulate.files import store
-from emdn_train.simulate.scene import Scene, shots, specimen_scene
-from emdn_train.simulate.shard import exposed, write_scene
-from emdn_train.simulate.threads import one_thread
+from emdn_train.dataset import STEM
+from emdn_train.simulate.dataset import images, store_table
+from emdn_train.simulate.folder import one_thread, stamp
+from emdn_train.simulate.scene import (
+    LEAST_ELECTRONS,
+    Exposure,
+    Scene,
+    expose,
+    expose_shot,
+    shots,
+    specimen_scene,
+    write_scene,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -99,30 +102,25 @@ def write_test_split(
     partial = folder.with_name("test.partial")
     partial.mkdir(parents=True, exist_ok=True)
     exposures: list[Exposure] = []
-    with renamed(partial / f"{STEM}_structures.h5") as path, written(path) as out_file:
+    with written(partial / f"{STEM}_structures.h5") as out_file:
         structures = out_file.file
-        for index, (name, part) in enumerate(PARTS.items()):
+        for index, name in enumerate(PARTS):
             for scene in range(scenes):
-                exposures += _simulated(structures, name, part, (index, scene))
+                number = len(structures)
+                shown, recorded = _recorded(name, (index, scene), number, LEVELS)
+                write_scene(structures.create_group(str(number)), shown)
+                exposures += recorded
             _log.info("%s: %d frames", name, scenes * len(LEVELS))
         if multislice is not None:
             exposures += _multislice(structures, Path(multislice))
             _log.info("with multislice: %d frames", len(exposures))
-    rows = [exposure.row for exposure in exposures]
-    table = pl.DataFrame(rows, infer_schema_length=None).with_row_index("frame")
-    store(partial / f"{STEM}_metadata.parquet", table.write_parquet)
+    store_table(partial / f"{STEM}_metadata.parquet", [one.row for one in exposures])
     for name, field in (("noise", "noisy"), ("clean", "clean")):
-        with renamed(partial / f"{STEM}_{name}.h5") as path, written(path) as out_file:
-            file = out_file.file
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["emdn_version"] = __version__
-            file.attrs["test_split_version"] = VERSION
-            shape = (len(exposures), SIZE, SIZE, 1)
-            images = file.create_dataset("images", shape, "f4", chunks=(1, *shape[1:]))
-            images.attrs["units"] = "electrons"
+        with written(partial / f"{STEM}_{name}.h5") as out_file:
+            stamp(out_file.file, test_split_version=VERSION)
+            frames = images(out_file.file, len(exposures), SIZE)
             for index, exposure in enumerate(exposures):
-                images[index, :, :, 0] = getattr(exposure, field)
+                frames[index, :, :, 0] = getattr(exposure, field)
     partial.replace(folder)
     return Path(out)
 
@@ -135,35 +133,27 @@ def first_specimens(levels: Sequence[float]) -> list[Exposure]:
     -------
     Exposures whose rows have the columns ``part``, ``level`` and ``mode``.
     """
-    return [
-        _labelled(exposure, index, name, level, {})
-        for index, (name, part) in enumerate(PARTS.items())
-        for level, exposure in zip(levels, _recorded(part, (index, 0), levels)[1], strict=True)
-    ]
+    parts = (_recorded(name, (index, 0), index, levels)[1] for index, name in enumerate(PARTS))
+    return [exposure for exposures in parts for exposure in exposures]
 
 
 def _electrons(level: float, contrast: float) -> float:
     return max((level / contrast) ** 2, LEAST_ELECTRONS)
 
 
-def _simulated(
-    structures: h5py.File, name: str, part: Part, seed: tuple[int, int]
-) -> Iterator[Exposure]:
-    scene, exposures = _recorded(part, seed, LEVELS)
-    number = len(structures)
-    write_scene(structures.create_group(str(number)), scene)
-    for level, exposure in zip(LEVELS, exposures, strict=True):
-        yield _labelled(exposure, number, name, level, {})
-
-
 def _recorded(
-    part: Part, seed: tuple[int, int], levels: Sequence[float]
+    name: str, seed: tuple[int, int], number: int, levels: Sequence[float]
 ) -> tuple[Scene, list[Exposure]]:
-    rng = np.random.default_rng([VERSION, _SEED, *seed])
+    rng, part = np.random.default_rng([VERSION, _SEED, *seed]), PARTS[name]
     scene = specimen_scene(part.recipe, part.mode, SIZE, _PIXEL_SIZE_NM, rng, _DEFECTS)
     shot = next(shots(scene, 1, rng))
-    doses = [_electrons(level, shot.contrast) for level in levels]
-    return scene, [exposed(scene, shot, dose, part.detector, rng) for dose in doses]
+    exposures = []
+    for level in levels:
+        electrons = _electrons(level, shot.contrast)
+        exposure = expose_shot(scene, shot, electrons, part.detector, rng)
+        place = {"structure": number, "part": name, "level": level}
+        exposures.append(exposure._replace(row=place | exposure.row))
+    return scene, exposures
 
 
 def _multislice(structures: h5py.File, path: Path) -> Iterator[Exposure]:
@@ -185,6 +175,9 @@ def _multislice(structures: h5py.File, path: Path) -> Iterator[Exposure]:
             electrons = _electrons(level, row["contrast"])
             exposure = expose(frame, electrons, "counting", int(rng.integers(2**62)))
             made = {
+                "structure": number,
+                "part": f"multislice {row['material']}",
+                "level": level,
                 **row,
                 "kind": "multislice",
                 "mode": "hrtem",
@@ -193,11 +186,4 @@ def _multislice(structures: h5py.File, path: Path) -> Iterator[Exposure]:
                 "snr": row["contrast"] * electrons**0.5,
                 "dose_e_per_a2": electrons / (10 * row["pixel_size_nm"]) ** 2,
             }
-            yield _labelled(exposure, number, f"multislice {row['material']}", level, made)
-
-
-def _labelled(
-    exposure: Exposure, number: int, part: str, level: float, more: dict[str, Any]
-) -> Exposure:
-    row = {"structure": number, "part": part, "level": level, **more, **exposure.row}
-    return exposure._replace(row=row)
+            yield exposure._replace(row=made | exposure.row)

@@ -1,0 +1,471 @@
+"""Bad pixels: gaps, flags, saturated areas, dead and hot pixels, and how they are filled in.
+
+Dead and hot pixels change from one acquisition to the next, so they are looked for in the frames
+themselves: in the mean of the sampled frames, a pixel is bad when it stands out from its eight
+neighbours by far more than counting noise and than they differ among each other, and does so in
+most of these frames. A small bright spot of the image, which has a rim, is none.
+
+A flag is a value that an area has in all frames, as the file holds them, and that lies far outside
+of the rest or amid pixels that count, what is never finite, a negative whole number among counts,
+or the largest 32-bit number. Saturated are connected pixels at the largest value of the type, or
+at a largest value that a large area of a frame shares. Both keep their value in the output.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+_AREA = 5  # connected pixels that are an area; fewer are single faults of a camera
+_FAR = 8.0  # a value is far outside of the rest by so many times the rest's range
+_RANGE = 0.001, 0.999  # quantiles that range over the rest, but for its single faults
+_RIM = 0.04  # a rim of this part of its height makes a bright pixel the middle of a spot
+_FLAGS = 4  # different flags that are looked for at either end
+_BAND = 3  # rows or columns of a gap between two modules; fewer are dead lines
+_SILENT = 3, 6  # side of a square without a count, in many frames and in few
+_VACUUM = 0.3  # of a frame, of which more without a count is the specimen's surroundings
+_DIM = 0.25  # of the pixels around it that hold its value, above which it is no gap
+_LEVELS = 16  # values that a stack has, for the largest to be told from a count
+_PLATEAU = 4  # frames that tell a constant value from chance
+_SAME = 0.9  # of the pixels, above which that some are constant says nothing
+_MANY = 2**18  # pixels that tell a quantile
+
+# Standing out: by this many standard deviations of the noise, plus a few electrons
+# for sparse counts, and by this many times the spread of the neighbours.
+_SIGMAS, _ELECTRONS, _SPREADS = 8.0, 20.0, 4.0
+_DEAD = 0.15  # less than this part of its neighbours' electrons is no image
+_MOST = 0.01  # more outliers are the specimen (or sparse events), not the camera
+_FEW = 3  # frames, below which a pixel that was bright once may not be so always
+_FARTHEST = 32
+
+Mask = NDArray[np.bool_]
+Stack = NDArray[np.float32]
+_TOUCHING = np.ones((3, 3), int)
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How to replace the bad pixels of a frame.
+
+    ``bad``: (B,) flat positions. ``sources``: (S,) those of good neighbours, of each bad pixel
+    together. ``counts``: (B,) how many each has.
+    """
+
+    bad: NDArray[np.intp]
+    sources: NDArray[np.intp]
+    counts: NDArray[np.intp]
+
+    def apply(self, frames: NDArray[Any]) -> None:
+        """Replace, in place, each bad pixel of (k, H, W) by the mean of its neighbours."""
+        if self.bad.size:
+            flat = frames.reshape(len(frames), -1)
+            flat[:, self.bad] = self.around(flat)
+
+    def around(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """Return the mean (k, B) of the bad pixels' neighbours in (k, pixels)."""
+        starts = np.cumsum(self.counts) - self.counts
+        sums = np.add.reduceat(flat[:, self.sources], starts, axis=1)
+        return np.asarray(sums / self.counts)
+
+
+def plan(mask: Mask) -> Fill:
+    """Find, for each bad pixel of (H, W), the nearest good ones.
+
+    Where there is none within `_FARTHEST` pixels, good pixels from all over the
+    frame stand in: the middle of a large gap becomes the mean. ValueError if no pixel is good.
+    """
+    if mask.all():
+        raise ValueError("no pixel has a value")
+    height, width = mask.shape
+    left = np.argwhere(mask)
+    bad, sources, counts = ([np.zeros(0, np.intp)] for _ in range(3))
+    for radius in range(1, _FARTHEST + 1):
+        if not len(left):
+            break
+        square = np.argwhere(np.ones((2 * radius + 1, 2 * radius + 1))) - radius
+        ring = square[np.abs(square).max(axis=1) == radius]
+        rows, columns = left[:, :1] + ring[:, 0], left[:, 1:] + ring[:, 1]
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        flat = np.where(inside, rows * width + columns, 0)
+        good = inside & ~mask.ravel()[flat]
+        found = good.any(axis=1)
+        bad.append(left[found, 0] * width + left[found, 1])
+        sources.append(flat[good])
+        counts.append(good[found].sum(axis=1))
+        left = left[~found]
+    if len(left):
+        usable = np.flatnonzero(~mask)
+        spread = usable[:: max(1, usable.size // 500)]
+        bad.append(left[:, 0] * width + left[:, 1])
+        sources.append(np.tile(spread, len(left)))
+        counts.append(np.full(len(left), spread.size))
+    return Fill(np.concatenate(bad), np.concatenate(sources), np.concatenate(counts))
+
+
+def fill_nearest(frame: Stack, mask: Mask, without: Mask) -> None:
+    """Replace, in place, the pixels of ``mask`` by the nearest that are not in ``without``."""
+    nearest = ndimage.distance_transform_edt(without, return_distances=False, return_indices=True)
+    rows, columns = nearest[:, mask]
+    frame[mask] = frame[rows, columns]
+
+
+def areas(mask: Mask, least: int = _AREA) -> Mask:
+    """Return the pixels of (H, W) that touch so many others, corners included."""
+    labels, count = ndimage.label(mask, _TOUCHING)
+    large = np.bincount(labels.ravel(), minlength=count + 1) >= least
+    large[0] = False
+    return np.asarray(large[labels])
+
+
+def thick(mask: Mask, side: int = 2) -> Mask:
+    """Return the connected pixels of (H, W) among which a square of ``side`` pixels is full."""
+    seeds = ndimage.binary_erosion(mask, np.ones((side, side)))
+    return np.asarray(ndimage.binary_propagation(seeds, _TOUCHING, mask=mask))
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """Pixels whose value is no measurement.
+
+    Attributes
+    ----------
+    masked
+        (H, W), areas whose value says nothing of the pixels around: the network does not see them.
+    single
+        (H, W), single pixels that are never finite or that the detector flags.
+    stuck
+        (H, W), single pixels with one value in all frames, far outside of the rest.
+    saturated
+        (H, W), saturated in one of the frames looked at, or more; some of ``masked`` may be.
+    level
+        The value from which on connected pixels are saturated; None where none are.
+    plateau
+        (H, W), the constant values of areas that are saturated, but not at one level, as after
+        a gain correction; NaN elsewhere. None where there are none.
+    """
+
+    masked: Mask
+    single: Mask
+    stuck: Mask
+    saturated: Mask
+    level: float | None = None
+    plateau: Stack | None = None
+
+    @property
+    def limit(self) -> float | None:
+        """Return the value that saturated pixels have, at least; None where none are."""
+        return self.level if self.plateau is None else float(np.nanmin(self.plateau))
+
+    @property
+    def gaps(self) -> Mask:
+        """Return what is masked and not saturated."""
+        return self.masked & ~self.saturated
+
+    def saturated_in(self, frames: Stack) -> Mask | None:
+        """Return where (k, H, W), as the file holds them, are saturated; None for nowhere."""
+        if self.level is not None and (frames >= self.level).any():
+            inside = np.stack([thick(frame >= self.level) for frame in frames])
+            return inside & (~self.masked | self.saturated)
+        return None if self.plateau is None else frames == self.plateau
+
+
+def find_flagged(runs: Sequence[Stack], dtype: np.dtype[Any]) -> Flagged:
+    """Look through sampled frames (k, H, W), as a file of type ``dtype`` holds them."""
+    frames = [frame for run in runs for frame in run]
+    size, seen = frames[0].shape, len(frames)
+    # Of each pixel its first finite value, NaN where there is none, the lowest and the highest.
+    value, low, high = (np.full(size, start, np.float32) for start in (np.nan, np.inf, -np.inf))
+    for frame in frames:
+        finite = np.isfinite(frame)
+        every = True if finite.all() else finite
+        np.minimum(low, frame, out=low, where=every)
+        np.maximum(high, frame, out=high, where=every)
+        value = np.where(np.isnan(value) & finite, frame, value)
+    same, never = low == high, np.isnan(value)
+    certain = seen > 1 and float(same.mean()) < _SAME
+    marks = never | _marks(value, same, low, dtype, certain=certain)
+    far = _far_ones(value, low, high, same & ~marks, certain=certain) | _bands(value, same)
+    masked = areas(marks) | (areas(far) & thick(far))
+    if certain or seen == 1:
+        masked |= _silent(value, high, same & ~marks, seen)
+    single = marks & ~masked
+    stuck = _lone(far & ~masked & ~single, value, high)
+    found = Flagged(masked, single, stuck, np.zeros(size, bool))
+    rest = ~(masked | single | stuck)
+    if masked.any() and dtype.kind in "iu" and dtype.itemsize <= 2:
+        most = np.nanmax(value)
+        blobs = _blobs(masked & (value == most))
+        if blobs.any():
+            return Flagged(masked, single, stuck, blobs, float(most))
+    level = _level(frames, rest, float(np.iinfo(dtype).max) if dtype.kind in "iu" else np.inf)
+    if level is not None:
+        found = Flagged(masked, single, stuck, found.saturated, level)
+        for run in runs:
+            if (now := found.saturated_in(run)) is not None:
+                found.saturated[now.any(axis=0)] = True
+        return found
+    flat = same & rest
+    if dtype.kind == "f" and seen >= _PLATEAU and 0 < flat.mean() < 0.5 and not same[rest].all():
+        flat = thick(flat & (value > np.median(high[rest & ~same])), 3)
+        if flat.any():
+            return Flagged(masked, single, stuck, flat, None, np.where(flat, value, np.nan))
+    return found
+
+
+def _marks(value: Stack, same: Mask, low: Stack, dtype: np.dtype[Any], *, certain: bool) -> Mask:
+    """Find what a detector flags: the largest 32-bit number, negative whole ones among counts."""
+    marks = np.zeros_like(same)
+    if dtype.kind in "iu" and dtype.itemsize >= 4:
+        marks |= same & (value >= np.float32(np.iinfo(dtype).max))
+    below = same & (value < 0)
+    if below.any() and not below.all() and not (low[~below & np.isfinite(low)] < 0).any():
+        kinds = np.unique(value[below])
+        clear = certain or 2 * np.count_nonzero(areas(below, 16)) > np.count_nonzero(below)
+        if len(kinds) < _FLAGS and clear and (kinds == np.rint(kinds)).all():
+            marks |= below
+    return marks
+
+
+def _far_ones(value: Stack, low: Stack, high: Stack, same: Mask, *, certain: bool) -> Mask:
+    """Find what has one value in all frames, far outside of the rest.
+
+    Where it is not ``certain`` that this is no chance, as in one frame, only areas of one value.
+    """
+    flags, others = np.zeros_like(same), np.isfinite(low) & (same | (low != high))
+    for sign, bottom, top in ((1, low, high), (-1, -high, -low)):
+        for _ in range(_FLAGS):
+            left = same & ~flags
+            if not left.any():
+                break
+            most = (sign * value[left]).max()
+            one = left & (sign * value == most)
+            if not certain:
+                one = areas(one)
+            rest = others & ~flags & ~one
+            if not one.any() or not _far(float(most), bottom[rest], top[rest]):
+                break
+            flags |= one
+    return flags
+
+
+def _far(value: float, low: Stack, high: Stack) -> bool:
+    if not low.size:
+        return False
+    every = max(1, low.size // _MANY)
+    bottom = float(np.quantile(low[::every], _RANGE[0]))
+    top = float(np.quantile(high[::every], _RANGE[1]))
+    if bottom == top:  # hardly an electron anywhere
+        bottom, top = float(low.min()), float(high.max())
+    return bool(value - top > _FAR * (top - bottom) > 0)
+
+
+def _bands(value: Stack, same: Mask) -> Mask:
+    """Find rows and columns of one value between those that count: gaps between modules."""
+    found = np.zeros_like(same)
+    for values, still, into in ((value, same, found), (value.T, same.T, found.T)):
+        full = still.all(axis=1) & (values == values[:, :1]).all(axis=1)
+        for (rows,) in ndimage.find_objects(ndimage.label(full)[0]):
+            if rows.stop - rows.start < _BAND or rows.start == 0 or rows.stop == len(full):
+                continue
+            beside = [rows.start - 1, rows.stop]
+            alike = still[beside] & (values[beside] == values[rows.start, 0])
+            into[rows] = alike.mean(axis=1).max() < 0.5
+    return found
+
+
+def _silent(value: Stack, high: Stack, same: Mask, seen: int) -> Mask:
+    """Find areas of one value amid pixels that count: beam stops and modules that are off.
+
+    Of one frame only those at its lowest value.
+    """
+    narrow, side = _SILENT[0], _SILENT[seen < _PLATEAU]
+    still = same & (value == np.nanmin(value)) if seen == 1 else same
+    cores = ndimage.binary_opening(still, np.ones((narrow, narrow)))
+    labels, _ = ndimage.label(thick(cores, side), _TOUCHING)
+    found = np.zeros_like(same)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        part = tuple(slice(max(0, one.start - 4), one.stop + 4) for one in box)
+        core, values = labels[part] == number, value[part]
+        # Where an area ends by chance, as in the dark, its value is frequent a little farther on.
+        near, far = widened(core, 2), widened(core, 4)
+        around, level = far & ~near & np.isfinite(values), np.median(values[core])
+        one = near & still[part] & (values == level)
+        if one.sum() > _VACUUM * same.size or (values[core] == level).mean() < _SAME:
+            continue
+        if around.any() and np.median(high[part][around]) > level:
+            found[part] |= one & ((values[around] == level).mean() < _DIM)
+    return found
+
+
+def widened(mask: Mask, pixels: int) -> Mask:
+    """Return (H, W) with so many pixels more on all sides."""
+    return np.asarray(ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=pixels))
+
+
+def _lone(mask: Mask, value: Stack, high: Stack) -> Mask:
+    """Return the single pixels of (H, W) that have no rim, as a small bright spot has."""
+    labels, count = ndimage.label(mask, _TOUCHING)
+    if not count:
+        return mask
+    numbers = np.arange(1, count + 1)
+    ring = np.where(mask, 0, ndimage.grey_dilation(labels, (3, 3)))
+    base = float(np.median(high[np.isfinite(high)]))
+    rims = np.abs(ndimage.median(high, ring, numbers) - base)
+    lone = rims <= _RIM * np.abs(ndimage.maximum(value, labels, numbers) - base)
+    return np.asarray(np.append(False, lone)[labels])
+
+
+def _blobs(mask: Mask) -> Mask:
+    """Return the areas of (H, W) without the shape of a gap: a rectangle, or from edge to edge."""
+    labels, count = ndimage.label(mask, _TOUCHING)
+    blob = np.zeros(count + 1, bool)
+    for number, box in enumerate(ndimage.find_objects(labels), 1):
+        inside = labels[box] == number
+        across = any(length == full for length, full in zip(inside.shape, mask.shape, strict=True))
+        blob[number] = not across and float(inside.mean()) < 0.95
+    return np.asarray(blob[labels])
+
+
+def _level(frames: Sequence[Stack], rest: Mask, top: float) -> float | None:
+    """Return the value at which the stack saturates, None for none; ``top``: that of the type."""
+    good = [rest & np.isfinite(frame) for frame in frames]
+    most = max(
+        float(np.max(frame, initial=-np.inf, where=where))
+        for frame, where in zip(frames, good, strict=True)
+    )
+    # A square of 3 x 3 at one largest value is no chance; of the type's, one of 2 x 2.
+    side, count, inner = 2 if most >= np.float32(top) else 3, 0, 0
+    values: set[float] = set()
+    for frame, where in zip(frames, good, strict=True):
+        flat = where & (frame >= np.float32(most))
+        if flat.any():
+            count += int(np.count_nonzero(flat))
+            inner += int(np.count_nonzero(thick(flat, side)))
+            values.update(np.unique(frame[where])[-_LEVELS:].tolist())
+    return most if 2 * inner > count and len(values) >= _LEVELS else None
+
+
+def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
+    """Return the pixels of (H, W) that stand out from their neighbours in all sampled frames.
+
+    The ``runs``, (k, H, W) each, are corrected. All False where so many stand out that they
+    cannot be the camera's.
+    """
+    size, number = runs[0].shape[1:], sum(len(run) for run in runs)
+    if min(size) < 3:
+        return np.zeros(size, bool)
+    total = np.zeros(size)
+    for run in runs:
+        total += run.sum(axis=0, dtype=np.float64)
+    electrons = ((total - offset * number) / gain).astype(np.float32)
+    electrons /= np.float32(_excess(electrons))
+    if number < _FEW:
+        electrons /= 4  # ask for twice the distance
+    mask = _suspects(electrons)
+    mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
+    if number > 1 and mask.any():
+        mask[mask] = _steady(runs, mask, gain, offset)
+    mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
+    return mask if mask.mean() <= _MOST else np.zeros(size, bool)
+
+
+def _excess(electrons: Stack) -> float:
+    """Say how many times the variance exceeds that of counts, 1 or more.
+
+    Frames that repeat, as some cameras' videos do, average less than they should.
+    """
+    # Every so many rows and columns are enough to tell a median.
+    rows = np.arange(1, electrons.shape[0] - 1, max(1, electrons.shape[0] // 512))
+    few = electrons[:, :: max(1, electrons.shape[1] // 512)]
+    bend = (few[rows - 1] - 2 * few[rows] + few[rows + 1]) / np.sqrt(6)
+    level = float(np.median(few[rows]))
+    deviation = 1.4826 * float(np.median(np.abs(bend)))
+    return max(1.0, deviation * deviation / level) if level >= 1 else 1.0
+
+
+def _suspects(electrons: Stack) -> Mask:
+    """Find pixels above, or below, five of their eight neighbours by more than the noise.
+
+    Five, since a pixel of a dead square of four has three neighbours that are dead as well.
+    """
+    height, width = electrons.shape
+    wide = np.pad(electrons, 1, mode="reflect")
+    noise = _SIGMAS * np.sqrt(np.maximum(wide, 0)) + _ELECTRONS
+    over, under = wide + noise, wide - noise
+    above, below = np.zeros((2, height, width), np.uint8)
+    for y in range(3):
+        for x in range(3):
+            near = np.s_[y : y + height, x : x + width]
+            above += electrons > over[near]
+            below += electrons < under[near]
+    return np.asarray(np.maximum(above, below) >= 5)
+
+
+def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
+    """Compare suspects with the 24 pixels around them.
+
+    Crests of a lattice are single pixels wide too, but fall off further out, while
+    the surroundings of a bad pixel, or of a dead column, are level. The pixel itself
+    is among the 25: one of them does not move the inner half.
+    """
+    # At the frame's edge the window moves inwards: mirrored neighbours would be too alike.
+    more = [(0, max(0, 5 - length)) for length in electrons.shape]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(electrons, more, "edge"), (5, 5))
+    values, at = electrons[suspects], np.nonzero(suspects)
+    corners = [
+        np.clip(one - 2, 0, count - 1) for one, count in zip(at, windows.shape[:2], strict=True)
+    ]
+    around = windows[tuple(corners)]
+    ring = np.pad(np.zeros((1, 1), bool), 1, constant_values=True)
+    inner = np.pad(ring, 1)
+    rim = np.median(around[:, inner], axis=1)
+    beyond = np.median(around[:, ~np.pad(np.ones((3, 3), bool), 1)], axis=1)
+    spot = rim - beyond > np.maximum(_RIM * (values - beyond), 2 * np.sqrt(beyond.clip(0)) + 3)
+    around = np.sort(around.reshape(-1, 25).T, axis=0)
+    mask = np.zeros_like(suspects)
+    # No image is dark in one pixel and bright in all but four of those around it.
+    least = around[4]
+    noise = _SIGMAS * np.sqrt(np.maximum(least, 0)) + _ELECTRONS
+    dead = (values < _DEAD * least) & (least - values > noise)
+    mask[suspects] = dead | (_stands_out(values, around, (6, 18)) & ~spot)
+    return mask
+
+
+def _steady(runs: Sequence[Stack], mask: Mask, gain: float, offset: float) -> Mask:
+    """Say which of the pixels (B,) of ``mask`` stand out in most frames, and not in a few only.
+
+    Of n frames, ((sum of d)^2 / sum of d^2) is how many share the distance d to the good pixels
+    around, beyond what counting adds to the squares.
+    """
+    fill, distance, squares, number = plan(mask), 0.0, 0.0, 0
+    for run in runs:
+        flat = (run.reshape(len(run), -1).astype(np.float64) - offset) / gain
+        own, near = flat[:, fill.bad], fill.around(flat)
+        away = own - near
+        distance = distance + away.sum(axis=0)
+        squares = squares + (away**2 - np.maximum(own, near)).sum(axis=0)
+        number += len(run)
+    steady = np.asarray(distance**2 > number / 2 * squares)
+    return steady[np.argsort(fill.bad)]
+
+
+def _lines(electrons: Stack) -> Mask:
+    """Find whole columns that stand out from the three on either side."""
+    profile = np.median(electrons, axis=0)
+    if profile.size < 7:
+        return np.zeros(profile.size, bool)
+    wide = np.pad(profile, 3, mode="reflect")
+    around = np.stack([wide[step : step + profile.size] for step in (0, 1, 2, 4, 5, 6)])
+    return _stands_out(profile, np.sort(around, axis=0), (1, 4))
+
+
+def _stands_out(values: Stack, around: Stack, half: tuple[int, int]) -> Mask:
+    """Compare electrons with sorted neighbours, whose inner half is from ``half``."""
+    middle = (around[(len(around) - 1) // 2] + around[len(around) // 2]) / 2
+    spread = around[half[1]] - around[half[0]]
+    distance = np.abs(values - middle)
+    noise = _SIGMAS * np.sqrt(np.maximum(middle, 0)) + _ELECTRONS
+    return np.asarray((distance > noise) & (distance > _SPREADS * spread))

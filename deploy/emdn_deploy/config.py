@@ -1,0 +1,155 @@
+"""The options of ``emdn-deploy``: their names, defaults and help, written once."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "tf32", "fp16", "int8"]
+Kind = Literal["h5", "hspy", "tif", "mrc", "npy"]
+Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"]
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="The frames inside the file (TIFF, DM: a number)."),
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
+]
+On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
+Numbers = Annotated[
+    Precision, typer.Option(help="What it computes with: a variant (see models), or tf32 on CUDA.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
+]
+Gain = Annotated[float | None, typer.Option(help="Units per electron; measured if not given.")]
+Offset = Annotated[
+    float | None, typer.Option(help="Reading without electrons; measured if not given.")
+]
+Selected = Annotated[
+    str | None, typer.Option(metavar="A:B:STEP,...", help="Only these frames, counted from 0.")
+]
+
+
+@dataclass(frozen=True)
+class DenoiseOptions:
+    """What to do with an input; None leaves a choice to emdn.
+
+    Frames become (frames - dark) * gain_map before anything else. ``sigma`` denoises in eight
+    orientations. ``dataset`` and ``axes`` are those of `emdn_deploy.readers.frames.Choice`.
+    """
+
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="Default: <stem>_denoised beside IN."),
+    ] = None
+    to: Annotated[
+        Kind | None,
+        typer.Option(
+            help="Kind of output; by default that of the input, hspy for DM, SER and folders."
+        ),
+    ] = None
+    dtype: Annotated[
+        Dtype, typer.Option(help="Integers are rounded; pixels that saturate are counted.")
+    ] = "float32"
+    compress: Annotated[
+        bool | None,
+        typer.Option(
+            "--compress/--no-compress",
+            help="Without loss: gzip in HDF5, zlib in TIFF. Default: if the input is.",
+        ),
+    ] = None
+    sigma: Annotated[
+        bool, typer.Option("--sigma", help="Add every pixel's standard deviation; 8 x the time.")
+    ] = False
+    out_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the outputs.")] = (
+        None
+    )
+    suffix: Annotated[str, typer.Option(help="What output names end in.")] = "_denoised"
+    model: Model = None
+    device: On = "auto"
+    precision: Numbers = "fp32"
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Frames per run; chosen if not given.")
+    ] = None
+    threads: Threads = None
+    dataset: Dataset = None
+    axes: Axes = None
+    frames: Selected = None
+    gain: Gain = None
+    offset: Offset = None
+    dark: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Dark reference, subtracted.")
+    ] = None
+    gain_map: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Gain reference, multiplied.")
+    ] = None
+    defects: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Mask of bad pixels, not zero where bad.")
+    ] = None
+    keep_bad_pixels: Annotated[
+        bool, typer.Option("--keep-bad-pixels", help="Do not look for hot and dead pixels.")
+    ] = False
+    preview: Annotated[
+        Path | None, typer.Option(metavar="PNG|DIR", help="Draw the middle frame before and after.")
+    ] = None
+    movie: Annotated[
+        Path | None, typer.Option(metavar="GIF|DIR", help="Draw the stack before and after.")
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = (
+        False
+    )
+
+
+def takes_options(
+    *names: str, **helps: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's parameter ``options`` by fields of `DenoiseOptions`, as flags.
+
+    Parameters
+    ----------
+    names
+        Of the fields; all where none is given.
+    helps
+        Texts that differ from the usual ones, by field.
+    """
+    known = {field.name: field for field in fields(DenoiseOptions)}
+    taken = names or tuple(known)
+
+    def parameter(name: str) -> inspect.Parameter:
+        kind, flag = get_args(known[name].type)
+        flag = copy(flag)
+        flag.help = helps.get(name, flag.help)
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=known[name].default,
+            annotation=Annotated[kind, flag],
+        )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            options = DenoiseOptions(**{name: given.pop(name) for name in taken if name in given})
+            command(options=options, **given)
+
+        shown = []
+        for one in inspect.signature(command).parameters.values():
+            own = one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            shown += [parameter(name) for name in taken] if one.name == "options" else [own]
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in shown}
+        return run
+
+    return decorate

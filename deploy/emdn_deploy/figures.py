@@ -1,0 +1,249 @@
+"""Pictures of a stack before and after: one frame with its spectra, and an animated GIF."""
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.readers.frames import Axis
+from emdn_models.errors import OutputError
+
+if TYPE_CHECKING:  # matplotlib takes half a second, and a movie does not need it
+    from matplotlib.axes import Axes
+
+Frame = NDArray[np.float32]
+Reader = Callable[[int, int], Frame]
+
+# Of a movie: frames at most, pixels along a side of one, milliseconds a frame, and pixels of the
+# line of text below and of the gap between.
+MAX_FRAMES = 100
+MIN_SIDE, MAX_SIDE = 256, 512
+FRAME_MS = 80
+STRIP, _GAP = 24, 4
+_INK = 220
+
+
+def draw(
+    path: str | PathLike[str],
+    before: Frame,
+    after: Frame,
+    scale: Intensity,
+    axis: Axis,
+    title: str = "",
+    kind: str = "png",
+) -> None:
+    """Write a picture: before and after, each in its own contrast, and their difference.
+
+    Below are the power spectra of the three at the same limits, cut to the frequencies that hold
+    signal.
+
+    Parameters
+    ----------
+    before, after
+        (H, W), same units.
+    scale
+        Of the stack; the difference is drawn in units of the expected noise.
+    axis
+        Calibration along x; a scale bar is drawn where it has a step.
+    kind
+        Of file, as Matplotlib names it.
+
+    Raises
+    ------
+    OutputError
+        If the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    noise = np.sqrt(np.maximum((after - scale.offset) / scale.gain, 1)) * abs(scale.gain)
+    residual = (before - after) / noise
+    figure = Figure(figsize=(12, 8.4), layout="constrained")
+    grid = figure.subplots(2, 3)
+    figure.suptitle(title, fontsize=11)
+    pictures = [
+        (before, "before, {:.4g} to {:.4g}", *contrast(before)),
+        (after, "after, {:.4g} to {:.4g}", *contrast(after)),
+        (residual, "(before - after) / expected noise, {} to {}", -4, 4),
+    ]
+    for panel, (frame, name, bottom, top) in zip(grid[0], pictures, strict=True):
+        panel.imshow(frame, cmap="gray", vmin=bottom, vmax=top, interpolation="nearest")
+        panel.set_title(name.format(bottom, top), fontsize=10)
+        scale_bar(panel, frame.shape[1], axis)
+    spectra = [log_power(frame) for frame in (before, after, before - after)]
+    shown = signal_reach(spectra[1], float(np.median(spectra[0])))
+    spectra = [_middle(spectrum, shown) for spectrum in spectra]
+    bottom, top = np.quantile(spectra[0], (0.01, 0.9999))
+    reach = f"to {0.5 * shown:.2g} / pixel"
+    if axis.step and axis.step > 0 and axis.units:
+        step, units = readable(axis.step, axis.units, before.shape[1])
+        reach = f"to {0.5 * shown / step:.3g} / {units}"
+    names = (f"power before, {reach}", "power after, same limits", "power of the difference")
+    for panel, spectrum, name in zip(grid[1], spectra, names, strict=True):
+        panel.imshow(spectrum, cmap="magma", vmin=bottom, vmax=max(top, bottom + 1e-6))
+        panel.set_title(name, fontsize=10)
+    for panel in grid.ravel():
+        panel.set_axis_off()
+    try:
+        figure.savefig(path, dpi=100, format=kind)
+    except OSError as error:
+        raise OutputError(f"{Path(path)}: cannot be written ({error.strerror})") from error
+
+
+def contrast(frame: NDArray[Any]) -> tuple[float, float]:
+    """Return the limits to show a frame at, all but the outermost 0.5 % of its pixels each way."""
+    low, high = np.quantile(frame, (0.005, 0.995))
+    return float(low), float(max(high, low + np.finfo(np.float32).tiny))
+
+
+def signal_reach(spectrum: NDArray[np.float64], floor: float) -> float:
+    """Return up to which share of the Nyquist frequency a spectrum holds signal, 0.25 at least.
+
+    ``spectrum``: `log_power` of the denoised frame. ``floor``: typical log power of the noise; what
+    is ten times above it is signal.
+    """
+    rows, columns = (
+        np.abs(np.arange(size) - size // 2) / max(1, size / 2) for size in spectrum.shape
+    )
+    reach = np.maximum(rows[:, None], columns[None, :])[spectrum > floor + 1]
+    return float(np.clip(1.25 * reach.max(initial=0.0), 0.25, 1.0))
+
+
+def _middle(spectrum: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """Cut the lowest frequencies out of a spectrum."""
+    halves = [max(1, round(share * size / 2)) for size in spectrum.shape]
+    middles = [size // 2 for size in spectrum.shape]
+    pairs = zip(middles, halves, strict=True)
+    return spectrum[
+        tuple(slice(max(0, middle - half), middle + half + 1) for middle, half in pairs)
+    ]
+
+
+def log_power(frame: Frame) -> NDArray[np.float64]:
+    """Return log10 of the power spectrum of (H, W), zero frequency in the middle."""
+    window = np.outer(np.hanning(frame.shape[0]), np.hanning(frame.shape[1]))
+    if not window.any():
+        window = np.ones(frame.shape)
+    power = np.abs(np.fft.fftshift(np.fft.fft2((frame - frame.mean()) * window))) ** 2
+    return np.asarray(np.log10(power + 1e-12), dtype=np.float64)
+
+
+def bar_length(extent: float) -> float:
+    """Choose 1, 2 or 5 times a power of ten, at most 30 % of ``extent``."""
+    power = 10.0 ** np.floor(np.log10(0.3 * extent))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= 0.3 * extent))
+
+
+def scale_bar(panel: "Axes", width: int, axis: Axis) -> None:
+    """Draw a bar on a picture ``width`` pixels wide, if its axis is calibrated."""
+    if not axis.step or axis.step <= 0 or not axis.units:
+        return
+    from matplotlib.patches import Rectangle
+
+    step, units = readable(axis.step, axis.units, width)
+    length = bar_length(width * step)
+    pixels = length / step
+    height = panel.get_ylim()[0]
+    left, top = 0.05 * width, 0.93 * height
+    panel.add_patch(Rectangle((left, top), pixels, 0.012 * height, color="white", ec="black"))
+    panel.text(
+        left + pixels / 2, top - 0.015 * height, f"{length:g} {units}", color="white",
+        ha="center", va="bottom", fontsize=9,
+        bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "edgecolor": "none"},
+    )  # fmt: skip
+
+
+def readable(step: float, units: str, width: int) -> tuple[float, str]:
+    """Turn metres into a unit that makes the bar a small number."""
+    if units != "m":
+        return step, units
+    for factor, name in ((1e12, "pm"), (1e9, "nm"), (1e6, "µm"), (1e3, "mm")):
+        if bar_length(width * step * factor) < 500:
+            return step * factor, name
+    return step, units
+
+
+def movie(
+    path: Path,
+    before: Reader,
+    after: Reader,
+    count: int,
+    time: Axis | None = None,
+    length: Axis | None = None,
+) -> None:
+    """Write an animated GIF of at most `MAX_FRAMES` frames, spread over the stack, side by side.
+
+    Parameters
+    ----------
+    before, after
+        ``read(start, stop)`` gives (k, H, W), both in the same units; each side is shown in the
+        contrast of its middle frame.
+    time, length
+        Calibration of the frames and of their x axis, where known.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    middle = [read(count // 2, count // 2 + 1)[0] for read in (before, after)]
+    limits = [contrast(frame) for frame in middle]
+    numbers = np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES)).round().astype(int))
+
+    def picture(number: int) -> Image.Image:
+        pair = [read(number, number + 1)[0] for read in (before, after)]
+        drawn = side_by_side(pair, limits)
+        when = f"frame {number}"
+        if time is not None and time.step and time.units:
+            when = f"{number * time.step:.4g} {time.units}"
+        return captioned(drawn, when, length, pair[0].shape[1])
+
+    try:
+        picture(int(numbers[0])).save(
+            path, format="GIF", save_all=True, duration=FRAME_MS, loop=0,
+            append_images=(picture(int(number)) for number in numbers[1:]),
+        )  # fmt: skip
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def side_by_side(frames: list[Frame], limits: list[tuple[float, float]]) -> NDArray[np.uint8]:
+    """Join frames (H, W) into one grey picture.
+
+    Each becomes at most `MAX_SIDE` pixels long, by binning, or at least `MIN_SIDE`, by repeating.
+    """
+    size = max(frames[0].shape)
+    step, times = -(-size // MAX_SIDE), max(1, MIN_SIDE // size)
+    grey = []
+    for frame, (low, high) in zip(frames, limits, strict=True):
+        height, width = (max(1, length // step) for length in frame.shape)
+        cut = frame[: height * step, : width * step]
+        rows, columns = min(step, cut.shape[0]), min(step, cut.shape[1])
+        binned = cut.reshape(height, rows, width, columns).mean(axis=(1, 3))
+        shade = np.clip((binned - low) / max(high - low, 1e-30), 0, 1) * 255
+        grey.append(shade.repeat(times, axis=0).repeat(times, axis=1))
+    gap = np.full((grey[0].shape[0], _GAP), 255.0)
+    return np.concatenate([grey[0], gap, grey[1]], axis=1).round().astype(np.uint8)
+
+
+def captioned(drawn: NDArray[np.uint8], when: str, length: Axis | None, pixels: int) -> Image.Image:
+    """Add a line below two frames, each ``pixels`` wide: which is which, time, and scale bar."""
+    height, width = drawn.shape
+    half = (width - _GAP) // 2
+    page = Image.new("L", (width, height + STRIP))
+    page.paste(Image.fromarray(drawn))
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    line = height + STRIP // 2
+    pen.text((4, line), f"before  {when}", _INK, font, anchor="lm")
+    pen.text((half + _GAP + 4, line), "after", _INK, font, anchor="lm")
+    if length is not None and length.step and length.step > 0 and length.units:
+        step, units = readable(length.step, length.units, pixels)
+        bar = bar_length(pixels * step)
+        long = round(bar / step * half / pixels)
+        pen.text((width - 8 - long - 4, line), f"{bar:g} {units}", _INK, font, anchor="rm")
+        pen.rectangle((width - 8 - long, line - 2, width - 8, line + 2), _INK)
+    return page

@@ -1,0 +1,158 @@
+"""The commands ``inspect`` and ``models``: what a file holds, and which models are shipped."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import polars as pl
+
+from emdn_deploy import preprocess, tiling
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.readers import Choice, is_pattern, open_frames
+from emdn_deploy.readers.calibration import dose
+from emdn_deploy.readers.frames import SeveralStacks
+from emdn_deploy.readers.hdf5 import open_file
+from emdn_deploy.report import intensity_words
+from emdn_models import checkpoint, console, pretrained
+from emdn_models.errors import EmdnError, FormatError, ModelError
+
+
+def describe(path: Path, choice: Choice) -> Iterator[str]:
+    """Yield lines about a file: an exported model, a checkpoint, or frames.
+
+    Raises EmdnError if it is none of the three kinds, or is damaged.
+    """
+    if not path.exists() and not is_pattern(path):
+        raise FormatError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        return _model(path)
+    if path.is_file() and h5py.is_hdf5(path):
+        with open_file(path) as file:
+            weights = bool(file.attrs.get("format") == checkpoint.FORMAT)
+        if weights:
+            return _checkpoint(path)
+    return _frames(path, choice)
+
+
+def _model(path: Path) -> Iterator[str]:
+    from emdn_deploy.session import open_session
+
+    info = open_session(path, "cpu", 1).info
+    yield f"{path}: an emdn model"
+    yield f"  sha256  {info.sha256}"
+    for key, value in info.text.items():
+        yield f"  {key}  {value}"
+
+
+def _checkpoint(path: Path) -> Iterator[str]:
+    yield f"{path}: weights of models, written by emdn-train"
+    for name, weights in checkpoint.load(path).items():
+        size = sum(array.size for array in weights.state.values())
+        yield f"  {name}  preset {weights.preset}, {len(weights.state)} tensors, {size:,} numbers"
+        for key, value in weights.metadata.items():
+            yield f"    {key}  {value}"
+
+
+def _frames(path: Path, choice: Choice) -> Iterator[str]:
+    try:
+        opened = open_frames(path, choice)
+    except SeveralStacks as several:
+        yield from _several(path, several)
+        return
+    with opened as frames:
+        count, height, width = frames.shape
+        yield f"{path}: {frames.format}"
+        yield _row("taken", f"{frames.dataset or 'all of it'} ({frames.why})")
+        yield _row("frames", f"{count} of {height} x {width}, {frames.dtype}")
+        yield _row("stored", f"{frames.stored_shape}, axes {frames.order}")
+        for letter, axis in zip(frames.order, frames.axes, strict=True):
+            step = "not calibrated" if axis.step is None else f"{axis.step:g} {axis.units}".strip()
+            name = f" ({axis.name})" if axis.name and axis.name != letter else ""
+            yield _row(f"axis {letter}", step + name)
+        for key, value in (*frames.metadata.items(), *(("note", note) for note in frames.notes)):
+            yield _row(key, value)
+        try:
+            ready = preprocess.prepare(frames, DenoiseOptions())
+        except EmdnError as error:
+            yield _row("intensity", f"{error}")
+            return
+        yield _row("intensity", intensity_words(ready.scale))
+        if known_dose := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
+            yield _row("dose", f"{known_dose:.4g} e/Å² a frame, if the gain is right")
+        yield _row("bad pixels", f"{ready.bad_pixels}")
+        if ready.gap_pixels:
+            yield _row("gaps", f"{ready.gap_pixels} pixels flagged or without a value")
+        flags = ready.recipe.flags
+        if flags.limit:
+            saturated = int(flags.saturated.sum())
+            said = f"{saturated} pixels at {flags.limit:g} or above in the frames looked at"
+            yield _row("saturated", said)
+        for note in ready.recipe.notes:
+            yield _row("note", note)
+        size = "whole frames" if height * width <= tiling.WHOLE_PIXELS else "by tiles"
+        model = pretrained.default_model()
+        yield _row("model", f"{model} unless --model says otherwise, {size}")
+
+
+def _several(path: Path, several: SeveralStacks) -> Iterator[str]:
+    """List what a file offers that does not say which of it are the frames."""
+    yield f"{path}: {len(several.offers)} {several.kind}, none of which is marked as the frames"
+    width = max(len(one.name) for one in several.offers)
+    for one in several.offers:
+        chunks = "" if one.chunks is None else f"  chunks {one.chunks}"
+        yield f"  {one.name:{width}}  {one.shape}  {one.dtype}{chunks}"
+    first = several.offers[0]
+    words = ["emdn-deploy", "denoise", str(path), "--dataset", first.label or first.dataset]
+    yield f"  choose    {shlex.join(words)}"
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:10} {value}"
+
+
+def models_table() -> pl.DataFrame:
+    """Return one row per shipped model.
+
+    The columns are ``name`` (the default marked by ``*``), ``preset``, ``precision``,
+    what ``--precision`` can ask for, ``size_mb`` of the first of them, ``parameters``,
+    ``gflop_256`` (for one 256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over
+    the noisy frame at a signal to noise per pixel, on the fixed test split (``make quality``).
+    """
+    try:
+        default, rows = pretrained.default_model(), []
+        for name, entry in pretrained.index()["models"].items():
+            gains = entry.get("quality", {}).get("gain_db", {})
+            row = {
+                "name": name + (" *" if name == default else ""),
+                "preset": entry["preset"],
+                "precision": ", ".join(pretrained.precisions(name)),
+                "size_mb": round((pretrained.WEIGHTS / entry["file"]).stat().st_size / 1e6, 2),
+                "parameters": entry["parameters"],
+                "gflop_256": round(float(entry["gflop_256"]), 2),
+            }
+            rows.append(row | {f"dB at {level}": round(gain, 1) for level, gain in gains.items()})
+        return pl.DataFrame(rows, infer_schema_length=None)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{pretrained.WEIGHTS / 'index.json'}: is damaged ({error!r}); reinstall emdn"
+        ) from error
+
+
+def models() -> str:
+    """Return the table of shipped models as printed; what all have in common stands below."""
+    rows, notes = models_table(), ["* the default"]
+    if rows["preset"].n_unique() == 1:
+        notes.append(f"preset of all: {rows['preset'][0]}")
+        rows = rows.drop("preset")
+    notes.append(
+        "GFLOP for one frame of 256 x 256; dB: gain over the noisy frame at that signal to noise "
+        "a pixel"
+    )
+    names = [{"size_mb": "MB", "gflop_256": "GFLOP"}.get(name, name) for name in rows.columns]
+    cells = [[_cell(value) for value in row] for row in rows.rows()]
+    return "\n".join([console.table(names, cells), *notes])
+
+
+def _cell(value: str | float | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:,}"

@@ -1,0 +1,140 @@
+"""Neighbouring frames: which ones a model sees beside each, and whether they show one scene."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Stack = NDArray[np.float32]
+
+LEAST = 5
+"""Frames of a stack from which on it is looked at as a movie."""
+DRIFT = 4
+"""Largest shift between neighbours, in pixels, at which they are looked for."""
+_ALIKE = 0.5
+_PAIRS, _SIDE = 6, 512
+
+
+@dataclass(frozen=True)
+class Scene:
+    """How alike neighbouring frames of a stack are.
+
+    Attributes
+    ----------
+    likeness
+        Share of one frame's structure that the next one shows, shifted by up to `DRIFT` pixels:
+        1 for the same scene, 0 for another. The median of several pairs.
+    error
+        Its standard deviation by counting noise.
+    drift
+        Median shift in pixels a frame.
+    """
+
+    likeness: float
+    error: float
+    drift: float
+
+    @property
+    def movie(self) -> bool:
+        """Say whether neighbours help: unless they clearly show something else."""
+        return self.likeness + 2 * self.error > _ALIKE
+
+    def __str__(self) -> str:
+        """Say what was found, for people."""
+        share = f"{100 * self.likeness:.0f} ± {100 * self.error:.1f} % alike"
+        if self.movie:
+            return f"neighbouring frames are {share}, drift {self.drift:.1f} pixels a frame"
+        return f"neighbouring frames are only {share}, within {DRIFT} pixels"
+
+
+def beside(
+    first: int, stop: int, count: int, frames: int, usable: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Number the frames that a model sees of a stack, for frames ``first`` to ``stop`` each.
+
+    Where there is no neighbour, at the ends of the stack, or it is not usable, the one on the
+    other side stands in for it, or else the nearest usable one; a lone frame stands in for all.
+
+    Parameters
+    ----------
+    count
+        Frames of the stack.
+    frames
+        How many the model sees, an odd number.
+    usable
+        (count,), which ones may stand beside others; None for all.
+
+    Returns
+    -------
+    ndarray
+        (stop - first, frames), in order of time, each frame itself in the middle.
+    """
+    good = np.ones(count, bool) if usable is None else usable
+    half = frames // 2
+
+    def neighbour(frame: int, step: int) -> int:
+        for number in (frame + step, frame - step):
+            if 0 <= number < count and good[number]:
+                return number
+        others = np.flatnonzero(good)
+        others = others[others != frame]
+        return int(others[np.abs(others - frame).argmin()]) if others.size else frame
+
+    return np.array([
+        [neighbour(frame, step) if step else frame for step in range(-half, half + 1)]
+        for frame in range(first, stop)
+    ]).reshape(-1, frames)  # fmt: skip
+
+
+def compare(
+    read: Callable[[int], Stack], denoise: Callable[[Stack], Stack], count: int, offset: float
+) -> Scene:
+    """Compare frames of a stack with the next ones.
+
+    A denoised frame is the template that is looked for in its noisy neighbour: the correlation is
+    an unbiased estimate of what both share, with a known error.
+
+    Parameters
+    ----------
+    read
+        Gives a frame (H, W) by its number.
+    denoise
+        Maps frames (n, H, W) to the same, one by one.
+    count
+        Frames of the stack, 2 or more.
+    offset
+        Reading without electrons.
+    """
+    found = []
+    for number in np.unique(np.linspace(0, count - 2, _PAIRS).astype(int)).tolist():
+        pair = np.stack([_middle(read(number + step)) for step in (0, 1)])
+        levels = pair.mean((1, 2), dtype=np.float64) - offset
+        if not levels.all() or not pair.std((1, 2)).all():
+            continue  # an empty frame
+        template, after = (
+            (frame - frame.mean(dtype=np.float64)) / level
+            for frame, level in zip((denoise(pair[:1])[0], pair[1]), levels, strict=True)
+        )
+        power = float((template**2).sum())
+        if not power:
+            continue
+        spectrum = np.fft.rfft2(after) * np.fft.rfft2(template).conj()
+        shared = np.fft.irfft2(spectrum, after.shape) / power
+        reach = [min(DRIFT, (side - 1) // 2) for side in shared.shape]
+        near = np.roll(shared, reach, (0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
+        y, x = np.unravel_index(int(near.argmax()), near.shape)
+        shift = float(np.hypot(y - reach[0], x - reach[1]))
+        found.append((float(near.max()), float(after.std()) / power**0.5, shift))
+    if not found:
+        return Scene(0.0, np.inf, 0.0)
+    likeness, error, drift = np.median(found, axis=0)
+    return Scene(float(likeness), float(error) / len(found) ** 0.5, float(drift))
+
+
+def _middle(frame: Stack) -> Stack:
+    """Cut the middle out of a large frame."""
+    rows, columns = (
+        slice(max(0, side - _SIDE) // 2, max(0, side - _SIDE) // 2 + _SIDE) for side in frame.shape
+    )
+    return np.ascontiguousarray(frame[rows, columns])

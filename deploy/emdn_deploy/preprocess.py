@@ -1,0 +1,386 @@
+"""From what a file holds to frames that can be denoised: references, bad pixels, gaps, scale."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy import bad_pixels, intensity, noise_model
+from emdn_deploy.bad_pixels import Fill, Flagged, Mask
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise_level import NoiseLevel, Sample, sample_starts
+from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers.frames import WHITE
+from emdn_deploy.stacks import Answer
+from emdn_models.errors import EmdnError, FormatError
+
+Stack = NDArray[np.float32]
+Read = Callable[[int, int], Stack]
+
+_RIM = 2  # pixels around gaps and saturated areas, of which a network saw one side only
+# How many times the variance of some frames is that of others, for a word about it.
+_UNEVEN = 4
+# Pixels that differ from most of a frame, for none to do so in another to be no chance.
+_EVENTS = 30
+_COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good as others
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some frames of a stack, ready for a network.
+
+    Attributes
+    ----------
+    frames
+        (k, H, W), finite, corrected.
+    kept
+        (k, H, W), the pixels that keep their value: gaps, saturated areas, frames without any
+        value. None where there are none.
+    values
+        Their values, in the order of ``kept``.
+    saturated, filled
+        How many pixels are saturated, and how many were filled in in these frames only.
+    """
+
+    frames: Stack
+    kept: Mask | None = None
+    values: Stack | None = None
+    saturated: int = 0
+    filled: int = 0
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """Return (k,), which frames have no value at all."""
+        none = np.zeros(len(self.frames), bool)
+        return none if self.kept is None else np.asarray(self.kept.all(axis=(1, 2)))
+
+    def judged(self, bad: Mask) -> NDArray[np.bool_]:
+        """Return (k,), which frames keep hardly more than what is ``bad`` (H, W) in all."""
+        if self.kept is None:
+            return np.ones(len(self.frames), bool)
+        return np.asarray((self.kept & ~bad).mean(axis=(1, 2)) < 1 - _COMPLETE)
+
+    def finish(self, made: Answer, *, whole: bool = False) -> Answer:
+        """Put the kept values into what a network has made of ``frames``, in place.
+
+        The other pixels of a frame keep their mean. Where the output holds ``whole`` numbers, and
+        so no NaN, what was filled in stays there, and frames without any value become 0.
+        """
+        if self.kept is None or self.values is None:
+            return made
+        values = np.zeros(self.frames.shape, np.float32)
+        values[self.kept] = self.values
+        for index, (kept, empty) in enumerate(zip(self.kept, self.empty, strict=True)):
+            frame = made.frames[index]
+            if empty:
+                made.shifts[index], frame[:] = 0.0, 0.0
+            else:
+                mean = self.frames[index].mean(where=~kept, dtype=np.float64)
+                shift = mean - frame.mean(where=~kept, dtype=np.float64)
+                made.shifts[index] += shift
+                frame += np.float32(shift)
+            put = kept & np.isfinite(values[index]) if whole else kept
+            frame[put] = values[index][put]
+        if made.sigma is not None:
+            made.sigma[self.kept] = np.nan
+        return made
+
+    def counted(self) -> Stack:
+        """Return the frames with NaN for what no sum is to count: the kept pixels."""
+        if self.kept is None:
+            return self.frames
+        return np.where(self.kept, np.float32(np.nan), self.frames)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to every frame of a stack before it is denoised, and its scale.
+
+    Attributes
+    ----------
+    dark, gain_map
+        (H, W), frames become (frames - dark) * gain_map; None for neither.
+    faulty
+        (H, W), the pixels that are filled in from their neighbours.
+    flags
+        Gaps and saturated areas, which keep their value.
+    bad
+        (H, W), all of these, and the rims of areas: the pixels that tell nothing of the noise.
+    fill
+        Fills in what is faulty, and what the network is not to see.
+    blank
+        Whether frames of one value are no chance, and pass as they are.
+    notes
+        What the frames show that denoising does not mend, for people.
+    """
+
+    dark: NDArray[np.float32] | None
+    gain_map: NDArray[np.float32] | None
+    faulty: Mask
+    flags: Flagged
+    bad: Mask
+    fill: Fill
+    scale: Intensity
+    blank: bool = False
+    notes: tuple[str, ...] = ()
+
+    def apply(self, block: Stack) -> Part:
+        """Correct frames (k, H, W), as the file holds them, in place and make them finite."""
+        static = self.flags.masked | self.faulty
+        lost = ~np.isfinite(block) & ~static
+        saturated = self.flags.saturated_in(block)
+        blank = _constant(block, ~static) & self.blank
+        if saturated is None and not (lost.any() or self.flags.masked.any() or blank.any()):
+            self._reference(block)
+            self.fill.apply(block)
+            return Part(block)
+        if saturated is None:
+            saturated = np.zeros(block.shape, bool)
+        # Areas are kept, and hidden from the network; single pixels are filled in.
+        hidden = saturated.copy()
+        for index in np.flatnonzero(lost.any(axis=(1, 2))):
+            hidden[index] |= bad_pixels.areas(lost[index])
+        hidden[(hidden | lost | static).all(axis=(1, 2)) | blank] = True
+        single, kept = lost & ~hidden, hidden | self.flags.masked
+        original = block.copy()
+        self._reference(block)
+        # A flag is no intensity, all else is corrected.
+        original[saturated] = block[saturated]
+        original[blank] = block[blank]
+        self.fill.apply(block)
+        for frame, away, gone in zip(block, hidden, single, strict=True):
+            if away.all():
+                frame[:] = self.scale.offset + self.scale.gain * self.scale.scale
+            elif away.any():
+                bad_pixels.fill_nearest(frame, away, away | gone)
+            if gone.any():
+                bad_pixels.plan(gone).apply(frame[None])
+        values = original[kept] if kept.any() else None
+        counts = int(np.count_nonzero(saturated)), int(np.count_nonzero(single))
+        return Part(block, None if values is None else kept, values, *counts)
+
+    def _reference(self, block: Stack) -> None:
+        if self.dark is not None:
+            block -= self.dark
+        if self.gain_map is not None:
+            block *= self.gain_map
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stack that reads corrected."""
+
+    frames: Frames
+    recipe: Recipe
+
+    def take(self, start: int, stop: int) -> Part:
+        """Return frames ``start`` to ``stop``, corrected, and what is to be kept of them."""
+        return self.recipe.apply(self.frames.read(start, stop))
+
+    def read(self, start: int, stop: int) -> Stack:
+        """Return (k, H, W), finite, corrected."""
+        return self.take(start, stop).frames
+
+    def shown(self, denoised: Read) -> Read:
+        """Return a reader of denoised frames that shows filled-in pixels where values were kept."""
+
+        def read(start: int, stop: int) -> Stack:
+            part, after = self.take(start, stop), denoised(start, stop)
+            return after if part.kept is None else np.where(part.kept, part.frames, after)
+
+        return read
+
+    @property
+    def scale(self) -> Intensity:
+        """Return the scale of the stack."""
+        return self.recipe.scale
+
+    @property
+    def bad_pixels(self) -> int:
+        """Return how many pixels are filled in from their neighbours, in every frame."""
+        return int(self.recipe.faulty.sum())
+
+    @property
+    def gap_pixels(self) -> int:
+        """Return how many pixels of every frame lie in gaps, or are flagged, and are kept."""
+        return int(self.recipe.flags.gaps.sum())
+
+
+def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:
+    """Correct a stack by a recipe, or find one.
+
+    FormatError if a reference or the recipe does not fit, or no frame has a value.
+    """
+    if recipe is None:
+        recipe = find_recipe(frames, options)
+    elif recipe.bad.shape != frames.shape[1:]:
+        raise FormatError(
+            f"{frames.path}: is {frames.shape[1]} x {frames.shape[2]}, earlier frames were "
+            f"{recipe.bad.shape[0]} x {recipe.bad.shape[1]}"
+        )
+    return Prepared(frames, recipe)
+
+
+def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
+    """Find gaps, saturated areas, bad pixels and the scale of a stack, from a sample read once."""
+    size = frames.shape[1:]
+    raw, blank = _sample(frames)
+    dark, gain_map = (_reference(path, size) for path in (options.dark, options.gain_map))
+    marked = _reference(options.defects, size)
+    flags = bad_pixels.find_flagged(raw.runs, frames.dtype)
+    faulty = np.zeros(size, bool) if marked is None else marked != 0
+    if options.keep_bad_pixels:
+        flags = replace(flags, masked=flags.masked | flags.single)
+    else:
+        faulty |= flags.single | flags.stuck
+
+    def corrected(faulty: Mask) -> tuple[Recipe, Sample, NoiseLevel]:
+        hidden = flags.masked | flags.saturated
+        wide = bad_pixels.widened(hidden, _RIM) if hidden.any() else hidden
+        bad = faulty | flags.stuck | wide
+        if bad.all():
+            bad = faulty | flags.masked
+        try:
+            fill = bad_pixels.plan(faulty | flags.masked)
+        except ValueError as error:
+            raise FormatError(f"{frames.path}: {error} in any frame that was looked at") from error
+        unscaled = Intensity(1.0, 1.0, 0.0, 0.0, "")
+        recipe = Recipe(dark, gain_map, faulty, flags, bad, fill, unscaled, blank)
+        sample = Sample([recipe.apply(run.copy()).frames for run in raw.runs], raw.count)
+        scale, level = _measure(frames, sample, options, bad)
+        return replace(recipe, scale=scale), sample, level
+
+    recipe, sample, level = corrected(faulty)
+    if not recipe.scale.sigma:
+        return recipe
+    if not options.keep_bad_pixels:
+        found = bad_pixels.outliers(sample.runs, recipe.scale.gain, recipe.scale.offset)
+        if (found & ~recipe.bad).any():
+            recipe, sample, level = corrected(faulty | (found & ~recipe.bad))
+    return replace(recipe, notes=_notes(recipe.scale, sample, level))
+
+
+def _measure(
+    frames: Frames, sample: Sample, options: DenoiseOptions, bad: Mask
+) -> tuple[Intensity, NoiseLevel]:
+    white, offset = frames.metadata.get(WHITE), options.offset
+    if white is not None:
+        # Electrons count down from white: a gain below 0.
+        sample = Sample([float(white) - run for run in sample.runs], sample.count)
+        offset = None if offset is None else float(white) - offset
+    try:
+        level = NoiseLevel(sample, bad)
+        scale = intensity.of_noise(level, options.gain, offset)
+    except FormatError:
+        raise
+    except EmdnError as error:
+        raise FormatError(f"{frames.path}: {error}") from error
+    if white is not None:
+        note = f"{scale.note}; min-is-white: electrons are taken to count down from {white}"
+        offset = float(white) - scale.offset
+        scale = replace(scale, gain=-scale.gain, offset=offset, note=note)
+    return scale, level
+
+
+def _notes(scale: Intensity, sample: Sample, level: NoiseLevel) -> tuple[str, ...]:
+    """Say what of the frames looked at one scale, and a network, do not fit."""
+    said = noise_model.line_notes(level, abs(scale.gain * scale.scale))
+    noise = np.array([_noise(frame) for run in sample.runs for frame in run])
+    (low, high), error = np.quantile(noise[:, 0], (0.1, 0.9), method="nearest"), noise[:, 1].max()
+    if high > _UNEVEN * low + 6 * error:
+        said.append(
+            f"the noise of the frames differs, from {low**0.5:.3g} to {high**0.5:.3g}, and one "
+            "scale is taken for all: denoise frames of different detectors or exposures apart, as "
+            "by --frames ::2"
+        )
+    return tuple(said)
+
+
+def _noise(frame: Stack) -> tuple[float, float]:
+    """Return the variance of (H, W) from neighbours along x, and its standard error."""
+    every = max(1, frame.size // 2**17)
+    squares = np.diff(frame[::every].astype(np.float64), axis=1) ** 2 / 2
+    if not squares.size:
+        return 0.0, 0.0
+    return float(squares.mean()), float(squares.std() / squares.size**0.5)
+
+
+def _sample(frames: Frames) -> tuple[Sample, bool]:
+    """Read the frames that are looked at, as the file holds them.
+
+    Frames with fewer values than others, as an acquisition may drop, and blank ones are passed
+    over for the next. Also returned is whether blank ones are: there are others, and not sparse
+    ones. FormatError if no frame has a value.
+    """
+    count = frames.shape[0]
+    starts, run = sample_starts(count, frames.shape[1:])
+    for blank in (True, False):
+        runs = _runs(frames, starts, run, blank=blank)
+        first = next(runs)
+        if len(first) and (
+            not blank or np.count_nonzero(first[0] != np.nanmedian(first[0])) >= _EVENTS
+        ):
+            break
+    else:
+        raise FormatError(
+            f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
+            "with --frames, or another --dataset"
+        )
+    if len(first) < run:
+        return Sample([first], len(first)), blank
+    return Sample([first, *runs], count), blank
+
+
+def _runs(frames: Frames, starts: list[int], length: int, *, blank: bool) -> Iterator[Stack]:
+    """Read runs of neighbouring frames, fewer than asked for only where so few have a value."""
+    count, most = frames.shape[0], 0.0  # the largest share of pixels with a value so far
+
+    def usable(block: Stack) -> NDArray[np.bool_]:
+        nonlocal most
+        finite = np.isfinite(block)
+        share = finite.mean(axis=(1, 2))
+        most = max(most, float(share.max()))
+        found = (share > 0) & (share > _COMPLETE * most)
+        return np.asarray(found & ~_constant(block, finite) if blank else found)
+
+    for start in starts:
+        block = frames.read(start, start + length)
+        if not usable(block).all():
+            found = [np.zeros((0, *frames.shape[1:]), np.float32)]
+            for step in range(count):
+                number = (start + step) % count
+                one = frames.read(number, number + 1)
+                if usable(one)[0]:
+                    found.append(one)
+                if len(found) > length:
+                    break
+            block = np.concatenate(found)
+        yield block
+
+
+def _constant(block: Stack, good: Mask) -> NDArray[np.bool_]:
+    """Say which of (k, H, W) have one value in all good pixels, (H, W) or (k, H, W)."""
+    where = True if good.all() else np.broadcast_to(good, block.shape)
+    low = block.min(axis=(1, 2), initial=np.inf, where=where)
+    return np.asarray(low == block.max(axis=(1, 2), initial=-np.inf, where=where))
+
+
+def _reference(path: Path | None, size: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Read a reference and average its frames."""
+    if path is None:
+        return None
+    with open_frames(path, Choice()) as stack:
+        if stack.shape[1:] != size:
+            raise FormatError(
+                f"{path}: is {stack.shape[1]} x {stack.shape[2]}, the frames are "
+                f"{size[0]} x {size[1]}; a reference must have their size"
+            )
+        count = stack.shape[0]
+        total = sum(stack.read(i, i + 1)[0].astype(np.float64) for i in range(count))
+    reference = np.asarray(total / count, dtype=np.float32)
+    if not np.isfinite(reference).all():
+        raise FormatError(f"{path}: has pixels that are not finite")
+    return reference

@@ -1,0 +1,366 @@
+"""Files of microscopes: DigitalMicrograph, TIA series, and all that RosettaSciIO reads.
+
+DM3, DM4 and SER come through ncempy. RosettaSciIO (MIB, TVIPS, BLO, EMPAD and others) is GPL-3,
+so it is never required: the extra ``rsciio`` is the user's choice.
+"""
+
+import importlib
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ncempy.io import dm, ser
+from numpy.typing import NDArray
+
+from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
+from emdn_deploy.readers.calibration import beam, imaging_mode
+from emdn_deploy.readers.frames import (
+    CUT_SHORT,
+    Axis,
+    Choice,
+    Frames,
+    Offer,
+    SeveralStacks,
+    default_order,
+    numbered,
+    only_stack,
+)
+from emdn_models.errors import FormatError, MissingExtraError, install
+
+_MOST_TAGS = 30_000
+_SHOWN = (
+    "Microscope Info.Voltage", "Microscope Info.Indicated Magnification", "Meta Data.Signal",
+    "Acquisition.Detector.gain factor", "DataBar.Acquisition Date",
+)  # fmt: skip
+_EXPOSURES = (
+    "Acquisition.Parameters.High Level.Exposure (s)",
+    "Acquisition.Parameters.Detector.exposure (s)", "DataBar.Exposure Time (s)",
+)  # fmt: skip
+# SER: a series of images; no pixel is longer than this in m (a larger number is per metre); and
+# bytes before the pixels of a frame: two calibrations, type and size.
+_IMAGES = 0x4122
+_LONGEST_M = 1e-2
+_HEAD = 2 * 20 + 10
+
+
+def open_frames(path: Path, choice: Choice) -> Frames:
+    """Open a file; ``choice.dataset`` is the number of an image or signal where there are several.
+
+    Raises FormatError if it is damaged, holds spectra, colours or no frames, or holds several
+    images. Raises MissingExtraError if RosettaSciIO is needed and not installed.
+    """
+    readers = {".dm3": _open_dm, ".dm4": _open_dm, ".ser": _open_ser}
+    return readers.get(path.suffix.lower(), _open_rsciio)(path, choice)
+
+
+class _Tags(dm.fileDM):  # type: ignore[misc]
+    """ncempy's parser, with room to count the tags of a group, and an end to all of them."""
+
+    _count = 0
+
+    def parseHeader(self) -> None:
+        """Read the tags; ncempy counts those of a group in 8 bits."""
+        self._curGroupAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
+        self._curTagAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
+        super().parseHeader()
+
+    def _readTagEntry(self) -> None:
+        self._count += 1
+        if self._count > _MOST_TAGS:
+            raise ValueError(f"it has more than {_MOST_TAGS} tags")
+        super()._readTagEntry()
+
+
+def _open_dm(path: Path, choice: Choice) -> Frames:
+    try:
+        file = _Tags(str(path), on_memory=False)
+    except Exception as error:  # ncempy raises what its parser stumbles over
+        raise FormatError(
+            f"{path}: cannot be read as a DM file ({_words(error)}); it is cut short or damaged: "
+            "copy it again"
+        ) from error
+    # A thumbnail, always first where there is one, is not counted.
+    thumbnails = int(bool(file.thumbnail) and file.numObjects > 1)
+    number, why, notes = _choose_image(path, file, thumbnails, choice)
+    index = number + thumbnails
+    try:
+        data = _dm_data(file, index)
+    except Exception as error:
+        raise FormatError(
+            f"{path}: image {number} cannot be read ({_words(error)}); "
+            "it is a colour picture, or the file is truncated"
+        ) from error
+    prefix = f".ImageList.{index + 1}.ImageTags."
+    tags = {
+        key[len(prefix) :]: str(value)
+        for key, value in file.allTags.items()
+        if key.startswith(prefix)
+    }
+    if "Spectrum" in tags.get("Meta Data.Format", ""):
+        raise FormatError(
+            f"{path}: holds {tags['Meta Data.Format'].lower()}s, expected frames; "
+            "extract an image from them first"
+        )
+    return array_frames(
+        path, f"DigitalMicrograph {path.suffix[1:].upper()}", data, choice,
+        axes=_dm_axes(file, index, len(data.shape)), why=why, notes=notes,
+        metadata={key: tags[key] for key in _SHOWN if tags.get(key)} | _dm_microscope(tags),
+    )  # fmt: skip
+
+
+def _dm_microscope(tags: Mapping[str, str]) -> dict[str, str]:
+    def known(name: str) -> float | None:
+        number = _number(tags.get(name))
+        return number if number is not None and math.isfinite(number) and number > 0 else None
+
+    words = ("Illumination Mode", "Operation Mode", "Imaging Mode")
+    mode = imaging_mode(*(tags.get(f"Microscope Info.{one}", "") for one in words))
+    scanning = mode == "STEM"
+    shown = known("Microscope Info.Indicated Magnification")
+    # In diffraction a camera's magnification is the camera length.
+    pattern = "DIFFRACTION" in tags.get("Microscope Info.Operation Mode", "").upper()
+    length = known("Microscope Info.STEM Camera Length")
+    return beam(
+        volts=known("Microscope Info.Voltage"),
+        camera_length_mm=length if scanning else shown if pattern else None,
+        magnification=None if pattern and not scanning else shown,
+        exposure_s=next(filter(None, map(known, _EXPOSURES)), None),
+        mode=mode,
+    )
+
+
+def _choose_image(
+    path: Path, file: Any, thumbnails: int, choice: Choice
+) -> tuple[int, str, tuple[str, ...]]:
+    """Return the number of an image, why, and what the user must know of it."""
+    count = max(1, file.numObjects - thumbnails)
+    if (asked := numbered(path, "image", choice, count)) is not None:
+        return asked, "asked for by --dataset", ()
+    if count == 1:
+        return 0, "the only image in the file", ()
+
+    def offer(number: int) -> Offer:
+        try:
+            return Offer.of(str(number), _dm_data(file, number + thumbnails))
+        except Exception as error:  # colours, say: one image must not hide the others
+            return Offer(str(number), (), f"not readable ({_words(error)})")
+
+    offers = [offer(number) for number in range(count)]
+    frames = [one for one in offers if len(one.shape) > 1]
+    if len(frames) == 1:
+        return offers.index(frames[0]), "the only image of grey values", ()
+    taken, why = only_stack(frames)
+    if taken is None:
+        raise SeveralStacks(path, "images", offers)
+    number = offers.index(frames[taken])
+    why = f"{why}; --dataset NUMBER takes another"
+    return number, why, (f"image {number} is taken: {why}",)
+
+
+def _dm_data(file: Any, index: int) -> Plain:
+    """Return the object ``index``, all of them counted, without axes of one."""
+    sizes = (file.zSize2[index], file.zSize[index], file.ySize[index], file.xSize[index])
+    dtype = np.dtype(file._DM2NPDataType(file.dataType[index]))
+    shape = tuple(int(size) for size in sizes if size > 1)
+    return Plain(Path(file.file_path), file.dataOffset[index], shape, dtype)
+
+
+def _dm_axes(file: Any, index: int, ndim: int) -> tuple[Axis, ...]:
+    """Read the calibration, stored x first."""
+    first = int(np.sum(file.dataShape[:index]))
+    own = slice(first, first + int(file.dataShape[index]))
+    steps, units, origins = (
+        list(values[own])[::-1] for values in (file.scale, file.scaleUnit, file.origin)
+    )
+    # DM counts its origin in pixels, towards the other side.
+    known = tuple(
+        Axis("", unit, float(step) if unit else None, 0.0 - float(step * origin))
+        for step, unit, origin in zip(steps, units, origins, strict=True)
+    )
+    # A stack put together from frames may be calibrated along x and y only.
+    if len(known) == 2 and ndim == 3:
+        return (Axis(), *known)
+    return known if len(known) == ndim else ()
+
+
+class _Alone(ser.fileSER):  # type: ignore[misc]
+    """A SER file without its ``.emi``."""
+
+    def _read_emi(self) -> None:
+        self._emi = None
+
+
+def _open_ser(path: Path, choice: Choice) -> Frames:
+    _check_ser(path)
+    try:
+        try:
+            file: Any = ser.fileSER(str(path))
+        except Exception:
+            # The frames do not need the .emi file beside them, which may be damaged.
+            file = _Alone(str(path))
+    except Exception as error:  # ncempy raises what its parser stumbles over
+        raise FormatError(f"{path}: cannot be read as SER ({error})") from error
+    # ncempy 1.16 spells this dtype with a space, which numpy refuses.
+    file._dictDataType = {**file._dictDataType, 1: "<u1"}
+    if file.head["DataTypeID"] != _IMAGES:
+        raise FormatError(f"{path}: holds spectra, expected frames")
+    if not file.head["ValidNumberElements"]:
+        raise FormatError(f"{path}: holds no frames; was the acquisition stopped?")
+    try:
+        first, note = file.getDataset(0)
+        if min(note["ArrayShape"]) < 1:
+            raise ValueError(f"frames of {note['ArrayShape']} pixels")
+    except (ValueError, IndexError, KeyError) as error:
+        raise FormatError(f"{path}: is a truncated SER file ({error})") from error
+    count, size = int(file.head["ValidNumberElements"]), path.stat().st_size
+    ends = (int(start) + _HEAD + first.nbytes for start in file.head["DataOffsetArray"])
+    there = next((number for number, end in enumerate(ends) if end > size), count)
+
+    def frame(number: int) -> NDArray[Any]:
+        pixels: NDArray[Any] = file.getDataset(number)[0]
+        if pixels.shape != first.shape:
+            raise FormatError(
+                f"{path}: frame {number} is {pixels.shape}, the first is {first.shape}"
+            )
+        return pixels
+
+    missing = cut_short(path, there, str(count))
+    series = Pages((count, *first.shape), first.dtype, 2, frame, there, missing)
+    cut = {CUT_SHORT: "not all frames are there"} if there < count else {}
+    found = [
+        _ser_axis(name, float(one["CalibrationDelta"]), float(one["CalibrationOffset"]))
+        for name, one in zip("xy", note["Calibration"], strict=True)
+    ]
+    axes = (Axis("frame"), *(axis for axis, _ in reversed(found)))
+    notes = tuple(said for _, said in found if said)[:1]
+    return array_frames(
+        path, "TIA series", series, choice, order="tyx", axes=axes,
+        metadata=_ser_microscope(file._emi or {}) | cut, notes=notes,
+    )  # fmt: skip
+
+
+def _check_ser(path: Path) -> None:
+    """Refuse counts that are larger than the file: ncempy would make room for them."""
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(34)
+        if len(head) < 34:
+            raise FormatError(f"{path}: is a truncated SER file ({total} bytes)")
+        version, count = struct.unpack_from("<h12xi", head, 4)
+        wide = version == 0x220
+        file.seek(30 if wide else 26)
+        (dimensions,) = struct.unpack("<i", file.read(4))
+        # Each frame has its place and its tag's place in the offset arrays.
+        counts = {"frames": count * (16 if wide else 8), "dimensions": 32 * dimensions}
+        for _ in range(min(dimensions, total // 32)):
+            file.seek(24, os.SEEK_CUR)
+            for kind in ("description", "units"):
+                (length,) = struct.unpack("<i", file.read(4).ljust(4, b"\0"))
+                counts[kind] = length if length < 0 else max(counts.get(kind, 0), length)
+                if not 0 <= length <= total:
+                    break
+                file.seek(length, os.SEEK_CUR)
+    for kind, need in counts.items():
+        if not 0 <= need <= total:
+            raise FormatError(
+                f"{path}: is a damaged SER file (its {kind} would take {need} bytes of {total})"
+            )
+
+
+def _ser_axis(name: str, step: float, origin: float) -> tuple[Axis, str]:
+    """Return a calibration in metres; TIA stores that of a diffraction pattern in 1/m."""
+    if step == 1 or not (math.isfinite(step) and step):
+        return Axis(name), "not calibrated: the file says 1 m a pixel" if step == 1 else ""
+    if abs(step) < _LONGEST_M:
+        return Axis(name, "m", step, origin), ""
+    said = f"{step:g} a pixel cannot be metres; taken as 1/m, of a diffraction pattern"
+    return Axis(name, "1/nm", 1e-9 * step, 1e-9 * origin), said
+
+
+def _ser_microscope(emi: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the ``.emi`` file beside the frames says."""
+    words = str(emi.get("Mode []") or "")
+    metres = _number(emi.get("Camera length [m]"))
+    return beam(
+        volts=_number(emi.get("AcceleratingVoltage")),
+        camera_length_mm=None if metres is None else 1000 * metres,
+        magnification=_number(emi.get("Magnification [x]")),
+        exposure_s=None if "STEM" in words else _number(emi.get("DwellTimePath")),
+        mode=imaging_mode(words),
+    )
+
+
+class _Lazy:
+    """A dask array, indexed like a numpy array."""
+
+    def __init__(self, array: Any) -> None:
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+        self._array = array
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        return np.asarray(self._array[where])
+
+
+def _open_rsciio(path: Path, choice: Choice) -> Frames:
+    try:
+        from rsciio import IO_PLUGINS
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{path}: emdn itself does not read {path.suffix or 'such'} files; "
+            f"RosettaSciIO may: {install('rsciio')}"
+        ) from error
+    suffix = path.suffix[1:].lower()
+    plugins = [one for one in IO_PLUGINS if suffix in map(str.lower, one["file_extensions"])]
+    if not plugins:
+        raise FormatError(f"{path}: unknown kind of file {path.suffix!r}")
+    failed = []
+    for plugin in plugins:
+        try:
+            reader = importlib.import_module(plugin["api"]).file_reader
+            signals = reader(str(path), lazy=True)
+        except Exception as error:  # its readers raise what they stumble over
+            failed.append(f"{plugin['name']}: {error}")
+            continue
+        return _choose_signal(path, plugin["name"], signals, choice)
+    raise FormatError(f"{path}: RosettaSciIO cannot read it ({'; '.join(failed)})")
+
+
+def _choose_signal(path: Path, name: str, signals: list[dict[str, Any]], choice: Choice) -> Frames:
+    found = [one for one in signals if sum(not axis["navigate"] for axis in one["axes"]) == 2]
+    if (asked := numbered(path, "stack", choice, len(found))) is not None:
+        found = [found[asked]]
+    if not found:
+        raise FormatError(f"{path}: holds no frames that RosettaSciIO reads ({name})")
+    if len(found) > 1:
+        offers = [Offer.of(str(i), one["data"]) for i, one in enumerate(found)]
+        raise SeveralStacks(path, f"stacks of frames ({name})", offers)
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else ""
+
+    notes = sorted(found[0]["axes"], key=lambda axis: int(axis["index_in_array"]))
+    lead, signal = iter(default_order((2,) * len(notes))), iter("yx")
+    order = "".join(next(lead) if axis["navigate"] else next(signal) for axis in notes)
+    axes = tuple(
+        Axis(text(axis.get("name")), text(axis.get("units")), axis.get("scale"),
+             float(axis.get("offset") or 0.0))
+        for axis in notes
+    )  # fmt: skip
+    data = _Lazy(found[0]["data"])
+    return array_frames(path, f"{name} (RosettaSciIO)", data, choice, order=order, axes=axes)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,257 @@
+"""Models that see several frames: each frame amid its neighbours, however the work is cut."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from emdn_deploy import Denoiser, job, neighbours, preprocess, tiling, watch
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.preprocess import Recipe
+from emdn_deploy.readers import open_frames
+from emdn_deploy.readers.frames import select
+from emdn_models import pretrained
+from emdn_models.errors import FormatError, ModelError
+
+WEIGHTS = np.array([1.0, 2.0, 4.0, 2.0, 1.0]) / 10
+BLUR = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+MOVIE = f"""
+<ir_version: 8, opset_import: ["" : 17]>
+movie (float[n,5,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
+    => (float[n,1,h,w] denoised)
+<float[1,5,3,3] k = {{{", ".join(str(w) for w in np.multiply.outer(WEIGHTS, BLUR).ravel())}}}>
+{{
+    dark = Sub(frames, offset)
+    e = Div(dark, gain)
+    centred = Sub(e, scale)
+    x = Conv <pads = [1, 1, 1, 1]> (centred, k)
+    out = Add(x, scale)
+    charged = Mul(out, gain)
+    denoised = Add(charged, offset)
+}}
+"""
+SCALE = Intensity(20.0, 1.0, 0.0, 4.5, "")
+
+
+@pytest.fixture(scope="module")
+def movie_model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("movie") / "movie.onnx"
+    facts = {"model": "movie", "frames": "5", "multiple": "1", "receptive_field": "3"}
+    return make_model(path, MOVIE, **facts)
+
+
+@pytest.fixture(scope="module")
+def stack() -> NDArray[np.float32]:
+    y, x = np.mgrid[:64, :72]
+    scene = 20 + 4 * np.cos(x / 1.7) * np.cos(y / 2.3)
+    return np.random.default_rng(0).poisson(scene, (13, 64, 72)).astype(np.float32)
+
+
+def expected(stack: NDArray[np.float32], usable: Any = None) -> NDArray[np.float64]:
+    """Average each frame and its neighbours, blur, and give it its own mean."""
+    numbers = neighbours.beside(0, len(stack), len(stack), 5, usable)
+    made = np.einsum("f,nfhw->nhw", WEIGHTS, stack[numbers].astype(float) - SCALE.scale)
+    made = ndimage.correlate(made, BLUR[None], mode="constant")
+    return made + (stack.mean((1, 2)) - made.mean((1, 2)))[:, None, None]
+
+
+def test_ends_and_empty_frames_are_replaced_by_the_other_side() -> None:
+    np.testing.assert_array_equal(
+        neighbours.beside(0, 6, 6, 5),
+        [[2, 1, 0, 1, 2], [3, 0, 1, 2, 3], [0, 1, 2, 3, 4],
+         [1, 2, 3, 4, 5], [2, 3, 4, 5, 2], [3, 4, 5, 4, 3]],
+    )  # fmt: skip
+    usable = np.array([True, True, False, True, True, True])
+    np.testing.assert_array_equal(
+        neighbours.beside(0, 4, 6, 5, usable),
+        [[1, 1, 0, 1, 1], [3, 0, 1, 0, 3], [0, 1, 2, 3, 4], [1, 4, 3, 4, 5]],
+    )
+    np.testing.assert_array_equal(neighbours.beside(0, 2, 2, 5), [[1, 1, 0, 1, 1], [0, 0, 1, 0, 0]])
+    np.testing.assert_array_equal(neighbours.beside(0, 1, 1, 3), [[0, 0, 0]])
+
+
+@pytest.mark.parametrize("batch", [1, 4, None])
+def test_an_array_is_denoised_frame_by_frame_amid_its_neighbours(
+    movie_model: Path, stack: NDArray[np.float32], batch: int | None
+) -> None:
+    model = Denoiser(movie_model, threads=2)
+    answer = model.answer(stack, SCALE, batch=batch)
+    np.testing.assert_allclose(answer.frames, expected(stack), rtol=2e-6)
+    part = model.answer(stack[3:10], SCALE, around=(2, 2), batch=batch)
+    np.testing.assert_array_equal(part.frames, answer.frames[5:8])
+    # The model knows no up and down, so that its eight answers are one.
+    np.testing.assert_allclose(model.run_with_sigma(stack, SCALE)[0], answer.frames, rtol=2e-6)
+
+
+def test_tiles_give_the_whole_frame(movie_model: Path, stack: Any, monkeypatch: Any) -> None:
+    model = Denoiser(movie_model, threads=1)
+    whole = model.run(stack, SCALE)
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 1000)
+    monkeypatch.setattr(tiling, "TILE_PIXELS", 900)
+    np.testing.assert_array_equal(model.run(stack, SCALE), whole)
+
+
+def test_an_empty_frame_stands_beside_none(movie_model: Path, stack: NDArray[np.float32]) -> None:
+    stack = stack.copy()
+    stack[6] = np.nan
+    made = Denoiser(movie_model).denoise(stack, gain=1, offset=0)
+    assert np.isnan(made[6]).all()
+    good = np.arange(13) != 6
+    filled = np.where(np.isnan(stack), 20, stack)
+    np.testing.assert_allclose(made[good], expected(filled, good)[good], atol=0.03)
+
+
+def test_several_axes_are_refused(movie_model: Path, stack: NDArray[np.float32]) -> None:
+    with pytest.raises(FormatError, match="sees neighbours in time"):
+        Denoiser(movie_model).denoise(stack[:12].reshape(2, 6, 64, 72))
+    assert Denoiser(movie_model).denoise(stack[:, None]).shape == (13, 1, 64, 72)
+
+
+@pytest.mark.parametrize("frames", ["4", "0", "17", "x"])
+def test_a_number_of_frames_that_cannot_be_is_refused(
+    make_model: Any, tmp_path: Path, frames: str
+) -> None:
+    path = make_model(tmp_path / "odd.onnx", MOVIE, frames=frames)
+    with pytest.raises(ModelError, match="incomplete or damaged"):
+        Denoiser(path)
+
+
+def saved(stack: NDArray[np.float32], folder: Path) -> Path:
+    path = folder / "stack.h5"
+    with h5py.File(path, "w") as file:
+        file["frames"] = stack
+    return path
+
+
+def options(model: Path | None, **more: Any) -> DenoiseOptions:
+    return DenoiseOptions(
+        model=model and str(model), device="cpu", threads=2, gain=1.0, offset=0.0,
+        keep_bad_pixels=True, overwrite=True, **more,
+    )  # fmt: skip
+
+
+def read(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    with h5py.File(path) as file:
+        return file["frames"][:], dict(file["emdn"].attrs)
+
+
+def test_a_file_is_denoised_as_an_array_is_whatever_the_batch_and_each_frame_is_read_once(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, monkeypatch: Any
+) -> None:
+    path, calls = saved(stack, tmp_path), list[int]()
+    apply = Recipe.apply
+
+    def counted(self: Recipe, block: Any) -> Any:
+        calls.append(len(block))
+        return apply(self, block)
+
+    recipe = preprocess.find_recipe(open_frames(path), options(movie_model))
+    array = Denoiser(movie_model).answer(stack, recipe.scale).frames
+    monkeypatch.setattr(Recipe, "apply", counted)
+    for batch in (1, 3, 13):
+        calls.clear()
+        report = job.run(path, options(movie_model, batch=batch), recipe=recipe)
+        made, facts = read(report.output)
+        np.testing.assert_array_equal(made, array)
+        assert sum(calls) == 13
+    assert facts["neighbours"] == "each frame with 2 on either side"
+    report = job.run(path, options(movie_model, frames="3:9"), recipe=recipe)
+    own = Denoiser(movie_model).answer(stack[3:9], recipe.scale).frames
+    with open_frames(report.output) as some:
+        np.testing.assert_array_equal(some.read(0, 6), own)
+
+
+@pytest.mark.parametrize("done", [1, 4])
+def test_an_interrupted_run_is_continued_with_the_same_neighbours(
+    movie_model: Path, stack: Any, tmp_path: Path, denoise_killed: Any, done: int
+) -> None:
+    path = saved(stack, tmp_path)
+    whole = job.run(path, options(movie_model, output=tmp_path / "whole.h5"))
+    out = tmp_path / "out.h5"
+    flags = ["--model", movie_model, "--device", "cpu", "--gain", 1, "--offset", 0, "--batch", 1,
+             "--keep-bad-pixels"]  # fmt: skip
+    denoise_killed(done, path, "-o", out, *flags)
+    given = replace(options(movie_model, output=out, batch=1), overwrite=False)
+    assert job.run(path, given).resumed >= done
+    np.testing.assert_array_equal(read(out)[0], read(whole.output)[0])
+
+
+def test_a_growing_file_waits_for_neighbours_and_loses_no_frame(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path
+) -> None:
+    live, target = tmp_path / "live.h5", tmp_path / "out.h5"
+    with h5py.File(live, "w", libver="latest") as file:
+        file.create_dataset("frames", data=stack[:9], maxshape=(None, 64, 72), chunks=(1, 64, 72))
+        file.swmr_mode = True
+        looks = []
+
+        def append(_: float) -> None:
+            looks.append(0)
+            if len(looks) == 2:
+                file["frames"].resize(13, axis=0)
+                file["frames"][9:] = stack[9:]
+                file["frames"].flush()
+
+        found = list(watch.dataset(live, target, options(movie_model, batch=3), 2, 1, append))
+    assert sum(arrival.frames for arrival in found) == 13
+    begun = select(open_frames(live), "0:9")
+    recipe = preprocess.find_recipe(begun, options(movie_model))
+    made = Denoiser(movie_model).answer(stack, recipe.scale).frames
+    np.testing.assert_allclose(read(target)[0], made, rtol=1e-6)
+
+
+def unlike(stack: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.stack([np.roll(np.rot90(one[:64, :64], n % 4), 9 * n) for n, one in enumerate(stack)])
+
+
+@pytest.mark.parametrize(
+    ("change", "model", "why"),
+    [
+        (lambda stack: stack, "movie", "% alike, drift 0.0 pixels a frame"),
+        (lambda stack: np.stack([np.roll(one, 2 * n) for n, one in enumerate(stack)]), "movie",
+         "drift 2.0 pixels a frame"),
+        (unlike, "unet", "% alike, within 4 pixels"),
+        (lambda stack: stack[:4], "unet", "no movie: 4 frames along 1 axes"),
+        (lambda stack: np.random.default_rng(0).poisson(5.0, (8, 64, 64)), "movie", "alike"),
+    ],
+)  # fmt: skip
+def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_frames(
+    movie_model: Path, stack: Any, tmp_path: Path, monkeypatch: Any, change: Any, model: str,
+    why: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
+    report = job.run(saved(change(stack).astype(np.float32), tmp_path), options(None))
+    assert report.model == model
+    assert why in report.neighbours
+    facts = read(report.output)[1]
+    assert facts["model"] == model
+    assert facts["neighbours"] == report.neighbours
+
+
+def test_an_image_along_several_axes_is_no_movie(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
+    path = saved(stack[:12].reshape(2, 6, 64, 72), tmp_path)
+    report = job.run(path, options(None))
+    assert (report.model, report.neighbours) == (
+        "unet", "each frame by itself (no movie: 12 frames along 2 axes)"
+    )  # fmt: skip
+    with pytest.raises(FormatError, match="frames along 2 axes"):
+        job.run(path, options(movie_model))
+
+
+def test_a_model_that_sees_one_frame_is_as_before(box_model: Path, stack: Any) -> None:
+    model = Denoiser(box_model, threads=1)
+    assert model.session.info.frames == 1
+    np.testing.assert_array_equal(
+        model.answer(stack, SCALE, around=(2, 3)).frames, model.run(stack, SCALE)[2:10]
+    )
+    assert json.loads(model.session.info.text["quality"])

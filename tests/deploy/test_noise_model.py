@@ -1,0 +1,168 @@
+"""The noise model on simulated stacks whose camera, and whose faults, are known."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emdn_deploy import intensity
+from emdn_deploy.noise_level import Sample
+from emdn_models.errors import EmdnError
+
+# The stacks on which thresholds and power were measured.
+SIMULATED = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "noise_power.py"))
+estimate, scene, FAULTS = (SIMULATED[name] for name in ("estimate", "lattice", "FAULTS"))
+BLUR = FAULTS["blur, share given to 4 neighbours"][0]
+
+CLEAR = {
+    "blur, share given to 4 neighbours": 0.3,
+    "trail, share left in the next of a row": 0.2,
+    "rows flicker, of mean": 0.15,
+    "columns flicker, of mean": 0.15,
+    "columns fixed, of mean": 0.1,
+    "wave, amplitude of mean": 0.1,
+}
+
+
+def rate(dose: float, count: int = 9, side: int = 96, drift: float = 0.0):
+    shifts = drift * np.arange(count)[:, None] * np.array([[1.0, 0.6]])
+    return dose * scene(count, side, shifts).clip(0)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found_alone(fault: str) -> None:
+    make, words = FAULTS[fault]
+    found = estimate(make(rate(60.0), np.random.default_rng(5), CLEAR[fault]))
+    assert all(words in text for text in found.findings)
+    assert len(found.findings) == 1
+    assert not found.in_training
+    assert found.correlated == (words == "correlated")
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.4, 3.0])
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("dose", [0.05, 2.0, 100.0])
+def test_white_counts_have_no_fault(dose: float, count: int, drift: float) -> None:
+    found = estimate(np.random.default_rng(2).poisson(rate(dose, count, drift=drift)))
+    assert found.in_training
+    assert found.counting
+    assert not found.correlated
+    assert found.gain == pytest.approx(1, abs=0.06)
+    if not drift:
+        assert found.findings == ()
+
+
+def test_vibration_and_blinking_do_not_reach_the_gain() -> None:
+    """Neighbours differ as much as frames two apart: lags alone do not show this motion."""
+    rng = np.random.default_rng(3)
+    shaken = rng.poisson(50 * scene(9, 96, rng.normal(0, 1.5, (9, 2))))
+    assert estimate(shaken).gain == pytest.approx(1, abs=0.05)
+    bright = rng.poisson(rate(50.0) * rng.uniform(0.85, 1.15, (9, 1, 1)))
+    assert estimate(bright * 3.0).gain == pytest.approx(3, abs=0.12)
+
+
+def test_a_camera_with_a_known_offset_has_its_read_noise() -> None:
+    rng = np.random.default_rng(4)
+    clean = 40 * np.linspace(0.2, 1.8, 160)[None, None, :] * np.ones((12, 160, 1))
+    frames = 7.0 * rng.poisson(clean) + rng.normal(0, 28, clean.shape) + 500
+    found = estimate(frames, offset=500.0)
+    assert abs(found.gain - 7) < 4 * found.gain_error < 1
+    assert found.read_noise_electrons == pytest.approx(4, abs=0.8)
+    assert not found.counting
+    unknown = estimate(frames)
+    assert np.isnan(unknown.read_noise_electrons)
+    # Read noise of 16 electrons^2 hides 7 * 16 of the offset.
+    assert unknown.offset == pytest.approx(500 - 7 * 16, abs=20)
+    assert any("cannot be told apart" in text for text in unknown.not_identifiable)
+    with pytest.raises(EmdnError, match="is not below the mean"):
+        estimate(frames, offset=900.0)
+
+
+def test_the_errors_are_those_of_repetition() -> None:
+    rng = np.random.default_rng(6)
+    clean = 20 * np.linspace(0.2, 1.8, 96)[None, None, :] * np.ones((9, 96, 1))
+    found = [estimate(2.0 * rng.poisson(clean) + 300, offset=300.0) for _ in range(25)]
+    distances = [(one.gain - 2) / one.gain_error for one in found]
+    assert 0.6 < np.std(distances) < 1.6
+    assert abs(np.mean(distances)) < 0.8
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_fine_lattices_that_move_are_no_interference(count: int) -> None:
+    """Sharp atoms have harmonics beyond where an image's information usually ends."""
+    x = np.arange(96)[None, None, :] + 1.3 * np.arange(count)[:, None, None]
+    phase = 2 * np.pi * (x + 0.4 * np.arange(96)[None, :, None]) / 6.5
+    clean = 80 * (1 + 0.3 * np.cos(phase) + 0.2 * np.cos(2 * phase))
+    found = estimate(np.random.default_rng(17).poisson(clean))
+    assert found.in_training
+    assert found.counting
+
+
+def numbers(text: str) -> list[float]:
+    """Return the numbers in a finding."""
+    words = text.replace("(", " ").replace("%", " ").split()
+    return [float(word) for word in words if word.replace(".", "").isdigit()]
+
+
+@pytest.mark.parametrize(("share", "moving"), [(0.4, False), (0.3, True)])
+def test_the_correlation_is_that_of_the_blur(share: float, moving: bool) -> None:
+    """Of frames of different areas as well."""
+    rng = np.random.default_rng(18)
+    clean = 300 * scene(9, 96, rng.uniform(-40, 40, (9, 2))) if moving else rate(60.0, side=128)
+    own, near = 1 - share, share / 4
+    square = own**2 + 4 * near**2
+    found = estimate(BLUR(clean, rng, share))
+    assert found.correlated
+    x, y, *area = numbers(found.findings[0])
+    assert (x, y) == pytest.approx((2 * own * near / square,) * 2, abs=0.04)
+    assert area == ([] if moving else [pytest.approx(1 / square, rel=0.15)])
+
+
+@pytest.mark.parametrize(("share", "seen"), [(0.015, True), (0.06, False)])
+def test_scans_within_and_beyond_the_training_are_told_apart(share: float, seen: bool) -> None:
+    rng = np.random.default_rng(10)
+    found = estimate(FAULTS["rows flicker, of mean"][0](rate(200.0), rng, share))
+    assert numbers(found.findings[0]) == [pytest.approx(100 * share, rel=0.2)]
+    assert found.in_training == seen
+    assert ("within" in found.findings[0]) == seen
+
+
+def test_one_frame_says_what_it_cannot_tell() -> None:
+    rng = np.random.default_rng(11)
+    frame = 3.0 * rng.poisson(rate(40.0, 1)).astype(np.float32)
+    found = estimate(frame)
+    assert found.gain == intensity.estimate(Sample([frame], 1)).gain  # as it is denoised
+    parts = json.loads(json.dumps(found.as_dict()))
+    assert parts["read_noise_electrons"] is parts["gain_error"] is None
+    assert any("one frame" in text for text in found.not_identifiable)
+    wide = np.repeat(np.repeat(frame, 2, axis=1), 2, axis=2)
+    assert estimate((wide + np.roll(wide, 1, 1) + np.roll(wide, 1, 2)) / 3).correlated
+
+
+def test_frames_without_noise_repeats_and_tiny_frames_are_named() -> None:
+    rng = np.random.default_rng(12)
+    flat = estimate(np.full((4, 64, 64), 3.0))
+    assert not flat.in_training
+    assert "no noise" in flat.findings[0]
+    twice = estimate(np.repeat(rng.poisson(rate(20.0, 4)), 2, axis=0))
+    assert any("repeat the one before" in text for text in twice.findings)
+    tiny = estimate(rng.poisson(20.0, (6, 12, 20)))
+    assert tiny.counting
+    assert any("below 32 pixels" in text for text in tiny.not_identifiable)
+
+
+def test_bad_pixels_and_read_noise_are_no_counts() -> None:
+    rng = np.random.default_rng(13)
+    frames = rng.poisson(rate(30.0)).astype(float)
+    bad = np.zeros(frames.shape[1:], bool)
+    bad[:, 40] = bad[17, 23] = True
+    frames[:, bad] = rng.uniform(0, 9000, (len(frames), 1)).round()
+    found = estimate(frames, bad=bad)
+    assert found.counting
+    assert found.findings == ()
+    counts = rng.poisson(rate(30.0))
+    read = rng.normal(0, 3, counts.shape).round()
+    for other in (frames, 2 * counts, counts + read, counts + 100):
+        assert not estimate(other).counting

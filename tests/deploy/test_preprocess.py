@@ -1,0 +1,283 @@
+"""What is done to frames before and after a network: gaps, saturation, blank frames, references."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from emdn_deploy import job, preprocess
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.preprocess import Prepared
+from emdn_deploy.readers import open_frames
+from emdn_deploy.report import Report
+from emdn_models.errors import FormatError
+
+
+@pytest.fixture
+def run(tmp_path: Path, box_model: Path):
+    """Denoise an array by way of files; return the report and the output."""
+    model = Denoiser(box_model, threads=1)
+
+    def denoise(frames: np.ndarray, name: str = "a", **options) -> tuple[Report, np.ndarray]:
+        source, target = tmp_path / f"{name}.npy", tmp_path / f"{name}_out.npy"
+        np.save(source, frames)
+        made = DenoiseOptions(output=target, to="npy", model=str(box_model), **options)
+        return job.run(source, made, opened={made.model: model}), np.load(target)
+
+    return denoise
+
+
+@pytest.fixture
+def prepare(tmp_path: Path):
+    """Prepare an array by way of a file; return it with its corrected frames and what was read."""
+
+    def opened(frames: np.ndarray, **options) -> tuple[Prepared, np.ndarray, list[tuple[int, int]]]:
+        np.save(tmp_path / "b.npy", frames)
+        reads: list[tuple[int, int]] = []
+
+        def read(start: int, stop: int) -> np.ndarray:
+            reads.append((start, stop))
+            return frames[start:stop].astype("f4")
+
+        stack = replace(open_frames(tmp_path / "b.npy"), read_block=read)
+        ready = preprocess.prepare(stack, DenoiseOptions(**options))
+        return ready, ready.read(0, len(frames)), reads[:-1]
+
+    return opened
+
+
+GAPS = {
+    "65535 in float32": ("f4", 65535),
+    "65535 in uint32": ("u4", 65535),
+    "largest uint32": ("u4", 2**32 - 1),
+    "largest uint16": ("u2", 65535),
+    "-1 in int32": ("i4", -1),
+    "-2 in int32": ("i4", -2),
+    "-1 in float32": ("f4", -1),
+    "NaN": ("f4", np.nan),
+    "infinity": ("f4", np.inf),
+    "0 between counts": ("u2", 0),
+}
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("kind", GAPS)
+def test_a_gap_keeps_its_value_and_ruins_nothing(run, lattice, kind: str, count: int) -> None:
+    dtype, value = GAPS[kind]
+    clean = lattice(8.0, (count, 96, 96))
+    frames = clean.astype(dtype)
+    frames[:, 40:50] = value
+    report, made = run(frames)
+    _, expected = run(clean.astype("f4"), "clean")
+    assert (report.gap_pixels, report.bad_pixels, report.saturated_input) == (960, 0, 0)
+    assert report.intensity.gain == 1.0
+    np.testing.assert_array_equal(made[:, 40:50], np.float32(value))
+    far = np.r_[0:30, 60:96]
+    np.testing.assert_allclose(made[:, far], expected[:, far], atol=0.1)
+    assert np.abs(made[:, 36:40].mean() - expected[:, 36:40].mean()) < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+@pytest.mark.parametrize("kind", ["stop", "module", "module of floats"])
+def test_an_area_without_a_count_ruins_nothing(run, kind: str, count: int) -> None:
+    """A beam stop with its arm, and a module that is off: around them, what was counted stays."""
+    y, x = np.mgrid[:96, :96]
+    off = (y < 40) & (x < 40)
+    level = np.full((96, 96), 20.0)
+    if kind == "stop":
+        off = (np.hypot(y - 48, x - 48) < 8) | ((np.abs(y - 48) < 2) & (x > 48))
+        level = 200 * np.exp(-np.hypot(y - 48, x - 48) / 20) + 1
+    frames = np.random.default_rng(0).poisson(level, (count, 96, 96)).astype("u4")
+    if kind == "module of floats":
+        frames = (frames * 1.7e-9).astype("f4")
+    frames[:, off] = 0
+    report, made = run(frames)
+    near = ndimage.binary_dilation(off, iterations=4) & ~off
+    assert report.gap_pixels == off.sum()
+    assert not made[:, off].any()
+    assert made[:, near].mean() == pytest.approx(frames[:, near].mean(), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "dead", [np.s_[64:192, 64:192], np.s_[:128, 128:], np.s_[:, 20:90], np.s_[100:110, :]]
+)
+def test_a_dead_module_of_one_frame_does_not_change_the_gain(prepare, lattice, dead) -> None:
+    frames = 2.3 * lattice(20.0, (1, 256, 256)) + 0.1
+    frames[:, *dead] = 0
+    ready, _, _ = prepare(frames.astype("f4"), offset=0.1)
+    assert ready.scale.gain == pytest.approx(2.3, rel=0.06)
+
+
+def test_flags_of_several_kinds(run, lattice) -> None:
+    """Pilatus: -1 in gaps, -2 for dead pixels; a cross between four modules."""
+    frames = lattice(2.0, (6, 64, 64)).astype(np.int32)
+    frames[:, 30:33] = frames[:, :, 30:33] = -1
+    frames[:, 10, 10] = -2
+    report, made = run(frames)
+    assert (report.gap_pixels, report.bad_pixels) == (375, 1)
+    assert (made[:, 31] == -1).all()
+    assert made[:, 10, 10].min() > 0
+
+
+RNG = np.random.default_rng(0)
+Y, X = np.mgrid[:96, :96]
+STILL = np.repeat(np.hypot(Y - 48, X - 48)[None] < 20, 8, axis=0)
+MOVING = np.array([np.hypot(Y - 48, X - 20 - 8 * number) < 12 for number in range(8)])
+DISC, MOVED = RNG.poisson(300 + 900 * STILL), RNG.poisson(300 + 900 * MOVING)
+SPOT = RNG.poisson(20 + 3e5 * np.exp(-((Y - 30.3) ** 2 + (X - 60.2) ** 2) / 3), (8, 96, 96))
+# Frames, and the value from which on they are saturated.
+SATURATED = {
+    "uint16": (np.minimum(DISC * 80, 65535).astype("u2"), 65535),
+    "12 bits": (np.minimum(DISC * 6, 4095).astype("u2"), 4095),
+    "12 bits, moving": (np.minimum(MOVED * 6, 4095).astype("u2"), 4095),
+    "float, moving": (np.minimum(MOVED * 6, 4095).astype("f4") * np.float32(0.1), 409.5),
+    "uint8": (np.minimum(DISC // 3, 255).astype("u1"), 255),
+    "far above": (np.where(STILL, 65535, RNG.poisson(10, STILL.shape)).astype("u2"), 65535),
+    "spot": (np.minimum(SPOT, 65535).astype("u2"), 65535),
+    "gain-corrected": (
+        np.minimum(DISC * 6, 4095).astype("f4") * RNG.normal(1, 0.03, (96, 96)).astype("f4"),
+        3600,
+    ),
+}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("kind", SATURATED)
+def test_saturated_areas_keep_their_value(run, kind: str, keep: bool) -> None:
+    frames, level = SATURATED[kind]
+    top = frames >= np.float32(level)
+    report, made = run(frames, keep_bad_pixels=keep)
+    assert report.bad_pixels == report.gap_pixels == 0
+    assert report.saturated_input == pytest.approx(top.sum(), rel=0.01)
+    assert report.saturated_from == pytest.approx(level, rel=0.03)
+    np.testing.assert_array_equal(made[top], frames[top])
+    if kind != "spot":  # what is around is as bright as before
+        for before, after, one in zip(frames, made, top, strict=True):
+            assert after[~one].mean() == pytest.approx(before[~one].mean(), rel=1e-3)
+            assert after[~one].std() < 0.7 * before[~one].std()
+
+
+@pytest.mark.parametrize("lost", [[5], [0, 1, 2, 3], list(range(0, 12, 2)), list(range(11))])
+@pytest.mark.parametrize("value", [np.nan, 3])
+def test_frames_without_values_and_blank_ones_pass_through(
+    run, lattice, lost: list[int], value: float, caplog
+) -> None:
+    """A beam that is blanked every other frame tells nothing of the others' noise."""
+    frames = lattice(9.0, (12, 64, 64)).astype("f4")
+    _, expected = run(frames, "clean")
+    frames[lost] = value
+    report, made = run(frames)
+    assert report.empty == tuple(lost)
+    assert f"{len(lost)} frames are blank or hold no value" in caplog.text
+    assert report.intensity.gain == 1
+    rest = np.setdiff1d(np.arange(12), lost)
+    np.testing.assert_array_equal(made[lost], np.float32(value))
+    np.testing.assert_allclose(made[rest], expected[rest], atol=0.2)
+    assert report.ratio == pytest.approx(1)
+    _, made = run(frames, "whole", dtype="uint16")
+    assert (made[lost] == np.nan_to_num(value)).all()
+    assert made[rest].mean() == pytest.approx(9, rel=0.05)
+
+
+def test_a_frame_without_a_part_keeps_it_empty(run, lattice) -> None:
+    frames = lattice(9.0, (6, 64, 64)).astype("f4")
+    frames[3, 40:] = np.inf
+    frames[2, 5, 5] = np.nan
+    report, made = run(frames)
+    assert (report.empty, report.filled) == ((), 1)
+    assert report.notes == report.standing_out == ()
+    assert np.isposinf(made[3, 40:]).all()
+    assert np.isfinite(made[3, :40]).all()
+    assert np.isfinite(made[2]).all()
+    assert made[3, :40].mean() == pytest.approx(frames[3, :40].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (1, 1, 1), (3, 1, 40), (1, 40, 1)])
+@pytest.mark.parametrize("value", [0, 7])
+def test_blank_stacks_come_back_and_those_without_a_value_are_refused(
+    run, shape: tuple[int, int, int], value: int, caplog
+) -> None:
+    report, made = run(np.full(shape, value, "f8"))
+    np.testing.assert_array_equal(made, value)
+    assert "no noise found" in caplog.text
+    assert report.gap_pixels == report.saturated_input == report.bad_pixels == 0
+    with pytest.raises(FormatError, match="no frame has a finite pixel"):
+        run(np.full(shape, np.nan, "f4"), "none")
+
+
+def test_empty_frames_of_a_sparse_stack_are_frames(run) -> None:
+    frames = np.random.default_rng(0).poisson(2e-3, (6, 32, 32)).astype("u1")
+    frames[3] = 0
+    report, _ = run(frames)
+    assert report.empty == ()
+    mean = report.intensity.offset + report.intensity.gain * report.intensity.scale
+    assert mean == pytest.approx(frames.mean(), rel=1e-6)
+
+
+def test_frames_on_two_scales_are_noted(prepare, lattice) -> None:
+    frames = lattice(20.0, (12, 64, 64))
+    stacks = {
+        "two detectors": np.stack([frames[::2] / 4, 300 * frames[1::2]], 1).reshape(frames.shape),
+        "nearly blanked": frames * np.array([0.02, 1] * 6)[:, None, None].round(2),
+        "fading": np.random.default_rng(0).poisson(frames * np.linspace(1, 0.5, 12)[:, None, None]),
+    }
+    for name, stack in stacks.items():
+        notes = prepare(stack)[0].recipe.notes
+        assert any("one scale is taken for all" in one for one in notes) == (name != "fading"), name
+
+
+@pytest.mark.parametrize(("count", "word"), [(8, "rows flicker"), (1, "rows differ")])
+def test_noise_of_rows_is_noted_with_its_size(run, lattice, count: int, word: str, caplog) -> None:
+    rng = np.random.default_rng(4)
+    clean = lattice(100.0, (count, 96, 96))
+    report, _ = run(clean)
+    assert report.notes == ()
+    report, _ = run(clean * (1 + 0.04 * rng.standard_normal((count, 96, 1))), "rows")
+    (note,) = report.notes
+    assert note in caplog.text
+    assert note.startswith(word)
+    share = float(note.split("by ")[1].split("%")[0])
+    assert share == pytest.approx(4, rel=0.25)
+
+
+def test_the_sample_is_read_once(prepare, lattice) -> None:
+    """Also where motion asks for spectra, and of frames larger than a sample."""
+    large = np.random.default_rng(0).integers(0, 9, (3, 1700, 1700), dtype="u1")
+    for frames, runs in ((lattice(20.0, (40, 64, 64), drift=0.4), 13), (large, 1)):
+        reads = prepare(frames)[2]
+        assert len(reads) == len(set(reads)) == runs
+
+
+def test_references_are_applied(prepare, lattice, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sensitivity = rng.uniform(0.7, 1.3, (64, 64))
+    dark = rng.uniform(90, 110, (64, 64))
+    electrons = lattice(50.0, (8, 64, 64))
+    np.save(tmp_path / "dark.npy", np.stack([dark - 1, dark + 1]))
+    np.save(tmp_path / "gain.npy", 1 / sensitivity)
+    references = {"dark": tmp_path / "dark.npy", "gain_map": tmp_path / "gain.npy"}
+    ready, read, _ = prepare(electrons * sensitivity + dark, **references)
+    np.testing.assert_allclose(read, electrons, atol=1e-3)
+    assert ready.scale.gain == pytest.approx(1, abs=0.05)
+    with pytest.raises(FormatError, match=r"is 64 x 64, the frames are 32 x 32"):
+        prepare(lattice(5.0, (2, 32, 32)), **references)
+
+
+def test_a_given_mask_is_filled_and_hot_pixels_are_kept_when_asked(
+    prepare, lattice, tmp_path: Path
+) -> None:
+    frames = lattice(50.0, (12, 64, 64))
+    frames[:, 10, 10] = 5000
+    mask = np.zeros((64, 64), np.uint8)
+    mask[4, 5] = 1
+    np.save(tmp_path / "mask.npy", mask)
+    ready, read, _ = prepare(frames)
+    assert ready.bad_pixels == 1
+    assert read[:, 10, 10].max() < 100
+    ready, read, _ = prepare(frames, defects=tmp_path / "mask.npy", keep_bad_pixels=True)
+    assert ready.bad_pixels == 1
+    assert read[0, 10, 10] == 5000
+    assert read[0, 4, 5] == pytest.approx((frames[0, 3:6, 4:7].sum() - frames[0, 4, 5]) / 8)

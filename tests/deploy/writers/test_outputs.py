@@ -1,0 +1,398 @@
+"""Every kind of output: compressed, of whole numbers, with standard deviations, and continued."""
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import mrcfile
+import numpy as np
+import pytest
+import tifffile
+
+from emdn_deploy import Denoiser, inspect, job, targets
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.output import Filling
+from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.report import Report
+from emdn_deploy.writers import storable
+from emdn_models.errors import OutputError
+
+KINDS = ["h5", "hspy", "tif", "mrc", "npy"]
+PACKED = ["h5", "hspy", "tif"]
+# HyperSpy and nexusformat warn of their own future.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def source(tmp_path: Path, lattice) -> Path:
+    """A plain HDF5 file around 250, which uint8 holds in part only."""
+    path = tmp_path / "movie.h5"
+    with h5py.File(path, "w") as file:
+        file["set/frames"] = lattice(250.0, (8, 24, 30)).astype(np.uint16)
+        file["set/frames"].attrs["units"] = "counts"
+        for axis, (name, units) in enumerate([("t", "s"), ("y", "nm"), ("x", "nm")]):
+            scale = file.create_dataset(f"set/{name}", data=np.arange((8, 24, 30)[axis]) * 0.02)
+            scale.attrs["units"] = units
+            scale.make_scale(name)
+            file["set/frames"].dims[axis].attach_scale(scale)
+    return path
+
+
+@pytest.fixture
+def denoise(run) -> Callable[..., Report]:
+    return lambda source, **more: run(source, **{"batch": 2, "gain": 1.0, "offset": 0.0, **more})
+
+
+@pytest.fixture
+def expected(source: Path, box_model: Path) -> tuple[np.ndarray, np.ndarray]:
+    with open_frames(source) as frames:
+        stack = frames.read(0, 8)
+    return Denoiser(box_model).denoise_with_sigma(stack, gain=1.0, offset=0.0, batch=2)
+
+
+def pixels(path: Path, dataset: str | None = None) -> np.ndarray:
+    with open_frames(path, Choice(dataset)) as frames:
+        return np.array(frames.read_block(0, frames.shape[0]))
+
+
+def both(report: Report) -> list[np.ndarray]:
+    """Read frames, and sigma if there is any, from where the report says that they are."""
+    if report.sigma is None:
+        return [pixels(report.output)]
+    inside = report.sigma.startswith("/") and not Path(report.sigma).exists()
+    second = pixels(report.output, report.sigma) if inside else pixels(Path(report.sigma))
+    return [pixels(report.output), second]
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """Return the record of a run from any kind of output (MRC holds a label only)."""
+    if path.suffix in (".h5", ".hspy"):
+        with h5py.File(path) as file:
+            return dict(file["emdn"].attrs)
+    if path.suffix == ".tif":
+        with tifffile.TiffFile(path) as file:
+            return json.loads((file.imagej_metadata or file.shaped_metadata[0])["Info"])
+    if path.suffix == ".npy":
+        return json.loads(path.with_name(path.name + ".json").read_text())["emdn"]
+    with mrcfile.open(path) as file:
+        labels = " ".join(str(label) for label in file.get_labels())
+    dtype, count = labels.split("stored as ")[1].split(" pixels")[0].split(", ")
+    return {"saturated_pixels": int(count), "output_dtype": dtype}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("to", KINDS)
+def test_frames_and_sigma(source, denoise, expected, to, compress):
+    if compress and to not in PACKED:
+        with pytest.raises(OutputError, match=f"{to} files are not compressed; leave out --com"):
+            denoise(source, to=to, compress=True)
+        assert list(source.parent.iterdir()) == [source]
+        return
+    report = denoise(source, to=to, compress=compress, sigma=True)
+    for found, wanted in zip(both(report), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-4)
+    names = {path.name for path in source.parent.iterdir()} - {"movie.h5"}
+    beside = {f"movie_denoised_sigma.{to}"} if to in ("tif", "mrc", "npy") else set()
+    assert {name for name in names if "json" not in name} == {f"movie_denoised.{to}"} | beside
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "stored", "outside"),
+    [
+        ("uint8", [-0.5, 0.4, 1.5, 2.5, 255.4, 255.6, 1e30, -1], [0, 0, 2, 2, 255, 255, 255, 0], 3),
+        ("int8", [-128.4, -129, 127.5, -np.inf], [-128, -128, 127, -128], 3),
+        ("int32", [2147483520.0, 2.0**31, -(2.0**31)], [2147483520, 2**31 - 1, -(2**31)], 1),
+        ("uint32", [4294967040.0, 2.0**32, -0.6], [4294967040, 2**32 - 1, 0], 2),
+        ("float32", [1.5, -0.25], [1.5, -0.25], 0),
+    ],
+)  # fmt: skip
+def test_rounding_and_saturation(dtype, values, stored, outside):
+    whole, count = storable(np.array(values, np.float32), np.dtype(dtype))
+    assert (whole.dtype, whole.tolist(), count) == (dtype, stored, outside)
+    if dtype != "float32":
+        with pytest.raises(OutputError, match=f"NaN cannot be stored as {dtype}"):
+            storable(np.array([np.nan], np.float32), np.dtype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
+@pytest.mark.parametrize("to", KINDS)
+def test_whole_numbers(source, denoise, to, dtype):
+    if to == "mrc" and dtype in ("uint8", "uint32", "int32"):
+        with pytest.raises(OutputError, match=f"mrc files hold .*int16, uint16, not {dtype}; "):
+            denoise(source, to=to, dtype=dtype)
+        assert list(source.parent.iterdir()) == [source]
+        return
+    report = denoise(source, to=to, dtype=dtype)
+    limits = np.iinfo(dtype)
+    whole = np.rint(pixels(denoise(source, output=source.with_name("w.h5")).output))
+    kept = whole.astype(float).clip(limits.min, limits.max)
+    with open_frames(report.output) as frames:
+        assert frames.dtype.newbyteorder("=") == dtype
+        np.testing.assert_array_equal(frames.read(0, 8), kept)
+    outside = int((kept != whole).sum())
+    assert (outside > 0) == (dtype in ("uint8", "int8"))
+    facts = recorded(report.output)
+    assert report.saturated == facts["saturated_pixels"] == outside
+    assert facts["output_dtype"] == dtype
+    # What is lost by saturation shows in the mean.
+    assert report.ratio == pytest.approx(kept.mean() / pixels(source).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"compress": True}, {"sigma": True}, {"sigma": True, "compress": True},
+    {"dtype": "int8"}, {"dtype": "uint8", "compress": True},
+])  # fmt: skip
+@pytest.mark.parametrize("to", KINDS)
+def test_an_interrupted_run_is_continued(source, denoise, stop_at, monkeypatch, to, options):
+    if options.get("compress") and to not in PACKED:
+        return
+    options = {"to": to, **options}
+    whole = denoise(source, output=source.with_name(f"whole.{to}"), **options)
+    target = source.with_name(f"cut.{to}")
+    stop_at(4, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        denoise(source, output=target, **options)
+    monkeypatch.undo()
+    assert not target.exists()
+    assert not target.with_name(f"cut_sigma.{to}").exists()
+    with pytest.raises(OutputError, match="interrupted run with another gain, scale"):
+        denoise(source, output=target, **{**options, "gain": 2.0})
+    report = denoise(source, output=target, **options)
+    assert report.resumed == 4
+    assert (report.saturated, report.check) == (whole.saturated, whole.check)
+    assert report.ratio == pytest.approx(whole.ratio, rel=1e-12)
+    for found, wanted in zip(both(report), both(whole), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert not list(source.parent.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("to", PACKED)
+def test_an_interruption_while_compressed_frames_are_put_in(source, denoise, monkeypatch, to):
+    """What was filled in is thrown away; the frames are not."""
+    packed = Filling._packed
+
+    def failing(self: Filling) -> Iterator[bytes]:
+        for number, chunk in enumerate(packed(self)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield chunk
+
+    monkeypatch.setattr(Filling, "_packed", failing)
+    target = source.with_name(f"cut.{to}")
+    with pytest.raises(KeyboardInterrupt):
+        denoise(source, to=to, compress=True, output=target)
+    assert not target.exists()
+    monkeypatch.undo()
+    assert denoise(source, to=to, compress=True, output=target).resumed == 8
+    whole = denoise(source, to=to, output=source.with_name(f"whole.{to}"))
+    np.testing.assert_array_equal(pixels(target), pixels(whole.output))
+    assert target.stat().st_size < whole.output.stat().st_size + 2000
+
+
+@pytest.mark.parametrize("order", ["yxt", "xyt", "txy", "utyx", "tyxc", "yx"])
+def test_any_axis_order(tmp_path, denoise, order):
+    """Of what is compressed, rounded, or a standard deviation."""
+    lengths = {"t": 3, "u": 2, "y": 30, "x": 44, "c": 1}
+    shape = tuple(lengths[letter] for letter in order)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["data"] = np.random.default_rng(0).poisson(20, shape).astype(np.uint8)
+    straight = tmp_path / "straight.npy"
+    with open_frames(path, Choice("data", order)) as frames:
+        np.save(straight, frames.read(0, frames.shape[0]))
+    wanted = both(denoise(straight, sigma=True))
+    for number, options in enumerate([{}, {"compress": True}, {"dtype": "uint8"}]):
+        target = tmp_path / f"{number}.h5"
+        denoise(path, axes=order, dataset="/data", sigma=True, output=target, **options)
+        for name, one in zip(("data", "data_sigma"), wanted, strict=True):
+            with h5py.File(target) as file:
+                assert file[name].shape == shape
+            with open_frames(target, Choice(name, order)) as frames:
+                found = frames.read(0, frames.shape[0])
+            whole = "dtype" in options and name == "data"
+            np.testing.assert_array_equal(found, np.rint(one) if whole else one)
+
+
+def test_what_hdf5_says_of_compression_and_sigma(source, denoise, expected):
+    with h5py.File(denoise(source, compress=True, sigma=True).output) as file:
+        data, sigma, record = file["set/frames"], file["set/frames_sigma"], file["emdn"].attrs
+        assert (data.compression, data.shuffle, data.chunks) == ("gzip", True, (1, 24, 30))
+        assert {name: sigma.attrs[name] for name in sigma.attrs if name != "DIMENSION_LIST"} == {
+            "units": "counts", "sigma_of": "frames", "long_name": "standard deviation of frames",
+        }  # fmt: skip
+        assert sigma.dims[2][0] == file["set/x"]
+        assert (record["output_compression"], record["frames"]) == ("zlib", "/set/frames")
+        assert (record["ensemble"], record["intensity_ratio"]) == (8, pytest.approx(1, abs=0.01))
+        assert "uncalibrated for box" in record["sigma"]
+
+
+def test_a_compressed_tiff_is_calibrated(source, run):
+    target = run(source, to="tif", compress=True).output
+    with tifffile.TiffFile(target) as file:
+        assert file.pages[0].compression.name == "ADOBE_DEFLATE"
+        assert '"intensity_ratio": ' in file.shaped_metadata[0]["Info"]
+    with open_frames(target) as frames:
+        assert (frames.axis("x").units, frames.axis("y").step) == ("nm", pytest.approx(0.02))
+    hyperspy = pytest.importorskip("hyperspy.api")
+    axis = hyperspy.load(target).axes_manager.signal_axes[0]
+    assert (axis.units, axis.scale) == ("nm", pytest.approx(0.02, rel=1e-5))
+
+
+@pytest.mark.parametrize("kind", ["h5", "tif", "gz"])
+def test_a_compressed_input_gives_a_compressed_output(tmp_path, run, caplog, kind):
+    """Unless it is said otherwise, or the kind of output is never compressed."""
+    caplog.set_level("INFO")
+    frames = np.random.default_rng(0).poisson(30, (4, 64, 64)).astype(np.uint16)
+    path = tmp_path / f"a.{kind}"
+    if kind == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("frames", data=frames, compression="lzf")
+    elif kind == "tif":
+        tifffile.imwrite(path, frames, photometric="minisblack", compression="zlib")
+    else:
+        with mrcfile.new(tmp_path / "a.mrc", frames):
+            pass
+        path.write_bytes(gzip.compress((tmp_path / "a.mrc").read_bytes()))
+    packed = run(path).output
+    assert "65.5 kB of float32" in caplog.text
+    plain = run(path, compress=False, output=tmp_path / f"plain{packed.suffix}").output
+    if kind == "gz":
+        assert packed.suffix == ".mrc"
+        packed = run(path, to="hspy").output
+        plain = run(path, to="hspy", compress=False, output=tmp_path / "plain.hspy").output
+    assert packed.stat().st_size < 0.97 * plain.stat().st_size
+    np.testing.assert_array_equal(pixels(packed), pixels(plain))
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(source, run, monkeypatch):
+    usage = shutil.disk_usage(source.parent)._replace(free=20_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match=r"needs 23 kB of float32, and its disk has 20 kB free"):
+        run(source)
+    with pytest.raises(OutputError, match=r"46\.1 kB of float32 and sigma"):
+        run(source, sigma=True)
+    with pytest.raises(OutputError, match="its disk has"):
+        job.plan(source, DenoiseOptions())
+    assert list(source.parent.iterdir()) == [source]
+    assert run(source, compress=True).frames == 8
+
+
+def test_the_sigma_of_a_stack_in_parts(tmp_path, denoise, lattice):
+    path = tmp_path / "run_master.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("entry/data")
+        group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
+        for number in (1, 2):
+            name = f"data_{number:06}"
+            with h5py.File(tmp_path / f"run_{name}.h5", "w") as part:
+                part["data"] = lattice(20.0, (3, 16, 24)).astype(np.uint16)
+                part["data"].attrs["image_nr_high"] = 3 * number
+            group[name] = h5py.ExternalLink(f"run_{name}.h5", "/data")
+    report = denoise(path, sigma=True)
+    assert report.sigma == "/entry/data/data_000001_sigma"
+    with h5py.File(report.output) as file:
+        assert file[report.sigma].shape == (6, 16, 24)
+        assert file[report.sigma].attrs["image_nr_high"] == 6
+        assert file["entry/data/data_000001_errors"] == file[report.sigma]
+    with open_frames(report.output) as frames:
+        assert (frames.dataset, frames.parts) == ("/entry/data/data_000001", ())
+
+
+@pytest.mark.parametrize("to", ["h5", "hspy"])
+def test_an_output_with_sigma_is_an_input_without_a_question(source, denoise, to):
+    first = denoise(source, to=to, sigma=True)
+    dataset = first.sigma.removesuffix("_sigma")
+    assert any(f"{dataset} (" in line for line in inspect.describe(first.output, Choice()))
+    for sigma in (False, True):
+        again = denoise(first.output, sigma=sigma, suffix=f"_again_{sigma}")
+        assert again.dataset == dataset
+        with h5py.File(again.output) as file:
+            assert (first.sigma in file) == sigma
+            assert f"{dataset}_errors" not in file or sigma
+        assert pixels(again.output).shape == (8, 24, 30)
+
+
+def test_files_of_sigma_say_what_they_are(source, denoise):
+    with mrcfile.open(denoise(source, to="mrc", sigma=True).sigma) as file:
+        assert "standard deviation of movie_denoised.mrc" in "".join(file.get_labels())
+        assert file.header.dmean == pytest.approx(file.data.mean(), rel=1e-5)
+    with tifffile.TiffFile(denoise(source, to="tif", sigma=True).sigma) as file:
+        facts = json.loads(file.imagej_metadata["Info"])
+        assert facts["content"] == "standard deviation of movie_denoised.tif"
+        assert facts["output_mean"] == pytest.approx(file.asarray().mean(), rel=1e-5)
+        assert "intensity_ratio" not in facts
+    made = denoise(source, to="npy", sigma=True)
+    facts = json.loads(Path(made.sigma).with_suffix(".npy.json").read_text())
+    assert (facts["emdn"]["ensemble"], facts["axes"][1]["step"]) == (8, 0.02)
+
+
+def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog, monkeypatch):
+    """Neither a file of it, nor a dataset of this name that is somebody else's."""
+    report = denoise(source, to="tif", sigma=True)
+    before = Path(report.sigma).read_bytes()
+    report.output.unlink()
+    with pytest.raises(OutputError, match=r"_sigma\.tif: exists already"):
+        denoise(source, to="tif", sigma=True)
+    denoise(source, to="tif")
+    assert caplog.text.count("movie_denoised_sigma.tif: is of an earlier run") == 1
+    assert Path(report.sigma).read_bytes() == before
+    denoise(source, to="tif", sigma=True, overwrite=True)
+    monkeypatch.setattr("emdn_deploy.preprocess.prepare", lambda *_: pytest.fail("too late"))
+    with h5py.File(source, "r+") as file:
+        file["set/frames_sigma"] = np.ones(3)
+    with pytest.raises(OutputError, match="holds /set/frames_sigma already"):
+        denoise(source, sigma=True)
+    with pytest.raises(OutputError, match="choose --to hspy, or leave out --sigma"):
+        job.plan(source, DenoiseOptions(sigma=True))
+    monkeypatch.undo()
+    assert denoise(source, to="hspy", sigma=True).sigma == "/Experiments/movie/data_sigma"
+    with h5py.File(denoise(source).output) as file:
+        assert file["set/frames_sigma"].shape == (3,)
+
+
+def test_a_selection_has_its_own_sigma(source, denoise, expected):
+    report = denoise(source, frames="2:8:2", sigma=True)
+    assert report.output.suffix == ".hspy"
+    np.testing.assert_allclose(both(report)[1], expected[1][2:8:2], rtol=1e-3, atol=1e-4)
+
+
+def test_inputs_may_not_share_a_file_of_sigma(tmp_path):
+    sources = [Path("a.npy"), Path("a_sigma.npy")]
+    options = DenoiseOptions(to="npy", suffix="_sigma", out_dir=tmp_path)
+    assert len(targets.each(sources, options)) == 2
+    with pytest.raises(OutputError, match=r"would both be written to .*a_sigma_sigma\.npy"):
+        targets.each(sources, replace(options, sigma=True))
+
+
+def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):
+    def told(*more: object, status: int = 0) -> str:
+        given = ("denoise", source, "--model", box_model, "--device", "cpu", "--overwrite")
+        assert call(*given, *more) == status
+        printed = capsys.readouterr()
+        return printed.out + printed.err
+
+    lines = dict(line.split(maxsplit=1) for line in told("--dtype", "uint8").splitlines())
+    count = int(lines["saturated"].split()[0])
+    assert count > 0
+    assert lines["saturated"].endswith("pixels outside the range of uint8")
+    facts = json.loads(told("--dtype", "uint8", "--json"))
+    assert (facts["saturated"], facts["dtype"]) == (count, "uint8")
+    assert "saturated" not in told()
+    planned = json.loads(told("--dtype", "uint16", "--dry-run", "--json"))
+    assert planned["size_bytes"] == 2 * 8 * 24 * 30
+    told("--dtype", "float16", status=2)
+    refused = told("--dtype", "uint8", "--to", "mrc", status=1)
+    assert "mrc files hold float32, int8, int16, uint16, not uint8" in refused
+    planned = told("--sigma", "--dry-run")
+    assert "standard deviations in /set/frames_sigma, at about eight times the time" in planned
+    said = "8 orientations, uncalibrated for box: the raw spread, smaller than the error"
+    assert f"sigma      {said}; in /set/frames_sigma" in told("--sigma", "--compress")
+    assert f"warning: {source}: sigma is {said}" in caplog.text
+    facts = json.loads(told("--sigma", "--json", "--to", "tif"))
+    assert facts["sigma"] == str(source.with_name("movie_denoised_sigma.tif"))
+    assert facts["sigma_note"] == said

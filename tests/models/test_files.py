@@ -1,0 +1,112 @@
+"""Outputs: one process at a time, named, and one error wherever a disk is full."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from emdn_models import OutputError, files
+from emdn_models.files import locked
+from emdn_models.hdf5 import written
+
+HOLD = """
+import sys
+from pathlib import Path
+from emdn_models.files import locked
+with locked(Path(sys.argv[1]), "out"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_second_is_told_who_is_at_work(tmp_path):
+    path = tmp_path / "fit.lock"
+    with (
+        locked(path, "out"),
+        pytest.raises(
+            OutputError, match=rf"^out: process {os.getpid()} on .+, since \d.*, is at work"
+        ),
+        locked(path, "out"),
+    ):
+        pass
+    assert not path.exists()
+    with locked(path, "out"):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_gone(tmp_path):
+    path = tmp_path / "fit.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"held\n"
+            with pytest.raises(OutputError, match=f"process {process.pid} "), locked(path, "out"):
+                pass
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert path.exists()
+    with pytest.raises(ZeroDivisionError), locked(path, "out"):
+        raise ZeroDivisionError
+    assert not path.exists()
+
+
+def test_a_lock_is_not_taken_on_a_file_that_has_just_been_deleted(tmp_path, monkeypatch):
+    path, calls = tmp_path / "fit.lock", []
+    flock = files.fcntl.flock
+
+    def late(file, how):
+        if not calls:
+            path.unlink()  # as its holder does before it lets go
+        calls.append(file)
+        flock(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with locked(path, "out"):
+        assert len(calls) == 2
+        assert str(os.getpid()) in path.read_text()
+
+
+def test_without_locks_a_warning_is_given(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(files, "fcntl", None)
+    with locked(tmp_path / "fit.lock", "out"):
+        pass
+    assert "fit.lock: not locked (this system has no flock)" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def fill(path, check):
+    noise = np.random.default_rng(0).normal(size=(20, 32, 32))
+    with written(path) as out:
+        data = out.file.create_dataset("a", (20, 32, 32), "f4", chunks=(1, 32, 32))
+        packed = out.file.create_dataset(
+            "b", (20, 32, 32), "f4", chunks=(1, 32, 32), compression="gzip"
+        )
+        for number, frame in enumerate(noise):
+            data[number] = packed[number] = frame
+            out.file[f"more/{number}"] = np.arange(number)
+            if check:
+                out.check()
+        data.attrs["units"] = "electrons"
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_wherever_the_disk_is_full_it_is_one_error(tmp_path, room, check):
+    path = tmp_path / "out.h5"
+    fill(path, check)
+    whole = path.read_bytes()
+    points = [0, 1, 96, len(whole) - 1]
+    points += np.random.default_rng(1).integers(len(whole), size=16).tolist()
+    for size in points:
+        with room(size), pytest.raises(OutputError, match=r"out.h5: cannot be written \(File too"):
+            fill(path, check)
+    with room(len(whole)):
+        fill(path, check)
+    assert path.read_bytes() == whole
+    with h5py.File(path) as file:
+        assert file["a"][19].std() == pytest.approx(1, abs=0.1)

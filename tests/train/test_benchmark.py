@@ -1,0 +1,179 @@
+"""The record that machines are compared by: complete, true to its data, and one line."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+
+from emdn_models import EmdnError, FormatError, metrics
+from emdn_train import benchmark as benchmarking
+from emdn_train.benchmark import benchmark, likeness, line, pictures
+from emdn_train.cli import main
+from emdn_train.config import BenchmarkConfig
+from emdn_train.results import Fitted
+
+
+@pytest.fixture(scope="module")
+def data(gratings, tmp_path_factory) -> Path:
+    """The gratings, their test frames as pictures too."""
+    root = tmp_path_factory.mktemp("data") / "gratings"
+    shutil.copytree(gratings, root)
+    for part, name in (("raw", "noise"), ("truth", "clean")):
+        folder = root / "inference" / part
+        folder.mkdir(parents=True)
+        with h5py.File(root / "test" / f"graphene_img_{name}.h5") as file:
+            for number, frame in enumerate(file["images"][..., 0]):
+                tifffile.imwrite(folder / f"frame_{number}.tif", frame)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(data, tmp_path_factory) -> BenchmarkConfig:
+    return BenchmarkConfig(
+        data=data,
+        out=tmp_path_factory.mktemp("out"),
+        epochs=3,
+        batch_size=8,
+        lr=1e-3,
+        device="cpu",
+        seed=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(config) -> dict:
+    return benchmark(config)
+
+
+def test_a_record_says_what_was_run_on_what(found, config) -> None:
+    assert found == json.loads((Path(config.out) / "record.json").read_text())
+    assert found["model"] == {"name": "unet", "preset": "paper", "parameters": 122_737}
+    assert found["data"]["what"] == "32 frames of 64 x 64"
+    assert (found["data"]["train"], found["data"]["inference"]) == (32, 4)
+    training = found["training"]
+    assert (training["epochs"], training["batch_size"], training["lr"]) == (3, 8, 1e-3)
+    assert (training["optimizer"], training["loss_function"]) == ("adam", "mse")
+    assert (training["patch"], training["steps"], found["seed"]) == (64, 12, 4)
+    assert len(training["loss"]) == 3
+    assert found["machine"]["versions"].keys() >= {"emdn", "torch", "numpy"}
+
+
+def test_times_fit_together(found) -> None:
+    training = found["training"]
+    assert training["images_per_s"] > 0
+    assert training["s_per_epoch"] * training["images_per_s"] == pytest.approx(32, rel=1e-3)
+    assert training["mpx_per_s"] == pytest.approx(training["images_per_s"] * 64**2 / 1e6, abs=1e-3)
+    own, shipped = found["inference"]
+    assert (own["weights"], own["preset"]) == ("of this run", "paper")
+    assert (shipped["weights"], shipped["preset"]) == ("shipped", "shipped")
+    for row in found["inference"]:
+        assert row["rounds"] == 100
+        assert row["p99"] >= row["ms p50"]
+        assert row["frames/s"] == pytest.approx(1e3 / row["ms p50"], rel=0.01)
+
+
+def test_psnr_is_that_of_the_pictures(found, data) -> None:
+    raw, truth = (
+        np.stack([tifffile.imread(path) for path in sorted((data / "inference" / part).iterdir())])
+        for part in ("raw", "truth")
+    )
+    span = truth.max((1, 2)) - truth.min((1, 2))
+    assert found["noisy"]["psnr_db"] == pytest.approx(
+        metrics.psnr(raw, truth, span).mean(), abs=1e-3
+    )
+    assert found["noisy"]["ssim"] == pytest.approx(metrics.ssim(raw, truth, span).mean(), abs=1e-4)
+    # Gratings are near enough to lattices for the shipped weights to be of use.
+    shipped = found["inference"][1]
+    assert shipped["psnr_db"] > found["noisy"]["psnr_db"] + 3
+    assert shipped["ssim"] > found["noisy"]["ssim"]
+
+
+def test_sciml_benchs_own_figures_are_beside_ours(found, data) -> None:
+    """MSE and PSNR of batches of 64, the range taken for 255, as its inference prints them."""
+    raw, truth = pictures(data, "raw"), pictures(data, "truth")
+    mse = float(np.mean((raw.astype(float) - truth) ** 2))
+    sciml = found["noisy"]["sciml_bench"]
+    assert sciml["mse"] == pytest.approx(mse, rel=1e-5)
+    assert sciml["psnr_db"] == pytest.approx(20 * np.log10(255 / mse**0.5), abs=1e-3)
+    assert found["inference"][1]["sciml_bench"]["mse"] < mse
+    # Of more than one batch the mean over batches, whatever their sizes.
+    frames = np.zeros((65, 12, 12), np.float32)
+    truth = frames + np.arange(65, dtype=np.float32)[:, None, None] // 64 + 1
+    truth[:, 0, 0] += 1e-4  # a frame needs a range
+    sciml = likeness(frames, truth)["sciml_bench"]
+    assert sciml["mse"] == pytest.approx(2.5, rel=1e-4)
+    assert sciml["psnr_db"] == pytest.approx(20 * np.log10(255) - 10 * np.log10(2), abs=1e-2)
+    assert "noisy files" in found["followed"]["truth"]
+    assert "epochs 2" in found["followed"]["defaults"]
+    assert found["training"]["warm_up_steps"] == 100
+    assert found["training"]["start_db"].keys() == found["training"]["gain_db"].keys()
+
+
+def test_the_line_has_all_that_machines_are_compared_by(found) -> None:
+    text = line(found)
+    assert "\n" not in text
+    own = found["inference"][0]
+    for part in (
+        "em_denoise unet paper (122,737 parameters)", "images/s of 64 x 64", "s an epoch of 32",
+        "3 epochs, batch 8, lr 0.001", f"inference {own['frames/s']:.4g} frames/s on cpu",
+        f"PSNR {own['psnr_db']:.2f} dB", f"SSIM {own['ssim']:.3f}", "4 frames", "seed 4", "torch",
+        found["machine"]["processor"],
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_what_diverged_is_timed_and_not_judged(config, tmp_path, monkeypatch) -> None:
+    (tmp_path / "throughput.json").write_text('{"unet": {"hardware": "here"}}')
+    history = [{"step": 4, "loss": float("1e9")}]
+    fitted = Fitted("unet", "diverged", history, {}, float("nan"), 8.0)
+    monkeypatch.setattr(benchmarking, "fit", lambda asked: [fitted])
+    found = benchmark(replace(config, out=tmp_path))
+    own = found["inference"][0]
+    assert own["frames/s"] > 0
+    assert (own["weights"], own["psnr_db"], own["ssim"]) == ("as drawn", None, None)
+    assert "diverged" in line(found)
+    assert "not judged" in line(found)
+
+
+def test_data_is_simulated_where_there_is_none(tmp_path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(benchmarking, "simulate", asked.append)
+    with pytest.raises(FormatError, match="inference"):
+        benchmark(BenchmarkConfig(data=tmp_path / "new", out=tmp_path, frames=20))
+    assert (asked[0].out, asked[0].frames, asked[0].kind) == (tmp_path / "new", 20, "graphene")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EmdnError, match="with one process"):
+        benchmark(BenchmarkConfig(data=tmp_path / "new", out=tmp_path))
+    assert len(asked) == 1
+
+
+def test_a_data_set_without_pictures_is_refused(gratings, tmp_path) -> None:
+    with pytest.raises(FormatError, match="inference/raw: not found"):
+        benchmark(BenchmarkConfig(data=gratings, out=tmp_path))
+
+
+def test_the_benchmarks_spelling_reaches_the_run(found, monkeypatch, capsys) -> None:
+    asked = []
+    monkeypatch.setattr(benchmarking, "benchmark", lambda config: asked.append(config) or found)
+    with pytest.raises(SystemExit) as left:
+        main(["benchmark", "mine", "-b", "epochs=7,lr=0.5", "--benchmark_specific",
+              "batch_size=3", "--device", "cpu", "--seed", "2"])  # fmt: skip
+    assert not left.value.code
+    (config,) = asked
+    default = BenchmarkConfig()
+    assert (default.batch_size, default.epochs, default.lr) == (128, 2, None)
+    assert (config.epochs, config.batch_size, config.lr, config.seed) == (7, 3, 0.5, 2)
+    assert str(config.data) == "mine"
+    assert capsys.readouterr().out.splitlines()[0] == line(found)
+
+
+def test_a_record_is_of_one_model(capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["benchmark", "--model", "all"])
+    assert left.value.code == 2
+    assert "one model" in capsys.readouterr().err

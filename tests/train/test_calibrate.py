@@ -1,0 +1,154 @@
+"""Calibrated standard deviations: the fit finds what is there, and files hold it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emdn_deploy import Denoiser
+from emdn_models import ModelError, checkpoint, pretrained
+from emdn_train import calibrate as calibration
+from emdn_train import export, manifest
+from emdn_train.calibrate import calibrate, coverage, fit, mended, recordings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The shipped U-Net, calibrated on a few small frames."""
+    folder = tmp_path_factory.mktemp("weights")
+    index = json.loads((pretrained.WEIGHTS / "index.json").read_text())
+    for entry in index["models"].values():
+        entry.pop("sigma", None)
+    (folder / "index.json").write_text(json.dumps(index))
+    shutil.copy(pretrained.WEIGHTS / "unet.onnx", folder)
+    calibrate(folder, ("unet",), frames=12, size=64)
+    return folder
+
+
+def test_coverage_of_gaussian_errors() -> None:
+    rng = np.random.default_rng(0)
+    sigma = rng.uniform(1, 9, (4, 100, 100)).astype(np.float32)
+    clean = np.full(sigma.shape, 50, np.float32)
+    denoised = clean + sigma * rng.normal(size=sigma.shape).astype(np.float32)
+    valid = rng.random(sigma.shape) < 0.5
+    denoised[~valid] = 1e6
+    assert coverage(denoised, sigma, clean, valid) == pytest.approx((0.683, 0.954), abs=0.01)
+    assert coverage(denoised, 2 * sigma, clean, valid)[0] == pytest.approx(0.954, abs=0.01)
+
+
+@pytest.mark.parametrize("known", [(17, 0.004), (3, 0.0)])
+def test_the_fit_finds_the_factors(known) -> None:
+    rng = np.random.default_rng(0)
+    spread = rng.lognormal(-6, 1.5, 200_000).astype(np.float32)
+    noise = rng.uniform(0.2, 3, 200_000).astype(np.float32)
+    variance = known[0] * spread + known[1] * noise
+    errors = variance * rng.chisquare(1, 200_000).astype(np.float32)
+    found = fit(errors, spread, noise)
+    assert found[0] == pytest.approx(known[0], rel=0.03)
+    assert found[1] == pytest.approx(known[1], rel=0.03, abs=1e-4)
+
+
+def test_frames_are_the_same_every_time_and_of_all_detectors() -> None:
+    first, again = list(recordings(7, 64)), list(recordings(7, 64))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.noisy, other.noisy)
+        assert one.noisy.shape == one.clean.shape == (64, 64)
+        assert np.isfinite(one.noisy).all()
+    counts = [np.array_equal(one.noisy, np.rint(one.noisy)) for one in first]
+    assert set(counts) == {False, True}  # a CCD gives no whole numbers of electrons
+    assert len({one.clean.tobytes() for one in first}) == 7
+
+
+@pytest.mark.parametrize("kind", ["stem", "tem"])
+def test_a_class_is_calibrated_on_its_frames(kind, monkeypatch) -> None:
+    modes, real = [], calibration.expose_shot
+
+    def exposed(scene, *others):
+        modes.append(scene.mode)
+        return real(scene, *others)
+
+    monkeypatch.setattr(calibration, "expose_shot", exposed)
+    assert len(list(recordings(3, 32, kind))) == 3
+    assert set(modes) == {"stem" if kind == "stem" else "hrtem"}
+
+
+def test_faulty_pixels_are_filled_and_do_not_count() -> None:
+    clean = np.full((16, 16), 100, np.float32)
+    noisy = np.random.default_rng(0).poisson(clean).astype(np.float32)
+    noisy[3, 4], noisy[9, 9] = 5000, 0
+    found = mended(noisy, clean)
+    assert np.argwhere(~found.valid).tolist() == [[3, 4], [9, 9]]
+    assert 60 < found.noisy[3, 4] < 140
+    assert noisy[3, 4] == 5000
+
+
+def test_a_calibration_is_used_and_leaves_the_index_alone(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    entry = index["models"]["unet"].pop("sigma")
+    shipped = json.loads((pretrained.WEIGHTS / "index.json").read_text())
+    for one in shipped["models"].values():
+        one.pop("sigma", None)
+    assert index == shipped
+    denoiser = Denoiser(folder / "unet.onnx", threads=1)
+    assert denoiser.calibration is not None
+    assert denoiser.calibration.spread == entry["spread"] > 1
+    assert denoiser.calibration.noise == entry["noise"] > 0
+    assert entry["frames"] == 12
+    assert entry["inside"] == pytest.approx([0.683, 0.954], abs=0.1)
+
+
+def test_sigma_holds_on_frames_it_was_not_fitted_to(folder: Path) -> None:
+    denoiser = Denoiser(folder / "unet.onnx", threads=1)
+    shares = []
+    for one in list(recordings(20, 64))[12:]:
+        denoised, sigma = denoiser.denoise_with_sigma(one.noisy[None])
+        shares.append(coverage(denoised[0], sigma[0], one.clean, one.valid))
+    assert np.mean(shares, 0) == pytest.approx((0.683, 0.954), abs=0.15)
+
+
+def test_what_cannot_be_calibrated_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"index\.json: cannot be read .* emdn-train export"):
+        calibrate(tmp_path)
+    with pytest.raises(ModelError, match="has no resnet; it has cafcn, dncnn"):
+        calibrate(folder, ("resnet",))
+    with pytest.raises(ModelError, match="unet was exported anew meanwhile"):
+        manifest.add(folder / "index.json", "unet", "0" * 64, {})
+
+
+def test_an_export_leaves_what_was_measured_of_the_same_weights_only(tmp_path: Path) -> None:
+    copied = tmp_path / checkpoint.FILE_NAME
+    copied.write_bytes(b"weights")
+    (tmp_path / "unet.int8.onnx").write_bytes(b"variant")
+    path = tmp_path / "index.json"
+
+    def exported(value: float) -> dict:
+        weights = checkpoint.Weights("shipped", {"w": np.full(3, value, np.float32)}, {})
+        entry = {"file": "unet.onnx", "validation": {}}
+        export._write_index(tmp_path, {"unet": entry}, copied, {"unet": weights})
+        return json.loads(path.read_text())["models"]["unet"]
+
+    entry = exported(1.0)
+    known = {"weights_sha256": export.weights_sha256({"w": np.full(3, 1.0, np.float32)})}
+    measured = {"sigma": {"spread": 2.0, **known}, "quality": {"frames": 3, **known},
+                "variants": {"int8": {"file": "unet.int8.onnx", **known}}}  # fmt: skip
+    assert not measured.keys() & entry.keys()
+    path.write_text(json.dumps({"models": {"unet": entry | measured}}))
+    assert exported(1.0).items() >= measured.items()
+    assert (tmp_path / "unet.int8.onnx").exists()
+    assert not measured.keys() & exported(2.0).keys()
+    assert not (tmp_path / "unet.int8.onnx").exists()
+
+
+def test_a_model_of_several_frames_gets_others_of_the_same_scene() -> None:
+    clean = np.full((40, 50), 30, np.float32)
+    noisy = np.random.default_rng(1).poisson(clean).astype(np.float32)
+    stack = calibration.amid(noisy, clean, 5)
+    np.testing.assert_array_equal(stack[2], noisy)
+    np.testing.assert_array_equal(stack, calibration.amid(noisy, clean, 5))
+    others = stack[[0, 1, 3, 4]]
+    assert others.mean() == pytest.approx(30, abs=0.3)
+    assert others.var() == pytest.approx(30, rel=0.05)
+    assert len({one.tobytes() for one in stack}) == 5
+    np.testing.assert_array_equal(calibration.amid(noisy, clean, 1)[0], noisy)

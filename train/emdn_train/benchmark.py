@@ -1,0 +1,259 @@
+"""Benchmark by which machines are compared: em_denoise from data to denoised frames.
+
+Trains the net of the SciML-Bench em_denoise benchmark on frames of full size at the benchmark's
+defaults, exports it, and denoises ``inference/raw``. What differs from that benchmark stands
+in `FOLLOWED`, and in every record.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.bench import rows
+from emdn_deploy.bench.rows import machine
+from emdn_deploy.bench.timing import in_turn, stack_rate, warm
+from emdn_deploy.config import Device
+from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.pipeline import usable_cpus
+from emdn_deploy.readers import Choice, open_frames
+from emdn_models import MODELS, checkpoint, metrics
+from emdn_models.errors import EmdnError, FormatError
+from emdn_models.files import locked, renamed
+from emdn_models.nets import build
+from emdn_train.calibrate import scale_of
+from emdn_train.config import BenchmarkConfig, FitConfig, converted
+from emdn_train.dataset import STEM, Split
+from emdn_train.distributed import pick_device
+from emdn_train.export import export_one
+from emdn_train.fit import fit
+from emdn_train.recipes import RECIPES, WARM_UP
+from emdn_train.results import Fitted
+from emdn_train.simulate import SimulateConfig, simulate
+
+Frames = NDArray[np.float32]
+
+FILE_NAME = "record.json"
+LOCK = "record.lock"
+FORMAT = "emdn-record"
+FORMAT_VERSION = 1
+RECIPE = "benchmark"
+LIKENESS = ("psnr_db", "ssim", "sciml_bench")
+FOLLOWED = {
+    "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01; its code "
+    "of 2023 (1.2.0) has 10 epochs: -b epochs 10",
+    "differs": "noise drawn anew at every step; frames in units of their noise; gradients "
+    f"clipped to a norm of 1; lr rises over the first {WARM_UP} steps; inference by onnxruntime, "
+    "a frame at a time",
+    "truth": "SciML-Bench's loader fills the truth of its inference set from the noisy files, so "
+    "that its PSNR and MSE compare with these; here the truth is read from inference/truth",
+    "sciml_bench": "MSE of batches of 64 in the frames' own units and 20 log10(255 / sqrt(MSE)), "
+    "both averaged over the batches",
+}
+
+
+def benchmark(config: BenchmarkConfig) -> dict[str, Any] | None:
+    """Run the benchmark and return what is in ``record.json``, None in all but one process.
+
+    Raises
+    ------
+    FormatError
+        If the data set is not as `emdn_train.dataset` says, or lacks ``inference/``.
+    EmdnError
+        If data would have to be simulated by several processes at once.
+    DeviceError
+        If the device asked for cannot be had, before anything is made.
+    OutputError
+        If another process records into the folder, or it cannot be written to.
+    """
+    if config.device != "auto":
+        pick_device(config.device)
+        Denoiser(None, config.device)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", 0)):  # the first of several processes holds the lock for all
+        return _benchmark(config, Path(config.data), out)
+    with locked(out / LOCK, out):
+        return _benchmark(config, Path(config.data), out)
+
+
+def _benchmark(config: BenchmarkConfig, data: Path, out: Path) -> dict[str, Any] | None:
+    if not (data / "train" / f"{STEM}_clean.h5").exists():
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise EmdnError(f"{data}: no data set; simulate it first, with one process")
+        simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
+    raw, truth = (pictures(data, part) for part in ("raw", "truth"))
+    with Split(data, "train") as split:
+        shape = split.shape
+        described: dict[str, Any] = {
+            "what": str(split), "train": split.frames, "fingerprint": split.fingerprint(),
+            "inference": len(raw),
+        }  # fmt: skip
+    asked = converted(FitConfig, config, models=(config.model,), recipe=RECIPE, patch=min(shape))
+    results = fit(asked)
+    if not results:
+        return None
+    (fitted,) = results
+    own = _exported(fitted, config, out)
+    denoisers = {"of this run": Denoiser(own, config.device)}
+    where = denoisers["of this run"].session
+    denoisers["shipped"] = Denoiser(None, where.device)
+    found = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "benchmark": "em_denoise",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "model": {
+            "name": config.model, "preset": config.preset,
+            "parameters": MODELS[config.model].presets[config.preset].parameters,
+        },
+        "data": described,
+        "training": _training(fitted, asked, described["train"], out),
+        "inference": denoised(denoisers, config.device, raw, truth, fitted.status),
+        "noisy": likeness(raw, truth),
+        "data_range": "largest less smallest value of each true frame",
+        "followed": FOLLOWED,
+        "git_revision": where.info.text.get("git_revision"),
+        "machine": machine("torch", "onnx", "h5py"),
+    }  # fmt: skip
+    with renamed(out / FILE_NAME) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def line(found: dict[str, Any]) -> str:
+    """Put a record into one line."""
+    model, trained, own = found["model"], found["training"], found["inference"][0]
+    like = (
+        "not judged"
+        if own["psnr_db"] is None
+        else f"PSNR {own['psnr_db']:.2f} dB (noisy {found['noisy']['psnr_db']:.2f}), "
+        f"SSIM {own['ssim']:.3f} ({found['noisy']['ssim']:.3f})"
+    )
+    known = found["machine"]
+    versions = ", ".join(f"{name} {one}" for name, one in known["versions"].items())
+    return (
+        f"em_denoise {model['name']} {model['preset']} ({model['parameters']:,} parameters): "
+        f"training {trained['images_per_s']:.4g} images/s of {trained['patch']} x "
+        f"{trained['patch']}, {trained['s_per_epoch']:.4g} s an epoch of {found['data']['train']} "
+        f"({trained['epochs']} epochs, batch {trained['batch_size']}, lr {trained['lr']:g}; "
+        f"{trained['status']}) on {trained['hardware']}; "
+        f"inference {own['frames/s']:.4g} frames/s on {own['got']}, {like}, "
+        f"{found['data']['inference']} frames; "
+        f"{known['processor']}; {versions}; seed {found['seed']}"
+    )
+
+
+def _exported(fitted: Fitted, config: BenchmarkConfig, out: Path) -> Path:
+    """Export what was fitted; nets that diverged are as fast as others, so one as drawn."""
+    if fitted.status == "diverged":
+        drawn = build(config.model, config.preset).state_dict()
+        state = {name: tensor.numpy() for name, tensor in drawn.items()}
+        weights = checkpoint.Weights(config.preset, state, {})
+    else:
+        weights = checkpoint.load(out / checkpoint.FILE_NAME)[config.model]
+    path = out / f"{config.model}.onnx"
+    export_one(config.model, weights, path)
+    return path
+
+
+def _training(fitted: Fitted, asked: FitConfig, images: int, out: Path) -> dict[str, Any]:
+    recipe = RECIPES[RECIPE]
+    known = json.loads((out / "throughput.json").read_text(encoding="utf-8"))[fitted.name]
+    return {
+        "images_per_s": round(fitted.images_per_s, 3),
+        "mpx_per_s": round(fitted.images_per_s * asked.patch**2 / 1e6, 3),
+        # Without what is validated in between.
+        "s_per_epoch": float(f"{images / fitted.images_per_s:.6g}"),
+        "status": fitted.status,
+        "loss": [round(row["loss"], 5) for row in fitted.history],
+        "start_db": {level: round(gain, 2) for level, gain in fitted.start_db.items()},
+        "gain_db": {level: round(gain, 2) for level, gain in fitted.gain_db.items()},
+        "recipe": RECIPE,
+        "optimizer": recipe.optimizer,
+        "loss_function": recipe.loss,
+        "epochs": asked.epochs,
+        "batch_size": asked.batch_size,
+        "lr": recipe.lr if asked.lr is None else asked.lr,
+        "warm_up_steps": WARM_UP,
+        "patch": asked.patch,
+        "steps": fitted.history[-1]["step"] if fitted.history else 0,
+        "hardware": known["hardware"],
+    }
+
+
+def pictures(data: Path, part: str) -> Frames:
+    """Read ``raw`` or ``truth`` of a data set's ``inference/`` as one stack, (N, H, W).
+
+    Raises
+    ------
+    FormatError
+        If there is no such folder, or no pictures in it.
+    """
+    folder = data / "inference" / part
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: not found; expected pictures to denoise, and their truth")
+    with open_frames(folder, Choice()) as frames:
+        return frames.read(0, frames.shape[0])
+
+
+def denoised(
+    denoisers: dict[str, Denoiser], asked: Device, raw: Frames, truth: Frames, status: str
+) -> list[dict[str, Any]]:
+    """Denoise (N, H, W) frame by frame, each at its own scale, the models in turn: a row each.
+
+    ``denoisers`` are by where their weights come from; those "of this run" are not judged if
+    the training's ``status`` is ``diverged``.
+    """
+    scales = [scale_of(frame[None]) for frame in raw]
+    size = (raw.shape[1], raw.shape[2])
+    numbers = dict.fromkeys(denoisers, 0)
+    answers = {name: np.empty_like(raw) for name in denoisers}
+
+    def one_more(name: str) -> None:
+        at = numbers[name] % len(raw)
+        answers[name][at] = denoisers[name].run(raw[at : at + 1], scales[at])[0]
+        numbers[name] += 1
+
+    calls = {name: partial(one_more, name) for name in denoisers}
+    for call in calls.values():
+        warm(call)
+    seconds = in_turn(calls, max(100, len(raw)))
+    made = []
+    for weights, one in denoisers.items():
+        session, times = one.session, seconds[weights]
+        drawn = weights == "of this run" and status == "diverged"
+        rate = stack_rate(one, raw, float(np.median(times)), 3.0)
+        made.append(
+            rows.about(session, asked, 1, size)
+            | {"preset": session.info.preset, "weights": "as drawn" if drawn else weights}
+            | rows.speed(times, 1, size, rows.gflop_of(session, size))
+            | {"stack frames/s": rows.digits(rate)}
+            | (dict.fromkeys(LIKENESS) if drawn else likeness(answers[weights], truth))
+        )
+    return made
+
+
+def likeness(frames: Frames, truth: Frames) -> dict[str, Any]:
+    """Return PSNR in dB and SSIM, means over frames (N, H, W), at each true frame's range.
+
+    ``sciml_bench`` has MSE and PSNR as SciML-Bench computes them: of batches of 64 frames in
+    their own units, the range taken for 255, averaged over the batches.
+    """
+    span = np.ptp(truth, axis=(1, 2))
+    errors = [
+        float(np.square(frames[at : at + 64] - truth[at : at + 64], dtype=np.float64).mean())
+        for at in range(0, len(frames), 64)
+    ]
+    psnr = np.mean([20 * np.log10(255 / np.sqrt(error)) for error in errors])
+    return {
+        "psnr_db": round(float(metrics.psnr(frames, truth, span).mean()), 3),
+        "ssim": round(float(metrics.ssim(frames, truth, span).mean()), 4),
+        "sciml_bench": {"mse": float(f"{np.mean(errors):.6g}"), "psnr_db": round(float(psnr), 3)},
+    }

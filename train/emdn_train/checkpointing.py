@@ -1,0 +1,276 @@
+"""How a run starts, stops and resumes: initial weights, signals, and the file of its state.
+
+``fit_state.h5`` holds what a stopped run needs to go on. Layout (format version 1)::
+
+    /                      attributes: format, format_version
+    /run, /done, /training     JSON text: what must stay the same, results so far, counters
+    /net/<tensor>, /average/<tensor>, /best/<tensor>, /optimizer/<parameter>/<tensor>
+
+HDF5 and not torch.save, which is a pickle however it is read; any other reader opens this.
+No generator is saved: all chance follows from the seed and the step (`emdn_train.patches`).
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from emdn_models import ModelError, checkpoint, pretrained
+from emdn_models.errors import CheckpointError
+from emdn_models.hdf5 import written
+from emdn_models.nets import load_state
+from emdn_models.spec import spec_of
+from emdn_train.config import FitConfig
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "fit_state.h5"
+FORMAT = "emdn-fit-state"
+FORMAT_VERSION = 1
+
+EVERY_S = 60.0
+"""Seconds between two saves; more where a save takes over a fiftieth of that."""
+
+
+@dataclass
+class Training:
+    """One model while it is being fitted; it changes with every step."""
+
+    name: str
+    net: nn.Module
+    average: AveragedModel  # moving average of the net
+    optimizer: torch.optim.Optimizer
+    start: dict[str, Any] | None = None  # how the weights were fitted that it started from
+    step: int = 0
+    seen: int = 0  # patches so far
+    loss: float = 0.0  # sum, and number, of the losses of the epoch so far
+    losses: int = 0
+    elapsed: float = 0.0  # seconds of all parts of the run, and those in steps
+    trained: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
+    start_db: dict[str, float] = field(default_factory=dict)  # gain before the first step, by level
+    # The average that did best when it was validated, its gain, and after which step.
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_db: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+
+    def note(self, gains: dict[str, float]) -> None:
+        """Remember the average as it is if it is the best so far, by its ``gains``."""
+        if not self.best_db or sum(gains.values()) > sum(self.best_db.values()):
+            state = self.average.module.state_dict()
+            self.best = {key: value.clone() for key, value in state.items()}
+            self.best_db, self.best_step = gains, self.step
+
+    def end_epoch(self, steps: int) -> None:
+        """Add a row to the history and begin the next epoch's mean; ``steps`` are an epoch's."""
+        row = {
+            "model": self.name,
+            "epoch": -(-self.step // steps),
+            "step": self.step,
+            "loss": self.loss / self.losses,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": self.elapsed,
+        }
+        self.history.append(row)
+        self.loss, self.losses = 0.0, 0
+
+
+_TENSORS = {"net", "average", "optimizer", "best"}
+_COUNTERS = [key for key in Training.__dataclass_fields__ if key not in _TENSORS]
+
+
+class StateFile:
+    """The file that a run is continued from; it is there while the run is not complete.
+
+    Parameters
+    ----------
+    run
+        What must be the same for the run to be continued.
+    writes
+        Whether this process writes the file, or only reads it.
+
+    Attributes
+    ----------
+    done
+        Results of the models that are finished, by name.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is of another run, or cannot be read.
+    """
+
+    def __init__(
+        self, path: str | PathLike[str], run: Mapping[str, Any], writes: bool = True
+    ) -> None:
+        self.path = Path(path)
+        self.done: dict[str, dict[str, Any]] = {}
+        self._writes = writes
+        self._run = json.loads(json.dumps(dict(run), default=os.fspath))
+        self._counters: dict[str, Any] = {}
+        self._saved, self._cost = time.perf_counter(), 0.0
+        if self.path.exists():
+            with _reading(self.path) as file:
+                saved = json.loads(file["run"].asstr()[()])
+                self.done = json.loads(file["done"].asstr()[()])
+                self._counters = json.loads(file["training"].asstr()[()])
+            if other := [
+                f"{key} {saved.get(key)!r} and not {self._run.get(key)!r}"
+                for key in {**saved, **self._run}
+                if saved.get(key) != self._run.get(key)
+            ]:
+                raise CheckpointError(
+                    f"{self.path}: the unfinished run in this folder has {', '.join(other)}; "
+                    "repeat its options to continue it, choose another --out, or delete the "
+                    "file to start over"
+                )
+
+    def restore(self, training: Training) -> bool:
+        """Put a model where it was, and say whether the file holds it."""
+        if self._counters.get("name") != training.name:
+            return False
+        with _reading(self.path) as file:
+            training.net.load_state_dict(_tensors(file["net"]))
+            training.average.load_state_dict(_tensors(file["average"]))
+            state = {int(key): _tensors(group) for key, group in file["optimizer"].items()}
+            training.best = _tensors(file["best"]) if "best" in file else {}
+        groups = training.optimizer.state_dict()["param_groups"]
+        training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        # A fused optimiser walks through memory: its moments must lie as the weights do.
+        for parameter, values in training.optimizer.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter).copy_(value)
+        for counter in _COUNTERS:
+            if counter in self._counters:  # files of before have no gains
+                setattr(training, counter, self._counters[counter])
+        return True
+
+    def due(self) -> bool:
+        """Say whether it is time to save: saving takes less than 2 % of the time."""
+        return self._writes and time.perf_counter() - self._saved > max(EVERY_S, 50 * self._cost)
+
+    def save(self, training: Training | None = None) -> None:
+        """Write results and, if given, a model under way; the old file stays until it is whole."""
+        if not self._writes:
+            return
+        began = time.perf_counter()
+        counters = {key: getattr(training, key) for key in _COUNTERS} if training else {}
+        with written(self.path) as out:
+            file = out.file
+            file.attrs["format"] = FORMAT
+            file.attrs["format_version"] = FORMAT_VERSION
+            # Datasets, since an attribute may not exceed 64 kB and a history does.
+            file["run"] = json.dumps(self._run)
+            file["done"] = json.dumps(self.done)
+            file["training"] = json.dumps(counters)
+            if training:
+                state = training.optimizer.state_dict()["state"]
+                groups = {f"optimizer/{key}": values for key, values in state.items()}
+                groups["net"] = training.net.state_dict()
+                groups["average"] = training.average.state_dict()
+                groups["best"] = training.best
+                file.create_group("optimizer")
+                for group, tensors in groups.items():
+                    for key, tensor in tensors.items():
+                        file[f"{group}/{key}"] = tensor.cpu().numpy()
+        self._saved = time.perf_counter()
+        self._cost = self._saved - began
+
+    def remove(self) -> None:
+        """Delete the file: the run is complete, and the same command starts a new one."""
+        if self._writes:
+            self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """Open a state file, and name what is wrong with it."""
+    try:
+        with h5py.File(path, "r") as file:
+            found = (file.attrs.get("format"), int(file.attrs.get("format_version", 0)))
+            if found != (FORMAT, FORMAT_VERSION):
+                raise ValueError(f"format {found}, expected {(FORMAT, FORMAT_VERSION)}")
+            yield file
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: no run can be continued from it ({error}); delete it to start over"
+        ) from error
+
+
+def _tensors(group: h5py.Group) -> dict[str, Tensor]:
+    return {key: torch.as_tensor(dataset[()]) for key, dataset in group.items()}
+
+
+def start_from(net: nn.Module, name: str, config: FitConfig) -> dict[str, Any] | None:
+    """Load the weights that the config starts from.
+
+    A file of ``shipped`` is the packaged checkpoint. A model for a class of frames starts from
+    itself where the file has it, else from the model of all frames.
+
+    Returns
+    -------
+    dict
+        How those weights were fitted, as far as the checkpoint says.
+
+    Raises
+    ------
+    ModelError
+        If the checkpoint has no such model, or the model has another preset.
+    """
+    path = os.fspath(config.start or "")
+    packaged = path == "shipped" and not Path(path).exists()
+    path = os.fspath(pretrained.CHECKPOINT) if packaged else path
+    models = checkpoint.load(path)
+    if packaged:  # it has models of earlier versions, too
+        models = {one: models[one] for one in models if one in pretrained.index()["models"]}
+    own = name if name in models else spec_of(name).name
+    weights = checkpoint.pick(path, models, own)
+    if weights.preset != config.preset:
+        raise ModelError(
+            f"{path}: {name} has preset {weights.preset!r}, this run asks for {config.preset!r}"
+        )
+    load_state(net, name, weights)
+    log.info("%s: starts from %s of %s", name, own, path)
+    earlier = weights.metadata.get("recipe")
+    return earlier if own == name else {**(earlier or {}), "model": own}
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of ending at them.
+
+    A signal that the process was born to ignore stays ignored, and only the main
+    thread, which alone may, changes anything.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                earlier[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in earlier.items():
+            # None is a handler that was not set from Python and can't be set again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

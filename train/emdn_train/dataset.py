@@ -1,0 +1,252 @@
+"""Frames for training and testing, streamed from the layout of em_graphene_sim.
+
+::
+
+    <path>/train/graphene_img_clean.h5       images, (N, H, W, 1) float32
+    <path>/train/graphene_img_noise.h5       the same shape
+    <path>/train/graphene_img_metadata.parquet   one row a frame (simulated data only)
+    <path>/train/graphene_img_structures.h5      atoms and defects (simulated data only)
+    <path>/test/...
+
+The original data set is taken as it is: whatever scale, no tables. Nothing is read but the
+frames asked for.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import h5py
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emdn_models.errors import FormatError
+from emdn_train.config import FrameClass
+from emdn_train.noise import DETECTORS, Profile, profile_map
+
+Frames = NDArray[np.float32]
+Indices = Sequence[int] | NDArray[np.int64] | slice
+
+STEM = "graphene_img"
+
+CACHE_BYTES = 4 << 30
+"""Frames of up to this size are loaded into memory; more are read as they are needed."""
+
+
+class Split:
+    """One split of a data set; a context manager that holds its files open.
+
+    It has ``frames`` frames of ``shape`` (H, W); of ``frame_class`` ``stem`` those of a scanned
+    probe, of ``tem`` the others, and they alone count.
+
+    Attributes
+    ----------
+    table
+        One row a frame, or None where the data set has no table. Columns of simulated
+        data: structure, kind, contrast, snr, electrons_per_pixel, pixel_size_nm,
+        dose_e_per_a2, detector and every optic.
+
+    Raises
+    ------
+    FormatError
+        If a file is missing, is no HDF5, lacks ``images``, or its axes are not
+        (N, H, W, 1) or (N, H, W); if noisy and clean frames do not pair up; or if no frame
+        is known to be of the class.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        split: Literal["train", "test"],
+        frame_class: FrameClass | None = None,
+    ) -> None:
+        self.path, self.frame_class = Path(path) / split, frame_class
+        self._clean = _open(self.path / f"{STEM}_clean.h5")
+        self._noisy = _open(self.path / f"{STEM}_noise.h5")
+        self.frames: int = self._clean.shape[0]
+        self.shape: tuple[int, int] = self._clean.shape[1:3]
+        if self._noisy.shape[:3] != self._clean.shape[:3]:
+            raise FormatError(
+                f"{self.path}: {STEM}_noise.h5 holds {self._noisy.shape[:3]} and "
+                f"{STEM}_clean.h5 {self._clean.shape[:3]} (N, H, W); noisy and clean frames "
+                "must come in pairs of one shape"
+            )
+        table = self.path / f"{STEM}_metadata.parquet"
+        self.table = pl.read_parquet(table) if table.exists() else None
+        if self.table is not None and len(self.table) != self.frames:
+            raise FormatError(
+                f"{table}: has {len(self.table)} rows for {self.frames} frames; "
+                "simulate the data set again"
+            )
+        self._rows = np.arange(self.frames)
+        if frame_class is not None:
+            self._rows = np.flatnonzero(self.scanned == (frame_class == "stem"))
+            if not len(self._rows):
+                raise FormatError(
+                    f"{self.path}: none of its {self.frames} frames is of class {frame_class}; "
+                    "simulate more, with emdn-train simulate --kind mixed"
+                )
+            self.frames = len(self._rows)
+            self.table = None if self.table is None else self.table[self._rows.tolist()]
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return self.frames
+
+    def __enter__(self) -> Self:
+        """Return the split itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self._clean.file.close()
+        self._noisy.file.close()
+
+    def clean(self, indices: Indices) -> Frames:
+        """Read clean frames, (n, H, W) float32, in the order asked for."""
+        return _read(self._clean, self._rows[indices])
+
+    def noisy(self, indices: Indices) -> Frames:
+        """Read noisy frames, (n, H, W) float32, in the order asked for."""
+        return _read(self._noisy, self._rows[indices])
+
+    def relative(self, indices: Indices) -> Frames:
+        """Clean frames without beam and dose, (n, H, W), for fresh noise at every step.
+
+        Simulated frames are divided by their recorded beam and dose (vacuum = 1, or mean = 1
+        for STEM; a CCD's MTF stays in). Frames without a table are divided by their mean.
+        """
+        frames = self.clean(indices)
+        if self.table is None:
+            return np.asarray(frames / frames.mean((1, 2), keepdims=True), np.float32)
+        rows = self.table[np.arange(self.frames)[indices].tolist()]
+        columns = {name: torch.tensor(rows[f"beam_{name}"]).float() for name in Profile._fields}
+        beam = profile_map(Profile(**columns), self.shape, max(self.shape))[:, 0].numpy()
+        dqe = np.array([DETECTORS[name].dqe0 for name in rows["detector"]])
+        scale = rows["electrons_per_pixel"].to_numpy() * dqe
+        return np.asarray(frames / (beam * scale[:, None, None]), np.float32)
+
+    @property
+    def scanned(self) -> NDArray[np.bool_]:
+        """Which frames a scanned probe recorded, (N,), by the table's detectors."""
+        if self.table is not None and "detector" in self.table.columns:
+            return np.array(self.table["detector"] == "stem")
+        if self.frame_class is None:
+            return np.zeros(self.frames, bool)
+        raise FormatError(
+            f"{self.path}: has no table of detectors ({STEM}_metadata.parquet), which says the "
+            f"frames of class {self.frame_class}; simulate a data set with emdn-train simulate"
+        )
+
+    def fingerprint(self) -> str:
+        """Return a short digest: of the shape and of sixteen of the clean frames."""
+        sample = np.linspace(0, self.frames - 1, min(16, self.frames)).astype(np.int64)
+        digest = hashlib.blake2b(repr((self.frames, *self.shape)).encode(), digest_size=6)
+        digest.update(self.clean(sample).tobytes())
+        return digest.hexdigest()
+
+    def __str__(self) -> str:
+        """Say in a few words what it holds."""
+        text = f"{self.frames} frames of {self.shape[0]} x {self.shape[1]}"
+        if self.table is None:
+            return text
+        text += f", simulated ({', '.join(sorted(self.table['kind'].unique().to_list()))})"
+        return text if self.frame_class is None else f"{text}, of class {self.frame_class} alone"
+
+
+@dataclass(frozen=True)
+class CleanFrames:
+    """Clean frames of one split, from which recordings are drawn."""
+
+    split: Split
+    cached: Tensor | None  # all relative clean frames, (N, H, W), unless they are too many
+    contrast: Tensor  # standard deviation over mean of each relative frame, (N,)
+    mean: Tensor  # of each relative frame, (N,)
+    scanned: Tensor  # which frames a scanned probe recorded, (N,) bool
+
+    @classmethod
+    def of(cls, split: Split) -> "CleanFrames":
+        """Look through a split once for the statistics that set the dose."""
+        cached = split.frames * split.shape[0] * split.shape[1] * 4 <= CACHE_BYTES
+        blocks, means, deviations = [], [], []
+        for start in range(0, split.frames, 64):
+            block = torch.from_numpy(split.relative(slice(start, start + 64)))
+            means.append(block.mean((1, 2)))
+            deviations.append(block.std((1, 2)))
+            if cached:
+                blocks.append(block)
+        mean = torch.cat(means)
+        return cls(
+            split,
+            torch.cat(blocks) if cached else None,
+            (torch.cat(deviations) / mean).clamp_min(1e-3),
+            mean,
+            torch.from_numpy(split.scanned),
+        )
+
+    def relative(self, indices: Tensor) -> Tensor:
+        """Give relative clean frames, (n, H, W)."""
+        if self.cached is not None:
+            return self.cached[indices]
+        return torch.from_numpy(self.split.relative(np.asarray(indices)))
+
+
+def _open(path: Path) -> h5py.Dataset:
+    try:
+        file = h5py.File(path, "r")
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{path}: not found; expected {STEM}_clean.h5 and {STEM}_noise.h5 in train/ and test/"
+        ) from error
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read as HDF5 ({error})") from error
+    images = file.get("images")
+    if not isinstance(images, h5py.Dataset):
+        found = ", ".join(file) or "nothing"
+        raise FormatError(f"{path}: no dataset 'images'; found {found}")
+    shape = images.shape
+    looks_like: tuple[str, str] | None = None
+    if images.dtype.kind not in "fiu":
+        raise FormatError(f"{path}: images are {images.dtype}; expected float32")
+    if len(shape) == 4 and shape[3] != 1:
+        if shape[1] == 1:
+            looks_like = "(N, 1, H, W)", "move axis 1 to the end"
+        elif shape[0] == 1:
+            looks_like = "(1, H, W, N)", "swap the first and the last axis"
+    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
+        looks_like = "(H, W, N)", "move the last axis to the front"
+    if looks_like:
+        raise FormatError(
+            f"{path}: images are {shape}, which looks like {looks_like[0]}; "
+            f"expected (N, H, W, 1): {looks_like[1]}"
+        )
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 1):
+        raise FormatError(f"{path}: images are {shape}; expected (N, H, W, 1)")
+    if min(shape) == 0:
+        raise FormatError(f"{path}: images are {shape}: no frames")
+    return images
+
+
+def _read(images: h5py.Dataset, chosen: NDArray[np.int64]) -> Frames:
+    result = np.empty((len(chosen), *images.shape[1:3]), np.float32)
+    for row, index in enumerate(chosen):
+        result[row] = images[int(index)].reshape(result.shape[1:])
+    finite = np.isfinite(result).all((1, 2))
+    if not finite.all():
+        raise FormatError(
+            f"{images.file.filename}: frame {int(chosen[~finite][0])} has pixels that are not "
+            "finite; mend or remove it"
+        )
+    return result
