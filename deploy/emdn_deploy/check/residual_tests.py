@@ -44,6 +44,8 @@ class Statistic:
         What it is beyond a limit, for the table of a report.
     many
         Whether it is the largest of very many numbers, with the tail of such.
+    few
+        Of how few numbers it is the largest, if so: no limit is below that of normal ones.
     excess
         Whether above means more residual than there should be, of whatever kind: another
         statistic says which.
@@ -57,6 +59,7 @@ class Statistic:
     meaning: str
     below: str = ""
     many: bool = False
+    few: int = 0
     excess: bool = False
     tolerance: float = 0.0
 
@@ -90,11 +93,11 @@ STATISTICS: dict[str, Statistic] = {
     ),
     "band_high": Statistic(
         "residual power of a band, above what is expected", "sigma", "over-smoothed",
-        "over-smoothed", excess=True,
+        "over-smoothed", excess=True, few=BANDS,
     ),
     "band_low": Statistic(
         "residual power of a band, below what is expected", "sigma", "noise left in",
-        "noise left in",
+        "noise left in", few=BANDS,
     ),
     "peak": Statistic(
         "largest peak in the residual's power", "times the noise's", "over-smoothed",
@@ -102,19 +105,19 @@ STATISTICS: dict[str, Statistic] = {
     ),
     "lattice_removed": Statistic(
         "a lattice's peak weaker than in the raw frame, beyond 15 % of it", "sigma",
-        "over-smoothed", "over-smoothed",
+        "over-smoothed", "over-smoothed", few=_PEAKS,
     ),
     "lattice_added": Statistic(
         "a lattice's peak stronger than in the raw frame", "sigma", "structure added",
-        "structure added",
+        "structure added", few=_PEAKS,
     ),
     "match_removed": Statistic(
         "residual like the denoised frame", "sigma", "over-smoothed",
-        "over-smoothed, or noise left in",
+        "over-smoothed, or noise left in", few=len(MATCHES),
     ),
     "match_added": Statistic(
         "residual like the denoised frame's negative", "sigma", "structure added",
-        "structure added",
+        "structure added", few=len(MATCHES),
     ),
     **{
         f"{part}blob_{scale:g}": Statistic(

@@ -149,7 +149,8 @@ class Reference:
         pilots = self.population.pilots
         if pilots and name in ("std", "lag"):
             low -= max(0.0, 2 * (typical - float(np.mean([one.simple[name] for one in pilots]))))
-        return Limits(low, typical + extent, typical)
+        least = float(special.ndtri(1 - share / statistic.few)) if statistic.few else -np.inf
+        return Limits(low, max(typical + extent, least), typical)
 
     def values(self, name: str) -> Floats:
         """Return a statistic of every replicate."""

@@ -11,7 +11,7 @@ from scipy import stats
 from emdn_deploy import preprocess
 from emdn_deploy.check import thresholds
 from emdn_deploy.check.quick import allowed
-from emdn_deploy.check.residual_tests import Spot
+from emdn_deploy.check.residual_tests import STATISTICS, Spot
 from emdn_deploy.check.thresholds import Limits, Reference, Thresholds
 from emdn_deploy.check.verdict import Rows, findings, judge, judge_neighbours, summed_up
 from emdn_deploy.config import DenoiseOptions
@@ -73,6 +73,14 @@ def test_a_lattice_that_is_left_whole_is_not_missed(lattice, made: str) -> None:
     assert (table["verdict"] != "within noise").sum() <= 4
     assert judge(table, own) == ()
     assert own.limits["lattice_removed"].high < 6
+
+
+def test_no_limit_of_few_numbers_is_below_that_of_normal_ones(lattice) -> None:
+    own = lattice[0]
+    share = 0.05 / len(own.limits)
+    for name in ("lattice_added", "match_removed", "band_low"):
+        few = STATISTICS[name].few
+        assert own.limits[name].high >= stats.norm.isf(share / few) - 1e-9
 
 
 def test_replicates_are_compared_with_the_others(lattice) -> None:
