@@ -28,6 +28,7 @@ from scipy import ndimage
 from emdn_deploy import Denoiser
 from emdn_deploy.check import check
 from emdn_deploy.config import DenoiseOptions
+from emdn_models import pretrained
 from emdn_train.config import SimulateConfig
 from emdn_train.quality_report import markdown
 from emdn_train.simulate.movie import simulate_movie
@@ -152,19 +153,28 @@ def measured(folder: Path, seed: int, snr: float, sound: int) -> Iterator[dict[s
         path.unlink()
 
 
-def summary(rows: pl.DataFrame) -> pl.DataFrame:
-    """Give per fault, place and level the share of stacks and of planted frames that are found."""
-    return (
-        rows.group_by("fault", "place", "snr", maintain_order=True)
-        .agg(
-            stacks=pl.len(),
-            failed=100 * pl.col("stack").mean(),
-            found=100 * pl.col("found").sum() / pl.col("planted").sum(),
-            false=100 * pl.col("false").sum() / (FRAMES * pl.len() - pl.col("planted").sum()),
-        )
-        .with_columns(pl.col("failed", "found", "false").round(0))
-        .sort("fault", "place", "snr")
+def summary(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Sum up sound results by kind and level, and faults by kind, in columns of place and level."""
+    count, planted = FRAMES * pl.len(), pl.col("planted").sum()
+    kinds = rows.group_by("fault", "place", "snr", maintain_order=True).agg(
+        stacks=pl.len(),
+        failed=pl.col("stack").sum(),
+        flagged=(100 * pl.col("false").sum() / (count - planted)).round(1),
+        found=(100 * pl.col("found").sum() / planted).round(0),
     )
+    sound = pl.col("fault").is_in(SOUND)
+    results = kinds.filter(sound).drop("place", "found").rename({"fault": "result"})
+    faults = (
+        kinds.filter(~sound)
+        .with_columns(
+            pl.format("{} at {}", "place", "snr").alias("where"),
+            pl.format("{} ({})", pl.col("found").cast(int), "failed").alias("found"),
+        )
+        .sort("place", "snr", descending=[True, False], maintain_order=True)
+        .pivot("where", index="fault", values="found")
+        .sort("fault")
+    )
+    return results, faults
 
 
 def main() -> None:
@@ -186,9 +196,18 @@ def main() -> None:
             print(f"movie {seed} at {snr}: {time.perf_counter() - began:.0f} s", flush=True)
             RESULTS.mkdir(exist_ok=True)
             pl.DataFrame(rows).write_parquet(RESULTS / "check_power.parquet")
-    table = markdown(summary(pl.DataFrame(rows)))
-    title = f"`python -m benchmarks.check_power`: {movies} movies of {FRAMES} frames a level;"
-    text = f"{title} shares in per cent.\n\n{table}\n"
+    sound_results, planted = summary(pl.DataFrame(rows))
+    name = pretrained.default_model()
+    text = (
+        f"`python -m benchmarks.check_power FOLDER --movies {movies} --sound {sound}`: movies of "
+        f"{FRAMES} frames of {SIZE} x {SIZE} at a signal to noise per pixel of {LEVELS[0]} and "
+        f"{LEVELS[1]}, denoised by {name} "
+        f"({pretrained.index()['models'][name]['sha256'][:8]}).\n\n"
+        "Results without a fault: stacks that fail, and frames that are flagged in per cent.\n\n"
+        f"{markdown(sound_results)}\n\n"
+        "Faults: frames with the fault that are flagged in per cent, and of "
+        f"{movies} stacks how many fail.\n\n{markdown(planted)}\n"
+    )
     (RESULTS / "check_power.md").write_text(text)
     print(text)
 

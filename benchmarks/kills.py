@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,7 +56,7 @@ FORMS = {
 HANGS_S = 300  # a run of a second
 ENDED = (-signal.SIGKILL, -signal.SIGALRM)
 DONE = "exists already; add"
-NAMED = ("cannot be written", "No space left", "make room")
+FULL = ("cannot be written", "No space left", "make room")
 # What every run would load, in the process that they are forked from.
 LOADED = [one.name for one in pkgutil.walk_packages(emdn_deploy.__path__, "emdn_deploy.")]
 LOADED = ["benchmarks.kills", "onnxruntime", *(one for one in LOADED if "__main__" not in one)]
@@ -105,16 +105,26 @@ def work(command: list[str], out: str, told: Connection, kill: Kill | None, limi
 
 @dataclass
 class Tally:
-    """How often something was tried, and what was lost."""
+    """How often something was tried, how often it was disturbed, and what was lost."""
 
     runs: int = 0
-    ended: int = 0
+    disturbed: int = 0
     lost: list[str] = field(default_factory=list)
 
     def check(self, fine: bool, words: str) -> None:
         """Note a loss."""
         if not fine:
             self.lost.append(words)
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """Put two together."""
+        return Tally(
+            self.runs + other.runs, self.disturbed + other.disturbed, self.lost + other.lost
+        )
+
+    def row(self, form: str, what: str) -> str:
+        """Return a row of Markdown."""
+        return f"| {form} | {what} | {self.runs} | {self.disturbed} | {len(self.lost)} |"
 
 
 class Case:
@@ -197,37 +207,28 @@ class Case:
         mine.close()
         return process.exitcode or 0, words.decode(errors="replace")
 
-    def disturb(self, tally: Tally, kill: Kill | None = None, limit: int = 0) -> None:
-        """Run the command once with a kill, or on a full disk."""
-        where = f"{self.form}, kill {kill}, limit {limit}:"
-        status, words = self.run(kill, limit)
-        tally.runs += 1
-        tally.ended += status in ENDED or (limit > 0 and status == 1)
-        named = status == 1 and any(one in words for one in (DONE, *NAMED))
-        tally.check(status in (0, *ENDED) or named, f"{where} {status} {words}")
-        tally.check(self.input_bytes() == self.before, f"{where} the input has changed")
-        if self.target.exists():
-            self.compare(tally, f"{where} incomplete", [self.target.name])
-
-    def complete(self, tally: Tally) -> None:
-        """Repeat the command, and remove what it made."""
-        status, words = self.run()
-        tally.runs += 1
-        tally.check(not status or DONE in words, f"{self.form}, repeated: {status} {words}")
-        self.compare(tally, f"{self.form}, repeated: the frames differ", list(self.wanted))
-        left = {file.name for file in self.out.iterdir()} - set(self.wanted)
-        tally.check(not left, f"{self.form}, repeated: left behind: {left}")
-        tally.check(self.input_bytes() == self.before, f"{self.form}: the input has changed")
+    def tried(self, disturbances: Sequence[tuple[Kill | None, int]]) -> Tally:
+        """Kill the command or limit its files, in turn; then repeat it, and remove what it made."""
+        tally = Tally()
+        for kill, limit in (*disturbances, (None, 0)):
+            where, last = f"{self.form}, kill {kill}, limit {limit}:", not (kill or limit)
+            status, words = self.run(kill, limit)
+            tally.runs += 1
+            tally.disturbed += status in ENDED or (limit > 0 and status == 1)
+            named = DONE in words or (limit and any(one in words for one in FULL))
+            fine = status == 0 or (kill and status in ENDED) or (status == 1 and named)
+            tally.check(bool(fine), f"{where} {status} {words}")
+            tally.check(self.input_bytes() == self.before, f"{where} the input has changed")
+            found = self.outputs()
+            for name in self.wanted if last else {self.target.name} & set(found):
+                pairs = zip(found.get(name, []), self.wanted[name], strict=False)
+                same = len(found.get(name, [])) == len(self.wanted[name])
+                same &= all(np.array_equal(one, other) for one, other in pairs)
+                tally.check(name in found and same, f"{where} {name} is not complete")
+        left = set(found) - set(self.wanted)
+        tally.check(not left, f"{self.form}: left behind: {left}")
         self.clear()
-
-    def compare(self, tally: Tally, words: str, names: list[str]) -> None:
-        """Note a loss where files do not have the pixels of the undisturbed run."""
-        found = self.outputs()
-        for name in names:
-            one, other = found.get(name), self.wanted.get(name)
-            same = one is not None and other is not None and len(one) == len(other)
-            same = same and all(map(np.array_equal, one or [], other or []))
-            tally.check(same, f"{words} ({name})")
+        return tally
 
 
 def kills(case: Case, chance: random.Random) -> Iterator[Kill]:
@@ -255,33 +256,28 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=96)
     given = parser.parse_args()
     stop, chance = time.monotonic() + 60 * given.minutes, random.Random(given.seed)
-    killed, full = ({form: Tally() for form in FORMS} for _ in range(2))
+    every = {(what, form): Tally() for what in ("full disk", "killed") for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
         counts = movie(given.frames, given.side)
         cases = [Case(form, Path(folder, form), given.model, counts) for form in FORMS]
         while time.monotonic() < stop:
             for case in cases:
-                for kill in kills(case, chance):
-                    case.disturb(killed[case.form], kill)
-                case.complete(killed[case.form])
+                every["killed", case.form] += case.tried(
+                    [(kill, 0) for kill in kills(case, chance)]
+                )
                 limit = max(1, int(case.size * chance.uniform(0, 1.2)))
-                case.disturb(full[case.form], limit=limit)
-                case.complete(full[case.form])
+                every["full disk", case.form] += case.tried([(None, limit)])
     rows = ["| output | disturbed by | runs | disturbed | lost |", "|---|---|---|---|---|"]
-    for what, tallies in (("full disk", full), ("killed", killed)):
-        total = [0, 0, 0]
-        for form, one in tallies.items():
-            numbers = [one.runs, one.ended, len(one.lost)]
-            rows.append(f"| {form} | {what} | " + " | ".join(map(str, numbers)) + " |")
-            total = [a + b for a, b in zip(total, numbers, strict=True)]
-        rows.append(f"| **all** | {what} | " + " | ".join(map(str, total)) + " |")
+    rows += [tally.row(form, what) for (what, form), tally in every.items()]
+    for what in ("killed", "full disk"):
+        total = sum((one for key, one in every.items() if key[0] == what), Tally())
+        rows.append(total.row("**all**", what))
     command = f"`python benchmarks/kills.py --minutes {given.minutes:g} --seed {given.seed}`"
     size = f"{given.frames} frames of {given.side} x {given.side}, {given.model}"
     text = f"{command} ({size})\n\n" + "\n".join(rows) + "\n"
     (RESULTS / "robustness.md").write_text(text, encoding="utf-8")
     print(text)
-    lost = [words for one in (*killed.values(), *full.values()) for words in one.lost]
-    sys.exit("\n".join(lost))
+    sys.exit("\n".join(words for one in every.values() for words in one.lost))
 
 
 if __name__ == "__main__":

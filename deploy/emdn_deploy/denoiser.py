@@ -1,7 +1,6 @@
 """Denoise arrays: a session that stays open, and the one-call form of it."""
 
 import logging
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Self
@@ -9,36 +8,17 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import neighbours, stacks, uncertainty
+from emdn_deploy import neighbours, preprocess, stacks, uncertainty
 from emdn_deploy.batching import Batching
 from emdn_deploy.config import DenoiseOptions, Device, Precision
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.session import open_session
-from emdn_deploy.stacks import Stack
+from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.uncertainty import Calibration
 
 Means = NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What becomes of a stack (n, H, W).
-
-    Attributes
-    ----------
-    frames
-        (n, H, W), each with the mean of its input.
-    shifts
-        (n,) what was added to each so that it is: mean(in) - mean(out of the net).
-    sigma
-        (n, H, W), standard deviation of the error; None where it was not asked for.
-    """
-
-    frames: Stack
-    shifts: NDArray[np.float64]
-    sigma: Stack | None = None
 
 
 class Denoiser:
@@ -255,7 +235,6 @@ class Denoiser:
         with_sigma: bool,
     ) -> Answer:
         """Denoise an array as `emdn_deploy.job` does a file: gaps, bad pixels and all."""
-        from emdn_deploy import preprocess  # which needs Answer
         from emdn_deploy.readers.frames import Axis, Frames
 
         array = np.asarray(frames)

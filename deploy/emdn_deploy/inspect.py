@@ -8,9 +8,9 @@ import h5py
 import polars as pl
 
 from emdn_deploy import preprocess, tiling
-from emdn_deploy.calibration import dose
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, is_pattern, open_frames
+from emdn_deploy.readers.calibration import dose
 from emdn_deploy.readers.frames import SeveralStacks
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.report import intensity_words

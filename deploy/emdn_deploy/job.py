@@ -16,20 +16,20 @@ from emdn_deploy import (
     pipeline,
     preprocess,
     provenance,
-    selection,
     targets,
     uncertainty,
     writers,
 )
-from emdn_deploy.calibration import dose
 from emdn_deploy.check.quick import Quick, spans
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.denoiser import Answer, Denoiser
+from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Output, State, Sums, check_targets, claimed
 from emdn_deploy.preprocess import Part, Prepared, Recipe
-from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import CUT_SHORT
+from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
+from emdn_deploy.readers.calibration import dose
+from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import Plan, Report
+from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import Layout, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
@@ -46,23 +46,10 @@ Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
 
 
-def open_selected(source: Path, options: DenoiseOptions) -> Frames:
-    """Open an input and take the frames that ``options`` select."""
-    frames = open_frames(source, Choice(options.dataset, options.axes))
-    try:
-        chosen = frames if options.frames is None else selection.select(frames, options.frames)
-        if CUT_SHORT in frames.metadata:
-            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
-        return chosen
-    except BaseException:
-        frames.release()
-        raise
-
-
 def plan(source: Path, options: DenoiseOptions) -> Plan:
     """Say what `run` would do, and raise what it would raise before reading pixels."""
     target, module = targets.target_of(source, options)
-    with open_selected(source, options) as frames:
+    with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
         files, others = _outputs(target, module, frames, options)
         check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
         compress = writers.compressed(module, frames, options.compress)
@@ -124,7 +111,9 @@ def run(
     """
     target, module = targets.target_of(source, options)
     with contextlib.ExitStack() as stack:
-        frames = stack.enter_context(open_selected(source, options))
+        frames = stack.enter_context(
+            open_selected(source, Choice(options.dataset, options.axes), options.frames)
+        )
         given = provenance.stamps(provenance.inputs_of(frames, options))
         files, pictures = _outputs(target, module, frames, options)
         over = options.overwrite
@@ -135,7 +124,7 @@ def run(
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
         if options.axes is None:
-            selection.check_one_scale(frames)
+            check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(ready, options, {} if opened is None else opened)
         if not ready.scale.sigma:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from emdn_deploy import bad_pixels, intensity, noise_model
 from emdn_deploy.bad_pixels import Fill, Flagged, Mask
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.denoiser import Answer
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.noise_level import NoiseLevel, Sample, sample_starts
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE
+from emdn_deploy.stacks import Answer
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]

@@ -8,6 +8,7 @@ the error of a bright place over the whole frame.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,25 @@ SCALES = 4.0
 _MANY = 8  # a longer axis is a scan or a time, not detectors
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What becomes of a stack (n, H, W).
+
+    Attributes
+    ----------
+    frames
+        (n, H, W), each with the mean of its input.
+    shifts
+        (n,) what was added to each so that it is: mean(in) - mean(out of the net).
+    sigma
+        (n, H, W), standard deviation of the error; None where it was not asked for.
+    """
+
+    frames: Stack
+    shifts: NDArray[np.float64]
+    sigma: Stack | None = None
 
 
 def as_stack(frames: ArrayLike) -> Stack:

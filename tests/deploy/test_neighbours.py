@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, job, neighbours, preprocess, selection, tiling, watch
+from emdn_deploy import Denoiser, job, neighbours, preprocess, tiling, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.preprocess import Recipe
 from emdn_deploy.readers import open_frames
+from emdn_deploy.readers.frames import select
 from emdn_models import pretrained
 from emdn_models.errors import FormatError, ModelError
 
@@ -200,7 +201,7 @@ def test_a_growing_file_waits_for_neighbours_and_loses_no_frame(
 
         found = list(watch.dataset(live, target, options(movie_model, batch=3), 2, 1, append))
     assert sum(arrival.frames for arrival in found) == 13
-    begun = selection.select(open_frames(live), "0:9")
+    begun = select(open_frames(live), "0:9")
     recipe = preprocess.find_recipe(begun, options(movie_model))
     made = Denoiser(movie_model).answer(stack, recipe.scale).frames
     np.testing.assert_allclose(read(target)[0], made, rtol=1e-6)

@@ -165,15 +165,11 @@ def test_the_benchmarks_spelling_reaches_the_run(found, monkeypatch, capsys) -> 
               "batch_size=3", "--device", "cpu", "--seed", "2"])  # fmt: skip
     assert not left.value.code
     (config,) = asked
+    default = BenchmarkConfig()
+    assert (default.batch_size, default.epochs, default.lr) == (128, 2, None)
     assert (config.epochs, config.batch_size, config.lr, config.seed) == (7, 3, 0.5, 2)
     assert str(config.data) == "mine"
     assert capsys.readouterr().out.splitlines()[0] == line(found)
-
-
-def test_the_defaults_are_the_benchmarks() -> None:
-    config = BenchmarkConfig()
-    assert (config.batch_size, config.epochs, config.lr) == (128, 2, None)
-    assert benchmarking.RECIPES[benchmarking.RECIPE].lr == 0.01
 
 
 def test_a_record_is_of_one_model(capsys) -> None:

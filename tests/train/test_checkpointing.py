@@ -1,6 +1,5 @@
 """A run that is stopped at any moment goes on to the result of one that never was."""
 
-import contextlib
 import json
 import os
 import signal
@@ -17,7 +16,6 @@ from emdn_models.nets import build
 from emdn_train import checkpointing, dataset, patches, results
 from emdn_train import fit as fitting
 from emdn_train.checkpointing import FILE_NAME, StateFile, start_from
-from emdn_train.cli import main
 from emdn_train.config import FitConfig
 from emdn_train.fit import fit
 
@@ -162,36 +160,6 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on(config, whole, tmp_path, m
         assert not list(tmp_path.glob("*.partial"))
     fit(config())
     assert_same(result(tmp_path), whole)
-
-
-def test_on_a_disk_that_is_full_a_command_says_so_in_a_line(
-    config, gratings, small_disk, capfd, monkeypatch
-):
-    monkeypatch.setattr(StateFile, "due", lambda _: True)
-    out, ballast = small_disk / "out", small_disk / "ballast"
-    command = [
-        "fit", "--data", gratings, "--out", out, "--models", "tiny,small", "--recipe", "quality",
-        "--batch-size", 12, "--patch", 16, "--device", "cpu",
-    ]  # fmt: skip
-
-    def run():
-        with pytest.raises(SystemExit) as left:
-            main([str(one) for one in command])
-        return left.value.code, capfd.readouterr().err
-
-    ballast.touch()
-    for free in (0, 8192):
-        with ballast.open("ab") as file, contextlib.suppress(OSError):
-            while True:  # until not a page is left
-                os.write(file.fileno(), bytes(4096))
-        os.truncate(ballast, ballast.stat().st_size - free)
-        code, told = run()
-        assert code == 1
-        assert "No space left on device" in told.splitlines()[-1]
-        assert "Traceback" not in told
-    ballast.unlink()
-    code, told = run()
-    assert code in (0, None), told
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

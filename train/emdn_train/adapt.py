@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.selection import select
+from emdn_deploy.readers.frames import select
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse
@@ -225,14 +225,8 @@ def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) ->
 def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> Estimate:
     """Estimate by how much the squared error is less after than before.
 
-    The uMSE of both has the same term of noise, which cancels in each pair of neighbours.
-
-    Parameters
-    ----------
-    raw, before, after
-        (N, H, W).
-    valid
-        (H, W), the pixels that count.
+    The uMSE of both has the same term of noise, which cancels in each pair of neighbours. Stacks
+    are (N, H, W); ``valid`` (H, W) are the pixels that count.
     """
     blocks = partition(valid.astype(np.float64), _BLOCK)
     triples = pairwise(zip(raw, before, after, strict=True))

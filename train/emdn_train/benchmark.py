@@ -58,12 +58,7 @@ FOLLOWED = {
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any] | None:
-    """Run the benchmark and write ``record.json``.
-
-    Returns
-    -------
-    dict or None
-        What was written; None in all but the first of several processes.
+    """Run the benchmark and return what is in ``record.json``, None in all but one process.
 
     Raises
     ------
@@ -211,21 +206,10 @@ def pictures(data: Path, part: str) -> Frames:
 def denoised(
     denoisers: dict[str, Denoiser], asked: Device, raw: Frames, truth: Frames, status: str
 ) -> list[dict[str, Any]]:
-    """Denoise frame by frame, each at its own scale, the models in turn.
+    """Denoise (N, H, W) frame by frame, each at its own scale, the models in turn: a row each.
 
-    Parameters
-    ----------
-    denoisers
-        By where their weights come from; those "of this run" are not judged if the training's
-        ``status`` is ``diverged``.
-    raw, truth
-        (N, H, W).
-
-    Returns
-    -------
-    list
-        A row a model: `emdn_deploy.bench.rows.about` and ``speed``, ``stack frames/s``,
-        and those of `likeness`.
+    ``denoisers`` are by where their weights come from; those "of this run" are not judged if
+    the training's ``status`` is ``diverged``.
     """
     scales = [scale_of(frame[None]) for frame in raw]
     size = (raw.shape[1], raw.shape[2])

@@ -86,14 +86,8 @@ def mended(noisy: Frame, clean: Frame) -> Recorded:
 def coverage(denoised: Frame, sigma: Frame, clean: Frame, valid: Mask) -> tuple[float, float]:
     """Return the shares of pixels whose error is within one and within two sigma.
 
-    Gaussian errors of exactly these standard deviations have 0.683 and 0.954.
-
-    Parameters
-    ----------
-    denoised, sigma, clean
-        (..., H, W) in the same units.
-    valid
-        (..., H, W), the pixels that count.
+    Gaussian errors of exactly these standard deviations have 0.683 and 0.954. All are
+    (..., H, W), in the same units; ``valid`` are the pixels that count.
     """
     error, known = np.abs(denoised - clean)[valid], sigma[valid]
     return float((error <= known).mean()), float((error <= 2 * known).mean())
@@ -142,10 +136,7 @@ def fit(errors: Frame, spread: Frame, noise: Frame) -> tuple[float, float]:
     The factors minimise the mean of log(v) + errors / v, the negative logarithm of a Gaussian
     likelihood with v the sum.
 
-    Parameters
-    ----------
-    errors, spread, noise
-        (n,) each, squares; the noise is positive everywhere.
+    All are (n,), squares; the noise is positive everywhere.
     """
 
     def loss(logarithms: NDArray[np.float64]) -> float:
@@ -205,14 +196,9 @@ def calibrate(
     frames: int = FRAMES,
     size: int = SIZE,
 ) -> dict[str, dict[str, Any]]:
-    """Calibrate exported models, ``MODEL@CLASS`` on frames of its class; write the factors.
+    """Calibrate models of an exported ``folder``, all if None; write the factors.
 
-    Parameters
-    ----------
-    folder
-        What ``emdn-train export`` has written.
-    names
-        Models of the manifest; None for all.
+    A ``MODEL@CLASS`` is calibrated on frames of its class.
 
     Raises
     ------

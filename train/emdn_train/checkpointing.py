@@ -31,7 +31,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from emdn_models import ModelError, checkpoint, pretrained
 from emdn_models.errors import CheckpointError
-from emdn_models.files import renamed
 from emdn_models.hdf5 import written
 from emdn_models.nets import load_state
 from emdn_models.spec import spec_of
@@ -171,7 +170,7 @@ class StateFile:
             return
         began = time.perf_counter()
         counters = {key: getattr(training, key) for key in _COUNTERS} if training else {}
-        with renamed(self.path) as partial, written(partial) as out:
+        with written(self.path) as out:
             file = out.file
             file.attrs["format"] = FORMAT
             file.attrs["format_version"] = FORMAT_VERSION

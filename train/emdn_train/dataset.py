@@ -43,17 +43,11 @@ CACHE_BYTES = 4 << 30
 class Split:
     """One split of a data set; a context manager that holds its files open.
 
+    It has ``frames`` frames of ``shape`` (H, W); of ``frame_class`` ``stem`` those of a scanned
+    probe, of ``tem`` the others, and they alone count.
+
     Attributes
     ----------
-    path
-        The split's folder.
-    frame_class
-        What is left out of the frames: ``stem`` has those of a scanned probe, ``tem`` the
-        others, None all. Numbers of frames count those that are left.
-    frames
-        Number of frames.
-    shape
-        (H, W) of every frame.
     table
         One row a frame, or None where the data set has no table. Columns of simulated
         data: structure, kind, contrast, snr, electrons_per_pixel, pixel_size_nm,

@@ -157,18 +157,8 @@ class Reused(Source):
     """Recordings that are used several times in other orientations, with their spectra.
 
     The spectral estimate costs as much as a step of the net. As long as it is not fitted, it
-    can be calculated once: it commutes with flips and quarter turns.
-
-    Parameters
-    ----------
-    source
-        Where recordings come from.
-    net
-        Whose estimate it is.
-    times
-        How often a recording is used.
-    block
-        How many recordings are in memory at a time.
+    can be calculated once: it commutes with flips and quarter turns. Each recording is used
+    ``times`` times; some ``block`` of them are in memory.
     """
 
     def __init__(self, source: Source, net: WithSpectrum, times: int = 4, block: int = 256) -> None:
@@ -219,18 +209,8 @@ class Reused(Source):
 def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -> Tensor:
     """Let clips drift: sample each frame where the specimen is by then, bicubic.
 
-    Parameters
-    ----------
-    clean
-        (N, F, H, W) frames of a specimen at rest.
-    size
-        Side of the patches; beyond the frames' edges they are mirrored.
-    zoomed
-        Share of the clips that are magnified, by up to ``ZOOM[1]``, and turned by any angle.
-
-    Returns
-    -------
-    (N, F, size, size), not negative.
+    Maps (N, F, H, W), a specimen at rest, to (N, F, size, size), not negative; beyond the frames'
+    edges they are mirrored. A share ``zoomed`` is magnified, by up to ``ZOOM[1]``, and turned.
     """
     n, count, height, width = clean.shape
     size = min(size, height, width)
@@ -269,18 +249,10 @@ def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -
 
 
 def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float = 0.0) -> Tensor:
-    """Cut one square patch from each frame, in one of the eight orientations.
+    """Cut one square patch from each frame (N, H, W), in one of the eight orientations.
 
-    Parameters
-    ----------
-    frames
-        (N, H, W).
-    zoomed
-        Share of the patches that are magnified by a factor drawn from ``ZOOM``.
-
-    Returns
-    -------
-    (N, 1, size, size); smaller where the frames are.
+    A share ``zoomed`` is magnified by a factor drawn from ``ZOOM``. Patches are (N, 1, size,
+    size), smaller where the frames are.
     """
     height, width = frames.shape[-2:]
     size = min(size, height, width)
@@ -309,14 +281,7 @@ def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float =
 def stretch(clean: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Change the contrast of a share of the patches, of every other one also its sign.
 
-    Parameters
-    ----------
-    clean
-        (N, 1, H, W) relative images.
-
-    Returns
-    -------
-    (N, 1, H, W), not negative, and the (N,) factors of contrast, positive.
+    Maps (N, F, H, W) relative images to such, not negative, and (N,) factors of contrast.
     """
     count = len(clean)
     factor = log_uniform(CONTRAST, count, generator)

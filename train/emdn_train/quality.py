@@ -129,14 +129,8 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
 
     That is the figure that ``emdn-deploy models`` and ``bench`` show and README tabulates.
 
-    Parameters
-    ----------
-    rows
-        As of `measure`. Unless they are of the whole fixed split, nothing is entered.
-
-    Returns
-    -------
-    The manifests that were changed.
+    ``rows`` are those of `measure`; unless they are of all of the fixed split, nothing is entered.
+    Returns the manifests that were changed.
     """
     changed = []
     for name in names_of(config):

@@ -107,12 +107,8 @@ def defects(rows: pl.DataFrame, what: str, *keys: str) -> pl.DataFrame:
     share found at 0.1 and at 1 false site a frame (`emdn_models.metrics.vacancies`), at the
     width that serves a method best; and how many ``sites`` there were.
 
-    Parameters
-    ----------
-    what
-        ``vacant`` or ``foreign`` sites; the latter may be brighter or darker.
-    keys
-        ``kind``, to tell sublattices apart, or ``part``.
+    ``what`` is ``vacant`` or ``foreign``, which may be brighter or darker; ``keys`` are ``kind``,
+    to tell sublattices apart, or ``part``.
     """
     judged = rows.filter(pl.col("sites").is_not_null()).explode("sites").unnest("sites")
     order = ["model", *keys]
@@ -188,15 +184,7 @@ def _texts(values: Sequence[Any]) -> list[str]:
 
 
 def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
-    """Put all that was measured in Markdown.
-
-    Parameters
-    ----------
-    rows
-        As `emdn_train.quality.measure` gives them.
-    movies
-        As `emdn_train.movies.measure` gives them; None if none were measured.
-    """
+    """Put all that `emdn_train.quality` and `emdn_train.movies` measured in Markdown."""
     methods = pl.col("frame").n_unique().over("model")
     complete = rows.filter(methods == rows["frame"].n_unique())
     table = summary(complete)
@@ -262,11 +250,7 @@ def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
 def save(rows: pl.DataFrame, folder: Path, movies: pl.DataFrame | None = None) -> list[Path]:
     """Write ``quality.parquet``, a row a method and frame, ``quality.md`` and ``frontier.png``.
 
-    Rows of movies, if any, go to ``movies.parquet``.
-
-    Returns
-    -------
-    The files.
+    Rows of movies, if any, go to ``movies.parquet``. Returns the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("quality.parquet", "quality.md", "frontier.png")]

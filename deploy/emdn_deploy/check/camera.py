@@ -39,7 +39,7 @@ class Camera:
     integer: bool
 
     @classmethod
-    def of(cls, noise: NoiseModel, scale: Intensity, integer: bool) -> "Camera":
+    def of(cls, noise: "NoiseModel", scale: "Intensity", integer: bool) -> "Camera":
         """Take from a noise model what the noise's size depends on.
 
         Parameters

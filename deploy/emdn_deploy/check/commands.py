@@ -115,13 +115,12 @@ def _check(
     from emdn_deploy.output import check_targets
     from emdn_models.errors import OutputError
 
-    files = {path: kinds for path, kinds in wanted.items() if path is not None}
-    for path, kinds in files.items():
-        if path.suffix.lower() not in kinds:
+    for path, kinds in wanted.items():
+        if path is not None and path.suffix.lower() not in kinds:
             raise OutputError(
                 f"{path}: unknown kind of file {path.suffix!r}; give {' or '.join(kinds)}"
             )
-    check_targets(list(files), [path for path in read if path], overwrite=overwrite)
+    check_targets(list(filter(None, wanted)), list(filter(None, read)), overwrite=overwrite)
 
 
 def add_to(app: typer.Typer) -> None:

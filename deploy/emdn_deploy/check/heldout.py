@@ -5,6 +5,7 @@ Also whether the shipped default model denoises the same frames with a smaller e
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,58 +42,28 @@ Frame = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Correlations:
+class Correlations(NamedTuple):
     """Fourier ring correlation with the neighbouring raw frame, averaged over pairs.
 
     Never between two denoised frames: these agree on what a denoiser invents.
-
-    Attributes
-    ----------
-    frequency
-        (R,) cycles/pixel.
-    raw, raw_se
-        (R,) of raw frames with their raw neighbour, and its standard error.
-    denoised, denoised_se
-        (R,) of denoised frames with the raw neighbour.
-    pairs
-        How many pairs were averaged.
     """
 
-    frequency: Floats
-    raw: Floats
-    raw_se: Floats
-    denoised: Floats
+    frequency: Floats  # (R,) cycles/pixel
+    raw: Floats  # (R,) of raw frames with their raw neighbour
+    raw_se: Floats  # its standard error
+    denoised: Floats  # (R,) of denoised frames with the raw neighbour
     denoised_se: Floats
     pairs: int
 
 
-@dataclass(frozen=True)
-class HeldOutError:
-    """The squared error of the stack from neighbouring frames, without the truth.
+class HeldOutError(NamedTuple):
+    """The squared error of the stack from neighbouring frames, without the truth."""
 
-    Attributes
-    ----------
-    error
-        uMSE and its standard error, intensity units squared.
-    gain_db
-        Improvement over the raw frames, dB.
-    expected
-        Mean squared error of the bootstrap's replicates.
-    drift
-        Half the mean square difference of frames two apart less that of neighbours, which
-        motion adds; None for fewer than 3 frames.
-    moves
-        Whether the drift is beyond chance: the error then holds motion too.
-    pairs
-        Pairs of neighbours that were compared.
-    """
-
-    error: Estimate
-    gain_db: Estimate
-    expected: float
-    drift: Estimate | None
-    moves: bool
+    error: Estimate  # uMSE, intensity units squared
+    gain_db: Estimate  # improvement over the raw frames
+    expected: float  # mean squared error of the bootstrap's replicates
+    drift: Estimate | None  # what motion adds to differences; None for fewer than 3 frames
+    moves: bool  # whether the drift is beyond chance: the error then holds motion too
     pairs: int
 
 
@@ -198,11 +169,10 @@ def coarse(frame: Frame) -> Frame:
 
 def _mean(estimates: list[Estimate]) -> Estimate:
     """Average estimates of runs that share no frame."""
-    errors = np.array([one.se for one in estimates])
-    return Estimate(
-        float(np.mean([one.value for one in estimates])),
-        float(np.sqrt(np.square(errors).sum()) / len(errors)),
+    value, error = (
+        np.array(part) for part in zip(*[(e.value, e.se) for e in estimates], strict=True)
     )
+    return Estimate(float(value.mean()), float(np.sqrt(np.square(error).sum()) / len(error)))
 
 
 def _middle(shape: tuple[int, ...], most: tuple[int, ...]) -> tuple[slice, ...]:

@@ -223,7 +223,8 @@ def write(path: str | PathLike[str], result: CheckResult) -> None:
     kind = target.suffix.lower()
     if kind not in (".html", ".png"):
         raise OutputError(f"{target}: unknown kind of report {kind!r}; give .html or .png")
-    content = figures.overview(result) if kind == ".png" else html(result).encode()
+    title = f"{result.source.name}: {headline(result)}"
+    content = figures.overview(result, title) if kind == ".png" else html(result).encode()
     with renamed(target) as partial:
         partial.write_bytes(content)
 
@@ -247,7 +248,7 @@ def html(result: CheckResult) -> str:
         "<h2>Frames</h2>",
         *(
             _figure(figures.frame(one, result), f"Frame {one.number}: {said(one.number)}.")
-            for one in result.exhibits.frames
+            for one in result.shown
         ),
         "<h2>Over the stack</h2>",
         _figure(figures.courses(result), "Dashed: the range that is expected of single frames."),
@@ -258,7 +259,7 @@ def html(result: CheckResult) -> str:
             "noise is independent; two denoised frames are never compared, since they would agree "
             "on whatever the denoiser invents. On a lattice a first crossing means nothing.",
         ),
-        _figure(figures.slices(result.exhibits), "One row of pixels over time. A view, not data."),
+        _figure(figures.slices(result), "One row of pixels over time. A view, not data."),
         "<h2>Details</h2>",
         f"<pre>{escape(chr(10).join(checked(result, listed=False)))}</pre>",
         f"<p>emdn {escape(__version__)}, model {escape(result.model)} "

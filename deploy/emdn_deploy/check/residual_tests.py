@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from emdn_deploy.check.camera import Camera
 from emdn_models.metrics import mean_ratio
@@ -42,6 +44,8 @@ class Statistic:
         What it is beyond a limit, for the table of a report.
     many
         Whether it is the largest of very many numbers, with the tail of such.
+    few
+        Of how few numbers it is the largest, if so: no limit is below that of normal ones.
     excess
         Whether above means more residual than there should be, of whatever kind: another
         statistic says which.
@@ -55,6 +59,7 @@ class Statistic:
     meaning: str
     below: str = ""
     many: bool = False
+    few: int = 0
     excess: bool = False
     tolerance: float = 0.0
 
@@ -88,11 +93,11 @@ STATISTICS: dict[str, Statistic] = {
     ),
     "band_high": Statistic(
         "residual power of a band, above what is expected", "sigma", "over-smoothed",
-        "over-smoothed", excess=True,
+        "over-smoothed", excess=True, few=BANDS,
     ),
     "band_low": Statistic(
         "residual power of a band, below what is expected", "sigma", "noise left in",
-        "noise left in",
+        "noise left in", few=BANDS,
     ),
     "peak": Statistic(
         "largest peak in the residual's power", "times the noise's", "over-smoothed",
@@ -100,19 +105,19 @@ STATISTICS: dict[str, Statistic] = {
     ),
     "lattice_removed": Statistic(
         "a lattice's peak weaker than in the raw frame, beyond 15 % of it", "sigma",
-        "over-smoothed", "over-smoothed",
+        "over-smoothed", "over-smoothed", few=_PEAKS,
     ),
     "lattice_added": Statistic(
         "a lattice's peak stronger than in the raw frame", "sigma", "structure added",
-        "structure added",
+        "structure added", few=_PEAKS,
     ),
     "match_removed": Statistic(
         "residual like the denoised frame", "sigma", "over-smoothed",
-        "over-smoothed, or noise left in",
+        "over-smoothed, or noise left in", few=len(MATCHES),
     ),
     "match_added": Statistic(
         "residual like the denoised frame's negative", "sigma", "structure added",
-        "structure added",
+        "structure added", few=len(MATCHES),
     ),
     **{
         f"{part}blob_{scale:g}": Statistic(
@@ -124,53 +129,28 @@ STATISTICS: dict[str, Statistic] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Filters:
-    """What the tests of frames (H, W) need that depends on the size only, for ``rfft2``.
+class Filters(NamedTuple):
+    """What the tests of frames (H, W) need that depends on the size only, for ``rfft2``."""
 
-    Attributes
-    ----------
-    smooth
-        (S, H, W // 2 + 1) transfer functions of the Gaussians, over the standard deviation
-        that they leave of white noise of unit variance.
-    window
-        (H, W) Hann window, over the root of the sum of its squares.
-    match, weight
-        (H, W // 2 + 1) band of `MATCHES` of each Fourier pixel, 0 for none, and weights.
-    ring
-        (H * (W // 2 + 1),) ring of each Fourier pixel.
-    far
-        (H, W // 2 + 1) whether a peak there is no large-scale structure.
-    """
-
-    smooth: Frame
-    window: Frame
-    match: NDArray[np.intp]
-    weight: Frame
-    ring: NDArray[np.intp]
-    far: Mask
+    smooth: Frame  # (S, H, W // 2 + 1) Gaussians, over what they leave of white noise's deviation
+    window: Frame  # (H, W) Hann window, over the root of the sum of its squares
+    match: NDArray[np.intp]  # (H, W // 2 + 1) band of `MATCHES` of each Fourier pixel, 0 for none
+    far: Mask  # (H, W // 2 + 1) whether a peak there is no large-scale structure
 
 
 @lru_cache(maxsize=4)
 def filters(height: int, width: int) -> Filters:
     """Prepare the tests of panels (H, W)."""
-    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    radius, circles = np.hypot(y, x), rings(height, width)
-    smooth = []
-    for scale in SCALES:
-        transfer = np.exp(-2 * (np.pi * scale * radius) ** 2)
-        left = (circles.weights * transfer**2).sum() / (height * width)
-        smooth.append(transfer / np.sqrt(left))
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    smooth = np.stack([np.exp(-2 * (np.pi * scale * radius) ** 2) for scale in SCALES])
+    left = (rings(height, width).weights * smooth**2).sum(axis=(1, 2)) / (height * width)
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (height, width)))
     match = 1 + np.searchsorted(MATCHES, radius)
-    match[match > len(MATCHES)] = 0
-    match[0, 0] = 0
+    match[(match > len(MATCHES)) | (radius == 0)] = 0
     return Filters(
-        np.asarray(smooth, np.float32),
-        np.asarray(window / np.sqrt(np.square(window).sum()), np.float32),
-        match.astype(np.intp),
-        circles.weights.astype(np.float32),
-        circles.labels,
+        (smooth / np.sqrt(left)[:, None, None]).astype(np.float32),
+        (window / np.sqrt(np.square(window).sum())).astype(np.float32),
+        match,
         (radius > 0.02) & (radius * min(height, width) > 4),
     )
 
@@ -274,7 +254,7 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: Mask) -> Measured
     # A change of the mean is judged as such and not as a blob.
     single = about.astype(np.float32)
     fields = smoothed(single)
-    match, strength, simple = _spectra(single, detail, filters(*raw.shape))
+    match, strength, simple = _spectra(single, detail)
     simple |= {
         "ratio": float(mean_ratio(denoised - camera.offset, raw - camera.offset, good)),
         "std": std,
@@ -310,13 +290,7 @@ def _bands(frequency: Floats, power: Floats) -> Floats:
 
 
 def smoothed(residual: Frame) -> Frame:
-    """Smooth (H, W) at every scale: (S, H, W), in standard deviations of white noise.
-
-    Parameters
-    ----------
-    residual
-        In units of the expected noise; frames are taken to repeat beyond their edges.
-    """
+    """Smooth a residual (H, W) at every scale: (S, H, W), in standard deviations of white noise."""
     transform = np.fft.rfft2(residual)
     parts = [np.fft.irfft2(transform * one, s=residual.shape)
              for one in filters(*residual.shape).smooth]  # fmt: skip
@@ -335,16 +309,12 @@ def spots_of(fields: Frame) -> tuple[Spot, ...]:
 
 
 def share(fields: Frame) -> Frame:
-    """Limit what one frame's fields (S, H, W) count for in a sum over a run of frames.
-
-    A faint atom counts in full; what stands out in one frame is not found in its neighbours.
-    """
+    """Limit what one frame's fields (S, H, W) count for in a sum over a run of frames."""
+    # A faint atom counts in full; what stands out in one frame is not found in its neighbours.
     return np.clip(fields, -_MOST, _MOST)
 
 
-def _spectra(
-    scaled: Frame, detail: Frame, shape: Filters
-) -> tuple[Floats, Floats, dict[str, float]]:
+def _spectra(scaled: Frame, detail: Frame) -> tuple[Floats, Floats, dict[str, float]]:
     """Compare the spectra of the residual and of the denoised frame, through a window.
 
     Parameters
@@ -363,22 +333,23 @@ def _spectra(
         (``peak_y``, ``peak_x``) cycles/pixel; ``lattice_removed`` and ``lattice_added``, the
         largest projections of the residual on a sharp peak of the denoised frame.
     """
-    left, after = (np.fft.rfft2(one * shape.window) for one in (scaled, detail))
+    own, weights = filters(*scaled.shape), rings(*scaled.shape).weights
+    left, after = (np.fft.rfft2(one * own.window) for one in (scaled, detail))
     across = (left * after.conj()).real
     power, remaining = (one.real**2 + one.imag**2 for one in (left, after))
-    sums, norms, own, count = (
-        np.bincount(shape.match.ravel(), (shape.weight * one).ravel(), len(MATCHES) + 1)[1:]
+    sums, norms, scatter, count = (
+        np.bincount(own.match.ravel(), (weights * one).ravel(), len(MATCHES) + 1)[1:]
         for one in (across, remaining, power, np.ones_like(power))
     )
     strength = np.sqrt(np.maximum(norms, 1e-12))
-    scatter = np.sqrt(np.clip(own / np.maximum(count, 1), 1e-12, 1))
+    scatter = np.sqrt(np.clip(scatter / np.maximum(count, 1), 1e-12, 1))
     # Of a strong peak a denoiser may take a little: that is judged as a share of it, below.
     before = np.square(np.abs(left + after))
-    alone = power * (shape.far & (power > _SHARE**2 * before))
+    alone = power * (own.far & (power > _SHARE**2 * before))
     at = np.unravel_index(alone.argmax(), power.shape)
-    peaks = _sharp(remaining, shape)
+    peaks = _sharp(remaining, own.far, rings(*scaled.shape).labels)
     signs = np.sqrt(2 / remaining.ravel()[peaks]) * across.ravel()[peaks]
-    allowed = _SHARE * np.sqrt(2 * before.ravel()[peaks])
+    removed = signs - _SHARE * np.sqrt(2 * before.ravel()[peaks])
     return (
         sums / strength / scatter,
         strength,
@@ -387,26 +358,23 @@ def _spectra(
             "peak_added": float(abs(after[at]) > abs(after[at] + left[at])),
             "peak_y": float(np.fft.fftfreq(scaled.shape[0])[at[0]]),
             "peak_x": float(at[1] / scaled.shape[1]),
-            "lattice_removed": float((signs - allowed).max(initial=0.0)),
+            "lattice_removed": float(removed.max(initial=0.0)),
             "lattice_added": float((-signs).max(initial=0.0)),
         },
     )
 
 
-def _sharp(power: Floats, shape: Filters) -> list[int]:
+def _sharp(power: Floats, far: Mask, labels: NDArray[np.intp]) -> list[int]:
     """Return the flat indices of the sharpest peaks of a denoised frame's power spectrum."""
-    around = power
-    for axis in (0, 1):
-        beside = np.maximum(np.roll(around, 1, axis), np.roll(around, -1, axis))
-        around = np.maximum(around, beside)
     flat = power.ravel()
-    candidates = np.flatnonzero((power == around) & shape.far)
+    highest = ndimage.maximum_filter(power, 3, mode="wrap")
+    candidates = np.flatnonzero((power == highest) & far)
     sharp: list[int] = []
     usual: dict[int, float] = {0: np.inf}
     for one in candidates[np.argsort(flat[candidates])[::-1][: 4 * _PEAKS]]:
-        ring = int(shape.ring[one])
+        ring = int(labels[one])
         if ring not in usual:
-            usual[ring] = float(np.median(flat[shape.ring == ring]))
+            usual[ring] = float(np.median(flat[labels == ring]))
         if flat[one] > _SHARP * usual[ring]:
             sharp.append(int(one))
     return sharp[:_PEAKS]

@@ -5,13 +5,12 @@ atom's shape. It is found if, smoothed as the check smooths, it rises above the 
 """
 
 from dataclasses import dataclass
-from math import erf, pi, sqrt
-from statistics import NormalDist
+from math import pi, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, spatial
+from scipy import ndimage, spatial, special
 
 from emdn_deploy.check.camera import Camera
 
@@ -141,7 +140,7 @@ def of_check(raw: Frame, denoised: Frame, own: "Thresholds") -> Smallest:
 
     def norm(prefix: str) -> float:
         """Return the norm of the faintest spot, in units of the noise of a pixel."""
-        power = NormalDist().inv_cdf(POWER)
+        power = float(special.ndtri(POWER))
         return min(
             (own.limits[f"{prefix}blob_{scale:g}"].high + power) * float(one)
             * (width**2 + scale**2) / (2 * width * scale)
@@ -173,19 +172,16 @@ def of_boxes(
     width = atom.width if atom else _WIDTH
     # The share of a spot that is in the box with most of it, wherever its middle is.
     edges = (np.arange(8) + 0.5) / 16 * box
-    part = [
-        (erf((box - x) / (sqrt(2) * width)) + erf(x / (sqrt(2) * width))) / 2
-        for x in edges.tolist()
-    ]
+    part = special.ndtr((box - edges) / width) - special.ndtr(-edges / width)
     signal = np.outer(part, part).ravel() * 2 * sqrt(pi) * width / box
     low, high = 0.0, 1e6
     for _ in range(60):
-        middle = (low + high) / 2
+        norm = (low + high) / 2
         # The noise expected is that of the spot as well, which so hides a part of itself.
-        height = middle * noise / (sqrt(pi) * width)
-        seen = middle / sqrt(1 + abs(camera.gain) * height / 2 / noise**2) * signal
-        chances = [NormalDist(one, max(spread, 0.1)).cdf(limit) for one in seen.tolist()]
-        low, high = (low, middle) if 1 - np.mean(chances) > POWER else (middle, high)
+        height = norm * noise / (sqrt(pi) * width)
+        seen = norm / sqrt(1 + abs(camera.gain) * height / 2 / noise**2) * signal
+        missed = float(special.ndtr((limit - seen) / max(spread, 0.1)).mean())
+        low, high = (low, norm) if missed < 1 - POWER else (norm, high)
     return _said(high * noise, None, 0, atom, float(denoised.mean()) - camera.offset)
 
 

@@ -5,13 +5,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import job, pipeline, preprocess
+from emdn_deploy import pipeline, preprocess
 from emdn_deploy.check import record, smallest_defect
 from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours, Sample
 from emdn_deploy.check.quick import allowed
@@ -22,11 +22,10 @@ from emdn_deploy.check.verdict import PASSED, Rows, judge, judge_neighbours, not
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.preprocess import Prepared
-from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import WHITE, Axis, SeveralStacks
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.metrics import Linearity
-from emdn_models.metrics.frc import rings
 
 LEAST = 16  # pixels a side
 SHOWN = 3  # frames of a report
@@ -35,66 +34,13 @@ LINES = 512  # of its slice through time
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Mean power of the residual on rings, in units of the expected noise.
-
-    Attributes
-    ----------
-    frequency
-        (R,) cycles/pixel.
-    power
-        (R,) mean over the frames.
-    expected
-        (R,) mean over the model's replicates.
-    low, high
-        (R,) range of single replicates, the model's and perfect ones.
-    """
-
-    frequency: Floats
-    power: Floats
-    expected: Floats
-    low: Floats
-    high: Floats
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One frame of a report.
-
-    Attributes
-    ----------
-    before, after
-        (H, W), same units.
-    residual
-        (H, W), before - after in units of the noise expected.
-    """
+class Shown(NamedTuple):
+    """One frame of a report: (H, W) each."""
 
     number: int
     before: Frame
     after: Frame
-    residual: Frame
-
-
-@dataclass(frozen=True)
-class Exhibits:
-    """What a report shows besides numbers.
-
-    Attributes
-    ----------
-    frames
-        Those that fail first, most striking first, then others spread over the stack.
-    before, after
-        (K, W), the middle row of every ``step``-th frame.
-    axis
-        Calibration along x.
-    """
-
-    frames: tuple[Shown, ...]
-    before: Frame
-    after: Frame
-    step: int
-    axis: Axis
+    residual: Frame  # before - after, in units of the noise expected
 
 
 @dataclass(frozen=True)
@@ -130,8 +76,14 @@ class CheckResult:
         What speaks against the stack and does not fail it.
     notes
         What was assumed, and what cannot be said.
-    exhibits
-        Frames and slices for pictures.
+    power
+        (R,) mean power of the residual on rings, in units of the expected noise.
+    shown
+        Frames for pictures: those that fail first, then others spread over the stack.
+    lines, step
+        (K, W) each, the middle row of every ``step``-th frame, before and after.
+    axis
+        Calibration along x.
     """
 
     source: Path
@@ -146,14 +98,17 @@ class CheckResult:
     linearity: Linearity | None
     heldout: HeldOutError | None
     correlations: Correlations | None
-    spectrum: Spectrum
+    power: Floats
     comparison: Comparison
     smallest: Smallest
     by_chance: int
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    exhibits: Exhibits
+    shown: tuple[Shown, ...]
+    lines: tuple[Frame, Frame]
+    step: int
+    axis: Axis
 
     @property
     def failing(self) -> list[int]:
@@ -204,7 +159,8 @@ def check(
     facts = record.of(path) if path else {}
     options = record.completed(options, facts)
     with ExitStack() as opened:
-        frames = opened.enter_context(job.open_selected(Path(source), options))
+        choice = Choice(options.dataset, options.axes)
+        frames = opened.enter_context(open_selected(Path(source), choice, options.frames))
         clean = opened.enter_context(_open_denoised(path, frames)) if path else None
         _refuse(frames, clean)
         if (white := frames.metadata.get(WHITE)) is not None:
@@ -322,7 +278,13 @@ def _check(
         if clean is None:
             return make(block)
         start, stop = position[0] - len(block), position[0]
-        return _finite(clean.path, denoised(start, stop), start)
+        found = denoised(start, stop)
+        if not np.isfinite(found).all():
+            raise FormatError(
+                f"{clean.path}: frames {start} to {stop - 1} hold pixels that are not finite, "
+                "expected numbers; denoise again, or leave these frames out"
+            )
+        return found
 
     def read(number: int) -> tuple[Frame, Frame]:
         """Read one frame before and after."""
@@ -355,28 +317,22 @@ def _check(
         linearity=line if tells(expected) else None,
         heldout=error,
         correlations=curves,
-        spectrum=_spectrum(own, rows.mean_power),
+        power=rows.mean_power,
         comparison=compared,
         smallest=smallest_defect.of_check(*read(count // 2), own),
         by_chance=allowed(count, own.rate),
         findings=(
-            *judge(table, rows.means, own),
+            *judge(table, own),
             *judge_neighbours(error, curves, line, expected),
             *(worse if compared.verdict == "far worse" else ()),
         ),
         warnings=worse if compared.verdict == "worse" else (),
         notes=notes(own, error, make.facts, session.info),
-        exhibits=Exhibits(tuple(shown), slices[0], slices[1], step, frames.axis("x")),
+        shown=tuple(shown),
+        lines=(slices[0], slices[1]),
+        step=step,
+        axis=frames.axis("x"),
     )
-
-
-def _finite(path: Path, block: Frame, start: int) -> Frame:
-    if not np.isfinite(block).all():
-        raise FormatError(
-            f"{path}: frames {start} to {start + len(block) - 1} hold pixels that are not finite, "
-            "expected numbers; denoise again, or leave these frames out"
-        )
-    return block
 
 
 def chosen(table: pl.DataFrame) -> list[int]:
@@ -386,13 +342,3 @@ def chosen(table: pl.DataFrame) -> list[int]:
     numbers = table["frame"].to_list()
     spread = [numbers[len(numbers) // 2], numbers[0], numbers[-1]]
     return list(dict.fromkeys(int(one) for one in (*by_size[:SHOWN], *spread)))[:SHOWN]
-
-
-def _spectrum(own: Thresholds, power: Floats) -> Spectrum:
-    model, perfect = (
-        np.stack([one.spectrum for one in population.panels])
-        for population in (own.bootstrap.model, own.bootstrap.perfect)
-    )
-    every, (rows, columns) = np.concatenate([model, perfect]), own.panels[0]
-    frequency = rings(rows.stop, columns.stop).frequency
-    return Spectrum(frequency, power, model.mean(axis=0), every.min(axis=0), every.max(axis=0))

@@ -4,7 +4,7 @@ They do not depend on the result that is judged. A statistic's range is that of 
 replicates and of perfect ones together, so that neither those nor what lies between them fails.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import log, pi, sqrt
@@ -33,14 +33,9 @@ from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames
 
 LEVEL = 0.05  # false alarms among sound frames, all tests together, that are aimed at
-REASONS = 4  # that a stack can fail for (`emdn_deploy.check.verdict.judge`)
+REASONS = 3  # that residuals can fail a stack for (`emdn_deploy.check.verdict.judge`)
 SAFETY = 1.15  # how much farther the limits from the model's replicates lie
 DRAWS, BASES, RUN = 32, 4, 8
-
-# Means over all frames are judged for what a denoiser that takes some of the structure does not
-# raise, so that they say nothing of what it may take.
-MEANS = {"ratio": "both", "std": "low", "lag": "low"}
-LEAST = 8  # panels: the mean of so many is normal enough
 
 _ARRAYS = ("bands", "match", "strength")
 
@@ -151,56 +146,18 @@ class Reference:
         extent *= self.safety * spread
         extent += statistic.tolerance + self.slack(3 * uncertainty).get(name, 0.0)
         low = typical - extent if statistic.below else -np.inf
-        if name in ("std", "lag"):
-            low -= max(0.0, 2 * self._moved(name))
-        return Limits(low, typical + extent, typical)
-
-    def mean_range(self, name: str, bases: int, panels: int, uncertainty: float) -> Limits:
-        """Find the range of the mean of a statistic of `MEANS` over so many panels.
-
-        What replicates differ in from the scene does not average out: how far twicing has moved
-        a statistic, it may be off on the other side.
-        """
-        side, values = MEANS[name], self.values(name).reshape(bases, -1)
-        typical = float(values.mean())
-        spread, freedom = _spread(values, panels)
-        chance = SHARE / len(MEANS) / (2 if side == "both" else 1)
-        extent = self.safety * spread * student(special.ndtri(1 - chance), freedom)
-        extent += 2 * abs(self._moved(name)) + STATISTICS[name].tolerance
-        extent += self.slack(3 * uncertainty).get(name, 0.0)
-        return Limits(typical - extent, np.inf if side == "low" else typical + extent, typical)
+        pilots = self.population.pilots
+        if pilots and name in ("std", "lag"):
+            low -= max(0.0, 2 * (typical - float(np.mean([one.simple[name] for one in pilots]))))
+        least = float(special.ndtri(1 - share / statistic.few)) if statistic.few else -np.inf
+        return Limits(low, max(typical + extent, least), typical)
 
     def values(self, name: str) -> Floats:
         """Return a statistic of every replicate."""
         return np.array([row[name] for row in self.replicates])
 
-    def _moved(self, name: str) -> float:
-        """Return how far twicing has raised a statistic."""
-        pilots = self.population.pilots
-        if not pilots:
-            return 0.0
-        before = float(np.mean([one.simple[name] for one in pilots]))
-        return float(self.values(name).mean()) - before
-
 
 _RUNS = [f"run_blob_{scale:g}" for scale in SCALES]
-
-
-def _spread(values: Floats, panels: int) -> tuple[float, int]:
-    """Return the standard error of the mean of panels less that of ``values``, and its freedom.
-
-    ``values`` are (bases, replicates): bases differ by more than noise, as frames do.
-    """
-    bases, replicates = values.shape
-    within = float(values.var(axis=1, ddof=1).mean())
-    ours = within * (1 / panels + 1 / values.size)
-    between = 0.0
-    if bases > 1:
-        between = max(0.0, float(values.mean(axis=1).var(ddof=1)) - within / replicates) / bases
-    # Welch, Biometrika 34 (1947) 28.
-    parts = ours**2 / (bases * (replicates - 1)) + between**2 / max(1, bases - 1)
-    freedom = int((ours + between) ** 2 / parts) if parts else bases
-    return sqrt(ours + between), max(3, freedom)
 
 
 def named(one: Measured, references: Sequence[Reference], own: bool = False) -> Values:
@@ -291,30 +248,13 @@ class Thresholds:
 
     def _limits(self, level: float) -> dict[str, Limits]:
         names = [one for one in STATISTICS if self.bootstrap.length or one not in _RUNS]
-        return {
-            name: self._envelope(
-                one.range_of(name, level / len(names), self.camera.uncertainty)
-                for one in self.references
-            )
-            for name in names
-        }
-
-    def means(self, count: int) -> Mapping[str, Limits]:
-        """Return the range of means over so many frames; empty for few."""
-        panels = count * len(self.panels)
-        return {
-            name: self._envelope(
-                one.mean_range(name, self.bootstrap.bases, panels, self.camera.uncertainty)
-                for one in self.references
-            )
-            for name in MEANS
-            if panels >= LEAST
-        }
-
-    @staticmethod
-    def _envelope(ranges: Iterable[Limits]) -> Limits:
-        lows, highs, typical = zip(*ranges, strict=True)
-        return Limits(min(lows), max(highs), typical[0])
+        found = {}
+        for name in names:
+            share = level / len(names)
+            ranges = [one.range_of(name, share, self.camera.uncertainty) for one in self.references]
+            lows, highs, typical = zip(*ranges, strict=True)
+            found[name] = Limits(min(lows), max(highs), typical[0])
+        return found
 
     @cached_property
     def rate(self) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -48,11 +48,10 @@ _TELLING = 0.2  # by which the slope of replicates may be off 1
 _ERROR = 1.5  # squared error, over that of replicates, that is not worth one
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A statistic beyond its limits; ``test`` is its name without the scale, of blobs."""
+class Finding(NamedTuple):
+    """A statistic beyond its limits."""
 
-    test: str
+    test: str  # its name, without the scale of blobs
     verdict: str
     excess: float
     words: str
@@ -72,7 +71,7 @@ def findings(
         Statistics by name.
     signs
         ``columns_added``, ``rows_added``, ``peak_added``, ``peak_y``, ``peak_x`` and
-        ``match_noise``.
+        ``match_removed_noise``.
     spots
         The places of ``blob_2`` and so on.
     """
@@ -92,10 +91,21 @@ def findings(
     def verdict_of(name: str, above: bool) -> str:
         if not above:
             return STATISTICS[name].below
-        if name == "match_removed" and signs["match_noise"]:
+        if signs.get(f"{name}_noise"):
             return "noise left in"
         added = places[0].z < 0 if name in spots else signs.get(f"{name}_added")
         return "structure added" if added else STATISTICS[name].above
+
+    def words_of(name: str, value: float, bound: float) -> str:
+        own, side = STATISTICS[name], "at most" if value > bound else "at least"
+        text = f"{own.words}: {own.written(value)}, expected {side} {own.written(bound)}"
+        if name in spots:
+            spot = spots[name]
+            than = "brighter" if spot.z < 0 else "darker"
+            return f"{text}, denoised {than} than raw at row {spot.y}, column {spot.x}"
+        if name == "peak":
+            return f"{text}, at ({signs['peak_y']:.3f}, {signs['peak_x']:.3f}) cycles/pixel"
+        return text
 
     # More residual than there should be is of the kind that something else says it is.
     vague = {name for _, name, value, bound in beyond if value > bound and STATISTICS[name].excess}
@@ -106,30 +116,10 @@ def findings(
         Finding(
             name.split("blob_")[0] + "blob" if name in spots else name,
             cause if cause and name in vague else verdicts[name],
-            excess, _evidence(name, value, bound, signs, spots),
+            excess, words_of(name, value, bound),
         )
         for excess, name, value, bound in beyond
     ]  # fmt: skip
-
-
-def _evidence(
-    name: str,
-    value: float,
-    bound: float,
-    signs: Mapping[str, float],
-    spots: Mapping[str, Spot],
-) -> str:
-    statistic = STATISTICS[name]
-    side = "at most" if value > bound else "at least"
-    text = f"{statistic.words}: {statistic.written(value)}, expected {side} "
-    text += statistic.written(bound)
-    if name in spots:
-        spot = spots[name]
-        than = "brighter" if spot.z < 0 else "darker"
-        return f"{text}, denoised {than} than raw at row {spot.y}, column {spot.x}"
-    if name == "peak":
-        return f"{text}, at ({signs['peak_y']:.3f}, {signs['peak_x']:.3f}) cycles/pixel"
-    return text
 
 
 def summed_up(
@@ -159,8 +149,7 @@ def summed_up(
     return "; ".join(verdicts) or PASSED, "; ".join(evidence)
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     """One frame, until the run that it belongs to is complete."""
 
     number: int
@@ -178,7 +167,6 @@ class Rows:
     _done: list[dict[str, Any]] = field(default_factory=list)
     _waiting: list[_Frame] = field(default_factory=list)
     _sums: list[Frame] = field(default_factory=list)
-    _means: dict[str, float] = field(default_factory=dict)
     _power: list[Floats] = field(default_factory=list)
     _frames: int = 0
 
@@ -199,14 +187,8 @@ class Rows:
             away = np.abs(of_panels - limit.typical) if np.isfinite(limit.low) else of_panels
             at = int(away.argmax())
             values[name] = each[at][name]
-            self._means[name] = self._means.get(name, 0.0) + float(of_panels.mean())
-            signs |= {
-                sign: found[at].simple[sign]
-                for sign in (f"{name}_added", f"{name}_y", f"{name}_x")
-                if sign in found[at].simple
-            }
-            if name == "match_removed":
-                signs["match_noise"] = each[at]["match_noise"]
+            also = found[at].simple | {"match_removed_noise": each[at]["match_noise"]}
+            signs |= {sign: also[sign] for sign in also if sign.startswith(f"{name}_")}
         spots = self._places([one.spots for one in found], "blob")
         self._waiting.append(_Frame(number, values, signs, spots))
         length = self.thresholds.bootstrap.length
@@ -244,11 +226,6 @@ class Rows:
         """Return the residual's mean power on rings."""
         return np.asarray(self._power[0] / self._frames)
 
-    @property
-    def means(self) -> dict[str, float]:
-        """Return the mean of every statistic of a panel over all panels of all frames."""
-        return {name: total / self._frames for name, total in self._means.items()}
-
     def _places(self, panels: list[tuple[Spot, ...]], prefix: str) -> dict[str, Spot]:
         places = {}
         for scales in zip(*panels, strict=True):
@@ -285,20 +262,12 @@ class Rows:
             self._pack()
 
 
-def judge(table: pl.DataFrame, means: Mapping[str, float], own: Thresholds) -> tuple[str, ...]:
+def judge(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
     """Say why the residuals of a stack fail it; nothing if they do not.
 
     Of sound frames `thresholds.LEVEL` may stand out each for itself, so that of a long stack some
-    do. A stack fails for more of them than that, for more runs, for a frame or run so far out that
-    hardly any sound stack has one, and for means over all frames. Each of these four has
-    `thresholds.SHARE` of false alarms.
-
-    Parameters
-    ----------
-    table
-        Of `Rows.finish`.
-    means
-        Of statistics over all frames.
+    do. A stack fails for more of them than that, for more runs, and for a frame or run so far out
+    that hardly any sound stack has one. Each of these three has `quick.SHARE` of false alarms.
     """
     found = []
     if own.outside:
@@ -319,30 +288,20 @@ def judge(table: pl.DataFrame, means: Mapping[str, float], own: Thresholds) -> t
             )
     farthest = own.farthest(table.height)
     for name in names:
-        far = np.flatnonzero(beyond(table, farthest, [name]))
-        if far.size:
-            found.append(_far(name, table, far, farthest[name]))
-    for name, limit in own.means(table.height).items():
-        if name in names and not limit.holds(means[name]):
-            side, bound = ("most", limit.high) if means[name] > limit.high else ("least", limit.low)
-            found.append(
-                f"{STATISTICS[name].words}: {means[name]:.4g} on average over all frames, in sound "
-                f"stacks at {side} {bound:.4g}"
-            )
+        limit, statistic = farthest[name], STATISTICS[name]
+        far = table.filter(beyond(table, farthest, [name]))
+        if not far.height:
+            continue
+        worst = int((far[name] - limit.typical).abs().arg_max() or 0)
+        value, number = far[name][worst], far["frame"][worst]
+        bound = limit.high if value > limit.high else limit.low
+        where = f"the run of frame {number}" if name in together else f"frame {number}"
+        more = f" (and {far.height - 1} more)" if far.height > 1 else ""
+        found.append(
+            f"{statistic.words}: {statistic.written(value)} in {where}{more}; in 99 % of sound "
+            f"stacks no frame is beyond {statistic.written(bound)}"
+        )
     return tuple(found)
-
-
-def _far(name: str, table: pl.DataFrame, far: np.ndarray[Any, Any], limit: Limits) -> str:
-    statistic, values = STATISTICS[name], table[name].to_numpy()[far]
-    worst = int(np.abs(values - limit.typical).argmax())
-    bound = limit.high if values[worst] > limit.high else limit.low
-    number = table["frame"][int(far[worst])]
-    where = f"the run of frame {number}" if name.startswith("run_") else f"frame {number}"
-    more = f" (and {far.size - 1} more)" if far.size > 1 else ""
-    return (
-        f"{statistic.words}: {statistic.written(values[worst])} in {where}{more}; in 99 % of sound "
-        f"stacks no frame is beyond {statistic.written(bound)}"
-    )
 
 
 def beyond(table: pl.DataFrame, limits: Mapping[str, Limits], names: Iterable[str]) -> Mask:

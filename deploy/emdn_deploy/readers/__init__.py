@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 
 from emdn_deploy.readers import folder
-from emdn_deploy.readers.frames import Axis, Choice, Frames
+from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames, select
 from emdn_models.errors import EmdnError, FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
@@ -22,7 +22,7 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 
 __all__ = ["READERS", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "open_frames"]
-__all__ += ["open_list", "suffixes"]
+__all__ += ["open_list", "open_selected", "suffixes"]
 
 # Pictures and texts, which RosettaSciIO would take for data.
 _NOT_FRAMES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".txt", ".csv", ".xml", ".json", ".onnx"}
@@ -47,6 +47,19 @@ def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:
     if source.is_dir() or is_pattern(source):
         return open_list(source, folder.find(source, suffixes()), choice)
     return _open_file(source, choice)
+
+
+def open_selected(source: Path, choice: Choice, selection: str | None) -> Frames:
+    """Open frames and take some of them: slices ``start:stop:step`` or numbers; None for all."""
+    frames = open_frames(source, choice)
+    try:
+        chosen = frames if selection is None else select(frames, selection)
+        if CUT_SHORT in frames.metadata:
+            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
+        return chosen
+    except BaseException:
+        frames.release()
+        raise
 
 
 def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:

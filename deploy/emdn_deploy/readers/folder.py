@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.calibration import INSTRUMENT
+from emdn_deploy.readers.calibration import INSTRUMENT
 from emdn_deploy.readers.frames import WHITE, Axis, Choice, Frames
 from emdn_models.errors import FormatError
 

@@ -1,8 +1,8 @@
-"""What every reader returns: an open stack of frames, with its axes and their names."""
+"""What every reader returns: an open stack of frames, its axes, and some of it as a stack."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.stacks import channels_last, frames_last
+from emdn_deploy.stacks import channels_last, frames_last, odd_axis
 from emdn_models.errors import EmdnError, FormatError
 
 CUT_SHORT = "cut short"
@@ -228,6 +228,94 @@ def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
             f"frames of {first} x {second}, say --axes yxt",
         )
     return ()
+
+
+def parse_selection(text: str) -> list[slice]:
+    """Read a list, by commas, of ``start:stop:step`` or single numbers, counted as Python does.
+
+    Raises FormatError if a part is neither, or its step is not positive.
+    """
+    found = []
+    for part in text.split(","):
+        try:
+            numbers = [int(word) if word.strip() else None for word in part.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1 and (first := numbers[0]) is not None:
+            found.append(slice(first, first + 1 if first != -1 else None))
+        elif len(numbers) == 2 or (len(numbers) == 3 and (numbers[2] is None or numbers[2] > 0)):
+            found.append(slice(*numbers))
+        else:
+            raise FormatError(
+                f"--frames {text!r} is no selection; give start:stop:step with a positive step, "
+                "such as 0:500:2, one number, or a list such as 0:57,58:60"
+            )
+    return found
+
+
+def select(frames: Frames, text: str) -> Frames:
+    """Return a stack of the selected frames, reading from the same file.
+
+    Raises FormatError if the selection is empty, is not one, or takes a frame twice.
+    """
+    ranges = [range(frames.shape[0])[part] for part in parse_selection(text)]
+    for name, one in zip(text.split(","), ranges, strict=True):
+        if not one:
+            raise FormatError(
+                f"{frames.path}: --frames {name} takes none of {frames.shape[0]} frames"
+            )
+    chosen = np.concatenate([np.asarray(one) for one in ranges])
+    if len(np.unique(chosen)) < len(chosen):
+        raise FormatError(
+            f"{frames.path}: --frames {text} takes some frames twice, which would count as frames "
+            "without noise between them; name each once"
+        )
+    steps = np.unique(np.diff(chosen))
+    step = 1 if len(ranges) == len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
+
+    def read_block(start: int, stop: int) -> NDArray[Any]:
+        part = chosen[start:stop]
+        runs = np.split(part, np.flatnonzero(np.diff(part) != 1) + 1)
+        return np.concatenate([frames.read_block(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+    shape = (len(chosen), *frames.shape[1:])
+    lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
+    first = Axis("frame")
+    if len(lead) == 1:
+        axis = frames.axes[lead[0]]
+        if axis.step is not None and step is not None:
+            first = replace(
+                axis, step=axis.step * step, origin=axis.origin + axis.step * int(chosen[0])
+            )
+    return replace(
+        frames,
+        shape=shape,
+        order="tyx",
+        stored_shape=shape,
+        axes=(first, frames.axis("y"), frames.axis("x")),
+        read_block=read_block,
+        why=f"{frames.why}, frames {text}",
+        numbers=chosen.tolist(),
+    )
+
+
+def check_one_scale(frames: Frames) -> None:
+    """Refuse a stack whose frames are of detectors or channels on scales of their own.
+
+    Raises FormatError, naming the axis and the remedy.
+    """
+    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
+    lengths = [frames.stored_shape[i] for i in lead]
+    odd = odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
+    if odd is None:
+        return
+    axis, order = lead[odd[0]], frames.order
+    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
+    raise FormatError(
+        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
+        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
+    )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 from ncempy.io import dm, ser
 from numpy.typing import NDArray
 
-from emdn_deploy.calibration import beam, imaging_mode
 from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
+from emdn_deploy.readers.calibration import beam, imaging_mode
 from emdn_deploy.readers.frames import (
     CUT_SHORT,
     Axis,

@@ -7,8 +7,8 @@ from typing import Any
 import mrcfile
 import numpy as np
 
-from emdn_deploy.calibration import step_in
 from emdn_deploy.readers import READERS, Frames
+from emdn_deploy.readers.calibration import step_in
 from emdn_deploy.writers import Layout, Provenance, Storage
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.calibration import step_in
+from emdn_deploy.readers.calibration import step_in
 from emdn_deploy.readers.frames import Axis, Frames
 from emdn_deploy.writers import Layout, Provenance, Storage
 

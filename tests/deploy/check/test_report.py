@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from emdn_deploy.check import check, figures, report, stack
 from emdn_deploy.evaluate import write_table
 from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import OutputError
+from emdn_models.metrics.frc import rings
 
 FAST = ("--device", "cpu", "--threads", "1")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -58,8 +60,12 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_stands_alone_and_names_the_frame(faulty):
-    text = report.html(faulty)
+@pytest.fixture(scope="module")
+def text(faulty) -> str:
+    return report.html(faulty)
+
+
+def test_the_page_stands_alone_and_names_the_frame(faulty, text):
     page = Page(text)
     assert page.open == []
     assert "<script" not in text
@@ -76,9 +82,9 @@ def test_the_page_stands_alone_and_names_the_frame(faulty):
     assert "structure added: at one place or line the denoised frame is brighter" in page.text
 
 
-def test_its_pictures_are_pictures(faulty):
-    page = Page(report.html(faulty))
-    assert len(page.sources) == len(faulty.exhibits.frames) + 3
+def test_its_pictures_are_pictures(faulty, text):
+    page = Page(text)
+    assert len(page.sources) == len(faulty.shown) + 3
     for source in page.sources:
         picture = Image.open(BytesIO(base64.b64decode(source.split(",")[1])))
         assert min(picture.size) > 200
@@ -86,7 +92,7 @@ def test_its_pictures_are_pictures(faulty):
 
 
 def test_what_stands_out_is_shown_first(faulty):
-    shown = faulty.exhibits.frames[0]
+    shown = faulty.shown[0]
     assert shown.number == 5
     # The planted spot: the denoised frame is brighter there, so the residual is negative.
     assert shown.residual[20:27, 30:37].mean() < -2
@@ -95,8 +101,8 @@ def test_what_stands_out_is_shown_first(faulty):
 
 def test_the_slice_holds_the_middle_rows(stacks, faulty):
     raw, _ = stacks(8)
-    np.testing.assert_array_equal(faulty.exhibits.before, raw[:, raw.shape[1] // 2])
-    assert faulty.exhibits.step == 1
+    np.testing.assert_array_equal(faulty.lines[0], raw[:, raw.shape[1] // 2])
+    assert faulty.step == 1
 
 
 def test_frames_are_chosen_by_how_far_they_stand_out():
@@ -109,14 +115,14 @@ def test_frames_are_chosen_by_how_far_they_stand_out():
     assert stack.chosen(table.filter(pl.col("verdict") == "within noise")) == [2, 0, 5]
 
 
-def test_every_number_has_a_threshold_and_a_meaning(faulty):
+def test_every_number_has_a_threshold_and_a_meaning(faulty, text):
     rows = {row[0]: row for row in report.numbers(faulty)}
     assert all(all(row) for row in rows.values())
     assert rows["frames flagged"][2] == "up to 2"
     assert rows["largest column mean of the residual"][2].startswith("at most ")
     assert rows["standard deviation of the residual"][2].count(" to ") == 1
     assert len(rows) == len(faulty.thresholds.limits) + 6
-    page = Page(report.html(faulty))
+    page = Page(text)
     assert all(one in page.text for row in rows.values() for one in row)
 
 
@@ -131,10 +137,10 @@ def test_every_number_has_a_threshold_and_a_meaning(faulty):
 )
 def test_frequencies_are_in_the_unit_of_the_pixels(faulty, axis, factor, label):
     panel = Figure().subplots()
-    figures._spectrum(panel, faulty.spectrum, axis)
+    figures.spectrum(panel, replace(faulty, axis=axis))
     assert panel.get_xlabel() == f"spatial frequency ({label})"
     drawn = panel.get_lines()[0].get_xdata()
-    np.testing.assert_allclose(drawn, factor * faulty.spectrum.frequency)
+    np.testing.assert_allclose(drawn, factor * rings(64, 80).frequency)
 
 
 def test_kinds_of_report(faulty, tmp_path):
@@ -147,22 +153,23 @@ def test_kinds_of_report(faulty, tmp_path):
         report.write(tmp_path / "missing" / "check.html", faulty)
 
 
-def test_a_report_is_not_written_through_a_link(faulty, tmp_path):
-    precious, table = tmp_path / "movie.npy", faulty.table
-    for name, write in (
-        ("check.html", lambda path: report.write(path, faulty)),
-        ("check.csv", lambda path: write_table(table, path)),
-    ):
+def test_files_are_not_written_through_a_link(faulty, tmp_path):
+    precious = tmp_path / "movie.npy"
+    for name, write in (("check.png", report.write), ("check.csv", _table)):
         precious.write_text("frames")
         (tmp_path / name).symlink_to(precious)
-        write(tmp_path / name)
+        write(tmp_path / name, faulty)
         assert precious.read_text() == "frames"
         assert (tmp_path / name).stat().st_size > 10
 
 
+def _table(path, result):
+    write_table(result.table, path)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_draws_it(faulty, tmp_path):
-    report.write(tmp_path / "check.html", faulty)
+def test_a_browser_draws_it(text, tmp_path):
+    (tmp_path / "check.html").write_text(text)
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,6000"]
     arguments = [f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "check.html").as_uri()]
     subprocess.run([BROWSER, *flags, *arguments], check=True, capture_output=True, timeout=300)
@@ -238,7 +245,7 @@ def test_errors_and_usage_have_their_own_status(files: Path, box_model: Path, ca
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [("--csv", "a.csv"), ("--table", "a.parquet"), ("--report", "a.html")]
+    ("option", "name"), [("--csv", "a.csv"), ("--table", "a.parquet"), ("--report", "a.png")]
 )
 def test_no_file_is_replaced_unasked(
     files: Path, box_model: Path, tmp_path: Path, capsys, option: str, name: str

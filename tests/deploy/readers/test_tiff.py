@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import selection
 from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.readers.frames import select
 from emdn_models.errors import EmdnError, FormatError, MissingExtraError
 
 STACK = np.random.default_rng(0).poisson(30, (20, 24, 32)).astype(np.uint16)
@@ -268,7 +268,7 @@ def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(tmp_path, optio
                 continue
             count = int(said.partition("--frames 0:")[2])
             with open_frames(path) as frames:
-                kept = selection.select(frames, f"0:{count}").read(0, count)
+                kept = select(frames, f"0:{count}").read(0, count)
             np.testing.assert_array_equal(kept, STACK[:count])
             # The frames before the cut are not lost as well, but for what the page list takes.
             if place < 0.95 * len(content):

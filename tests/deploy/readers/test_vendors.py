@@ -12,10 +12,9 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy import selection
-from emdn_deploy.calibration import imaging_mode
 from emdn_deploy.readers import Axis, Choice, mrc, open_frames, vendors
-from emdn_deploy.readers.frames import Offer, SeveralStacks
+from emdn_deploy.readers.calibration import imaging_mode
+from emdn_deploy.readers.frames import Offer, SeveralStacks, select
 from emdn_models.errors import FormatError
 
 STACK = np.random.default_rng(0).poisson(30, (5, 24, 32)).astype(np.int16)
@@ -69,7 +68,7 @@ def test_frames_of_mrc_that_are_missing(tmp_path, run):
         path.write_bytes(write(path).read_bytes()[:-cut])
         there = (path.stat().st_size - 1024) // (24 * 32 * 2)
         with open_frames(path) as frames:
-            kept = selection.select(frames, f"0:{there}").read(0, there)
+            kept = select(frames, f"0:{there}").read(0, there)
             np.testing.assert_array_equal(kept, STACK[:there])
             with pytest.raises(FormatError, match=f"{there} of 5 frames .* --frames 0:{there}"):
                 frames.read(0, 5)
@@ -233,11 +232,10 @@ def test_the_microscope_is_kept(tmp_path, dm_file, run, mode, known):
     """As HyperSpy names it: keV, mm and seconds."""
     path = dm_file(
         tmp_path / "a.dm3", STACK,
-        numbers={"Microscope Info.Voltage": 200e3, "Microscope Info.STEM Camera Length": 135.0,
-                 "Microscope Info.Indicated Magnification": 320.0,
-                 "DataBar.Exposure Time (s)": 0.25},
-        texts={"Microscope Info.Operation Mode": mode,
-               "Microscope Info.Illumination Mode": "STEM" if mode == "SCANNING" else "TEM"},
+        tags={"Microscope Info.Voltage": 200e3, "Microscope Info.STEM Camera Length": 135.0,
+              "Microscope Info.Indicated Magnification": 320.0, "DataBar.Exposure Time (s)": 0.25,
+              "Microscope Info.Operation Mode": mode,
+              "Microscope Info.Illumination Mode": "STEM" if mode == "SCANNING" else "TEM"},
     )  # fmt: skip
     report = run(path)
     with h5py.File(report.output) as file:

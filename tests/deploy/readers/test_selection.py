@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emdn_deploy import selection
 from emdn_deploy.readers import Axis, Choice, open_frames
+from emdn_deploy.readers.frames import check_one_scale, parse_selection, select
 from emdn_models.errors import FormatError
 
 STACK = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
@@ -22,7 +22,7 @@ STACK = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
 def test_frames_are_counted_as_python_does(tmp_path, text, expected):
     np.save(tmp_path / "a.npy", STACK)
     with open_frames(tmp_path / "a.npy") as frames:
-        taken = selection.select(frames, text)
+        taken = select(frames, text)
         assert taken.shape == expected.shape
         np.testing.assert_array_equal(taken.read(0, len(expected)), expected)
         np.testing.assert_array_equal(taken.read(len(expected) - 1, len(expected)), expected[-1:])
@@ -31,15 +31,15 @@ def test_frames_are_counted_as_python_does(tmp_path, text, expected):
 def test_nonsense_is_named(tmp_path):
     for text in ["", "a", "1:b", "0:2,", "1,,2", "0:5:0", "5:0:-1", "1:2:3:4", "1.5"]:
         with pytest.raises(FormatError, match="is no selection; give start:stop:step"):
-            selection.parse(text)
+            parse_selection(text)
     np.save(tmp_path / "a.npy", STACK)
     with open_frames(tmp_path / "a.npy") as frames:
         for text, name in [("10:20", "10:20"), ("0:3,12,5", "12")]:
             with pytest.raises(FormatError, match=f"--frames {name} takes none of 10 frames"):
-                selection.select(frames, text)
+                select(frames, text)
         for text in ["0,0", "0:3,2:5", "9,-1"]:
             with pytest.raises(FormatError, match=f"--frames {text} takes some frames twice"):
-                selection.select(frames, text)
+                select(frames, text)
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def test_the_time_between_frames_survives(tmp_path, text, step, origin):
     np.save(tmp_path / "a.npy", STACK)
     with open_frames(tmp_path / "a.npy") as frames:
         timed = replace(frames, axes=(Axis("time", "s", 0.5), *frames.axes[1:]))
-        axis = selection.select(timed, text).axes[0]
+        axis = select(timed, text).axes[0]
         assert (axis.step, axis.origin) == (step, origin)
 
 
 def test_any_axis_order_becomes_a_stack(tmp_path):
     np.save(tmp_path / "a.npy", np.moveaxis(STACK, 0, 2))
     with open_frames(tmp_path / "a.npy", Choice(axes="yxt")) as frames:
-        taken = selection.select(frames, "1:4")
+        taken = select(frames, "1:4")
         assert taken.stored_shape == (3, 8, 9)
         np.testing.assert_array_equal(taken.read(0, 3), STACK[1:4])
 
@@ -69,10 +69,10 @@ def test_detectors_on_scales_of_their_own_are_refused(tmp_path, order):
     with open_frames(tmp_path / "a.npy") as frames:
         advice = "0tyx or 1tyx" if order[0] == "c" else "u0yx or u1yx"
         with pytest.raises(FormatError, match=f"along axis {order.index('c')} .*--axes {advice}"):
-            selection.check_one_scale(frames)
+            check_one_scale(frames)
     one = Choice(axes=order.replace("c", "1"))
     with open_frames(tmp_path / "a.npy", one) as frames:
-        selection.check_one_scale(frames)
+        check_one_scale(frames)
         np.testing.assert_array_equal(frames.read(0, 5), both[1])
 
 
@@ -82,4 +82,4 @@ def test_a_scan_on_one_scale_is_not_refused(tmp_path, gain):
     dose = np.array([1.0, 8.0, 20.0])[:, None, None, None]  # a series, one of which is weak
     np.save(tmp_path / "a.npy", gain * rng.poisson(dose, (3, 4, 32, 32)))
     with open_frames(tmp_path / "a.npy") as frames:
-        selection.check_one_scale(frames)
+        check_one_scale(frames)
