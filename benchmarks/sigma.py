@@ -26,7 +26,7 @@ LOG_VARIANCE = np.pi**2 / 8
 
 def predictions(denoiser: Denoiser, example):
     """Return the errors of a frame, and each prediction of them, in units of its noise."""
-    scale = scale_of(example.noisy)
+    scale = scale_of(example.noisy[None])
     mean, variance = ensemble(partial(denoiser.run, scale=scale), example.noisy[None])
     terms = variances(mean, variance, scale)
     error = np.abs(mean[0] - example.clean)

@@ -45,6 +45,75 @@ def violations(package: str, folder: Path) -> list[str]:
     return found
 
 
+FLOORS = (
+    "config errors stacks session model_info onnx_file pipeline tiling intensity noise_level "
+    "noise_model bad_pixels",
+    "readers writers targets output preprocess neighbours batching uncertainty denoiser "
+    "provenance report figures evaluate check.camera check.residual_tests "
+    "check.smallest_defect check.quick",
+    "job watch check bench inspect",
+    "cli __init__ __main__",
+)
+"""Of emdn_deploy, from the lowest: base, parts, whole jobs, commands."""
+
+
+def floor(module: str) -> int:
+    """Return on which floor a module of emdn_deploy is, a file's before its folder's."""
+    found = {name: number for number, line in enumerate(FLOORS) for name in line.split()}
+    return found.get(module, found.get(module.partition(".")[0], -1))
+
+
+def module_imports(path: Path, root: Path) -> Iterator[str]:
+    """Yield the modules of the package at ``root`` that a file imports."""
+    package, tree = root.name, ast.parse(path.read_text(encoding="utf-8"))
+    for node in list(ast.walk(tree)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+            inside = (node.module or "").split(".")[1:]
+            for alias in node.names:
+                names = [*inside, alias.name]
+                there = (root / "/".join(names)).with_suffix(".py").exists()
+                there |= (root / "/".join(names) / "__init__.py").exists()
+                if names := names if there else inside:
+                    yield ".".join(names)
+
+
+def modules(root: Path) -> dict[str, set[str]]:
+    """Return for each module of a package those that it imports."""
+    found = {}
+    for path in root.rglob("*.py"):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = set(module_imports(path, root))
+    return found
+
+
+def test_no_part_of_deploy_imports_what_lies_above_it() -> None:
+    graph = modules(PACKAGES["emdn_deploy"])
+    assert [one for one in graph if floor(one) < 0] == []
+    above = [(one, other) for one, others in graph.items() for other in others
+             if floor(other) > floor(one)]  # fmt: skip
+    assert above == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    graph = modules(PACKAGES[package])
+
+    def reached(start: str) -> set[str]:
+        seen, left = set[str](), [start]
+        while left:
+            for other in graph.get(left.pop(), set()) - seen:
+                seen.add(other)
+                left.append(other)
+        return seen
+
+    # A folder's __init__ gathers what its files hold.
+    circles = [one for one in graph if one in reached(one)]
+    assert circles == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_package_imports_what_lies_above_it(package: str) -> None:
     assert list(PACKAGES[package].rglob("*.py"))

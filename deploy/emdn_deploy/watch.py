@@ -266,44 +266,14 @@ def dataset(
     with contextlib.ExitStack() as stack:
         stack.enter_context(output.claimed([target], [], inputs, overwrite=options.overwrite))
         opened = {options.model: Denoiser.of(options)}  # before any frame is waited for
-        try:
-            file = stack.enter_context(h5py.File(source, "r", libver="latest", swmr=True))
-        except OSError as error:
-            raise FormatError(
-                f"{source}: cannot be followed ({error}); the acquisition must write it in SWMR "
-                "mode"
-            ) from error
-        choice = Choice(options.dataset, options.axes)
-        chosen, why = choose(source, file, choice)
-        if chosen.parts:
-            raise FormatError(
-                f"{source}: has its frames in {len(chosen.parts)} parts; watch one of them, or "
-                "denoise the file when it is complete"
-            )
-        order = choice.axes or order_in(file, chosen)
-        if order[0] in "yx" or order[1:3] != "yx":
-            raise FormatError(
-                f"{source}: {chosen.path} has axes {order}; a dataset that grows must be "
-                "(frame, y, x)"
-            )
-
-        def count() -> int:
-            try:
-                chosen.dataset.refresh()
-            except (OSError, RuntimeError) as error:
-                raise FormatError(f"{source}: cannot be read any more ({error})") from error
-            return int(chosen.dataset.shape[0])
-
-        def now() -> Frames:
-            return frames_of(source, file, chosen, choice, why)
-
+        count, now = _followed(source, options, stack)
         idle, there = 0.0, 0
         while True:
             grew, there = count() > there, count()
             if there and (there >= FIRST_FRAMES or not grew):
                 break
             if idle > idle_s:
-                raise FormatError(f"{source}: {chosen.path} stayed empty for {idle_s:g} s")
+                raise FormatError(f"{source}: stayed empty for {idle_s:g} s")
             idle = 0.0 if grew else idle + poll_s
             sleep(poll_s)
         saved = output.load_map(target)
@@ -358,6 +328,42 @@ def dataset(
             raise
         for frames in denoise(count(), min(count(), made.done + half)):
             yield Arrival(source, target, frames, time.time() - arrived)
+
+
+def _followed(
+    source: Path, options: DenoiseOptions, stack: contextlib.ExitStack
+) -> tuple[Callable[[], int], Callable[[], Frames]]:
+    """Open a dataset that grows; return what counts its frames and gives them as they are now."""
+    try:
+        file = stack.enter_context(h5py.File(source, "r", libver="latest", swmr=True))
+    except OSError as error:
+        raise FormatError(
+            f"{source}: cannot be followed ({error}); the acquisition must write it in SWMR mode"
+        ) from error
+    choice = Choice(options.dataset, options.axes)
+    chosen, why = choose(source, file, choice)
+    if chosen.parts:
+        raise FormatError(
+            f"{source}: has its frames in {len(chosen.parts)} parts; watch one of them, or "
+            "denoise the file when it is complete"
+        )
+    order = choice.axes or order_in(file, chosen)
+    if order[0] in "yx" or order[1:3] != "yx":
+        raise FormatError(
+            f"{source}: {chosen.path} has axes {order}; a dataset that grows must be (frame, y, x)"
+        )
+
+    def count() -> int:
+        try:
+            chosen.dataset.refresh()
+        except (OSError, RuntimeError) as error:
+            raise FormatError(f"{source}: cannot be read any more ({error})") from error
+        return int(chosen.dataset.shape[0])
+
+    def now() -> Frames:
+        return frames_of(source, file, chosen, choice, why)
+
+    return count, now
 
 
 class _Growing:

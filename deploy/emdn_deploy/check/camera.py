@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.intensity import Intensity
+from emdn_deploy.noise_model import NoiseModel
 from emdn_models.errors import EmdnError
-
-if TYPE_CHECKING:
-    from emdn_deploy.intensity import Intensity
-    from emdn_deploy.noise_model import NoiseModel
 
 _DARK = 0.01  # lowest noise variance, relative to the frame's mean
 _UNKNOWN = 0.01  # error of one frame's noise, which is told from its structure by assumption

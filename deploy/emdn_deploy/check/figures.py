@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from emdn_deploy.check.report import headline
 from emdn_deploy.check.residual_tests import BLOCK, STATISTICS, Frame, smoothed
 from emdn_deploy.check.stack import CheckResult, Shown
 from emdn_deploy.check.verdict import beyond
@@ -21,14 +20,14 @@ from emdn_models.metrics.frc import rings
 _USUAL = ("ratio", "std", "lag", "blob_2", "lattice_added", "match_removed")
 
 
-def overview(result: CheckResult) -> bytes:
+def overview(result: CheckResult, title: str) -> bytes:
     """Draw the first frame that is shown with the curves of the stack: all in one picture."""
     figure, grid = _grid(7.6, 2, 3)
     _frames(grid[:3], result.shown[0], result)
     _course(grid[3], result, "std")
     _correlations(grid[4], result)
     spectrum(grid[5], result)
-    figure.suptitle(f"{result.source.name}: {headline(result)}", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     return _png(figure)
 
 

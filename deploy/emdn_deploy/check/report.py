@@ -223,7 +223,8 @@ def write(path: str | PathLike[str], result: CheckResult) -> None:
     kind = target.suffix.lower()
     if kind not in (".html", ".png"):
         raise OutputError(f"{target}: unknown kind of report {kind!r}; give .html or .png")
-    content = figures.overview(result) if kind == ".png" else html(result).encode()
+    title = f"{result.source.name}: {headline(result)}"
+    content = figures.overview(result, title) if kind == ".png" else html(result).encode()
     with renamed(target) as partial:
         partial.write_bytes(content)
 

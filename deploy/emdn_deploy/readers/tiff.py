@@ -271,7 +271,7 @@ def _order(series: Any, *, ours: bool) -> str:
 
     ``c`` are colours, or detectors beside each other. A stack along channels only is one of
     frames, as some libraries write it, unless ImageJ shows the channels at once. So is an
-    output of emdn, ``ours``, whose channels were told to be on one scale.
+    output of emdn, ``ours``, whose channels were said to be on one scale.
     """
     letters = ""
     for letter in str(series.axes).lower():
@@ -293,10 +293,10 @@ def _promised(series: Any, order: str, places: list[int]) -> tuple[tuple[int, ..
     """Return the shape and axes that the file promises, which may be cut short."""
     shape, key = tuple(series.shape), series.keyframe
     lead, inner = shape[: len(shape) - key.ndim], order[len(order) - key.ndim :]
-    told = _told(key)
-    if told is not None and math.prod(told[0]) > math.prod(lead):
-        return (*told[0], *key.shape), told[1] + inner
-    if not places[-1] or (told is not None and math.prod(told[0]) == math.prod(lead)):
+    said = _described(key)
+    if said is not None and math.prod(said[0]) > math.prod(lead):
+        return (*said[0], *key.shape), said[1] + inner
+    if not places[-1] or (said is not None and math.prod(said[0]) == math.prod(lead)):
         return shape, order
     # The list of pages leads out of the file. Where the second page follows the pixels of all
     # frames, that tells how many there are; if not, it is one more at least.
@@ -310,7 +310,7 @@ def _bytes(series: Any) -> int:
     return int(np.dtype(series.dtype).itemsize * math.prod(series.keyframe.shape))
 
 
-def _told(first: Any) -> tuple[tuple[int, ...], str] | None:
+def _described(first: Any) -> tuple[tuple[int, ...], str] | None:
     """Return how many frames the text of a series' first page tells, along which axes."""
     if first.is_imagej:
         known = tifffile.tifffile.imagej_description_metadata(first.description)
@@ -350,8 +350,8 @@ def _data(
         def read(number: int) -> NDArray[Any]:
             return _decoded(pages[number], path)
 
-    told = _told(key)
-    sure = "" if len(series) == count or (told and math.prod(told[0]) == count) else "at least "
+    said = _described(key)
+    sure = "" if len(series) == count or (said and math.prod(said[0]) == count) else "at least "
     missing = cut_short(path, there, f"{sure}{count}")
     return Pages(shape, series.dtype, key.ndim, read, there, missing), there < count
 

@@ -1,7 +1,7 @@
 """Minimal DM and SER files, byte by byte: no library writes these formats."""
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -77,8 +77,7 @@ def write_dm(
     step_nm: float = 0.02,
     kind: str = "Image",
     more: tuple[np.ndarray[Any, Any], ...] = (),
-    numbers: Mapping[str, float] = MappingProxyType({}),
-    texts: Mapping[str, str] = MappingProxyType({}),
+    tags: Mapping[str, float | str] = MappingProxyType({}),
 ) -> Path:
     """Write (H, W) or (N, H, W) as DM3 or DM4, by the suffix.
 
@@ -86,14 +85,14 @@ def write_dm(
     ----------
     more
         Further images, in front of the frames where they are of int32 (RGB, as of a thumbnail).
-    numbers, texts
-        Tags of the frames' image, ``Group.Name``.
+    tags
+        Of the frames' image, ``Group.Name``.
     """
     dm = _Dm(int(path.suffix[-1]))
-    images = [_image(dm, frames, step_nm, kind, {**numbers}, {**texts})]
+    images = [_image(dm, frames, step_nm, kind, tags)]
     for other in more:
         colours = other.dtype == np.int32
-        made = _image(dm, other, 1.0, "", {}, {}, 23 if colours else None)
+        made = _image(dm, other, 1.0, "", {}, 23 if colours else None)
         images = [made, *images] if colours else [*images, made]
     tree = dm.group([dm.sub("ImageList", images)])
     length = struct.pack(dm.size, len(tree))
@@ -104,46 +103,30 @@ def write_dm(
 
 
 def _image(
-    dm: _Dm,
-    frames: np.ndarray[Any, Any],
-    step_nm: float,
-    kind: str,
-    numbers: dict[str, float],
-    texts: dict[str, str],
+    dm: _Dm, frames: np.ndarray[Any, Any], step_nm: float, kind: str, tags: Mapping[str, Any],
     coded: int | None = None,
-) -> bytes:
+) -> bytes:  # fmt: skip
     types = {"int16": 1, "float32": 2, "uint8": 6, "int32": 7, "uint16": 10, "uint32": 11}
     steps = [(step_nm, "nm"), (step_nm, "nm"), (0.1, "s")][: frames.ndim]
     dimensions = [
         dm.sub("", [dm.real("Origin", 0.0), dm.real("Scale", step), dm.text("Units", units)])
         for step, units in steps
     ]
-    data = dm.sub(
-        "ImageData",
-        [
-            dm.sub("Calibrations", [dm.sub("Dimension", dimensions)]),
-            dm.array("Data", frames.ravel()),
-            dm.integer("DataType", coded or types[frames.dtype.name]),
-            dm.sub("Dimensions", [dm.integer("", size) for size in frames.shape[::-1]]),
-            dm.integer("PixelDepth", frames.dtype.itemsize),
-        ],
-    )
+    data = [
+        dm.sub("Calibrations", [dm.sub("Dimension", dimensions)]),
+        dm.array("Data", frames.ravel()),
+        dm.integer("DataType", coded or types[frames.dtype.name]),
+        dm.sub("Dimensions", [dm.integer("", size) for size in frames.shape[::-1]]),
+        dm.integer("PixelDepth", frames.dtype.itemsize),
+    ]
     groups: dict[str, list[bytes]] = {"Meta Data": [dm.text("Format", kind)]}
-    for name, value in {**numbers, **texts}.items():
+    for name, value in tags.items():
         group, _, leaf = name.partition(".")
         made = dm.text(leaf, value) if isinstance(value, str) else dm.real(leaf, value)
         groups.setdefault(group, []).append(made)
-    tags = dm.sub("ImageTags", [dm.sub(name, items) for name, items in groups.items()])
-    return dm.sub("", [data, tags])
+    own = dm.sub("ImageTags", [dm.sub(name, items) for name, items in groups.items()])
+    return dm.sub("", [dm.sub("ImageData", data), own])
 
 
-@pytest.fixture
-def ser_file() -> Callable[..., Path]:
-    """Give tests `write_ser`."""
-    return write_ser
-
-
-@pytest.fixture
-def dm_file() -> Callable[..., Path]:
-    """Give tests `write_dm`."""
-    return write_dm
+ser_file = pytest.fixture(lambda: write_ser, name="ser_file")
+dm_file = pytest.fixture(lambda: write_dm, name="dm_file")

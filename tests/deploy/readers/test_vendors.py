@@ -232,11 +232,10 @@ def test_the_microscope_is_kept(tmp_path, dm_file, run, mode, known):
     """As HyperSpy names it: keV, mm and seconds."""
     path = dm_file(
         tmp_path / "a.dm3", STACK,
-        numbers={"Microscope Info.Voltage": 200e3, "Microscope Info.STEM Camera Length": 135.0,
-                 "Microscope Info.Indicated Magnification": 320.0,
-                 "DataBar.Exposure Time (s)": 0.25},
-        texts={"Microscope Info.Operation Mode": mode,
-               "Microscope Info.Illumination Mode": "STEM" if mode == "SCANNING" else "TEM"},
+        tags={"Microscope Info.Voltage": 200e3, "Microscope Info.STEM Camera Length": 135.0,
+              "Microscope Info.Indicated Magnification": 320.0, "DataBar.Exposure Time (s)": 0.25,
+              "Microscope Info.Operation Mode": mode,
+              "Microscope Info.Illumination Mode": "STEM" if mode == "SCANNING" else "TEM"},
     )  # fmt: skip
     report = run(path)
     with h5py.File(report.output) as file:
