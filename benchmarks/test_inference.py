@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.cases import CASES, SIZE, Case, gain_db
 from benchmarks.peers import roof_gflops
-from emdn_deploy import job
+from emdn_deploy import denoise_file
 from emdn_deploy.bench import rows, timing
 from emdn_deploy.bench.timing import SCALE, in_turn, percentile, ratio, warm
 from emdn_deploy.config import DenoiseOptions
@@ -78,7 +78,7 @@ def test_boundaries(benchmark, ring, tmp_path, request, case):
         "all threads": lambda: [run(frame[None], *NUMBERS) for frame in movie],
         "one thread each": side_by_side,
         "array": lambda: denoiser.denoise(movie),
-        "file": lambda: job.run(source, options, opened={options.model: denoiser}),
+        "file": lambda: denoise_file.run(source, options, opened={options.model: denoiser}),
     }
     if case.device != "cpu":
         del calls["one thread each"]

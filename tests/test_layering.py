@@ -51,7 +51,7 @@ FLOORS = (
     "readers writers targets output preprocess neighbours batching uncertainty denoiser "
     "provenance report figures evaluate check.camera check.residual_tests "
     "check.smallest_defect check.quick",
-    "job watch check bench inspect",
+    "denoise_file watch check bench inspect",
     "cli __init__ __main__",
 )
 """Of emdn_deploy, from the lowest: base, parts, whole jobs, commands."""

@@ -48,7 +48,7 @@ def denoise(
             "-o, --preview and --movie take a single input; give folders for several: --out-dir, "
             "--preview, --movie"
         )
-    from emdn_deploy import job, report, targets
+    from emdn_deploy import denoise_file, report, targets
     from emdn_deploy.denoiser import Denoiser
 
     opened: dict[str | None, Denoiser] = {}
@@ -57,10 +57,10 @@ def denoise(
     for source, own in pairs:
         try:
             if dry_run:
-                plan = job.plan(source, own)
+                plan = denoise_file.plan(source, own)
                 _show(report.as_json(plan) if as_json else report.planned(plan))
                 continue
-            done = job.run(source, own, _progress(), opened)
+            done = denoise_file.run(source, own, _progress(), opened)
             _show(report.as_json(done) if as_json else report.lines(done))
             alone += done.frames == 1
         except EmdnError as error:

@@ -234,7 +234,7 @@ class Denoiser:
         *,
         with_sigma: bool,
     ) -> Answer:
-        """Denoise an array as `emdn_deploy.job` does a file: gaps, bad pixels and all."""
+        """Denoise an array as `emdn_deploy.denoise_file` does a file: gaps, bad pixels and all."""
         from emdn_deploy.readers.frames import Axis, Frames
 
         array = np.asarray(frames)

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import job, output, preprocess, provenance, targets, writers
+from emdn_deploy import denoise_file, output, preprocess, provenance, targets, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
@@ -183,7 +183,7 @@ class _Watched:
                 return None
             elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
                 own = replace(own, overwrite=True)  # what a watch with another scale began
-            report = job.run(path, own, opened=self.opened, recipe=self.recipe)
+            report = denoise_file.run(path, own, opened=self.opened, recipe=self.recipe)
         except OutputError as error:
             # Not the file's fault: there may be room, or leave to write, at the next look.
             self._say(path, error, "tried again")
@@ -259,7 +259,7 @@ def dataset(
     """Denoise what is appended to a dataset until nothing comes for ``idle_s``.
 
     Closing the iterator completes the output with what there is. Raises EmdnError: as
-    `emdn_deploy.job.run`, and if the file cannot be followed.
+    `emdn_deploy.denoise_file.run`, and if the file cannot be followed.
     """
     given = [getattr(options, name) for name in provenance.REFERENCES]
     inputs = [source, *(Path(path) for path in (*given, options.model) if path)]
@@ -281,7 +281,9 @@ def dataset(
         first = now()
         begun = select(first, f"0:{known}")
         recipe = preprocess.find_recipe(begun, options)
-        denoiser, seen = job.choose(preprocess.prepare(begun, options, recipe), options, opened)
+        denoiser, seen = denoise_file.choose(
+            preprocess.prepare(begun, options, recipe), options, opened
+        )
         half = denoiser.session.info.frames // 2
         ready = preprocess.prepare(first, options, recipe)
         batch = options.batch or denoiser.batch_for(first.shape[1:])

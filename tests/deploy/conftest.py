@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import helper, parser
 
-from emdn_deploy import cli, job, output, report
+from emdn_deploy import cli, denoise_file, output, report
 from emdn_deploy.config import DenoiseOptions
 
 BOX = """
@@ -178,7 +178,7 @@ def run(box_model: Path) -> Callable[..., report.Report]:
 
     def denoise(source: Path, **options: Any) -> report.Report:
         given = {"model": str(box_model), "device": "cpu", **options}
-        return job.run(source, DenoiseOptions(**given))
+        return denoise_file.run(source, DenoiseOptions(**given))
 
     return denoise
 

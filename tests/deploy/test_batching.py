@@ -13,7 +13,7 @@ from emdn_deploy import Denoiser, session, tiling
 from emdn_deploy.batching import Batching
 from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.job import run
+from emdn_deploy.denoise_file import run
 from emdn_models.errors import DeviceMemoryError
 
 # What onnxruntime 1.31 raises when its arena cannot grow.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import emdn_deploy
-from emdn_deploy import Denoiser, denoise, intensity, job, tiling
+from emdn_deploy import Denoiser, denoise, denoise_file, intensity, tiling
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.session import Session
 from emdn_models.errors import EmdnError, FormatError
@@ -199,7 +199,7 @@ def test_an_array_gives_what_its_file_gives(
     frames[at] = value
     before = frames.copy()
     np.save(tmp_path / "a.npy", frames)
-    job.run(tmp_path / "a.npy", DenoiseOptions(model=str(box_model), sigma=True))
+    denoise_file.run(tmp_path / "a.npy", DenoiseOptions(model=str(box_model), sigma=True))
     expected = [np.load(tmp_path / f"a_denoised{part}.npy") for part in ("", "_sigma")]
     caplog.clear()
     made = Denoiser(box_model).denoise_with_sigma(frames)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, job, neighbours, preprocess, tiling, watch
+from emdn_deploy import Denoiser, denoise_file, neighbours, preprocess, tiling, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.intensity import Intensity
 from emdn_deploy.preprocess import Recipe
@@ -157,12 +157,12 @@ def test_a_file_is_denoised_as_an_array_is_whatever_the_batch_and_each_frame_is_
     monkeypatch.setattr(Recipe, "apply", counted)
     for batch in (1, 3, 13):
         calls.clear()
-        report = job.run(path, options(movie_model, batch=batch), recipe=recipe)
+        report = denoise_file.run(path, options(movie_model, batch=batch), recipe=recipe)
         made, facts = read(report.output)
         np.testing.assert_array_equal(made, array)
         assert sum(calls) == 13
     assert facts["neighbours"] == "each frame with 2 on either side"
-    report = job.run(path, options(movie_model, frames="3:9"), recipe=recipe)
+    report = denoise_file.run(path, options(movie_model, frames="3:9"), recipe=recipe)
     own = Denoiser(movie_model).answer(stack[3:9], recipe.scale).frames
     with open_frames(report.output) as some:
         np.testing.assert_array_equal(some.read(0, 6), own)
@@ -173,13 +173,13 @@ def test_an_interrupted_run_is_continued_with_the_same_neighbours(
     movie_model: Path, stack: Any, tmp_path: Path, denoise_killed: Any, done: int
 ) -> None:
     path = saved(stack, tmp_path)
-    whole = job.run(path, options(movie_model, output=tmp_path / "whole.h5"))
+    whole = denoise_file.run(path, options(movie_model, output=tmp_path / "whole.h5"))
     out = tmp_path / "out.h5"
     flags = ["--model", movie_model, "--device", "cpu", "--gain", 1, "--offset", 0, "--batch", 1,
              "--keep-bad-pixels"]  # fmt: skip
     denoise_killed(done, path, "-o", out, *flags)
     given = replace(options(movie_model, output=out, batch=1), overwrite=False)
-    assert job.run(path, given).resumed >= done
+    assert denoise_file.run(path, given).resumed >= done
     np.testing.assert_array_equal(read(out)[0], read(whole.output)[0])
 
 
@@ -227,7 +227,7 @@ def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_f
     why: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
-    report = job.run(saved(change(stack).astype(np.float32), tmp_path), options(None))
+    report = denoise_file.run(saved(change(stack).astype(np.float32), tmp_path), options(None))
     assert report.model == model
     assert why in report.neighbours
     facts = read(report.output)[1]
@@ -240,12 +240,12 @@ def test_an_image_along_several_axes_is_no_movie(
 ) -> None:
     monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
     path = saved(stack[:12].reshape(2, 6, 64, 72), tmp_path)
-    report = job.run(path, options(None))
+    report = denoise_file.run(path, options(None))
     assert (report.model, report.neighbours) == (
         "unet", "each frame by itself (no movie: 12 frames along 2 axes)"
     )  # fmt: skip
     with pytest.raises(FormatError, match="frames along 2 axes"):
-        job.run(path, options(movie_model))
+        denoise_file.run(path, options(movie_model))
 
 
 def test_a_model_that_sees_one_frame_is_as_before(box_model: Path, stack: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import cli, job, output, watch
+from emdn_deploy import cli, denoise_file, output, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.output import Filling, Sums
 from emdn_deploy.pipeline import blocks
@@ -70,7 +70,9 @@ def test_an_interrupted_run_is_continued(source, run, stop_at, monkeypatch, erro
     assert not target.exists()
     monkeypatch.undo()
     read = []
-    monkeypatch.setattr(job.pipeline, "blocks", lambda *span: read.append(span) or blocks(*span))
+    monkeypatch.setattr(
+        denoise_file.pipeline, "blocks", lambda *span: read.append(span) or blocks(*span)
+    )
     report = run(source, batch=2, output=target)
     assert report.resumed == 4
     assert read == [(4, 8, 2)]
@@ -172,7 +174,7 @@ def test_no_input_is_ever_an_output(source, run, box_model, tmp_path, role, link
     elif link == "symbolic":
         link_to.symlink_to(precious)
     with pytest.raises(OutputError, match=r"is the input .*itself; emdn never overwrites it"):
-        job.run(given, DenoiseOptions(device="cpu", output=out, overwrite=True, **options))
+        denoise_file.run(given, DenoiseOptions(device="cpu", output=out, overwrite=True, **options))
     assert precious.read_bytes() == before
 
 
@@ -230,8 +232,8 @@ def test_an_interrupted_block_is_counted_once(
     run(source, batch=2, output=whole)
     monkeypatch.setattr(Sums, "add_shifts", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        job.run(source, options)
-    assert job.run(source, options).resumed == 4
+        denoise_file.run(source, options)
+    assert denoise_file.run(source, options).resumed == 4
     with h5py.File(target) as one, h5py.File(whole) as other:
         for name in ("output_mean", "output_std", "intensity_ratio", "net_intensity_ratio"):
             found, expected = (file["emdn"].attrs[name] for file in (one, other))
@@ -313,7 +315,7 @@ def test_check_and_record_speak_of_all_frames(source, run, dimming, stop_at, mon
     monkeypatch.undo()
     shown = []
     given = DenoiseOptions(model=str(dimming), device="cpu", batch=2)
-    report = job.run(source, given, lambda done, count: shown.append((done, count)))
+    report = denoise_file.run(source, given, lambda done, count: shown.append((done, count)))
     assert whole.check
     assert (report.check, report.standing_out) == (whole.check, whole.standing_out)
     with h5py.File(report.output) as one, h5py.File(whole.output) as other:

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, denoise, inspect, job, session
+from emdn_deploy import Denoiser, cli, denoise, denoise_file, inspect, session
 from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.model_info import resolve
@@ -96,7 +96,7 @@ def test_a_run_says_and_records_its_precision(
     options = record.completed(DenoiseOptions(), facts)
     assert (options.model, options.precision) == ("unet", "int8")
     # Another precision is another result: it does not continue, or replace, this one.
-    report = job.run(source, DenoiseOptions(output=tmp_path / "other.h5", device="cpu"))
+    report = denoise_file.run(source, DenoiseOptions(output=tmp_path / "other.h5", device="cpu"))
     assert (report.model, report.precision) == ("unet", "fp32")
 
 

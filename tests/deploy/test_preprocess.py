@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from emdn_deploy import job, preprocess
+from emdn_deploy import denoise_file, preprocess
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.preprocess import Prepared
@@ -25,7 +25,7 @@ def run(tmp_path: Path, box_model: Path):
         source, target = tmp_path / f"{name}.npy", tmp_path / f"{name}_out.npy"
         np.save(source, frames)
         made = DenoiseOptions(output=target, to="npy", model=str(box_model), **options)
-        return job.run(source, made, opened={made.model: model}), np.load(target)
+        return denoise_file.run(source, made, opened={made.model: model}), np.load(target)
 
     return denoise
 

@@ -132,7 +132,7 @@ def test_bad_files_are_skipped_and_tried_again(tmp_path, box_model, frames, put,
 
 
 def test_no_room_is_waited_for(box_model, put, monkeypatch):
-    run, calls = watch.job.run, []
+    run, calls = watch.denoise_file.run, []
 
     def full(path: Path, *arguments: Any, **more: Any) -> Any:
         calls.append(path.name)
@@ -140,7 +140,7 @@ def test_no_room_is_waited_for(box_model, put, monkeypatch):
             raise OutputError("no room") from OSError(errno.ENOSPC, "No space left on device")
         return run(path, *arguments, **more)
 
-    monkeypatch.setattr(watch.job, "run", full)
+    monkeypatch.setattr(watch.denoise_file, "run", full)
     made = follow_folder(put(0, 1, 2), options(box_model))
     assert calls == ["f_0.npy", "f_1.npy", "f_1.npy", "f_1.npy", "f_2.npy"]
     assert [arrival.source.name for arrival in made] == ["f_0.npy", "f_1.npy", "f_2.npy"]

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, job
+from emdn_deploy import Denoiser, denoise_file
 from emdn_deploy.check import check, figures, residual_tests, thresholds
 from emdn_deploy.check.camera import Camera
 from emdn_deploy.check.heldout import FRAMES, Sample
@@ -148,7 +148,7 @@ def test_files_that_emdn_wrote_bring_their_model(
                 file["frames"] = raw
         else:
             tifffile.imwrite(source, raw, photometric="minisblack")
-        job.run(
+        denoise_file.run(
             source,
             DenoiseOptions(
                 output=target, model=str(box_model), device="cpu", threads=1, frames="0:3"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import Denoiser, inspect, job, targets
+from emdn_deploy import Denoiser, denoise_file, inspect, targets
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.output import Filling
 from emdn_deploy.readers import Choice, open_frames
@@ -277,7 +277,7 @@ def test_a_disk_without_room_is_named_before_anything_is_written(source, run, mo
     with pytest.raises(OutputError, match=r"46\.1 kB of float32 and sigma"):
         run(source, sigma=True)
     with pytest.raises(OutputError, match="its disk has"):
-        job.plan(source, DenoiseOptions())
+        denoise_file.plan(source, DenoiseOptions())
     assert list(source.parent.iterdir()) == [source]
     assert run(source, compress=True).frames == 8
 
@@ -348,7 +348,7 @@ def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog, monkeypatc
     with pytest.raises(OutputError, match="holds /set/frames_sigma already"):
         denoise(source, sigma=True)
     with pytest.raises(OutputError, match="choose --to hspy, or leave out --sigma"):
-        job.plan(source, DenoiseOptions(sigma=True))
+        denoise_file.plan(source, DenoiseOptions(sigma=True))
     monkeypatch.undo()
     assert denoise(source, to="hspy", sigma=True).sigma == "/Experiments/movie/data_sigma"
     with h5py.File(denoise(source).output) as file:

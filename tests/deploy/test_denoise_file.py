@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import job
+from emdn_deploy import denoise_file
 from emdn_deploy.check.record import of as record_of
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.report import lines
@@ -20,7 +20,7 @@ def run(box_model, tmp_path):
         options = DenoiseOptions(
             model=str(box_model), device="cpu", threads=1, gain=1, offset=0, to="hspy"
         )
-        return job.run(path, options)
+        return denoise_file.run(path, options)
 
     return run
 
@@ -82,7 +82,7 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     frames = np.random.default_rng(0).poisson(60.0, (9, 64, 80))
     np.save(tmp_path / "a.npy", frames)
     options = DenoiseOptions(model=str(dimming), device="cpu", gain=1, offset=0, to="hspy")
-    report = job.run(tmp_path / "a.npy", options)
+    report = denoise_file.run(tmp_path / "a.npy", options)
     assert report.ratio == pytest.approx(1, abs=1e-6)
     assert report.net_ratio == pytest.approx(0.9, abs=0.01)
     assert report.largest_shift == pytest.approx(0.1, abs=0.01)
@@ -100,7 +100,7 @@ def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
     frames = np.random.default_rng(0).poisson(250.0, (4, 48, 48)).astype(np.float32)
     np.save(tmp_path / "a.npy", frames)
     options = DenoiseOptions(model=str(box_model), device="cpu", dtype="uint8", gain=1, offset=0)
-    report = job.run(tmp_path / "a.npy", options)
+    report = denoise_file.run(tmp_path / "a.npy", options)
     assert report.saturated
     assert report.ratio < 0.9998
     assert report.net_ratio == pytest.approx(1, abs=1e-4)
@@ -110,5 +110,5 @@ def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
 def test_the_record_is_found_again(box_model, tmp_path, kind):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(60.0, (2, 48, 48)))
     options = DenoiseOptions(model=str(box_model), device="cpu", to=kind, frames="0:2")
-    found = record_of(job.run(tmp_path / "a.npy", options).output)
+    found = record_of(denoise_file.run(tmp_path / "a.npy", options).output)
     assert (found["model"], found["input_frames"]) == ("box", "0:2")
