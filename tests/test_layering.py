@@ -1,8 +1,10 @@
 """The dependency rule: emdn_train -> emdn_deploy -> emdn_models, heavy libraries in their place."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +137,23 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     code = f"import sys, emdn_deploy.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_used_outside_the_tests() -> None:
+    sources = [path for package in PACKAGES.values() for path in package.rglob("*.py")]
+    texts = [*sources, *(ROOT / "benchmarks").glob("*.py"), *ROOT.glob("*/README.md")]
+    texts += [ROOT / "README.md", ROOT / "pyproject.toml"]
+    words = Counter(word for path in texts for word in re.findall(r"\w+", path.read_text("utf-8")))
+    unused = []
+    for path in sources:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [getattr(node, "name", "")]
+            if isinstance(node, ast.ClassDef):
+                names += [one.name for one in node.body if isinstance(one, ast.FunctionDef)]
+            if isinstance(node, ast.Assign):
+                names = [one.id for one in node.targets if isinstance(one, ast.Name)]
+            command = any("command" in ast.unparse(one) for one in
+                          getattr(node, "decorator_list", []))  # fmt: skip
+            unused += [f"{path.name}: {name}" for name in names
+                       if words[name] == 1 and name[0] != "_" and not command]  # fmt: skip
+    assert unused == ["tiff.py: emit"]  # which logging calls

@@ -75,7 +75,7 @@ class ModelSpec:
 
 _WINDOWS = (128, 64)
 
-_WIDE_UNET = {"features": 32, "levels": 4, "shuffle": 2, "benchmark": False}
+_UNET = {"features": 32, "levels": 4, "shuffle": 2, "benchmark": False}
 
 _SPECS = (
     ModelSpec(
@@ -138,16 +138,8 @@ _SPECS = (
                 8,
                 whole_frame="upsampling by align_corners places pixels by the frame's size",
             ),
-            "shipped": Preset(
-                {"features": 24, "levels": 3, "shuffle": 2, "benchmark": False},
-                268_614,
-                (512, 576),
-                64,
-                _WINDOWS,
-                halo=320,
-            ),
-            "wide": Preset(_WIDE_UNET, 1_950_886, (576, 640), 64, _WINDOWS),
-            "movie": Preset(_WIDE_UNET, 1_955_494, (576, 640), 64, _WINDOWS, frames=5),
+            "shipped": Preset(_UNET, 1_950_886, (576, 640), 64, _WINDOWS, halo=384),
+            "movie": Preset(_UNET, 1_955_494, (576, 640), 64, _WINDOWS, frames=5, halo=384),
         },
     ),
     ModelSpec(

@@ -219,7 +219,6 @@ def unlike(stack: NDArray[np.float32]) -> NDArray[np.float32]:
          "drift 2.0 pixels a frame"),
         (unlike, "unet", "% alike, within 4 pixels"),
         (lambda stack: stack[:4], "unet", "no movie: 4 frames along 1 axes"),
-        (lambda stack: np.random.default_rng(0).poisson(5.0, (8, 64, 64)), "movie", "alike"),
     ],
 )  # fmt: skip
 def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_frames(

@@ -37,10 +37,6 @@ def test_parameter_count(name, preset):
     assert sum(p.numel() for p in net.parameters()) == MODELS[name].presets[preset].parameters
 
 
-def test_shipped_presets_stay_within_three_million_parameters():
-    assert sum(spec.presets["shipped"].parameters for spec in MODELS.values()) <= 3_000_000
-
-
 @pytest.mark.parametrize("name", PAPER_GFLOP)
 def test_paper_gflop(name):
     net = build(name, "paper").eval()

@@ -14,6 +14,7 @@ from emdn_deploy.session import open_session, session_options
 from emdn_models import ModelError, pretrained
 from emdn_train import cli, export, precision
 from emdn_train.calibrate import Recorded
+from emdn_train.onnx_graph import unpacked
 from emdn_train.precision import LEVELS, add, halved, inner_convolutions, refusal
 
 # Four smoothings; what lies between them is never negative.
@@ -148,7 +149,7 @@ def test_transposed_convolutions_have_no_integers() -> None:
 
 @pytest.mark.parametrize("name", ["unet", "msdnet"])
 def test_the_net_is_halves_and_spectra_are_not(name: str, tmp_path: Path) -> None:
-    model = onnx.load(pretrained.onnx_path(name))
+    model = unpacked(onnx.load(pretrained.onnx_path(name)))
     before = model.SerializeToString()
     made = halved(model)
     assert model.SerializeToString() == before
