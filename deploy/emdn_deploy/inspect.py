@@ -141,7 +141,10 @@ def models_table() -> pl.DataFrame:
 
 def models() -> str:
     """Return the table of shipped models as printed; what all have in common stands below."""
-    rows, notes = models_table(), ["* the default"]
+    rows, notes = (
+        models_table(),
+        ["* the default; NAME@movie sees five frames of a movie, its dB are of a scene at rest"],
+    )
     if rows["preset"].n_unique() == 1:
         notes.append(f"preset of all: {rows['preset'][0]}")
         rows = rows.drop("preset")
