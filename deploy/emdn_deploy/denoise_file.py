@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +93,7 @@ def run(
     progress: Progress = lambda done, count: None,
     opened: dict[str | None, Denoiser] | None = None,
     recipe: Recipe | None = None,
+    amid: tuple[Sequence[Path], Sequence[Path]] = ((), ()),
 ) -> Report:
     """Denoise a file of frames.
 
@@ -103,6 +104,8 @@ def run(
     recipe
         Scale and corrections of a longer stack that this file is a part of; None to
         find its own.
+    amid
+        The files before and after it in that stack, for a model that sees neighbours.
 
     Raises
     ------
@@ -126,7 +129,10 @@ def run(
         if options.axes is None:
             check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
-        denoiser, seen = choose(ready, options, {} if opened is None else opened)
+        denoiser, seen = choose(ready, options, {} if opened is None else opened, any(amid))
+        half = denoiser.session.info.frames // 2
+        near = [_near(amid[0], ready, options, slice(-half, None)),
+                _near(amid[1], ready, options, slice(half))] if half else [[], []]  # fmt: skip
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
         info = denoiser.session.info
@@ -159,7 +165,7 @@ def run(
                 _take_up(output, quick, denoiser, size)
             began = time.perf_counter()
             progress(resumed, count)
-            _stream(denoiser, ready, options, output, quick, count, progress, given)
+            _stream(denoiser, ready, options, output, quick, count, progress, given, near)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
@@ -192,7 +198,10 @@ def run(
 
 
 def choose(
-    ready: Prepared, options: DenoiseOptions, opened: dict[str | None, Denoiser]
+    ready: Prepared,
+    options: DenoiseOptions,
+    opened: dict[str | None, Denoiser],
+    beside: bool = False,
 ) -> tuple[Denoiser, str]:
     """Open the model that was asked for; without one, a movie gets the model for movies.
 
@@ -202,6 +211,8 @@ def choose(
     ----------
     opened
         Models that are open, by name; those that are missing are added.
+    beside
+        Whether the stack has neighbours besides its own frames.
 
     Returns
     -------
@@ -211,7 +222,8 @@ def choose(
     Raises
     ------
     FormatError
-        If frames along several axes are to be denoised by a model that sees neighbours in time.
+        If frames along several axes, or a single frame, are to be denoised by a model that sees
+        neighbours in time.
     """
 
     def open_model(name: str | None) -> Denoiser:
@@ -234,6 +246,11 @@ def choose(
             raise FormatError(
                 f"{frames.path}: has frames along {lead} axes ({frames.order}), and "
                 f"{options.model} sees neighbours in time; choose one by --axes, or another --model"
+            )
+        if frames.shape[0] == 1 and not beside and found[0].session.info.frames > 1:
+            raise FormatError(
+                f"{frames.path}: holds one frame, and {options.model} sees its neighbours; "
+                "take a --model that sees one, such as the default"
             )
         return found
     movie, count = pretrained.movie_model(options.precision), frames.shape[0]
@@ -264,6 +281,21 @@ class _Amid:
     usable: NDArray[np.bool_]
 
 
+def _near(
+    paths: Sequence[Path], ready: Prepared, options: DenoiseOptions, some: slice
+) -> list[Part]:
+    """Read some frames of each file beside; none of one that does not fit."""
+    parts = []
+    for path in paths:
+        with (
+            contextlib.suppress(EmdnError),
+            open_frames(path, Choice(options.dataset, options.axes)) as frames,
+        ):
+            part = preprocess.prepare(frames, options, ready.recipe)
+            parts += [part.take(n, n + 1) for n in range(frames.shape[0])[some]]
+    return parts
+
+
 class _Reader:
     """Reads the parts of a stack in order, each with its neighbours and each frame once.
 
@@ -274,18 +306,26 @@ class _Reader:
     spans
         (start, stop) of the parts, in order.
     half
-        How many frames before and after a part go with it, where the stack has them.
+        How many frames before and after a part go with it, where there are so many.
+    near
+        Parts before the first and after the last.
     """
 
     def __init__(
-        self, read: Callable[[int, int], Part], spans: list[tuple[int, int]], half: int
+        self,
+        read: Callable[[int, int], Part],
+        spans: list[tuple[int, int]],
+        half: int,
+        near: Sequence[list[Part]],
     ) -> None:
         self._read, self._half, self._coming = read, half, deque(spans)
         self._last = spans[-1][1] if spans else 0
         self._ahead: deque[Part] = deque()
+        self._before, self._after = near
         first = spans[0][0] if spans else 0
         # After a pause the frames before the first part are needed once more.
-        self._before = [read(first - min(first, half), first)] if first and half else []
+        if first and half:
+            self._before = [*self._before, read(first - min(first, half), first)]
         self._until = first
 
     def __call__(self, start: int, stop: int) -> _Amid:
@@ -297,9 +337,10 @@ class _Reader:
         part = self._ahead.popleft()
         if not self._half:
             return _Amid(start, part, part.frames, (0, 0), ~part.empty)
-        parts = [*self._before, part, *self._ahead]
-        earlier = sum(len(one.frames) for one in self._before)
-        around = min(self._half, earlier), min(self._half, self._until - stop)
+        ahead = [*self._ahead, *([] if self._coming else self._after)]
+        parts = [*self._before, part, *ahead]
+        earlier, later = (sum(len(one.frames) for one in some) for some in (self._before, ahead))
+        around = min(self._half, earlier), min(self._half, later)
         some = slice(earlier - around[0], earlier + stop - start + around[1])
         frames = np.concatenate([one.frames for one in parts])[some]
         usable = ~np.concatenate([one.empty for one in parts])[some]
@@ -318,6 +359,7 @@ def _stream(
     count: int,
     progress: Progress,
     given: provenance.Stamps,
+    near: Sequence[list[Part]],
 ) -> None:
     """Denoise the frames that are not done yet."""
     lanes, batch = _cut(denoiser, count, ready.recipe.bad.shape, options)
@@ -354,7 +396,7 @@ def _stream(
         progress(start + len(part.frames), count)
 
     spans = pipeline.blocks(output.done, count, batch)
-    reader = _Reader(take, spans, denoiser.session.info.frames // 2)
+    reader = _Reader(take, spans, denoiser.session.info.frames // 2, near)
     pipeline.stream(reader, compute, write, spans, lanes)
 
 

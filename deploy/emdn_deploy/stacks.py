@@ -87,7 +87,7 @@ def as_stack(frames: ArrayLike) -> Stack:
 
 
 def check_one_axis(shape: tuple[int, ...], model: str) -> None:
-    """Refuse frames along several axes for a model that sees neighbours in time.
+    """Refuse a lone frame, and frames along several axes, for a model that sees neighbours.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def check_one_axis(shape: tuple[int, ...], model: str) -> None:
     """
     frame = shape[-3:] if len(shape) > 2 and shape[-1] == 1 < shape[-2] else shape[-2:]
     lead = [length for length in shape[: -len(frame)] if length > 1]
-    if len(lead) > 1:
+    if len(lead) != 1:
         raise FormatError(
             f"frames has shape {shape}, and {model} sees neighbours in time: pass (T, H, W), one "
             "channel or position at a time, or take another model"

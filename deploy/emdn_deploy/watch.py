@@ -17,8 +17,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 from types import TracebackType
@@ -87,24 +88,23 @@ def folder(
     out.mkdir(parents=True, exist_ok=True)
     opened = {options.model: Denoiser.of(options)}  # before any file is waited for
     watched = _Watched(source, place, out, options, opened)
-    before: dict[Path, Seen] = {}
+    now: dict[Path, Seen] = {}
+    complete: list[Path] = []
     idle = 0.0
-    while idle <= idle_s:
-        now = _look(source, out, options.suffix)
-        grew = now != before
-        ready = [path for path in _complete(before, now) if watched.wants(path, now[path])]
-        before = now
-        if watched.recipe is None and ready and (len(ready) >= FIRST_FRAMES or not grew):
-            watched.find_recipe(ready, now)
-        if watched.recipe is not None:
-            for path in ready:
-                if watched.wants(path, now[path]) and (made := watched.denoise(path, now[path])):
-                    yield made
-                if watched.full:
-                    break
-            watched.full = False
-        idle = 0.0 if grew else idle + poll_s
-        sleep(poll_s)
+    try:
+        while idle <= idle_s:
+            before, now = now, _look(source, out, options.suffix)
+            grew, complete = now != before, _complete(before, now)
+            ready = [path for path in complete if watched.wants(path, now[path])]
+            if watched.recipe is None and ready and (len(ready) >= FIRST_FRAMES or not grew):
+                watched.find_recipe(ready, now)
+            idle = 0.0 if grew else idle + poll_s
+            # The last files wait for those that come after them.
+            yield from watched.denoise_all(complete, now, last=idle > idle_s)
+            sleep(poll_s)
+    except (GeneratorExit, KeyboardInterrupt):
+        list(islice(watched.denoise_all(complete, now, last=True), watched.half))
+        raise
     left = [str(path) for path in now if path not in watched.done]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
@@ -118,6 +118,7 @@ def folder(
 class _Watched:
     """A folder that is watched, and what has become of its files.
 
+    ``model``: what is taken for all, and how many files before and after one it sees (``half``).
     ``done``, ``skipped``: files that were denoised, or could not be, as they were then. ``own``:
     those of ``done`` that this run has denoised. ``full``: whether the disk is: the next file would
     not fit either.
@@ -129,6 +130,8 @@ class _Watched:
     options: DenoiseOptions
     opened: dict[str | None, Denoiser]
     recipe: preprocess.Recipe | None = None
+    model: str | None = None
+    half: int = 0
     done: dict[Path, Seen] = field(default_factory=dict)
     skipped: dict[Path, Seen] = field(default_factory=dict)
     own: set[Path] = field(default_factory=set)
@@ -157,14 +160,43 @@ class _Watched:
         size, _ = Counter(sizes.values()).most_common(1)[0]
         paths = [path for path in sizes if sizes[path] == size]
         try:
-            self.recipe = _first_recipe(self.source, paths, self.options)
+            recipe = _first_recipe(self.source, paths, self.options)
+            with open_list(self.source, paths, choice) as frames:
+                stack = preprocess.prepare(frames, self.options, recipe)
+                denoiser, seen = denoise_file.choose(stack, self.options, self.opened)
+            self.model = next(name for name, one in self.opened.items() if one is denoiser)
+            self.half, self.recipe = denoiser.session.info.frames // 2, recipe
+            _log.info("%s: %s, %s", self.source, denoiser.session.info.name, seen)
         except Exception as error:
             for path in paths:
                 self._skip(path, now[path], error)
 
-    def denoise(self, path: Path, seen: Seen) -> Arrival | None:
+    def denoise_all(
+        self, complete: list[Path], now: dict[Path, Seen], *, last: bool
+    ) -> Iterator[Arrival]:
+        """Denoise what is wanted of complete files; unless ``last``, only amid enough of them."""
+        if self.recipe is None:
+            return
+        for path in complete:
+            if not self.wants(path, now[path]):
+                continue
+            good = [one for one in complete if one == path or one not in self.skipped]
+            at = good.index(path)
+            beside = good[max(0, at - self.half) : at], good[at + 1 : at + 1 + self.half]
+            if len(beside[1]) < self.half and not last:
+                break
+            if made := self.denoise(path, now[path], beside):
+                yield made
+            if self.full:
+                break
+        self.full = False
+
+    def denoise(
+        self, path: Path, seen: Seen, beside: tuple[list[Path], list[Path]]
+    ) -> Arrival | None:
         """Denoise a file; say so and return None where that is not possible."""
-        own = replace(self.options, out_dir=self.out / path.parent.relative_to(self.place))
+        place = self.out / path.parent.relative_to(self.place)
+        own = replace(self.options, out_dir=place, model=self.model)
         try:
             assert own.out_dir is not None
             own.out_dir.mkdir(parents=True, exist_ok=True)
@@ -183,7 +215,9 @@ class _Watched:
                 return None
             elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
                 own = replace(own, overwrite=True)  # what a watch with another scale began
-            report = denoise_file.run(path, own, opened=self.opened, recipe=self.recipe)
+            report = denoise_file.run(
+                path, own, opened=self.opened, recipe=self.recipe, amid=beside
+            )
         except OutputError as error:
             # Not the file's fault: there may be room, or leave to write, at the next look.
             self._say(path, error, "tried again")

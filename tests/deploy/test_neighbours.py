@@ -254,3 +254,44 @@ def test_a_model_that_sees_one_frame_is_as_before(box_model: Path, stack: Any) -
         model.answer(stack, SCALE, around=(2, 3)).frames, model.run(stack, SCALE)[2:10]
     )
     assert json.loads(model.session.info.text["quality"])
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, stopped: bool
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number, frame in enumerate(stack[:9]):
+        np.save(folder / f"f_{number}.npy", frame)
+    waiting = []
+
+    def arrive(_: float) -> None:
+        if len(waiting) == 3:
+            for number, frame in enumerate(stack[9:], 9):
+                np.save(folder / f"f_{number}.npy", frame)
+        if stopped and len(waiting) == 8:
+            raise KeyboardInterrupt
+        waiting.append(len(list((tmp_path / "run_denoised").glob("*.npy"))))
+
+    given = options(movie_model, to="npy")
+    arrivals = watch.folder(folder, given, 1e9 if stopped else 5.0, 1.0, arrive)
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            list(arrivals)
+    else:
+        assert len(list(arrivals)) == 13
+    assert {7, 11} <= set(waiting)  # the last two wait for others
+    recipe = watch._first_recipe(folder, [folder / f"f_{n}.npy" for n in range(9)], given)
+    expected = Denoiser(movie_model).answer(stack, recipe.scale).frames
+    made = [np.load(tmp_path / "run_denoised" / f"f_{n}_denoised.npy") for n in range(13)]
+    np.testing.assert_allclose(np.array(made).reshape(13, 64, 72), expected, rtol=1e-6)
+
+
+def test_a_lone_frame_has_no_neighbours(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path
+) -> None:
+    with pytest.raises(FormatError, match="sees neighbours in time"):
+        Denoiser(movie_model).denoise(stack[0])
+    with pytest.raises(FormatError, match="holds one frame"):
+        denoise_file.run(saved(stack[:1], tmp_path), options(movie_model))
