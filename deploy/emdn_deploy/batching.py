@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import tiling
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.pipeline import ordered
 from emdn_deploy.session import Session
 from emdn_models.errors import DeviceMemoryError, ModelError

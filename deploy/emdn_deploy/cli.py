@@ -48,11 +48,11 @@ def denoise(
             "-o, --preview and --movie take a single input; give folders for several: --out-dir, "
             "--preview, --movie"
         )
-    from emdn_deploy import denoise_file, report, targets
+    from emdn_deploy import denoise_file, output_paths, report
     from emdn_deploy.denoiser import Denoiser
 
     opened: dict[str | None, Denoiser] = {}
-    pairs = [(source, _pictured(own)) for source, own in targets.each(sources, options)]
+    pairs = [(source, _pictured(own)) for source, own in output_paths.each(sources, options)]
     failed, alone = [], 0
     for source, own in pairs:
         try:
@@ -100,11 +100,11 @@ def watch(
     ] = 0.5,
 ) -> None:
     """Denoise frames while an acquisition writes them; Ctrl-C, or --idle, ends it."""
-    from emdn_deploy import targets
+    from emdn_deploy import output_paths
     from emdn_deploy import watch as watching
 
     arrivals = (
-        watching.dataset(source, targets.target_of(source, options)[0], options, idle, poll)
+        watching.dataset(source, output_paths.target_of(source, options)[0], options, idle, poll)
         if source.is_file()
         else watching.folder(source, options, idle, poll)
     )

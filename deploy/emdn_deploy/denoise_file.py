@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from emdn_deploy import (
     neighbours,
+    output_paths,
     pipeline,
     preprocess,
     provenance,
-    targets,
     uncertainty,
     writers,
 )
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 def plan(source: Path, options: DenoiseOptions) -> Plan:
     """Say what `run` would do, and raise what it would raise before reading pixels."""
-    target, module = targets.target_of(source, options)
+    target, module = output_paths.target_of(source, options)
     with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
         files, others = _outputs(target, module, frames, options)
         check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
@@ -112,7 +112,7 @@ def run(
     EmdnError
         One of its kinds, naming the file and the remedy.
     """
-    target, module = targets.target_of(source, options)
+    target, module = output_paths.target_of(source, options)
     with contextlib.ExitStack() as stack:
         frames = stack.enter_context(
             open_selected(source, Choice(options.dataset, options.axes), options.frames)

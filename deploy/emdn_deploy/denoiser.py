@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from emdn_deploy import neighbours, preprocess, stacks, uncertainty
 from emdn_deploy.batching import Batching
 from emdn_deploy.config import DenoiseOptions, Device, Precision
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.session import open_session
 from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.uncertainty import Calibration

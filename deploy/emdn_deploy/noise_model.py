@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import intensity
-from emdn_deploy.intensity import Relation
+from emdn_deploy import dose
+from emdn_deploy.dose import Relation
 from emdn_deploy.noise_level import (
     INSIDE,
     MEDIAN,
@@ -340,7 +340,7 @@ def _camera(level: NoiseLevel, correlated: bool, uneven: bool, offset: float | N
     high = uneven and not correlated and level.temporal_high.size > 0
     values = level.temporal_high if high else level.temporal
     # What is correlated and moves fast, only a single frame shows.
-    blurred = correlated and intensity.noise(level).variance < trimmed_mean(values)
+    blurred = correlated and dose.noise(level).variance < trimmed_mean(values)
     doubts: tuple[str, ...]
     if not values.size or (uneven and not high) or blurred:
         return _by_assumption(level, offset)
@@ -353,7 +353,7 @@ def _camera(level: NoiseLevel, correlated: bool, uneven: bool, offset: float | N
         variance = level.white_variance(share)
     method = f"{'high-passed ' if high else ''}differences of neighbouring frames"
     counts = level.integers and not correlated and not dark
-    relation = intensity.relate(level.mean, values)
+    relation = dose.relate(level.mean, values)
     if relation and not relation.steep:
         relation = None
     if relation and (offset is not None or abs(relation.constant) > 3 * relation.constant_error):
@@ -400,7 +400,7 @@ def _related(relation: Relation, offset: float | None, method: str, counts: bool
 
 def _by_assumption(level: NoiseLevel, offset: float | None) -> NoiseModel:
     """Fall back on what denoising itself takes, where no error can be given."""
-    taken = intensity.of_noise(level, None, offset)
+    taken = dose.of_noise(level, None, offset)
     counts = level.integers and taken.gain == 1.0 and taken.offset == 0.0 and level.low >= 0
     why = "differences hold more than the camera's noise"
     if not level.temporal.size:

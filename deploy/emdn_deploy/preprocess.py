@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import bad_pixels, intensity, noise_model
+from emdn_deploy import bad_pixels, dose, noise_model
 from emdn_deploy.bad_pixels import Fill, Flagged, Mask
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import NoiseLevel, Sample, sample_starts
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE
@@ -273,7 +273,7 @@ def _measure(
         offset = None if offset is None else float(white) - offset
     try:
         level = NoiseLevel(sample, bad)
-        scale = intensity.of_noise(level, options.gain, offset)
+        scale = dose.of_noise(level, options.gain, offset)
     except FormatError:
         raise
     except EmdnError as error:

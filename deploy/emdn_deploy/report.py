@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.readers.limits import human
 
 

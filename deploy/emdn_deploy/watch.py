@@ -29,7 +29,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import denoise_file, output, preprocess, provenance, targets, writers
+from emdn_deploy import denoise_file, output, output_paths, preprocess, provenance, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
@@ -200,7 +200,7 @@ class _Watched:
         try:
             assert own.out_dir is not None
             own.out_dir.mkdir(parents=True, exist_ok=True)
-            target, module = targets.target_of(path, own)
+            target, module = output_paths.target_of(path, own)
             if path in self.own:
                 _log.warning("%s: has changed since it was denoised; denoised again", path)
                 own = replace(own, overwrite=True)

@@ -252,7 +252,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from emdn_deploy import Denoiser
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 
 known = Intensity(9.0, 1.0, 0.0, 3.0, "")
 frames = np.random.default_rng(0).poisson(9, (2, 1500, 1500)).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import emdn_deploy
-from emdn_deploy import Denoiser, denoise, denoise_file, intensity, tiling
+from emdn_deploy import Denoiser, denoise, denoise_file, dose, tiling
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.session import Session
 from emdn_models.errors import EmdnError, FormatError
@@ -88,7 +88,7 @@ def test_every_frame_keeps_its_mean(dimming: Path, lattice, threads: int) -> Non
     fading = np.linspace(1, 0.5, 6)[:, None, None]
     frames = (fading * lattice(20.0, (6, 40, 33)) + 100).astype(np.float32)
     model = Denoiser(dimming, threads=threads)
-    scale = intensity.Intensity(20.0, 1.0, 100.0, 4.5, "")
+    scale = dose.Intensity(20.0, 1.0, 100.0, 4.5, "")
     made = model.answer(frames, scale)
     means = frames.mean(axis=(1, 2), dtype=np.float64)
     np.testing.assert_allclose(made.frames.mean(axis=(1, 2), dtype=np.float64), means, rtol=1e-7)
@@ -105,7 +105,7 @@ def test_every_frame_keeps_its_mean(dimming: Path, lattice, threads: int) -> Non
 def test_tiles_keep_the_mean_of_the_frame(dimming: Path, lattice, monkeypatch) -> None:
     """Not each its own: borders would show."""
     frames = lattice(20.0, (1, 96, 96)).astype(np.float32)
-    model, scale = Denoiser(dimming), intensity.Intensity(20.0, 1.0, 0.0, 4.5, "")
+    model, scale = Denoiser(dimming), dose.Intensity(20.0, 1.0, 0.0, 4.5, "")
     whole = model.run(frames, scale)
     monkeypatch.setattr(tiling, "WHOLE_PIXELS", 2500)
     monkeypatch.setattr(tiling, "TILE_PIXELS", 2500)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from emdn_deploy import figures
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.readers import Axis
 from emdn_models.errors import OutputError
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from emdn_deploy import Denoiser, denoise_file, neighbours, preprocess, tiling, watch
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Recipe
 from emdn_deploy.readers import open_frames
 from emdn_deploy.readers.frames import select

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import intensity
+from emdn_deploy import dose
 from emdn_deploy.noise_level import Sample
 from emdn_models.errors import EmdnError
 
@@ -133,7 +133,7 @@ def test_one_frame_says_what_it_cannot_tell() -> None:
     rng = np.random.default_rng(11)
     frame = 3.0 * rng.poisson(rate(40.0, 1)).astype(np.float32)
     found = estimate(frame)
-    assert found.gain == intensity.estimate(Sample([frame], 1)).gain  # as it is denoised
+    assert found.gain == dose.estimate(Sample([frame], 1)).gain  # as it is denoised
     parts = json.loads(json.dumps(found.as_dict()))
     assert parts["read_noise_electrons"] is parts["gain_error"] is None
     assert any("one frame" in text for text in found.not_identifiable)

@@ -15,7 +15,7 @@ from emdn_deploy import Denoiser, session
 from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import run
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.session import CPU, CUDA, cuda_obstacle, open_session
 from emdn_models import MODELS, pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError

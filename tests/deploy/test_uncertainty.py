@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.uncertainty import (
     _LEAST_LEVEL,
     Calibration,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import Frames
 from emdn_models.errors import FormatError

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 
 Call = Callable[[], object]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from emdn_deploy.check.camera import Camera
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.intensity import Intensity
+from emdn_deploy.dose import Intensity
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError
 from emdn_models.metrics import (

@@ -17,8 +17,8 @@ from emdn_deploy.check import check, figures, residual_tests, thresholds
 from emdn_deploy.check.camera import Camera
 from emdn_deploy.check.heldout import FRAMES, Sample
 from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.dose import Intensity
 from emdn_deploy.evaluate import evaluate
-from emdn_deploy.intensity import Intensity
 from emdn_models.errors import EmdnError, FormatError, ModelError
 
 Array = np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import targets
+from emdn_deploy import output_paths
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, arrays, open_frames
 from emdn_deploy.readers.folder import natural, split_pattern
@@ -162,7 +162,7 @@ def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path, folder, pattern):
     for source in (place / pattern, place, tmp_path / "**" / "f_*.npy"):
         expect(source, expected)
     assert split_pattern(place / pattern) == (place, pattern)
-    target, _ = targets.target_of(place / pattern, DenoiseOptions())
+    target, _ = output_paths.target_of(place / pattern, DenoiseOptions())
     assert target.parent == place.parent
     assert target.stem == f"{place.name}_denoised"
 

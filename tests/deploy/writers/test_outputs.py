@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import Denoiser, denoise_file, inspect, targets
+from emdn_deploy import Denoiser, denoise_file, inspect, output_paths
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.output import Filling
 from emdn_deploy.readers import Choice, open_frames
@@ -364,9 +364,9 @@ def test_a_selection_has_its_own_sigma(source, denoise, expected):
 def test_inputs_may_not_share_a_file_of_sigma(tmp_path):
     sources = [Path("a.npy"), Path("a_sigma.npy")]
     options = DenoiseOptions(to="npy", suffix="_sigma", out_dir=tmp_path)
-    assert len(targets.each(sources, options)) == 2
+    assert len(output_paths.each(sources, options)) == 2
     with pytest.raises(OutputError, match=r"would both be written to .*a_sigma_sigma\.npy"):
-        targets.each(sources, replace(options, sigma=True))
+        output_paths.each(sources, replace(options, sigma=True))
 
 
 def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import intensity
-from emdn_deploy.intensity import Intensity
+from emdn_deploy import dose
+from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import Sample
 from emdn_models.errors import EmdnError
 
@@ -20,7 +20,7 @@ BLUR = FAULTS["blur, share given to 4 neighbours"][0]
 def measure(frames, gain: float | None = None, offset: float | None = None) -> Intensity:
     stack = np.asarray(frames, np.float32)
     sample = Sample.of(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
-    return intensity.estimate(sample, gain, offset)
+    return dose.estimate(sample, gain, offset)
 
 
 def drifting(count: int, step: float):
