@@ -178,7 +178,7 @@ def train(
     per_epoch = math.ceil(len(source) / size)
     total = config.epochs * per_epoch
     micro = micro_batch(config.patch, device)
-    half = reduced(recipe, device)
+    half = reduced(recipe, device, t.net)
     limit = config.max_minutes * 60 or math.inf
     shown = time.perf_counter()
     began = shown - t.elapsed
@@ -292,7 +292,7 @@ def forecast(
         y = middle(x)
         for _ in range(2):  # the first one also sets things up
             began = time.perf_counter()
-            loss(recipe, net, x, y, torch.ones_like(y), reduced(recipe, device)).backward()
+            loss(recipe, net, x, y, torch.ones_like(y), reduced(recipe, device, net)).backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             took = time.perf_counter() - began
