@@ -280,3 +280,12 @@ def test_weights_in_halves_take_half_the_space_and_compute_the_same(tmp_path):
     onnx.save(unpacked(onnx.load(half.path)), plain)
     assert plain.stat().st_size > 1.3 * sizes[0][0]
     np.testing.assert_array_equal(open_session(plain, "cpu", 1).run(frames, 6.0, 0.0, 1.0), rounded)
+
+
+def test_a_constant_output_is_compared_in_units_of_the_noise(tmp_path):
+    net = build("unet", "paper").eval()
+    for parameter in net.parameters():
+        parameter.data.zero_()
+    state = {key: value.numpy() for key, value in net.state_dict().items()}
+    weights = checkpoint.Weights("paper", state, {"status": "fitted"})
+    assert exporting.export_one("unet", weights, tmp_path / "unet.onnx").error < 1e-5

@@ -50,8 +50,8 @@ def compare(net: nn.Module, path: Path) -> tuple[float, float]:
                 expected = reference(tensor, *column)[:, 0].numpy()
                 truth = exact(tensor.double(), *(c.double() for c in column))[:, 0].numpy()
             found = session.run(frames, scale, offset, gain)
-            # A frame of a few pixels has next to no range of its own.
-            extent = extent or float(np.ptp(expected))
+            # A frame of a few pixels, or a constant one, has next to no range of its own.
+            extent = extent or max(float(np.ptp(expected)), gain * scale**0.5)
             worst = max(worst, float(np.abs(found - expected).max()) / extent)
             worst_float = max(worst_float, float(np.abs(expected - truth).max()) / extent)
     if not worst <= TOLERANCE:
