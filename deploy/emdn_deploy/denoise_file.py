@@ -256,8 +256,9 @@ def choose(
     movie, count = pretrained.movie_model(options.precision), frames.shape[0]
     if movie is None:
         return seen(None, "no model for movies is there")
-    if count < neighbours.LEAST or lead != 1:
-        return seen(None, f"no movie: {count} frames along {lead} axes")
+    if count < neighbours.LEAST or lead > 1:
+        why = f"frames along {lead} axes" if lead > 1 else f"fewer than {neighbours.LEAST} frames"
+        return seen(None, f"no movie: {why}")
     if not ready.scale.sigma:
         return seen(None, "no noise to compare them by")
     single = open_model(None)
