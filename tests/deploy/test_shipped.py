@@ -14,7 +14,8 @@ SHIPPED = list(pretrained.index()["models"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_sizes_and_units_come_back(name: str, lattice) -> None:
     model = Denoiser(name, threads=1)
-    for shape in ((1, 1, 1), (2, 7, 50), (1, 65, 33)):
+    least = min(2, model.session.info.frames)  # neighbours, or none
+    for shape in ((least, 1, 1), (2, 7, 50), (least, 65, 33)):
         frames = 3.0 * lattice(30.0, shape) + 20
         output = model.denoise(frames, gain=3.0, offset=20.0)
         assert output.shape == shape
