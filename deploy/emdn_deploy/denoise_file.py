@@ -93,7 +93,7 @@ def run(
     progress: Progress = lambda done, count: None,
     opened: dict[str | None, Denoiser] | None = None,
     recipe: Recipe | None = None,
-    amid: tuple[Sequence[Path], Sequence[Path]] = ((), ()),
+    between: tuple[Sequence[Path], Sequence[Path]] = ((), ()),
 ) -> Report:
     """Denoise a file of frames.
 
@@ -104,7 +104,7 @@ def run(
     recipe
         Scale and corrections of a longer stack that this file is a part of; None to
         find its own.
-    amid
+    between
         The files before and after it in that stack, for a model that sees neighbours.
 
     Raises
@@ -129,10 +129,13 @@ def run(
         if options.axes is None:
             check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
-        denoiser, seen = choose(ready, options, {} if opened is None else opened, any(amid))
+        denoiser, seen = choose(ready, options, {} if opened is None else opened, any(between))
         half = denoiser.session.info.frames // 2
-        near = [_near(amid[0], ready, options, slice(-half, None)),
-                _near(amid[1], ready, options, slice(half))] if half else [[], []]  # fmt: skip
+        ends = slice(-half, None), slice(half)  # of the files before, and of those after
+        context = [
+            _read_some(paths, ready, options, end) if half else []
+            for paths, end in zip(between, ends, strict=True)
+        ]
         if not ready.scale.sigma:
             _log.warning("warning: %s: %s", source, ready.scale.note)
         info = denoiser.session.info
@@ -165,7 +168,7 @@ def run(
                 _take_up(output, quick, denoiser, size)
             began = time.perf_counter()
             progress(resumed, count)
-            _stream(denoiser, ready, options, output, quick, count, progress, given, near)
+            _stream(denoiser, ready, options, output, quick, count, progress, given, context)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
@@ -205,7 +208,7 @@ def choose(
 ) -> tuple[Denoiser, str]:
     """Open the model that was asked for; without one, a movie gets the model for movies.
 
-    That sees each frame amid its neighbours, which helps where they show the same scene.
+    That sees each frame with its neighbours, which helps where they show the same scene.
 
     Parameters
     ----------
@@ -272,8 +275,8 @@ def choose(
 
 
 @dataclass(frozen=True)
-class _Amid:
-    """A part of a stack, and the frames before and after it that its own are seen with."""
+class _Block:
+    """A part of a stack in its context: ``around`` frames before and after it, which only help."""
 
     start: int
     part: Part
@@ -282,10 +285,10 @@ class _Amid:
     usable: NDArray[np.bool_]
 
 
-def _near(
+def _read_some(
     paths: Sequence[Path], ready: Prepared, options: DenoiseOptions, some: slice
 ) -> list[Part]:
-    """Read some frames of each file beside; none of one that does not fit."""
+    """Read some frames of each file, corrected as the stack is; none where they do not fit."""
     parts = []
     for path in paths:
         with (
@@ -308,7 +311,7 @@ class _Reader:
         (start, stop) of the parts, in order.
     half
         How many frames before and after a part go with it, where there are so many.
-    near
+    context
         Parts before the first and after the last.
     """
 
@@ -317,19 +320,19 @@ class _Reader:
         read: Callable[[int, int], Part],
         spans: list[tuple[int, int]],
         half: int,
-        near: Sequence[list[Part]],
+        context: Sequence[list[Part]],
     ) -> None:
         self._read, self._half, self._coming = read, half, deque(spans)
         self._last = spans[-1][1] if spans else 0
         self._ahead: deque[Part] = deque()
-        self._before, self._after = near
+        self._before, self._after = context
         first = spans[0][0] if spans else 0
         # After a pause the frames before the first part are needed once more.
         if first and half:
             self._before = [*self._before, read(first - min(first, half), first)]
         self._until = first
 
-    def __call__(self, start: int, stop: int) -> _Amid:
+    def __call__(self, start: int, stop: int) -> _Block:
         """Return the next part."""
         while self._until < min(self._last, stop + self._half):
             span = self._coming.popleft()
@@ -337,7 +340,7 @@ class _Reader:
             self._until = span[1]
         part = self._ahead.popleft()
         if not self._half:
-            return _Amid(start, part, part.frames, (0, 0), ~part.empty)
+            return _Block(start, part, part.frames, (0, 0), ~part.empty)
         ahead = [*self._ahead, *([] if self._coming else self._after)]
         parts = [*self._before, part, *ahead]
         earlier, later = (sum(len(one.frames) for one in some) for some in (self._before, ahead))
@@ -348,7 +351,7 @@ class _Reader:
         self._before.append(part)
         while sum(len(one.frames) for one in self._before[1:]) >= self._half:
             del self._before[0]
-        return _Amid(start, part, frames, around, usable)
+        return _Block(start, part, frames, around, usable)
 
 
 def _stream(
@@ -360,10 +363,10 @@ def _stream(
     count: int,
     progress: Progress,
     given: provenance.Stamps,
-    near: Sequence[list[Part]],
+    context: Sequence[list[Part]],
 ) -> None:
     """Denoise the frames that are not done yet."""
-    lanes, batch = _cut(denoiser, count, ready.recipe.bad.shape, options)
+    parallel, batch = _cut(denoiser, count, ready.recipe.bad.shape, options)
 
     whole = np.dtype(options.dtype).kind != "f"
 
@@ -373,11 +376,11 @@ def _stream(
             provenance.check_unchanged(given)
         return part
 
-    def compute(item: _Amid) -> Answer:
+    def compute(item: _Block) -> Answer:
         start, part = item.start, item.part
         made = denoiser.answer(
             item.frames, ready.scale, around=item.around, usable=item.usable,
-            with_sigma=options.sigma, batch=batch, alone=lanes > 1,
+            with_sigma=options.sigma, batch=batch, alone=parallel > 1,
         )  # fmt: skip
         # Here, and not where it is written, so that every lane does its own.
         for index in np.flatnonzero(part.judged(ready.recipe.bad)):
@@ -385,7 +388,7 @@ def _stream(
             quick.add(start + int(index), part.frames[one], made.frames[one], made.shifts[one])
         return part.finish(made, whole=whole)
 
-    def write(start: int, item: _Amid, made: Answer) -> None:
+    def write(start: int, item: _Block, made: Answer) -> None:
         part = item.part
 
         def tally(sums: Sums) -> None:
@@ -397,8 +400,8 @@ def _stream(
         progress(start + len(part.frames), count)
 
     spans = pipeline.blocks(output.done, count, batch)
-    reader = _Reader(take, spans, denoiser.session.info.frames // 2, near)
-    pipeline.stream(reader, compute, write, spans, lanes)
+    reader = _Reader(take, spans, denoiser.session.info.frames // 2, context)
+    pipeline.stream(reader, compute, write, spans, parallel)
 
 
 def _take_up(output: Output, quick: Quick, denoiser: Denoiser, size: tuple[int, ...]) -> None:
@@ -413,8 +416,8 @@ def _cut(
     denoiser: Denoiser, count: int, size: tuple[int, ...], options: DenoiseOptions
 ) -> tuple[int, int]:
     """Return how many runs go side by side, and how many frames of (H, W) each has."""
-    lanes = denoiser.batching.parallel_runs(count, size)
-    return lanes, options.batch or denoiser.batch_for(size, alone=lanes > 1)
+    parallel = denoiser.batching.parallel_runs(count, size)
+    return parallel, options.batch or denoiser.batch_for(size, alone=parallel > 1)
 
 
 def _draw(

@@ -22,22 +22,21 @@ _log = logging.getLogger(__name__)
 
 
 class Denoiser:
-    """A model held open on a device.
+    """A model that stays open on a device.
+
+    A model that sees several frames (``unet@movie``) denoises each with its neighbours in the
+    stack (`emdn_deploy.neighbours.beside`); it takes movies (T, H, W) only.
 
     Parameters
     ----------
     model
-        A shipped name, the path of an ``.onnx`` file, or None for the default. Of
-        ``MODEL@auto`` the model itself: an array does not say how it was recorded.
+        A shipped name, the path of an ``.onnx`` file, or None for the default.
     device
         ``cuda`` never falls back; ``auto`` says what it took.
     threads
         CPU threads; None takes those that affinity mask and quota allow.
     precision
         Which variant of the model: ``fp32`` for the model itself.
-
-    A model that sees several frames (``unet@movie``) denoises each amid its neighbours in the
-    stack (`emdn_deploy.neighbours.beside`).
 
     Raises
     ------

@@ -100,7 +100,7 @@ class Session:
         Parameters
         ----------
         frames
-            (n, H, W) in the input's own units; (n, F, H, W), each amid its neighbours, for a
+            (n, H, W) in the input's own units; (n, F, H, W), each with its neighbours, for a
             model that sees F frames.
         scale
             Mean electrons per pixel of the stack.

@@ -67,7 +67,7 @@ def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack
     run
         Denoises (n, H, W), and (n, W, H).
     frames
-        (n, H, W), or (n, F, H, W), each amid its neighbours.
+        (n, H, W), or (n, F, H, W), each with its neighbours.
 
     Returns
     -------

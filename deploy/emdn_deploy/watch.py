@@ -174,27 +174,26 @@ class _Watched:
     def denoise_all(
         self, complete: list[Path], now: dict[Path, Seen], *, last: bool
     ) -> Iterator[Arrival]:
-        """Denoise what is wanted of complete files; unless ``last``, only amid enough of them."""
+        """Denoise wanted files in order, and unless ``last`` only those that others follow."""
         if self.recipe is None:
             return
-        for path in complete:
+        good = [one for one in complete if one not in self.skipped or self.wants(one, now[one])]
+        for at, path in enumerate(good):
             if not self.wants(path, now[path]):
                 continue
-            good = [one for one in complete if one == path or one not in self.skipped]
-            at = good.index(path)
-            beside = good[max(0, at - self.half) : at], good[at + 1 : at + 1 + self.half]
-            if len(beside[1]) < self.half and not last:
+            before, after = good[max(0, at - self.half) : at], good[at + 1 : at + 1 + self.half]
+            if len(after) < self.half and not last:
                 break
-            if made := self.denoise(path, now[path], beside):
+            if made := self.denoise(path, now[path], (before, after)):
                 yield made
             if self.full:
                 break
         self.full = False
 
     def denoise(
-        self, path: Path, seen: Seen, beside: tuple[list[Path], list[Path]]
+        self, path: Path, seen: Seen, neighbours: tuple[list[Path], list[Path]]
     ) -> Arrival | None:
-        """Denoise a file; say so and return None where that is not possible."""
+        """Denoise a file between its neighbours; say so and return None where that fails."""
         place = self.out / path.parent.relative_to(self.place)
         own = replace(self.options, out_dir=place, model=self.model)
         try:
@@ -216,7 +215,7 @@ class _Watched:
             elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
                 own = replace(own, overwrite=True)  # what a watch with another scale began
             report = denoise_file.run(
-                path, own, opened=self.opened, recipe=self.recipe, amid=beside
+                path, own, opened=self.opened, recipe=self.recipe, between=neighbours
             )
         except OutputError as error:
             # Not the file's fault: there may be room, or leave to write, at the next look.

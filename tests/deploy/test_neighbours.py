@@ -1,4 +1,4 @@
-"""Models that see several frames: each frame amid its neighbours, however the work is cut."""
+"""Models that see several frames: each frame with its neighbours, however the work is cut."""
 
 import json
 from dataclasses import replace

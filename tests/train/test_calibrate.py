@@ -144,11 +144,11 @@ def test_an_export_leaves_what_was_measured_of_the_same_weights_only(tmp_path: P
 def test_a_model_of_several_frames_gets_others_of_the_same_scene() -> None:
     clean = np.full((40, 50), 30, np.float32)
     noisy = np.random.default_rng(1).poisson(clean).astype(np.float32)
-    stack = calibration.amid(noisy, clean, 5)
+    stack = calibration.resting_movie(noisy, clean, 5)
     np.testing.assert_array_equal(stack[2], noisy)
-    np.testing.assert_array_equal(stack, calibration.amid(noisy, clean, 5))
+    np.testing.assert_array_equal(stack, calibration.resting_movie(noisy, clean, 5))
     others = stack[[0, 1, 3, 4]]
     assert others.mean() == pytest.approx(30, abs=0.3)
     assert others.var() == pytest.approx(30, rel=0.05)
     assert len({one.tobytes() for one in stack}) == 5
-    np.testing.assert_array_equal(calibration.amid(noisy, clean, 1)[0], noisy)
+    np.testing.assert_array_equal(calibration.resting_movie(noisy, clean, 1)[0], noisy)

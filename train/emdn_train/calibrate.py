@@ -98,8 +98,8 @@ def denoise(
 ) -> tuple[Frame, Frame | None]:
     """Denoise a frame (H, W) alone, as a deployment does, at a scale that is measured.
 
-    A model that sees several frames gets it amid others of the same scene, which rests, recorded
-    by a counting camera.
+    A model that sees several frames gets it between others of the same scene, which rests,
+    recorded by a counting camera.
 
     Returns
     -------
@@ -110,13 +110,13 @@ def denoise(
             frame, sigma = denoiser.denoise_with_sigma(noisy[None])
             return frame[0], sigma[0]
         return denoiser.denoise(noisy[None])[0], None
-    stack = amid(noisy, clean, denoiser.session.info.frames)
+    stack = resting_movie(noisy, clean, denoiser.session.info.frames)
     half = len(stack) // 2
     made = denoiser.answer(stack, scale_of(stack), around=(half, half), with_sigma=with_sigma)
     return made.frames[0], None if made.sigma is None else made.sigma[0]
 
 
-def amid(noisy: Frame, clean: Frame, count: int) -> Frame:
+def resting_movie(noisy: Frame, clean: Frame, count: int) -> Frame:
     """Record a scene again around a frame of it: (count, H, W), the frame in the middle."""
     rng = np.random.default_rng(zlib.crc32(noisy.tobytes()))
     stack = rng.poisson(clean, (count, *clean.shape)).astype(np.float32)
@@ -162,7 +162,7 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
     """
     measured = []
     for frame in frames:
-        stack = amid(frame.noisy, frame.clean, denoiser.session.info.frames)
+        stack = resting_movie(frame.noisy, frame.clean, denoiser.session.info.frames)
         scale, half = scale_of(stack), len(stack) // 2
 
         def run(turned: Frame, scale: Intensity = scale, half: int = half) -> Frame:

@@ -40,7 +40,7 @@ TURN = 0.005  # largest turn in rad a frame
 class Batch(NamedTuple):
     """Frames or patches in electrons."""
 
-    noisy: Tensor  # (N, 1, H, W), or (N, F, H, W): a frame amid its neighbours
+    noisy: Tensor  # (N, 1, H, W), or (N, F, H, W): a frame with its neighbours
     target: Tensor  # (N, 1, H, W), expected counts of the middle frame
     scale: Tensor  # (N, 1, 1, 1), expected mean of the frame that a patch comes from
     # (N, windows, H, W), spectral estimates of the middle frame in noise units

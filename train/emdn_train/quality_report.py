@@ -52,8 +52,8 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     another simulator made, and the ``worst`` frame's; ``dose``, the dose gain of the mean dB;
     by how much the mean is off in the worst frame; how many pixels' errors are ``within`` one and
     two sigma, on the frames where that was measured; the median time of a frame; and ``AUC`` and
-    ``recall``, how well vacancies are told from full sites at a signal to noise of 0.4 and how
-    many are found at 0.1 false sites a frame (`defects`).
+    ``recall``, how well vacancies are distinguished from full sites at a signal to noise of 0.4
+    and how many are found at 0.1 false sites a frame (`defects`).
     """
     tested = rows.filter(pl.col("model") != "clean")
     table = _by_model(
@@ -101,7 +101,7 @@ def intensities(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def defects(rows: pl.DataFrame, what: str, *keys: str) -> pl.DataFrame:
-    """Say how well sites are told from full ones, by level: a row a method (and the keys).
+    """Say how well sites are distinguished from full ones, by level: a row a method (and the keys).
 
     Columns are, for each level, the area under the receiver operating characteristic and the
     share found at 0.1 and at 1 false site a frame (`emdn_models.metrics.vacancies`), at the
@@ -195,8 +195,8 @@ def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
         "# Quality on the fixed test split",
         f"{frames} frames. Gains in dB of the squared error in expected counts, over the noisy "
         "frame, by signal to noise per pixel; `dose` is how many times the dose a raw frame "
-        "would need, of the mean dB; `AUC` and `recall` how well vacancies are told from full "
-        "sites at 0.4: area under the curve, share found at 0.1 false sites a frame.",
+        "would need, of the mean dB; `AUC` and `recall` how well vacancies are distinguished "
+        "from full sites at 0.4: area under the curve, share found at 0.1 false sites a frame.",
         markdown(table.select("model", *levels, *_SHORT[1:])),
         "## All columns",
         "`within`: of the pixels of the first specimen of each part, with `--sigma`; Gaussian "
@@ -240,8 +240,8 @@ def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
             "## Movies in which a vacancy hops",
             f"{movies['movie'].n_unique()} movies a signal to noise, {movies['frame'].n_unique()} "
             "frames each, drifting by up to 1.5 pixels a frame; averages are along the true drift, "
-            "which a user does not know. Gain in dB; how well the vacancy is told from full sites; "
-            "how many frames off its hop is found.",
+            "which a user does not know. Gain in dB; how well the vacancy is distinguished from "
+            "full sites; how many frames off its hop is found.",
             markdown(movie_summary(movies)),
         ]
     return "\n\n".join(parts) + "\n"

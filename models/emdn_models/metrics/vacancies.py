@@ -63,7 +63,7 @@ class Sites:
 
 
 class Roc(NamedTuple):
-    """How well sites are told from full ones.
+    """How well sites are distinguished from full ones.
 
     ``auc`` is the area under the curve, 0.5 for chance; ``recall`` the share found at 0.1 and at
     1 false site a frame; ``sites`` how many there were to find.

@@ -251,7 +251,7 @@ class WithSpectrum(nn.Module):
     def joined(
         self, x: Tensor, noise: Tensor | None = None, spectra: Tensor | None = None
     ) -> Tensor:
-        """Map (N, F, H, W), a frame amid its neighbours, to what the net sees.
+        """Map (N, F, H, W), a frame with its neighbours, to what the net sees.
 
         Parameters
         ----------
