@@ -15,6 +15,8 @@ from emdn_deploy.config import Axes, Dataset, DenoiseOptions, takes_options
 from emdn_models import console
 from emdn_models.errors import EmdnError
 
+MODEL = "Default: unet, or unet@movie if frames show one scene. See: emdn-deploy models."
+
 app = typer.Typer(
     help="Denoise electron-microscopy frames.",
     no_args_is_help=True,
@@ -25,7 +27,7 @@ app = typer.Typer(
 
 
 @app.command()
-@takes_options()
+@takes_options(model=MODEL)
 def denoise(
     sources: Annotated[
         list[Path],
@@ -82,6 +84,7 @@ def denoise(
     *("output", "out_dir", "to", "model", "device", "precision", "threads"),
     *("dataset", "axes", "gain", "offset", "overwrite"),
     output="Of an HDF5 file; see --out-dir.",
+    model=MODEL,
     out_dir="Default: <folder>_denoised.",
     to="Kind of output for a folder.",
     overwrite="Replace existing outputs.",
