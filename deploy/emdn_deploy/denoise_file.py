@@ -53,11 +53,11 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
         files, others = _outputs(target, module, frames, options)
         check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
         compress = writers.compressed(module, frames, options.compress)
-        writers.check_room(target, frames.shape, Storage(options.dtype, compress, options.sigma))
-        size = np.dtype(options.dtype).itemsize + 4 * options.sigma
+        storage = Storage(options.dtype, compress, options.sigma)
+        writers.check_room(target, frames.shape, storage)
         return Plan(
             source, target, frames.format, frames.dataset, frames.why, frames.shape,
-            str(frames.dtype), size * int(np.prod(frames.shape)),
+            str(frames.dtype), storage.total(frames.shape),
             writers.sigma_place(target, module, frames) if options.sigma else None, compress,
         )  # fmt: skip
 

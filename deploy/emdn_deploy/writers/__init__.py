@@ -76,6 +76,10 @@ class Storage:
         """Return the bytes of an array of this shape."""
         return self.kind.itemsize * math.prod(shape)
 
+    def total(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of frames of this shape and of their standard deviations."""
+        return self.size(shape) + (4 * math.prod(shape) if self.sigma else 0)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -172,7 +176,7 @@ def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
 
     Raises OutputError if its disk has less room.
     """
-    size = storage.size(shape) + (4 * math.prod(shape) if storage.sigma else 0)
+    size = storage.total(shape)
     words = f"{human(size)} of {storage.dtype}" + (" and sigma" if storage.sigma else "")
     if storage.compress:
         return f"{words} before compression"

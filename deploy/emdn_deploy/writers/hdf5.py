@@ -40,7 +40,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     title = _title(frames)
     shape, axes = _stacked(frames)
     order = "tuvwabdefghij"[: len(shape) - 2] + "yx"
-    probe(target, 0)
+    probe(target, 0, shape, storage)
     with h5py.File(target, "w") as file:
         file.attrs.update(
             {
@@ -140,12 +140,19 @@ def reserve(path: Path, start: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def probe(target: Path, size: int) -> None:
-    """Raise OSError unless ``size`` bytes and a little more would fit beside ``target``."""
+def probe(target: Path, size: int, shape: tuple[int, ...], storage: Storage) -> None:
+    """Raise OSError unless frames, and ``size`` bytes besides, would fit into a file here.
+
+    What lies besides is claimed on the disk. That a file may become so large is tried with one
+    that is as long and has no content: quotas, ``ulimit`` and file systems set limits to that.
+    """
     scratch = target.with_name(target.name + ".new")
+    size = max(0, size) + MARGIN
     try:
-        scratch.touch()
-        reserve(scratch, 0, max(0, size) + MARGIN)
+        with scratch.open("wb") as file:
+            file.truncate(size + (0 if storage.compress else storage.total(shape)))
+            file.truncate(0)
+        reserve(scratch, 0, size)
     finally:
         scratch.unlink(missing_ok=True)
 

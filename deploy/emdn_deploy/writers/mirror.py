@@ -44,7 +44,8 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         with open_file(frames.path) as source:
             parts = frames.parts or (frames.dataset,)
             pixels = sum(source[part].id.get_storage_size() for part in parts)
-            probe(target, frames.path.stat().st_size - pixels)
+            beside = frames.path.stat().st_size - pixels
+            probe(target, beside, frames.stored_shape, storage)
         with open_file(frames.path) as source, h5py.File(target, "w") as copy:
             _copy_tree(source, copy, frames, Path(target).parent, storage)
             _copy_references(source, copy)

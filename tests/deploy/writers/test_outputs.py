@@ -282,6 +282,19 @@ def test_a_disk_without_room_is_named_before_anything_is_written(source, run, mo
     assert run(source, compress=True).frames == 8
 
 
+@pytest.mark.parametrize(("to", "sigma"), [("hspy", False), ("hspy", True), (None, True)])
+def test_a_file_that_may_not_become_so_large_is_one_error(
+    tmp_path, denoise, lattice, room, to, sigma
+):
+    path = tmp_path / "movie.h5"
+    with h5py.File(path, "w") as file:
+        file["frames"] = lattice(20.0, (24, 96, 96)).astype(np.uint8)
+    with room(700_000), pytest.raises(OutputError, match="File too large"):
+        denoise(path, to=to, sigma=sigma)
+    assert list(tmp_path.iterdir()) == [path]
+    assert denoise(path, to=to, sigma=sigma).frames == 24
+
+
 def test_the_sigma_of_a_stack_in_parts(tmp_path, denoise, lattice):
     path = tmp_path / "run_master.h5"
     with h5py.File(path, "w") as file:
