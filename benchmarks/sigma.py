@@ -2,8 +2,8 @@
 
 `python benchmarks/sigma.py data/testset --model unet` compares, on the fixed test split that
 `emdn-train testset` makes, what `--sigma` writes with two simpler predictions: the raw standard
-deviation over the eight orientations, and the root of a constant share of the expected noise,
-which is fitted to the true errors of the same frames.
+deviation over the eight orientations, and the root of a share of the expected noise, one share for
+all frames, which is fitted to their true errors (maximum likelihood).
 """
 
 import argparse
@@ -24,17 +24,17 @@ from emdn_train.quality_report import markdown
 LOG_VARIANCE = np.pi**2 / 8
 
 
-def predictions(denoiser: Denoiser, example):
-    """Return the errors of a frame, and each prediction of them, in units of its noise."""
+def measured(denoiser: Denoiser, example):
+    """Return a frame's errors, its sigma, its raw spread and the root of its expected noise.
+
+    Each (pixels that count,), in units of the noise at the mean.
+    """
     scale = scale_of(example.noisy[None])
     mean, variance = ensemble(partial(denoiser.run, scale=scale), example.noisy[None])
     terms = variances(mean, variance, scale)
-    error = np.abs(mean[0] - example.clean)
-    found = {"calibrated": denoiser.calibration.sigma(terms)[0], "raw spread": variance[0] ** 0.5}
-    share = np.mean(error[example.valid] ** 2) / np.mean(terms[1][0][example.valid])
-    found["a constant share of the expected noise"] = (share * terms[1][0]) ** 0.5
-    units = {name: one[example.valid] / scale.sigma for name, one in found.items()}
-    return error[example.valid] / scale.sigma, units
+    parts = np.abs(mean[0] - example.clean), denoiser.calibration.sigma(terms)[0]
+    parts += variance[0] ** 0.5, terms[1][0] ** 0.5
+    return [part[example.valid] / scale.sigma for part in parts]
 
 
 def statistics(error, sigma) -> dict[str, float]:
@@ -66,13 +66,18 @@ def main() -> None:
     ask.add_argument("testset", type=Path)
     ask.add_argument("--model", default="unet")
     given = ask.parse_args()
-    denoiser, rows = Denoiser(given.model, threads=1), []
+    denoiser, frames = Denoiser(given.model, threads=1), []
     with Split(given.testset, "test") as split:
         for example in examples(split):
-            error, known = predictions(denoiser, example)
             key = {"part": example.part, "level": example.level}
-            rows += [{"prediction": name} | key | statistics(error, sigma)
-                     for name, sigma in known.items()]  # fmt: skip
+            frames.append((key, *measured(denoiser, example)))
+    share = np.mean([np.mean((error / noise) ** 2) for _, error, _, _, noise in frames]) ** 0.5
+    rows = [
+        {"prediction": name} | key | statistics(error, known)
+        for key, error, sigma, spread, noise in frames
+        for name, known in (("calibrated", sigma), ("raw spread", spread),
+                            ("one share of the expected noise", share * noise))
+    ]  # fmt: skip
     table = pl.DataFrame(rows)
     for by in ((), ("level",), ("part",)):
         print(markdown(summary(table, *by)), end="\n\n")
