@@ -277,7 +277,7 @@ def main() -> None:
     text = f"{command} ({size})\n\n" + "\n".join(rows) + "\n"
     (RESULTS / "robustness.md").write_text(text, encoding="utf-8")
     print(text)
-    sys.exit("\n".join(words for one in every.values() for words in one.lost))
+    sys.exit("\n".join(words for one in every.values() for words in one.lost) or None)
 
 
 if __name__ == "__main__":
