@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks.cases import CASES
 from emdn_deploy.bench.timing import ELECTRONS
-from emdn_deploy.pipeline import usable_cpus
-from emdn_deploy.session import session_options
+from emdn_deploy.session import session_options, usable_cpus
 from emdn_models import pretrained
 
 KINDS = {

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from emdn_deploy import (
     neighbours,
     output_paths,
-    pipeline,
     preprocess,
     provenance,
     uncertainty,
     writers,
 )
+from emdn_deploy.batching import blocks, stream
 from emdn_deploy.check.quick import Quick, spans
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
@@ -399,9 +399,9 @@ def _stream(
         output.write(start, part.counted(), made.frames, made.sigma, tally)
         progress(start + len(part.frames), count)
 
-    spans = pipeline.blocks(output.done, count, batch)
+    spans = blocks(output.done, count, batch)
     reader = _Reader(take, spans, denoiser.session.info.frames // 2, context)
-    pipeline.stream(reader, compute, write, spans, parallel)
+    stream(reader, compute, write, spans, parallel)
 
 
 def _take_up(output: Output, quick: Quick, denoiser: Denoiser, size: tuple[int, ...]) -> None:
@@ -417,7 +417,7 @@ def _cut(
 ) -> tuple[int, int]:
     """Return how many runs go side by side, and how many frames of (H, W) each has."""
     parallel = denoiser.batching.parallel_runs(count, size)
-    return parallel, options.batch or denoiser.batch_for(size, alone=parallel > 1)
+    return parallel, options.batch or denoiser.batching.frames_per_run(size, alone=parallel > 1)
 
 
 def _draw(

@@ -319,7 +319,7 @@ def dataset(
         )
         half = denoiser.session.info.frames // 2
         ready = preprocess.prepare(first, options, recipe)
-        batch = options.batch or denoiser.batch_for(first.shape[1:])
+        batch = options.batch or denoiser.batching.frames_per_run(first.shape[1:])
         facts = provenance.facts_of(first, options, denoiser, ready, batch, seen)
 
         def late(sums: Sums) -> Provenance:

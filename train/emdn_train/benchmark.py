@@ -20,8 +20,8 @@ from emdn_deploy.bench.rows import machine
 from emdn_deploy.bench.timing import in_turn, stack_rate, warm
 from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.pipeline import usable_cpus
 from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.session import usable_cpus
 from emdn_models import MODELS, checkpoint, metrics
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.files import locked, renamed

@@ -11,8 +11,7 @@ import numpy as np
 
 from emdn_deploy.bench.timing import percentile
 from emdn_deploy.config import Device
-from emdn_deploy.pipeline import usable_cpus
-from emdn_deploy.session import Session
+from emdn_deploy.session import Session, usable_cpus
 from emdn_models import console, pretrained
 
 Row = dict[str, Any]

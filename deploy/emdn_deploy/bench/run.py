@@ -177,7 +177,11 @@ def _camera(one: Denoiser, frames: Stack, rate: float, row: Row, seconds: float)
 
     # On a CPU, frames that wait are computed side by side, one on each thread.
     session = one.session
-    batch = session.threads if session.device == "cpu" else one.batch_for(frames.shape[1:])
+    batch = (
+        session.threads
+        if session.device == "cpu"
+        else one.batching.frames_per_run(frames.shape[1:])
+    )
     found = stream(work, rate, max(3, round(rate * seconds)), batch)
     return {
         "keeps up": found.keeps_up,
