@@ -15,7 +15,7 @@ from emdn_deploy import Denoiser, batching, denoise_file, neighbours, preprocess
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Recipe
-from emdn_deploy.readers import open_frames
+from emdn_deploy.readers import Choice, open_frames, open_list
 from emdn_deploy.readers.frames import select
 from emdn_models import pretrained
 from emdn_models.errors import FormatError, ModelError
@@ -282,7 +282,8 @@ def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
     else:
         assert len(list(arrivals)) == 13
     assert {7, 11} <= set(waiting)  # the last two wait for others
-    recipe = watch._first_recipe(folder, [folder / f"f_{n}.npy" for n in range(9)], given)
+    with open_list(folder, [folder / f"f_{n}.npy" for n in range(9)], Choice()) as first:
+        recipe = preprocess.find_recipe(first, given)
     expected = Denoiser(movie_model).answer(stack, recipe.scale).frames
     made = [np.load(tmp_path / "run_denoised" / f"f_{n}_denoised.npy") for n in range(13)]
     np.testing.assert_allclose(np.array(made).reshape(13, 64, 72), expected, rtol=1e-6)
