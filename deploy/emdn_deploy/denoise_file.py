@@ -24,7 +24,7 @@ from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult, spans
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Output, State, Sums, check_targets, claimed
-from emdn_deploy.page import TIME_UNITS, RunPage, Verdicts
+from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.calibration import dose
@@ -73,9 +73,8 @@ def _outputs(
     elif beside is not None and beside.exists():
         _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
     pictures = []
-    for path, kinds in (
-        (options.preview, PICTURES), (options.movie, (".gif",)), (options.report, (".html",))
-    ):  # fmt: skip
+    wanted = (options.preview, PICTURES), (options.movie, (".gif",)), (options.report, (".html",))
+    for path, kinds in wanted:
         if path is not None and path.suffix.lower() not in kinds:
             raise OutputError(
                 f"{path}: unknown kind of picture {path.suffix!r}; expected {' '.join(kinds)}"
@@ -183,23 +182,30 @@ def run(
                 output.spoil()
                 raise
             output.complete(late)
-        ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
-        report = Report(
-            source, target, frames.dataset, frames.shape[0], resumed, seconds,
-            info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
-            ratio, ready.bad_pixels, options.dtype, sums.saturated, options.preview,
-            options.movie, writers.sigma_place(target, module, frames) if note else None, note,
-            checked.line if checked else None, checked.failing if checked else (),
-            net, float(late["largest_shift"]), ready.gap_pixels, sums.kept,
-            ready.recipe.flags.limit, sums.filled, tuple(sums.empty), ready.recipe.notes,
-            smallest_defect=checked.smallest.words if checked and checked.smallest else None,
-            neighbours=seen, page=options.report,
-        )  # fmt: skip
-        try:
-            _draw(options, frames, ready, module, report, checked)
-        except (EmdnError, OSError) as error:
-            raise OutputError(f"{error}; {target} itself is complete") from error
+        if options.preview is not None or options.movie is not None:
+            try:
+                _draw(options, frames, ready, target, module, denoiser.session.info.name)
+            except (EmdnError, OSError) as error:
+                raise OutputError(f"{error}; {target} itself is complete") from error
+        verdicts = _verdicts(checked, count)
+        page = _page(ready, target, module, verdicts) if options.report is not None else None
+    ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
     _warn(source, ratio, net, ready, sums, options)
+    report = Report(
+        source, target, frames.dataset, frames.shape[0], resumed, seconds,
+        info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
+        ratio, ready.bad_pixels, options.dtype, sums.saturated, options.preview,
+        options.movie, writers.sigma_place(target, module, frames) if note else None, note,
+        checked.line if checked else None, checked.failing if checked else (),
+        net, float(late["largest_shift"]), ready.gap_pixels, sums.kept, ready.recipe.flags.limit,
+        sums.filled, tuple(sums.empty), ready.recipe.notes,
+        smallest_defect=checked.smallest.words if checked and checked.smallest else None,
+        neighbours=seen, page=options.report,
+    )  # fmt: skip
+    if page is not None and options.report is not None:
+        with renamed(options.report) as place:
+            text = page.html(source.name, verdicts, lines(report))
+            place.write_text(text, encoding="utf-8")
     return report
 
 
@@ -424,48 +430,36 @@ def _cut(
 
 
 def _draw(
-    options: DenoiseOptions,
-    frames: Frames,
-    ready: Prepared,
-    module: str,
-    report: Report,
-    checked: QuickResult | None,
+    options: DenoiseOptions, frames: Frames, ready: Prepared, target: Path, module: str, model: str
 ) -> None:
     """Draw what was asked for, from the finished output."""
-    if options.preview is None and options.movie is None and options.report is None:
-        return
-    from emdn_deploy import figures
-
     mirrored = module == "mirror"
     choice = Choice(frames.dataset, frames.order) if mirrored else Choice()
-    count, x = frames.shape[0], frames.axis("x")
-    with open_frames(report.output, choice) as denoised:
-        sides = ready.read, ready.shown(denoised.read)
+    count = frames.shape[0]
+    with open_frames(target, choice) as denoised:
         if options.preview is not None:
+            from emdn_deploy import figures
+
             number = count // 2
             # Pictures are drawn in a unit whose square float32 holds.
-            unit = ready.scale.unit
-            before, after = (read(number, number + 1)[0] / np.float32(unit) for read in sides)
+            readers, unit = (ready.read, ready.shown(denoised.read)), ready.scale.unit
+            before, after = (read(number, number + 1)[0] / np.float32(unit) for read in readers)
             scale = ready.scale.scaled(1 / unit)
-            title = f"{frames.path.name}, frame {number} of {count}, {report.model}"
+            title = f"{frames.path.name}, frame {number} of {count}, {model}"
             if ready.scale.sigma:
                 title += f", {ready.scale.scale:.3g} e/px"
-            if known := dose(frames.axis("y"), x, ready.scale.scale):
+            if known := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
                 title += f", {known:.4g} e/Å²"
             kind = options.preview.suffix[1:].lower()
             with renamed(options.preview) as place:
-                figures.draw(place, before, after, scale, x, title, kind)
+                figures.draw(place, before, after, scale, frames.axis("x"), title, kind)
         if options.movie is not None:
-            time = next((axis for axis in frames.axes if axis.units in TIME_UNITS), None)
+            from emdn_deploy import figures
+
+            time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
             with renamed(options.movie) as place:
-                figures.movie(place, *sides, count, time, x)
-        if options.report is not None:
-            page, verdicts = RunPage(frames, ready.scale), _verdicts(checked, count)
-            page.take(page.numbers, *sides)
-            page.take(page.more(verdicts), *sides)
-            with renamed(options.report) as place:
-                text = page.html(frames.path.name, verdicts, lines(report))
-                place.write_text(text, encoding="utf-8")
+                read = ready.shown(denoised.read)
+                figures.movie(place, ready.read, read, count, time, frames.axis("x"))
 
 
 def _verdicts(checked: QuickResult | None, count: int) -> Verdicts:
@@ -480,6 +474,17 @@ def _verdicts(checked: QuickResult | None, count: int) -> Verdicts:
         if number in checked.failing
     }
     return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))
+
+
+def _page(ready: Prepared, target: Path, module: str, verdicts: Verdicts) -> RunPage:
+    """Collect what a page shows of the finished output."""
+    frames, page = ready.frames, RunPage(ready.frames, ready.scale)
+    choice = Choice(frames.dataset, frames.order) if module == "mirror" else Choice()
+    with open_frames(target, choice) as denoised:
+        sides = ready.read, ready.shown(denoised.read)
+        page.take(page.numbers, *sides)
+        page.take(page.more(verdicts), *sides)
+    return page
 
 
 def _warn(

@@ -24,7 +24,6 @@ from emdn_deploy.readers.calibration import dose, step_in
 from emdn_deploy.readers.frames import Frames
 from emdn_models.metrics.frc import rings
 
-TIME_UNITS = ("s", "ms", "µs")
 _SIDE = 512  # pixels of a picture, and of the part of a frame of which the spectrum is
 _ROWS = 512  # frames of the slice through time
 _READ = 2**28  # pixels that are read for it, or 64 frames
@@ -149,7 +148,7 @@ class RunPage:
         """Return the page; ``summary`` are lines of plain text, ``sections`` is HTML."""
         count, _, width = self._frames.shape
         y, x = self._frames.axis("y"), self._frames.axis("x")
-        time = next((axis for axis in self._frames.axes if axis.units in TIME_UNITS), None)
+        time = next((axis for axis in self._frames.axes if axis.units in ("s", "ms", "µs")), None)
         step, units = readable(x.step or 0, x.units, width) if x.step and x.step > 0 else (0, "")
         bar, nm = bar_length(width * (step or 1)), step_in(x, "nm")
         means, cleaned, *lines = zip(*(self._rows[n] for n in sorted(self._rows)), strict=True)
