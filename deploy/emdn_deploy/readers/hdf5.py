@@ -10,18 +10,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import scratch
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers import rechunk
+from emdn_deploy.readers.damage import Guarded, check_tree, filters_of
 from emdn_deploy.readers.frames import (
     Choice,
     Frames,
     Offer,
     SeveralStacks,
+    array_frames,
     check_guess,
     default_order,
 )
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate, text_of
-from emdn_deploy.readers.hdf5_guard import Guarded, check_tree
 from emdn_models import checkpoint
 from emdn_models.errors import FormatError, MissingExtraError, install
 
@@ -35,7 +35,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     file = open_file(path)
     try:
         candidate, why = choose(path, file, choice)
-        cache = scratch.cache_bytes(candidate.dataset, choice.axes or order_in(file, candidate))
+        cache = rechunk.cache_bytes(candidate.dataset, choice.axes or order_in(file, candidate))
         if cache is not None:
             # HDF5 sizes its chunk cache when a file is opened.
             file.close()
@@ -201,7 +201,7 @@ def frames_of(
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, notes=notes, release=file.close,
-        compressed=bool(scratch.filters_of(one.dataset)),
+        compressed=bool(filters_of(one.dataset)),
     )  # fmt: skip
     # All files that pixels come from, the one that was opened first.
     names = {os.path.realpath(place): place for part in guarded for place in part.files}
@@ -211,7 +211,7 @@ def frames_of(
     if not complete:
         return frames
     # What HDF5 itself need not decode is decoded in parts, where chunks are large.
-    return scratch.unpacked(frames, array if one.parts else one.dataset, letters)
+    return rechunk.unpacked(frames, array if one.parts else one.dataset, letters)
 
 
 class Parts:

@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from emdn_deploy.readers.damage import read
 from emdn_deploy.readers.frames import Axis, default_order
-from emdn_deploy.readers.hdf5_guard import read
 from emdn_models.errors import FormatError
 
 # Narrower arrays in a plain file are lists of positions and the like, not pictures.

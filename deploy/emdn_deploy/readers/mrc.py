@@ -14,9 +14,17 @@ from typing import IO, Any
 import mrcfile
 import numpy as np
 
-from emdn_deploy.readers import scratch
-from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
-from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
+from emdn_deploy.readers import rechunk
+from emdn_deploy.readers.frames import (
+    CUT_SHORT,
+    Axis,
+    Choice,
+    Frames,
+    Pages,
+    array_frames,
+    cut_short,
+)
+from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError
 
 _IMOD_STAMP = 1146047817
@@ -51,13 +59,13 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     packed = path.suffix.lower() in _PACKED
     file = None
     if packed:
-        file = scratch.filled(
+        file = rechunk.scratch_file(
             path, lambda into: _unpack(path, into, start + (promised + 1) * frame)
         )
     try:
         size = file.seek(0, os.SEEK_END) if file else path.stat().st_size
         if file:
-            folder = scratch.folder_of(path)
+            folder = rechunk.scratch_folder(path)
             notes.append(f"is unpacked into a scratch file of {size / 1e9:.2g} GB in {folder}")
         there = (size - start) // frame
         if there > promised and packed:

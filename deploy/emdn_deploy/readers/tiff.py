@@ -18,9 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import limits
-from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
-from emdn_deploy.readers.calibration import beam, known_unit
+from emdn_deploy.readers import damage
 from emdn_deploy.readers.frames import (
     CUT_SHORT,
     WHITE,
@@ -28,10 +26,15 @@ from emdn_deploy.readers.frames import (
     Choice,
     Frames,
     Offer,
+    Pages,
     SeveralStacks,
+    array_frames,
+    beam,
+    cut_short,
     numbered,
     only_stack,
 )
+from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError, MissingExtraError, install
 
 Tags = Mapping[int, Any]
@@ -62,7 +65,7 @@ _DAMAGE = (
 _COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB", "PALETTE")
 _EER = (65000, 65001, 65002)
 # The most that compressions expand what they read, by number.
-_EXPANDS = {5: 4096, 8: limits.DEFLATE, 32946: limits.DEFLATE, 32773: 128}
+_EXPANDS = {5: 4096, 8: damage.DEFLATE, 32946: damage.DEFLATE, 32773: 128}
 # Pages that a text may claim, and bytes that a stream may grow to without a look.
 _MOST_PAGES = 10**7
 _HARMLESS = 2**26
@@ -184,22 +187,22 @@ def _check_page(path: Path, page: Any) -> None:
     if code not in _EXPANDS:
         return
     limit, itemsize = _EXPANDS[code], key.dtype.itemsize
-    limits.check_stored(f"{path}: page {page.index}", key.size * itemsize, sum(counts), limit)
+    damage.check_stored(f"{path}: page {page.index}", key.size * itemsize, sum(counts), limit)
     expected = math.prod(key.chunks) * itemsize
     most = 2 * expected + 2**20
     for start, count in zip(page.dataoffsets, counts, strict=True):
-        if limit != limits.DEFLATE or limit * count <= max(most, _HARMLESS):
+        if limit != damage.DEFLATE or limit * count <= max(most, _HARMLESS):
             continue
         with path.open("rb") as opened:
             opened.seek(start)
             try:
-                found = limits.inflated(opened.read(count), most)
+                found = damage.inflated(opened.read(count), most)
             except zlib.error as error:
                 raise FormatError(f"{path}: page {page.index} is damaged ({error})") from error
         if found > most:
             raise FormatError(
-                f"{path}: page {page.index} inflates to more than {limits.human(most)}, expected "
-                f"{limits.human(expected)}; it is a damaged TIFF file"
+                f"{path}: page {page.index} inflates to more than {damage.human(most)}, expected "
+                f"{damage.human(expected)}; it is a damaged TIFF file"
             )
 
 
@@ -414,6 +417,13 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
         for letter, (step, unit) in found.items()
         if step and np.isfinite(step) and unit
     }
+
+
+def known_unit(text: str) -> str:
+    """Return a unit as the field writes it: ``micron`` and its like as µm."""
+    text = text.strip("\0 ").replace("\\u00B5", "µ").replace("μ", "µ")
+    known = {"micron": "µm", "microns": "µm", "um": "µm", "angstrom": "Å", "sec": "s"}
+    return known.get(text.lower(), text)
 
 
 def _microscope(tags: Tags) -> dict[str, str]:

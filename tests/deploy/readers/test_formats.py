@@ -13,8 +13,7 @@ import tifffile
 
 from emdn_deploy import output_paths
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.readers import Choice, arrays, open_frames
-from emdn_deploy.readers.folder import natural, split_pattern
+from emdn_deploy.readers import Choice, natural, npy, open_frames, split_pattern
 from emdn_models.errors import FormatError, MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
@@ -271,11 +270,11 @@ def test_a_digit_takes_one_index_of_an_axis(tmp_path):
 @pytest.mark.parametrize("dtype", ["<u2", ">f4", "u1"])
 def test_a_file_is_read_as_its_memory_map_would_be(tmp_path, monkeypatch, order, dtype):
     """Any selection that a stack of any axis order needs."""
-    monkeypatch.setattr(arrays.Plain, "_SLAB", 100)
+    monkeypatch.setattr(npy, "_SLAB", 100)
     array = np.arange(4 * 5 * 6 * 2).reshape(4, 5, 6, 2).astype(dtype, order=order)
     np.save(tmp_path / "a.npy", array)
     start = np.load(tmp_path / "a.npy", mmap_mode="r").offset
-    plain = arrays.Plain(tmp_path / "a.npy", start, array.shape, array.dtype, fortran=order == "F")
+    plain = npy.Plain(tmp_path / "a.npy", start, array.shape, array.dtype, fortran=order == "F")
     every = slice(None)
     for where in (
         2, slice(1, 3), (1, 2), (every, every, 3, 1), (every, every, slice(2, 5), 0),

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from emdn_deploy.readers import Axis, Choice, mrc, open_frames, vendors
-from emdn_deploy.readers.calibration import imaging_mode
 from emdn_deploy.readers.frames import Offer, SeveralStacks, select
 from emdn_models.errors import FormatError
 
@@ -251,7 +250,7 @@ def test_words_give_a_mode_or_none():
         "STEM NANOPROBE SCANNING DIFFRACTION": "STEM", "TEM IMAGING MAG1": "TEM", "": None,
         "TEM IMAGING DIFFRACTION": None, "TEM SCANNING": None, "SEM SCANNING": None,
     }.items():  # fmt: skip
-        assert imaging_mode(*words.split()) == mode, words
+        assert vendors.imaging_mode(*words.split()) == mode, words
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
-"""HDF5 datasets that are looked at before the library reads them.
+"""What damaged files claim, compared with memory and with the bytes that are there.
 
-libhdf5 trusts a file: it inflates a chunk to whatever length its stream has, takes what lies
-behind a chunk that came out too short for pixels, and follows a virtual dataset into itself
-until the stack overflows.
+Of HDF5 this is looked at before the library reads it: libhdf5 trusts a file. It inflates a chunk
+to whatever length its stream has, takes what lies behind a chunk that came out too short for
+pixels, and follows a virtual dataset into itself until the stack overflows.
 """
 
 import itertools
 import math
 import os
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,17 +19,19 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import limits
-from emdn_deploy.readers.scratch import filters_of
 from emdn_models import hdf5
 from emdn_models.errors import FormatError
 
+# Bytes of memory that a pixel of one frame takes while it is denoised.
+PIXEL_BYTES = 16
+# The most that deflate expands what it reads.
+DEFLATE = 1032
 MOST_OBJECTS, DEEPEST = 20_000, 100
 # Sources of a virtual dataset, and virtual datasets behind one another.
 _MOST_SOURCES, _MOST_VIRTUAL = 100_000, 8
 # Claims up to this are read, whatever is stored.
 _SMALL = 2**30
-_PIECE = 2**16
+_PIECE = 2**20
 _SHUFFLE, _DEFLATE, _FLETCHER = 2, 1, 3
 # Filters whose stream begins with its decoded length: place and byte order of it.
 _LENGTHS: dict[int, tuple[slice, Literal["big", "little"]]] = {
@@ -35,6 +39,68 @@ _LENGTHS: dict[int, tuple[slice, Literal["big", "little"]]] = {
     32004: (slice(0, 8), "big"),
     32008: (slice(0, 8), "big"),
 }
+
+
+def memory() -> int:
+    """Return the bytes of memory that this process may have."""
+    found = [2**40]
+    with suppress(AttributeError, ImportError, OSError, ValueError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        import resource  # not on Windows
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        found += [limit] if limit != resource.RLIM_INFINITY else []
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(found)
+
+
+def check_frame(where: str, height: int, width: int) -> None:
+    """Refuse frames of which not even one fits into memory, with a FormatError."""
+    need, there = PIXEL_BYTES * height * width, memory()
+    if need > there:
+        raise FormatError(
+            f"{where}: claims frames of {height} x {width} pixels; one needs {human(need)} of "
+            f"memory, and there are {human(there)}: is the file damaged? If not, cut its frames"
+        )
+
+
+def check_stored(where: str, claimed: int, stored: int, ratio: float = DEFLATE) -> None:
+    """Refuse data that claim more bytes than what is stored can hold, with a FormatError.
+
+    ``ratio``: the most that a stored byte may stand for.
+    """
+    if claimed > ratio * stored:
+        raise FormatError(
+            f"{where}: claims {human(claimed)} of frames, and the file holds {human(stored)} of "
+            "them; it is damaged, or was never filled: copy it again, or only the frames in it"
+        )
+
+
+def inflated(data: bytes, most: int) -> int:
+    """Count the bytes in a zlib stream, up to a little over ``most``; none are kept."""
+    stream, count = zlib.decompressobj(), 0
+    while data and count <= most and not stream.eof:
+        count += len(stream.decompress(data, _PIECE))
+        data = stream.unconsumed_tail
+    return count
+
+
+def human(size: float) -> str:
+    """Return a number of bytes in words."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size = size / 1000
+    return f"{size:.3g} TB"
+
+
+def filters_of(array: Any) -> list[int]:
+    """List the HDF5 filters of a dataset, or of the first of joined ones, by number."""
+    first = getattr(array, "datasets", [array])[0]
+    if not isinstance(first, h5py.Dataset):
+        return []
+    settings = first.id.get_create_plist()
+    return [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
 
 
 def check_tree(path: Path, file: h5py.File) -> None:
@@ -84,13 +150,24 @@ class Guarded:
         self._filters = filters_of(dataset)
         self._bytes = math.prod(self.chunks or ()) * self.dtype.itemsize
         # HDF5 takes the names of raw files from the working folder.
-        named = (Path(name) for name, _, _ in dataset.external or ())
-        raw = {place for place in named if place.is_file()}
+        raw = {Path(name) for name, _, _ in dataset.external or () if Path(name).is_file()}
         self.files = {Path(dataset.file.filename), *raw}
         if dataset.is_virtual:
             self.files |= _sources(path, dataset)
-        else:
-            self._check_claims(raw)
+            return
+        if self._filters and 3 * self._bytes > memory():
+            raise FormatError(
+                f"{self._where}: has chunks {self.chunks} of {human(self._bytes)}, each of "
+                f"which is decoded whole, and there are {human(memory())} of memory; "
+                "store it in smaller chunks, with h5repack for example"
+            )
+        claimed = math.prod(self.shape) * self.dtype.itemsize
+        if claimed > _SMALL:
+            stored = sum(one.stat().st_size for one in raw)
+            stored = stored if dataset.external else dataset.id.get_storage_size()
+            check_stored(self._where, claimed, stored)
+        if self._filters and self._bytes and claimed:
+            self._check_chunk((0,) * len(self.shape))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,24 +184,6 @@ class Guarded:
                 self._check_chunk(place)
         data: NDArray[Any] = self.dataset[where]
         return data
-
-    def _check_claims(self, raw: set[Path]) -> None:
-        """Compare the claimed size with the stored one, and a chunk's with memory."""
-        # Large chunks that are deflated at the most are decoded in parts (scratch.py).
-        whole = not set(self._filters) <= {_SHUFFLE, _DEFLATE, _FLETCHER}
-        if whole and 2 * self._bytes > limits.memory():
-            raise FormatError(
-                f"{self._where}: has chunks {self.chunks} of {limits.human(self._bytes)}, each of "
-                f"which is decoded whole, and there are {limits.human(limits.memory())} of memory; "
-                "store it in smaller chunks, with h5repack for example"
-            )
-        claimed = math.prod(self.shape) * self.dtype.itemsize
-        if claimed > _SMALL:
-            stored = sum(one.stat().st_size for one in raw)
-            stored = stored if self.dataset.external else self.dataset.id.get_storage_size()
-            limits.check_stored(self._where, claimed, stored)
-        if self._filters and self._bytes and claimed:
-            self._check_chunk((0,) * len(self.shape))
 
     def _touched(self, where: tuple[Any, ...]) -> Iterator[tuple[int, ...]]:
         """Yield the first elements of the chunks that a selection needs."""
@@ -151,17 +210,17 @@ class Guarded:
 
     def _wrong(self, place: tuple[int, ...], used: list[int], stored: int) -> str:
         """Say what is wrong with a chunk of ``stored`` bytes, empty if nothing is."""
-        if stored > 2 * self._bytes + _PIECE:
+        if stored > 2 * self._bytes + 2**16:
             return f"takes {stored} bytes, to hold {self._bytes}"
         if used and used[-1] == _FLETCHER:
             used, stored = used[:-1], stored - 4
         exact = set(used[:-1]) <= {_SHUFFLE}
         last = used[-1] if used else _SHUFFLE
         if last == _DEFLATE:
-            limits.check_stored(f"{self._where}, chunk {place}", self._bytes, stored)
+            check_stored(f"{self._where}, chunk {place}", self._bytes, stored)
             _, data = self.dataset.id.read_direct_chunk(place)
             try:
-                found = limits.inflated(data[:stored], self._bytes)
+                found = inflated(data[:stored], self._bytes)
             except zlib.error as error:
                 return f"cannot be inflated ({error})"
         elif last in _LENGTHS:
@@ -191,27 +250,10 @@ def read(dataset: h5py.Dataset, where: Any) -> NDArray[Any]:
 def _sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
     """List the files behind a virtual dataset; refuse one that leads back to itself.
 
-    A source that is missing is of no concern here.
+    A source that is missing is of no concern here: HDF5 reads fill values for it.
     """
     known: set[tuple[str, int]] = set()
     found: set[Path] = set()
-
-    def opened(one: h5py.Dataset, name: str) -> Iterator[h5py.File]:
-        """Yield the files that a source's name stands for, up to the first that is missing."""
-        if name == ".":
-            yield one.file
-            return
-        for place in _numbered(name):
-            beside = Path(one.file.filename).parent / place
-            if not beside.is_file():
-                return
-            found.add(beside)
-            try:
-                file = h5py.File(beside, "r")
-            except OSError:
-                return
-            with file:
-                yield file
 
     def walk(one: h5py.Dataset, above: tuple[tuple[str, int], ...]) -> None:
         own = os.path.realpath(one.file.filename), int(h5py.h5o.get_info(one.id).addr)
@@ -233,25 +275,22 @@ def _sources(path: Path, dataset: h5py.Dataset) -> set[Path]:
         claimed = math.prod(one.shape)
         if claimed * one.dtype.itemsize > _SMALL:
             mapped = sum(source.src_space.get_select_npoints() for source in sources)
-            limits.check_stored(f"{path}: {one.name}", claimed, mapped)
-        files: dict[str, set[str]] = {}
+            check_stored(f"{path}: {one.name}", claimed, mapped)
+        files: dict[str, set[str]] = defaultdict(set)
         for source in sources:
-            files.setdefault(source.file_name, set()).add(source.dset_name)
+            files[source.file_name].add(source.dset_name)
         for name, datasets in files.items():
-            for file in opened(one, name):
-                for inside in datasets:
-                    items = (file.get(own_name) for own_name in _numbered(inside))
-                    for item in items:
-                        if not isinstance(item, h5py.Dataset):
-                            break
-                        walk(item, (*above, own))
+            beside = Path(one.file.filename).parent / name
+            if name != "." and not beside.is_file():
+                continue
+            with suppress(OSError), ExitStack() as stack:
+                file = one.file
+                if name != ".":
+                    found.add(beside)
+                    file = stack.enter_context(h5py.File(beside, "r"))
+                for inside in map(file.get, datasets):
+                    if isinstance(inside, h5py.Dataset):
+                        walk(inside, (*above, own))
 
     walk(dataset, ())
     return found
-
-
-def _numbered(name: str) -> Iterator[str]:
-    """Yield a source's name, or where it counts (``%b``) all that it stands for."""
-    count = _MOST_SOURCES if "%b" in name else 1
-    for number in range(count):
-        yield name.replace("%b", str(number)).replace("%%", "%")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy.readers import Choice, hdf5_guard, limits, open_frames, vendors
+from emdn_deploy.readers import Choice, damage, open_frames, vendors
 from emdn_deploy.writers import Storage, lay_out
 from emdn_models.errors import FormatError
 
@@ -49,9 +49,9 @@ def test_hdf5_that_is_not_filled(tmp_path, shape, chunks):
 def test_frames_that_no_memory_holds(tmp_path, monkeypatch):
     path = tmp_path / "a.npy"
     np.save(path, FRAMES)
-    monkeypatch.setattr(limits, "memory", lambda: 16 * 16 * 24 - 1)
+    monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24 - 1)
     refused(path, r"frames of 16 x 24 pixels; one needs 6.14 kB of memory, and there are 6.14 kB")
-    monkeypatch.setattr(limits, "memory", lambda: 16 * 16 * 24)
+    monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24)
     with open_frames(path) as frames:
         assert frames.shape == FRAMES.shape
 
@@ -125,7 +125,7 @@ def test_trees_have_a_bound(tmp_path, monkeypatch):
     path = tmp_path / "tree.h5"
     with h5py.File(path, "w") as file:
         group = file
-        for _ in range(hdf5_guard.DEEPEST + 1):
+        for _ in range(damage.DEEPEST + 1):
             group = group.create_group("g")
         group["images"] = FRAMES
     refused(path, "groups inside one another, more than 100 deep")
@@ -133,9 +133,9 @@ def test_trees_have_a_bound(tmp_path, monkeypatch):
         file["images"] = FRAMES
         for number in range(30):
             file.create_group(f"g{number}")
-    monkeypatch.setattr(hdf5_guard, "MOST_OBJECTS", 30)
+    monkeypatch.setattr(damage, "MOST_OBJECTS", 30)
     refused(path, "more than 30 groups and datasets")
-    monkeypatch.setattr(hdf5_guard, "MOST_OBJECTS", 32)
+    monkeypatch.setattr(damage, "MOST_OBJECTS", 32)
     with open_frames(path) as frames:
         assert frames.shape == FRAMES.shape
 
