@@ -84,6 +84,8 @@ def fit(config: FitConfig) -> list[Fitted]:
 def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> list[Fitted]:
     recipe, out = RECIPES[config.recipe], Path(config.out)
     recipe = recipe if config.lr is None else replace(recipe, lr=config.lr)
+    if config.defect_weight is not None:
+        recipe = replace(recipe, defects=config.defect_weight)
     finished: list[Fitted] = []
     run = identity(config, recipe, processes) | {
         "training data": split.fingerprint(), "test data": test.fingerprint()
@@ -92,7 +94,9 @@ def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> 
     saved = results.existing(out)
     seen = max(frames_of(name, config.preset) for name in config.names)
     recorded = Simulated if seen == 1 else Clips
-    everything = recorded(CleanFrames.of(split), recipe, config.patch, processes.device)
+    everything = recorded(
+        CleanFrames.of(split, recipe.defects > 0), recipe, config.patch, processes.device
+    )
     batches = validation(CleanFrames.of(test), seen=seen)
     todo = list(config.names)
     for earlier in (Fitted(**result) for result in state.done.values()):
@@ -135,7 +139,7 @@ def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> 
 def identity(config: FitConfig, recipe: Recipe, processes: Processes) -> dict[str, Any]:
     """Name what a result follows from, besides the data; folders may move."""
     options = asdict(config)
-    del options["data"], options["out"], options["frame_class"]
+    del options["data"], options["out"], options["frame_class"], options["defect_weight"]
     return {
         **asdict(recipe), **options, "models": config.names, "lr": recipe.lr,
         "device": processes.device.type, "processes": processes.count,
@@ -201,12 +205,14 @@ def train(
             indices = batch[first : first + micro]
             generator = chance(config.seed, t.step, place + first)
             torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
-            noisy, target, scale, spectra = source.batch(indices, generator)
+            noisy, target, scale, spectra, defects = source.batch(indices, generator)
             # A user's dose is never exactly known: the map is off by up to 10 %.
             off = 0.9 + 0.2 * torch.rand(scale.shape, generator=generator).to(device)
             x, y = normalise(noisy, scale), normalise(target, scale)
             noise = noise_map(middle(noisy), scale) * off
-            part = loss(recipe, t.net, x, y, noise, half, spectra) * (len(indices) / patches)
+            part = loss(recipe, t.net, x, y, noise, half, spectra, defects) * (
+                len(indices) / patches
+            )
             part.backward()
             summed += part.detach()
         processes.add_gradients(t.net)
