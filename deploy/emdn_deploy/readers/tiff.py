@@ -8,7 +8,6 @@ import logging
 import math
 import re
 import struct
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import damage
 from emdn_deploy.readers.frames import (
     CUT_SHORT,
     WHITE,
@@ -64,11 +62,6 @@ _DAMAGE = (
 )  # fmt: skip
 _COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB", "PALETTE")
 _EER = (65000, 65001, 65002)
-# The most that compressions expand what they read, by number.
-_EXPANDS = {5: 4096, 8: damage.DEFLATE, 32946: damage.DEFLATE, 32773: 128}
-# Pages that a text may claim, and bytes that a stream may grow to without a look.
-_MOST_PAGES = 10**7
-_HARMLESS = 2**26
 # DigitalMicrograph's tags along x, y and z: the unit, and six further on the step.
 _DM = {"x": 65003, "y": 65004, "t": 65005}
 # A printer's resolution is coarser than this, a microscope's finer.
@@ -105,7 +98,6 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         )
     series, number, why = _choose(path, _series(file), choice)
     key = series.keyframe
-    _check_page(path, key)
     order = _order(series, ours="emdn-deploy" in str((file.imagej_metadata or {}).get("Info", "")))
     if _is_colour(series) and "c" not in order and choice.axes is None:
         raise FormatError(
@@ -148,7 +140,7 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
 def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
     """List the bytes of the pages; the last is 0, or where the list leads out of the file.
 
-    tifffile follows some circles for ever, and makes room for every page that OME's text claims.
+    tifffile follows some circles for ever.
     """
     form, size = file.tiff, file.filehandle.size
     place, pages = int(file.pages[0].offset), dict[int, int]()
@@ -170,40 +162,7 @@ def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
             if after + form.offsetsize > size:  # cut inside its list of tags
                 break
             place = number(after, form.offsetformat, form.offsetsize)
-    for text in re.findall(r"<[^<>]*Pixels [^>]*>", file.ome_metadata or "") if file.is_ome else []:
-        claimed = math.prod(int(one) for one in re.findall(r'Size[TCZ]="(\d{1,18})"', text))
-        if claimed > max(_MOST_PAGES, len(pages)):
-            raise FormatError(
-                f"{path}: its OME text claims {claimed} frames, and it has {len(pages)} pages; "
-                "it is damaged: copy it again"
-            )
     return [*pages, place]
-
-
-def _check_page(path: Path, page: Any) -> None:
-    """Refuse a page that claims more than it holds, or inflates to more than it claims."""
-    key = page.keyframe
-    code, counts = int(key.compression), page.databytecounts
-    if code not in _EXPANDS:
-        return
-    limit, itemsize = _EXPANDS[code], key.dtype.itemsize
-    damage.check_stored(f"{path}: page {page.index}", key.size * itemsize, sum(counts), limit)
-    expected = math.prod(key.chunks) * itemsize
-    most = 2 * expected + 2**20
-    for start, count in zip(page.dataoffsets, counts, strict=True):
-        if limit != damage.DEFLATE or limit * count <= max(most, _HARMLESS):
-            continue
-        with path.open("rb") as opened:
-            opened.seek(start)
-            try:
-                found = damage.inflated(opened.read(count), most)
-            except zlib.error as error:
-                raise FormatError(f"{path}: page {page.index} is damaged ({error})") from error
-        if found > most:
-            raise FormatError(
-                f"{path}: page {page.index} inflates to more than {damage.human(most)}, expected "
-                f"{damage.human(expected)}; it is a damaged TIFF file"
-            )
 
 
 def _series(file: tifffile.TiffFile) -> list[Any]:
@@ -371,7 +330,6 @@ def _is_there(page: Any, size: int) -> bool:
 
 def _decoded(page: Any, path: Path) -> NDArray[Any]:
     handle = page.parent.filehandle
-    _check_page(Path(handle.path), page)
     # Of several files of an OME-TIFF, one is open at a time.
     other = handle.closed
     try:

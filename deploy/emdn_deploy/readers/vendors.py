@@ -6,7 +6,6 @@ so it is never required: the extra ``rsciio`` is the user's choice.
 
 import importlib
 import math
-import os
 import re
 import struct
 from collections.abc import Mapping
@@ -258,16 +257,8 @@ def _check_ser(path: Path) -> None:
         wide = version == 0x220
         file.seek(30 if wide else 26)
         (dimensions,) = struct.unpack("<i", file.read(4))
-        # Each frame has its place and its tag's place in the offset arrays.
-        counts = {"frames": count * (16 if wide else 8), "dimensions": 32 * dimensions}
-        for _ in range(min(dimensions, total // 32)):
-            file.seek(24, os.SEEK_CUR)
-            for kind in ("description", "units"):
-                (length,) = struct.unpack("<i", file.read(4).ljust(4, b"\0"))
-                counts[kind] = length if length < 0 else max(counts.get(kind, 0), length)
-                if not 0 <= length <= total:
-                    break
-                file.seek(length, os.SEEK_CUR)
+    # Each frame has its place and its tag's place in the offset arrays.
+    counts = {"frames": count * (16 if wide else 8), "dimensions": 32 * dimensions}
     for kind, need in counts.items():
         if not 0 <= need <= total:
             raise FormatError(

@@ -1,10 +1,9 @@
-"""Files that claim more than they hold, lead in circles or never end: one line, from the header."""
+"""Files that claim more than they hold, or lead in circles: one line, from the header."""
 
 import os
 import struct
-import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import hdf5plugin
@@ -17,8 +16,6 @@ from emdn_deploy.writers import Storage, lay_out
 from emdn_models.errors import FormatError
 
 FRAMES = np.arange(4 * 16 * 24, dtype=np.uint16).reshape(4, 16, 24)
-# What 64 MB of zeros become.
-BOMB = zlib.compress(bytes(2**26), 9)
 
 
 def refused(path: Path, match: str, choice: Choice = Choice()) -> None:  # noqa: B008
@@ -26,6 +23,11 @@ def refused(path: Path, match: str, choice: Choice = Choice()) -> None:  # noqa:
         opened.read(0, opened.shape[0])
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def reads(path: Path, choice: Choice = Choice()) -> None:  # noqa: B008
+    with open_frames(path, choice) as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
 
 
 @pytest.mark.parametrize(("shape", "chunks"), [
@@ -52,47 +54,7 @@ def test_frames_that_no_memory_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24 - 1)
     refused(path, r"frames of 16 x 24 pixels; one needs 6.14 kB of memory, and there are 6.14 kB")
     monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24)
-    with open_frames(path) as frames:
-        assert frames.shape == FRAMES.shape
-
-
-def raw_chunks(path: Path, stored: bytes, shape: Any, chunks: Any, **options: Any) -> Path:
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("images", shape, "u2", chunks=chunks, **options)
-        data.id.write_direct_chunk((0,) * len(shape), stored)
-    return path
-
-
-def test_chunks_are_as_long_as_they_should_be(tmp_path):
-    gzip: dict[str, Any] = {"compression": "gzip"}
-    shape, own = (4, 64, 64), (1, 64, 64)
-    path = raw_chunks(tmp_path / "bomb.h5", BOMB, shape, own, **gzip)
-    refused(path, r"chunk \(0, 0, 0\) decodes to 1048576 bytes or more instead of 8192")
-    path = raw_chunks(tmp_path / "long.h5", 2 * BOMB, shape, own, **gzip)
-    refused(path, rf"chunk \(0, 0, 0\) takes {2 * len(BOMB)} bytes, to hold 8192")
-    path = raw_chunks(tmp_path / "b.h5", BOMB, (1, 512, 512), (1, 512, 512), shuffle=True, **gzip)
-    refused(path, r"decodes to \d+ bytes or more instead of 524288")
-    # libhdf5 gives what lies behind it in memory for pixels.
-    path = raw_chunks(tmp_path / "short.h5", zlib.compress(bytes(100)), shape, own, **gzip)
-    refused(path, "decodes to 100 bytes instead of 8192")
-    path = raw_chunks(tmp_path / "no.h5", b"no zlib stream", shape, own, **gzip)
-    refused(path, "cannot be inflated")
-    path = raw_chunks(tmp_path / "f.h5", bytes(30), shape, own, fletcher32=True)
-    refused(path, "decodes to 26 bytes instead of 8192")
-    path = raw_chunks(tmp_path / "big.h5", zlib.compress(bytes(99)), (9, 9000, 9000),
-                      (9, 9000, 9000), **gzip)  # fmt: skip
-    refused(path, "claims 1.46 GB of frames, and the file holds")
-
-
-def test_later_chunks_are_looked_at_when_they_are_read(tmp_path):
-    path = tmp_path / "later.h5"
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("images", data=FRAMES, chunks=(1, 8, 24), compression="gzip")
-        data.id.write_direct_chunk((3, 8, 0), zlib.compress(bytes(2)))
-    with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 3), FRAMES[:3])
-        with pytest.raises(FormatError, match=r"chunk \(3, 8, 0\) decodes to 2 bytes"):
-            frames.read(2, 4)
+    reads(path)
 
 
 @pytest.mark.parametrize("options", [
@@ -100,25 +62,10 @@ def test_later_chunks_are_looked_at_when_they_are_read(tmp_path):
     {"scaleoffset": 0}, {"compression": "gzip", "scaleoffset": 0}, {"fletcher32": True},
     *(getattr(hdf5plugin, codec)() for codec in ("LZ4", "Bitshuffle", "Blosc", "Zstd")),
 ])  # fmt: skip
-def test_sound_chunks_are_read(tmp_path, options):
-    path = tmp_path / "sound.h5"
-    with h5py.File(path, "w") as file:
+def test_every_filter(tmp_path, options):
+    with h5py.File(tmp_path / "sound.h5", "w") as file:
         file.create_dataset("images", data=FRAMES, chunks=(3, 9, 24), **options)
-    with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
-
-
-def test_circles_of_defaults(tmp_path):
-    path = tmp_path / "circle.nxs"
-    with h5py.File(path, "w") as file:
-        inner = file.create_group("entry/data")
-        inner["frames"] = FRAMES
-        file.attrs["default"] = "entry"
-        file["entry"].attrs["default"] = "data"
-        inner.attrs["default"] = "/entry"
-    refused(path, "its 'default' attributes lead in a circle")
-    with open_frames(path, Choice("entry/data/frames")) as frames:
-        assert frames.shape == FRAMES.shape
+    reads(tmp_path / "sound.h5")
 
 
 def test_trees_have_a_bound(tmp_path, monkeypatch):
@@ -136,8 +83,7 @@ def test_trees_have_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(damage, "MOST_OBJECTS", 30)
     refused(path, "more than 30 groups and datasets")
     monkeypatch.setattr(damage, "MOST_OBJECTS", 32)
-    with open_frames(path) as frames:
-        assert frames.shape == FRAMES.shape
+    reads(path)
 
 
 def virtual(path: Path, source: str, name: str) -> None:
@@ -147,12 +93,11 @@ def virtual(path: Path, source: str, name: str) -> None:
         file.create_virtual_dataset("images", layout)
 
 
-def test_virtual_datasets_that_lead_to_themselves(tmp_path):
+def test_links_and_virtual_datasets_in_circles(tmp_path):
     path = tmp_path / "own.h5"
-    virtual(path, ".", "images")
-    refused(path, "leads back to itself")
-    virtual(path, "own.h5", "/images")
-    refused(path, "leads back to itself")
+    for source, name in ((".", "images"), ("own.h5", "/images")):
+        virtual(path, source, name)
+        refused(path, "leads back to itself")
     virtual(path, ".", "other")
     with h5py.File(path, "a") as file:
         file["other"] = h5py.SoftLink("/images")
@@ -161,12 +106,27 @@ def test_virtual_datasets_that_lead_to_themselves(tmp_path):
     virtual(tmp_path / "second.h5", "third.h5", "images")
     virtual(tmp_path / "third.h5", "own.h5", "images")
     refused(path, "leads back to itself")
-    raw_chunks(tmp_path / "third.h5", BOMB, FRAMES.shape, (1, 16, 24), compression="gzip")
-    refused(path, "bytes or more instead of 768")
     with h5py.File(tmp_path / "third.h5", "w") as file:
         file["images"] = FRAMES
-    with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
+    reads(path)
+    for own, other in (("a", "b"), ("b", "a")):
+        with h5py.File(tmp_path / f"{own}.h5", "w") as file:
+            file["images"] = h5py.ExternalLink(f"{other}.h5", "/images")
+    refused(tmp_path / "a.h5", "holds no numeric dataset")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["x"] = h5py.SoftLink("/y")
+        file["y"] = h5py.SoftLink("/x")
+        file.create_group("g")["up"] = file["/"]
+        file["images"] = FRAMES
+    reads(tmp_path / "c.h5")
+    with h5py.File(tmp_path / "d.nxs", "w") as file:
+        inner = file.create_group("entry/data")
+        inner["frames"] = FRAMES
+        file.attrs["default"] = "entry"
+        file["entry"].attrs["default"] = "data"
+        inner.attrs["default"] = "/entry"
+    refused(tmp_path / "d.nxs", "its 'default' attributes lead in a circle")
+    reads(tmp_path / "d.nxs", Choice("entry/data/frames"))
 
 
 def test_all_files_behind_a_dataset_are_inputs(tmp_path, monkeypatch):
@@ -184,20 +144,6 @@ def test_all_files_behind_a_dataset_are_inputs(tmp_path, monkeypatch):
         names = [path.name for path in frames.files]
     assert names[0] == "outer.h5"
     assert sorted(names[1:]) == ["inner.h5", "last.h5", "links.h5", "raw.dat"]
-
-
-def test_links_in_circles_hide_nothing(tmp_path):
-    for own, other in (("a", "b"), ("b", "a")):
-        with h5py.File(tmp_path / f"{own}.h5", "w") as file:
-            file["images"] = h5py.ExternalLink(f"{other}.h5", "/images")
-    refused(tmp_path / "a.h5", "holds no numeric dataset")
-    with h5py.File(tmp_path / "c.h5", "w") as file:
-        file["x"] = h5py.SoftLink("/y")
-        file["y"] = h5py.SoftLink("/x")
-        file.create_group("g")["up"] = file["/"]
-        file["images"] = FRAMES
-    with open_frames(tmp_path / "c.h5") as frames:
-        assert frames.shape == FRAMES.shape
 
 
 def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path):
@@ -231,39 +177,22 @@ def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path):
         assert h5py.h5g.open(out.id, b"gr\xfc\xdfe").links.exists(b"inside")
 
 
-def write_tiff(path: Path, size: tuple[int, int], code: int, strip: bytes, following: int) -> None:
-    """Write a page of 16 bits in one strip; ``following`` is where the next page is said to be."""
-    height, width = size
-    tags = [(256, width), (257, height), (258, 16), (259, code), (262, 1), (273, 8), (277, 1),
-            (278, height), (279, len(strip))]  # fmt: skip
-    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    start = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip
-    path.write_bytes(start + struct.pack("<H", len(tags)) + body + struct.pack("<I", following))
-
-
-@pytest.mark.parametrize("code", [5, 8, 32773])
-def test_tiff_pages_that_claim_too_much(tmp_path, code):
-    path = tmp_path / "claims.tif"
-    write_tiff(path, (60_000, 60_000), code, zlib.compress(bytes(9999)), 0)
-    refused(path, "page 0: claims 7.2 GB of frames, and the file holds 3. bytes of them")
-
-
-def test_tiff_pages_that_inflate_to_more_or_form_a_circle(tmp_path):
-    path = tmp_path / "bomb.tif"
-    write_tiff(path, (64, 64), 8, BOMB, 0)
-    refused(path, "page 0 inflates to more than")
-    for strip, code in ((bytes(512), 1), (zlib.compress(bytes(512)), 8)):
-        write_tiff(path, (16, 16), code, strip, 8 + len(strip))
-        refused(path, "its pages form a circle, the last leads back to number 0")
+def test_attributes_have_a_bound(tmp_path):
+    path = tmp_path / "attribute.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["images"] = FRAMES
+        file["images"].attrs["small"] = np.zeros(2**20)
+    reads(path)
+    with h5py.File(path, "a", libver="latest") as file:
+        file["images"].attrs["large"] = np.zeros(2**21 + 1)
+    refused(path, "the attribute b'large' claims 16777224 bytes")
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])
-def test_many_tiff_pages_in_a_circle(tmp_path, bigtiff):
+def test_tiff_pages_in_a_circle(tmp_path, bigtiff):
     path = tmp_path / "circle.tif"
     frames = np.zeros((130, 8, 8), "u1")
     tifffile.imwrite(path, frames, photometric="minisblack", metadata=None, bigtiff=bigtiff)
-    with open_frames(path) as opened:
-        assert opened.shape == (130, 8, 8)
     with tifffile.TiffFile(path) as file:
         places = [page.offset for page in file.pages]
         form = file.tiff
@@ -275,22 +204,11 @@ def test_many_tiff_pages_in_a_circle(tmp_path, bigtiff):
     refused(path, "its pages form a circle, the last leads back to number 120")
 
 
-def test_ome_text_that_claims_pages(tmp_path):
-    path = tmp_path / "claims.ome.tif"
-    text = (
-        '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
-        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="24" '
-        'SizeY="16" SizeZ="1" SizeC="1" SizeT="999999999"><TiffData/></Pixels></Image></OME>'
-    )
-    options: dict[str, Any] = {"photometric": "minisblack", "metadata": None}
-    tifffile.imwrite(path, FRAMES, description=text, **options)
-    refused(path, "its OME text claims 999999999 frames, and it has 4 pages")
-
-
-@pytest.mark.parametrize("shape", ["(1000000000, 64, 64)", "(-1, 64, 64)", f"({2**62}, 64, 64)",
-                                   f"({2**33}, {2**33}, 2)", "(" + "1" * 5000 + ", 2, 2)",
-                                   "(" + "1, " * 40 + "64, 64)"])  # fmt: skip
-@pytest.mark.parametrize("descr", ["<u2", "|O", "|V0", "<U0"])
+@pytest.mark.parametrize("shape", [
+    "(1000000000, 64, 64)", "(-1, 64, 64)", f"({2**62}, 64, 64)", f"({2**33}, {2**33}, 2)",
+    "(" + "1, " * 40 + "64, 64)",
+])  # fmt: skip
+@pytest.mark.parametrize("descr", ["<u2", "|O", "|V0"])
 def test_npy_headers(tmp_path, shape, descr):
     path = tmp_path / "claims.npy"
     head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
@@ -315,10 +233,9 @@ def test_mrc_headers(tmp_path, sizes, extended):
 @pytest.mark.parametrize(("place", "kind", "value", "match"), [
     (14, "<i", 2**31 - 1, None), (18, "<i", 2**31 - 1, "frames would take"),
     (30, "<i", 2**31 - 1, "dimensions would take"), (30, "<i", -1, "dimensions would take"),
-    (58, "<i", -1, "description would take"), (62, "<i", 2**31 - 1, "units would take"),
     (22, "<q", 2**62, "SER"),
 ])  # fmt: skip
-def test_ser_headers(tmp_path, ser_file, place, kind, value, match):
+def test_headers_of_ser_and_dm(tmp_path, ser_file, dm_file, monkeypatch, place, kind, value, match):
     path = ser_file(tmp_path / "claims.ser", FRAMES)
     content = bytearray(path.read_bytes())
     struct.pack_into(kind, content, place, value)
@@ -326,28 +243,22 @@ def test_ser_headers(tmp_path, ser_file, place, kind, value, match):
     if match:
         refused(path, match)
     else:  # how many were planned
-        with open_frames(path) as frames:
-            assert frames.shape == FRAMES.shape
-
-
-def test_dm_tags_have_a_bound(tmp_path, dm_file, monkeypatch):
-    path = dm_file(tmp_path / "a.dm4", FRAMES)
+        reads(path)
     monkeypatch.setattr(vendors, "_MOST_TAGS", 10)
-    refused(path, "it has more than 10 tags")
+    refused(dm_file(tmp_path / "a.dm4", FRAMES), "it has more than 10 tags")
 
 
 def test_what_is_no_file(tmp_path):
-    pipe = tmp_path / "pipe.npy"
-    os.mkfifo(pipe)
-    refused(pipe, "is a pipe, expected a file")
-    device = tmp_path / "device.h5"
-    device.symlink_to("/dev/zero")
-    refused(device, "is a device, expected a file")
-    folder = tmp_path / "folder.tif"
-    folder.mkdir()
-    refused(folder, "holds no files of frames")
-    os.mkfifo(folder / "pipe.npy")
-    refused(folder, "holds no files of frames")
+    makers: dict[str, tuple[Callable[[Path], None], str]] = {
+        "pipe.npy": (os.mkfifo, "is a pipe, expected a file"),
+        "device.h5": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a file"),
+        "folder.tif": (Path.mkdir, "holds no files of frames"),
+        "folder.tif/pipe.npy": (os.mkfifo, "is a pipe, expected a file"),
+    }
+    for name, (make, said) in makers.items():
+        make(tmp_path / name)
+        refused(tmp_path / name, said)
+    refused(tmp_path / "folder.tif", "holds no files of frames")
 
 
 def test_damaged_files_are_an_error_or_are_read():
@@ -357,15 +268,3 @@ def test_damaged_files_are_an_error_or_are_read():
     found = list(fuzz.run(list(fuzz.FORMATS), 0, 12))
     assert len(found) == 12 * len(fuzz.FORMATS)
     assert not [one for one in found if one[2] not in ("error", "result")]
-
-
-def test_attributes_have_a_bound(tmp_path):
-    path = tmp_path / "attribute.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file["images"] = FRAMES
-        file["images"].attrs["small"] = np.zeros(2**20)
-    with open_frames(path) as frames:
-        assert frames.shape == FRAMES.shape
-    with h5py.File(path, "a", libver="latest") as file:
-        file["images"].attrs["large"] = np.zeros(2**21 + 1)
-    refused(path, "the attribute b'large' claims 16777224 bytes")
