@@ -27,7 +27,6 @@ from emdn_deploy.output import Output, State, Sums, check_targets, claimed
 from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
-from emdn_deploy.readers.calibration import dose
 from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import Plan, Report, lines
 from emdn_deploy.stacks import Answer
@@ -448,7 +447,7 @@ def _draw(
             title = f"{frames.path.name}, frame {number} of {count}, {model}"
             if ready.scale.sigma:
                 title += f", {ready.scale.scale:.3g} e/px"
-            if known := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
+            if known := frames.dose(ready.scale.scale):
                 title += f", {known:.4g} e/Å²"
             kind = options.preview.suffix[1:].lower()
             with renamed(options.preview) as place:

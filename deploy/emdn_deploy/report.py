@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from emdn_deploy.dose import Intensity
-from emdn_deploy.readers.limits import human
+from emdn_deploy.readers.damage import human
 
 
 @dataclass(frozen=True)
