@@ -51,7 +51,7 @@ FLOORS = (
     "config errors stacks session model_file dose noise_level noise_model bad_pixels",
     "readers writers output_paths output preprocess neighbours batching uncertainty denoiser "
     "provenance report figures evaluate check.camera check.residual_tests "
-    "check.smallest_defect check.quick",
+    "check.smallest_defect check.quick page",
     "denoise_file watch check bench inspect",
     "cli __init__ __main__",
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +21,23 @@ from emdn_deploy import (
     writers,
 )
 from emdn_deploy.batching import blocks, stream
-from emdn_deploy.check.quick import Quick
+from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
 from emdn_deploy.check.quick import spans as ranges
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Output, State, Sums, check_targets, claimed
 from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
-from emdn_deploy.readers.calibration import dose
 from emdn_deploy.readers.frames import check_one_scale
-from emdn_deploy.report import Plan, Report
+from emdn_deploy.report import Plan, Report, lines
 from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import Layout, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import renamed
+
+if TYPE_CHECKING:  # only a run with --report needs it
+    from emdn_deploy.page import RunPage, Verdicts
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
@@ -73,7 +76,8 @@ def _outputs(
     elif beside is not None and beside.exists():
         _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
     pictures = []
-    for path, kinds in ((options.preview, PICTURES), (options.movie, (".gif",))):
+    wanted = (options.preview, PICTURES), (options.movie, (".gif",)), (options.report, (".html",))
+    for path, kinds in wanted:
         if path is not None and path.suffix.lower() not in kinds:
             raise OutputError(
                 f"{path}: unknown kind of picture {path.suffix!r}; expected {' '.join(kinds)}"
@@ -179,7 +183,7 @@ def run(
                 raise
             output.complete(late)
         try:
-            _draw(options, ready, target, module, info.name)
+            drawn = _draw(options, ready, target, module, info.name, checked)
         except (EmdnError, OSError) as error:
             raise OutputError(f"{error}; {target} itself is complete") from error
     report = Report(
@@ -213,8 +217,13 @@ def run(
         smallest_defect=checked.smallest.words if checked and checked.smallest else None,
         preview=options.preview,
         movie=options.movie,
+        page=options.report,
     )
     _warn(report)
+    if drawn is not None and options.report is not None:
+        page, verdicts = drawn
+        with renamed(options.report) as place:
+            place.write_text(page.html(source.name, verdicts, lines(report)), encoding="utf-8")
     return report
 
 
@@ -431,10 +440,17 @@ def _stream(
     stream(read, compute, write, spans, parallel)
 
 
-def _draw(options: DenoiseOptions, ready: Prepared, target: Path, module: str, model: str) -> None:
-    """Draw what was asked for, from the finished output."""
-    if options.preview is None and options.movie is None:
-        return
+def _draw(
+    options: DenoiseOptions,
+    ready: Prepared,
+    target: Path,
+    module: str,
+    model: str,
+    checked: QuickResult | None,
+) -> "tuple[RunPage, Verdicts] | None":
+    """Draw what was asked for, from the finished output; return what a page shows of it."""
+    if options.preview is None and options.movie is None and options.report is None:
+        return None
     from emdn_deploy import figures
 
     frames, scale = ready.frames, ready.scale
@@ -451,7 +467,7 @@ def _draw(options: DenoiseOptions, ready: Prepared, target: Path, module: str, m
             title = f"{frames.path.name}, frame {number} of {count}, {model}"
             if scale.sigma:
                 title += f", {scale.scale:.3g} e/px"
-            if known := dose(frames.axis("y"), frames.axis("x"), scale.scale):
+            if known := frames.dose(scale.scale):
                 title += f", {known:.4g} e/Å²"
             kind, unit = options.preview.suffix[1:].lower(), scale.scaled(1 / scale.unit)
             with renamed(options.preview) as place:
@@ -460,6 +476,30 @@ def _draw(options: DenoiseOptions, ready: Prepared, target: Path, module: str, m
             time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
             with renamed(options.movie) as place:
                 figures.movie(place, ready.read, shown, count, time, frames.axis("x"))
+        if options.report is None:
+            return None
+        from emdn_deploy.page import RunPage
+
+        page, verdicts = RunPage(frames, scale), _verdicts(checked, count)
+        page.take(page.numbers, ready.read, shown)
+        page.take(page.more(verdicts), ready.read, shown)
+        return page, verdicts
+
+
+def _verdicts(checked: QuickResult | None, count: int) -> "Verdicts":
+    """Say what the quick check found in each frame."""
+    from emdn_deploy.page import Verdicts
+
+    if checked is None:
+        return Verdicts()
+    flagged = {
+        number: "; ".join(
+            f"{BOUNDS[name].words} {checked.numbers[name][at]:.4g}" for name in BOUNDS
+        )
+        for at, number in enumerate(checked.frames)
+        if number in checked.failing
+    }
+    return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))
 
 
 def _warn(report: Report) -> None:

@@ -35,8 +35,15 @@ from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
 from emdn_deploy.preprocess import Part, Recipe
-from emdn_deploy.readers import Choice, Frames, open_frames, open_list, suffixes
-from emdn_deploy.readers.folder import natural, split_pattern
+from emdn_deploy.readers import (
+    SUFFIXES,
+    Choice,
+    Frames,
+    natural,
+    open_frames,
+    open_list,
+    split_pattern,
+)
 from emdn_deploy.readers.frames import select
 from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
 from emdn_deploy.writers import partial_of
@@ -165,10 +172,10 @@ class _Watched:
         pattern = "**/*" if whole else split_pattern(self.source)[1]
         inside = self.place.resolve() in out.resolve().parents
         among = bool(suffix) and self.place.resolve() == out.resolve()
-        seen, known = {}, suffixes()
+        seen = {}
         for path in sorted(self.place.glob(pattern), key=natural):
             ours = (inside and out in path.parents) or (among and path.stem.endswith(suffix))
-            if ours or path.suffix.lower() not in known or path.name.startswith("."):
+            if ours or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
                 continue
             with contextlib.suppress(OSError):  # gone again
                 stat = path.stat()
