@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,13 @@ from emdn_deploy.readers.calibration import dose
 from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import Plan, Report
 from emdn_deploy.stacks import Answer
-from emdn_deploy.writers import Layout, Storage, partial_of
+from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import renamed
+
+if TYPE_CHECKING:
+    from emdn_deploy.cluster import Cluster
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
@@ -43,6 +47,24 @@ FEW_FILES = 16
 PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stack to be denoised, for the processes that do it elsewhere.
+
+    ``given``: the files that decide the pixels, as they are now.
+    """
+
+    target: Path
+    module: str
+    options: DenoiseOptions
+    ready: Prepared
+    denoiser: Denoiser
+    facts: Provenance
+    given: provenance.Stamps
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -94,6 +116,7 @@ def run(
     opened: dict[str | None, Denoiser] | None = None,
     recipe: Recipe | None = None,
     between: tuple[Sequence[Path], Sequence[Path]] = ((), ()),
+    elsewhere: "Cluster | None" = None,
 ) -> Report:
     """Denoise a file of frames.
 
@@ -106,6 +129,8 @@ def run(
         find its own.
     between
         The files before and after it in that stack, for a model that sees neighbours.
+    elsewhere
+        Denoises in other processes; None for this one.
 
     Raises
     ------
@@ -119,7 +144,7 @@ def run(
         )
         given = provenance.stamps(provenance.inputs_of(frames, options))
         files, pictures = _outputs(target, module, frames, options)
-        over = options.overwrite
+        over = options.overwrite or bool(elsewhere and elsewhere.mends(target))
         stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
         beside = writers.sigma_file(target, module) if options.sigma else None
         compress = writers.compressed(module, frames, options.compress)
@@ -146,7 +171,11 @@ def run(
         _, batch = _cut(denoiser, count, size, options)
         facts = provenance.facts_of(frames, options, denoiser, ready, batch, seen)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
-        _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
+        work = Work(target, module, options, ready, denoiser, facts, given)
+        if elsewhere:
+            facts, storage = elsewhere.plan(work, storage)
+        else:
+            _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
 
         def make(partial: Path) -> Layout:
             own = partial_of(beside) if beside else None
@@ -167,8 +196,11 @@ def run(
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
                 _take_up(output, quick, denoiser, size)
             began = time.perf_counter()
-            progress(resumed, count)
-            _stream(denoiser, ready, options, output, quick, count, progress, given, context)
+            if elsewhere:
+                resumed = elsewhere.fill(work, output, quick, progress)
+            else:
+                progress(resumed, count)
+                stream(denoiser, ready, options, output, quick, count, progress, given, context)
             seconds = time.perf_counter() - began
             checked = quick.result() if ready.scale.sigma else None
             late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
@@ -180,6 +212,8 @@ def run(
                 output.spoil()
                 raise
             output.complete(late)
+        if elsewhere:
+            elsewhere.tidy(work)
         if options.preview is not None or options.movie is not None:
             try:
                 _draw(options, frames, ready, target, module, denoiser.session.info.name)
@@ -354,7 +388,7 @@ class _Reader:
         return _Block(start, part, frames, around, usable)
 
 
-def _stream(
+def stream(
     denoiser: Denoiser,
     ready: Prepared,
     options: DenoiseOptions,
