@@ -53,7 +53,7 @@ FLOORS = (
     "readers writers output_paths output preprocess neighbours batching uncertainty denoiser "
     "dask_arrays "
     "provenance report figures evaluate check.camera check.residual_tests "
-    "check.smallest_defect check.quick",
+    "check.smallest_defect check.quick page",
     "denoise_file cluster watch check bench inspect",
     "cli __init__ __main__",
 )

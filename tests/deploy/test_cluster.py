@@ -205,7 +205,7 @@ def test_a_lost_part_is_made_again_by_the_same_command(
     (folder,) = folders(target)
     (folder / "000000008.h5").unlink()
     assert np.isnan(pixels(target)[8:12]).all()
-    others = {one: one.stat().st_mtime_ns for one in folder.iterdir()}
+    others = {one: one.stat().st_mtime_ns for one in folder.glob("*.h5")}
     report = run(movie, target, movie_model, workers)
     assert report.resumed == 18
     np.testing.assert_array_equal(pixels(target), expected)
@@ -293,7 +293,7 @@ def test_what_is_refused(workers, call, movie, box_model, movie_model, capsys, t
     target, many = tmp_path / "many.h5", ["--scheduler", workers, "--model", box_model]
     (tmp_path / "many.h5.parts-12345678").mkdir()
     for words, status, said in [
-        (["a.tif", *many], 1, r"a_denoised.tif: cannot refer to parts \(frames tyx\); add --join"),
+        (["a.tif", *many], 1, r"a_denoised.tif: cannot refer to parts \(frames qyx\); add --join"),
         (
             ["last.h5", "--axes", "yxt", *many],
             1,
