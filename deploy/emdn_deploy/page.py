@@ -20,7 +20,6 @@ from PIL import Image
 
 from emdn_deploy.dose import Intensity
 from emdn_deploy.figures import Reader, bar_length, binned, contrast, log_power, readable
-from emdn_deploy.readers.calibration import dose, step_in
 from emdn_deploy.readers.frames import Frames
 from emdn_models.metrics.frc import rings
 
@@ -147,13 +146,13 @@ class RunPage:
     ) -> str:
         """Return the page; ``summary`` are lines of plain text, ``sections`` is HTML."""
         count, _, width = self._frames.shape
-        y, x = self._frames.axis("y"), self._frames.axis("x")
+        x = self._frames.axis("x")
         time = next((axis for axis in self._frames.axes if axis.units in ("s", "ms", "µs")), None)
         step, units = readable(x.step or 0, x.units, width) if x.step and x.step > 0 else (0, "")
-        bar, nm = bar_length(width * (step or 1)), step_in(x, "nm")
+        bar, nm = bar_length(width * (step or 1)), x.step_in("nm")
         means, cleaned, *lines = zip(*(self._rows[n] for n in sorted(self._rows)), strict=True)
         electrons = (np.array(means) - self._scale.offset) / self._scale.gain
-        area = dose(y, x, 1.0)
+        area = self._frames.dose(1.0)
         arrived = np.cumsum(electrons) * (area or 1) * self.numbers.step
         facts = {
             "count": count,
