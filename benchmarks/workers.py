@@ -19,8 +19,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from emdn_deploy import cluster, denoise_file, pipeline
+from emdn_deploy import cluster, denoise_file
 from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.session import usable_cpus
 
 RESULTS = Path(__file__).with_name("results") / "workers.md"
 SIDE = 512
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=240)
     given = parser.parse_args()
     logging.getLogger("emdn_deploy").setLevel(logging.ERROR)
-    cores = pipeline.usable_cpus()
+    cores = usable_cpus()
     large = stack(given.folder / "large.h5", given.frames, SIDE)
     small = stack(given.folder / "small.h5", 256, 64)
     began = time.perf_counter()

@@ -23,7 +23,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import denoise_file, pipeline, provenance, writers
+from emdn_deploy import denoise_file, provenance, writers
+from emdn_deploy.batching import blocks
 from emdn_deploy.check.quick import Quick
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import Progress, Work
@@ -32,6 +33,7 @@ from emdn_deploy.output import Output, Sums
 from emdn_deploy.preprocess import Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_selected
 from emdn_deploy.readers.frames import select
+from emdn_deploy.session import usable_cpus
 from emdn_deploy.writers import SIGMA, Provenance, Storage
 from emdn_deploy.writers.hdf5 import dataset_of
 from emdn_models import __version__
@@ -97,7 +99,7 @@ def connected(
         where: Any = scheduler
         if scheduler is None:
             count = workers or 1
-            each = max(1, (threads or pipeline.usable_cpus()) // count)
+            each = max(1, (threads or usable_cpus()) // count)
             where = stack.enter_context(
                 LocalCluster(
                     n_workers=count, threads_per_worker=each, memory_limit=0,
@@ -282,7 +284,7 @@ class Cluster:
         dataset = dataset_of(frames)
         for start, stop in spans:
             with h5py.File(job.part(start)) as file:
-                for first, last in pipeline.blocks(max(start, output.done), stop, 8):
+                for first, last in blocks(max(start, output.done), stop, 8):
                     some = slice(first - start, last - start)
                     sigma = file[dataset + SIGMA][some] if job.options.sigma else None
                     output.write(first, made := file[dataset][some], made, sigma)
@@ -292,7 +294,7 @@ def _spans(job: Job, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """Cut a stack (N, H, W) into blocks, alike for whatever workers."""
     frame = job.storage.total((1, *shape[1:]))
     part = np.clip(shape[0] * frame / _PARTS, SMALLEST_PART, LARGEST_PART)
-    return pipeline.blocks(0, shape[0], max(1, int(part) // frame))
+    return blocks(0, shape[0], max(1, int(part) // frame))
 
 
 def folders(target: Path) -> list[Path]:
@@ -346,7 +348,7 @@ def _make(job: Job, start: int, stop: int) -> dict[str, Any]:
     some = select(whole.frames, f"{start}:{stop}")
     half = denoiser.session.info.frames // 2
     around = (max(0, start - half), start), (stop, min(whole.frames.shape[0], stop + half))
-    context = [[whole.take(*span)] if span[0] < span[1] else [] for span in around]
+    before, after = ([whole.take(*span)] if span[0] < span[1] else [] for span in around)
     quick = Quick(recipe.scale.pixel_gain, recipe.scale.offset, bad=recipe.bad)
     # Two workers may make the same part, if dask has lost sight of one.
     own = job.folder / f"{start:09}-{uuid.uuid4().hex}.h5"
@@ -356,10 +358,10 @@ def _make(job: Job, start: int, stop: int) -> dict[str, Any]:
         {"key": job.key}, pixels=some.shape[1] * some.shape[2],
     ) as output:  # fmt: skip
         try:
-            denoise_file.stream(
-                denoiser, Prepared(some, recipe), options, output, quick, stop - start,
-                lambda done, count: None, provenance.stamps(Path(name) for name in job.given),
-                context,
+            given = provenance.stamps(Path(name) for name in job.given)
+            denoise_file.denoise_frames(
+                denoiser, Prepared(some, recipe), options, output, quick,
+                lambda done, count: None, given, (before, after),
             )  # fmt: skip
         except BaseException:
             output.done = 0  # so that nothing of it stays
