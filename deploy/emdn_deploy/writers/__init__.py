@@ -26,6 +26,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "mrc": (".mrc", ".mrcs"),
     "tiff": (".tif", ".tiff"),
     "npy": (".npy",),
+    "zarr": (".zarr",),
 }
 # Formats that hold some types only, that compress, and that hold standard deviations themselves.
 DTYPES: dict[str, tuple[str, ...]] = {"mrc": ("float32", "int8", "int16", "uint16")}
@@ -98,6 +99,8 @@ class Layout:
         Of a stored pixel, with its endianness.
     transposed
         Whether a frame is stored as (x, y).
+    inside
+        The file that the offsets are of, where the output is a folder.
     encode, fill
         Of frames that are compressed, and whose places depend on the sizes of all: what turns
         the stored pixels of one into bytes, and what puts all, so encoded, into the file.
@@ -109,6 +112,7 @@ class Layout:
     offsets: NDArray[np.int64]
     dtype: str = "<f4"
     transposed: bool = False
+    inside: str = ""
     encode: Callable[[NDArray[Any]], bytes] | None = None
     fill: Callable[[Iterator[bytes]], None] | None = None
     sigma: "Layout | None" = None
@@ -182,8 +186,8 @@ def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
         return f"{words} before compression"
     partial = partial_of(target)
     # What an interrupted run has written is there already.
-    stat = partial.stat() if partial.exists() else None
-    had = getattr(stat, "st_blocks", 0) * 512
+    files = [partial, *partial.rglob("*")] if partial.exists() else []
+    had = sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in files)
     free = shutil.disk_usage(target.parent).free
     if size - had > free:
         raise OutputError(
