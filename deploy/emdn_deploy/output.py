@@ -352,7 +352,7 @@ def restored(arrays: dict[str, Any], name: str) -> tuple[Layout, Sums]:
         arrays[f"{name}_offsets"],
         str(arrays[f"{name}_dtype"]),
         bool(arrays[f"{name}_transposed"]),
-        str(arrays[f"{name}_inside"]),
+        inside=str(arrays[f"{name}_inside"]),
     )
     return layout, Sums(**json.loads(str(arrays[f"{name}_sums"])))
 

@@ -55,8 +55,8 @@ def _beside(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
 def _stem(source: Path) -> str:
     """Return a file's name without what says of which kind it is (``.ome.tif``, ``.mrc.gz``)."""
     inner = Path(source.stem)
-    outer = dict.fromkeys((".tif", ".tiff", ".zarr"), (".ome",))
-    outer |= dict.fromkeys((".gz", ".bz2"), READERS["mrc"])
+    outer = dict.fromkeys((".gz", ".bz2"), READERS["mrc"])
+    outer |= dict.fromkeys((".tif", ".tiff", ".zarr"), (".ome",))
     return (
         inner.stem if inner.suffix.lower() in outer.get(source.suffix.lower(), ()) else inner.name
     )

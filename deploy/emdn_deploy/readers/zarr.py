@@ -126,7 +126,8 @@ def _images(group: Any) -> Iterator[tuple[Any, tuple[Axis, ...]]]:
             factor = change.get("scale", 1.0)
             step, origin = step * factor, origin * factor + change.get("translation", 0.0)
         axes = [one if isinstance(one, dict) else {"name": one} for one in image.get("axes", [])]
-        units = [UNITS.get(one.get("unit", ""), one.get("unit", "")) for one in axes]
+        given = [str(one.get("unit", "")) for one in axes]
+        units = [UNITS.get(unit, unit) for unit in given]
         yield (
             array,
             tuple(

@@ -99,23 +99,23 @@ class Layout:
         Of a stored pixel, with its endianness.
     transposed
         Whether a frame is stored as (x, y).
-    inside
-        The file that the offsets are of, where the output is a folder.
     encode, fill
         Of frames that are compressed, and whose places depend on the sizes of all: what turns
         the stored pixels of one into bytes, and what puts all, so encoded, into the file.
     sigma
         Where the frames' standard deviations lie, in the same file or in one of their own;
         None where there are none.
+    inside
+        The file that the offsets are of, where the output is a folder.
     """
 
     offsets: NDArray[np.int64]
     dtype: str = "<f4"
     transposed: bool = False
-    inside: str = ""
     encode: Callable[[NDArray[Any]], bytes] | None = None
     fill: Callable[[Iterator[bytes]], None] | None = None
     sigma: "Layout | None" = None
+    inside: str = ""
 
     @classmethod
     def contiguous(cls, start: int, frames: Frames, storage: Storage, dtype: str) -> "Layout":
