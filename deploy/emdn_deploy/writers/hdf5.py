@@ -167,17 +167,14 @@ def create_frames(
         length if letter in "yx" else 1 for length, letter in zip(shape, order, strict=True)
     )
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_chunk(chunk)
-    if storage.compress:
-        settings.set_shuffle()
-        settings.set_deflate(LEVEL)
-    else:
+    if not storage.compress:
         settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
-    space = h5py.h5s.create_simple(shape)
-    kind = h5py.h5t.py_create(storage.kind)
-    return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
+    packed = {"compression": "gzip", "compression_opts": LEVEL, "shuffle": True}
+    made: h5py.Dataset = parent.create_dataset(
+        name, shape, storage.kind, chunks=chunk, dcpl=settings, fill_time="never",
+        track_order=True, **(packed if storage.compress else {}),
+    )  # fmt: skip
+    return made
 
 
 def create_sigma(
@@ -206,8 +203,9 @@ def layout_of(
 ) -> Layout:
     """Say where frames by `create_frames`, and standard deviations by `create_sigma`, belong."""
     if storage.sigma:
-        layout = layout_of(path, dataset, shape, order, replace(storage, sigma=False))
-        plain = replace(storage, dtype="float32", sigma=False)
+        frames = replace(storage, sigma=False)
+        layout = layout_of(path, dataset, shape, order, frames)
+        plain = replace(frames, dtype="float32")
         return replace(layout, sigma=layout_of(path, dataset + SIGMA, shape, order, plain))
     lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
     lead_shape = tuple(shape[axis] for axis in lead)
