@@ -107,7 +107,7 @@ def test_compressed_mrc(tmp_path, suffix, monkeypatch):
         assert str(tmp_path) in frames.notes[0]
     assert sorted(tmp_path.iterdir()) == [plain, path]
     path.write_bytes(pack(plain.read_bytes())[:-900])
-    with pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): (is|cannot be)"):
+    with pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): is cut short"):
         open_frames(path)
 
     def full(*_: object) -> None:
