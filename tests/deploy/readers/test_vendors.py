@@ -120,7 +120,7 @@ def test_compressed_mrc(tmp_path, suffix, monkeypatch):
 
 
 def test_modes_of_mrc_that_are_no_frames(tmp_path):
-    for mode, said in ((101, r"4 bits \(MRC mode 101\).*newstack"), (77, r"mode \(77\)")):
+    for mode, said in ((101, r"4 bits \(MRC mode 101\).*newstack"), (77, "mode '77'")):
         with pytest.raises(FormatError, match=said):
             open_frames(write(tmp_path / "a.mrc", mode=mode))
     with mrcfile.new(tmp_path / "fft.mrc", np.zeros((16, 16), np.complex64)):
