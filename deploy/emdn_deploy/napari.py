@@ -36,6 +36,7 @@ class DenoiseWidget(Container):  # type: ignore[type-arg]
         self.button = PushButton(text="Denoise")
         self.bar = ProgressBar(label="frames done", value=0)
         self.words = Label(value="")
+        self.words.native.setWordWrap(True)
         parts = [self.layer, self.model, self.device, self.button, self.bar, self.words]
         super().__init__(widgets=parts)
         self.button.changed.connect(self._start_or_cancel)
