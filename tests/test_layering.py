@@ -54,7 +54,7 @@ FLOORS = (
     "provenance report figures evaluate check.camera check.residual_tests "
     "check.smallest_defect check.quick page",
     "denoise_file cluster watch check bench inspect",
-    "cli __init__ __main__",
+    "napari cli __init__ __main__",
 )
 """Of emdn_deploy, from the lowest: base, parts, whole jobs, commands."""
 
