@@ -248,7 +248,10 @@ class Denoiser:
         part = recipe.apply(stack.copy())
         if not recipe.scale.sigma:
             _log.warning("warning: %s", recipe.scale.note)
-        faulty, kept = int(recipe.faulty.sum()), 0 if part.kept is None else int(part.kept.sum())
+        faulty, kept = (
+            int(recipe.faulty.sum()),
+            0 if part.preserved is None else int(part.preserved.sum()),
+        )
         if faulty or kept or part.filled:
             _log.warning(
                 "warning: %d bad pixels of every frame and %d of single frames are filled in; %d "
