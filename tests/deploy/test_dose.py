@@ -76,6 +76,13 @@ def test_what_disturbs_some_pixels_or_frames_does_not_change_the_scale(lattice) 
         assert found.sigma == pytest.approx(4 * np.sqrt(dose), rel=tolerance), name
 
 
+def test_frames_that_repeat_the_one_before_do_not_count(lattice) -> None:
+    """A video that holds every frame twice, or three times."""
+    frames = 3.3 * lattice(20.0, (8, 96, 96))
+    for times in (2, 3):
+        assert measure(np.repeat(frames, times, axis=0)).gain == pytest.approx(3.3, rel=0.06)
+
+
 def test_data_around_zero_get_an_offset() -> None:
     rng = np.random.default_rng(0)
     for mean in (-2.0, 0.0, 0.5):
@@ -156,7 +163,7 @@ def test_given_values_are_taken_or_refused(lattice) -> None:
 
 
 @pytest.mark.parametrize("value", [5.0, 0.0, -3.0, 1e-30])
-@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 40, 40), (1, 1, 1), (4, 1, 50), (8, 17, 5)])
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 40, 40), (1, 1, 1), (4, 1, 50)])
 def test_constant_stacks_are_named_and_tiny_ones_have_a_scale(shape, value: float) -> None:
     noisy = measure(np.random.default_rng(0).poisson(30, shape))
     assert np.isfinite([noisy.scale, noisy.gain, noisy.offset]).all()

@@ -29,10 +29,9 @@ def test_blocks_hold_the_noise_of_counts_and_nothing_else(faulty: bool) -> None:
     assert not any(getattr(equal, name).any() for name in ("temporal", "lagged", "high"))
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("size", [32, 64, 256])
-def test_white_noise_is_not_spread_whatever_the_image(size: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+def test_white_noise_is_not_spread_whatever_the_image(size: int) -> None:
+    rng = np.random.default_rng(size)
     radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size))
     film = np.fft.irfft2(
         np.fft.rfft2(rng.normal(size=(size, size))) * (radius < 0.2), s=(size, size)
@@ -41,8 +40,7 @@ def test_white_noise_is_not_spread_whatever_the_image(size: int, seed: int) -> N
     assert noise_level.frame_noise(frame, np.ones((size, size), bool))[1] == 1
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 64, 1000])
-@pytest.mark.parametrize("side", [64, 512, 4096])
+@pytest.mark.parametrize(("count", "side"), [(1, 64), (2, 512), (64, 4096), (1000, 64)])
 def test_samples_are_bounded_and_spread(count: int, side: int) -> None:
     starts, run = noise_level.sample_starts(count, (side, side))
     assert len(starts) * run <= noise_level.MAX_FRAMES
