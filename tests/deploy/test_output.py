@@ -87,8 +87,7 @@ def test_threads_and_batch_do_not_matter(source, run, stop_at, monkeypatch):
         run(source, threads=1, batch=2)
     monkeypatch.undo()
     report = run(source, threads=3)
-    assert report.resumed == 4
-    assert pixels(report.output) == pixels(whole.output)
+    assert (report.resumed, pixels(report.output)) == (4, pixels(whole.output))
 
 
 def pixels(path: Path) -> bytes:
@@ -421,7 +420,7 @@ def test_a_folder_that_changes_meanwhile(tmp_path, run, lattice, monkeypatch):
     run(folder, overwrite=True)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy"])
+@pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy", ".zarr"])
 @pytest.mark.parametrize("sigma", [False, True])
 def test_a_kill_while_the_record_is_completed(source, run, monkeypatch, suffix, sigma):
     """HDF5 leaves a file that it cannot read any more; the frames in it are not lost."""
