@@ -23,8 +23,20 @@ Axes = Annotated[
     str | None,
     typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
 ]
+
+
+def _shipped(begun: str) -> list[str]:
+    """Name the shipped models that begin so, for the completion of shells."""
+    from emdn_models import pretrained
+
+    return [name for name in pretrained.index()["models"] if name.startswith(begun)]
+
+
 Model = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE.onnx", help="See: emdn-deploy models.", autocompletion=_shipped
+    ),
 ]
 On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
 Numbers = Annotated[
@@ -106,6 +118,10 @@ class DenoiseOptions:
     ] = None
     movie: Annotated[
         Path | None, typer.Option(metavar="GIF|DIR", help="Draw the stack before and after.")
+    ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="HTML|DIR", help="Write a page: frames, spectra, time, verdicts."),
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = (
         False

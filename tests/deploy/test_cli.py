@@ -1,5 +1,7 @@
 """The command as a user meets it: what it prints, how it fails, how fast it starts."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +60,7 @@ def test_options_reach_the_run(source, box_model, tmp_path, capsys, call):
         "denoise", source, "-o", target, "--model", box_model, "--device", "cpu", "--batch", 4,
         "--threads", 1, "--dataset", "/frames", "--axes", "tyx", "--gain", 2, "--offset", -5,
         "--preview", tmp_path / "p.png", "--movie", tmp_path / "m.gif",
+        "--report", tmp_path / "r.html",
     )  # fmt: skip
     assert status == 0
     with h5py.File(target) as file:
@@ -68,6 +71,10 @@ def test_options_reach_the_run(source, box_model, tmp_path, capsys, call):
     assert f"preview    {tmp_path / 'p.png'}" in printed
     assert f"movie      {tmp_path / 'm.gif'}" in printed
     assert (tmp_path / "m.gif").read_bytes()[:4] == b"GIF8"
+    assert f"report     {tmp_path / 'r.html'}" in printed
+    page = (tmp_path / "r.html").read_text()
+    assert "of 6 frames flagged" in page
+    assert "gain given" in page
 
 
 def test_errors_are_one_line(source, box_model, tmp_path, failure):
@@ -124,6 +131,21 @@ def test_pixels_that_are_not_finite_are_filled_and_told(tmp_path, box_model, cap
         assert np.isnan(file["frames"][2]).all()
         record = next(one for one in file.values() if "frame_mean" in one.attrs)
         assert record.attrs["frames_without_values"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("den", "denoise"), ("denoise --mod", "--model"), ("denoise --model ff", "ffdnet")],
+)
+def test_a_shell_completes_commands_options_and_models(words, expected):
+    line = f"emdn-deploy {words}"
+    asked = {"_EMDN_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    code = "import sys; sys.argv = ['emdn-deploy']; from emdn_deploy.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, **asked, "COMP_CWORD": str(line.count(" "))},
+    )  # fmt: skip
+    assert done.stdout.split() == [expected]
 
 
 def test_wrong_usage_exits_2(capsys, call):
@@ -239,10 +261,11 @@ def test_pictures_go_into_a_folder_under_the_outputs_name(source, box_model, tmp
     folder = tmp_path / "pictures"
     status = call(
         "denoise", source, other, "--model", box_model, "--device", "cpu",
-        "--preview", folder, "--movie", folder,
+        "--preview", folder, "--movie", folder, "--report", folder,
     )  # fmt: skip
     assert status == 0
     assert sorted(path.name for path in folder.iterdir()) == [
-        "movie_denoised.gif", "movie_denoised.png", "other_denoised.gif", "other_denoised.png",
+        "movie_denoised.gif", "movie_denoised.html", "movie_denoised.png",
+        "other_denoised.gif", "other_denoised.html", "other_denoised.png",
     ]  # fmt: skip
     assert call("denoise", source, other, "--preview", tmp_path / "p.png") == 2

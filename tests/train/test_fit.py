@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -267,6 +268,29 @@ def test_micro_batches_add_up_to_the_batch(name):
         (loss(QUALITY, net, x[part], y[part], noise[part]) * len(x[part]) / 6).backward()
     for expected, p in zip(whole, net.parameters(), strict=True):
         torch.testing.assert_close(p.grad, expected, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["unet", "mcnn"])
+def test_pixels_at_defects_count_more(name):
+    """Two halves with the same error: the one at the defect pulls as its weight says."""
+    torch.manual_seed(0)
+    net, x, noise = build(name), torch.randn(1, 1, 64, 64), torch.ones(1, 1, 64, 64)
+    with torch.no_grad():
+        clean = net(x, noise)
+    near = torch.zeros_like(x)
+    near[..., :32] = 1.0
+    left, right = (clean.where((near == 1) == side, clean + 1) for side in (False, True))
+    recipe = replace(QUALITY, loss="mse", defects=9.0)
+    for defects, share in ((None, 1.0), (near, 10.0)):
+        found = [
+            loss(recipe, net, x, y, noise, defects=defects).item() - base
+            for y, base in ((left, 0.0), (right, 0.0))
+        ]
+        if name == "unet":
+            assert found[0] / found[1] == pytest.approx(share, rel=1e-3)
+            assert sum(found) == pytest.approx(1.0, rel=1e-3)
+        else:
+            assert found[0] / found[1] > 0.3 * share
 
 
 def test_deep_supervision_reaches_every_scale():

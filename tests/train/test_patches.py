@@ -30,7 +30,7 @@ def frames(gratings):
 
 
 def test_crops_are_parts_of_their_frames_in_eight_orientations():
-    frames = torch.arange(64.0 * 50).reshape(1, 50, 64).repeat(400, 1, 1)
+    frames = torch.arange(64.0 * 50).reshape(1, 1, 50, 64).repeat(400, 1, 1, 1)
     found = crops(frames, 8, chance(0))
     assert found.shape == (400, 1, 8, 8)
     steps = {(float(p[0, 0, 1] - p[0, 0, 0]), float(p[0, 1, 0] - p[0, 0, 0])) for p in found}
@@ -50,6 +50,34 @@ def test_recordings_have_the_dose_asked_for_and_fresh_poisson_noise(frames):
     assert float(batch.noisy.mean() / batch.target.mean()) == pytest.approx(1, abs=0.01)
     chi = (batch.noisy - batch.target).square() / batch.target.clamp_min(1e-6)
     assert float(chi.mean()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", [Simulated, Clips, Reused])
+def test_defects_go_with_their_patches(frames, kind, monkeypatch):
+    """A bright spot is put at the defect of each frame, and is found where its weight is."""
+    # A turned contrast would leave nothing of the spot.
+    monkeypatch.setattr(patches, "stretch", lambda clean, *_: (clean, torch.ones(len(clean))))
+    frames.split.table = frames.split.table.with_columns(pixel_size_nm=pl.lit(0.06))
+    places = [np.float32([[8 + number, 50 - number]]) for number in range(32)]
+    marked = replace(frames, defects=places)
+    near = marked.near_defects(torch.arange(32))
+    assert [int(one.argmax()) for one in near] == [64 * int(y) + int(x) for ((x, y),) in places]
+    assert near[0, 50, 8] == 1
+    assert float(near[0, 50, 10]) == pytest.approx(np.exp(-0.5), abs=1e-5)  # 0.12 nm away
+    marked = replace(marked, cached=1 + 50 * near)
+    recipe = replace(QUIET, defects=3.0, augmented=0.5)
+    if kind is Reused:
+        source = Reused(Simulated(marked, recipe, 48, CPU), build("unet").eval(), times=2, block=16)
+        source.order(0, 0)
+    else:
+        source = kind(marked, recipe, 48, CPU)
+    batch = source.batch(torch.arange(16), chance(3))
+    assert batch.defects.shape == (16, 1, 48, 48)
+    centred = [one - one.mean((2, 3), keepdim=True) for one in (batch.target, batch.defects)]
+    like = torch.nn.functional.cosine_similarity(*(one.flatten(1) for one in centred))
+    seen = batch.defects.amax((1, 2, 3)) > 0.5
+    assert seen.sum() > 5
+    assert (like[seen] > 0.8).all()
 
 
 def test_log_uniform_covers_its_range_evenly():

@@ -122,7 +122,9 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
         epochs=config.epochs or _AS_TIME_ALLOWS,
     )  # fmt: skip
     # Plain MSE: that of a noisy target is off by a constant, the logarithm of it by no constant.
-    recipe = replace(RECIPES["quality"], lr=config.lr, loss="mse", augmented=0.0, ccd=0.0)
+    recipe = replace(
+        RECIPES["quality"], lr=config.lr, loss="mse", augmented=0.0, ccd=0.0, defects=0.0
+    )
     processes = Processes(pick_device(config.device))
     with open_frames(config.stack, Choice(options.dataset, options.axes)) as opened:
         stack = opened if options.frames is None else select(opened, options.frames)

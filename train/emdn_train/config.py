@@ -135,6 +135,14 @@ class FitConfig:
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 2
     batch_size: BatchSize = 128
     lr: Rate = None
+    defect_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How much more of the loss a pixel at a point defect counts; simulated data only.",
+            show_default="the recipe's own",
+        ),
+    ] = None
     patch: Patch = 64
     device: On = "auto"
     seed: Seed = 0

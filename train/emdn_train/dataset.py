@@ -39,6 +39,9 @@ STEM = "graphene_img"
 CACHE_BYTES = 4 << 30
 """Frames of up to this size are loaded into memory; more are read as they are needed."""
 
+DEFECT_NM = 0.12
+"""Standard deviation of the Gaussian around a point defect in which a loss may weigh more."""
+
 
 class Split:
     """One split of a data set; a context manager that holds its files open.
@@ -150,6 +153,32 @@ class Split:
             f"frames of class {self.frame_class}; simulate a data set with emdn-train simulate"
         )
 
+    def defects(self) -> list[NDArray[np.float32]]:
+        """Read where the point defects of each frame are, (d, 2) x and y in pixels.
+
+        Raises
+        ------
+        FormatError
+            If the data set does not say: it is not a simulated one.
+        """
+        path = self.path / f"{STEM}_structures.h5"
+        if self.table is None or not path.exists():
+            raise FormatError(
+                f"{self.path}: does not say where defects are ({path.name} is missing); simulate a "
+                "data set with emdn-train simulate, or give no weight to defects"
+            )
+        scenes = self.table.select(
+            pl.col("structure"),
+            (pl.col("state") if "state" in self.table.columns else pl.lit(0)).alias("state"),
+        ).rows()
+        with h5py.File(path, "r") as file:
+            known = {
+                scene: np.float32(file[f"{scene[0]}-{scene[1]}" if scene[1] else f"{scene[0]}"]
+                                  ["defects"][()]).reshape(-1, 2)
+                for scene in set(scenes)
+            }  # fmt: skip
+        return [known[scene] for scene in scenes]
+
     def fingerprint(self) -> str:
         """Return a short digest: of the shape and of sixteen of the clean frames."""
         sample = np.linspace(0, self.frames - 1, min(16, self.frames)).astype(np.int64)
@@ -175,10 +204,12 @@ class CleanFrames:
     contrast: Tensor  # standard deviation over mean of each relative frame, (N,)
     mean: Tensor  # of each relative frame, (N,)
     scanned: Tensor  # which frames a scanned probe recorded, (N,) bool
+    # Of each frame, where a loss is to weigh more, (d, 2) x and y in pixels.
+    defects: list[NDArray[np.float32]] | None = None
 
     @classmethod
-    def of(cls, split: Split) -> "CleanFrames":
-        """Look through a split once for the statistics that set the dose."""
+    def of(cls, split: Split, defects: bool = False) -> "CleanFrames":
+        """Look through a split once for the statistics that set the dose, and for ``defects``."""
         cached = split.frames * split.shape[0] * split.shape[1] * 4 <= CACHE_BYTES
         blocks, means, deviations = [], [], []
         for start in range(0, split.frames, 64):
@@ -194,6 +225,7 @@ class CleanFrames:
             (torch.cat(deviations) / mean).clamp_min(1e-3),
             mean,
             torch.from_numpy(split.scanned),
+            split.defects() if defects else None,
         )
 
     def relative(self, indices: Tensor) -> Tensor:
@@ -201,6 +233,21 @@ class CleanFrames:
         if self.cached is not None:
             return self.cached[indices]
         return torch.from_numpy(self.split.relative(np.asarray(indices)))
+
+    def near_defects(self, indices: Tensor) -> Tensor:
+        """Give 1 at the point defects of the frames, falling to 0 around them, (n, H, W)."""
+        if self.defects is None or self.split.table is None:
+            raise FormatError(f"{self.split.path}: the places of defects were not read")
+        height, width = self.split.shape
+        near = torch.zeros(len(indices), height, width)
+        sizes = self.split.table["pixel_size_nm"]
+        for map_, index in zip(near, indices.tolist(), strict=True):
+            spread = DEFECT_NM / sizes[index]
+            for x, y in self.defects[index]:
+                across = torch.exp(-0.5 * ((torch.arange(width) - float(x)) / spread) ** 2)
+                down = torch.exp(-0.5 * ((torch.arange(height) - float(y)) / spread) ** 2)
+                torch.maximum(map_, down[:, None] * across, out=map_)
+        return near
 
 
 def _open(path: Path) -> h5py.Dataset:

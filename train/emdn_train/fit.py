@@ -84,6 +84,8 @@ def fit(config: FitConfig) -> list[Fitted]:
 def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> list[Fitted]:
     recipe, out = RECIPES[config.recipe], Path(config.out)
     recipe = recipe if config.lr is None else replace(recipe, lr=config.lr)
+    if config.defect_weight is not None:
+        recipe = replace(recipe, defects=config.defect_weight)
     finished: list[Fitted] = []
     run = identity(config, recipe, processes) | {
         "training data": split.fingerprint(), "test data": test.fingerprint()
@@ -92,7 +94,9 @@ def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> 
     saved = results.existing(out)
     seen = max(frames_of(name, config.preset) for name in config.names)
     recorded = Simulated if seen == 1 else Clips
-    everything = recorded(CleanFrames.of(split), recipe, config.patch, processes.device)
+    everything = recorded(
+        CleanFrames.of(split, recipe.defects > 0), recipe, config.patch, processes.device
+    )
     batches = validation(CleanFrames.of(test), seen=seen)
     todo = list(config.names)
     for earlier in (Fitted(**result) for result in state.done.values()):
@@ -119,7 +123,9 @@ def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> 
             finite = train(t, config, recipe, source, batches, processes, state, signals)
             if not processes.first:
                 continue
-            result = measure(t, batches, processes.device, finite)
+            # A loss that weighs defects gives up some gain on purpose.
+            margin = 1.0 if recipe.defects else 0.05
+            result = measure(t, batches, processes.device, finite, margin)
             finished.append(result)
             saved.pop(name, None)
             if result.status != "diverged":
@@ -135,7 +141,7 @@ def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> 
 def identity(config: FitConfig, recipe: Recipe, processes: Processes) -> dict[str, Any]:
     """Name what a result follows from, besides the data; folders may move."""
     options = asdict(config)
-    del options["data"], options["out"], options["frame_class"]
+    del options["data"], options["out"], options["frame_class"], options["defect_weight"]
     return {
         **asdict(recipe), **options, "models": config.names, "lr": recipe.lr,
         "device": processes.device.type, "processes": processes.count,
@@ -201,12 +207,14 @@ def train(
             indices = batch[first : first + micro]
             generator = chance(config.seed, t.step, place + first)
             torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
-            noisy, target, scale, spectra = source.batch(indices, generator)
+            noisy, target, scale, spectra, defects = source.batch(indices, generator)
             # A user's dose is never exactly known: the map is off by up to 10 %.
             off = 0.9 + 0.2 * torch.rand(scale.shape, generator=generator).to(device)
             x, y = normalise(noisy, scale), normalise(target, scale)
             noise = noise_map(middle(noisy), scale) * off
-            part = loss(recipe, t.net, x, y, noise, half, spectra) * (len(indices) / patches)
+            part = loss(recipe, t.net, x, y, noise, half, spectra, defects) * (
+                len(indices) / patches
+            )
             part.backward()
             summed += part.detach()
         processes.add_gradients(t.net)
@@ -259,7 +267,9 @@ def train(
     return True
 
 
-def measure(t: Training, batches: dict[float, Batch], device: torch.device, finite: bool) -> Fitted:
+def measure(
+    t: Training, batches: dict[float, Batch], device: torch.device, finite: bool, margin: float
+) -> Fitted:
     """Validate a model at its end, unless its loss is not finite, and name the outcome."""
     speed = t.seen / t.trained
     if not finite:
@@ -267,7 +277,7 @@ def measure(t: Training, batches: dict[float, Batch], device: torch.device, fini
     gains, mean_ratio = evaluate(t.average.module, batches, device)
     t.history[-1]["gain_db"] = mean(gains)
     log.info("%s  loss %.4f  gain %.2f dB", t.name, t.history[-1]["loss"], mean(gains))
-    status = judge(mean(gains), mean(t.best_db) if t.best_db else -math.inf)
+    status = judge(mean(gains), mean(t.best_db) if t.best_db else -math.inf, margin)
     if status == "best kept":
         t.average.module.load_state_dict(t.best)
         _, mean_ratio = evaluate(t.average.module, batches, device)

@@ -46,6 +46,8 @@ class Batch(NamedTuple):
     # (N, windows, H, W), spectral estimates of the middle frame in noise units
     # (`emdn_models.nets.spectral`), where they are known.
     spectra: Tensor | None = None
+    # (N, 1, H, W), 1 at point defects, falling to 0 around them, where a loss weighs them.
+    defects: Tensor | None = None
 
 
 class Source:
@@ -87,9 +89,13 @@ class Simulated(Source):
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """Cut a patch of each frame and record it at a dose of its own; see `Source`."""
-        frames = self.frames.relative(indices)
+        frames = self.frames.relative(indices)[:, None]
+        if self.recipe.defects:
+            frames = torch.cat([frames, self.frames.near_defects(indices)[:, None]], 1)
         clean = crops(frames, self.patch, generator, self.recipe.augmented)
-        return self._recorded(indices, *self._levelled(clean, generator), generator)
+        clean, defects = clean[:, :1], clean[:, 1:]
+        batch = self._recorded(indices, *self._levelled(clean, generator), generator)
+        return batch._replace(defects=defects.to(self.device) if self.recipe.defects else None)
 
     def _levelled(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the signal to noise of each image, and for some another contrast."""
@@ -132,13 +138,20 @@ class Clips(Simulated):
         after = changed & (torch.arange(count) >= event)
         sides = torch.stack([self.frames.relative(i) for i in (indices, later)], 1)
         clean = sides[torch.arange(n)[:, None], after.long()]
-        clean = moved(clean, self.patch, self.recipe.augmented, generator)
+        if self.recipe.defects:
+            shown = torch.where(after[:, count // 2], later, indices)
+            clean = torch.cat([clean, self.frames.near_defects(shown)[:, None]], 1)
+        clean = moved(clean, self.patch, self.recipe.augmented, generator, count)
+        clean, defects = clean[:, :count], clean[:, count:]
         clean, snr = self._levelled(clean, generator)
         dose = torch.exp(DOSE_STEP * torch.randn(n, 1, generator=generator))
         step = 1 + torch.randint(count - 1, (n, 1), generator=generator)
         dose = torch.where((share() < CUT) & (torch.arange(count) >= step), dose, 1.0)
         batch = self._recorded(indices, clean * dose[..., None, None], snr, generator)
-        return batch._replace(target=middle(batch.target))
+        return batch._replace(
+            target=middle(batch.target),
+            defects=defects.to(self.device) if self.recipe.defects else None,
+        )
 
     @cached_property
     def _others(self) -> Tensor:
@@ -185,7 +198,7 @@ class Reused(Source):
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
         """Turn and flip recordings of the frames; see `Source`."""
         keys = [(*self._round, int(index)) for index in indices]
-        turned = []
+        turned: list[Batch] = []
         for key, turn in zip(
             keys, torch.randint(8, indices.shape, generator=generator), strict=True
         ):
@@ -193,10 +206,10 @@ class Reused(Source):
                 if len(self._recordings) >= self.block + len(keys):
                     self._recordings.pop(next(iter(self._recordings)))
                 self._recordings[key] = self._recorded(key)
-            known = (part for part in self._recordings[key] if part is not None)
-            parts = [part.rot90(int(turn) % 4, (2, 3)) for part in known]
-            turned.append([part.flip(3) if turn >= 4 else part for part in parts])
-        return Batch(*(torch.cat(parts) for parts in zip(*turned, strict=True)))
+            turned.append(oriented(self._recordings[key], int(turn)))
+        return Batch._make(
+            None if parts[0] is None else torch.cat(parts) for parts in zip(*turned, strict=True)
+        )
 
     @torch.no_grad()
     def _recorded(self, key: tuple[int, int, int]) -> Batch:
@@ -206,13 +219,23 @@ class Reused(Source):
         return batch._replace(spectra=self.net.spectra(x, sigma))
 
 
-def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -> Tensor:
+def oriented(batch: Batch, turn: int) -> Batch:
+    """Return images in one of the eight orientations, 0 as they are."""
+    parts = [None if part is None else part.rot90(turn % 4, (2, 3)) for part in batch]
+    return Batch._make(part.flip(3) if part is not None and turn >= 4 else part for part in parts)
+
+
+def moved(
+    clean: Tensor, size: int, zoomed: float, generator: torch.Generator, count: int | None = None
+) -> Tensor:
     """Let clips drift: sample each frame where the specimen is by then, bicubic.
 
     Maps (N, F, H, W), a specimen at rest, to (N, F, size, size), not negative; beyond the frames'
     edges they are mirrored. A share ``zoomed`` is magnified, by up to ``ZOOM[1]``, and turned.
+    The first ``count`` of F are frames; what is beyond goes with the middle one of them.
     """
-    n, count, height, width = clean.shape
+    n, planes, height, width = clean.shape
+    count = planes if count is None else count
     size = min(size, height, width)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -238,6 +261,8 @@ def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -
     v = sin[..., None, None] * x + cos[..., None, None] * y
     place = torch.stack([u, v], -1) + (corner + path)[:, :, None, None]
     grid = 2 * place / torch.tensor([width, height])
+    further = grid[:, count // 2, None].expand(n, planes - count, *grid.shape[2:])
+    grid = torch.cat([grid, further], 1)
     sampled = functional.grid_sample(
         clean.flatten(0, 1)[:, None],
         grid.flatten(0, 1),
@@ -245,13 +270,13 @@ def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -
         padding_mode="reflection",
         align_corners=False,
     )
-    return sampled.view(n, count, size, size).clamp_min(0)
+    return sampled.view(n, planes, size, size).clamp_min(0)
 
 
 def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float = 0.0) -> Tensor:
-    """Cut one square patch from each frame (N, H, W), in one of the eight orientations.
+    """Cut one square patch from each image (N, C, H, W), in one of the eight orientations.
 
-    A share ``zoomed`` is magnified by a factor drawn from ``ZOOM``. Patches are (N, 1, size,
+    A share ``zoomed`` is magnified by a factor drawn from ``ZOOM``. Patches are (N, C, size,
     size), smaller where the frames are.
     """
     height, width = frames.shape[-2:]
@@ -268,14 +293,14 @@ def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float =
     ):
         top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
         orientation = int(turn * 8)
-        patch = frame[top : top + side, left : left + side]
+        patch = frame[:, top : top + side, left : left + side]
         if side != size:
             patch = functional.interpolate(
-                patch[None, None], (size, size), mode="bicubic", antialias=side > size
-            )[0, 0].clamp_min(0)
-        patch = patch.rot90(orientation % 4)
+                patch[None], (size, size), mode="bicubic", antialias=side > size
+            )[0].clamp_min(0)
+        patch = patch.rot90(orientation % 4, (1, 2))
         patches.append(patch.flip(-1) if orientation >= 4 else patch)
-    return torch.stack(patches)[:, None]
+    return torch.stack(patches)
 
 
 def stretch(clean: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

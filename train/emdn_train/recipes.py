@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from emdn_models.nets.spectral import WithSpectrum
@@ -31,6 +32,9 @@ class Recipe:
     snr: tuple[float, float]  # range of the signal to noise per pixel, drawn log-uniformly
     augmented: float = 0.0  # share of patches that are magnified, and whose contrast is changed
     ccd: float = 0.0  # share of the unscanned patches that a CCD records
+    # How much more a pixel at a point defect counts: averaging the lattice over its cells
+    # lowers the error most, and fills what interrupts it (`benchmarks/results/defects.md`).
+    defects: float = 0.0
     mixed: bool = False  # whether the net computes in bfloat16 where that is faster (`reduced`)
 
 
@@ -119,17 +123,25 @@ def loss(
     noise: Tensor,
     half: bool = False,
     spectra: Tensor | None = None,
+    defects: Tensor | None = None,
 ) -> Tensor:
     """Return the mean loss over patches, each (N, 1, H, W) in noise units, ``x`` (N, F, H, W).
 
     It is the net's own ``loss`` where it has one. With ``half`` the net computes in bfloat16, and
     spectra and loss in float32 all the same. ``spectra`` are the windows' estimates, where they
-    are known.
+    are known. ``defects`` is 1 at point defects and falls to 0 around them: pixels there count
+    ``1 + recipe.defects`` times.
     """
 
     def error(prediction: Tensor, truth: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            squared = (prediction.float() - truth).square().mean((1, 2, 3))
+            squared = (prediction.float() - truth).square()
+            if defects is not None:
+                weight = 1 + recipe.defects * functional.adaptive_avg_pool2d(
+                    defects, (squared.shape[2], squared.shape[3])
+                )
+                squared = squared * weight / weight.mean((1, 2, 3), keepdim=True)
+            squared = squared.mean((1, 2, 3))
             return (torch.log(squared + 1e-3) if recipe.loss == "log-mse" else squared).mean()
 
     if isinstance(net, WithSpectrum):

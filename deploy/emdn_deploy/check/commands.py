@@ -72,7 +72,8 @@ def check(
 
     read = [stack, denoised, options.dark, options.gain_map, options.defects]
     _check({table: TABLES, report: (".html", ".png")}, read, overwrite=overwrite)
-    result = checking.check(stack, denoised, options, seed)
+    page = report is not None and report.suffix.lower() == ".html"
+    result = checking.check(stack, denoised, options, seed, page=page)
     if table is not None:
         write_table(result.table, table)
     if report is not None:

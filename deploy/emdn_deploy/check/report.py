@@ -1,7 +1,4 @@
-"""The report of a check: as printed, as one line of JSON, as a picture, and as one HTML file.
-
-The page holds its picture: nothing is loaded, no script runs.
-"""
+"""The report of a check: as printed, as one line of JSON, as a picture, and as one HTML file."""
 
 import base64
 import json
@@ -22,7 +19,6 @@ from emdn_deploy.check.heldout import HeldOutError
 from emdn_deploy.check.quick import SHARE, rounded
 from emdn_deploy.check.residual import STATISTICS
 from emdn_deploy.check.stack import MEANINGS, OUTSIDE, CheckResult, beyond
-from emdn_deploy.readers.calibration import step_in
 from emdn_models import __version__
 from emdn_models.errors import OutputError
 from emdn_models.files import renamed
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SHOWN = 20  # flagged frames that are printed
-_ROWS = 100  # and that a page lists
 _METHOD = (
     "The residual is raw minus denoised. What is expected comes from frames of this stack, once "
     "denoised, to which new noise was added (parametric bootstrap): as denoised again in the same "
@@ -51,16 +46,6 @@ _WORDS = {
     "WARN": "Nothing was found beyond what sound results show, but:",
     "FAIL": "Do not trust these frames before you know why:",
 }
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; background: #fff; }
-img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; } td, th { padding: 0.2rem 0.7rem; text-align: left;
-  vertical-align: top; border-bottom: 1px solid #ddd; }
-.verdict { padding: 0.6rem 1rem; border-left: 0.4rem solid; background: #f5f5f5; }
-.pass { border-color: #2a7d3f; } .warn { border-color: #b26a00; } .fail { border-color: #b3261e; }
-pre { background: #f5f5f5; padding: 0.8rem; white-space: pre-wrap; }
-"""
 
 
 def headline(result: CheckResult) -> str:
@@ -212,39 +197,32 @@ def write(path: str | PathLike[str], result: CheckResult) -> None:
 
 
 def html(result: CheckResult) -> str:
-    """Return the report as the text of a web page."""
-    name = escape(result.source.name)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>emdn check: {name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{result.word}: {name}</h1>\n{sections(result)}\n<h2>Details</h2>\n"
-        f"<pre>{escape(chr(10).join(checked(result, listed=False)))}</pre>\n"
-        f"<p>emdn {escape(__version__)}, model {escape(result.model)} "
-        f"({escape(result.sha256[:12])}), {escape(result.device)}.</p>\n</body>\n</html>\n"
-    )
+    """Return the report of a check with a page as the text of a web page that stands alone."""
+    from emdn_deploy.page import Verdicts
 
-
-def sections(result: CheckResult) -> str:
-    """Return the body of a report as HTML: verdict, flagged frames, numbers and a picture."""
-    said = f"<strong>{escape(headline(result))}</strong>. {_WORDS[result.word]}"
-    if reasons := [*result.findings, *result.warnings]:
-        said += f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in reasons)}</ul>"
-    said += f"<p>What a pass does not say: {escape(result.smallest.words)}.</p>"
-    parts = [f'<div class="verdict {result.word.lower()}">{said}</div>']
-    if flagged := result.flagged:
-        found = " ".join(flagged.values())
-        kinds = [(kind, words) for kind, words in MEANINGS.items() if kind in found]
-        rows = list(flagged.items())
-        rows = rows[:_ROWS] + ([(f"and {len(rows) - _ROWS} more", "")] if rows[_ROWS:] else [])
-        parts += ["<h2>Frames flagged</h2>", _table(("verdict", "meaning"), kinds)]
-        parts.append(_table(("frame", "verdict"), rows))
-    head = ("number", "value", "threshold", "what it says")
+    if result.page is None:
+        raise ValueError("check with page=True to write a page")
+    judged = result.table["frame"].to_list()
+    unjudged = set(range(result.shape[0])).difference(judged)
+    verdicts = Verdicts(headline(result), result.flagged, unjudged)
+    found = " ".join(result.flagged.values())
+    said = [f"Fails: {one}." for one in result.findings]
+    said += [f"Warning: {one}." for one in result.warnings]
+    said += [f"What a pass does not say: {result.smallest.words}."]
+    said += [f"{kind}: {words}." for kind, words in MEANINGS.items() if kind in found]
     data = base64.b64encode(picture(result)).decode()
-    return "\n".join([
-        *parts, "<h2>Numbers</h2>", f"<p>{_METHOD}</p>", _table(head, numbers(result)),
-        f'<figure><img alt="{_CAPTION}" src="data:image/png;base64,{data}">',
+    parts = [
+        f"<p>{_WORDS[result.word]}</p>",
+        f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in said)}</ul>",
+        f'<figure><img alt="{_CAPTION}" src="data:image/png;base64,{data}">'
         f"<figcaption>{_CAPTION}</figcaption></figure>",
-    ])  # fmt: skip
+        f"<h2>Numbers</h2>\n<p>{_METHOD}</p>",
+        _table(("number", "value", "threshold", "what it says"), numbers(result)),
+    ]
+    version = f"emdn {__version__}, {result.model} ({result.sha256[:12]}), {result.device}"
+    return result.page.html(
+        f"{result.source.name}, check", verdicts, [*checked(result), version], "\n".join(parts)
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -257,30 +235,29 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def picture(result: CheckResult) -> bytes:
-    """Draw a frame before and after, statistics over the stack, spectra and correlations: PNG."""
+    """Draw a frame before and after, a statistic over the stack, spectra and correlations: PNG."""
     from matplotlib.figure import Figure  # takes half a second
 
-    figure = Figure(figsize=(13, 11.4), layout="constrained")
-    grid = list(figure.subplots(3, 3).ravel())
+    figure = Figure(figsize=(13, 7.6), layout="constrained")
+    grid = list(figure.subplots(2, 3).ravel())
     figure.suptitle(f"{result.source.name}: {headline(result)}", fontsize=11)
     _frames(grid[:3], result)
     limits = result.thresholds.limits
-    failing = [name for name in limits if beyond(result.table, limits, [name]).any()]
-    courses = dict.fromkeys([*failing, "std", "ratio", "blob_2"])
-    for panel, name in zip(grid[3:6], courses, strict=False):
-        panel.plot(result.table["frame"], result.table[name], ".-", lw=0.8, ms=3)
-        for bound in filter(isfinite, limits[name][:2]):
-            panel.axhline(bound, color="tab:red", lw=1, ls="--")
-        unit = STATISTICS[name].unit
-        panel.set_title(STATISTICS[name].words + (f" ({unit})" if unit else ""), fontsize=8)
-        panel.set_xlabel("frame")
-    step = step_in(result.axis, "nm")
+    failing = {name: beyond(result.table, limits, [name]).sum() for name in limits}
+    name = max(failing, key=lambda one: (failing[one], one == "std"))
+    grid[3].plot(result.table["frame"], result.table[name], ".-", lw=0.8, ms=3)
+    for bound in filter(isfinite, limits[name][:2]):
+        grid[3].axhline(bound, color="tab:red", lw=1, ls="--")
+    unit = STATISTICS[name].unit
+    grid[3].set_title(STATISTICS[name].words + (f" ({unit})" if unit else ""), fontsize=10)
+    grid[3].set_xlabel("frame")
+    step = result.axis.step_in("nm")
     step, unit = (step, "1/nm") if step and step > 0 else (1.0, "cycles/pixel")
-    for panel in grid[6:]:
+    for panel, draw in zip(grid[4:], (_spectrum, _correlations), strict=True):
         panel.set_xlabel(f"spatial frequency ({unit})")
-    _powers(grid[6], result, step)
-    _spectrum(grid[7], result, step)
-    _correlations(grid[8], result, step)
+        draw(panel, result, step)
+        if result.correlations or draw is _spectrum:
+            panel.legend(fontsize=8)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
@@ -304,23 +281,6 @@ def _frames(panels: Sequence["Axes"], result: CheckResult) -> None:
             panel.plot(row["x"], row["y"], "o", ms=16, mfc="none", mec="tab:red", mew=1.5)
 
 
-def _finish(panel: "Axes", title: str) -> None:
-    panel.set_title(title, fontsize=10)
-    panel.legend(fontsize=8)
-
-
-def _powers(panel: "Axes", result: CheckResult, step: float) -> None:
-    from emdn_deploy.figures import log_power
-
-    before, after = result.shown.before, result.shown.after
-    for frame, name in ((before, "before"), (after, "after"), (before - after, "difference")):
-        power = 10.0 ** np.fft.ifftshift(log_power(frame))
-        circles = rings(*power.shape)
-        mean = circles.total(power[:, : power.shape[1] // 2 + 1]) / circles.pixels
-        panel.semilogy(circles.frequency / step, mean, label=name, lw=1.2)
-    _finish(panel, "mean power on rings")
-
-
 def _spectrum(panel: "Axes", result: CheckResult, step: float) -> None:
     own, (rows, columns) = result.thresholds, result.thresholds.panels[0]
     frequency = rings(rows.stop, columns.stop).frequency / step
@@ -329,7 +289,7 @@ def _spectrum(panel: "Axes", result: CheckResult, step: float) -> None:
     panel.fill_between(frequency, low, high, color="0.85", label="expected, single frames")
     panel.plot(frequency, np.mean(own.model.spectra, axis=0), "0.4", lw=1, label="expected, mean")
     panel.plot(frequency, result.power, color="tab:red", lw=1.2, label="these frames")
-    _finish(panel, "power of the residual / expected noise")
+    panel.set_title("power of the residual / expected noise", fontsize=10)
 
 
 def _correlations(panel: "Axes", result: CheckResult, step: float) -> None:
@@ -346,4 +306,4 @@ def _correlations(panel: "Axes", result: CheckResult, step: float) -> None:
         panel.plot(x, curve, color=colour, lw=1.2, label=name)
         panel.fill_between(x, curve - error, curve + error, color=colour, alpha=0.2, lw=0)
     panel.axhline(0, color="0.8", lw=0.8)
-    _finish(panel, f"Fourier ring correlation, {found.pairs} pairs")
+    panel.set_title(f"Fourier ring correlation, {found.pairs} pairs", fontsize=10)

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import special
 
-from emdn_deploy import pipeline, preprocess
+from emdn_deploy import batching, preprocess
 from emdn_deploy.check.bootstrap import LEVEL, Limits, Thresholds, share
 from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours
 from emdn_deploy.check.quick import Smallest, allowed
@@ -35,7 +35,8 @@ from emdn_deploy.check.residual import (
 )
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.model_info import ModelInfo, stored
+from emdn_deploy.model_file import ModelInfo, stored
+from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
@@ -102,6 +103,7 @@ class CheckResult:
     notes: tuple[str, ...]  # what was assumed, and what cannot be said
     shown: Shown  # the frame that stands out most, or that in the middle
     axis: Axis  # calibration along x
+    page: RunPage | None  # for a report as .html, if asked for
 
     @property
     def failing(self) -> list[int]:
@@ -135,6 +137,8 @@ def check(
     denoised: str | PathLike[str] | None = None,
     options: DenoiseOptions = DenoiseOptions(),  # noqa: B008
     seed: int = 0,
+    *,
+    page: bool = False,
 ) -> CheckResult:
     """Say of every frame of a denoised stack whether its residual is that of a sound one.
 
@@ -149,6 +153,8 @@ def check(
         the model, scale, references and selection of frames stands in for None.
     seed
         Of the noise of the bootstrap.
+    page
+        Whether frames are collected for a web page.
 
     Raises
     ------
@@ -182,7 +188,7 @@ def check(
                 "which is judged by a model that sees one"
             )
         make = _Maker(denoiser, ready, facts, clean)
-        return _check(frames, clean, ready, make, options, seed)
+        return _check(frames, clean, ready, make, options, seed, page)
 
 
 def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptions:
@@ -236,7 +242,7 @@ class _Maker:
     def __call__(self, frames: Frame) -> Frame:
         wide = np.ascontiguousarray(frames, dtype=np.float32)
         if "ensemble" in self.facts:
-            made = self.denoiser.run_with_sigma(wide, self.scale)[0]
+            made = self.denoiser.answer(wide, self.scale, with_sigma=True).frames
         else:
             made = self.denoiser.run(wide, self.scale)
         if self._bounds is not None:
@@ -283,6 +289,7 @@ def _check(
     make: _Maker,
     options: DenoiseOptions,
     seed: int,
+    with_page: bool,
 ) -> CheckResult:
     count, size = frames.shape[0], frames.shape[1:]
     own = Thresholds.of(frames, ready, make, seed, options.offset)
@@ -290,10 +297,13 @@ def _check(
     # How far apart frames are that a denoised frame owes nothing to.
     apart = int(make.facts.get("model_frames", 1)) // 2 + 1
     judged, neighbours = Judge(own), Neighbours(frames.shape, good, apart)
+    page = RunPage(frames, ready.scale) if with_page else None
     sums = np.zeros(2)
 
     def write(start: int, before: Frame, after: Frame) -> None:
         for number, (one, two) in enumerate(zip(before, after, strict=True), start):
+            if page and number in page.numbers:
+                page.add(number, one, two)
             if ready.recipe.blank and one.min() == one.max():
                 continue  # blank, or without a value: not denoised
             judged.add(number, one, two)
@@ -322,8 +332,8 @@ def _check(
         raw = ready.read(number, number + 1)
         return raw[0], (denoised(number, number + 1) if clean else make(raw))[0]
 
-    batch = options.batch or make.denoiser.batch_for(size)
-    pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
+    batch = options.batch or make.denoiser.batching.frames_per_run(size)
+    batching.stream(ready.read, compute, write, batching.blocks(0, count, batch))
     table, session = judged.finish(), make.denoiser.session
     error, curves = neighbours.error(own.error), neighbours.correlations()
     compared = neighbours.compare(make.denoiser, make.scale, camera, here=clean is None)
@@ -331,7 +341,7 @@ def _check(
     number = chosen(table)
     before, after = read(number)
     residual = np.where(good, (before - after) / camera.noise(after), 0)
-    return CheckResult(
+    result = CheckResult(
         source=frames.path,
         denoised=clean.path if clean else None,
         shape=frames.shape,
@@ -356,7 +366,12 @@ def _check(
         notes=notes(own, error, make.facts, session.info),
         shown=Shown(number, before, after, residual),
         axis=frames.axis("x"),
+        page=page,
     )
+    if page:
+        for number in page.more(Verdicts(flagged=result.flagged)):
+            page.add(number, *read(number))
+    return result
 
 
 @dataclass
