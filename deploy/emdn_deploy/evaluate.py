@@ -23,22 +23,15 @@ _LEAST = ("psnr_db", "ssim", "noisy_psnr_db", "noisy_ssim", "gain_db", "dose_gai
 class Evaluation:
     """Denoised frames against the truth.
 
-    Attributes
-    ----------
-    table
-        One row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim``, ``mean_ratio``
-        and, where noisy frames were given, ``noisy_psnr_db``, ``noisy_ssim``, ``gain_db``,
-        ``dose_gain``.
-    summary
-        ``quantity``, ``mean``, ``spread`` (standard deviation over frames), ``worst`` and the
-        ``frame`` that is worst.
-    range_from
-        Where the data range comes from, in words.
+    ``table`` has one row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim``, ``mean_ratio``
+    and, where noisy frames were given, ``noisy_psnr_db``, ``noisy_ssim``, ``gain_db``,
+    ``dose_gain``. ``summary`` has ``quantity``, ``mean``, ``spread`` (standard deviation over
+    frames), ``worst`` and the ``frame`` that is worst.
     """
 
     table: pl.DataFrame
     summary: pl.DataFrame
-    range_from: str
+    range_from: str  # where the data range comes from, in words
 
 
 def evaluate(

@@ -43,7 +43,7 @@ from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames
 
 LEVEL = 0.05  # false alarms among sound frames, all statistics together, that are aimed at
-REASONS = 3  # that residuals can fail a stack for (`emdn_deploy.check.stack.judge`)
+REASONS = 3  # that residuals can fail a stack for (`emdn_deploy.check.verdict.judge`)
 DRAWS, BASES, RUN = 32, 4, 8  # replicates, frames that they are drawn on, frames of a run
 LARGEST = 640  # side of a frame that is judged in one piece
 _PILOTS = 2  # denoisings of each base frame that say what the model removes of it
@@ -213,7 +213,8 @@ class Thresholds:
                     waiting = fields[population is model]
                     waiting.append(share(found.fields))
                     if len(waiting) == length:
-                        spots = spots_of(sum(waiting) / np.float32(length**0.5), "run_blob")
+                        total = np.sum(waiting, axis=0) / np.float32(length**0.5)
+                        spots = spots_of(total, "run_blob")
                         population.runs.append(np.array([one.contrast for one in spots.values()]))
                         waiting.clear()
         error = float(np.mean(errors))

@@ -18,7 +18,8 @@ from emdn_deploy.check.bootstrap import LEVEL, REASONS
 from emdn_deploy.check.heldout import HeldOutError
 from emdn_deploy.check.quick import SHARE, rounded
 from emdn_deploy.check.residual import STATISTICS
-from emdn_deploy.check.stack import MEANINGS, OUTSIDE, CheckResult, beyond
+from emdn_deploy.check.stack import CheckResult
+from emdn_deploy.check.verdict import MEANINGS, OUTSIDE, beyond
 from emdn_models import __version__
 from emdn_models.errors import OutputError
 from emdn_models.files import renamed

@@ -10,7 +10,7 @@ import pytest
 from emdn_deploy import Denoiser, preprocess
 from emdn_deploy.check.bootstrap import Thresholds
 from emdn_deploy.check.quick import BOUNDS, Quick, atom_of
-from emdn_deploy.check.stack import Judge
+from emdn_deploy.check.verdict import Judge
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 

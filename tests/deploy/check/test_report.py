@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from emdn_deploy import cli
-from emdn_deploy.check import check, report, stack
+from emdn_deploy.check import check, report, stack, verdict
 from emdn_deploy.evaluate import write_table
 from emdn_models.errors import OutputError
 
@@ -62,7 +62,7 @@ def test_the_page_stands_alone_and_names_the_frame(faulty):
     assert f"What a pass does not say: {faulty.smallest.words}." in page.text
     assert "structure added" in faulty.flagged[5]
     assert faulty.flagged[5] in page.text
-    assert stack.MEANINGS["structure added"] in page.text
+    assert verdict.MEANINGS["structure added"] in page.text
     [source] = page.sources
     assert source.startswith("data:image/png;base64,")
     picture = Image.open(BytesIO(base64.b64decode(source.split(",")[1])))

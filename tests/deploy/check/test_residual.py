@@ -13,7 +13,7 @@ from emdn_deploy import preprocess
 from emdn_deploy.check.bootstrap import Limits, Population, Thresholds, gumbel
 from emdn_deploy.check.quick import allowed
 from emdn_deploy.check.residual import RUNS, SINGLE, Camera, Spot, measure
-from emdn_deploy.check.stack import Found, Judge, judge, verdict_of
+from emdn_deploy.check.verdict import Found, Judge, judge, verdict_of
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 from emdn_models.errors import EmdnError
