@@ -36,7 +36,7 @@ denoise: $(VENV)/.deploy  ## Denoise FRAMES (default: the example) into a file a
 test: $(VENV)/.dev  ## Install what the tests need and run all but the slow ones
 	$(TESTS) -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.dev  ## Run all tests
+test-all: $(VENV)/.test-all  ## Install what the slow tests compare with too, and run all
 	$(TESTS) $(ARGS)
 
 train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated first if missing)
@@ -99,3 +99,7 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.train $(VENV)/.deploy
+
+$(VENV)/.test-all: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test-all]'
+	@touch $@ $(VENV)/.dev $(VENV)/.train $(VENV)/.deploy
