@@ -47,11 +47,14 @@ class Fitted:
     best_step: int = 0  # after how many steps; 0: the start
 
 
-def judge(gain_db: float, best_db: float = -math.inf) -> Status:
-    """Name the outcome of a run by its mean gain and the best before; see `Fitted`."""
+def judge(gain_db: float, best_db: float = -math.inf, margin: float = 0.05) -> Status:
+    """Name the outcome of a run by its mean gain and the best before; see `Fitted`.
+
+    The last weights are taken unless they are more than ``margin`` dB below the best.
+    """
     if not gain_db > -20:
         return "diverged"
-    if gain_db < best_db - 0.05 and best_db > 0:
+    if gain_db < best_db - margin and best_db > 0:
         return "best kept"
     return "fitted" if gain_db > 0 else "no gain"
 
