@@ -19,7 +19,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -53,12 +56,8 @@ def _gzip(path: Path) -> None:
         file.create_dataset("images", data=_FRAMES, **options)
 
 
-def _tiff(path: Path) -> None:
-    tifffile.imwrite(path, _FRAMES, imagej=True, metadata={"unit": "nm"}, resolution=(5, 5))
-
-
-def _deflate(path: Path) -> None:
-    tifffile.imwrite(path, _FRAMES, photometric="minisblack", compression="zlib", ome=True)
+def _tiff(**options: object) -> Callable[[Path], object]:
+    return lambda path: tifffile.imwrite(path, _FRAMES, photometric="minisblack", **options)
 
 
 def _mrc(path: Path) -> None:
@@ -77,7 +76,7 @@ def _index(path: Path) -> None:
     path.write_text(json.dumps({"default": "unet", "models": {"unet": entry}}))
 
 
-def _by_tests(writer: str) -> Callable[[Path], None]:
+def _by_tests(writer: str) -> Callable[[Path], object]:
     """Take a writer of DM or SER files from the tests; no library writes these."""
     place = Path(__file__).parents[1] / "tests" / "deploy" / "readers" / "conftest.py"
     return lambda path: runpy.run_path(str(place))[writer](path, _FRAMES)
@@ -96,8 +95,8 @@ def read_frames(path: Path) -> None:
 FORMATS: dict[str, tuple[str, Callable[[Path], object], Callable[[Path], object]]] = {
     "hdf5": ("a.nxs", _hdf5, read_frames),
     "hdf5 gzip": ("a.h5", _gzip, read_frames),
-    "tiff": ("a.tif", _tiff, read_frames),
-    "tiff deflate": ("a.tif", _deflate, read_frames),
+    "tiff": ("a.tif", _tiff(imagej=True, metadata={"unit": "nm"}, resolution=(5, 5)), read_frames),
+    "tiff deflate": ("a.tif", _tiff(compression="zlib", ome=True), read_frames),
     "mrc": ("a.mrc", _mrc, read_frames),
     "npy": ("a.npy", lambda path: np.save(path, _FRAMES), read_frames),
     "dm3": ("a.dm3", _by_tests("write_dm"), read_frames),
@@ -122,66 +121,62 @@ def damage(content: bytes, seed: int) -> bytes:
     for _ in range(int(chance.integers(1, 5))):
         near = min(len(data), 2048) if chance.random() < 0.7 else len(data)
         place = int(chance.integers(0, near))
-        if seed % 4 == 1:
-            data[place] ^= 1 << int(chance.integers(0, 8))
-        elif seed % 4 == 2:
-            data[place : place + 8] = chance.bytes(min(8, len(data) - place))
-        else:
-            number = struct.pack("<I", int(chance.choice(_EXTREME)))
-            width = int(chance.choice((1, 2, 4)))
-            data[place : place + width] = number[:width][: len(data) - place]
+        extreme = struct.pack("<I", int(chance.choice(_EXTREME)))[: int(chance.choice((1, 2, 4)))]
+        flipped = bytes([data[place] ^ 1 << int(chance.integers(0, 8))])
+        new = (flipped, chance.bytes(8), extreme)[seed % 4 - 1][: len(data) - place]
+        data[place : place + len(new)] = new
     return bytes(data)
 
 
-def child(cases: list[tuple[str, int]], told: Connection) -> None:
-    """Read damaged files, and say what came of each."""
+def _restrict() -> None:
+    """Give a child 3 GB, and no place to print: onnxruntime does so, too."""
     resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
-    for stream in (1, 2):  # onnxruntime prints, too
+    for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+@cache
+def _sound(name: str) -> bytes:
+    file, make, _ = FORMATS[name]
     with tempfile.TemporaryDirectory() as folder:
-        for name, seed in cases:
-            file, make, read = FORMATS[name]
-            sound, path = Path(folder, "sound " + name, file), Path(folder, file)
-            if not sound.exists():
-                sound.parent.mkdir()
-                make(sound)
-            # A new file: libhdf5 may keep one open that it fails on, and mix it with what follows.
-            path.unlink(missing_ok=True)
-            path.write_bytes(damage(sound.read_bytes(), seed))
-            try:
-                read(path)
-                outcome, words = "result", ""
-            except EmdnError as error:
-                words = str(error)
-                outcome = "error" if str(path) in words or name == "onnx" else "traceback"
-            except BaseException as error:
-                outcome, words = "traceback", f"{type(error).__name__}: {error}"
-            told.send((name, seed, outcome, words))
+        make(Path(folder, file))
+        return Path(folder, file).read_bytes()
+
+
+def attempt(name: str, seed: int) -> tuple[str, str]:
+    """Read a damaged file; return the outcome and words."""
+    file, _, read = FORMATS[name]
+    # A new file: libhdf5 may keep one open that it fails on, and mix it with what follows.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, file)
+        path.write_bytes(damage(_sound(name), seed))
+        try:
+            read(path)
+        except EmdnError as error:
+            return "error" if str(path) in str(error) or name == "onnx" else "traceback", str(error)
+        except BaseException as error:
+            return "traceback", f"{type(error).__name__}: {error}"
+    return "result", ""
 
 
 def run(names: list[str], first: int, count: int) -> Iterator[tuple[str, int, str, str]]:
-    """Yield format, seed, outcome and words of damaged files, in children that may die."""
-    cases = [(name, seed) for name in names for seed in range(first, first + count)]
-    context = multiprocessing.get_context("spawn")
-    while cases:
-        mine, its = context.Pipe()
-        process = context.Process(target=child, args=(cases, its))
-        process.start()
-        its.close()
+    """Yield format, seed, outcome and words of damaged files, read in a child that may die."""
+    child = None
+    for name, seed in product(names, range(first, first + count)):
+        context = multiprocessing.get_context("spawn")
+        child = child or ProcessPoolExecutor(1, context, initializer=_restrict)
         try:
-            while cases and mine.poll(_SECONDS):
-                said = mine.recv()
-                cases.pop(0)
-                yield said
-            if cases:
-                yield (*cases.pop(0), "hang", f"no answer for {_SECONDS} s")
-        except EOFError:
-            process.join()
-            yield (*cases.pop(0), "crash", f"exit {process.exitcode}")
-        finally:
+            yield name, seed, *child.submit(attempt, name, seed).result(_SECONDS)
+            continue
+        except BrokenProcessPool as error:
+            yield name, seed, "crash", str(error)
+        except TimeoutError:
+            yield name, seed, "hang", f"no answer for {_SECONDS} s"
+        for process in list(child._processes.values()):
             process.kill()
-            process.join()
-            mine.close()
+        child = child.shutdown()
+    if child:
+        child.shutdown()
 
 
 def main() -> None:

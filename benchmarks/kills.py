@@ -111,20 +111,10 @@ class Tally:
     disturbed: int = 0
     lost: list[str] = field(default_factory=list)
 
-    def check(self, fine: bool, words: str) -> None:
-        """Note a loss."""
-        if not fine:
-            self.lost.append(words)
-
-    def __add__(self, other: "Tally") -> "Tally":
-        """Put two together."""
-        return Tally(
-            self.runs + other.runs, self.disturbed + other.disturbed, self.lost + other.lost
-        )
-
-    def row(self, form: str, what: str) -> str:
-        """Return a row of Markdown."""
-        return f"| {form} | {what} | {self.runs} | {self.disturbed} | {len(self.lost)} |"
+    def add(self, other: "Tally") -> None:
+        """Count in another."""
+        self.runs, self.disturbed = self.runs + other.runs, self.disturbed + other.disturbed
+        self.lost += other.lost
 
 
 class Case:
@@ -143,11 +133,9 @@ class Case:
         self.input.parent.mkdir(parents=True)
         self.out.mkdir()
         if self.input.suffix:
-            chunk = movie.shape[1:]
+            size = movie.shape[1:]
             with h5py.File(self.input, "w", libver="latest") as file:
-                file.create_dataset(
-                    "frames", data=movie, chunks=(1, *chunk), maxshape=(None, *chunk)
-                )
+                file.create_dataset("frames", data=movie, chunks=(1, *size), maxshape=(None, *size))
         else:
             self.input.mkdir()
             for number, frame in enumerate(movie):
@@ -170,19 +158,16 @@ class Case:
         """Return the stacks of every file of frames there, by name; [] for other files."""
         found: dict[str, list[np.ndarray]] = {}
         for file in self.out.iterdir():
-            stacks = found.setdefault(file.name, [])
+            found[file.name] = []
             if file.suffix in (".h5", ".hspy"):
                 with h5py.File(file) as opened:
-                    opened.visititems(
-                        lambda _, item, stacks=stacks: (
-                            stacks.append(item[()])
-                            if isinstance(item, h5py.Dataset) and item.ndim == 3
-                            else None
-                        )
-                    )
+                    names: list[str] = []
+                    opened.visit(names.append)
+                    items = [opened[name] for name in names]
+                    found[file.name] = [one[()] for one in items if getattr(one, "ndim", 0) == 3]
             elif file.suffix == self.target.suffix:
                 with open_frames(file) as frames:
-                    stacks.append(frames.read(0, frames.shape[0]))
+                    found[file.name] = [frames.read(0, frames.shape[0])]
         return found
 
     def clear(self) -> None:
@@ -209,24 +194,25 @@ class Case:
 
     def tried(self, disturbances: Sequence[tuple[Kill | None, int]]) -> Tally:
         """Kill the command or limit its files, in turn; then repeat it, and remove what it made."""
-        tally = Tally()
+        tally, lost = Tally(), list[str]()
         for kill, limit in (*disturbances, (None, 0)):
             where, last = f"{self.form}, kill {kill}, limit {limit}:", not (kill or limit)
             status, words = self.run(kill, limit)
             tally.runs += 1
             tally.disturbed += status in ENDED or (limit > 0 and status == 1)
             named = DONE in words or (limit and any(one in words for one in FULL))
-            fine = status == 0 or (kill and status in ENDED) or (status == 1 and named)
-            tally.check(bool(fine), f"{where} {status} {words}")
-            tally.check(self.input_bytes() == self.before, f"{where} the input has changed")
+            if not (status == 0 or (kill and status in ENDED) or (status == 1 and named)):
+                lost.append(f"{where} {status} {words}")
+            if self.input_bytes() != self.before:
+                lost.append(f"{where} the input has changed")
             found = self.outputs()
             for name in self.wanted if last else {self.target.name} & set(found):
-                pairs = zip(found.get(name, []), self.wanted[name], strict=False)
-                same = len(found.get(name, [])) == len(self.wanted[name])
-                same &= all(np.array_equal(one, other) for one, other in pairs)
-                tally.check(name in found and same, f"{where} {name} is not complete")
-        left = set(found) - set(self.wanted)
-        tally.check(not left, f"{self.form}: left behind: {left}")
+                stacks, wanted = found.get(name, []), self.wanted[name]
+                if len(stacks) != len(wanted) or not all(map(np.array_equal, stacks, wanted)):
+                    lost.append(f"{where} {name} is not complete")
+        if left := set(found) - set(self.wanted):
+            lost.append(f"{self.form}: left behind: {left}")
+        tally.lost = lost
         self.clear()
         return tally
 
@@ -256,22 +242,25 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=96)
     given = parser.parse_args()
     stop, chance = time.monotonic() + 60 * given.minutes, random.Random(given.seed)
-    every = {(what, form): Tally() for what in ("full disk", "killed") for form in FORMS}
+    every = {(form, what): Tally() for what in ("full disk", "killed") for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
         counts = movie(given.frames, given.side)
         cases = [Case(form, Path(folder, form), given.model, counts) for form in FORMS]
         while time.monotonic() < stop:
             for case in cases:
-                every["killed", case.form] += case.tried(
-                    [(kill, 0) for kill in kills(case, chance)]
-                )
+                times = [(kill, 0) for kill in kills(case, chance)]
+                every[case.form, "killed"].add(case.tried(times))
                 limit = max(1, int(case.size * chance.uniform(0, 1.2)))
-                every["full disk", case.form] += case.tried([(None, limit)])
-    rows = ["| output | disturbed by | runs | disturbed | lost |", "|---|---|---|---|---|"]
-    rows += [tally.row(form, what) for (what, form), tally in every.items()]
+                every[case.form, "full disk"].add(case.tried([(None, limit)]))
     for what in ("killed", "full disk"):
-        total = sum((one for key, one in every.items() if key[0] == what), Tally())
-        rows.append(total.row("**all**", what))
+        total = Tally()
+        for (_, by), tally in list(every.items()):
+            if by == what:
+                total.add(tally)
+        every["**all**", what] = total
+    rows = ["| output | disturbed by | runs | disturbed | lost |", "|---|---|---|---|---|"]
+    for (form, what), one in every.items():
+        rows.append(f"| {form} | {what} | {one.runs} | {one.disturbed} | {len(one.lost)} |")
     command = f"`python benchmarks/kills.py --minutes {given.minutes:g} --seed {given.seed}`"
     size = f"{given.frames} frames of {given.side} x {given.side}, {given.model}"
     text = f"{command} ({size})\n\n" + "\n".join(rows) + "\n"

@@ -52,7 +52,7 @@ FLOORS = (
     "noise_model bad_pixels",
     "readers writers output_paths output preprocess neighbours batching uncertainty denoiser "
     "provenance report figures evaluate check.camera check.residual_tests "
-    "check.smallest_defect check.quick",
+    "check.smallest_defect check.quick page",
     "denoise_file watch check bench inspect",
     "cli __init__ __main__",
 )

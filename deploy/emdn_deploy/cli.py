@@ -44,11 +44,12 @@ def denoise(
     ] = False,
 ) -> None:
     """Denoise files of frames into files of the same shape and units."""
-    pictures = (one for one in (options.preview, options.movie) if one and not one.is_dir())
-    if len(sources) > 1 and (options.output is not None or any(pictures)):
+    pictures = (options.preview, options.movie, options.report)
+    single = options.output is not None or any(one and not one.is_dir() for one in pictures)
+    if len(sources) > 1 and single:
         raise typer.BadParameter(
-            "-o, --preview and --movie take a single input; give folders for several: --out-dir, "
-            "--preview, --movie"
+            "-o, --preview, --movie and --report take a single input; give folders for several: "
+            "--out-dir, --preview, --movie, --report"
         )
     from emdn_deploy import denoise_file, output_paths, report
     from emdn_deploy.denoiser import Denoiser
@@ -159,7 +160,7 @@ def _pictured(options: DenoiseOptions) -> DenoiseOptions:
         return picture / f"{options.output.stem}{suffix}"
 
     preview, movie = named(options.preview, ".png"), named(options.movie, ".gif")
-    return replace(options, preview=preview, movie=movie)
+    return replace(options, preview=preview, movie=movie, report=named(options.report, ".html"))
 
 
 def _show(result: str | list[str]) -> None:

@@ -107,6 +107,10 @@ class DenoiseOptions:
     movie: Annotated[
         Path | None, typer.Option(metavar="GIF|DIR", help="Draw the stack before and after.")
     ] = None
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="HTML|DIR", help="Write a page: frames, spectra, time, verdicts."),
+    ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = (
         False
     )

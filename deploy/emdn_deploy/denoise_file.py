@@ -20,15 +20,15 @@ from emdn_deploy import (
     uncertainty,
     writers,
 )
-from emdn_deploy.check.quick import Quick, spans
+from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult, spans
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Output, State, Sums, check_targets, claimed
+from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
-from emdn_deploy.readers.calibration import dose
 from emdn_deploy.readers.frames import check_one_scale
-from emdn_deploy.report import Plan, Report
+from emdn_deploy.report import Plan, Report, lines
 from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import Layout, Storage, partial_of
 from emdn_models import pretrained
@@ -72,7 +72,8 @@ def _outputs(
     elif beside is not None and beside.exists():
         _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
     pictures = []
-    for path, kinds in ((options.preview, PICTURES), (options.movie, (".gif",))):
+    wanted = (options.preview, PICTURES), (options.movie, (".gif",)), (options.report, (".html",))
+    for path, kinds in wanted:
         if path is not None and path.suffix.lower() not in kinds:
             raise OutputError(
                 f"{path}: unknown kind of picture {path.suffix!r}; expected {' '.join(kinds)}"
@@ -185,9 +186,11 @@ def run(
                 _draw(options, frames, ready, target, module, denoiser.session.info.name)
             except (EmdnError, OSError) as error:
                 raise OutputError(f"{error}; {target} itself is complete") from error
+        verdicts = _verdicts(checked, count)
+        page = _page(ready, target, module, verdicts) if options.report is not None else None
     ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
     _warn(source, ratio, net, ready, sums, options)
-    return Report(
+    report = Report(
         source, target, frames.dataset, frames.shape[0], resumed, seconds,
         info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
         ratio, ready.bad_pixels, options.dtype, sums.saturated, options.preview,
@@ -196,8 +199,13 @@ def run(
         net, float(late["largest_shift"]), ready.gap_pixels, sums.kept, ready.recipe.flags.limit,
         sums.filled, tuple(sums.empty), ready.recipe.notes,
         smallest_defect=checked.smallest.words if checked and checked.smallest else None,
-        neighbours=seen,
+        neighbours=seen, page=options.report,
     )  # fmt: skip
+    if page is not None and options.report is not None:
+        with renamed(options.report) as place:
+            text = page.html(source.name, verdicts, lines(report))
+            place.write_text(text, encoding="utf-8")
+    return report
 
 
 def choose(
@@ -439,7 +447,7 @@ def _draw(
             title = f"{frames.path.name}, frame {number} of {count}, {model}"
             if ready.scale.sigma:
                 title += f", {ready.scale.scale:.3g} e/px"
-            if known := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
+            if known := frames.dose(ready.scale.scale):
                 title += f", {known:.4g} e/Å²"
             kind = options.preview.suffix[1:].lower()
             with renamed(options.preview) as place:
@@ -451,6 +459,31 @@ def _draw(
             with renamed(options.movie) as place:
                 read = ready.shown(denoised.read)
                 figures.movie(place, ready.read, read, count, time, frames.axis("x"))
+
+
+def _verdicts(checked: QuickResult | None, count: int) -> Verdicts:
+    """Say what the quick check found in each frame."""
+    if checked is None:
+        return Verdicts()
+    flagged = {
+        number: "; ".join(
+            f"{BOUNDS[name].words} {checked.numbers[name][at]:.4g}" for name in BOUNDS
+        )
+        for at, number in enumerate(checked.frames)
+        if number in checked.failing
+    }
+    return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))
+
+
+def _page(ready: Prepared, target: Path, module: str, verdicts: Verdicts) -> RunPage:
+    """Collect what a page shows of the finished output."""
+    frames, page = ready.frames, RunPage(ready.frames, ready.scale)
+    choice = Choice(frames.dataset, frames.order) if module == "mirror" else Choice()
+    with open_frames(target, choice) as denoised:
+        sides = ready.read, ready.shown(denoised.read)
+        page.take(page.numbers, *sides)
+        page.take(page.more(verdicts), *sides)
+    return page
 
 
 def _warn(

@@ -123,7 +123,7 @@ def _middle(spectrum: NDArray[np.float64], share: float) -> NDArray[np.float64]:
     ]
 
 
-def log_power(frame: Frame) -> NDArray[np.float64]:
+def log_power(frame: NDArray[Any]) -> NDArray[np.float64]:
     """Return log10 of the power spectrum of (H, W), zero frequency in the middle."""
     window = np.outer(np.hanning(frame.shape[0]), np.hanning(frame.shape[1]))
     if not window.any():
@@ -220,14 +220,18 @@ def side_by_side(frames: list[Frame], limits: list[tuple[float, float]]) -> NDAr
     step, times = -(-size // MAX_SIDE), max(1, MIN_SIDE // size)
     grey = []
     for frame, (low, high) in zip(frames, limits, strict=True):
-        height, width = (max(1, length // step) for length in frame.shape)
-        cut = frame[: height * step, : width * step]
-        rows, columns = min(step, cut.shape[0]), min(step, cut.shape[1])
-        binned = cut.reshape(height, rows, width, columns).mean(axis=(1, 3))
-        shade = np.clip((binned - low) / max(high - low, 1e-30), 0, 1) * 255
+        shade = np.clip((binned(frame, step) - low) / max(high - low, 1e-30), 0, 1) * 255
         grey.append(shade.repeat(times, axis=0).repeat(times, axis=1))
     gap = np.full((grey[0].shape[0], _GAP), 255.0)
     return np.concatenate([grey[0], gap, grey[1]], axis=1).round().astype(np.uint8)
+
+
+def binned(frame: NDArray[Any], step: int) -> NDArray[Any]:
+    """Average squares of ``step`` pixels of (H, W), or what there is of them."""
+    height, width = (max(1, length // step) for length in frame.shape)
+    cut = frame[: height * step, : width * step]
+    rows, columns = min(step, cut.shape[0]), min(step, cut.shape[1])
+    return np.asarray(cut.reshape(height, rows, width, columns).mean(axis=(1, 3)))
 
 
 def captioned(drawn: NDArray[np.uint8], when: str, length: Axis | None, pixels: int) -> Image.Image:

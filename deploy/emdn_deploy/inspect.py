@@ -10,7 +10,6 @@ import polars as pl
 from emdn_deploy import preprocess, tiling
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, is_pattern, open_frames
-from emdn_deploy.readers.calibration import dose
 from emdn_deploy.readers.frames import SeveralStacks
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.report import intensity_words
@@ -78,7 +77,7 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
             yield _row("intensity", f"{error}")
             return
         yield _row("intensity", intensity_words(ready.scale))
-        if known_dose := dose(frames.axis("y"), frames.axis("x"), ready.scale.scale):
+        if known_dose := frames.dose(ready.scale.scale):
             yield _row("dose", f"{known_dose:.4g} e/Å² a frame, if the gain is right")
         yield _row("bad pixels", f"{ready.bad_pixels}")
         if ready.gap_pixels:

@@ -44,16 +44,10 @@ _log = logging.getLogger(__name__)
 class Sums:
     """What is summed up over the frames written so far, for the record.
 
-    Attributes
-    ----------
-    pixels
-        Such as were denoised: without gaps, saturated areas and frames without values.
-    saturated
-        Of the output, outside the range of its type.
-    kept, filled
-        Pixels of the input that are saturated, and such as were filled in in single frames.
-    empty
-        Numbers of the frames without any value.
+    ``pixels``: such as were denoised, not those in gaps, saturated areas and empty frames.
+    ``saturated``: of the output, outside the range of its type. ``kept``, ``filled``: pixels of
+    the input that are saturated, and such as were filled in in single frames. ``empty``: numbers of
+    the frames without any value.
     """
 
     pixels: int = 0
@@ -158,6 +152,14 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def _beside(file: Path, suffix: str) -> Path:
+    return Path(f"{partial_of(file)}{suffix}")
+
+
+def _pieces(file: Path) -> list[Path]:
+    return [_beside(file, suffix) for suffix in ("", *_BESIDE)]
+
+
 @contextlib.contextmanager
 def claimed(
     files: list[Path], others: list[Path], inputs: list[Path], *, overwrite: bool
@@ -169,17 +171,18 @@ def claimed(
     of the name of a partial one is none that emdn has left there.
     """
     check_targets([*files, *others], inputs, overwrite=True)
-    ours = "key" in load_map(files[-1]) or any(_is_lock(_lock_of(file)) for file in files)
+    ours = "key" in load_map(files[-1]) or any(_is_lock(_beside(one, ".lock")) for one in files)
     for file in files:
-        for path in (*_pieces(file), _lock_of(file)):
-            if path.exists() and not (ours or (path == _lock_of(file) and _is_lock(path))):
+        lock = _beside(file, ".lock")
+        for path in (*_pieces(file), lock):
+            if path.exists() and not (ours or (path == lock and _is_lock(path))):
                 raise OutputError(
                     f"{path}: exists already, and no run of emdn has left it; move it away, or "
                     "give the output another name"
                 )
     with contextlib.ExitStack() as stack:
         for file in files:
-            lock = _lock_of(file)
+            lock = _beside(file, ".lock")
             try:
                 stack.enter_context(locked(lock, file))
             except OSError as error:
@@ -187,10 +190,6 @@ def claimed(
         _tidy(files)
         check_targets([*files, *others], inputs, overwrite=overwrite)
         yield
-
-
-def _lock_of(file: Path) -> Path:
-    return Path(f"{partial_of(file)}.lock")
 
 
 def _is_lock(path: Path) -> bool:
@@ -201,15 +200,10 @@ def _is_lock(path: Path) -> bool:
     return False
 
 
-def map_of(target: Path) -> Path:
-    """Name the file that says what of an output is done."""
-    return Path(f"{partial_of(target)}.map")
-
-
 def load_map(target: Path) -> dict[str, Any]:
     """Return what `save_map` has saved; nothing where there is none, or it is damaged."""
     try:
-        with np.load(map_of(target), allow_pickle=False) as arrays:
+        with np.load(_beside(target, ".map"), allow_pickle=False) as arrays:
             return dict(arrays)
     except (AttributeError, OSError, ValueError, EOFError, zipfile.BadZipFile):
         return {}
@@ -217,12 +211,12 @@ def load_map(target: Path) -> dict[str, Any]:
 
 def save_map(target: Path, arrays: dict[str, Any]) -> None:
     """Save what of an output is done, so that a kill leaves this or the map before."""
-    fresh = Path(f"{map_of(target)}.new")
+    fresh = _beside(target, ".map.new")
     with fresh.open("wb") as file:
         np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(fresh, map_of(target))
+    os.replace(fresh, _beside(target, ".map"))
 
 
 def continues(target: Path, saved: dict[str, Any], key: str, *, overwrite: bool) -> bool:
@@ -274,14 +268,10 @@ def discard(files: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _pieces(file: Path) -> list[Path]:
-    return [Path(f"{partial_of(file)}{suffix}") for suffix in ("", *_BESIDE)]
-
-
 def _tidy(files: list[Path]) -> None:
     """Undo, or complete, what a run was at when it was killed while it renamed its files."""
     target = files[-1]
-    if map_of(target).exists() and not partial_of(target).exists():
+    if _beside(target, ".map").exists() and not partial_of(target).exists():
         discard([target])  # all was renamed, the frames last
         return
     renamed = json.loads(str(load_map(target).get("renamed", "{}")))
@@ -512,40 +502,32 @@ class Output:
                 name: replace(made[name], offsets=one.offsets) for name, one in layouts.items()
             }
         elif "finishing" in saved and self.module in writers.INSIDE:
-            self._mend(list(layouts.values()))
+            layouts = self._mended(layouts)
         layout = replace(layouts["frames"], sigma=layouts.get("sigma"))
         self._open(layout, {name: sums for name, (_, sums) in found.items()})
-        self.done = int(np.count_nonzero(saved["done"]))
-        earlier = {name: saved[name] for name in saved if name.startswith("state_")}
-        self.earlier = {name.removeprefix("state_"): array for name, array in earlier.items()}
+        self.done = int(saved["done"])
+        self.earlier = {
+            name.removeprefix("state_"): array
+            for name, array in saved.items()
+            if name.startswith("state_")
+        }
         return True
 
-    def _mend(self, layouts: list[Layout]) -> None:
-        """Write everything but the pixels again: a kill while HDF5 adds to a file damages it."""
-        laid_out = Path(f"{self.partial}.new")
-        made = self._make(laid_out)
-        same = zip(layouts, (made, made.sigma or made), strict=False)
-        if not all(np.array_equal(one.offsets, other.offsets) for one, other in same):
-            raise OutputError(
-                f"{self.partial}: was damaged by a kill at its very end; add --overwrite to begin "
-                "anew"
-            )
-        pixels = sorted(
-            (int(offset), int(offset) + self._pixels * np.dtype(one.dtype).itemsize)
-            for one in layouts
-            for offset in one.offsets
-        )
-        size = laid_out.stat().st_size
-        ends = [0, *(stop for _, stop in pixels)], [*(start for start, _ in pixels), size]
-        with laid_out.open("rb") as source, self.partial.open("r+b") as file:
-            for start, stop in zip(*ends, strict=True):
-                source.seek(start)
-                file.seek(start)
-                while start < stop and (part := source.read(min(stop - start, 2**20))):
-                    file.write(part)
-                    start += len(part)
-            file.truncate(size)
-        laid_out.unlink()
+    def _mended(self, layouts: dict[str, Layout]) -> dict[str, Layout]:
+        """Lay the file out anew and copy its pixels: a kill while HDF5 adds to it damages it."""
+        path = _beside(self._files[-1], ".new")
+        fresh = self._make(path)
+        made = {"frames": fresh, "sigma": fresh.sigma or fresh}
+        with self.partial.open("rb") as source, path.open("r+b") as file:
+            for name, one in layouts.items():
+                size = self._pixels * np.dtype(one.dtype).itemsize
+                for start, place in zip(one.offsets, made[name].offsets, strict=True):
+                    source.seek(int(start))
+                    file.seek(int(place))
+                    file.write(source.read(size))
+            os.fsync(file.fileno())
+        os.replace(path, self.partial)
+        return {name: made[name] for name in layouts}
 
     def _open(self, layout: Layout, sums: dict[str, Sums]) -> None:
         """Get ready to fill in what is laid out."""
@@ -567,10 +549,7 @@ class Output:
         self._took = self._synced - began
 
     def _write_map(self, more: dict[str, Any]) -> None:
-        layout = self._fillings["frames"].layout
-        count = len(layout.offsets) - (layout.encode is not None)
-        arrays: dict[str, Any] = {"key": self._key, "stacks": list(self._fillings), **more}
-        arrays["done"] = np.arange(count) < self.done
+        arrays = {"key": self._key, "done": self.done, "stacks": list(self._fillings), **more}
         arrays |= {f"state_{name}": one for name, one in self._state().items()}
         for name, filling in self._fillings.items():
             arrays |= filling.state(name)

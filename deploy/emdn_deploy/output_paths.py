@@ -5,8 +5,7 @@ from pathlib import Path
 
 from emdn_deploy import writers
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.readers import READERS, is_hdf5, is_pattern
-from emdn_deploy.readers.folder import split_pattern
+from emdn_deploy.readers import READERS, is_hdf5, is_pattern, split_pattern
 from emdn_models.errors import OutputError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from emdn_deploy.dose import Intensity
-from emdn_deploy.readers.limits import human
+from emdn_deploy.readers.damage import human
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Report:
     notes: tuple[str, ...] = ()
     smallest_defect: str | None = None
     neighbours: str = ""
+    page: Path | None = None
 
     @property
     def frames_per_s(self) -> float:
@@ -155,6 +156,8 @@ def lines(report: Report) -> list[str]:
         text.append(f"preview    {report.preview}")
     if report.movie:
         text.append(f"movie      {report.movie}")
+    if report.page:
+        text.append(f"report     {report.page}")
     return text
 
 

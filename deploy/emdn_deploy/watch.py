@@ -33,8 +33,15 @@ from emdn_deploy import denoise_file, output, output_paths, preprocess, provenan
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
-from emdn_deploy.readers import Choice, Frames, open_frames, open_list, suffixes
-from emdn_deploy.readers.folder import natural, split_pattern
+from emdn_deploy.readers import (
+    SUFFIXES,
+    Choice,
+    Frames,
+    natural,
+    open_frames,
+    open_list,
+    split_pattern,
+)
 from emdn_deploy.readers.frames import select
 from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
 from emdn_deploy.writers import Provenance, partial_of
@@ -248,12 +255,11 @@ def _look(source: Path, out: Path, suffix: str) -> dict[Path, Seen]:
     Outputs inside the folder, in ``out`` or with names that end in ``suffix``, are left out.
     """
     place, pattern = (source, "**/*") if source.is_dir() else split_pattern(source)
-    known = suffixes()
     inside = place.resolve() in out.resolve().parents
     among = place.resolve() == out.resolve()
     seen = {}
     for path in sorted(place.glob(pattern), key=natural):
-        if path.suffix.lower() not in known or path.name.startswith("."):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
             continue
         if (inside and out in path.parents) or (among and suffix and path.stem.endswith(suffix)):
             continue

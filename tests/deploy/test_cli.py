@@ -58,6 +58,7 @@ def test_options_reach_the_run(source, box_model, tmp_path, capsys, call):
         "denoise", source, "-o", target, "--model", box_model, "--device", "cpu", "--batch", 4,
         "--threads", 1, "--dataset", "/frames", "--axes", "tyx", "--gain", 2, "--offset", -5,
         "--preview", tmp_path / "p.png", "--movie", tmp_path / "m.gif",
+        "--report", tmp_path / "r.html",
     )  # fmt: skip
     assert status == 0
     with h5py.File(target) as file:
@@ -68,6 +69,10 @@ def test_options_reach_the_run(source, box_model, tmp_path, capsys, call):
     assert f"preview    {tmp_path / 'p.png'}" in printed
     assert f"movie      {tmp_path / 'm.gif'}" in printed
     assert (tmp_path / "m.gif").read_bytes()[:4] == b"GIF8"
+    assert f"report     {tmp_path / 'r.html'}" in printed
+    page = (tmp_path / "r.html").read_text()
+    assert "of 6 frames flagged" in page
+    assert "gain given" in page
 
 
 def test_errors_are_one_line(source, box_model, tmp_path, failure):
@@ -239,10 +244,11 @@ def test_pictures_go_into_a_folder_under_the_outputs_name(source, box_model, tmp
     folder = tmp_path / "pictures"
     status = call(
         "denoise", source, other, "--model", box_model, "--device", "cpu",
-        "--preview", folder, "--movie", folder,
+        "--preview", folder, "--movie", folder, "--report", folder,
     )  # fmt: skip
     assert status == 0
     assert sorted(path.name for path in folder.iterdir()) == [
-        "movie_denoised.gif", "movie_denoised.png", "other_denoised.gif", "other_denoised.png",
+        "movie_denoised.gif", "movie_denoised.html", "movie_denoised.png",
+        "other_denoised.gif", "other_denoised.html", "other_denoised.png",
     ]  # fmt: skip
     assert call("denoise", source, other, "--preview", tmp_path / "p.png") == 2

@@ -250,7 +250,11 @@ def test_pictures_replace_nothing_but_themselves(tmp_path, run):
     run(given, output=target, preview=picture, movie=tmp_path / "m.gif")
     assert (given.read_bytes(), other.read_text()) == (before, "mine")
     assert tifffile.imread(picture).ndim == 3
-    for options in ({"preview": tmp_path / "p.xyz"}, {"movie": tmp_path / "m.png"}):
+    for options in (
+        {"preview": tmp_path / "p.xyz"},
+        {"movie": tmp_path / "m.png"},
+        {"report": tmp_path / "m.png"},
+    ):
         with pytest.raises(OutputError, match="unknown kind of picture"):
             run(given, output=tmp_path / "second.tif", **options)
     assert not (tmp_path / "second.tif").exists()

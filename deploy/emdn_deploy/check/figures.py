@@ -13,7 +13,6 @@ from emdn_deploy.check.residual_tests import BLOCK, STATISTICS, Frame, smoothed
 from emdn_deploy.check.stack import CheckResult, Shown
 from emdn_deploy.check.verdict import beyond
 from emdn_deploy.figures import contrast, log_power, scale_bar
-from emdn_deploy.readers.calibration import step_in
 from emdn_deploy.readers.frames import Axis
 from emdn_models.metrics.frc import rings
 
@@ -129,7 +128,7 @@ def places(residual: Frame) -> Frame:
 
 def _lengths(axis: Axis) -> tuple[float, str]:
     """Return the length of a pixel and its unit: nm where the axis is calibrated."""
-    step = step_in(axis, "nm")
+    step = axis.step_in("nm")
     return (step, "nm") if step and step > 0 else (1.0, "pixels")
 
 

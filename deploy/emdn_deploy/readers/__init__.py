@@ -1,16 +1,33 @@
 """Open any supported file, folder or pattern of frames.
 
-A format is one module with ``open_frames(path, choice) -> Frames`` and one line
-in `READERS`.
+A format is one module with ``open_frames(path, choice) -> Frames`` (see
+`emdn_deploy.readers.frames`) and one line in `READERS`. A folder or a pattern of files is one
+stack in natural order: in-situ cameras write trees such as
+``Hour_00/Minute_03/Second_07/..._Frame_0012.dm4``.
 """
 
+import glob
 import importlib
+import logging
+import re
 import stat
+from collections import Counter
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from emdn_deploy.readers import folder
-from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames, select
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.readers.frames import (
+    CUT_SHORT,
+    INSTRUMENT,
+    WHITE,
+    Axis,
+    Choice,
+    Frames,
+    select,
+)
 from emdn_models.errors import EmdnError, FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
@@ -20,13 +37,22 @@ READERS: dict[str, tuple[str, ...]] = {
     "tiff": (".tif", ".tiff", ".btf", ".tf8", ".eer"),
     "npy": (".npy",),
 }
+# Suffixes that mean the same kind of file; one of a kind makes a stack.
+SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known} | {".ser": "ser"}
 
-__all__ = ["READERS", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "open_frames"]
-__all__ += ["open_list", "open_selected", "suffixes"]
+__all__ = ["READERS", "SUFFIXES", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "natural"]
+__all__ += ["open_frames", "open_list", "open_selected", "split_pattern"]
 
 # Pictures and texts, which RosettaSciIO would take for data.
 _NOT_FRAMES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".txt", ".csv", ".xml", ".json", ".onnx"}
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_ZARR = (".zarray", ".zgroup", "zarr.json")
+# What names of outputs hold by default, and what those of their standard deviations end in.
+_DENOISED, _SIGMA = "_denoised", "_sigma"
+# What `emdn_deploy.output` calls its files during a run.
+_PARTIAL = re.compile(r".*\.partial(\.new|\.frames|\.sigma|\.map|\.map\.new|\.lock)?")
+
+_log = logging.getLogger(__name__)
 
 
 def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:  # noqa: B008
@@ -45,7 +71,7 @@ def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:
     """
     source = Path(path)
     if source.is_dir() or is_pattern(source):
-        return open_list(source, folder.find(source, suffixes()), choice)
+        return open_list(source, find(source), choice)
     return _open_file(source, choice)
 
 
@@ -60,17 +86,6 @@ def open_selected(source: Path, choice: Choice, selection: str | None) -> Frames
     except BaseException:
         frames.release()
         raise
-
-
-def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
-    """Open files as one stack, in the order given; ``source`` is what they are called."""
-    return folder.open_list(source, paths, choice, _open_file)
-
-
-def suffixes() -> dict[str, str]:
-    """Return every suffix that some reader knows, with the kind of file that it is."""
-    known = {suffix: module for module, own in READERS.items() for suffix in own}
-    return known | {".ser": "ser"}
 
 
 def is_pattern(source: Path) -> bool:
@@ -130,6 +145,118 @@ def _module_for(path: Path) -> str:
     if suffix in _NOT_FRAMES or not suffix:
         raise FormatError(
             f"{path}: unknown kind of file {path.suffix!r}; emdn reads "
-            + " ".join(sorted(suffixes()))
+            + " ".join(sorted(SUFFIXES))
         )
     return "vendors"
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort numbers inside names by value: ``frame_9`` before ``frame_10``."""
+    parts = re.split(r"(\d+)", str(path))
+    # Superscripts are digits to str.isdigit, but no decimal numbers.
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def split_pattern(source: Path) -> tuple[Path, str]:
+    """Split a pattern into the folder it searches and the rest.
+
+    What exists is meant as it is written: ``MIB[FAIL] run/*.npy``.
+    """
+    folder, parts = Path(), list(source.parts)
+    while parts and (not glob.has_magic(parts[0]) or (folder / parts[0]).is_dir()):
+        folder /= parts.pop(0)
+    return folder, "/".join(parts)
+
+
+def find(source: Path) -> list[Path]:
+    """List the frames of a folder (searched to any depth) or a pattern, in natural order.
+
+    Denoised files are left out, and said, where there are others and the name of folder or pattern
+    does not ask for them; so are standard deviations beside their frames. Raises FormatError if
+    there are none, or files of several kinds.
+    """
+    if source.is_dir():
+        paths = [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
+    else:
+        folder, pattern = split_pattern(source)
+        # Brackets that match nothing as a set are part of the name.
+        for one in (pattern, pattern.replace("[", "[[]")):
+            names = glob.glob(one, root_dir=folder, recursive=True)
+            if paths := [folder / name for name in names]:
+                break
+    found = {
+        path
+        for path in paths
+        if path.is_file() and not path.name.startswith(".") and not _PARTIAL.fullmatch(path.name)
+    }
+    sigmas = {path.with_name(f"{path.stem}{_SIGMA}{path.suffix}") for path in found}
+    paths = sorted(found - sigmas, key=natural)
+    if _DENOISED not in source.resolve().name:
+        paths = [path for path in paths if _DENOISED not in path.stem] or paths
+    if left := len(found) - len(paths):
+        _log.info("%s: %d files by emdn are left out (%s...)", source, left, _DENOISED)
+    if not paths and any((source / name).exists() for name in _ZARR):
+        raise FormatError(f"{source}: is a Zarr store, which emdn does not read; save it as HDF5")
+    if not paths:
+        raise FormatError(f"{source}: holds no files of frames that emdn reads")
+    kinds = Counter(path.suffix.lower() for path in paths)
+    if len({SUFFIXES.get(suffix, suffix) for suffix in kinds}) > 1:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        raise FormatError(
+            f"{source}: holds files of several kinds ({listed}); "
+            f"choose one with a pattern in quotes, such as '{source}/*{kinds.most_common()[0][0]}'"
+        )
+    return paths
+
+
+def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
+    """Open files as one stack, in the order given; ``source`` is what they are called.
+
+    Raises FormatError if one does not fit the first: here, or when it is read.
+    """
+    with _open_file(paths[0], choice) as first:
+        # What is known of the first file is taken to hold for all.
+        keys = (WHITE, "photometric", "orientation")
+        known = {
+            key: value
+            for key, value in first.metadata.items()
+            if key in keys or key.startswith(INSTRUMENT)
+        }
+    counts, size = [first.shape[0]] * len(paths), first.shape[1:]
+    if counts[0] > 1:
+        for number, path in enumerate(paths):
+            with _open_file(path, choice) as frames:
+                counts[number] = frames.shape[0]
+    ends = np.cumsum(counts)
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        parts = []
+        while start < stop:
+            index = int(np.searchsorted(ends, start, side="right"))
+            begin = int(ends[index]) - counts[index]
+            end = min(stop, int(ends[index]))
+            with _open_file(paths[index], choice) as frames:
+                if frames.shape != (counts[index], *size):
+                    raise FormatError(
+                        f"{paths[index]}: has shape {frames.shape}, {paths[0].name} has "
+                        f"{first.shape}; a stack needs frames of one size"
+                    )
+                parts.append(np.array(frames.read_block(start - begin, end - begin)))
+            start = end
+        return np.concatenate(parts)
+
+    return Frames(
+        path=source,
+        format=f"{len(paths)} files, {first.format}",
+        shape=(int(ends[-1]), *size),
+        dtype=first.dtype,
+        order="tyx",
+        stored_shape=(int(ends[-1]), *size),
+        axes=(Axis("frame"), first.axis("y"), first.axis("x")),
+        read_block=read,
+        release=lambda: None,
+        why=f"in natural order, {paths[0].name} to {paths[-1].name}",
+        metadata=known | ({"in each": f"{first.dataset} {first.order}"} if first.dataset else {}),
+        notes=first.notes,
+        files=tuple(paths),
+    )

@@ -1,4 +1,11 @@
-"""What every reader returns: an open stack of frames, its axes, and some of it as a stack."""
+"""What a reader returns: an open stack of frames with calibrated axes.
+
+A reader is a module with ``open_frames(path, choice) -> Frames`` and one line in
+`emdn_deploy.readers.READERS`. It opens a file, says which array in it are the frames, and returns
+`array_frames`, which does what all formats share: axis orders, ``--axes``, checks and calibration.
+The array reads what is asked for when it is indexed: a dataset of HDF5 or Zarr,
+`emdn_deploy.readers.npy.Plain` where pixels lie in a file as they are, or `Pages`.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from emdn_deploy.readers.damage import check_frame
 from emdn_deploy.stacks import channels_last, frames_last, odd_axis
 from emdn_models.errors import EmdnError, FormatError
 
@@ -19,6 +27,15 @@ CUT_SHORT = "cut short"
 WHITE = "white"
 """In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
 
+INSTRUMENT = "Acquisition_instrument"
+"""Begins the names in `Frames.metadata` that HyperSpy has for facts of the microscope."""
+
+_METRES = {
+    "m": 1.0, "mm": 1e-3, "µm": 1e-6, "um": 1e-6, "micron": 1e-6, "microns": 1e-6,
+    "nm": 1e-9, "pm": 1e-12, "å": 1e-10, "a": 1e-10, "ang": 1e-10, "angstrom": 1e-10,
+}  # fmt: skip
+_LETTERS = "tuvwabdefghijk"  # of axes that are neither of the frame nor channels
+_DIGITS = "0123456789"
 _LISTED = 8  # in an error, which is one line
 
 
@@ -62,6 +79,13 @@ class Axis:
     units: str = ""
     step: float | None = None
     origin: float = 0.0
+
+    def step_in(self, units: str) -> float | None:
+        """Return the step in a unit of length, None where it has none or is no length."""
+        own = _METRES.get(self.units.strip().replace("μ", "µ").lower())
+        if self.step is None or own is None:
+            return None
+        return self.step * own / _METRES[units.lower()]
 
 
 @dataclass(frozen=True)
@@ -133,6 +157,11 @@ class Frames:
         """Return the calibration of the ``y`` or ``x`` axis."""
         return self.axes[self.order.index(letter)]
 
+    def dose(self, electrons: float) -> float | None:
+        """Turn electrons a pixel into electrons per square angstrom, None without a pixel size."""
+        y, x = (self.axis(letter).step_in("Å") for letter in "yx")
+        return electrons / (y * x) if y and x else None
+
     def __enter__(self) -> Self:
         return self
 
@@ -145,8 +174,151 @@ class Frames:
         self.release()
 
 
-def check_dtype(where: str, dtype: np.dtype[Any]) -> None:
-    """Refuse complex, compound (RGB), text and object data with a FormatError."""
+def array_frames(
+    path: Path,
+    name: str,
+    array: Any,
+    choice: Choice,
+    *,
+    order: str | None = None,
+    axes: tuple[Axis, ...] = (),
+    dataset: str = "",
+    why: str = "the only stack in the file",
+    metadata: Mapping[str, str] | None = None,
+    notes: tuple[str, ...] = (),
+    release: Callable[[], None] = lambda: None,
+    compressed: bool = False,
+) -> Frames:
+    """Make frames of an array in a file.
+
+    Parameters
+    ----------
+    name
+        Of the format, for the user.
+    array
+        Has ``shape``, ``dtype`` and basic indexing; at least two axes.
+    order
+        The format's own axis order; None where it has none.
+    axes
+        Calibration, one per axis, or empty.
+    why, metadata, notes, release, compressed
+        See `Frames`.
+
+    Raises
+    ------
+    FormatError
+        If the data are not frames, or ``choice`` does not fit them.
+    """
+    where = f"{path}: {dataset}" if dataset else str(path)
+    shape: tuple[int, ...] = tuple(array.shape)
+    _check_dtype(where, array.dtype)
+    if len(shape) < 2:
+        raise FormatError(f"{where}: has shape {shape}, expected two axes or more")
+    given = choice.axes or order or default_order(shape)
+    axes = axes if len(axes) == len(shape) else (Axis(),) * len(shape)
+    letters = given
+    if len(given) == len(shape) and any(letter in _DIGITS for letter in given):
+        for letter, length in zip(given, shape, strict=True):
+            if letter in _DIGITS and int(letter) >= length:
+                raise FormatError(
+                    f"{where}: --axes {given} takes index {letter} of an axis of {length} "
+                    f"(shape {shape}), counted from 0"
+                )
+        left = [i for i, letter in enumerate(given) if letter not in _DIGITS]
+        axes, shape = tuple(axes[i] for i in left), tuple(shape[i] for i in left)
+        letters = "".join(given[i] for i in left)
+    _check_order(where, shape, letters, said=choice.axes is not None or order is not None)
+    lengths = dict(zip(letters, shape, strict=True))
+    height, width = lengths.pop("y"), lengths.pop("x")
+    check_frame(where, height, width)
+    return Frames(
+        path=path,
+        format=name,
+        shape=(math.prod(lengths.values()), height, width),
+        dtype=array.dtype,
+        order=letters,
+        stored_shape=shape,
+        axes=axes,
+        read_block=_block_reader(array, given),
+        release=release,
+        dataset=dataset,
+        why=why,
+        metadata=metadata or {},
+        notes=notes,
+        compressed=compressed,
+    )
+
+
+def _block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:
+    """Return ``read(start, stop) -> (k, H, W)`` for any axis order, with digits as in `Choice`."""
+    lead = [i for i, letter in enumerate(order) if letter not in "yx" + _DIGITS]
+    lead_shape = tuple(array.shape[i] for i in lead)
+    long = [i for i in lead if array.shape[i] > 1]
+    fixed = [
+        slice(None) if letter in "yx" else int(letter) if letter in _DIGITS else 0
+        for letter in order
+    ]
+
+    def one(number: int) -> NDArray[Any]:
+        where = fixed.copy()
+        for axis, index in zip(lead, np.unravel_index(number, lead_shape), strict=True):
+            where[axis] = int(index)
+        frame: NDArray[Any] = array[tuple(where)]
+        return frame
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        if len(long) == 1:  # a single selection reads the whole block
+            where = fixed.copy()
+            where[long[0]] = slice(start, stop)
+            before = sum(letter in "yx" for letter in order[: long[0]])
+            block: NDArray[Any] = np.moveaxis(array[tuple(where)], before, 0)
+        else:
+            block = np.stack([one(number) for number in range(start, stop)])
+        return block.swapaxes(1, 2) if order.index("x") < order.index("y") else block
+
+    return read
+
+
+class Pages:
+    """Frames that are read one by one, and of which some may be missing, indexed like an array.
+
+    ``shape``: stored shape as the file promises it; the last ``inner`` axes are those of a page.
+    ``there``: how many pages the file holds; reading one beyond raises ``missing``.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        inner: int,
+        page: Callable[[int], NDArray[Any]],
+        there: int,
+        missing: str,
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
+        self._lead = len(shape) - inner
+        self._page, self._there, self._missing = page, there, missing
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        where = where if isinstance(where, tuple) else (where,)
+        lead = self.shape[: self._lead]
+        taken = np.arange(math.prod(lead)).reshape(lead)[where[: self._lead]]
+        if taken.size and taken.max() >= self._there:
+            raise FormatError(self._missing)
+        pages = [self._page(int(number)) for number in np.atleast_1d(taken).ravel()]
+        stack = np.stack(pages).reshape(*taken.shape, *self.shape[self._lead :])
+        inner: NDArray[Any] = stack[(..., *where[self._lead :])]
+        return inner
+
+
+def cut_short(path: Path, there: int, promised: str) -> str:
+    """Say that a file holds fewer frames than it promises, and what to do."""
+    said = f"{path}: is cut short: {there} of {promised} frames are there; copy it again"
+    return said + (f", or take these with --frames 0:{there}" if there > 0 else "")
+
+
+def _check_dtype(where: str, dtype: np.dtype[Any]) -> None:
+    """Refuse complex, compound (RGB), text and object data."""
     if dtype.kind == "c":
         raise FormatError(
             f"{where}: holds complex numbers ({dtype}); emdn denoises real frames: "
@@ -168,16 +340,14 @@ def default_order(shape: tuple[int, ...]) -> str:
     """
     if len(shape) >= 3 and shape[-1] == 1 < shape[-2]:
         return default_order(shape[:-1]) + "c"
-    lead = len(shape) - 2
-    return "tuvwabdefghijk"[:lead][::-1] + "yx"
+    return _LETTERS[: len(shape) - 2][::-1] + "yx"
 
 
-def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -> None:
-    """Compare an axis order with a shape.
+def _check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -> None:
+    """Refuse an axis order that does not fit a shape, and channels.
 
     ``said``: whether the user or the file gave the order; if not, a last axis of 2 to 4 is taken
-    for colours or channels and refused. Raises FormatError if they do not fit, or the frames have
-    several channels.
+    for colours or channels.
     """
     fits = len(order) == len(shape) and order.count("y") == 1 and order.count("x") == 1
     if not fits or len(set(order)) != len(order):
@@ -206,7 +376,7 @@ def check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -
 
 
 def _free_letter(order: str) -> str:
-    return next(letter for letter in "tuvwabdefghijk" if letter not in order)
+    return next(letter for letter in _LETTERS if letter not in order)
 
 
 def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -215,7 +385,7 @@ def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     Raises FormatError if the frames are far more likely last.
     """
     if len(shape) != 3 or shape[2] < 5:
-        return ()  # channels, if the last axis is short: see `check_order`
+        return ()  # channels, if the last axis is short: see `_check_order`
     first, second, last = shape
     if frames_last(shape):
         raise FormatError(
@@ -279,14 +449,11 @@ def select(frames: Frames, text: str) -> Frames:
         return np.concatenate([frames.read_block(int(run[0]), int(run[-1]) + 1) for run in runs])
 
     shape = (len(chosen), *frames.shape[1:])
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
+    lead = [frames.axes[i] for i, letter in enumerate(frames.order) if letter not in "yxc"]
     first = Axis("frame")
-    if len(lead) == 1:
-        axis = frames.axes[lead[0]]
-        if axis.step is not None and step is not None:
-            first = replace(
-                axis, step=axis.step * step, origin=axis.origin + axis.step * int(chosen[0])
-            )
+    if len(lead) == 1 and lead[0].step is not None and step is not None:
+        start = lead[0].origin + lead[0].step * int(chosen[0])
+        first = replace(lead[0], step=lead[0].step * step, origin=start)
     return replace(
         frames,
         shape=shape,
@@ -384,3 +551,30 @@ def numbered(path: Path, what: str, choice: Choice, count: int) -> int | None:
     if not choice.dataset.isdigit() or int(choice.dataset) >= count:
         raise FormatError(f"{path}: has no {what} {choice.dataset!r}; it has 0 to {count - 1}")
     return int(choice.dataset)
+
+
+def beam(
+    *,
+    volts: float | None = None,
+    camera_length_mm: float | None = None,
+    magnification: float | None = None,
+    exposure_s: float | None = None,
+    mode: str | None = None,
+    scanning: str = "TEM",
+) -> dict[str, str]:
+    """Return metadata under the names that HyperSpy has for them (keV, mm, s).
+
+    ``mode``: ``TEM`` or ``STEM``. ``scanning``: the instrument: ``TEM`` or ``SEM``.
+    """
+    known = {
+        "beam_energy": None if volts is None else volts / 1000,
+        "camera_length": camera_length_mm,
+        "magnification": magnification,
+        "Camera.exposure": exposure_s,
+        "acquisition_mode": mode,
+    }
+    return {
+        f"{INSTRUMENT}.{scanning}.{name}": value if isinstance(value, str) else f"{value:.10g}"
+        for name, value in known.items()
+        if value
+    }

@@ -10,18 +10,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import scratch
-from emdn_deploy.readers.arrays import array_frames
+from emdn_deploy.readers import rechunk
+from emdn_deploy.readers.damage import check_claims, check_tree, filters_of
 from emdn_deploy.readers.frames import (
     Choice,
     Frames,
     Offer,
     SeveralStacks,
+    array_frames,
     check_guess,
     default_order,
 )
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate, text_of
-from emdn_deploy.readers.hdf5_guard import Guarded, check_tree
 from emdn_models import checkpoint
 from emdn_models.errors import FormatError, MissingExtraError, install
 
@@ -35,7 +35,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     file = open_file(path)
     try:
         candidate, why = choose(path, file, choice)
-        cache = scratch.cache_bytes(candidate.dataset, choice.axes or order_in(file, candidate))
+        cache = rechunk.cache_bytes(candidate.dataset, choice.axes or order_in(file, candidate))
         if cache is not None:
             # HDF5 sizes its chunk cache when a file is opened.
             file.close()
@@ -126,14 +126,11 @@ def _recorded(file: h5py.File, one: Candidate) -> str | None:
 
 def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
     """Import hdf5plugin (bitshuffle, LZ4, Blosc, zstd) only where a dataset needs it."""
-    settings = dataset.id.get_create_plist()
-    filters = [settings.get_filter(i) for i in range(settings.get_nfilters())]
 
     def missing() -> str:
-        codes = ((code, name) for code, *_, name in filters if not h5py.h5z.filter_avail(code))
-        return " and ".join(
-            f"{code} ({name.decode()})" if name else f"{code}" for code, name in codes
-        )
+        codes = [code for code in filters_of(dataset) if not h5py.h5z.filter_avail(code)]
+        known = {32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "Zstandard"}
+        return " and ".join(f"{code} ({known.get(code, 'unknown')})" for code in codes)
 
     if not (lacking := missing()):
         return
@@ -156,8 +153,7 @@ def _unwritten(datasets: list[h5py.Dataset]) -> tuple[str, ...]:
     chunked = [one for one in datasets if one.chunks]
     there = sum(one.id.get_num_chunks() for one in chunked)
     all_of_it = sum(
-        math.prod(-(-length // chunk) for length, chunk in zip(one.shape, one.chunks, strict=True))
-        for one in chunked
+        math.prod(np.ceil(np.divide(one.shape, one.chunks)).astype(int).tolist()) for one in chunked
     )
     if there == all_of_it:
         return ()
@@ -183,11 +179,12 @@ def frames_of(
     """
     order = one.order or _recorded(file, one)
     letters = choice.axes or order or default_order(one.dataset.shape)
-    array = _joined(path, file, one.parts, letters) if one.parts else Guarded(path, one.dataset)
-    guarded = array.datasets if isinstance(array, Parts) else [array]
-    datasets = [part.dataset for part in guarded]
+    array = _joined(path, file, one.parts, letters) if one.parts else one.dataset
+    datasets = array.datasets if isinstance(array, Parts) else [array]
+    sources: set[Path] = set()
     for dataset in datasets:
         _load_filters(path, dataset)
+        sources |= check_claims(path, dataset)
     metadata = {"chunks": str(array.chunks or "contiguous")}
     metadata |= {"detector": one.label} if one.label else {}
     if one.parts:
@@ -201,17 +198,17 @@ def frames_of(
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, notes=notes, release=file.close,
-        compressed=bool(scratch.filters_of(one.dataset)),
+        compressed=bool(filters_of(one.dataset)),
     )  # fmt: skip
     # All files that pixels come from, the one that was opened first.
-    names = {os.path.realpath(place): place for part in guarded for place in part.files}
+    names = {os.path.realpath(place): place for place in sources}
     names.pop(os.path.realpath(path), None)
     files = (path, *(names[real] for real in sorted(names)))
     frames = replace(frames, parts=one.parts, files=files)
     if not complete:
         return frames
     # What HDF5 itself need not decode is decoded in parts, where chunks are large.
-    return scratch.unpacked(frames, array if one.parts else one.dataset, letters)
+    return rechunk.unpacked(frames, array, letters)
 
 
 class Parts:
@@ -221,7 +218,7 @@ class Parts:
     Nothing is read before it is asked for.
     """
 
-    def __init__(self, datasets: list[Guarded]) -> None:
+    def __init__(self, datasets: list[h5py.Dataset]) -> None:
         first = datasets[0]
         self.datasets = datasets
         self.dtype: np.dtype[Any] = first.dtype
@@ -264,4 +261,4 @@ def _joined(path: Path, file: h5py.File, names: tuple[str, ...], order: str) -> 
                 f"{names[0]} {first.shape}, {first.dtype}; parts of a stack need frames of one "
                 "size and type, the frames first: take a single part with --dataset PATH"
             )
-    return Parts([Guarded(path, data) for data in datasets])
+    return Parts(datasets)

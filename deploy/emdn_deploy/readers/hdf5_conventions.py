@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from emdn_deploy.readers.damage import read
 from emdn_deploy.readers.frames import Axis, default_order
-from emdn_deploy.readers.hdf5_guard import read
 from emdn_models.errors import FormatError
 
 # Narrower arrays in a plain file are lists of positions and the like, not pictures.
@@ -45,19 +45,10 @@ _RECIPROCAL = re.compile(r"m?rad|1/.+|.+(\^|\*\*)\(?-1.*|.+⁻¹")
 class Candidate:
     """A dataset that could be the frames.
 
-    Attributes
-    ----------
-    path
-        Inside the file that was opened; behind an external link the dataset's
-        own name is another.
-    axes, order
-        Calibration and letter (None where the file does not say) of each stored axis.
-    label
-        Another name for it, such as the detector's.
-    parts
-        Paths of all datasets of a stack that is stored in several, this one first.
-    notes
-        See `emdn_deploy.readers.frames.Frames`.
+    ``path``: inside the file that was opened; behind an external link the dataset's own name is
+    another. ``axes``, ``order``: calibration and letter (None where the file does not say) of each
+    stored axis. ``label``: another name for it, such as the detector's. ``parts``: paths of all
+    datasets of a stack that is stored in several, this one first. ``notes``: as of `Frames`.
     """
 
     path: str
@@ -130,18 +121,10 @@ def nexus(file: h5py.File) -> list[Candidate]:
             )
         passed.append(group)
         group = group.get(default)
-    groups = [group] if isinstance(group, h5py.Group) and group != file else []
-    if not groups or not _signal(groups[0]):
-        groups = []
-
-        def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
-            marked = (
-                isinstance(item, h5py.Group) and text_of(item.attrs.get("NX_class")) == "NXdata"
-            )
-            if marked and (_signal(item) or item.get(_FIRST_PART, getlink=True) is not None):
-                groups.append(item)
-
-        file.visititems(visit)
+    groups = [group] if isinstance(group, h5py.Group) and group != file and _signal(group) else []
+    if not groups:
+        every = _items(file, lambda one: text_of(one.attrs.get("NX_class")) == "NXdata")
+        groups = [one for one in every if isinstance(one, h5py.Group)]
     found: list[Candidate] = []
     for item in groups:
         names = _signals(item)
@@ -156,32 +139,25 @@ def nexus(file: h5py.File) -> list[Candidate]:
 def emd(file: h5py.File) -> list[Candidate]:
     """EMD (Berkeley 0.x and emdfile 1.0): groups with ``emd_group_type`` and dim vectors."""
     found: list[Candidate] = []
-
-    def visit(_: str, group: h5py.Group | h5py.Dataset) -> None:
-        if not isinstance(group, h5py.Group) or "emd_group_type" not in group.attrs:
-            return
-        data = group.get("data")
-        if _is_image(data):
-            first = 0 if "dim0" in group else 1
-            dims = [group.get(f"dim{i + first}") for i in range(data.ndim)]
-            axes = tuple(vector_axis(dim) for dim in dims)
-            # HyperSpy stores the axes of EMD 0.2 in reverse.
-            order, notes = order_of(axes, reverse=first == 1), list[str]()
-            if order is None and data.ndim > 2:
-                notes.append(
-                    f"its axes do not say which is time: taken as {default_order(data.shape)}; "
-                    "if that is wrong, say which with --axes"
-                )
-            elif order != order_of(axes):
-                notes.append(
-                    f"axes x and y are not named: taken as {order}, in reverse, as HyperSpy "
-                    "stores them; if that is wrong, say which with --axes"
-                )
-            found.append(
-                Candidate(f"{group.name}/data", data, "EMD", axes, order, notes=tuple(notes))
+    for group in _items(file, lambda one: "emd_group_type" in one.attrs):
+        data = group.get("data") if isinstance(group, h5py.Group) else None
+        if data is None or not _is_image(data):
+            continue
+        first = 0 if "dim0" in group else 1
+        axes = tuple(vector_axis(group.get(f"dim{i + first}")) for i in range(data.ndim))
+        # HyperSpy stores the axes of EMD 0.2 in reverse.
+        order, notes = order_of(axes, reverse=first == 1), list[str]()
+        if order is None and data.ndim > 2:
+            notes.append(
+                f"its axes do not say which is time: taken as {default_order(data.shape)}; "
+                "if that is wrong, say which with --axes"
             )
-
-    file.visititems(visit)
+        elif order != order_of(axes):
+            notes.append(
+                f"axes x and y are not named: taken as {order}, in reverse, as HyperSpy "
+                "stores them; if that is wrong, say which with --axes"
+            )
+        found.append(Candidate(f"{group.name}/data", data, "EMD", axes, order, notes=tuple(notes)))
     return found
 
 
@@ -199,13 +175,11 @@ def plain(file: h5py.File) -> list[Candidate]:
 
     When one is at least eight times as large as every other, it alone counts.
     """
-    images: list[h5py.Dataset] = []
-
-    def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
-        if _is_image(item) and SIGMA_OF not in item.attrs and sorted(item.shape)[-2] >= _SMALLEST:
-            images.append(item)
-
-    file.visititems(visit)
+    images = [
+        item
+        for item in _items(file, _is_image)
+        if SIGMA_OF not in item.attrs and sorted(item.shape)[-2] >= _SMALLEST
+    ]
     stacks = [item for item in images if item.ndim >= 3] or images
     stacks.sort(key=lambda item: item.size, reverse=True)
     if len(stacks) > 1 and stacks[0].size >= 8 * stacks[1].size:
@@ -225,6 +199,13 @@ def plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
 
 Finder = Callable[[h5py.File], list[Candidate]]
 CONVENTIONS: tuple[Finder, ...] = (velox, hyperspy, nexus, emd, benchmark, plain)
+
+
+def _items(file: h5py.File, wanted: Callable[[Any], bool]) -> list[Any]:
+    """List the groups and datasets that are wanted, depth first."""
+    found: list[Any] = []
+    file.visititems(lambda _, item: found.append(item) if wanted(item) else None)
+    return found
 
 
 def _is_image(item: Any) -> bool:

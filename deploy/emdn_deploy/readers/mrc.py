@@ -4,6 +4,7 @@ import bz2
 import gzip
 import math
 import os
+import shutil
 import struct
 import warnings
 import zlib
@@ -14,9 +15,17 @@ from typing import IO, Any
 import mrcfile
 import numpy as np
 
-from emdn_deploy.readers import scratch
-from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
-from emdn_deploy.readers.frames import CUT_SHORT, Axis, Choice, Frames
+from emdn_deploy.readers import rechunk
+from emdn_deploy.readers.frames import (
+    CUT_SHORT,
+    Axis,
+    Choice,
+    Frames,
+    Pages,
+    array_frames,
+    cut_short,
+)
+from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError
 
 _IMOD_STAMP = 1146047817
@@ -48,21 +57,16 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         )
     start, frame = _HEADER + max(0, int(header.nsymbt)), dtype.itemsize * shape[-1] * shape[-2]
     promised = math.prod(shape[:-2])
-    packed = path.suffix.lower() in _PACKED
-    file = None
+    packed, file = path.suffix.lower() in _PACKED, None
     if packed:
-        file = scratch.filled(
-            path, lambda into: _unpack(path, into, start + (promised + 1) * frame)
-        )
+        file = rechunk.scratch_file(path, lambda into: _unpack(path, into))
     try:
         size = file.seek(0, os.SEEK_END) if file else path.stat().st_size
         if file:
-            folder = scratch.folder_of(path)
+            folder = rechunk.scratch_folder(path)
             notes.append(f"is unpacked into a scratch file of {size / 1e9:.2g} GB in {folder}")
         there = (size - start) // frame
-        if there > promised and packed:
-            notes.append(f"the header promises {promised} frames; what follows them is left out")
-        elif there > promised:
+        if there > promised:
             notes.append(
                 f"the header promises {promised} frames, the file holds {there}, which are taken; "
                 f"--frames 0:{promised} takes those of the header"
@@ -174,20 +178,11 @@ def _axes(header: Any, ndim: int, *, swapped: bool) -> tuple[tuple[Axis, ...], l
     return (*(Axis("frame"),) * (ndim - 2), *axes), notes
 
 
-def _unpack(path: Path, into: IO[bytes], most: int) -> None:
-    """Decompress a file, up to ``most`` bytes; a damaged end is left, its frames are named."""
+def _unpack(path: Path, into: IO[bytes]) -> None:
     with _PACKED[path.suffix.lower()](path) as packed:
-        while most and (block := _block(packed, min(most, 2**20))):
-            into.write(block)
-            most -= len(block)
-
-
-def _block(packed: IO[bytes], size: int) -> bytes:
-    try:
-        return packed.read(size)
-    except (EOFError, zlib.error, gzip.BadGzipFile, ValueError):
-        return b""
-    except OSError as error:
-        if error.errno is None:  # bz2's own complaints
-            return b""
-        raise
+        try:
+            shutil.copyfileobj(packed, into)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FormatError(
+                f"{path}: is cut short or damaged ({error}); copy it again"
+            ) from error

@@ -8,7 +8,6 @@ import logging
 import math
 import re
 import struct
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import limits
-from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
-from emdn_deploy.readers.calibration import beam, known_unit
 from emdn_deploy.readers.frames import (
     CUT_SHORT,
     WHITE,
@@ -28,10 +24,15 @@ from emdn_deploy.readers.frames import (
     Choice,
     Frames,
     Offer,
+    Pages,
     SeveralStacks,
+    array_frames,
+    beam,
+    cut_short,
     numbered,
     only_stack,
 )
+from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError, MissingExtraError, install
 
 Tags = Mapping[int, Any]
@@ -61,11 +62,6 @@ _DAMAGE = (
 )  # fmt: skip
 _COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB", "PALETTE")
 _EER = (65000, 65001, 65002)
-# The most that compressions expand what they read, by number.
-_EXPANDS = {5: 4096, 8: limits.DEFLATE, 32946: limits.DEFLATE, 32773: 128}
-# Pages that a text may claim, and bytes that a stream may grow to without a look.
-_MOST_PAGES = 10**7
-_HARMLESS = 2**26
 # DigitalMicrograph's tags along x, y and z: the unit, and six further on the step.
 _DM = {"x": 65003, "y": 65004, "t": 65005}
 # A printer's resolution is coarser than this, a microscope's finer.
@@ -102,7 +98,6 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         )
     series, number, why = _choose(path, _series(file), choice)
     key = series.keyframe
-    _check_page(path, key)
     order = _order(series, ours="emdn-deploy" in str((file.imagej_metadata or {}).get("Info", "")))
     if _is_colour(series) and "c" not in order and choice.axes is None:
         raise FormatError(
@@ -113,8 +108,7 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
     notes: tuple[str, ...] = ()
     if "--dataset NUMBER" in why:
         notes += (f"series {number} is taken: {why}",)
-    shape, order = _promised(series, order, places)
-    data, cut = _data(path, file, series, shape)
+    data, order, cut = _stored(path, file, series, order, places)
     tags = {tag.code: tag.value for tag in key.tags}
     metadata = {"pages": str(len(file.pages)), **_microscope(tags)}
     metadata["stored"] = "page by page" if isinstance(data, Pages) else "plain"
@@ -145,7 +139,7 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
 def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
     """List the bytes of the pages; the last is 0, or where the list leads out of the file.
 
-    tifffile follows some circles for ever, and makes room for every page that OME's text claims.
+    tifffile follows some circles for ever.
     """
     form, size = file.tiff, file.filehandle.size
     place, pages = int(file.pages[0].offset), dict[int, int]()
@@ -167,40 +161,7 @@ def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
             if after + form.offsetsize > size:  # cut inside its list of tags
                 break
             place = number(after, form.offsetformat, form.offsetsize)
-    for text in re.findall(r"<[^<>]*Pixels [^>]*>", file.ome_metadata or "") if file.is_ome else []:
-        claimed = math.prod(int(one) for one in re.findall(r'Size[TCZ]="(\d{1,18})"', text))
-        if claimed > max(_MOST_PAGES, len(pages)):
-            raise FormatError(
-                f"{path}: its OME text claims {claimed} frames, and it has {len(pages)} pages; "
-                "it is damaged: copy it again"
-            )
     return [*pages, place]
-
-
-def _check_page(path: Path, page: Any) -> None:
-    """Refuse a page that claims more than it holds, or inflates to more than it claims."""
-    key = page.keyframe
-    code, counts = int(key.compression), page.databytecounts
-    if code not in _EXPANDS:
-        return
-    limit, itemsize = _EXPANDS[code], key.dtype.itemsize
-    limits.check_stored(f"{path}: page {page.index}", key.size * itemsize, sum(counts), limit)
-    expected = math.prod(key.chunks) * itemsize
-    most = 2 * expected + 2**20
-    for start, count in zip(page.dataoffsets, counts, strict=True):
-        if limit != limits.DEFLATE or limit * count <= max(most, _HARMLESS):
-            continue
-        with path.open("rb") as opened:
-            opened.seek(start)
-            try:
-                found = limits.inflated(opened.read(count), most)
-            except zlib.error as error:
-                raise FormatError(f"{path}: page {page.index} is damaged ({error})") from error
-        if found > most:
-            raise FormatError(
-                f"{path}: page {page.index} inflates to more than {limits.human(most)}, expected "
-                f"{limits.human(expected)}; it is a damaged TIFF file"
-            )
 
 
 def _series(file: tifffile.TiffFile) -> list[Any]:
@@ -273,41 +234,60 @@ def _order(series: Any, *, ours: bool) -> str:
     frames, as some libraries write it, unless ImageJ shows the channels at once. So is an
     output of emdn, ``ours``, whose channels were said to be on one scale.
     """
-    letters = ""
-    for letter in str(series.axes).lower():
+    letters, axes = "", str(series.axes).lower()
+    for letter in axes:
         letter = "c" if letter == "s" and "c" not in letters else letter
-        letters += (
-            letter
-            if letter not in letters
-            else next(other for other in "tuvwabdefghij" if other not in letters)
-        )
+        letters += letter if letter not in letters else _free(letters)
     lead = {letter for letter, size in zip(letters, series.shape, strict=True) if size > 1}
-    if (ours or lead <= set("cyx")) and "s" not in str(series.axes).lower():
-        page = series.keyframe
-        mode = page.is_imagej and "mode=co" in page.description
-        letters = letters if mode else letters.replace("c", "t" if "t" not in letters else "u")
+    page = series.keyframe
+    shown_at_once = page.is_imagej and "mode=co" in page.description
+    if (ours or lead <= set("cyx")) and "s" not in axes and not shown_at_once:
+        letters = letters.replace("c", _free(letters))
     return letters
 
 
-def _promised(series: Any, order: str, places: list[int]) -> tuple[tuple[int, ...], str]:
-    """Return the shape and axes that the file promises, which may be cut short."""
-    shape, key = tuple(series.shape), series.keyframe
+def _free(letters: str) -> str:
+    return next(letter for letter in "tuvwabdefghij" if letter not in letters)
+
+
+def _stored(
+    path: Path, file: tifffile.TiffFile, series: Any, order: str, places: list[int]
+) -> tuple[Any, str, bool]:
+    """Return what is indexed like the array that a file promises, its axes, and if it is cut short.
+
+    The text of the first page may promise more frames than there are, or the list of pages lead out
+    of the file. Where the second page follows the pixels of all frames, it tells how many there
+    are; if not, it is one more at least.
+    """
+    shape, key, size = tuple(series.shape), series.keyframe, file.filehandle.size
     lead, inner = shape[: len(shape) - key.ndim], order[len(order) - key.ndim :]
-    said = _described(key)
+    start, kind = series.dataoffset, np.dtype(series.dtype).newbyteorder(file.byteorder)
+    frame = kind.itemsize * math.prod(key.shape)
+    said, sure = _described(key), ""
     if said is not None and math.prod(said[0]) > math.prod(lead):
-        return (*said[0], *key.shape), said[1] + inner
-    if not places[-1] or (said is not None and math.prod(said[0]) == math.prod(lead)):
-        return shape, order
-    # The list of pages leads out of the file. Where the second page follows the pixels of all
-    # frames, that tells how many there are; if not, it is one more at least.
-    count = len(series) + 1
-    if series.dataoffset is not None:
-        count = max(count, (places[1] - series.dataoffset) // _bytes(series))
-    return (count, *key.shape), "t" + inner
+        lead, order = said[0], said[1] + inner
+    elif places[-1] and not (said and math.prod(said[0]) == math.prod(lead)):
+        count, order, sure = len(series) + 1, "t" + inner, "at least "
+        lead = (count if start is None else max(count, (places[1] - start) // frame),)
+    shape, count = (*lead, *key.shape), math.prod(lead)
+    read: Callable[[int], NDArray[Any]]
+    # A plain stack's pages may follow the pixels, and be lost.
+    if start is not None:
+        there = max(0, min(count, (size - start) // frame))
+        if there == count:
+            return Plain(path, start, shape, kind), order, False
+        read = Plain(path, start, (there, *key.shape), kind).__getitem__
+    else:
+        pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
+        lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
+        there = next(lost, len(pages))
 
+        def read(number: int) -> NDArray[Any]:
+            return _decoded(pages[number], path)
 
-def _bytes(series: Any) -> int:
-    return int(np.dtype(series.dtype).itemsize * math.prod(series.keyframe.shape))
+    missing = cut_short(path, there, f"{sure}{count}")
+    data = Pages(shape, series.dtype, key.ndim, read, there, missing)
+    return data, order, there < count
 
 
 def _described(first: Any) -> tuple[tuple[int, ...], str] | None:
@@ -328,34 +308,6 @@ def _described(first: Any) -> tuple[tuple[int, ...], str] | None:
     return None
 
 
-def _data(
-    path: Path, file: tifffile.TiffFile, series: Any, shape: tuple[int, ...]
-) -> tuple[Any, bool]:
-    """Return what is indexed like the promised array, and whether some of it is missing."""
-    key, size = series.keyframe, file.filehandle.size
-    count = math.prod(shape[: len(shape) - key.ndim])
-    start, kind = series.dataoffset, np.dtype(series.dtype).newbyteorder(file.byteorder)
-    read: Callable[[int], NDArray[Any]]
-    # A plain stack's pages may follow the pixels, and be lost.
-    if start is not None:
-        there = min(count, (size - start) // _bytes(series))
-        if there == count:
-            return Plain(path, start, shape, kind), False
-        read = Plain(path, start, (max(there, 0), *key.shape), kind).__getitem__
-    else:
-        pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
-        lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
-        there = next(lost, len(pages))
-
-        def read(number: int) -> NDArray[Any]:
-            return _decoded(pages[number], path)
-
-    said = _described(key)
-    sure = "" if len(series) == count or (said and math.prod(said[0]) == count) else "at least "
-    missing = cut_short(path, there, f"{sure}{count}")
-    return Pages(shape, series.dtype, key.ndim, read, there, missing), there < count
-
-
 def _is_there(page: Any, size: int) -> bool:
     """Say whether a page, and all of its pixels, lie inside the file."""
     if page is None:
@@ -368,7 +320,6 @@ def _is_there(page: Any, size: int) -> bool:
 
 def _decoded(page: Any, path: Path) -> NDArray[Any]:
     handle = page.parent.filehandle
-    _check_page(Path(handle.path), page)
     # Of several files of an OME-TIFF, one is open at a time.
     other = handle.closed
     try:
@@ -414,6 +365,13 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
         for letter, (step, unit) in found.items()
         if step and np.isfinite(step) and unit
     }
+
+
+def known_unit(text: str) -> str:
+    """Return a unit as the field writes it: ``micron`` and its like as µm."""
+    text = text.strip("\0 ").replace("\\u00B5", "µ").replace("μ", "µ")
+    known = {"micron": "µm", "microns": "µm", "um": "µm", "angstrom": "Å", "sec": "s"}
+    return known.get(text.lower(), text)
 
 
 def _microscope(tags: Tags) -> dict[str, str]:
@@ -486,10 +444,6 @@ def _imagej(file: Any, key: Any, tags: Tags) -> Steps:
     return found
 
 
-def _fei(tags: Tags) -> Mapping[Any, Any]:
-    return _mapping(tags, 34680) or _mapping(tags, 34682)
-
-
 def _zeiss(tags: Tags) -> Steps:
     """Read the fourth unnamed value: metres a pixel of the 1024 that the screen is wide."""
     known = _mapping(tags, 34118).get("")
@@ -540,6 +494,10 @@ def _pair(x: Any, y: Any, unit: str) -> Steps:
 def _mapping(known: Any, name: Any) -> Mapping[Any, Any]:
     value = known.get(name) if isinstance(known, Mapping) else None
     return value if isinstance(value, Mapping) else {}
+
+
+def _fei(tags: Tags) -> Mapping[Any, Any]:
+    return _mapping(tags, 34680) or _mapping(tags, 34682)
 
 
 def _tagged(text: str, name: str) -> str | None:

@@ -6,7 +6,7 @@ so it is never required: the extra ``rsciio`` is the user's choice.
 
 import importlib
 import math
-import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,19 +16,22 @@ import numpy as np
 from ncempy.io import dm, ser
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.arrays import Pages, Plain, array_frames, cut_short
-from emdn_deploy.readers.calibration import beam, imaging_mode
 from emdn_deploy.readers.frames import (
     CUT_SHORT,
     Axis,
     Choice,
     Frames,
     Offer,
+    Pages,
     SeveralStacks,
+    array_frames,
+    beam,
+    cut_short,
     default_order,
     numbered,
     only_stack,
 )
+from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError, MissingExtraError, install
 
 _MOST_TAGS = 30_000
@@ -254,16 +257,8 @@ def _check_ser(path: Path) -> None:
         wide = version == 0x220
         file.seek(30 if wide else 26)
         (dimensions,) = struct.unpack("<i", file.read(4))
-        # Each frame has its place and its tag's place in the offset arrays.
-        counts = {"frames": count * (16 if wide else 8), "dimensions": 32 * dimensions}
-        for _ in range(min(dimensions, total // 32)):
-            file.seek(24, os.SEEK_CUR)
-            for kind in ("description", "units"):
-                (length,) = struct.unpack("<i", file.read(4).ljust(4, b"\0"))
-                counts[kind] = length if length < 0 else max(counts.get(kind, 0), length)
-                if not 0 <= length <= total:
-                    break
-                file.seek(length, os.SEEK_CUR)
+    # Each frame has its place and its tag's place in the offset arrays.
+    counts = {"frames": count * (16 if wide else 8), "dimensions": 32 * dimensions}
     for kind, need in counts.items():
         if not 0 <= need <= total:
             raise FormatError(
@@ -353,6 +348,16 @@ def _choose_signal(path: Path, name: str, signals: list[dict[str, Any]], choice:
     )  # fmt: skip
     data = _Lazy(found[0]["data"])
     return array_frames(path, f"{name} (RosettaSciIO)", data, choice, order=order, axes=axes)
+
+
+def imaging_mode(*words: str) -> str | None:
+    """Return ``STEM`` or ``TEM`` by a file's words; None for diffraction, SEM or contradiction."""
+    said = set(re.findall("[A-Z]+", " ".join(words).upper()))
+    stem, tem = not said.isdisjoint({"STEM", "SCANNING"}), not said.isdisjoint({"TEM", "IMAGING"})
+    # A scanning microscope's projector is in diffraction whatever is recorded.
+    if stem == tem or "SEM" in said or (tem and "DIFFRACTION" in said):
+        return None
+    return "STEM" if stem else "TEM"
 
 
 def _number(value: Any) -> float | None:

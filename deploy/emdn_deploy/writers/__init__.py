@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.readers import READERS, Frames
-from emdn_deploy.readers.limits import human
+from emdn_deploy.readers.damage import human
 from emdn_models.errors import OutputError
 
 WRITERS: dict[str, tuple[str, ...]] = {

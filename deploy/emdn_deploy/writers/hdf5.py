@@ -20,8 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.calibration import INSTRUMENT
-from emdn_deploy.readers.frames import Axis, Frames
+from emdn_deploy.readers.frames import INSTRUMENT, Axis, Frames
 from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
 from emdn_deploy.writers import SIGMA, Layout, Provenance, Storage, plain_text
 

@@ -8,7 +8,6 @@ import mrcfile
 import numpy as np
 
 from emdn_deploy.readers import READERS, Frames
-from emdn_deploy.readers.calibration import step_in
 from emdn_deploy.writers import Layout, Provenance, Storage
 
 
@@ -17,7 +16,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     mode = mrcfile.utils.mode_from_dtype(np.dtype(storage.dtype))
     with mrcfile.new_mmap(target, frames.shape, mrc_mode=mode, overwrite=True) as file:
         file.set_image_stack()
-        steps = [step_in(frames.axis(letter), "Å") for letter in "xy"]
+        steps = [frames.axis(letter).step_in("Å") for letter in "xy"]
         if steps[0] and steps[1]:
             file.voxel_size = (steps[0], steps[1], steps[0])
         what = provenance.get("content", f"denoised by {provenance['model']}")

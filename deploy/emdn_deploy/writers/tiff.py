@@ -11,7 +11,6 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.calibration import step_in
 from emdn_deploy.readers.frames import Axis, Frames
 from emdn_deploy.writers import Layout, Provenance, Storage
 
@@ -110,7 +109,7 @@ def _text(known: Provenance, imagej: bool) -> str:
 
 def _nanometres(axis: Axis) -> Axis:
     """Return lengths in nm, which ImageJ shows as they are; others unchanged."""
-    step = step_in(axis, "nm")
+    step = axis.step_in("nm")
     return axis if step is None else Axis(axis.name, "nm", step)
 
 
@@ -122,7 +121,7 @@ def _lead(frames: Frames) -> tuple[str, tuple[int, ...]]:
     known = [letter for letter in "tzc" if letter in letters]
     if len(lead) > 1 and letters == "".join(known):
         return letters, shape
-    slices = len(lead) == 1 and step_in(frames.axes[lead[0]], "nm") is not None
+    slices = len(lead) == 1 and frames.axes[lead[0]].step_in("nm") is not None
     return "z" if slices else "t", frames.shape[:1]
 
 

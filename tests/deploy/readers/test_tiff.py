@@ -311,19 +311,6 @@ def test_an_ome_tiff_in_several_files(tmp_path):
         frames.read(0, 6)
 
 
-def test_planes_that_an_ome_tiff_leaves_out_are_not_black(tmp_path):
-    path = write(tmp_path / "a.ome.tif", ome=True, metadata={"axes": "TYX"})
-    with tifffile.TiffFile(path) as file:
-        text = file.pages.first.tags[270]
-        place, old = text.valueoffset, text.value.encode()
-    new = old.replace(b'PlaneCount="20"', b'PlaneCount="19"')
-    content = bytearray(path.read_bytes())
-    content[place : place + len(old)] = new
-    path.write_bytes(content)
-    with open_frames(path) as frames, pytest.raises(FormatError, match="19 of 20 frames"):
-        frames.read(0, 20)
-
-
 def test_a_stack_in_a_single_directory_that_is_cut_short(tmp_path):
     """As ImageJ writes those above 4 GB: the text alone tells how many frames there are."""
     path = tmp_path / "a.tif"

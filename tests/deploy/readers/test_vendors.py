@@ -12,10 +12,9 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy.readers import Axis, Choice, mrc, open_frames, vendors
-from emdn_deploy.readers.calibration import imaging_mode
+from emdn_deploy.readers import Axis, Choice, open_frames, vendors
 from emdn_deploy.readers.frames import Offer, SeveralStacks, select
-from emdn_models.errors import FormatError
+from emdn_models.errors import FormatError, OutputError
 
 STACK = np.random.default_rng(0).poisson(30, (5, 24, 32)).astype(np.int16)
 OVERVIEW = np.full((40, 30), 7, np.int16)
@@ -51,7 +50,7 @@ def test_odd_voxels_of_mrc(tmp_path, recwarn, header, steps, said):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("promised", [0, 1, 3])
+@pytest.mark.parametrize("promised", [0, 3])
 def test_frames_beyond_what_the_header_promises(tmp_path, promised):
     """As of a recording that was stopped: none is lost, and it is said."""
     path = write(tmp_path / "a.mrc", nz=promised, mz=1)
@@ -63,23 +62,20 @@ def test_frames_beyond_what_the_header_promises(tmp_path, promised):
 
 
 def test_frames_of_mrc_that_are_missing(tmp_path, run):
-    path = write(tmp_path / "a.mrc")
-    for cut in (1, 24 * 32 * 2, 24 * 32 * 5 + 3):
+    path, frame = tmp_path / "a.mrc", 24 * 32 * 2
+    for cut, there in ((1, 4), (frame, 4), (2 * frame + frame // 2, 2)):
         path.write_bytes(write(path).read_bytes()[:-cut])
-        there = (path.stat().st_size - 1024) // (24 * 32 * 2)
         with open_frames(path) as frames:
-            kept = select(frames, f"0:{there}").read(0, there)
-            np.testing.assert_array_equal(kept, STACK[:there])
+            taken = select(frames, f"0:{there}").read(0, there)
+            np.testing.assert_array_equal(taken, STACK[:there])
             with pytest.raises(FormatError, match=f"{there} of 5 frames .* --frames 0:{there}"):
                 frames.read(0, 5)
     with pytest.raises(FormatError, match="is cut short: 2 of 5"):
         run(path)
-    path.write_bytes(path.read_bytes()[:1100])
-    with pytest.raises(FormatError, match="is cut short: 0 of 5"):
-        open_frames(path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(FormatError, match="MRC"):
-        open_frames(path)
+    for length, said in ((1100, "is cut short: 0 of 5"), (100, "MRC")):
+        path.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(FormatError, match=said):
+            open_frames(path)
 
 
 @pytest.mark.parametrize(("stamp", "flags"), [(1146047817, 0), (0, 0)])
@@ -110,24 +106,16 @@ def test_compressed_mrc(tmp_path, suffix, monkeypatch):
         assert frames.compressed
         assert str(tmp_path) in frames.notes[0]
     assert sorted(tmp_path.iterdir()) == [plain, path]
-    # A file that claims to be longer than its header says is not unpacked to its end.
-    path.write_bytes(pack(plain.read_bytes() + bytes(2**22)))
-    with open_frames(path) as frames:
-        assert frames.shape[0] == 5
-        assert "is left out" in frames.notes[-1]
     path.write_bytes(pack(plain.read_bytes())[:-900])
-    with (
-        pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): (is cut short|cannot be read)"),
-        open_frames(path) as frames,
-    ):
-        frames.read(0, 5)
+    with pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): (is|cannot be)"):
+        open_frames(path)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     path.write_bytes(pack(plain.read_bytes()))
-    monkeypatch.setattr(mrc, "_block", full)
-    with pytest.raises(Exception, match=r"No space left.*TMPDIR"):
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OutputError, match=r"No space left.*TMPDIR"):
         open_frames(path)
 
 
@@ -213,10 +201,8 @@ def test_a_stack_calibrated_along_x_and_y_only_keeps_that():
         numObjects=2, dataShape=[2, 3], scale=[1.0, 1.0, 0.06, 0.05],
         scaleUnit=["", "", "µm", "µm"], origin=[0.0, 0.0, 2.0, 0.0],
     )  # fmt: skip
-    along, y, x = vendors._dm_axes(file, 1, 3)
-    assert along == Axis()
-    assert (y.units, y.step, y.origin) == ("µm", 0.05, 0.0)
-    assert (x.units, x.step, x.origin) == ("µm", 0.06, -0.12)
+    expected = (Axis(), Axis("", "µm", 0.05, 0.0), Axis("", "µm", 0.06, -0.12))
+    assert vendors._dm_axes(file, 1, 3) == expected
     assert vendors._dm_axes(file, 1, 4) == ()
 
 
@@ -251,7 +237,7 @@ def test_words_give_a_mode_or_none():
         "STEM NANOPROBE SCANNING DIFFRACTION": "STEM", "TEM IMAGING MAG1": "TEM", "": None,
         "TEM IMAGING DIFFRACTION": None, "TEM SCANNING": None, "SEM SCANNING": None,
     }.items():  # fmt: skip
-        assert imaging_mode(*words.split()) == mode, words
+        assert vendors.imaging_mode(*words.split()) == mode, words
 
 
 @pytest.mark.parametrize(
@@ -293,8 +279,6 @@ def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path, ser_file, run):
     path.write_bytes(path.read_bytes()[: -2 * 24 * 32 * 2])
     with pytest.raises(FormatError, match=r"3 of 5 frames are there.*--frames 0:3"):
         run(path)
-    with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 3), STACK[:3])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -308,12 +292,8 @@ def test_rosettasciio_reads_the_rest(tmp_path):
         )
     ]  # fmt: skip
     general = {"General": {"title": ""}, "Signal": {"signal_type": ""}}
-    signal = {
-        "data": STACK.astype(np.uint16),
-        "axes": axes,
-        "metadata": general,
-        "original_metadata": {},
-    }
+    signal = {"data": STACK.astype(np.uint16), "axes": axes, "metadata": general,
+              "original_metadata": {}}  # fmt: skip
     writer(tmp_path / "a.rpl", signal)
     with open_frames(tmp_path / "a.rpl") as frames:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)

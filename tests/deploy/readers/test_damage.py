@@ -1,0 +1,270 @@
+"""Files that claim more than they hold, or lead in circles: one line, from the header."""
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+import tifffile
+
+from emdn_deploy.readers import Choice, damage, open_frames, vendors
+from emdn_deploy.writers import Storage, lay_out
+from emdn_models.errors import FormatError
+
+FRAMES = np.arange(4 * 16 * 24, dtype=np.uint16).reshape(4, 16, 24)
+
+
+def refused(path: Path, match: str, choice: Choice = Choice()) -> None:  # noqa: B008
+    with pytest.raises(FormatError, match=match) as caught, open_frames(path, choice) as opened:
+        opened.read(0, opened.shape[0])
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def reads(path: Path, choice: Choice = Choice()) -> None:  # noqa: B008
+    with open_frames(path, choice) as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
+
+
+@pytest.mark.parametrize(("shape", "chunks"), [
+    ((10**9, 64, 64), (1, 64, 64)), ((4, 10**6, 10**6), (1, 64, 64)), ((4, 10**6, 10**6), None),
+    ((10**9, 64, 64), None),
+])  # fmt: skip
+def test_hdf5_that_is_not_filled(tmp_path, shape, chunks):
+    path = tmp_path / "claims.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", shape, "u2", chunks=chunks)
+        if chunks:
+            data[:1, :64, :64] = 7
+    refused(path, r"claims .*TB of frames, and the file holds (0 bytes|8.19 kB) of them")
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", (40_000, 64, 64), "u8", chunks=(1, 64, 64))
+        data[:200] = 7
+    with open_frames(path) as frames:  # partly filled
+        assert frames.read(0, 1).mean() == 7
+
+
+def test_frames_that_no_memory_holds(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    np.save(path, FRAMES)
+    monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24 - 1)
+    refused(path, r"frames of 16 x 24 pixels; one needs 6.14 kB of memory, and there are 6.14 kB")
+    monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24)
+    reads(path)
+
+
+@pytest.mark.parametrize("options", [
+    {"compression": "gzip", "shuffle": True, "fletcher32": True}, {"compression": "lzf"},
+    {"scaleoffset": 0}, {"compression": "gzip", "scaleoffset": 0}, {"fletcher32": True},
+    *(getattr(hdf5plugin, codec)() for codec in ("LZ4", "Bitshuffle", "Blosc", "Zstd")),
+])  # fmt: skip
+def test_every_filter(tmp_path, options):
+    with h5py.File(tmp_path / "sound.h5", "w") as file:
+        file.create_dataset("images", data=FRAMES, chunks=(3, 9, 24), **options)
+    reads(tmp_path / "sound.h5")
+
+
+def test_trees_have_a_bound(tmp_path, monkeypatch):
+    path = tmp_path / "tree.h5"
+    with h5py.File(path, "w") as file:
+        group = file
+        for _ in range(damage.DEEPEST + 1):
+            group = group.create_group("g")
+        group["images"] = FRAMES
+    refused(path, "groups inside one another, more than 100 deep")
+    with h5py.File(path, "w") as file:
+        file["images"] = FRAMES
+        for number in range(30):
+            file.create_group(f"g{number}")
+    monkeypatch.setattr(damage, "MOST_OBJECTS", 30)
+    refused(path, "more than 30 groups and datasets")
+    monkeypatch.setattr(damage, "MOST_OBJECTS", 32)
+    reads(path)
+
+
+def virtual(path: Path, source: str, name: str) -> None:
+    layout = h5py.VirtualLayout(FRAMES.shape, "u2")
+    layout[:] = h5py.VirtualSource(source, name, FRAMES.shape)
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset("images", layout)
+
+
+def test_links_and_virtual_datasets_in_circles(tmp_path):
+    path = tmp_path / "own.h5"
+    for source, name in ((".", "images"), ("own.h5", "/images")):
+        virtual(path, source, name)
+        refused(path, "leads back to itself")
+    virtual(path, ".", "other")
+    with h5py.File(path, "a") as file:
+        file["other"] = h5py.SoftLink("/images")
+    refused(path, "leads back to itself")
+    virtual(path, "second.h5", "images")
+    virtual(tmp_path / "second.h5", "third.h5", "images")
+    virtual(tmp_path / "third.h5", "own.h5", "images")
+    refused(path, "leads back to itself")
+    with h5py.File(tmp_path / "third.h5", "w") as file:
+        file["images"] = FRAMES
+    reads(path)
+    for own, other in (("a", "b"), ("b", "a")):
+        with h5py.File(tmp_path / f"{own}.h5", "w") as file:
+            file["images"] = h5py.ExternalLink(f"{other}.h5", "/images")
+    refused(tmp_path / "a.h5", "holds no numeric dataset")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["x"] = h5py.SoftLink("/y")
+        file["y"] = h5py.SoftLink("/x")
+        file.create_group("g")["up"] = file["/"]
+        file["images"] = FRAMES
+    reads(tmp_path / "c.h5")
+    with h5py.File(tmp_path / "d.nxs", "w") as file:
+        inner = file.create_group("entry/data")
+        inner["frames"] = FRAMES
+        file.attrs["default"] = "entry"
+        file["entry"].attrs["default"] = "data"
+        inner.attrs["default"] = "/entry"
+    refused(tmp_path / "d.nxs", "its 'default' attributes lead in a circle")
+    reads(tmp_path / "d.nxs", Choice("entry/data/frames"))
+
+
+def test_all_files_behind_a_dataset_are_inputs(tmp_path, monkeypatch):
+    """So that none is written to, and a change in any is noticed."""
+    monkeypatch.chdir(tmp_path)
+    FRAMES.tofile("raw.dat")
+    with h5py.File("last.h5", "w") as file:
+        file.create_dataset("images", FRAMES.shape, "u2", external=[("raw.dat", 0, FRAMES.nbytes)])
+    with h5py.File("links.h5", "w") as file:
+        file["images"] = h5py.ExternalLink("last.h5", "images")
+    virtual(tmp_path / "inner.h5", "links.h5", "images")
+    virtual(tmp_path / "outer.h5", "inner.h5", "images")
+    with open_frames(tmp_path / "outer.h5") as frames:
+        np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
+        names = [path.name for path in frames.files]
+    assert names[0] == "outer.h5"
+    assert sorted(names[1:]) == ["inner.h5", "last.h5", "links.h5", "raw.dat"]
+
+
+def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path):
+    path = tmp_path / "odd.h5"
+    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
+    text = h5py.h5t.C_S1.copy()
+    text.set_size(4)
+    text.set_cset(h5py.h5t.CSET_UTF8)
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("images", data=FRAMES)
+        for item in (file, data):
+            for name in (b"caf\xe9", b"value"):
+                low = h5py.h5a.create(item.id, name, text, scalar)
+                low.write(np.array(b"\xff\xfe\xb5m", "S4"), mtype=text)
+        nested = h5py.h5t.vlen_create(h5py.h5t.vlen_create(h5py.h5t.NATIVE_INT32))
+        for number, kind in enumerate((h5py.h5t.UNIX_D32LE, h5py.h5t.STD_B16LE, nested)):
+            h5py.h5a.create(data.id, b"odd%d" % number, kind, scalar)
+        data.attrs["empty"] = h5py.Empty("f4")
+        data.attrs["texts"] = np.array(["a", "é"], dtype=h5py.string_dtype())
+        inner = h5py.h5g.create(file.id, b"gr\xfc\xdfe")
+        h5py.h5g.create(inner, b"inside")
+    with open_frames(path) as frames:
+        lay_out("mirror", tmp_path / "out.h5", frames, {}, Storage())
+    with h5py.File(tmp_path / "out.h5") as out, h5py.File(path) as source:
+        for name in ("/", "images"):
+            for attribute in source[name].attrs:
+                before, after = (one[name].attrs.get_id(attribute) for one in (source, out))
+                assert after.get_type().equal(before.get_type()), attribute
+        assert out["images"].attrs["value"] == b"\xff\xfe\xb5m"
+        assert list(out["images"].attrs["texts"]) == ["a", "é"]
+        assert h5py.h5g.open(out.id, b"gr\xfc\xdfe").links.exists(b"inside")
+
+
+def test_attributes_have_a_bound(tmp_path):
+    path = tmp_path / "attribute.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["images"] = FRAMES
+        file["images"].attrs["small"] = np.zeros(2**20)
+    reads(path)
+    with h5py.File(path, "a", libver="latest") as file:
+        file["images"].attrs["large"] = np.zeros(2**21 + 1)
+    refused(path, "the attribute b'large' claims 16777224 bytes")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_tiff_pages_in_a_circle(tmp_path, bigtiff):
+    path = tmp_path / "circle.tif"
+    frames = np.zeros((130, 8, 8), "u1")
+    tifffile.imwrite(path, frames, photometric="minisblack", metadata=None, bigtiff=bigtiff)
+    with tifffile.TiffFile(path) as file:
+        places = [page.offset for page in file.pages]
+        form = file.tiff
+    content = bytearray(path.read_bytes())
+    (tags,) = struct.unpack_from(form.tagnoformat, content, places[-1])
+    after = places[-1] + form.tagnosize + tags * form.tagsize
+    struct.pack_into(form.offsetformat, content, after, places[120])
+    path.write_bytes(content)
+    refused(path, "its pages form a circle, the last leads back to number 120")
+
+
+@pytest.mark.parametrize("shape", [
+    "(1000000000, 64, 64)", "(-1, 64, 64)", f"({2**62}, 64, 64)", f"({2**33}, {2**33}, 2)",
+    "(" + "1, " * 40 + "64, 64)",
+])  # fmt: skip
+@pytest.mark.parametrize("descr", ["<u2", "|O", "|V0"])
+def test_npy_headers(tmp_path, shape, descr):
+    path = tmp_path / "claims.npy"
+    head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + bytes(8192))
+    refused(path, "npy")
+
+
+@pytest.mark.parametrize(("sizes", "extended"), [
+    ((10**6, 10**6, 4), 0), ((2**31 - 1,) * 3, 0), ((-64, 64, 1), 0), ((64, 64, 10**9), 0),
+    ((0, 0, 0), 0), ((64, 64, 1), 2**31 - 1), ((64, 64, 1), -5),
+])  # fmt: skip
+def test_mrc_headers(tmp_path, sizes, extended):
+    path = tmp_path / "claims.mrc"
+    head = bytearray(1024)
+    struct.pack_into("<4i", head, 0, *sizes, 1)
+    struct.pack_into("<i", head, 92, extended)
+    head[208:214] = b"MAP DD"
+    path.write_bytes(bytes(head) + bytes(8192))
+    refused(path, "claims|damaged|empty|larger" if extended else "damaged|empty|cut short")
+
+
+@pytest.mark.parametrize(("place", "kind", "value", "match"), [
+    (14, "<i", 2**31 - 1, None), (18, "<i", 2**31 - 1, "frames would take"),
+    (30, "<i", 2**31 - 1, "dimensions would take"), (30, "<i", -1, "dimensions would take"),
+    (22, "<q", 2**62, "SER"),
+])  # fmt: skip
+def test_headers_of_ser_and_dm(tmp_path, ser_file, dm_file, monkeypatch, place, kind, value, match):
+    path = ser_file(tmp_path / "claims.ser", FRAMES)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(kind, content, place, value)
+    path.write_bytes(content)
+    if match:
+        refused(path, match)
+    else:  # how many were planned
+        reads(path)
+    monkeypatch.setattr(vendors, "_MOST_TAGS", 10)
+    refused(dm_file(tmp_path / "a.dm4", FRAMES), "it has more than 10 tags")
+
+
+def test_what_is_no_file(tmp_path):
+    makers: dict[str, tuple[Callable[[Path], None], str]] = {
+        "pipe.npy": (os.mkfifo, "is a pipe, expected a file"),
+        "device.h5": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a file"),
+        "folder.tif": (Path.mkdir, "holds no files of frames"),
+        "folder.tif/pipe.npy": (os.mkfifo, "is a pipe, expected a file"),
+    }
+    for name, (make, said) in makers.items():
+        make(tmp_path / name)
+        refused(tmp_path / name, said)
+    refused(tmp_path / "folder.tif", "holds no files of frames")
+
+
+def test_damaged_files_are_an_error_or_are_read():
+    """A short run of `benchmarks/fuzz.py`: no traceback, crash or hang in any format."""
+    from benchmarks import fuzz
+
+    found = list(fuzz.run(list(fuzz.FORMATS), 0, 12))
+    assert len(found) == 12 * len(fuzz.FORMATS)
+    assert not [one for one in found if one[2] not in ("error", "result")]
