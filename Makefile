@@ -76,7 +76,7 @@ bench: $(VENV)/.dev  ## Time every shipped model, beside others and the machine'
 record: $(VENV)/.train  ## Run the em_denoise benchmark: one line, and OUT/record/record.json, to compare machines by
 	$(BIN)/emdn-train benchmark data/record --out $(OUT)/record $(ARGS)
 
-check: $(VENV)/.dev  ## Lint, format and strict types
+check: $(VENV)/.check  ## Lint, format and strict types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -98,6 +98,10 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.train $(VENV)/.deploy
+
+$(VENV)/.check: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[check]'
 	@touch $@ $(VENV)/.train $(VENV)/.deploy
 
 $(VENV)/.test-all: pyproject.toml | $(BIN)/python

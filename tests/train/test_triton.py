@@ -13,12 +13,9 @@ from emdn_train import triton
 @pytest.mark.parametrize(("name", "frames"), [("ffdnet", 1), ("unet@movie", 5)])
 @pytest.mark.filterwarnings("ignore")  # of older generated code
 def test_triton_reads_the_configuration(name: str, frames: int, tmp_path: Path) -> None:
-    client = importlib.util.find_spec("tritonclient")
-    if client is None:
-        pytest.skip("could not import tritonclient")
-    # By its path: the package itself imports grpc, which no message needs.
-    (folder,) = client.submodule_search_locations
-    path = Path(folder) / "grpc" / "model_config_pb2.py"
+    client = pytest.importorskip("tritonclient")
+    # By its path: the package that holds it imports grpc, which no message needs.
+    path = Path(client.__path__[0]) / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", path)
     messages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(messages)
