@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from emdn_deploy.bench import rows
+from emdn_deploy import bench
 from emdn_deploy.config import Device, Precision
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.session import cuda_obstacle
@@ -31,14 +31,14 @@ class Case:
         """Open the model, once for every number of threads."""
         return _opened(self, threads)
 
-    def about(self, batch: int, size: tuple[int, int] = SIZE) -> rows.Row:
+    def about(self, batch: int, size: tuple[int, int] = SIZE) -> bench.Row:
         """Begin a row."""
-        return rows.about(self.open().session, self.device, batch, size)
+        return bench.about(self.open().session, self.device, batch, size)
 
     @property
     def gflop(self) -> float:
         """GFLOP of a frame of 256 x 256, counted on the net in torch."""
-        return rows.gflop_of(self.open().session, SIZE)
+        return bench.gflop_of(self.open().session, SIZE)
 
 
 @cache

@@ -25,12 +25,12 @@ def pytest_terminal_summary(
         return
     # Every run of the tests would pay for these.
     from benchmarks import peers, tables
-    from emdn_deploy.bench import rows
+    from emdn_deploy import bench
 
-    facts = rows.machine("torch", "openvino")
+    facts = bench.machine("torch", "openvino")
     for name, table in tables.collect(session.benchmarks).items():
         by = "By `make bench`, with the shipped weights."
-        head = [by, rows.machine_line(facts), *tables.notes(name, peers.absent())]
+        head = [by, bench.machine_line(facts), *tables.notes(name, peers.absent())]
         terminalreporter.write_line(f"\n{name}")
         terminalreporter.write_line(tables.save(RESULTS, name, table, head))
     (RESULTS / "machine.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -40,6 +40,6 @@ def pytest_terminal_summary(
 @pytest.fixture(scope="session")
 def ring():
     """Noisy frames, (16, 256, 256) float32."""
-    from emdn_deploy.bench.timing import noisy
+    from emdn_deploy.bench import noisy
 
     return noisy(16, 256, 256)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.cases import SIZE
-from emdn_deploy.bench.timing import SCALE, in_turn, noisy, warm
+from emdn_deploy.bench import SCALE, in_turn, noisy, warm
 from emdn_deploy.session import Session, open_session
 from emdn_models import checkpoint, pretrained
 from emdn_models.nets import build, load_state

@@ -2,7 +2,7 @@
 
 Every benchmark that puts ``table`` in its ``extra_info`` becomes a row of the table of that name.
 ``row`` are columns. With ``frames``, how many a round denoises, come those of
-`emdn_deploy.bench.rows.speed`, of the rounds and of ``size``, ``gflop`` and ``roofline``.
+`emdn_deploy.bench.speed`, of the rounds and of ``size``, ``gflop`` and ``roofline``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from emdn_deploy.bench import rows
+from emdn_deploy import bench
 
 # What a reader needs to know of a table that has not all columns, or that is not self-evident.
 NOTES = {
@@ -37,7 +37,7 @@ def collect(benchmarks: Iterable[Any]) -> dict[str, pl.DataFrame]:
         row = dict(info["row"])
         if "frames" in info:
             limits = info.get("gflop"), info.get("roofline")
-            row |= rows.speed(one.stats.data, info["frames"], tuple(info["size"]), *limits)
+            row |= bench.speed(one.stats.data, info["frames"], tuple(info["size"]), *limits)
         found.setdefault(info["table"], []).append(row)
     return {
         name: pl.DataFrame(made, infer_schema_length=None).select(
@@ -58,11 +58,11 @@ def notes(name: str, absent: Mapping[str, str]) -> list[str]:
 def save(folder: Path, name: str, table: pl.DataFrame, head: Iterable[str]) -> str:
     """Write a table as Markdown, CSV and Parquet; return it as printed."""
     folder.mkdir(parents=True, exist_ok=True)
-    conditions, names, text = rows.cells(table.to_dicts())
+    conditions, names, text = bench.cells(table.to_dicts())
     lines = [names, ["---:"] * len(names), *text]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     parts = [*head, *([conditions] if conditions else []), body]
     (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     table.write_csv(folder / f"{name}.csv")
     table.write_parquet(folder / f"{name}.parquet")
-    return "\n".join([*head, rows.table(table.to_dicts())])
+    return "\n".join([*head, bench.table(table.to_dicts())])

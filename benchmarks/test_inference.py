@@ -9,9 +9,8 @@ import pytest
 
 from benchmarks.cases import CASES, SIZE, Case, gain_db
 from benchmarks.peers import roof_gflops
-from emdn_deploy import denoise_file
-from emdn_deploy.bench import rows, timing
-from emdn_deploy.bench.timing import SCALE, in_turn, percentile, ratio, warm
+from emdn_deploy import bench, denoise_file
+from emdn_deploy.bench import SCALE, in_turn, percentile, ratio, warm
 from emdn_deploy.config import DenoiseOptions
 from emdn_models import pretrained
 
@@ -38,7 +37,7 @@ def test_inference(benchmark, ring, case, batch):
     denoised = benchmark.pedantic(session.run, setup=prepare, rounds=rounds)
     assert np.isfinite(denoised).all()
     about = {"scenario": "single-stream" if batch == 1 else "offline", "boundary": "compute"}
-    peak = timing.peak_mb(str(session.info.path), case.device, session.threads, batch, SIZE)
+    peak = bench.peak_mb(str(session.info.path), case.device, session.threads, batch, SIZE)
     gain = gain_db(case) if batch == 1 else None
     benchmark.extra_info.update(
         table="inference", frames=batch, size=SIZE, gflop=case.gflop,
@@ -85,7 +84,7 @@ def test_boundaries(benchmark, ring, tmp_path, request, case):
     run(ring[:1], *NUMBERS, alone=True)
     times = benchmark.pedantic(in_turn, (calls, 3 if seconds < 10 else 1), rounds=1)
     compute = min(list(times)[:-2], key=lambda name: min(times[name]))
-    speeds = {name: rows.digits(count / float(np.median(times[name]))) for name in times}
+    speeds = {name: bench.digits(count / float(np.median(times[name]))) for name in times}
     benchmark.extra_info.update(
         table="boundaries",
         row=case.about(1) | {
@@ -113,16 +112,16 @@ def test_live(benchmark, ring, case, load):
     def work(numbers):
         denoiser.run(ring[np.array(numbers) % len(ring)], SCALE)
 
-    found = benchmark.pedantic(timing.stream, (work, load / each, LIVE_FRAMES), rounds=1)
+    found = benchmark.pedantic(bench.live, (work, load / each, LIVE_FRAMES), rounds=1)
     assert len(found.latencies) + found.dropped == LIVE_FRAMES
     shares = {
-        f"p{share}": rows.milliseconds(percentile(found.latencies, share / 100))
+        f"p{share}": bench.milliseconds(percentile(found.latencies, share / 100))
         for share in (50, 90, 99)
     }
     benchmark.extra_info.update(
         table="live",
         row={"scenario": "live", "boundary": "array"} | case.about(1) | {
-            "asked load": load, "frames/s": rows.digits(load / each), "frames": LIVE_FRAMES,
+            "asked load": load, "frames/s": bench.digits(load / each), "frames": LIVE_FRAMES,
             "dropped": found.dropped, **shares, "load": round(found.load, 2),
         },
     )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cases import CASES
-from emdn_deploy.bench.timing import command_peak_mb
+from emdn_deploy.bench import command_peak_mb
 from emdn_models import pretrained
 
 SIDE = 4096

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.cases import CASES
-from emdn_deploy.bench import rows
-from emdn_deploy.bench.timing import in_turn, noisy, ratio, warm
+from emdn_deploy import bench
+from emdn_deploy.bench import in_turn, noisy, ratio, warm
 
 ROUNDS, SECONDS = 40, 6.0
 
@@ -42,8 +42,8 @@ def test_peers(benchmark, ring, case):
         table="ratios",
         row=case.about(1) | {
             "GFLOP": round(case.gflop, 2),
-            "ms": rows.milliseconds(float(np.median(times["emdn"]))),
-            "GFLOP/s": rows.digits(float(np.median(gflops))),
+            "ms": bench.milliseconds(float(np.median(times["emdn"]))),
+            "GFLOP/s": bench.digits(float(np.median(gflops))),
             "roofline": ratio(gflops, peers.CONV_GFLOP / np.array(times["conv"])),
             **dict.fromkeys(peers.PEERS), **ratios, "rounds": len(times["emdn"]),
         },

@@ -8,9 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from benchmarks.cases import CASES
-from emdn_deploy.bench.timing import ELECTRONS
-from emdn_deploy.pipeline import usable_cpus
-from emdn_deploy.session import session_options
+from emdn_deploy.bench import ELECTRONS
+from emdn_deploy.session import session_options, usable_cpus
 from emdn_models import pretrained
 
 KINDS = {

@@ -48,8 +48,7 @@ def violations(package: str, folder: Path) -> list[str]:
 
 
 FLOORS = (
-    "config errors stacks session model_info onnx_file pipeline tiling dose noise_level "
-    "noise_model bad_pixels",
+    "config errors stacks session model_file dose noise_level noise_model bad_pixels",
     "readers writers output_paths output preprocess neighbours batching uncertainty denoiser "
     "provenance report figures evaluate check.camera check.residual_tests "
     "check.smallest_defect check.quick page",

@@ -1,9 +1,13 @@
-"""How a stack is cut into runs of a model, and into smaller ones once memory has run out.
+"""How a stack is cut, into batches of frames and tiles of a frame, and streamed through threads.
 
 A single frame is split by onnxruntime, every operation of it over all CPU cores. Of a stack each
 core takes whole frames, by a session with one thread of its own: splitting costs a wake-up of all
 threads and a wait for the slowest at every operation, which grows with the number of cores while
 the work to split does not. Results are the same, bit for bit: no sum is taken across the cut.
+
+Frames too large for one run are cut into tiles. The halo of a tile is what the model sees beyond
+its cells of ``multiple`` pixels, rounded up to such, and tiles begin on multiples, so that every
+pixel sees what it sees in the whole frame. Halos are cropped, never blended.
 
 Where a run fails for lack of memory, runs go one at a time first; then half of its pixels halve
 its frames, down to one, and then its tiles, as long as these are not mostly borders. None of it
@@ -14,21 +18,29 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import tiling
 from emdn_deploy.dose import Intensity
-from emdn_deploy.pipeline import ordered
+from emdn_deploy.model_file import ModelInfo
 from emdn_deploy.session import Session
 from emdn_models.errors import DeviceMemoryError, ModelError
 
 Stack = NDArray[np.float32]
+Run = Callable[[Stack], Stack]
+_B = TypeVar("_B")
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
+# The largest frame that is denoised at once, and the largest tile of one that is not.
+TILE_PIXELS = 2048 * 2048
 # Pixels of one run: batching gains little on a CPU and costs memory. With one thread it
 # gains nothing, but for frames so small that the call itself takes a share of the time.
 _BATCH_PIXELS, _ALONE_PIXELS = 2**19, 2**16
@@ -40,6 +52,95 @@ _PARALLEL_PIXELS = 2**23
 _MOST_TIMES = 16
 # Bytes that a run takes, a pixel, and a process besides (measured: 320 to 343, and 0.8 GB).
 _PIXEL_BYTES, _PROCESS_BYTES = 350, 8e8
+# Blocks that wait between reading, computing and writing.
+_DEPTH = 2
+
+
+def stream(
+    read: Callable[[int, int], _B],
+    compute: Callable[[_B], _T],
+    write: Callable[[int, _B, _T], None],
+    spans: list[tuple[int, int]],
+    parallel: int = 1,
+) -> None:
+    """Read, compute and write blocks of frames at the same time; few of them are in memory.
+
+    Parameters
+    ----------
+    read
+        ``read(start, stop)`` gives a block of frames; called in one thread.
+    compute
+        Called in the caller's thread, or in ``parallel`` threads at the same time.
+    write
+        ``write(start, block, computed)``; called in one thread, in order.
+    spans
+        (start, stop) of each block.
+
+    Raises
+    ------
+    BaseException
+        The first error of any of the three, which stops the others.
+    """
+    closing, ahead = contextlib.closing, _DEPTH + 1
+    with (
+        closing(_threaded(lambda span: (span[0], read(*span)), spans, 1, ahead)) as arrived,
+        closing(ordered(lambda block: (*block, compute(block[1])), arrived, parallel)) as made,
+        closing(_threaded(lambda block: write(*block), made, 1, ahead)) as written,
+    ):
+        deque(written, maxlen=0)
+
+
+def blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Cut frames ``start`` to ``stop`` into spans of at most ``size``."""
+    return [(first, min(stop, first + size)) for first in range(start, stop, size)]
+
+
+def ordered(
+    work: Callable[[_B], _T], items: Iterable[_B], parallel: int
+) -> Generator[_T, None, None]:
+    """Yield ``work(item)`` in the order of the items, ``parallel`` of them at a time.
+
+    ``items`` is asked for the next one in the caller's thread, and only so far ahead that
+    no thread runs dry: at most ``2 * parallel`` are begun and not yet yielded.
+
+    Raises
+    ------
+    BaseException
+        The error of the first item in order that failed. Those begun are waited for.
+    """
+    if parallel == 1:
+        yield from map(work, items)
+    else:
+        yield from _threaded(work, items, parallel, 2 * parallel)
+
+
+def _threaded(
+    work: Callable[[_B], _T], items: Iterable[_B], threads: int, ahead: int
+) -> Generator[_T, None, None]:
+    begun: deque[Future[_T]] = deque()
+    failed: list[BaseException] = []
+
+    def guarded(item: _B) -> _T:
+        """Begin nothing after a failure: a block that was not written is followed by none."""
+        if failed:
+            raise failed[0]
+        try:
+            return work(item)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="emdn") as pool:
+        try:
+            for item in items:
+                begun.append(pool.submit(guarded, item))
+                if len(begun) == ahead:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 class Batching:
@@ -57,7 +158,6 @@ class Batching:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._lock = threading.Lock()
         self._turns, self._running = threading.Condition(), 0
         self.pixels = sys.maxsize
         self.one_by_one = False
@@ -67,23 +167,18 @@ class Batching:
         """Choose how many runs go at the same time for ``count`` frames of (H, W)."""
         if self._session.device != "cpu":  # one is copied while the other is computed
             return 2 if count > self.frames_per_run(size) else 1
-        threads = self._session.threads
-        enough = count >= threads and threads * tiling.most_pixels(size) <= _PARALLEL_PIXELS
-        return threads if enough else 1
+        threads, pixels = self._session.threads, min(size[0] * size[1], TILE_PIXELS)
+        return threads if count >= threads and threads * pixels <= _PARALLEL_PIXELS else 1
 
     def frames_per_run(self, size: tuple[int, ...], *, alone: bool = False) -> int:
         """Choose how many frames of (H, W) share a run.
 
-        Parameters
-        ----------
-        alone
-            Whether the run has one CPU thread, and others are beside it.
+        ``alone``: whether the run has one CPU thread, and others are beside it.
         """
         pixels = size[0] * size[1]
         if self._session.device != "cpu":
             return self._that_fit(size, max(1, min(_DEVICE_FRAMES, _DEVICE_PIXELS // pixels)))
-        most = _ALONE_PIXELS if alone else _BATCH_PIXELS
-        return int(np.clip(most // pixels, 1, 8))
+        return int(np.clip((_ALONE_PIXELS if alone else _BATCH_PIXELS) // pixels, 1, 8))
 
     def each(
         self,
@@ -108,19 +203,13 @@ class Batching:
         parallel = 1 if alone else self.parallel_runs(count, size)
         alone = alone or parallel > 1
         step = batch or self.frames_per_run(size, alone=alone)
-        parts = [slice(start, start + step) for start in range(0, count, step)]
-        for _ in ordered(lambda part: work(part, alone), parts, parallel):
-            pass
+        parts = [slice(*block) for block in blocks(0, count, step)]
+        deque(ordered(lambda part: work(part, alone), parts, parallel), maxlen=0)
 
     def denoise(self, frames: Stack, scale: Intensity, out: Stack, *, alone: bool) -> None:
         """Denoise into ``out``, (n, H, W), by smaller batches and by tiles as memory allows.
 
-        Parameters
-        ----------
-        frames
-            As of `emdn_deploy.session.Session.run`: (n, H, W) or (n, F, H, W).
-        alone
-            As of `emdn_deploy.session.Session.run`.
+        ``frames`` and ``alone`` are as of `emdn_deploy.session.Session.run`.
 
         Raises
         ------
@@ -149,28 +238,35 @@ class Batching:
                 with self._turn():
                     return self._session.run(tile, *scale.numbers, out=into, alone=alone)
             except DeviceMemoryError:
+                pixels = len(tile) * tile.shape[-2] * tile.shape[-1]
                 if beside:
-                    self._take_turns(_pixels(tile))
+                    self._take_turns(pixels)
                     return run(tile, into)
-                self._shrink(_pixels(tile))
+                self._shrink(pixels)
                 raise
 
-        if out[0].size <= min(tiling.WHOLE_PIXELS, self.pixels):
+        most = min(TILE_PIXELS, self.pixels)
+        if out[0].size <= most:
             run(frames, out)
             return
-        info, even = self._session.info, self._session.device != "cpu"
-        tile = min(tiling.TILE_PIXELS, self.pixels)
+        info, even, (height, width) = (
+            self._session.info,
+            self._session.device != "cpu",
+            out[0].shape,
+        )
         if self.note and info.tiling_exact:
-            height, width = out.shape[1:]
-            times = tiling.times((height, width), info, tile, even=even)
-            if times > _MOST_TIMES:
-                needed = _PROCESS_BYTES + _PIXEL_BYTES * min(height * width, tiling.TILE_PIXELS)
+            reads = [
+                sum(int(tile.read.stop) - int(tile.read.start) for tile in axis)
+                for axis in tiles((height, width), info, most, even=even)
+            ]
+            if (times := reads[0] * reads[1] / (height * width)) > _MOST_TIMES:
+                needed = _PROCESS_BYTES + _PIXEL_BYTES * min(height * width, TILE_PIXELS)
                 raise ModelError(
                     f"frames of {height} x {width} need about {needed / 1e9:.1f} GB, and pieces of "
-                    f"{tile} pixels would take {info.name} {times:.0f} times as long; allow more "
+                    f"{most} pixels would take {info.name} {times:.0f} times as long; allow more "
                     "memory, take fewer --threads, or a model that sees less"
                 )
-        tiling.apply(run, frames, info, out, tile, even=even)
+        by_tiles(run, frames, info, out, most, even=even)
 
     def _that_fit(self, size: tuple[int, ...], most: int) -> int:
         """Return how many of ``most`` frames of (H, W) are run at once, 1 or more.
@@ -197,7 +293,7 @@ class Batching:
 
     def _take_turns(self, failed: int) -> None:
         """Let runs go one at a time, and say so."""
-        with self._lock:
+        with self._turns:
             first, self.one_by_one = not self.one_by_one, True
         if first:
             self.note = "ran out of memory: one run at a time"
@@ -208,7 +304,7 @@ class Batching:
     def _shrink(self, failed: int) -> None:
         """Allow half of the pixels of a run that failed, and say so."""
         half = failed // 2
-        with self._lock:
+        with self._turns:
             if half >= self.pixels:  # another run failed first
                 return
             self.pixels = half
@@ -216,6 +312,95 @@ class Batching:
         _log.warning("warning: memory ran out for %d pixels at once; trying %d", failed, half)
 
 
-def _pixels(frames: Stack) -> int:
-    """Return the pixels that a run of (n, H, W), or (n, F, H, W), computes."""
-    return len(frames) * int(np.prod(frames.shape[-2:]))
+@dataclass(frozen=True)
+class Tile:
+    """One tile along one axis: pixels ``keep`` of the frame come from pixels ``read``."""
+
+    read: slice
+    keep: slice
+
+    @property
+    def inner(self) -> slice:
+        """Return where the kept pixels lie in the tile."""
+        return slice(self.keep.start - self.read.start, self.keep.stop - self.read.start)
+
+
+def by_tiles(
+    run: Run, frames: Stack, info: ModelInfo, out: Stack, most: int, *, even: bool = False
+) -> None:
+    """Denoise (n, H, W), or (n, F, H, W), by tiles of at most ``most`` pixels into ``out``.
+
+    ``even``: whether tiles at the edges are as large as the others; see `tiles`.
+
+    Raises
+    ------
+    ModelError
+        If the model's tiles are not exact, or the halo leaves nothing of a tile.
+    """
+    height, width = frames.shape[-2:]
+    if not info.tiling_exact:
+        node = info.text.get("whole_frame")
+        raise ModelError(
+            f"frames of {height} x {width} need tiles, and {info.name} ({info.preset}) does not "
+            f"give the same result by tiles{f': {node}' if node else ''}; use another model"
+        )
+    rows, columns = tiles((height, width), info, most, even=even)
+    for row in rows:
+        for column in columns:
+            for index in range(len(frames)):
+                # A contiguous copy: the crop of a frame is not, and a session wants one.
+                tile = np.ascontiguousarray(frames[index : index + 1, ..., row.read, column.read])
+                out[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
+
+
+def halo(info: ModelInfo) -> int:
+    """Return the border, in pixels, that a tile needs on every inner side.
+
+    Where the file does not say it, it follows from the field: that is centred on a pixel's cell
+    of ``multiple`` pixels, not on itself, so it reaches up to half a cell further to one side.
+    """
+    if info.halo is not None:
+        return info.halo
+    radius = (info.receptive_field + 1) // 2 + info.multiple // 2
+    return -(-radius // info.multiple) * info.multiple
+
+
+def tiles(
+    size: tuple[int, int], info: ModelInfo, most: int, *, even: bool = False
+) -> tuple[list[Tile], list[Tile]]:
+    """Cut a frame of (H, W) into rows and columns of tiles of at most ``most`` pixels.
+
+    Tiles at the edges need no halo there and are smaller. With ``even``, they read as much as
+    the others, to within the size multiple: more to compute, but hardly a shape more.
+    """
+    height, width = size
+    side = int(most**0.5)
+    limits = side, side
+    if height <= side:
+        limits = height, most // height
+    elif width <= side:
+        limits = most // width, width
+    return _along(height, limits[0], info, even), _along(width, limits[1], info, even)
+
+
+def _along(length: int, limit: int, info: ModelInfo, even: bool) -> list[Tile]:
+    if limit >= length:
+        return [Tile(slice(0, length), slice(0, length))]
+    border = halo(info)
+    core = (limit - 2 * border) // info.multiple * info.multiple
+    if core < 1:
+        raise ModelError(
+            f"{info.name} sees {info.receptive_field} pixels at once: tiles of {limit} pixels "
+            f"have nothing left inside their borders of {border}; use another model"
+        )
+    # Tiles of one size, not a row of large ones and a sliver.
+    count = -(-length // core)
+    core = -(-length // (count * info.multiple)) * info.multiple
+    cut = []
+    for start, stop in blocks(0, length, core):
+        first, last = max(0, start - border), start + core + border
+        if even:
+            last = max(last, core + 2 * border)
+            first = max(0, first - max(0, last - length) // info.multiple * info.multiple)
+        cut.append(Tile(slice(first, min(length, last)), slice(start, stop)))
+    return cut

@@ -1,5 +1,7 @@
 """The command ``emdn-deploy``: it only wires."""
 
+import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,21 +11,24 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.bench import commands as timing
 from emdn_deploy.check import commands
-from emdn_deploy.config import Axes, Dataset, DenoiseOptions, takes_options
+from emdn_deploy.config import (
+    Axes,
+    Dataset,
+    DenoiseOptions,
+    Numbers,
+    On,
+    Threads,
+    takes_options,
+)
 from emdn_models import console
 from emdn_models.errors import EmdnError
 
 MODEL = "Default: unet, or unet@movie if frames show one scene. See: emdn-deploy models."
 
-app = typer.Typer(
-    help="Denoise electron-microscopy frames.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+_DEFAULT = DenoiseOptions()
+
+app = console.app("Denoise electron-microscopy frames.")
 
 
 @app.command()
@@ -147,8 +152,35 @@ def inspect(
         console.say(line)
 
 
+@app.command()
+def bench(
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...", help="Shipped names or .onnx files; default: all seven."
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side of a frame in pixels.")] = 256,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="FRAMES_PER_S", help="Of a camera: which models keep up?"),
+    ] = None,
+    device: On = _DEFAULT.device,
+    precision: Numbers = _DEFAULT.precision,
+    threads: Threads = _DEFAULT.threads,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON instead of text.")
+    ] = False,
+) -> None:
+    """Time the models on this machine, in less than two minutes."""
+    from emdn_deploy import bench
+
+    names = list(filter(None, (models or "").split(",")))
+    found = bench.bench(names or None, size, rate, device, threads, precision)
+    _show(json.dumps(found._asdict()) if as_json else bench.text(found))
+
+
 commands.add_to(app)
-timing.add_to(app)
 
 
 def _pictured(options: DenoiseOptions) -> DenoiseOptions:
@@ -174,7 +206,7 @@ def _show(result: str | list[str]) -> None:
 def _progress() -> Callable[[int, int], None]:
     """Return a function that rewrites one line of stderr, where that is a terminal."""
     began, first = time.perf_counter(), -1
-    live = sys.stderr.isatty()
+    live = sys.stderr.isatty() and logging.getLogger("emdn_deploy").isEnabledFor(logging.INFO)
 
     def show(done: int, count: int) -> None:
         nonlocal began, first

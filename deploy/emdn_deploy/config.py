@@ -23,8 +23,20 @@ Axes = Annotated[
     str | None,
     typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
 ]
+
+
+def _shipped(begun: str) -> list[str]:
+    """Name the shipped models that begin so, for the completion of shells."""
+    from emdn_models import pretrained
+
+    return [name for name in pretrained.index()["models"] if name.startswith(begun)]
+
+
 Model = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE.onnx", help="See: emdn-deploy models.")
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE.onnx", help="See: emdn-deploy models.", autocompletion=_shipped
+    ),
 ]
 On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
 Numbers = Annotated[

@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +15,17 @@ from numpy.typing import NDArray
 from emdn_deploy import (
     neighbours,
     output_paths,
-    pipeline,
     preprocess,
     provenance,
     uncertainty,
     writers,
 )
-from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult, spans
+from emdn_deploy.batching import blocks, stream
+from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
+from emdn_deploy.check.quick import spans as ranges
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Output, State, Sums, check_targets, claimed
-from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import check_one_scale
@@ -34,6 +35,9 @@ from emdn_deploy.writers import Layout, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import renamed
+
+if TYPE_CHECKING:  # only a run with --report needs it
+    from emdn_deploy.page import RunPage, Verdicts
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
@@ -118,93 +122,108 @@ def run(
         frames = stack.enter_context(
             open_selected(source, Choice(options.dataset, options.axes), options.frames)
         )
+        count, size = frames.shape[0], frames.shape[1:]
         given = provenance.stamps(provenance.inputs_of(frames, options))
         files, pictures = _outputs(target, module, frames, options)
         over = options.overwrite
         stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
-        beside = writers.sigma_file(target, module) if options.sigma else None
-        compress = writers.compressed(module, frames, options.compress)
-        options = replace(options, compress=compress)
+        options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
         if options.axes is None:
             check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(ready, options, {} if opened is None else opened, any(between))
-        half = denoiser.session.info.frames // 2
-        ends = slice(-half, None), slice(half)  # of the files before, and of those after
-        context = [
-            _read_some(paths, ready, options, end) if half else []
-            for paths, end in zip(between, ends, strict=True)
-        ]
-        if not ready.scale.sigma:
-            _log.warning("warning: %s: %s", source, ready.scale.note)
-        info = denoiser.session.info
+        info, scale = denoiser.session.info, ready.scale
+        if not scale.sigma:
+            _log.warning("warning: %s: %s", source, scale.note)
         note = uncertainty.note(info, denoiser.calibration) if options.sigma else None
         if note and denoiser.calibration is None:
             _log.warning("warning: %s: sigma is %s", source, note)
-        count, size = frames.shape[0], frames.shape[1:]
-        _, batch = _cut(denoiser, count, size, options)
+        parallel = denoiser.batching.parallel_runs(count, size)
+        batch = options.batch or denoiser.batching.frames_per_run(size, alone=parallel > 1)
         facts = provenance.facts_of(frames, options, denoiser, ready, batch, seen)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
         _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
+        beside = writers.sigma_file(target, module) if options.sigma else None
+        quick = Quick(scale.pixel_gain, scale.offset, bad=ready.recipe.bad)
 
         def make(partial: Path) -> Layout:
             own = partial_of(beside) if beside else None
             return writers.lay_out(module, partial, frames, facts, storage, own)
 
-        quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
-
         def state() -> State:
             return {**quick.state(), "note": np.array(denoiser.batching.note)}
 
-        key = provenance.key_of(facts, given)
         with Output(
-            files, module, make, key, pixels=size[0] * size[1], beside=beside, state=state,
-            overwrite=over,
+            files, module, make, provenance.key_of(facts, given), pixels=size[0] * size[1],
+            beside=beside, state=state, overwrite=over,
         ) as output:  # fmt: skip
-            resumed = output.done
+            resumed, earlier = output.done, output.earlier
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
-                _take_up(output, quick, denoiser, size)
+            if "quick" in earlier:
+                quick.restore(earlier, size[0] * size[1])
+                denoiser.batching.note = denoiser.batching.note or str(earlier["note"])
             began = time.perf_counter()
             progress(resumed, count)
-            _stream(denoiser, ready, options, output, quick, count, progress, given, context)
+            context = _context(between, ready, options, info.frames // 2)
+            _stream(denoiser, ready, options, output, quick, progress, given, context)
             seconds = time.perf_counter() - began
-            checked = quick.result() if ready.scale.sigma else None
-            late = {**output.sums.facts(ready.scale.offset), **provenance.checked(checked)}
-            late |= provenance.memory(denoiser)
+            checked = quick.result() if scale.sigma else None
             sums = output.sums
+            late = {
+                **sums.facts(scale.offset), **provenance.checked(checked),
+                **provenance.memory(denoiser),
+            }  # fmt: skip
             try:
                 provenance.check_unchanged(given)
             except FormatError:
                 output.spoil()
                 raise
             output.complete(late)
-        if options.preview is not None or options.movie is not None:
-            try:
-                _draw(options, frames, ready, target, module, denoiser.session.info.name)
-            except (EmdnError, OSError) as error:
-                raise OutputError(f"{error}; {target} itself is complete") from error
-        verdicts = _verdicts(checked, count)
-        page = _page(ready, target, module, verdicts) if options.report is not None else None
-    ratio, net = float(late["intensity_ratio"]), float(late["net_intensity_ratio"])
-    _warn(source, ratio, net, ready, sums, options)
+        try:
+            drawn = _draw(options, ready, target, module, info.name, checked)
+        except (EmdnError, OSError) as error:
+            raise OutputError(f"{error}; {target} itself is complete") from error
     report = Report(
-        source, target, frames.dataset, frames.shape[0], resumed, seconds,
-        info.name, denoiser.session.precision, denoiser.session.device, ready.scale,
-        ratio, ready.bad_pixels, options.dtype, sums.saturated, options.preview,
-        options.movie, writers.sigma_place(target, module, frames) if note else None, note,
-        checked.line if checked else None, checked.failing if checked else (),
-        net, float(late["largest_shift"]), ready.gap_pixels, sums.kept, ready.recipe.flags.limit,
-        sums.filled, tuple(sums.empty), ready.recipe.notes,
+        source=source,
+        output=target,
+        dataset=frames.dataset,
+        frames=count,
+        resumed=resumed,
+        seconds=seconds,
+        model=info.name,
+        precision=denoiser.session.precision,
+        device=denoiser.session.device,
+        neighbours=seen,
+        intensity=scale,
+        ratio=float(late["intensity_ratio"]),
+        net_ratio=float(late["net_intensity_ratio"]),
+        largest_shift=float(late["largest_shift"]),
+        bad_pixels=ready.bad_pixels,
+        gap_pixels=ready.gap_pixels,
+        saturated_input=sums.kept,
+        saturated_from=ready.recipe.flags.limit,
+        filled=sums.filled,
+        empty=tuple(sums.empty),
+        notes=ready.recipe.notes,
+        dtype=options.dtype,
+        saturated=sums.saturated,
+        sigma=writers.sigma_place(target, module, frames) if note else None,
+        sigma_note=note,
+        check=checked.line if checked else None,
+        standing_out=checked.failing if checked else (),
         smallest_defect=checked.smallest.words if checked and checked.smallest else None,
-        neighbours=seen, page=options.report,
-    )  # fmt: skip
-    if page is not None and options.report is not None:
+        preview=options.preview,
+        movie=options.movie,
+        page=options.report,
+    )
+    _warn(report)
+    if drawn is not None and options.report is not None:
+        page, verdicts = drawn
         with renamed(options.report) as place:
-            text = page.html(source.name, verdicts, lines(report))
-            place.write_text(text, encoding="utf-8")
+            place.write_text(page.html(source.name, verdicts, lines(report)), encoding="utf-8")
     return report
 
 
@@ -248,28 +267,30 @@ def choose(
         how = f"each frame with {half} on either side" if half else "each frame by itself"
         return model, f"{how} ({why})" if why else how
 
-    frames = ready.frames
+    frames, movie = ready.frames, pretrained.movie_model(options.precision)
+    count = frames.shape[0]
     axes = zip(frames.order, frames.stored_shape, strict=True)
     lead = sum(letter not in "yx" and length > 1 for letter, length in axes)
     if options.model is not None:
-        found = seen(options.model, "")
-        if lead > 1 and found[0].session.info.frames > 1:
-            raise FormatError(
-                f"{frames.path}: has frames along {lead} axes ({frames.order}), and "
-                f"{options.model} sees neighbours in time; choose one by --axes, or another --model"
-            )
-        if frames.shape[0] == 1 and not beside and found[0].session.info.frames > 1:
-            raise FormatError(
-                f"{frames.path}: holds one frame, and {options.model} sees its neighbours; "
-                "take a --model that sees one, such as the default"
-            )
-        return found
-    movie, count = pretrained.movie_model(options.precision), frames.shape[0]
+        if open_model(options.model).session.info.frames > 1:
+            if lead > 1:
+                raise FormatError(
+                    f"{frames.path}: has frames along {lead} axes ({frames.order}), and "
+                    f"{options.model} sees neighbours in time; choose one by --axes, or another "
+                    "--model"
+                )
+            if count == 1 and not beside:
+                raise FormatError(
+                    f"{frames.path}: holds one frame, and {options.model} sees its neighbours; "
+                    "take a --model that sees one, such as the default"
+                )
+        return seen(options.model, "")
     if movie is None:
         return seen(None, "no model for movies is there")
-    if count < neighbours.LEAST or lead > 1:
-        why = f"frames along {lead} axes" if lead > 1 else f"fewer than {neighbours.LEAST} frames"
-        return seen(None, f"no movie: {why}")
+    if lead > 1:
+        return seen(None, f"no movie: frames along {lead} axes")
+    if count < neighbours.LEAST:
+        return seen(None, f"no movie: fewer than {neighbours.LEAST} frames")
     if not ready.scale.sigma:
         return seen(None, "no noise to compare them by")
     single = open_model(None)
@@ -293,73 +314,83 @@ class _Block:
     usable: NDArray[np.bool_]
 
 
-def _read_some(
-    paths: Sequence[Path], ready: Prepared, options: DenoiseOptions, some: slice
-) -> list[Part]:
-    """Read some frames of each file, corrected as the stack is; none where they do not fit."""
-    parts = []
-    for path in paths:
-        with (
-            contextlib.suppress(EmdnError),
-            open_frames(path, Choice(options.dataset, options.axes)) as frames,
-        ):
-            part = preprocess.prepare(frames, options, ready.recipe)
-            parts += [part.take(n, n + 1) for n in range(frames.shape[0])[some]]
+def _context(
+    between: tuple[Sequence[Path], Sequence[Path]],
+    ready: Prepared,
+    options: DenoiseOptions,
+    half: int,
+) -> tuple[list[Part], list[Part]]:
+    """Read the last frames of the files before, and the first of those after, where they fit."""
+    parts: tuple[list[Part], list[Part]] = [], []
+    for paths, found, some in zip(between, parts, (slice(-half, None), slice(half)), strict=True):
+        for path in paths if half else ():
+            with (
+                contextlib.suppress(EmdnError),
+                open_frames(path, Choice(options.dataset, options.axes)) as frames,
+            ):
+                near = preprocess.prepare(frames, options, ready.recipe)
+                found += [near.take(n, n + 1) for n in range(frames.shape[0])[some]]
     return parts
 
 
-class _Reader:
-    """Reads the parts of a stack in order, each with its neighbours and each frame once.
+def with_neighbours(
+    take: Callable[[int, int], Part],
+    spans: list[tuple[int, int]],
+    half: int,
+    context: tuple[list[Part], list[Part]] = ([], []),
+) -> Callable[[int, int], _Block]:
+    """Return a reader of the spans of a stack, each with ``half`` frames before and after it.
+
+    Where the stack ends there are fewer. Each frame is read once, and a few are remembered.
 
     Parameters
     ----------
-    read
-        ``read(start, stop)`` gives corrected frames.
-    spans
-        (start, stop) of the parts, in order.
-    half
-        How many frames before and after a part go with it, where there are so many.
+    take
+        ``take(start, stop)`` gives corrected frames.
     context
-        Parts before the first and after the last.
+        Parts before the stack, and after it.
     """
+    first = spans[0][0] if spans else 0
+    # After a pause the frames before the first part are needed once more.
+    again = [(first - min(first, half), first)] if first and half else []
+    sources: list[Part | tuple[int, int]] = [*context[0], *again, *spans, *context[1]]
+    places = {span: index for index, span in enumerate(spans, len(context[0]) + len(again))}
 
-    def __init__(
-        self,
-        read: Callable[[int, int], Part],
-        spans: list[tuple[int, int]],
-        half: int,
-        context: Sequence[list[Part]],
-    ) -> None:
-        self._read, self._half, self._coming = read, half, deque(spans)
-        self._last = spans[-1][1] if spans else 0
-        self._ahead: deque[Part] = deque()
-        self._before, self._after = context
-        first = spans[0][0] if spans else 0
-        # After a pause the frames before the first part are needed once more.
-        if first and half:
-            self._before = [*self._before, read(first - min(first, half), first)]
-        self._until = first
+    @lru_cache(maxsize=2 * half + 1)
+    def part(index: int) -> Part:
+        source = sources[index]
+        return source if isinstance(source, Part) else take(*source)
 
-    def __call__(self, start: int, stop: int) -> _Block:
-        """Return the next part."""
-        while self._until < min(self._last, stop + self._half):
-            span = self._coming.popleft()
-            self._ahead.append(self._read(*span))
-            self._until = span[1]
-        part = self._ahead.popleft()
-        if not self._half:
-            return _Block(start, part, part.frames, (0, 0), ~part.empty)
-        ahead = [*self._ahead, *([] if self._coming else self._after)]
-        parts = [*self._before, part, *ahead]
-        earlier, later = (sum(len(one.frames) for one in some) for some in (self._before, ahead))
-        around = min(self._half, earlier), min(self._half, later)
-        some = slice(earlier - around[0], earlier + stop - start + around[1])
-        frames = np.concatenate([one.frames for one in parts])[some]
-        usable = ~np.concatenate([one.empty for one in parts])[some]
-        self._before.append(part)
-        while sum(len(one.frames) for one in self._before[1:]) >= self._half:
-            del self._before[0]
-        return _Block(start, part, frames, around, usable)
+    def reach(indices: Iterable[int]) -> tuple[list[Part], int]:
+        """Return parts until they have ``half`` frames, and how many frames are taken."""
+        near, count = list[Part](), 0
+        for index in indices:
+            if count >= half:
+                break
+            near.append(part(index))
+            count += len(near[-1].frames)
+        return near, min(count, half)
+
+    def read(start: int, stop: int) -> _Block:
+        index = places[start, stop]
+        before, earlier = reach(range(index - 1, -1, -1))
+        own = part(index)
+        after, later = reach(range(index + 1, len(sources)))
+        parts = [*reversed(before), own, *after]
+        skipped = sum(len(one.frames) for one in before) - earlier
+        some = slice(skipped, skipped + earlier + stop - start + later)
+        frames = np.concatenate([one.frames for one in parts])[some] if half else own.frames
+        empty = np.concatenate([one.empty for one in parts])[some]
+        return _Block(start, own, frames, (earlier, later), ~empty)
+
+    return read
+
+
+def tally(sums: Sums, start: int, part: Part, shifts: NDArray[np.float64]) -> None:
+    """Count in what a block from frame ``start`` on keeps, and what its means were shifted by."""
+    empty = (start + np.flatnonzero(part.empty)).tolist()
+    sums.add_kept(part.saturated, part.filled, empty)
+    sums.add_shifts(shifts, part.frames[0].size)
 
 
 def _stream(
@@ -368,14 +399,14 @@ def _stream(
     options: DenoiseOptions,
     output: Output,
     quick: Quick,
-    count: int,
     progress: Progress,
     given: provenance.Stamps,
-    context: Sequence[list[Part]],
+    context: tuple[list[Part], list[Part]],
 ) -> None:
     """Denoise the frames that are not done yet."""
-    parallel, batch = _cut(denoiser, count, ready.recipe.bad.shape, options)
-
+    count, size = ready.frames.shape[0], ready.frames.shape[1:]
+    parallel = denoiser.batching.parallel_runs(count, size)
+    batch = options.batch or denoiser.batching.frames_per_run(size, alone=parallel > 1)
     whole = np.dtype(options.dtype).kind != "f"
 
     def take(start: int, stop: int) -> Part:
@@ -385,84 +416,80 @@ def _stream(
         return part
 
     def compute(item: _Block) -> Answer:
-        start, part = item.start, item.part
+        part = item.part
         made = denoiser.answer(
             item.frames, ready.scale, around=item.around, usable=item.usable,
             with_sigma=options.sigma, batch=batch, alone=parallel > 1,
         )  # fmt: skip
-        # Here, and not where it is written, so that every lane does its own.
+        # Here, and not where it is written, so that every thread does its own.
         for index in np.flatnonzero(part.judged(ready.recipe.bad)):
             one = slice(index, index + 1)
-            quick.add(start + int(index), part.frames[one], made.frames[one], made.shifts[one])
+            quick.add(item.start + int(index), part.frames[one], made.frames[one], made.shifts[one])
         return part.finish(made, whole=whole)
 
     def write(start: int, item: _Block, made: Answer) -> None:
         part = item.part
-
-        def tally(sums: Sums) -> None:
-            empty = (start + np.flatnonzero(part.empty)).tolist()
-            sums.add_kept(part.saturated, part.filled, empty)
-            sums.add_shifts(made.shifts, part.frames[0].size)
-
-        output.write(start, part.counted(), made.frames, made.sigma, tally)
+        output.write(
+            start, part.counted(), made.frames, made.sigma,
+            lambda sums: tally(sums, start, part, made.shifts),
+        )  # fmt: skip
         progress(start + len(part.frames), count)
 
-    spans = pipeline.blocks(output.done, count, batch)
-    reader = _Reader(take, spans, denoiser.session.info.frames // 2, context)
-    pipeline.stream(reader, compute, write, spans, parallel)
-
-
-def _take_up(output: Output, quick: Quick, denoiser: Denoiser, size: tuple[int, ...]) -> None:
-    """Let check and record speak of the frames of an earlier run, too."""
-    earlier = output.earlier
-    if "quick" in earlier:
-        quick.restore(earlier, size[0] * size[1])
-        denoiser.batching.note = denoiser.batching.note or str(earlier["note"])
-
-
-def _cut(
-    denoiser: Denoiser, count: int, size: tuple[int, ...], options: DenoiseOptions
-) -> tuple[int, int]:
-    """Return how many runs go side by side, and how many frames of (H, W) each has."""
-    parallel = denoiser.batching.parallel_runs(count, size)
-    return parallel, options.batch or denoiser.batch_for(size, alone=parallel > 1)
+    spans = blocks(output.done, count, batch)
+    read = with_neighbours(take, spans, denoiser.session.info.frames // 2, context)
+    stream(read, compute, write, spans, parallel)
 
 
 def _draw(
-    options: DenoiseOptions, frames: Frames, ready: Prepared, target: Path, module: str, model: str
-) -> None:
-    """Draw what was asked for, from the finished output."""
-    mirrored = module == "mirror"
-    choice = Choice(frames.dataset, frames.order) if mirrored else Choice()
-    count = frames.shape[0]
-    with open_frames(target, choice) as denoised:
-        if options.preview is not None:
-            from emdn_deploy import figures
+    options: DenoiseOptions,
+    ready: Prepared,
+    target: Path,
+    module: str,
+    model: str,
+    checked: QuickResult | None,
+) -> "tuple[RunPage, Verdicts] | None":
+    """Draw what was asked for, from the finished output; return what a page shows of it."""
+    if options.preview is None and options.movie is None and options.report is None:
+        return None
+    from emdn_deploy import figures
 
+    frames, scale = ready.frames, ready.scale
+    count = frames.shape[0]
+    choice = Choice(frames.dataset, frames.order) if module == "mirror" else Choice()
+    with open_frames(target, choice) as denoised:
+        shown = ready.shown(denoised.read)
+        if options.preview is not None:
             number = count // 2
             # Pictures are drawn in a unit whose square float32 holds.
-            readers, unit = (ready.read, ready.shown(denoised.read)), ready.scale.unit
-            before, after = (read(number, number + 1)[0] / np.float32(unit) for read in readers)
-            scale = ready.scale.scaled(1 / unit)
+            before, after = (
+                read(number, number + 1)[0] / np.float32(scale.unit) for read in (ready.read, shown)
+            )
             title = f"{frames.path.name}, frame {number} of {count}, {model}"
-            if ready.scale.sigma:
-                title += f", {ready.scale.scale:.3g} e/px"
-            if known := frames.dose(ready.scale.scale):
+            if scale.sigma:
+                title += f", {scale.scale:.3g} e/px"
+            if known := frames.dose(scale.scale):
                 title += f", {known:.4g} e/Å²"
-            kind = options.preview.suffix[1:].lower()
+            kind, unit = options.preview.suffix[1:].lower(), scale.scaled(1 / scale.unit)
             with renamed(options.preview) as place:
-                figures.draw(place, before, after, scale, frames.axis("x"), title, kind)
+                figures.draw(place, before, after, unit, frames.axis("x"), title, kind)
         if options.movie is not None:
-            from emdn_deploy import figures
-
             time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
             with renamed(options.movie) as place:
-                read = ready.shown(denoised.read)
-                figures.movie(place, ready.read, read, count, time, frames.axis("x"))
+                figures.movie(place, ready.read, shown, count, time, frames.axis("x"))
+        if options.report is None:
+            return None
+        from emdn_deploy.page import RunPage
+
+        page, verdicts = RunPage(frames, scale), _verdicts(checked, count)
+        page.take(page.numbers, ready.read, shown)
+        page.take(page.more(verdicts), ready.read, shown)
+        return page, verdicts
 
 
-def _verdicts(checked: QuickResult | None, count: int) -> Verdicts:
+def _verdicts(checked: QuickResult | None, count: int) -> "Verdicts":
     """Say what the quick check found in each frame."""
+    from emdn_deploy.page import Verdicts
+
     if checked is None:
         return Verdicts()
     flagged = {
@@ -475,44 +502,28 @@ def _verdicts(checked: QuickResult | None, count: int) -> Verdicts:
     return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))
 
 
-def _page(ready: Prepared, target: Path, module: str, verdicts: Verdicts) -> RunPage:
-    """Collect what a page shows of the finished output."""
-    frames, page = ready.frames, RunPage(ready.frames, ready.scale)
-    choice = Choice(frames.dataset, frames.order) if module == "mirror" else Choice()
-    with open_frames(target, choice) as denoised:
-        sides = ready.read, ready.shown(denoised.read)
-        page.take(page.numbers, *sides)
-        page.take(page.more(verdicts), *sides)
-    return page
-
-
-def _warn(
-    source: Path, ratio: float, net: float, ready: Prepared, sums: Sums, options: DenoiseOptions
-) -> None:
-    for note in ready.recipe.notes:
-        _log.warning("warning: %s: %s", source, note)
-    if sums.filled:
-        _log.warning(
-            "warning: %s: %d pixels were not finite in some frames; filled from their neighbours",
-            source, sums.filled,
-        )  # fmt: skip
-    if sums.empty:
-        shown = ", ".join(spans(sums.empty))
-        whole = np.dtype(options.dtype).kind != "f"
-        become = "are left as they are" + (", NaN as 0" if whole else "")
-        _log.warning(
-            "warning: %s: %d frames are blank or hold no value, and %s (%s)",
-            source, len(sums.empty), become, shown,
-        )  # fmt: skip
-    if abs(ratio - 1) > RATIO_TOLERANCE:
-        _log.warning(
-            "warning: %s: the mean intensity changed by %.1f %%; do not use these frames for "
-            "quantitative work before you know why",
-            source, 100 * (ratio - 1),
-        )  # fmt: skip
-    if abs(net - 1) > RATIO_TOLERANCE:
-        _log.warning(
-            "warning: %s: the model changed the mean intensity by %.1f %%; frames were shifted "
-            "back, but it may not fit them: see emdn-deploy check",
-            source, 100 * (net - 1),
-        )  # fmt: skip
+def _warn(report: Report) -> None:
+    """Say what makes a result less than it seems."""
+    said = list(report.notes)
+    if report.filled:
+        said.append(
+            f"{report.filled} pixels were not finite in some frames; filled from their neighbours"
+        )
+    if report.empty:
+        become = "NaN as 0 " * (np.dtype(report.dtype).kind != "f")
+        said.append(
+            f"{len(report.empty)} frames are blank or hold no value, and are left as they are "
+            f"{become}({', '.join(ranges(report.empty))})"
+        )
+    if abs(report.ratio - 1) > RATIO_TOLERANCE:
+        said.append(
+            f"the mean intensity changed by {100 * (report.ratio - 1):.1f} %; do not use these "
+            "frames for quantitative work before you know why"
+        )
+    if abs(report.net_ratio - 1) > RATIO_TOLERANCE:
+        said.append(
+            f"the model changed the mean intensity by {100 * (report.net_ratio - 1):.1f} %; frames "
+            "were shifted back, but it may not fit them: see emdn-deploy check"
+        )
+    for one in said:
+        _log.warning("warning: %s: %s", report.source, one)

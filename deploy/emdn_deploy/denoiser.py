@@ -16,8 +16,6 @@ from emdn_deploy.session import open_session
 from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.uncertainty import Calibration
 
-Means = NDArray[np.float64]
-
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +91,7 @@ class Denoiser:
         EmdnError
             If ``gain`` or ``offset`` cannot be that of such frames.
         """
-        return self._whole(frames, gain, offset, batch, with_sigma=False).frames
+        return self._as_a_file(frames, gain, offset, batch, with_sigma=False).frames
 
     def denoise_with_sigma(
         self,
@@ -125,7 +123,7 @@ class Denoiser:
         """
         if self.calibration is None:
             _log.warning("sigma: %s", uncertainty.note(self.session.info, None))
-        made = self._whole(frames, gain, offset, batch, with_sigma=True)
+        made = self._as_a_file(frames, gain, offset, batch, with_sigma=True)
         assert made.sigma is not None
         return made.frames, made.sigma
 
@@ -137,27 +135,8 @@ class Denoiser:
     def run(
         self, frames: Stack, scale: Intensity, *, batch: int | None = None, alone: bool = False
     ) -> Stack:
-        """Denoise (n, H, W) with a known scale, by tiles where frames are too large.
-
-        Each frame comes back with its own mean (see `emdn_deploy.stacks`).
-
-        Parameters
-        ----------
-        batch
-            Frames per run; None chooses.
-        alone
-            Whether to keep to one CPU thread, the caller's: for callers that run
-            several stacks at the same time.
-        """
+        """Denoise (n, H, W) with a known scale: the frames of `answer`."""
         return self.answer(frames, scale, batch=batch, alone=alone).frames
-
-    def run_with_sigma(
-        self, frames: Stack, scale: Intensity, *, batch: int | None = None, alone: bool = False
-    ) -> tuple[Stack, Stack]:
-        """Denoise (n, H, W) in eight orientations: their mean, and its sigma; see `run`."""
-        made = self.answer(frames, scale, with_sigma=True, batch=batch, alone=alone)
-        assert made.sigma is not None
-        return made.frames, made.sigma
 
     def answer(
         self,
@@ -170,9 +149,10 @@ class Denoiser:
         batch: int | None = None,
         alone: bool = False,
     ) -> Answer:
-        """Do what `run`, or `run_with_sigma`, does, and say by how much means were off.
+        """Denoise (n, H, W) with a known scale, by tiles where frames are too large.
 
-        Where ``scale`` says that there is no noise, frames come back as they are.
+        Each frame comes back with its own mean (see `emdn_deploy.stacks`), and all as they are
+        where ``scale`` says that there is no noise.
 
         Parameters
         ----------
@@ -181,6 +161,13 @@ class Denoiser:
             that sees several; the answer has none of them.
         usable
             (n,), which frames may stand beside others; None for all.
+        with_sigma
+            Whether to denoise in eight orientations: their mean, and its standard deviation.
+        batch
+            Frames per run; None chooses.
+        alone
+            Whether to keep to one CPU thread, the caller's: for callers that run
+            several stacks at the same time.
         """
         first, stop = around[0], len(frames) - around[1]
         own = frames[first:stop]
@@ -195,7 +182,7 @@ class Denoiser:
             )  # fmt: skip
             errors = None if made.sigma is None else made.sigma * np.float32(unit)
             return Answer(made.frames * np.float32(unit), made.shifts * unit, errors)
-        output, shifts = np.empty(own.shape, np.float32), np.empty(len(own))
+        output, shifts = np.empty(own.shape, np.float32), np.zeros(len(own))
         sigmas = np.empty(own.shape, np.float32) if with_sigma else None
         seen = self.session.info.frames
         numbers = neighbours.beside(first, stop, len(frames), seen, usable)
@@ -203,16 +190,19 @@ class Denoiser:
         def one(part: slice, alone: bool) -> None:
             wanted = stacks.means(own[part], part.start)
             given = own[part] if seen == 1 else frames[numbers[part]]
+
+            def denoised(stack: Stack, into: Stack, share: float = 1) -> Stack:
+                self.batching.denoise(stack, scale, into, alone=alone)
+                shifts[part] += share * stacks.keep_means(wanted, into)
+                return into
+
             if sigmas is None:
-                shifts[part] = self._run(given, scale, output[part], wanted, alone=alone)
+                denoised(given, output[part])
                 return
-            shifts[part] = 0
 
             def turned(stack: Stack) -> Stack:
-                made = np.empty((len(stack), *stack.shape[-2:]), np.float32)
-                shift = self._run(stack, scale, made, wanted, alone=alone)
-                shifts[part] += shift / uncertainty.ORIENTATIONS
-                return made
+                into = np.empty((len(stack), *stack.shape[-2:]), np.float32)
+                return denoised(stack, into, 1 / uncertainty.ORIENTATIONS)
 
             output[part], variance = uncertainty.ensemble(turned, given)
             sigmas[part] = uncertainty.estimate(output[part], variance, scale, self.calibration)
@@ -220,11 +210,7 @@ class Denoiser:
         self.batching.each(own.shape, one, batch, alone=alone)
         return Answer(output, shifts, sigmas)
 
-    def batch_for(self, size: tuple[int, ...], *, alone: bool = False) -> int:
-        """Choose the frames per run for frames of (H, W); see `run`."""
-        return self.batching.frames_per_run(size, alone=alone)
-
-    def _whole(
+    def _as_a_file(
         self,
         frames: ArrayLike,
         gain: float | None,
@@ -255,19 +241,13 @@ class Denoiser:
                 "pixels in gaps, saturated areas or empty frames keep their value",
                 faulty, part.filled, kept,
             )  # fmt: skip
-        made = self.answer(
-            part.frames, recipe.scale, usable=~part.empty, with_sigma=with_sigma, batch=batch
+        made = part.finish(
+            self.answer(
+                part.frames, recipe.scale, usable=~part.empty, with_sigma=with_sigma, batch=batch
+            )
         )
-        made = part.finish(made)
         errors = None if made.sigma is None else made.sigma.reshape(array.shape)
         return Answer(made.frames.reshape(array.shape), made.shifts, errors)
-
-    def _run(
-        self, frames: Stack, scale: Intensity, out: Stack, wanted: Means, *, alone: bool
-    ) -> Means:
-        """Denoise one batch into ``out``, and shift its frames to the means that are wanted."""
-        self.batching.denoise(frames, scale, out, alone=alone)
-        return stacks.keep_means(wanted, out)
 
 
 def denoise(

@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import polars as pl
 
-from emdn_deploy import preprocess, tiling
+from emdn_deploy import batching, preprocess
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, is_pattern, open_frames
 from emdn_deploy.readers.frames import SeveralStacks
@@ -89,7 +89,7 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
             yield _row("saturated", said)
         for note in ready.recipe.notes:
             yield _row("note", note)
-        size = "whole frames" if height * width <= tiling.WHOLE_PIXELS else "by tiles"
+        size = "whole frames" if height * width <= batching.TILE_PIXELS else "by tiles"
         model = pretrained.default_model()
         yield _row("model", f"{model} unless --model says otherwise, {size}")
 

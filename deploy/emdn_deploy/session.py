@@ -9,13 +9,14 @@ import contextlib
 import ctypes
 import io
 import logging
+import math
+import os
 import shutil
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,10 +25,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from emdn_deploy import model_info, onnx_file
+from emdn_deploy import model_file
 from emdn_deploy.config import Device, Precision
-from emdn_deploy.model_info import ModelInfo
-from emdn_deploy.pipeline import usable_cpus
+from emdn_deploy.model_file import ModelInfo
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError, install
 
@@ -37,17 +37,13 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 # A first run of a model from elsewhere: side of its frame, and the most that it may take.
 _TRIAL_SIDE, _TRIAL_SECONDS, _TRIAL_BYTES = 64, 20.0, 2**30
-# What onnxruntime computes sizes by, on the CPU on purpose.
-_SIZES = {
-    "Add", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor",
-    "Gather", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "Range", "ReduceProd", "Reshape",
-    "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
-}  # fmt: skip
 # What onnxruntime's arenas, CUDA's runtime, cuDNN and cuBLAS say where memory runs out.
 _OUT_OF_MEMORY = (
     "failed to allocate memory", "bfcarena", "out of memory", "cudaerrormemoryallocation",
     "alloc_failed", "allocation_failed", "bad_alloc",
 )  # fmt: skip
+# Several threads may ask for a session with one thread at once.
+_opening = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
@@ -72,18 +68,18 @@ class Session:
     precision: str
     threads: int
     handle: ort.InferenceSession
-    _single: list[ort.InferenceSession] = field(default_factory=list, repr=False)
-    _opening: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def single(self) -> ort.InferenceSession:
         """Return the same model with one thread, to be run by several callers at once."""
         if self.device != "cpu" or self.threads == 1:
             return self.handle
-        with self._opening:
-            if not self._single:
-                self._single.append(_open(self.info.path, self.device, 1))
-        return self._single[0]
+        with _opening:
+            return self._single
+
+    @cached_property
+    def _single(self) -> ort.InferenceSession:
+        return _open(self.info.path, self.device, 1)
 
     def run(
         self,
@@ -151,6 +147,7 @@ def open_session(
         A shipped name, the path of an ``.onnx`` file, or None for the default.
     device
         ``cuda`` never falls back; ``auto`` takes CUDA where it works and says what it took.
+        Where there is no NVIDIA GPU it is the CPU without a word.
     threads
         CPU threads; None takes those that affinity mask and quota allow.
     precision
@@ -169,24 +166,65 @@ def open_session(
         raise DeviceError(f"no device is called {device!r}; there are {devices}")
     if threads is not None and threads < 1:
         raise EmdnError(f"threads is {threads}, expected 1 or more")
-    path = model_info.resolve(model, precision)
+    path = model_file.resolve(model, precision)
     if precision == "int8" and device != "cpu":
         # CUDA has no convolutions of int8 in onnxruntime: it would go back to float32.
         if device != "auto":
             raise DeviceError("int8 variants are for the CPU; use fp32 on CUDA")
         device = "cpu"
         _log.info("device: cpu (int8 variants are for it)")
-    count = threads or usable_cpus()
-    contents = onnx_file.read(path)
-    info = model_info.parse(path, contents.metadata, contents.inputs)
-    model_info.check_precision(info, precision)
+    info = model_file.read(path, precision)
     if path.parent != pretrained.WEIGHTS:  # those have the sha256 of the index
         _try(path, info.sha256, info.frames)
-    handle, place = _open_somewhere(path, device, count, precision)
-    if precision == "tf32" and place != "cuda":
-        raise DeviceError(f"tf32 is CUDA's, and the device is {place}; use fp32")
-    computed = "tf32" if precision == "tf32" else info.precision
+    count, computed = threads or usable_cpus(), info.precision
+    place: Place = (
+        "cpu" if device == "cpu" or (device == "auto" and not _nvidia_there()) else "cuda"
+    )
+    if place == "cuda":
+        try:
+            if missing := cuda_obstacle():
+                raise DeviceError(f"CUDA is not available: {missing}")
+            handle = _open(path, "cuda", count, precision)
+            computed = "tf32" if precision == "tf32" else computed
+        except DeviceError as error:
+            if device != "auto":
+                raise
+            place = "cpu"
+            _log.info("device: cpu (%s)", error)
+        else:
+            if device == "auto":
+                _log.info("device: cuda")
+    if place == "cpu":
+        if precision == "tf32":
+            raise DeviceError("tf32 is CUDA's, and the device is cpu; use fp32")
+        handle = _open(path, "cpu", count)
     return Session(info, place, computed, count, handle)
+
+
+def usable_cpus() -> int:
+    """Return how many threads may compute: the affinity mask's CPUs, or a quota if that is less.
+
+    Slurm, ``taskset`` and ``docker --cpuset-cpus`` set an affinity mask; ``docker --cpus`` and
+    Kubernetes limits set a quota of processor time instead (``cpu.max`` of a control group, of
+    version 2), which the mask does not show: 64 threads under a quota of two CPUs run for 3 ms of
+    every 100 and then wait, all of them. A share of a CPU counts as one.
+    """
+    masked = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([masked or 1, *map(math.ceil, _quotas())]))
+
+
+def _quotas(root: Path = Path("/")) -> Iterator[float]:
+    """Yield the CPUs that this process's control group, and all that it lies in, grant."""
+    try:
+        _, _, group = (root / "proc/self/cgroup").read_text(encoding="utf-8").rpartition("0::/")
+    except OSError:  # not Linux
+        return
+    group = group.strip()
+    # In a container the tree may begin at its own group, whatever the path says.
+    for folder in (Path(group), *Path(group).parents):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number and no limit
+            granted, period = (root / "sys/fs/cgroup" / folder / "cpu.max").read_text().split()
+            yield int(granted) / int(period)
 
 
 def cuda_obstacle() -> str:
@@ -223,6 +261,24 @@ def cuda_obstacle() -> str:
     return ""
 
 
+def _nvidia_there() -> bool:
+    """Tell whether the machine has an NVIDIA GPU, as its driver's files show."""
+    return bool(
+        any(Path("/dev").glob("nvidia[0-9]*"))
+        or shutil.which("nvidia-smi")
+        or (sys.platform == "win32" and not _unloadable("nvcuda.dll"))
+    )
+
+
+def _unloadable(library: str) -> str:
+    """Load a library; return what of it, or of what it needs, cannot be had, or nothing."""
+    try:
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        return str(error).split(":", 1)[0]
+    return ""
+
+
 def session_options(device: Place, threads: int) -> ort.SessionOptions:
     """Return what every session is opened with."""
     options = ort.SessionOptions()
@@ -240,6 +296,61 @@ def session_options(device: Place, threads: int) -> ort.SessionOptions:
     else:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def _providers(device: Place, precision: str) -> list[Any]:
+    """Return the execution providers to open a session with, the one asked for first.
+
+    Halves and TF32 go through the tensor cores, which want the channels last; TF32, float32
+    with its fraction cut to 10 bits, is used under no other name.
+    """
+    if device == "cpu":
+        return [CPU]
+    cuda = {
+        "use_tf32": str(int(precision == "tf32")),
+        "prefer_nhwc": str(int(precision in ("fp16", "tf32"))),
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # Doubling every time, as by default, would keep up to half of the memory idle.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return [(CUDA, cuda), CPU]
+
+
+def _open(path: Path, device: Place, threads: int, precision: str = "fp32") -> ort.InferenceSession:
+    """Open a file on a device, and refuse a session that would compute elsewhere."""
+    handle = _load(path, session_options(device, threads), _providers(device, precision))
+    if device == "cuda":
+        _check_cuda(handle, path.name)
+    return handle
+
+
+def _load(path: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises bare Exceptions
+        raise ModelError(
+            f"{path}: onnxruntime cannot load it ({_first_line(error)}); "
+            "is it a complete ONNX file written by emdn-train export?"
+        ) from error
+
+
+def _check_cuda(handle: ort.InferenceSession, name: str) -> None:
+    """Refuse a session that runs on the CPU, or its convolutions, which onnxruntime never says."""
+    got = handle.get_providers()[0]
+    if got != CUDA:
+        raise DeviceError(
+            f"CUDA is not available: onnxruntime fell back to {got}; "
+            "check the driver with nvidia-smi"
+        )
+    if not hasattr(handle, "get_provider_graph_assignment_info"):  # onnxruntime before 1.24
+        return
+    away = [part for part in handle.get_provider_graph_assignment_info() if part.ep_name != CUDA]
+    convolutions = sum("Conv" in node.op_type for part in away for node in part.get_nodes())
+    if convolutions:
+        raise DeviceError(
+            f"CUDA is not available: onnxruntime would run {convolutions} convolutions of "
+            f"{name} on another device; check that cuDNN fits the installed onnxruntime"
+        )
 
 
 def _run(
@@ -274,120 +385,6 @@ def _first_line(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
-def _open_somewhere(
-    path: Path, device: Device, threads: int, precision: Precision
-) -> tuple[ort.InferenceSession, Place]:
-    """Open a file on a device, or on the best one for ``auto``, which says what it took.
-
-    Where there is no NVIDIA GPU, ``auto`` is the CPU without a word.
-    """
-    if device == "cpu" or (device == "auto" and not _nvidia_there()):
-        return _open(path, "cpu", threads), "cpu"
-    try:
-        if missing := cuda_obstacle():
-            raise DeviceError(f"CUDA is not available: {missing}")
-        handle = _open(path, "cuda", threads, precision)
-    except DeviceError as error:
-        if device != "auto":
-            raise
-        _log.info("device: cpu (%s)", error)
-        return _open(path, "cpu", threads), "cpu"
-    if device == "auto":
-        _log.info("device: cuda")
-    return handle, "cuda"
-
-
-def _nvidia_there() -> bool:
-    """Tell whether the machine has an NVIDIA GPU, as its driver's files show."""
-    return bool(
-        any(Path("/dev").glob("nvidia[0-9]*"))
-        or shutil.which("nvidia-smi")
-        or (sys.platform == "win32" and not _unloadable("nvcuda.dll"))
-    )
-
-
-def _unloadable(library: str) -> str:
-    """Load a library; return what of it, or of what it needs, cannot be had, or nothing."""
-    try:
-        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        return str(error).split(":", 1)[0]
-    return ""
-
-
-def _open(path: Path, device: Place, threads: int, precision: str = "fp32") -> ort.InferenceSession:
-    """Open a file on a device, and refuse a session that would compute elsewhere."""
-    handle = _load(path, session_options(device, threads), _providers(device, precision))
-    if device == "cuda":
-        _check_cuda(handle, path.name)
-    return handle
-
-
-def _load(path: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
-    try:
-        return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime raises bare Exceptions
-        raise ModelError(
-            f"{path}: onnxruntime cannot load it ({_first_line(error)}); "
-            "is it a complete ONNX file written by emdn-train export?"
-        ) from error
-
-
-def _providers(device: Place, precision: str) -> list[Any]:
-    """Return the execution providers to open a session with, the one asked for first.
-
-    Halves and TF32 go through the tensor cores, which want the channels last; TF32, float32
-    with its fraction cut to 10 bits, is used under no other name.
-    """
-    if device == "cpu":
-        return [CPU]
-    cuda = {
-        "use_tf32": str(int(precision == "tf32")),
-        "prefer_nhwc": str(int(precision in ("fp16", "tf32"))),
-        "cudnn_conv_algo_search": "HEURISTIC",
-        # Doubling every time, as by default, would keep up to half of the memory idle.
-        "arena_extend_strategy": "kSameAsRequested",
-    }
-    return [(CUDA, cuda), CPU]
-
-
-def _check_cuda(handle: ort.InferenceSession, name: str) -> None:
-    """Refuse a session that runs on the CPU; warn of a part of one that does.
-
-    onnxruntime opens a session on the CPU where CUDA does not start, and gives single
-    operators to it for which CUDA has no kernel.
-    """
-    got = handle.get_providers()[0]
-    if got != CUDA:
-        raise DeviceError(
-            f"CUDA is not available: onnxruntime fell back to {got}; "
-            "check the driver with nvidia-smi"
-        )
-    away = _not_on(handle, CUDA)
-    convolutions = sum(count for kind, count in away.items() if "Conv" in kind)
-    if convolutions:
-        raise DeviceError(
-            f"CUDA is not available: onnxruntime would run {convolutions} convolutions of "
-            f"{name} on another device; check that cuDNN fits the installed onnxruntime"
-        )
-    if away:
-        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(away.items()))
-        _log.warning("warning: %s: not on CUDA but elsewhere run %s", name, listed)
-
-
-def _not_on(handle: ort.InferenceSession, provider: str) -> Counter[str]:
-    """Count the operators, by kind, that other providers run, but for those that compute sizes."""
-    if not hasattr(handle, "get_provider_graph_assignment_info"):  # onnxruntime before 1.24
-        return Counter()
-    return Counter(
-        node.op_type
-        for part in handle.get_provider_graph_assignment_info()
-        if part.ep_name != provider
-        for node in part.get_nodes()
-        if node.op_type not in _SIZES
-    )
-
-
 @cache
 def _try(path: Path, sha256: str, frames: int) -> None:
     """Denoise one small frame by a file from elsewhere, once, with bounds on time and memory.
@@ -398,7 +395,7 @@ def _try(path: Path, sha256: str, frames: int) -> None:
         If onnxruntime refuses the model, it takes too long or too much memory, or what it gives
         is no frame of that size with finite numbers.
     """
-    limits, failed = ort.RunOptions(), list[Exception]()
+    limits, failed, size = ort.RunOptions(), list[Exception](), f"{_TRIAL_SIDE} x {_TRIAL_SIDE}"
 
     def run() -> None:
         try:
@@ -411,7 +408,6 @@ def _try(path: Path, sha256: str, frames: int) -> None:
     with _memory_limited(_TRIAL_BYTES + 4 * path.stat().st_size):
         thread.start()
         thread.join(_TRIAL_SECONDS)
-    size = f"{_TRIAL_SIDE} x {_TRIAL_SIDE}"
     if thread.is_alive():
         limits.terminate = True
         raise ModelError(
@@ -432,20 +428,15 @@ def _try_run(path: Path, frames: int, limits: ort.RunOptions) -> None:
     # Constants are then computed in the run, which can be ended, and not when it is opened.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     handle = _load(path, options, [CPU])
-    side = _TRIAL_SIDE
-    given = np.random.default_rng(0).poisson(20.0, (1, frames, side, side)).astype(np.float32)
+    shape = 1, frames, _TRIAL_SIDE, _TRIAL_SIDE
+    given = np.random.default_rng(0).poisson(20.0, shape).astype(np.float32)
     one = np.ones((1, 1, 1, 1), np.float32)
     numbers = {"scale": 20 * one, "offset": 0 * one, "gain": one}
-    (made, *_) = handle.run(["denoised"], {"frames": given, **numbers}, limits)
-    if not isinstance(made, np.ndarray) or made.shape != (1, 1, side, side):
+    made = np.asarray(handle.run(["denoised"], {"frames": given, **numbers}, limits)[0])
+    if made.dtype != np.float32 or made.shape != (1, 1, *shape[2:]) or not np.isfinite(made).all():
         raise ModelError(
-            f"{path}: makes {getattr(made, 'shape', type(made))} of frames {given.shape}, "
-            f"expected {(1, 1, side, side)}"
-        )
-    if made.dtype != np.float32 or not np.isfinite(made).all():
-        raise ModelError(
-            f"{path}: makes {made.dtype} with {np.count_nonzero(~np.isfinite(made))} pixels that "
-            "are not finite of a frame of counts; its weights are damaged"
+            f"{path}: makes {made.dtype} {made.shape} of frames {shape}, expected float32 "
+            f"{(1, 1, *shape[2:])} of finite numbers; export it again with emdn-train export"
         )
 
 
@@ -458,10 +449,10 @@ def _memory_limited(more: int) -> Iterator[None]:
     import resource
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + more
-    known = [one for one in (soft, hard) if one != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *known]), hard))
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    known = [one for one in before if one != resource.RLIM_INFINITY]
+    most = min([pages * resource.getpagesize() + more, *known])
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     try:
         yield
     finally:

@@ -119,20 +119,9 @@ def frames_last(shape: tuple[int, ...]) -> bool:
 def odd_axis(read: Callable[[int], NDArray[Any]], lead: list[int]) -> tuple[int, float] | None:
     """Find a short axis, beside another one, along which frames have scales of their own.
 
-    Compared is the variance of the noise over the mean. A stack has a single scale, so
-    detectors or channels must not be mixed.
-
-    Parameters
-    ----------
-    read
-        Gives a frame (H, W) by its number.
-    lead
-        Lengths of all axes but those of the frame.
-
-    Returns
-    -------
-    tuple or None
-        The axis, and by which factor the scales differ, if by more than `SCALES`.
+    ``read`` gives a frame (H, W) by its number; ``lead`` are the lengths of all axes but those of
+    the frame. Compared is the variance of the noise over the mean. Returned are the axis, and by
+    which factor it differs, if by more than `SCALES`: detectors or channels must not be mixed.
     """
     if sum(length > 1 for length in lead) < 2:
         return None

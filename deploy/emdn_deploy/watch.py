@@ -23,16 +23,18 @@ from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import denoise_file, output, output_paths, preprocess, provenance, writers
+from emdn_deploy.batching import blocks
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, disk
+from emdn_deploy.preprocess import Part, Recipe
 from emdn_deploy.readers import (
     SUFFIXES,
     Choice,
@@ -44,26 +46,18 @@ from emdn_deploy.readers import (
 )
 from emdn_deploy.readers.frames import select
 from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
-from emdn_deploy.writers import Provenance, partial_of
+from emdn_deploy.writers import partial_of
 from emdn_deploy.writers.hdf5 import MARGIN, finish, record, reserve
 from emdn_models.errors import EmdnError, FormatError, OutputError
 
 # Frames that the scale is taken from, if there are so many before the first wait ends.
 FIRST_FRAMES = 16
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A file as it was at the last look: one that no longer changes is complete."""
-
-    size: int
-    changed_ns: int
-
-
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One denoised piece of an acquisition.
 
     ``lag_s``: from the moment the input was last written to the moment its output was there.
@@ -73,6 +67,29 @@ class Arrival:
     output: Path
     frames: int
     lag_s: float
+
+
+class _Seen(NamedTuple):
+    """A file as it was at a look: one that no longer changes is complete."""
+
+    size: int
+    changed_ns: int
+
+
+def _looks(
+    look: Callable[[], _T],
+    nothing: _T,
+    idle_s: float,
+    poll_s: float,
+    sleep: Callable[[float], None],
+) -> Iterator[tuple[_T, _T, bool]]:
+    """Look until nothing has changed for ``idle_s``; give this look, the one before, is it last?"""
+    now, idle = nothing, 0.0
+    while idle <= idle_s:
+        before, now = now, look()
+        idle = 0.0 if now != before else idle + poll_s
+        yield now, before, idle > idle_s
+        sleep(poll_s)
 
 
 def folder(
@@ -95,20 +112,16 @@ def folder(
     out.mkdir(parents=True, exist_ok=True)
     opened = {options.model: Denoiser.of(options)}  # before any file is waited for
     watched = _Watched(source, place, out, options, opened)
-    now: dict[Path, Seen] = {}
-    complete: list[Path] = []
-    idle = 0.0
+    none = dict[Path, _Seen]()
+    now, complete = none, list[Path]()
     try:
-        while idle <= idle_s:
-            before, now = now, _look(source, out, options.suffix)
-            grew, complete = now != before, _complete(before, now)
+        for now, before, last in _looks(watched.look, none, idle_s, poll_s, sleep):
+            complete = _complete(before, now)
             ready = [path for path in complete if watched.wants(path, now[path])]
-            if watched.recipe is None and ready and (len(ready) >= FIRST_FRAMES or not grew):
+            if watched.recipe is None and (len(ready) >= FIRST_FRAMES or now == before):
                 watched.find_recipe(ready, now)
-            idle = 0.0 if grew else idle + poll_s
             # The last files wait for those that come after them.
-            yield from watched.denoise_all(complete, now, last=idle > idle_s)
-            sleep(poll_s)
+            yield from watched.denoise_all(complete, now, last=last)
     except (GeneratorExit, KeyboardInterrupt):
         list(islice(watched.denoise_all(complete, now, last=True), watched.half))
         raise
@@ -121,14 +134,23 @@ def folder(
         )
 
 
+def _complete(before: dict[Path, _Seen], now: dict[Path, _Seen]) -> list[Path]:
+    """Return the files that did not change, up to the first that did: order is kept."""
+    ready = []
+    for path, seen in now.items():
+        if before.get(path) != seen:
+            break
+        ready.append(path)
+    return ready
+
+
 @dataclass
 class _Watched:
     """A folder that is watched, and what has become of its files.
 
     ``model``: what is taken for all, and how many files before and after one it sees (``half``).
     ``done``, ``skipped``: files that were denoised, or could not be, as they were then. ``own``:
-    those of ``done`` that this run has denoised. ``full``: whether the disk is: the next file would
-    not fit either.
+    those of ``done`` that this run has denoised.
     """
 
     source: Path
@@ -136,23 +158,39 @@ class _Watched:
     out: Path
     options: DenoiseOptions
     opened: dict[str | None, Denoiser]
-    recipe: preprocess.Recipe | None = None
+    recipe: Recipe | None = None
     model: str | None = None
     half: int = 0
-    done: dict[Path, Seen] = field(default_factory=dict)
-    skipped: dict[Path, Seen] = field(default_factory=dict)
+    done: dict[Path, _Seen] = field(default_factory=dict)
+    skipped: dict[Path, _Seen] = field(default_factory=dict)
     own: set[Path] = field(default_factory=set)
     said: set[str] = field(default_factory=set)
-    full: bool = False
 
-    def wants(self, path: Path, seen: Seen) -> bool:
+    def look(self) -> dict[Path, _Seen]:
+        """List the files, in natural order, as they are now; outputs among them are left out."""
+        whole, out, suffix = self.source.is_dir(), self.out, self.options.suffix
+        pattern = "**/*" if whole else split_pattern(self.source)[1]
+        inside = self.place.resolve() in out.resolve().parents
+        among = bool(suffix) and self.place.resolve() == out.resolve()
+        seen = {}
+        for path in sorted(self.place.glob(pattern), key=natural):
+            ours = (inside and out in path.parents) or (among and path.stem.endswith(suffix))
+            if ours or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+                continue
+            with contextlib.suppress(OSError):  # gone again
+                stat = path.stat()
+                if S_ISREG(stat.st_mode):
+                    seen[path] = _Seen(stat.st_size, stat.st_mtime_ns)
+        return seen
+
+    def wants(self, path: Path, seen: _Seen) -> bool:
         """Say whether a complete file is to be denoised, for the first time or again."""
         if path in self.done and (path not in self.own or self.done[path] == seen):
             return False
         return bool(seen.size) and self.skipped.get(path) != seen
 
-    def find_recipe(self, ready: list[Path], now: dict[Path, Seen]) -> None:
-        """Take scale and bad pixels from the first files, but for those that do not fit."""
+    def find_recipe(self, ready: list[Path], now: dict[Path, _Seen]) -> None:
+        """Take scale, bad pixels and model from the first files, but for those that do not fit."""
         sizes: dict[Path, tuple[int, ...]] = {}
         choice = Choice(self.options.dataset, self.options.axes)
         for path in ready[:FIRST_FRAMES]:
@@ -162,13 +200,15 @@ class _Watched:
                     sizes[path] = frames.shape[1:]
             except Exception as error:
                 self._skip(path, now[path], error)
-        if not sizes:
+        common = Counter(sizes.values()).most_common(1)
+        paths = [path for path in sizes if sizes[path] == common[0][0]]
+        if not paths:
             return
-        size, _ = Counter(sizes.values()).most_common(1)[0]
-        paths = [path for path in sizes if sizes[path] == size]
         try:
-            recipe = _first_recipe(self.source, paths, self.options)
             with open_list(self.source, paths, choice) as frames:
+                recipe = preprocess.find_recipe(frames, self.options)
+                note = f"{recipe.scale.note}; from the first {frames.shape[0]} frames"
+                recipe = replace(recipe, scale=replace(recipe.scale, note=note))
                 stack = preprocess.prepare(frames, self.options, recipe)
                 denoiser, seen = denoise_file.choose(stack, self.options, self.opened)
             self.model = next(name for name, one in self.opened.items() if one is denoiser)
@@ -179,7 +219,7 @@ class _Watched:
                 self._skip(path, now[path], error)
 
     def denoise_all(
-        self, complete: list[Path], now: dict[Path, Seen], *, last: bool
+        self, complete: list[Path], now: dict[Path, _Seen], *, last: bool
     ) -> Iterator[Arrival]:
         """Denoise wanted files in order, and unless ``last`` only those that others follow."""
         if self.recipe is None:
@@ -190,54 +230,48 @@ class _Watched:
                 continue
             before, after = good[max(0, at - self.half) : at], good[at + 1 : at + 1 + self.half]
             if len(after) < self.half and not last:
-                break
-            if made := self.denoise(path, now[path], (before, after)):
-                yield made
-            if self.full:
-                break
-        self.full = False
+                return
+            try:
+                if made := self._denoise(path, now[path], (before, after)):
+                    yield made
+            except OutputError as error:
+                # Not the file's fault: there may be room, or leave to write, at the next look.
+                self._say(path, error, "tried again")
+                if getattr(error.__cause__, "errno", 0) in (errno.ENOSPC, errno.EDQUOT):
+                    return  # the next file would not fit either
+            except Exception as error:
+                self._skip(path, now[path], error)
 
-    def denoise(
-        self, path: Path, seen: Seen, neighbours: tuple[list[Path], list[Path]]
+    def _denoise(
+        self, path: Path, seen: _Seen, between: tuple[list[Path], list[Path]]
     ) -> Arrival | None:
-        """Denoise a file between its neighbours; say so and return None where that fails."""
+        """Denoise a file between its neighbours; None if that was done by an earlier run."""
         place = self.out / path.parent.relative_to(self.place)
+        place.mkdir(parents=True, exist_ok=True)
         own = replace(self.options, out_dir=place, model=self.model)
-        try:
-            assert own.out_dir is not None
-            own.out_dir.mkdir(parents=True, exist_ok=True)
-            target, module = output_paths.target_of(path, own)
-            if path in self.own:
-                _log.warning("%s: has changed since it was denoised; denoised again", path)
-                own = replace(own, overwrite=True)
-            elif target.exists() and not own.overwrite:
-                if seen.changed_ns > target.stat().st_mtime_ns:
-                    _log.warning(
-                        "warning: %s: is newer than its output, which is left as it is; "
-                        "--overwrite denoises it again", path,
-                    )  # fmt: skip
-                _log.info("%s: was denoised before", path)
-                self.done[path] = seen
-                return None
-            elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
-                own = replace(own, overwrite=True)  # what a watch with another scale began
-            report = denoise_file.run(
-                path, own, opened=self.opened, recipe=self.recipe, between=neighbours
-            )
-        except OutputError as error:
-            # Not the file's fault: there may be room, or leave to write, at the next look.
-            self._say(path, error, "tried again")
-            self.full = getattr(error.__cause__, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+        target, module = output_paths.target_of(path, own)
+        if path in self.own:
+            _log.warning("%s: has changed since it was denoised; denoised again", path)
+            own = replace(own, overwrite=True)
+        elif target.exists() and not own.overwrite:
+            if seen.changed_ns > target.stat().st_mtime_ns:
+                _log.warning(
+                    "warning: %s: is newer than its output, which is left as it is; "
+                    "--overwrite denoises it again", path,
+                )  # fmt: skip
+            _log.info("%s: was denoised before", path)
+            self.done[path] = seen
             return None
-        except Exception as error:
-            self._skip(path, seen, error)
-            return None
+        elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
+            own = replace(own, overwrite=True)  # what a watch with another scale began
+        report = denoise_file.run(
+            path, own, opened=self.opened, recipe=self.recipe, between=between
+        )
         self.done[path] = seen
         self.own.add(path)
-        lag = time.time() - seen.changed_ns / 1e9
-        return Arrival(path, report.output, report.frames, lag)
+        return Arrival(path, report.output, report.frames, time.time() - seen.changed_ns / 1e9)
 
-    def _skip(self, path: Path, seen: Seen, error: Exception) -> None:
+    def _skip(self, path: Path, seen: _Seen, error: Exception) -> None:
         self.skipped[path] = seen
         self._say(path, error, "skipped, and tried again when it changes")
 
@@ -247,44 +281,6 @@ class _Watched:
         if text not in self.said:
             self.said.add(text)
             _log.warning("warning: %s; %s", text, what)
-
-
-def _look(source: Path, out: Path, suffix: str) -> dict[Path, Seen]:
-    """List the files of a folder or pattern, in natural order, as they are now.
-
-    Outputs inside the folder, in ``out`` or with names that end in ``suffix``, are left out.
-    """
-    place, pattern = (source, "**/*") if source.is_dir() else split_pattern(source)
-    inside = place.resolve() in out.resolve().parents
-    among = place.resolve() == out.resolve()
-    seen = {}
-    for path in sorted(place.glob(pattern), key=natural):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        if (inside and out in path.parents) or (among and suffix and path.stem.endswith(suffix)):
-            continue
-        with contextlib.suppress(OSError):  # gone again
-            stat = path.stat()
-            if S_ISREG(stat.st_mode):
-                seen[path] = Seen(stat.st_size, stat.st_mtime_ns)
-    return seen
-
-
-def _complete(before: dict[Path, Seen], now: dict[Path, Seen]) -> list[Path]:
-    """Return the files that did not change, up to the first that did: order is kept."""
-    ready = []
-    for path, seen in now.items():
-        if before.get(path) != seen:
-            break
-        ready.append(path)
-    return ready
-
-
-def _first_recipe(source: Path, paths: list[Path], options: DenoiseOptions) -> preprocess.Recipe:
-    with open_list(source, paths, Choice(options.dataset, options.axes)) as frames:
-        recipe = preprocess.find_recipe(frames, options)
-        note = f"{recipe.scale.note}; from the first {frames.shape[0]} frames"
-    return replace(recipe, scale=replace(recipe.scale, note=note))
 
 
 def dataset(
@@ -302,73 +298,33 @@ def dataset(
     """
     given = [getattr(options, name) for name in provenance.REFERENCES]
     inputs = [source, *(Path(path) for path in (*given, options.model) if path)]
+    made: _Growing | None = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(output.claimed([target], [], inputs, overwrite=options.overwrite))
         opened = {options.model: Denoiser.of(options)}  # before any frame is waited for
-        count, now = _followed(source, options, stack)
-        idle, there = 0.0, 0
-        while True:
-            grew, there = count() > there, count()
-            if there and (there >= FIRST_FRAMES or not grew):
-                break
-            if idle > idle_s:
-                raise FormatError(f"{source}: stayed empty for {idle_s:g} s")
-            idle = 0.0 if grew else idle + poll_s
-            sleep(poll_s)
-        saved = output.load_map(target)
-        known = int(saved["first"]) if "first" in saved else there
-        first = now()
-        begun = select(first, f"0:{known}")
-        recipe = preprocess.find_recipe(begun, options)
-        denoiser, seen = denoise_file.choose(
-            preprocess.prepare(begun, options, recipe), options, opened
-        )
-        half = denoiser.session.info.frames // 2
-        ready = preprocess.prepare(first, options, recipe)
-        batch = options.batch or denoiser.batch_for(first.shape[1:])
-        facts = provenance.facts_of(first, options, denoiser, ready, batch, seen)
-
-        def late(sums: Sums) -> Provenance:
-            return {**sums.facts(recipe.scale.offset), **provenance.memory(denoiser)}
-
-        made = _Growing(target, first, facts, known, late, overwrite=options.overwrite)
-        stack.enter_context(made)
-
-        def denoise(there: int, stop: int) -> Generator[int, None, None]:
-            """Denoise frames up to ``stop`` of those that are there, with their neighbours."""
-            ready = preprocess.prepare(now(), DenoiseOptions(), recipe)
-            for start in range(made.done, stop, batch):
-                end = min(stop, start + batch)
-                spans = (max(0, start - half), start), (start, end), (end, min(there, end + half))
-                parts = {span: ready.take(*span) for span in spans if span[0] < span[1]}
-                part, near = parts[spans[1]], [len(range(*span)) for span in spans]
-                answer = denoiser.answer(
-                    np.concatenate([one.frames for one in parts.values()]), recipe.scale,
-                    around=(near[0], near[2]),
-                    usable=~np.concatenate([one.empty for one in parts.values()]), batch=batch,
-                )  # fmt: skip
-                made.append(start, part, part.finish(answer).frames, answer.shifts)
-                yield end - start
-
-        idle, earlier = 0.0, made.done
+        count, read = _followed(source, options, stack)
         try:
-            while idle <= idle_s:
-                arrived, there = time.time(), count()
+            for there, before, last in _looks(count, 0, idle_s, poll_s, sleep):
+                arrived = time.time()
+                if made is None:
+                    if not there and last:
+                        raise FormatError(f"{source}: stayed empty for {idle_s:g} s")
+                    if not there or (there < FIRST_FRAMES and there > before):
+                        continue
+                    made = _Growing(target, read, there, options, opened)
+                    stack.push(made.end)
                 if there < made.done:
                     raise FormatError(
                         f"{source}: has {there} frames, of which {made.done} were denoised: it was "
                         "begun anew; so do with the output, by --overwrite"
                     )
                 # The last frames wait for those that come after them.
-                for frames in denoise(there, there - half):
+                for frames in made.denoise(there, there if last else there - made.half):
                     yield Arrival(source, target, frames, time.time() - arrived)
-                idle, earlier = (0.0 if there > earlier else idle + poll_s), there
-                sleep(poll_s)
         except (GeneratorExit, KeyboardInterrupt):
-            list(denoise(count(), min(count(), made.done + half)))
+            if made is not None:
+                list(made.denoise(there := count(), min(there, made.done + made.half)))
             raise
-        for frames in denoise(count(), min(count(), made.done + half)):
-            yield Arrival(source, target, frames, time.time() - arrived)
 
 
 def _followed(
@@ -401,39 +357,43 @@ def _followed(
             raise FormatError(f"{source}: cannot be read any more ({error})") from error
         return int(chosen.dataset.shape[0])
 
-    def now() -> Frames:
-        return frames_of(source, file, chosen, choice, why)
-
-    return count, now
+    return count, lambda: frames_of(source, file, chosen, choice, why)
 
 
 class _Growing:
-    """An output to which frames are appended.
+    """An output to which frames are appended, denoised by what the first of them ask for.
 
-    ``first``: frames that the scale was taken from, by which a later run finds it again. ``late``:
-    what is recorded when all frames are there.
+    ``read`` gives the frames that are there now; ``there`` is how many that are at first.
     """
 
     def __init__(
         self,
         target: Path,
-        frames: Frames,
-        facts: Provenance,
-        first: int,
-        late: Callable[[Sums], Provenance],
-        *,
-        overwrite: bool,
+        read: Callable[[], Frames],
+        there: int,
+        options: DenoiseOptions,
+        opened: dict[str | None, Denoiser],
     ) -> None:
         self.target, self.partial = target, partial_of(target)
-        self._first, self._late, self._synced = first, late, time.monotonic()
+        saved = output.load_map(target)
+        # Frames that the scale was taken from, by which a later run finds it again.
+        self._first = int(saved["first"]) if "first" in saved else there
+        self._read, frames = read, read()
+        begun = select(frames, f"0:{self._first}")
+        self._recipe = preprocess.find_recipe(begun, options)
+        ready = preprocess.prepare(begun, options, self._recipe)
+        self._denoiser, seen = denoise_file.choose(ready, options, opened)
+        self.half = self._denoiser.session.info.frames // 2
+        size = frames.shape[1:]
+        self._batch = options.batch or self._denoiser.batching.frames_per_run(size)
+        ready = preprocess.prepare(frames, options, self._recipe)
+        facts = provenance.facts_of(frames, options, self._denoiser, ready, self._batch, seen)
         # The file grows, so that neither its size nor its time can tell that it is the same.
         self._key = json.dumps(dict(provenance.key_of(facts, {})), sort_keys=True)
-        self._name = frames.dataset
-        self._frame = 4 * int(np.prod(frames.shape[1:]))
-        self.done, self.sums = 0, Sums()
+        self._name, self._frame = frames.dataset, 4 * int(np.prod(size))
+        self.done, self.sums, self._synced = 0, Sums(), time.monotonic()
         self._file: Any = None
-        saved = output.load_map(target)
-        old = output.continues(target, saved, self._key, overwrite=overwrite)
+        old = output.continues(target, saved, self._key, overwrite=options.overwrite)
         try:
             with disk(self.partial):
                 if not (old and self._taken_up(saved)):
@@ -442,7 +402,16 @@ class _Growing:
                     self.partial.touch()
                     reserve(self.partial, 0, self._frame + MARGIN)
                     self._file = h5py.File(self.partial, "w", libver="latest")
-                    self._data = _create(self._file, frames, facts)
+                    shape = frames.stored_shape[1:]
+                    self._data = self._file.create_dataset(
+                        self._name, (0, *shape), np.float32, maxshape=(None, *shape),
+                        chunks=(1, *shape),
+                    )  # fmt: skip
+                    for letter, axis in zip(frames.order, frames.axes, strict=True):
+                        if axis.step is not None:
+                            self._data.attrs[f"step_{letter}"] = axis.step
+                            self._data.attrs[f"units_{letter}"] = axis.units
+                    record(self._file, self._name, facts)
                 reserve(self.partial, self._file.id.get_filesize(), self._frame + MARGIN)
                 self._file.swmr_mode = True
                 self._save_map()
@@ -454,12 +423,25 @@ class _Growing:
                     output.discard([target])
             raise
 
+    def denoise(self, there: int, stop: int) -> Iterator[int]:
+        """Denoise frames up to ``stop`` of those that are there, with their neighbours."""
+        if stop <= self.done:
+            return
+        ready = preprocess.prepare(self._read(), DenoiseOptions(), self._recipe)
+        spans, more = blocks(self.done, stop, self._batch), min(there, stop + self.half)
+        after = [ready.take(stop, more)] if more > stop else []
+        read = denoise_file.with_neighbours(ready.take, spans, self.half, ([], after))
+        for start, end in spans:
+            block = read(start, end)
+            made = self._denoiser.answer(
+                block.frames, self._recipe.scale, around=block.around, usable=block.usable,
+                batch=self._batch,
+            )  # fmt: skip
+            self.append(start, block.part, block.part.finish(made).frames, made.shifts)
+            yield end - start
+
     def append(
-        self,
-        start: int,
-        part: preprocess.Part,
-        after: NDArray[np.float32],
-        shifts: NDArray[np.float64],
+        self, start: int, part: Part, after: NDArray[np.float32], shifts: NDArray[np.float64]
     ) -> None:
         """Write denoised frames after those that are there."""
         stop = start + len(after)
@@ -471,22 +453,18 @@ class _Growing:
             self._data.flush()
             sums = copy.deepcopy(self.sums)
             sums.add(part.counted(), after)
-            empty = (start + np.flatnonzero(part.empty)).tolist()
-            sums.add_kept(part.saturated, part.filled, empty)
-            sums.add_shifts(shifts, part.frames[0].size)
+            denoise_file.tally(sums, start, part, shifts)
             self.sums, self.done = sums, stop  # an interrupted block counts wholly or not at all
             if time.monotonic() - self._synced > output.SYNC_SECONDS:
                 self._save_map()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
+    def end(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Complete the output, or after an error leave it to be continued."""
         # A failed close leaves what was flushed, which is all that the map speaks of.
         with contextlib.suppress(OSError, RuntimeError):
             self._save_map()
@@ -503,12 +481,13 @@ class _Growing:
             output.advise(error, self.done, self.partial)
 
     def _complete(self) -> None:
+        facts = self.sums.facts(self._recipe.scale.offset)
         with disk(self.partial):
             reserve(self.partial, self.partial.stat().st_size, MARGIN)
             with h5py.File(self.partial, "r+") as file:
                 if len(file[self._name]) != self.done:  # interrupted while it was written
                     file[self._name].resize(self.done, axis=0)
-            finish(self.partial, self._late(self.sums))
+            finish(self.partial, {**facts, **provenance.memory(self._denoiser)})
             with self.partial.open("r+b") as written:
                 os.fsync(written.fileno())
             os.replace(self.partial, self.target)
@@ -537,16 +516,3 @@ class _Growing:
         known = {"key": self._key, "first": self._first, "done": self.done, "sums": sums}
         output.save_map(self.target, known)
         self._synced = time.monotonic()
-
-
-def _create(file: h5py.File, frames: Frames, facts: Provenance) -> h5py.Dataset:
-    shape = frames.stored_shape[1:]
-    made: h5py.Dataset = file.create_dataset(
-        frames.dataset, (0, *shape), np.float32, maxshape=(None, *shape), chunks=(1, *shape)
-    )
-    for letter, axis in zip(frames.order, frames.axes, strict=True):
-        if axis.step is not None:
-            made.attrs[f"step_{letter}"] = axis.step
-            made.attrs[f"units_{letter}"] = axis.units
-    record(file, frames.dataset, facts)
-    return made

@@ -6,12 +6,54 @@ import re
 import shutil
 import sys
 import textwrap
+import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 
+from emdn_models import __version__
 from emdn_models.errors import EmdnError
+
+_PACKAGES = ("emdn_models", "emdn_deploy", "emdn_train")
+_log = logging.getLogger(__name__)
+
+
+def app(about: str) -> typer.Typer:
+    """Make a command line with ``--version``, ``-v``, ``-q`` and the completion of shells."""
+    made = typer.Typer(
+        help=about,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    made.callback()(_every)
+    return made
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"emdn {__version__}")
+        raise typer.Exit
+
+
+def _every(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Where an error arose, for a report of a fault."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")
+    ] = False,
+) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(level)
 
 
 def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
@@ -24,8 +66,6 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
         2 on wrong usage, 130 when the user interrupts, 141 on a closed pipe.
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    for package in ("emdn_models", "emdn_deploy", "emdn_train"):
-        logging.getLogger(package).setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
@@ -51,6 +91,8 @@ def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> None:
+    if _log.isEnabledFor(logging.DEBUG):
+        traceback.print_exc()
     print("error: " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
     sys.exit(status)
 

@@ -32,7 +32,7 @@ class Preset:
     halo
         Border, in pixels, that a tile of the exported graph needs: whole cells of ``multiple``.
         None for what follows from the receptive field if it lies evenly around a pixel's cell
-        (`emdn_deploy.tiling.halo`). The export checks it.
+        (`emdn_deploy.batching.halo`). The export checks it.
     whole_frame
         What makes tiles differ from the whole frame, in a net that cannot be tiled.
     """

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.cases import CASES, Case
-from emdn_deploy.bench.timing import noisy
+from emdn_deploy.bench import noisy
 from emdn_models import MODELS
 
 

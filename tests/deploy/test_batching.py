@@ -1,7 +1,12 @@
+"""Batches, tiles, threads: no result depends on them, nor on how little memory there is."""
+
 import logging
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +14,13 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, session, tiling
-from emdn_deploy.batching import Batching
+from emdn_deploy import Denoiser, batching, session
+from emdn_deploy.batching import Batching, blocks, ordered, stream
 from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import run
-from emdn_models.errors import DeviceMemoryError
+from emdn_deploy.session import open_session
+from emdn_models.errors import DeviceError, DeviceMemoryError, ModelError
 
 # What onnxruntime 1.31 raises when its arena cannot grow.
 ARENA = (
@@ -48,6 +54,116 @@ def on(device: str, threads: int = 1) -> Batching:
     return Batching(SimpleNamespace(device=device, threads=threads))
 
 
+def block(start: int, stop: int) -> np.ndarray:
+    return np.arange(start, stop, dtype=np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_all_blocks_arrive_in_order(parallel: int) -> None:
+    got: list[tuple[int, float, float]] = []
+
+    def compute(frames: np.ndarray) -> np.ndarray:
+        time.sleep(0.01 if frames[0, 0, 0] == 3 else 0)  # the first is the last to be ready
+        return frames + 1
+
+    def write(start: int, before: np.ndarray, after: np.ndarray) -> None:
+        got.append((start, before[0, 0, 0], after[-1, 0, 0]))
+
+    stream(block, compute, write, blocks(3, 20, 4), parallel)
+    assert got == [(3, 3, 7), (7, 7, 11), (11, 11, 15), (15, 15, 19), (19, 19, 20)]
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_memory_does_not_grow_with_the_stack(parallel: int) -> None:
+    """The reader is never far ahead of a slow writer."""
+    read, written, ahead = [0], [0], []
+
+    def reading(start: int, stop: int) -> np.ndarray:
+        read[0] = stop
+        ahead.append(stop - written[0])
+        return block(start, stop)
+
+    def writing(start: int, before: np.ndarray, after: np.ndarray) -> None:
+        time.sleep(0.002)
+        written[0] = start + len(after)
+
+    stream(reading, lambda frames: frames, writing, blocks(0, 200, 1), parallel)
+    assert written[0] == 200
+    # Two wait on either side, one is in the hands of each stage, and what the threads have begun.
+    assert max(ahead) <= 2 * 2 + 3 + (2 * parallel if parallel > 1 else 0)
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_the_first_error_stops_all(stage: str, kind: type[BaseException], parallel: int) -> None:
+    before = threading.active_count()
+    calls = {"read": 0, "compute": 0, "write": 0}
+
+    def step(name: str) -> None:
+        calls[name] += 1
+        time.sleep(0.001)
+        if name == stage and calls[name] == 3:
+            raise kind("third block")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        step("read")
+        return block(start, stop)
+
+    with pytest.raises(kind, match="third block"):
+        stream(read, lambda frames: step("compute"), lambda *_: step("write"),
+               blocks(0, 1000, 1), parallel)  # fmt: skip
+    assert calls["read"] < 20
+    assert calls["write"] <= 3, "nothing is written after a block that was not"
+    assert threading.active_count() == before
+
+
+def test_stages_overlap() -> None:
+    """Block 2 is read while block 1 is computed and block 0 written, or the barrier breaks."""
+    together = threading.Barrier(3, timeout=300)
+
+    def meet(frames: np.ndarray, number: int) -> np.ndarray:
+        if frames[0, 0, 0] == number:
+            together.wait()
+        return frames
+
+    stream(
+        lambda start, stop: meet(block(start, stop), 2),
+        lambda frames: meet(frames, 1),
+        lambda start, frames, _: meet(frames, 0),
+        blocks(0, 5, 1),
+    )
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_results_come_in_order_and_items_as_they_are_needed(width: int) -> None:
+    before, asked, ahead = threading.active_count(), 0, []
+
+    def items() -> Iterator[int]:
+        nonlocal asked
+        for item in range(40):
+            asked = item + 1
+            yield item
+
+    def work(item: int) -> int:
+        time.sleep(0.004 if item % 3 == 0 else 0)
+        return item * item
+
+    for number, result in enumerate(ordered(work, items(), width)):
+        assert result == number**2
+        ahead.append(asked - number)
+    assert max(ahead) <= (2 * width if width > 1 else 1)
+    results = ordered(work, range(1000), width)
+    assert next(results) == 0
+    results.close()
+    assert threading.active_count() == before
+
+
+def test_items_are_worked_on_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=300)  # breaks unless three are there at once
+    assert list(ordered(lambda item: together.wait() >= 0 and item, range(9), 3)) == [*range(9)]
+
+
 @pytest.mark.parametrize(
     ("threads", "count", "side", "expected"),
     [
@@ -58,18 +174,33 @@ def on(device: str, threads: int = 1) -> Batching:
         (64, 1000, 256, 64),
         # Memory: 64 frames of this size at once would take some ten gigabytes.
         (64, 1000, 1280, 1),
+        (4, 1000, 9000, 1),
     ],
 )
 def test_one_frame_gets_all_cores_and_a_stack_one_each(threads, count, side, expected) -> None:
     assert on("cpu", threads).parallel_runs(count, (side, side)) == expected
 
 
-def test_frames_share_a_run_as_long_as_they_fit() -> None:
-    batching = on("cpu")
-    assert batching._that_fit((4096, 4096), 64) == 64
-    batching.pixels = 1000
-    assert [batching._that_fit((10, 10), most) for most in (1, 7, 40)] == [1, 7, 10]
-    assert batching._that_fit((100, 100), 5) == 1  # by tiles
+def test_a_device_takes_few_shapes_of_powers_of_two() -> None:
+    device = on("cuda")
+    left, cut = 13, []
+    while left:
+        cut.append(device._that_fit((8, 8), min(8, left)))
+        left -= cut[-1]
+    assert cut == [8, 4, 1]
+    sides = (256, 256), (200, 300), (3000, 3000)
+    assert [device.frames_per_run(size) for size in sides] == [64, 64, 1]
+    assert [device.parallel_runs(count, (256, 256)) for count in (64, 65)] == [1, 2]
+
+
+def test_runs_that_fail_together_halve_once() -> None:
+    cpu = on("cpu")
+    assert cpu._that_fit((4096, 4096), 64) == 64
+    for _ in range(3):
+        cpu._shrink(4000)
+    assert cpu.pixels == 2000
+    assert [cpu._that_fit((10, 10), most) for most in (1, 7, 40)] == [1, 7, 20]
+    assert cpu._that_fit((100, 100), 5) == 1  # by tiles
 
 
 def test_frames_that_fit_are_run_whole_and_others_by_tiles(
@@ -79,27 +210,63 @@ def test_frames_that_fit_are_run_whole_and_others_by_tiles(
     denoiser = Denoiser(box_model, threads=1)
     denoiser.denoise(noisy(3, 40, 40), batch=3)
     assert cramped.tried == [(3, 40, 40)]
-    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 40 * 40 - 1)
-    monkeypatch.setattr(tiling, "TILE_PIXELS", 32 * 32)
+    monkeypatch.setattr(batching, "TILE_PIXELS", 32 * 32)
     denoiser.denoise(noisy(1, 40, 40))
     assert len(cramped.tried) == 1 + 4
     assert max(height * width for _, height, width in cramped.tried[1:]) <= 32 * 32
 
 
-def test_few_shapes_are_powers_of_two() -> None:
-    batching = on("cuda")
-    left, cut = 13, []
-    while left:
-        cut.append(batching._that_fit((8, 8), min(8, left)))
-        left -= cut[-1]
-    assert cut == [8, 4, 1]
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("size", [(96, 128), (97, 131), (64, 300), (300, 41), (128, 128)])
+@pytest.mark.parametrize("pixels", [48 * 48, 64 * 64, 5000])
+def test_tiles_equal_the_whole_frame_bit_for_bit(
+    box_model: Path, size: tuple[int, int], pixels: int, even: bool
+) -> None:
+    opened = open_session(box_model, "cpu", threads=1)
+    frames, shapes = noisy(2, *size), []
+
+    def denoise(tile: np.ndarray) -> np.ndarray:
+        shapes.append(tile.shape[1:])
+        return opened.run(tile, 5.0, 0.0, 1.0)
+
+    tiled = np.empty_like(frames)
+    batching.by_tiles(denoise, frames, opened.info, tiled, pixels, even=even)
+    assert len(shapes) > 2
+    assert all(height * width <= pixels for height, width in shapes)
+    np.testing.assert_array_equal(tiled, opened.run(frames, 5.0, 0.0, 1.0))
+    for axis in range(2) if even else ():
+        # One shape, to within the multiple, 2: an odd side leaves one of two.
+        lengths = {shape[axis] for shape in shapes}
+        assert max(lengths) - min(lengths) < opened.info.multiple
+        assert size[axis] % 2 or len(lengths) == 1
 
 
-def test_runs_that_fail_together_halve_once() -> None:
-    batching = on("cpu")
-    for _ in range(3):
-        batching._shrink(4000)
-    assert batching.pixels == 2000
+def test_a_smaller_halo_would_not_do(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, frames = open_session(box_model, "cpu", threads=1), noisy(1, 96, 96)
+    monkeypatch.setattr(batching, "halo", lambda info: 2)
+    tiled = np.empty_like(frames)
+    batching.by_tiles(lambda f: opened.run(f, 5, 0, 1), frames, opened.info, tiled, 2500)
+    assert not np.array_equal(tiled, opened.run(frames, 5, 0, 1))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"tiling_exact": False}, r"box \(test\) does not give the same result by tiles; use"),
+    ({"tiling_exact": False, "text": {"whole_frame": "Resize (a) places pixels"}},
+     r"box .* by tiles: Resize \(a\) places pixels; use"),
+    ({"receptive_field": 90}, "box sees 90 pixels"),
+])  # fmt: skip
+def test_models_that_cannot_be_tiled_are_refused_by_name(box_model: Path, changes, message) -> None:
+    info, frames = replace(open_session(box_model, "cpu").info, **changes), noisy(1, 64, 64)
+    with pytest.raises(ModelError, match=message):
+        batching.by_tiles(lambda f: f, frames, info, frames, 1000)
+
+
+@pytest.mark.parametrize(
+    ("field", "multiple", "expected"), [(41, 1, 21), (50, 2, 26), (82, 2, 42), (158, 32, 96)]
+)
+def test_the_halo_covers_the_field(box_model: Path, field, multiple, expected) -> None:
+    info = replace(open_session(box_model, "cpu").info, receptive_field=field, multiple=multiple)
+    assert batching.halo(info) == expected
 
 
 @pytest.mark.parametrize(
@@ -130,13 +297,18 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     assert all(height * width <= 3000 for _, height, width in cramped.tried)
 
 
-def test_parallel_runs_back_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = noisy(12, 64, 64)
-    expected = Denoiser(box_model, threads=1).denoise(frames)
-    Cramped(monkeypatch, 3000)
-    denoiser = Denoiser(box_model, threads=3)
-    assert denoiser.batching.parallel_runs(12, (64, 64)) == 3
-    np.testing.assert_array_equal(denoiser.denoise(frames), expected)
+@pytest.mark.parametrize(("threads", "with_sigma"), [(3, False), (1, True)])
+def test_parallel_runs_and_sigma_back_off_too(
+    box_model: Path, threads: int, with_sigma: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(threads: int) -> object:
+        denoiser = Denoiser(box_model, threads=threads)
+        return denoiser.denoise_with_sigma(frames) if with_sigma else denoiser.denoise(frames)
+
+    frames = noisy(6, 48, 64)
+    expected = made(1)
+    Cramped(monkeypatch, 2000)
+    np.testing.assert_array_equal(made(threads), expected)
 
 
 def test_runs_go_one_at_a_time_before_they_shrink(
@@ -165,14 +337,6 @@ def test_runs_go_one_at_a_time_before_they_shrink(
     np.testing.assert_array_equal(denoiser.denoise(frames, batch=1), expected)
     assert running == [(1, 64, 64)] * 15
     assert denoiser.batching.note == "ran out of memory: one run at a time"
-
-
-def test_sigma_backs_off_too(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = noisy(3, 48, 64)
-    expected = Denoiser(box_model, threads=1).denoise_with_sigma(frames)
-    Cramped(monkeypatch, 2000)
-    found = Denoiser(box_model, threads=1).denoise_with_sigma(frames)
-    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_model_without_exact_tiles_is_named_when_a_frame_does_not_fit(
@@ -218,7 +382,7 @@ def test_other_failures_are_not_tried_again(
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
     monkeypatch.setattr(session, "_run", into)
-    with pytest.raises(session.DeviceError, match=r"box failed on cpu .*illegal memory access"):
+    with pytest.raises(DeviceError, match=r"box failed on cpu .*illegal memory access"):
         Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
     assert calls == [1]
 
@@ -249,7 +413,6 @@ def test_a_run_records_that_memory_ran_out(
 REAL = """
 import re, resource, sys
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
 from emdn_deploy import Denoiser
 from emdn_deploy.dose import Intensity

@@ -1,5 +1,7 @@
 """The command as a user meets it: what it prints, how it fails, how fast it starts."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +131,21 @@ def test_pixels_that_are_not_finite_are_filled_and_told(tmp_path, box_model, cap
         assert np.isnan(file["frames"][2]).all()
         record = next(one for one in file.values() if "frame_mean" in one.attrs)
         assert record.attrs["frames_without_values"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("den", "denoise"), ("denoise --mod", "--model"), ("denoise --model ff", "ffdnet")],
+)
+def test_a_shell_completes_commands_options_and_models(words, expected):
+    line = f"emdn-deploy {words}"
+    asked = {"_EMDN_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    code = "import sys; sys.argv = ['emdn-deploy']; from emdn_deploy.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, **asked, "COMP_CWORD": str(line.count(" "))},
+    )  # fmt: skip
+    assert done.stdout.split() == [expected]
 
 
 def test_wrong_usage_exits_2(capsys, call):

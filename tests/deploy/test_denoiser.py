@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import emdn_deploy
-from emdn_deploy import Denoiser, denoise, denoise_file, dose, tiling
+from emdn_deploy import Denoiser, batching, denoise, denoise_file, dose
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.session import Session
 from emdn_models.errors import EmdnError, FormatError
@@ -107,8 +107,7 @@ def test_tiles_keep_the_mean_of_the_frame(dimming: Path, lattice, monkeypatch) -
     frames = lattice(20.0, (1, 96, 96)).astype(np.float32)
     model, scale = Denoiser(dimming), dose.Intensity(20.0, 1.0, 0.0, 4.5, "")
     whole = model.run(frames, scale)
-    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 2500)
-    monkeypatch.setattr(tiling, "TILE_PIXELS", 2500)
+    monkeypatch.setattr(batching, "TILE_PIXELS", 2500)
     np.testing.assert_array_equal(model.run(frames, scale), whole)
 
 
@@ -136,7 +135,7 @@ def test_a_stack_is_run_frame_by_frame_and_a_frame_by_all_cores(
     model.denoise(lattice(5.0, (count, 256, 256)))
     assert [length for length, _, _ in seen] == [1] * count
     assert {alone for _, alone, _ in seen} == {count > 1}
-    assert all(name.startswith("emdn-compute") == (count > 1) for _, _, name in seen)
+    assert all(name.startswith("emdn") == (count > 1) for _, _, name in seen)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, denoise_file, neighbours, preprocess, tiling, watch
+from emdn_deploy import Denoiser, batching, denoise_file, neighbours, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Recipe
-from emdn_deploy.readers import open_frames
+from emdn_deploy.readers import Choice, open_frames, open_list
 from emdn_deploy.readers.frames import select
 from emdn_models import pretrained
 from emdn_models.errors import FormatError, ModelError
@@ -87,14 +87,14 @@ def test_an_array_is_denoised_frame_by_frame_amid_its_neighbours(
     part = model.answer(stack[3:10], SCALE, around=(2, 2), batch=batch)
     np.testing.assert_array_equal(part.frames, answer.frames[5:8])
     # The model knows no up and down, so that its eight answers are one.
-    np.testing.assert_allclose(model.run_with_sigma(stack, SCALE)[0], answer.frames, rtol=2e-6)
+    eight = model.answer(stack, SCALE, with_sigma=True).frames
+    np.testing.assert_allclose(eight, answer.frames, rtol=2e-6)
 
 
 def test_tiles_give_the_whole_frame(movie_model: Path, stack: Any, monkeypatch: Any) -> None:
     model = Denoiser(movie_model, threads=1)
     whole = model.run(stack, SCALE)
-    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 1000)
-    monkeypatch.setattr(tiling, "TILE_PIXELS", 900)
+    monkeypatch.setattr(batching, "TILE_PIXELS", 900)
     np.testing.assert_array_equal(model.run(stack, SCALE), whole)
 
 
@@ -282,7 +282,8 @@ def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
     else:
         assert len(list(arrivals)) == 13
     assert {7, 11} <= set(waiting)  # the last two wait for others
-    recipe = watch._first_recipe(folder, [folder / f"f_{n}.npy" for n in range(9)], given)
+    with open_list(folder, [folder / f"f_{n}.npy" for n in range(9)], Choice()) as first:
+        recipe = preprocess.find_recipe(first, given)
     expected = Denoiser(movie_model).answer(stack, recipe.scale).frames
     made = [np.load(tmp_path / "run_denoised" / f"f_{n}_denoised.npy") for n in range(13)]
     np.testing.assert_allclose(np.array(made).reshape(13, 64, 72), expected, rtol=1e-6)

@@ -11,9 +11,9 @@ import pytest
 import tifffile
 
 from emdn_deploy import cli, denoise_file, output, watch
+from emdn_deploy.batching import blocks
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.output import Filling, Sums
-from emdn_deploy.pipeline import blocks
 from emdn_deploy.readers import open_frames
 from emdn_deploy.writers import Layout
 from emdn_models.errors import FormatError, OutputError
@@ -70,9 +70,7 @@ def test_an_interrupted_run_is_continued(source, run, stop_at, monkeypatch, erro
     assert not target.exists()
     monkeypatch.undo()
     read = []
-    monkeypatch.setattr(
-        denoise_file.pipeline, "blocks", lambda *span: read.append(span) or blocks(*span)
-    )
+    monkeypatch.setattr(denoise_file, "blocks", lambda *span: read.append(span) or blocks(*span))
     report = run(source, batch=2, output=target)
     assert report.resumed == 4
     assert read == [(4, 8, 2)]

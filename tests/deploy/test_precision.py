@@ -10,7 +10,7 @@ import pytest
 from emdn_deploy import Denoiser, cli, denoise, denoise_file, inspect, session
 from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.model_info import resolve
+from emdn_deploy.model_file import resolve
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, ModelError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, tiling
+from emdn_deploy import Denoiser, batching
 from emdn_models import pretrained
 
 SHIPPED = list(pretrained.index()["models"])
@@ -37,7 +37,7 @@ def test_tiles_equal_the_whole_frame(name: str) -> None:
     session = Denoiser(name, threads=1).session
     info = session.info
     assert info.tiling_exact
-    width, limit = 40, 2 * tiling.halo(info) + 64
+    width, limit = 40, 2 * batching.halo(info) + 64
     size = 1, info.frames, limit + 37, width
     frames = np.random.default_rng(0).poisson(20, size).astype(np.float32)
     runs = []
@@ -47,7 +47,7 @@ def test_tiles_equal_the_whole_frame(name: str) -> None:
         return session.run(tile, 20.0, 0.0, 1.0)
 
     tiled = np.empty((1, *size[2:]), np.float32)
-    tiling.apply(run, frames, info, tiled, limit * width)
+    batching.by_tiles(run, frames, info, tiled, limit * width)
     assert len(runs) > 1
     np.testing.assert_array_equal(tiled, session.run(frames, 20.0, 0.0, 1.0))
 

@@ -1,6 +1,8 @@
 """How commands leave: one line and the right exit code for every kind of end."""
 
+import logging
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -31,6 +33,35 @@ def test_errors_become_one_line(error, code, line, capfd):
     told = capfd.readouterr().err.strip().splitlines()
     assert len(told) == 1
     assert told[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "traced"), [(None, "an info", 0), ("-q", "a warning", 0), ("-v", "an info", 1)]
+)
+def test_more_or_less_is_said(word, said, traced, capfd, caplog):
+    app, log = console.app("An app."), logging.getLogger("emdn_deploy.some")
+
+    @app.command()
+    def some() -> None:
+        log.warning("a warning")
+        log.info("an info")
+        raise FormatError("bad")
+
+    with pytest.raises(SystemExit):
+        console.run(app, [*filter(None, [word]), "some"])
+    assert caplog.messages[-1] == said
+    told = capfd.readouterr().err
+    assert told.count("Traceback") == traced
+    assert told.endswith("error: bad\n")
+
+
+def test_the_version_is_told(capfd):
+    app = console.app("An app.")
+    app.command()(lambda: None)
+    with pytest.raises(SystemExit) as left:
+        console.run(app, ["--version"])
+    assert not left.value.code
+    assert capfd.readouterr().out == f"emdn {version('emdn')}\n"
 
 
 def test_bugs_keep_their_traceback():

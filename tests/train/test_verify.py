@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper, parser
 
-from emdn_deploy import tiling
+from emdn_deploy import batching
 from emdn_deploy.session import open_session
 from emdn_models import MODELS, ModelError
 from emdn_models.nets.electrons import BLUR
@@ -107,7 +107,7 @@ def test_the_shipped_files_see_what_is_declared(name: str) -> None:
     session = open_session(name, "cpu", threads=1)
     info = session.info
     assert info.receptive_field == preset.receptive_field[1] + BLUR - 1
-    assert info.halo == tiling.halo(info) == preset.halo
+    assert info.halo == batching.halo(info) == preset.halo
     border, side = reach(session)
     assert side <= info.receptive_field
     if name in ("ffdnet", "mcnn", "msdnet"):  # what they see last is less than float32 can hold

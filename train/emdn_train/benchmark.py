@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.bench import rows
-from emdn_deploy.bench.rows import machine
-from emdn_deploy.bench.timing import in_turn, stack_rate, warm
+from emdn_deploy import bench
+from emdn_deploy.bench import in_turn, machine, stack_rate, warm
 from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.pipeline import usable_cpus
 from emdn_deploy.readers import Choice, open_frames
+from emdn_deploy.session import usable_cpus
 from emdn_models import MODELS, checkpoint, metrics
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.files import locked, renamed
@@ -231,10 +230,10 @@ def denoised(
         drawn = weights == "of this run" and status == "diverged"
         rate = stack_rate(one, raw, float(np.median(times)), 3.0)
         made.append(
-            rows.about(session, asked, 1, size)
+            bench.about(session, asked, 1, size)
             | {"preset": session.info.preset, "weights": "as drawn" if drawn else weights}
-            | rows.speed(times, 1, size, rows.gflop_of(session, size))
-            | {"stack frames/s": rows.digits(rate)}
+            | bench.speed(times, 1, size, bench.gflop_of(session, size))
+            | {"stack frames/s": bench.digits(rate)}
             | (dict.fromkeys(LIKENESS) if drawn else likeness(answers[weights], truth))
         )
     return made

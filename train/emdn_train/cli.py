@@ -16,13 +16,7 @@ from emdn_models import MODELS, MissingExtraError, console
 from emdn_models.errors import install
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
-app = typer.Typer(
-    help="Simulate data, fit the models and export them to ONNX.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app = console.app("Simulate data, fit the models and export them to ONNX.")
 
 BENCHMARK_KEYS = {"batch_size": int, "epochs": int, "lr": float, "use_gpu": str}
 """What the SciML-Bench em_denoise benchmark lets its user set with -b KEY VALUE."""

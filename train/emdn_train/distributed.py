@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-from emdn_deploy.bench.rows import processor
+from emdn_deploy.bench import processor
 from emdn_deploy.config import Device
 from emdn_models import DeviceError, OutputError
 from emdn_models.files import locked

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from emdn_deploy import tiling
+from emdn_deploy import batching
 from emdn_deploy.session import Session, open_session
 from emdn_models import ModelError, ParityError
 from emdn_train.onnx_graph import Graph
@@ -85,9 +85,9 @@ def check_field(path: Path) -> None:
             f"{info.name}: an output pixel sees {side} pixels or more, and {info.receptive_field} "
             f"are declared; correct receptive_field of {preset}, or give it whole_frame"
         )
-    if border > tiling.halo(info):
+    if border > (halo := batching.halo(info)):
         raise ModelError(
-            f"{info.name}: a tile needs a border of {border} pixels, and has {tiling.halo(info)}; "
+            f"{info.name}: a tile needs a border of {border} pixels, and has {halo}; "
             f"give {preset} halo={border}"
         )
     if difference := tiled(session):
@@ -107,7 +107,7 @@ def reach(session: Session) -> tuple[int, int]:
     less: the lines are a quarter of a cell apart.
     """
     step = session.info.multiple
-    middle = 2 * (tiling.halo(session.info) + step)
+    middle = 2 * (batching.halo(session.info) + step)
     border = side = 0
     for axis in (0, 1):
         frames, other = _frames(session, 2 * middle, axis)
@@ -133,7 +133,7 @@ def reach(session: Session) -> tuple[int, int]:
 def tiled(session: Session) -> float:
     """Return by how much a frame in three tiles differs from the whole one, along either axis."""
     info, worst = session.info, 0.0
-    border = tiling.halo(info)
+    border = batching.halo(info)
     # An odd number of cells, lest tiles begin on multiples that are not declared.
     core = info.multiple * (-(-max(border, 16) // info.multiple) | 1)
     for axis in (0, 1):
@@ -141,7 +141,7 @@ def tiled(session: Session) -> float:
         frames = np.ascontiguousarray(frames.swapaxes(-1, -2) if axis == 0 else frames)
         pixels = min(frames.shape[-2:]) * (core + 2 * border)
         out = np.empty((len(frames), *frames.shape[-2:]), np.float32)
-        tiling.apply(lambda tile: session.run(tile, 20.0, 0.0, 1.0), frames, info, out, pixels)
+        batching.by_tiles(lambda tile: session.run(tile, 20.0, 0.0, 1.0), frames, info, out, pixels)
         worst = max(worst, float(np.abs(session.run(frames, 20.0, 0.0, 1.0) - out).max()))
     return worst
 

@@ -10,7 +10,7 @@ import h5py
 import tifffile
 
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.model_info import stored
+from emdn_deploy.model_file import stored
 from emdn_deploy.readers import is_hdf5
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.writers.hdf5 import GROUP

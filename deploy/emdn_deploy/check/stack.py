@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from emdn_deploy import pipeline, preprocess
+from emdn_deploy import batching, preprocess
 from emdn_deploy.check import record, smallest_defect
 from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours, Sample
 from emdn_deploy.check.quick import allowed
@@ -201,7 +201,7 @@ class _Maker:
     def __call__(self, frames: Frame) -> Frame:
         wide = np.ascontiguousarray(frames, dtype=np.float32)
         if "ensemble" in self.facts:
-            made = self.denoiser.run_with_sigma(wide, self.scale)[0]
+            made = self.denoiser.answer(wide, self.scale, with_sigma=True).frames
         else:
             made = self.denoiser.run(wide, self.scale)
         if self._bounds is not None:
@@ -291,8 +291,8 @@ def _check(
         raw = ready.read(number, number + 1)
         return raw[0], (denoised(number, number + 1) if clean else make(raw))[0]
 
-    batch = options.batch or make.denoiser.batch_for(size)
-    pipeline.stream(ready.read, compute, write, pipeline.blocks(0, count, batch))
+    batch = options.batch or make.denoiser.batching.frames_per_run(size)
+    batching.stream(ready.read, compute, write, batching.blocks(0, count, batch))
     table, session = rows.finish(), make.denoiser.session
     error, curves = neighbours.error(own.bootstrap.error), neighbours.correlations()
     line, expected = neighbours.line(), own.bootstrap.line

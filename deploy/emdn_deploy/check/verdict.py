@@ -21,7 +21,7 @@ from emdn_deploy.check.residual_tests import (
     spots_of,
 )
 from emdn_deploy.check.thresholds import Limits, Thresholds, named, student
-from emdn_deploy.model_info import ModelInfo
+from emdn_deploy.model_file import ModelInfo
 from emdn_models.metrics import Linearity
 
 MEANINGS = {

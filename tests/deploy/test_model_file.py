@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from emdn_deploy import onnx_file, session
+from emdn_deploy import model_file, session
 from emdn_deploy.session import open_session
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
@@ -37,17 +37,17 @@ def refused(path: Path, match: str) -> None:
 def test_shipped_models_read_as_onnx_reads_them(name: str) -> None:
     path = pretrained.onnx_path(name)
     model = onnx.load(path)
-    found = onnx_file.read(path)
-    assert found.metadata == {one.key: one.value for one in model.metadata_props}
-    assert found.inputs == [one.name for one in model.graph.input]
+    metadata, inputs = model_file.contents(path)
+    assert metadata == {one.key: one.value for one in model.metadata_props}
+    assert inputs == [one.name for one in model.graph.input]
 
 
 @pytest.mark.parametrize(("nodes", "match"), [
     ("denoised = NonZero(plain)", "has the operator 'NonZero'"),
     ("denoised = com.microsoft.Gelu(plain)", "has the operator com.microsoft.'Gelu'"),
     ("denoised = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (plain)",
-     r"makes \(1, 1, 32, 32\) of frames \(1, 1, 64, 64\)"),
-    ("zero = Sub(plain, plain)\n denoised = Div(plain, zero)", "4096 pixels that are not finite"),
+     r"makes float32 \(1, 1, 32, 32\) of frames \(1, 1, 64, 64\)"),
+    ("zero = Sub(plain, plain)\n denoised = Div(plain, zero)", "float32 .* of finite numbers"),
     ("s = Constant <value_ints = [1, 1, 60000, 60000]> ()\n big = ConstantOfShape(s)\n"
      "m = ReduceMax <keepdims = 1> (big)\n denoised = Add(plain, m)",
      "fails on a frame of 64 x 64"),
@@ -132,4 +132,4 @@ def test_damage_is_a_model_error_or_none(box_model: Path, tmp_path: Path, seed: 
     path = tmp_path / "model.onnx"
     path.write_bytes(content[: chance.integers(1, len(content))] if seed % 3 == 0 else content)
     with contextlib.suppress(ModelError):
-        onnx_file.read(path)
+        model_file.contents(path)

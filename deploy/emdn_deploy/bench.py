@@ -1,0 +1,527 @@
+"""How fast models are on this machine: ``emdn-deploy bench``, and what benchmarks share with it.
+
+Calls are timed in turn, after a warm-up, on noisy frames; a row says what ran and how fast.
+"""
+
+import itertools
+import logging
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.config import Device, Precision
+from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.dose import Intensity
+from emdn_deploy.session import Session, usable_cpus
+from emdn_models import MODELS, console, pretrained
+from emdn_models.errors import EmdnError
+
+Row = dict[str, Any]
+Stack = NDArray[np.float32]
+Call = Callable[[], object]
+
+ELECTRONS = 40.0
+SCALE = Intensity(ELECTRONS, 1.0, 0.0, ELECTRONS**0.5, "known")
+"""The intensity scale of `noisy` frames."""
+BUFFER = 8
+"""Frames of a camera that may wait; one that comes when so many do is lost."""
+RING_PIXELS, ROUNDS = 2**23, 100
+_CONDITIONS = ("precision", "asked", "got", "threads", "batch", "size")
+
+_log = logging.getLogger(__name__)
+
+
+class Bench(NamedTuple):
+    """What was measured on a `machine`, at a camera's rate: a row a model.
+
+    A row has the columns of `about` and `speed` for frames one by one, then ``stack frames/s``,
+    array to array; ``peak MB`` and ``gain dB``; and with a rate ``keeps up``, ``dropped`` of
+    ``arrived``, ``live p99`` and ``live worst`` in milliseconds from arrival to result, and
+    ``load`` (`Live`). One of 0 ``rounds`` follows from frames of 256 x 256: the model is too slow
+    for these to be timed.
+    """
+
+    machine: dict[str, object]
+    rate: float | None
+    rows: list[Row]
+
+
+def bench(
+    models: Sequence[str] | None = None,
+    size: int = 256,
+    rate: float | None = None,
+    device: Device = "auto",
+    threads: int | None = None,
+    precision: Precision = "fp32",
+    seconds: float = 35.0,
+) -> Bench:
+    """Time models on this machine, in less than two minutes.
+
+    Parameters
+    ----------
+    models
+        Shipped names or .onnx files; None for all seven.
+    size
+        Side of a frame in pixels.
+    rate
+        Frames a second of a camera.
+    seconds
+        For frames one by one, all models together; stacks, memory and the camera take about as
+        much.
+
+    Raises
+    ------
+    EmdnError
+        If size or rate make no sense; or as `emdn_deploy.session.open_session`.
+    """
+    if size < 8:
+        raise EmdnError(f"size is {size}, expected 8 pixels or more")
+    if rate is not None and not 0 < rate < 1e6:
+        raise EmdnError(f"rate is {rate}, expected frames a second, more than 0")
+    denoisers: dict[str, Denoiser] = {}
+    asked, shape = device, (size, size)
+    for name in models or MODELS:  # where the first one went: ``auto`` is asked once
+        denoisers[name] = Denoiser(name, device, threads, precision)
+        device = denoisers[name].session.device
+    facts, budget = machine(), seconds / len(denoisers)
+    slow = _too_slow(denoisers, size, seconds)
+    timed = {name: one for name, one in denoisers.items() if name not in slow}
+    frames = noisy(int(np.clip(RING_PIXELS // (size * size), 2, 16)), *shape)
+    times = _one_by_one(timed, frames, seconds)
+    rows = []
+    for name, one in denoisers.items():
+        session = one.session
+        row = about(session, asked, 1, shape)
+        row |= speed(times.get(name, [slow.get(name, 0)]), 1, shape, gflop_of(session, shape))
+        if name in timed:
+            each = float(np.median(times[name]))
+            row["stack frames/s"] = digits(stack_rate(one, frames, each, budget / 2))
+            row["peak MB"] = peak_mb(
+                str(session.info.path), session.device, session.threads, 1, shape
+            )
+        else:
+            row["rounds"] = 0
+        row["gain dB"] = gain_db(session)
+        if rate is not None:
+            row |= _camera(one, frames, rate, row, budget / 2)
+        rows.append(row)
+        _log.info("%s: %s frames/s", name, row["frames/s"])
+    return Bench(facts, rate, rows)
+
+
+def text(found: Bench) -> list[str]:
+    """Return what ``emdn-deploy bench`` prints."""
+    lines = [machine_line(found.machine), table(found.rows)]
+    if slow := [row["model"] for row in found.rows if not row["rounds"]]:
+        lines.append(f"too slow to time, estimated from 256 x 256: {', '.join(slow)}")
+    if found.rate is not None:
+        able = ", ".join(row["model"] for row in found.rows if row["keeps up"])
+        size = found.rows[0]["size"]
+        lines.append(f"keep up with {found.rate:g} frames/s of {size}: {able or 'none'}")
+    return lines
+
+
+def _too_slow(denoisers: dict[str, Denoiser], side: int, limit_s: float) -> dict[str, float]:
+    """Name the models that cannot all be timed in so long, with the seconds that a frame takes.
+
+    A model that is timed denoises ten frames or more in all, warming up and memory counted.
+    """
+    if side <= 256:
+        return {}
+    expected = {name: (side / 256) ** 2 * _once(one) for name, one in denoisers.items()}
+    left, slow = limit_s, {}
+    for name in sorted(expected, key=expected.__getitem__):
+        left -= 10 * expected[name]
+        if left < 0:
+            slow[name] = expected[name]
+    return slow
+
+
+def _once(one: Denoiser) -> float:
+    """Return the seconds that a frame of 256 x 256 takes."""
+    frame = noisy(1, 256, 256)
+    return in_turn({"": lambda: one.run(frame, SCALE)}, 2)[""][1]
+
+
+def _one_by_one(
+    denoisers: dict[str, Denoiser], frames: Stack, limit_s: float
+) -> dict[str, list[float]]:
+    """Denoise frame by frame, the models in turn; name to seconds."""
+    ring = itertools.cycle(range(len(frames)))
+
+    def single(one: Denoiser) -> object:
+        number = next(ring)
+        return one.run(frames[number : number + 1], SCALE)
+
+    calls = {name: lambda one=one: single(one) for name, one in denoisers.items()}
+    for call in calls.values():
+        warm(call, limit_s / (4 * len(calls)))
+    return in_turn(calls, ROUNDS, limit_s)
+
+
+def _camera(one: Denoiser, frames: Stack, rate: float, row: Row, seconds: float) -> Row:
+    """Let frames arrive at a rate; a model that is far too slow is not tried."""
+    best = max(row["frames/s"], row.get("stack frames/s", 0.0))
+    if rate > 1.2 * best or not row["rounds"]:
+        return {"keeps up": rate < best, "dropped": None, "arrived": 0}
+
+    def work(numbers: Sequence[int]) -> object:
+        return one.run(frames[np.asarray(numbers) % len(frames)], SCALE)
+
+    # On a CPU, frames that wait are computed side by side, one on each thread.
+    session, size = one.session, frames.shape[1:]
+    batch = session.threads if session.device == "cpu" else one.batching.frames_per_run(size)
+    found = live(work, rate, max(3, round(rate * seconds)), batch)
+    return {
+        "keeps up": found.keeps_up,
+        "dropped": found.dropped,
+        "arrived": found.frames,
+        "live p99": milliseconds(percentile(found.latencies, 0.99)),
+        "live worst": milliseconds(max(found.latencies)),
+        "load": round(found.load, 2),
+    }
+
+
+def noisy(count: int, height: int, width: int, seed: int = 0) -> Stack:
+    """Return counts of a hexagonal lattice, (count, height, width), other noise in each.
+
+    With 40 electrons a pixel and a contrast of 0.1 the signal to noise per pixel is 0.6. Never
+    time with zeros, which some processors multiply faster.
+    """
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    waves = sum(
+        np.cos(2 * np.pi / 12 * (np.cos(angle) * y + np.sin(angle) * x))
+        for angle in np.deg2rad((10, 70, 130))
+    )
+    expected = np.maximum(ELECTRONS * (1 + 0.1 * waves / np.std(waves)), 0)
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.poisson(expected).astype(np.float32) for _ in range(count)])
+
+
+def warm(call: Call, limit_s: float = 2.0) -> int:
+    """Call until it is stable: until two calls in a row are under 5 % faster than the best.
+
+    At least two calls are made, and none is begun after ``limit_s``. Returns their number.
+    """
+    began, best, quiet, calls = time.perf_counter(), math.inf, 0, 0
+    while calls < 2 or (quiet < 2 and time.perf_counter() - began < limit_s):
+        start = time.perf_counter()
+        call()
+        took = time.perf_counter() - start
+        quiet = quiet + 1 if took > 0.95 * best else 0
+        best, calls = min(best, took), calls + 1
+    return calls
+
+
+def in_turn(
+    calls: Mapping[str, Call], rounds: int, limit_s: float = math.inf
+) -> dict[str, list[float]]:
+    """Time several calls, one of each a round, so that what slows the machine slows all.
+
+    The order of each round is drawn, always the same way, so that none always follows the
+    same one: threads that still spin, or a cache just filled, meet all of them.
+
+    Returns
+    -------
+    Name to seconds, one number a round: ``rounds`` or fewer, as none but the first is begun
+    after ``limit_s``.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    began, chance = time.perf_counter(), random.Random(0)
+    for number in range(rounds):
+        if number and time.perf_counter() - began >= limit_s:
+            break
+        for name in chance.sample(list(calls), len(calls)):
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def percentile(seconds: Sequence[float], share: float) -> float | None:
+    """Return a quantile, None where the rounds are too few: a p90 needs 10, a p99 100."""
+    enough = len(seconds) >= round(1 / (1 - share))
+    return float(np.quantile(seconds, share)) if enough else None
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> str:
+    """Divide the times of two calls of `in_turn` round by round: the median and the quartiles."""
+    shares = np.asarray(above) / np.asarray(below)
+    low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75))
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def stack_rate(one: Denoiser, frames: Stack, each: float, limit_s: float) -> float:
+    """Return the frames a second of a stack, array to array, its scale found on the way.
+
+    ``each``, the seconds of a frame by itself, and ``limit_s`` say how long the stack is.
+    """
+    count = int(np.clip(limit_s / each, 2, 128))
+    stack = frames[np.arange(count) % len(frames)]
+    times = in_turn({"": lambda: one.denoise(stack)}, 3, limit_s)[""]
+    return count / float(np.median(times))
+
+
+class Live(NamedTuple):
+    """What became of frames that arrived at a rate.
+
+    ``latencies`` are seconds from arrival to result, of those that were not dropped; ``load`` is
+    the share of the time that the computation needs: above 1 the backlog grows, even where the
+    buffer was large enough so far.
+    """
+
+    frames: int
+    dropped: int
+    latencies: list[float]
+    load: float
+
+    @property
+    def keeps_up(self) -> bool:
+        """Say whether this could go on for ever."""
+        return not self.dropped and self.load < 1
+
+
+def live(
+    work: Callable[[Sequence[int]], object],
+    rate: float,
+    frames: int,
+    batch: int = 1,
+    buffer: int = BUFFER,
+) -> Live:
+    """Let frames arrive and denoise them as they come, several at once where several wait.
+
+    Parameters
+    ----------
+    work
+        Denoises the frames of these numbers, 1 to ``batch`` of them.
+    rate
+        Frames a second; frame k arrives k / rate after the start.
+    """
+    waiting: deque[int] = deque()
+    latencies: list[float] = []
+    arrived = dropped = 0
+    busy = 0.0
+    began = time.perf_counter()
+    while arrived < frames or waiting:
+        now = time.perf_counter()
+        # Nothing leaves the buffer during a computation, so that it can be filled afterwards.
+        while arrived < frames and began + arrived / rate <= now:
+            if len(waiting) < buffer:
+                waiting.append(arrived)
+            else:
+                dropped += 1
+            arrived += 1
+        if not waiting:
+            if arrived < frames:
+                time.sleep(max(0.0, began + arrived / rate - time.perf_counter()))
+            continue
+        taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+        start = time.perf_counter()
+        work(taken)
+        done = time.perf_counter()
+        busy += done - start
+        latencies += [done - (began + number / rate) for number in taken]
+    return Live(frames, dropped, latencies, busy * rate / len(latencies))
+
+
+_RUN = """
+import sys
+from emdn_deploy.bench import SCALE, noisy
+from emdn_deploy.denoiser import Denoiser
+
+model, device, threads, batch, height, width = sys.argv[1:]
+frames = noisy(int(batch), int(height), int(width))
+denoiser = Denoiser(model, device, int(threads))
+for _ in range(2):
+    denoiser.run(frames, SCALE)
+"""
+_COMMAND = """
+from emdn_deploy.cli import main
+
+try:
+    main()
+except SystemExit as end:
+    if end.code:
+        raise
+"""
+_PEAK = """
+from pathlib import Path
+
+status = Path("/proc/self/status")
+if status.exists():  # ru_maxrss keeps the peak of the process that started this one
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    print(float(peak.split()[1]) / 1024)
+else:
+    import resource
+
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def peak_mb(
+    model: str, device: Device, threads: int, batch: int, size: tuple[int, int]
+) -> int | None:
+    """Return the peak memory of a process that opens a model and denoises (batch, H, W) twice.
+
+    In MiB, the interpreter's among them; None where the system does not tell. A process of its
+    own: the peak of this one would be its hungriest model's.
+    """
+    found = _peak_of(_RUN, [model, device, threads, batch, *size])
+    return None if found is None else round(found)
+
+
+def command_peak_mb(arguments: Sequence[str | PathLike[str]]) -> float | None:
+    """Return the peak of ``emdn-deploy`` with these arguments, as `peak_mb` does."""
+    return _peak_of(_COMMAND, arguments)
+
+
+def _peak_of(code: str, arguments: Sequence[object]) -> float | None:
+    command = [sys.executable, "-c", code + _PEAK, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def processor() -> str:
+    """Name the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def machine(*more: str) -> dict[str, Any]:
+    """Describe the machine: processor, CPUs that may be used, load, system, versions.
+
+    Versions are those of emdn, Python, numpy, onnxruntime and ``more`` that are installed.
+    """
+    versions = {}
+    for name in ("emdn", "numpy", "onnxruntime-gpu", "onnxruntime", *more):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": processor(),
+        "cpus": usable_cpus(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    """Put `machine` into one line."""
+    load = "" if found["load"] is None else f", load {found['load']:.1f}"
+    listed = ", ".join(f"{name} {one}" for name, one in found["versions"].items())
+    return f"{found['processor']}, {found['cpus']} CPUs{load}, {listed}"
+
+
+def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) -> Row:
+    """Say what ran: model, precision, device asked for and got, threads, batch and size."""
+    return {
+        "model": session.info.name,
+        "precision": session.precision,
+        "asked": asked,
+        "got": session.device,
+        "threads": session.threads,
+        "batch": batch,
+        "size": f"{size[0]} x {size[1]}",
+    }
+
+
+def gflop_of(session: Session, size: tuple[int, int]) -> float:
+    """Return the GFLOP of a frame (H, W), counted on the net as its paper has it."""
+    return session.info.gflop_256 * size[0] * size[1] / 256**2
+
+
+def gain_db(session: Session) -> float | None:
+    """Return the mean gain in dB on the fixed test split; None for weights that are not shipped."""
+    quality = pretrained.index()["models"].get(session.info.name, {}).get("quality", {})
+    if quality.get("weights_sha256") != session.info.text.get("weights_sha256"):
+        return None
+    gains = quality.get("gain_db", {})
+    return round(sum(gains.values()) / len(gains), 1) if gains else None
+
+
+def speed(
+    seconds: Sequence[float],
+    frames: int,
+    size: tuple[int, int],
+    gflop: float | None = None,
+    roofline: float | None = None,
+) -> Row:
+    """Turn the seconds of rounds, of so many ``frames`` each, into columns.
+
+    With the ``gflop`` of a frame and the machine's ``roofline`` in GFLOP/s, what was reached of
+    them. ``frames/s`` and what follows from it are of the median round; ``p90`` and ``p99``, in
+    milliseconds a frame, are None where the rounds are too few to say them.
+    """
+    each = np.asarray(seconds) / frames
+    median = float(np.median(each))
+    row: Row = {
+        "frames/s": digits(1 / median),
+        "Mpx/s": digits(size[0] * size[1] / median / 1e6),
+        "ms p50": digits(1e3 * median),
+        "p90": milliseconds(percentile(each.tolist(), 0.9)),
+        "p99": milliseconds(percentile(each.tolist(), 0.99)),
+        "rounds": len(each),
+    }
+    if gflop is not None:
+        row["GFLOP/s"] = digits(gflop / median)
+        if roofline is not None:
+            row["roofline"] = round(gflop / median / roofline, 2)
+    return row
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Return milliseconds to three digits; None stays None."""
+    return None if seconds is None else digits(1e3 * seconds)
+
+
+def digits(value: float) -> float:
+    """Keep three significant digits."""
+    return float(f"{value:.3g}")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Lay rows out for people; what all have in common stands above them, once."""
+    head, names, text = cells(rows)
+    return f"{head}\n{console.table(names, text)}"
+
+
+def cells(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
+    """Return what all rows have in common, the names of the other columns, and their text.
+
+    What is unknown is ``-``; a column that no row fills is left out.
+    """
+    every = dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in every if any(row.get(name) is not None for row in rows)]
+    same = [name for name in names if name in _CONDITIONS]
+    same = [name for name in same if len({row.get(name) for row in rows}) == 1]
+    head = ", ".join(f"{name} {rows[0][name]}" for name in same)
+    names = [name for name in names if name not in same]
+    return head, names, [[_text(row.get(name)) for name in names] for row in rows]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -1,1 +1,0 @@
-"""How fast the models are on this machine: ``emdn-deploy bench``, and what benchmarks share."""
