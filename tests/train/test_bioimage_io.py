@@ -118,7 +118,7 @@ def test_bioimageio_core_runs_a_package_to_the_same_frames(name, exported) -> No
     denoiser = Denoiser(name, threads=1)
     frames = counts(denoiser.session.info.frames)
     described = core.load_model_description(package)
-    with core.create_prediction_pipeline(described, devices=["cpu"]) as pipeline:
-        made = core.predict(model=pipeline, inputs=frames[None])
+    pipeline = core.create_prediction_pipeline(described, devices=["cpu"])
+    made = core.predict(model=pipeline, inputs=frames[None])
     (found,) = made.as_arrays().values()
     assert_same(found[0, 0], denoiser, frames)

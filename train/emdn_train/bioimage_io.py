@@ -20,7 +20,7 @@ from onnxruntime import InferenceSession
 from onnxscript import FLOAT, optimizer, script
 from onnxscript import opset17 as op
 
-from emdn_deploy.model_info import ModelInfo
+from emdn_deploy.model_file import ModelInfo
 from emdn_deploy.session import Session, open_session
 from emdn_models import MissingExtraError, ModelError, ParityError, __version__
 from emdn_models.errors import install
