@@ -50,9 +50,10 @@ def violations(package: str, folder: Path) -> list[str]:
 FLOORS = (
     "config errors stacks session model_file dose noise_level noise_model bad_pixels",
     "readers writers output_paths output preprocess neighbours batching uncertainty denoiser "
+    "dask_arrays "
     "provenance report figures evaluate check.camera check.residual_tests "
     "check.smallest_defect check.quick page",
-    "denoise_file watch check bench inspect",
+    "denoise_file cluster watch check bench inspect",
     "cli __init__ __main__",
 )
 """Of emdn_deploy, from the lowest: base, parts, whole jobs, commands."""

@@ -51,6 +51,7 @@ NOT_RUN = {
     "make bench ARGS": "minutes",
     "make quality": "minutes",
     "torchrun": "needs four GPUs",
+    "emdn-deploy denoise movie.h5 --scheduler": "tests/deploy/test_cluster.py has one",
 }
 
 

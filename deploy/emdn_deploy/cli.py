@@ -34,6 +34,7 @@ app = console.app("Denoise electron-microscopy frames.")
 @app.command()
 @takes_options(model=MODEL)
 def denoise(
+    context: typer.Context,
     sources: Annotated[
         list[Path],
         typer.Argument(
@@ -47,6 +48,15 @@ def denoise(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one line of JSON per input instead of text.")
     ] = False,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of dask, whose workers denoise.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Denoise by so many processes of this machine.")
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Join what workers make into one plain file.")
+    ] = False,
 ) -> None:
     """Denoise files of frames into files of the same shape and units."""
     pictures = (options.preview, options.movie, options.report)
@@ -56,10 +66,20 @@ def denoise(
             "-o, --preview, --movie and --report take a single input; give folders for several: "
             "--out-dir, --preview, --movie, --report"
         )
+    if scheduler and workers:
+        raise typer.BadParameter("--scheduler has workers of its own; leave out --workers")
+    if join and not (scheduler or workers):
+        raise typer.BadParameter("--join is for --scheduler or --workers")
     from emdn_deploy import denoise_file, output_paths, report
     from emdn_deploy.denoiser import Denoiser
 
     opened: dict[str | None, Denoiser] = {}
+    elsewhere = None
+    if (scheduler or workers) and not dry_run:
+        from emdn_deploy import cluster
+
+        found = cluster.connected(scheduler, workers, options.threads, join=join)
+        elsewhere = context.with_resource(found)
     pairs = [(source, _pictured(own)) for source, own in output_paths.each(sources, options)]
     failed, alone = [], 0
     for source, own in pairs:
@@ -68,7 +88,7 @@ def denoise(
                 plan = denoise_file.plan(source, own)
                 _show(report.as_json(plan) if as_json else report.planned(plan))
                 continue
-            done = denoise_file.run(source, own, _progress(), opened)
+            done = denoise_file.run(source, own, _progress(), opened, elsewhere=elsewhere)
             _show(report.as_json(done) if as_json else report.lines(done))
             alone += done.frames == 1
         except EmdnError as error:

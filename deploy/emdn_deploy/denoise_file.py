@@ -31,12 +31,13 @@ from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import Plan, Report, lines
 from emdn_deploy.stacks import Answer
-from emdn_deploy.writers import Layout, Storage, partial_of
+from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import renamed
 
-if TYPE_CHECKING:  # only a run with --report needs it
+if TYPE_CHECKING:  # only a run with --report, or by workers, needs it
+    from emdn_deploy.cluster import Cluster
     from emdn_deploy.page import RunPage, Verdicts
 
 # A mean that moves by more than this is worth a warning.
@@ -47,6 +48,24 @@ FEW_FILES = 16
 PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stack to be denoised, for the processes that do it elsewhere.
+
+    ``given``: the files that decide the pixels, as they are now.
+    """
+
+    target: Path
+    module: str
+    options: DenoiseOptions
+    ready: Prepared
+    denoiser: Denoiser
+    facts: Provenance
+    given: provenance.Stamps
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -99,6 +118,7 @@ def run(
     opened: dict[str | None, Denoiser] | None = None,
     recipe: Recipe | None = None,
     between: tuple[Sequence[Path], Sequence[Path]] = ((), ()),
+    elsewhere: "Cluster | None" = None,
 ) -> Report:
     """Denoise a file of frames.
 
@@ -111,6 +131,8 @@ def run(
         find its own.
     between
         The files before and after it in that stack, for a model that sees neighbours.
+    elsewhere
+        Denoises in other processes; None for this one.
 
     Raises
     ------
@@ -125,7 +147,7 @@ def run(
         count, size = frames.shape[0], frames.shape[1:]
         given = provenance.stamps(provenance.inputs_of(frames, options))
         files, pictures = _outputs(target, module, frames, options)
-        over = options.overwrite
+        over = options.overwrite or bool(elsewhere and elsewhere.mends(target))
         stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
         options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
@@ -144,7 +166,11 @@ def run(
         batch = options.batch or denoiser.batching.frames_per_run(size, alone=parallel > 1)
         facts = provenance.facts_of(frames, options, denoiser, ready, batch, seen)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
-        _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
+        work = Work(target, module, options, ready, denoiser, facts, given)
+        if elsewhere:
+            facts, storage = elsewhere.plan(work, storage)
+        else:
+            _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
         beside = writers.sigma_file(target, module) if options.sigma else None
         quick = Quick(scale.pixel_gain, scale.offset, bad=ready.recipe.bad)
 
@@ -166,9 +192,12 @@ def run(
                 quick.restore(earlier, size[0] * size[1])
                 denoiser.batching.note = denoiser.batching.note or str(earlier["note"])
             began = time.perf_counter()
-            progress(resumed, count)
-            context = _context(between, ready, options, info.frames // 2)
-            _stream(denoiser, ready, options, output, quick, progress, given, context)
+            if elsewhere:
+                resumed = elsewhere.fill(work, output, quick, progress)
+            else:
+                progress(resumed, count)
+                context = _context(between, ready, options, info.frames // 2)
+                denoise_frames(denoiser, ready, options, output, quick, progress, given, context)
             seconds = time.perf_counter() - began
             checked = quick.result() if scale.sigma else None
             sums = output.sums
@@ -182,6 +211,8 @@ def run(
                 output.spoil()
                 raise
             output.complete(late)
+        if elsewhere:
+            elsewhere.tidy(work)
         try:
             drawn = _draw(options, ready, target, module, info.name, checked)
         except (EmdnError, OSError) as error:
@@ -393,7 +424,7 @@ def tally(sums: Sums, start: int, part: Part, shifts: NDArray[np.float64]) -> No
     sums.add_shifts(shifts, part.frames[0].size)
 
 
-def _stream(
+def denoise_frames(
     denoiser: Denoiser,
     ready: Prepared,
     options: DenoiseOptions,

@@ -1,9 +1,10 @@
 """Denoise arrays: a session that stays open, and the one-call form of it."""
 
+import functools
 import logging
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,7 @@ from emdn_deploy import neighbours, preprocess, stacks, uncertainty
 from emdn_deploy.batching import Batching
 from emdn_deploy.config import DenoiseOptions, Device, Precision
 from emdn_deploy.dose import Intensity
+from emdn_deploy.preprocess import Part, Recipe
 from emdn_deploy.session import open_session
 from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.uncertainty import Calibration
@@ -22,7 +24,8 @@ _log = logging.getLogger(__name__)
 class Denoiser:
     """A model that stays open on a device.
 
-    A model that sees several frames (``unet@movie``) denoises each with its neighbours in the
+    It pickles as what it was opened with: a process that unpickles it opens the model once. A
+    model that sees several frames (``unet@movie``) denoises each with its neighbours in the
     stack (`emdn_deploy.neighbours.beside`); it takes movies (T, H, W) only.
 
     Parameters
@@ -49,8 +52,14 @@ class Denoiser:
         threads: int | None = None,
         precision: Precision = "fp32",
     ) -> None:
+        path = None if model is None else Path(model)
+        name = str(path.absolute()) if path is not None and path.is_file() else model
+        self.opening = name, device, threads, precision
         self.session = open_session(model, device, threads, precision)
         self.batching = Batching(self.session)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return opened, self.opening
 
     @classmethod
     def of(cls, options: DenoiseOptions) -> Self:
@@ -73,7 +82,7 @@ class Denoiser:
             (..., H, W) or (..., H, W, 1), any real dtype, any units linear in electrons. All
             have one scale: denoise detectors and channels one by one. Bad pixels, gaps,
             saturated areas and NaN are treated as in files. A model that sees several frames
-            takes (T, H, W).
+            takes (T, H, W). Of a dask array only a sample is computed now, for the scale.
         gain, offset
             Units per electron and reading without electrons; None to estimate.
         batch
@@ -82,7 +91,7 @@ class Denoiser:
         Returns
         -------
         ndarray
-            float32, in the shape and the units of ``frames``.
+            float32, in the shape and the units of ``frames``; dask's, if they are.
 
         Raises
         ------
@@ -210,6 +219,44 @@ class Denoiser:
         self.batching.each(own.shape, one, batch, alone=alone)
         return Answer(output, shifts, sigmas)
 
+    def block(
+        self,
+        raw: Stack,
+        recipe: Recipe,
+        *,
+        around: tuple[int, int] = (0, 0),
+        with_sigma: bool = False,
+        batch: int | None = None,
+        alone: bool = False,
+    ) -> tuple[Answer, Part]:
+        """Denoise some frames (n, H, W) of a stack whose recipe is known: gaps, bad pixels and all.
+
+        Parameters
+        ----------
+        recipe
+            Of `emdn_deploy.preprocess.recipe_of_array`.
+        around, with_sigma, batch, alone
+            As `answer`.
+
+        Returns
+        -------
+        Answer, Part
+            Of the frames themselves, without those ``around``.
+        """
+        first, stop = around[0], len(raw) - around[1]
+        parts = [
+            recipe.apply(part.copy()) if len(part) else Part(part)
+            for part in np.split(raw, (first, stop))
+        ]
+        seen, empty = (np.concatenate(some) for some in zip(
+            *((part.frames, part.empty) for part in parts), strict=True
+        ))  # fmt: skip
+        made = self.answer(
+            seen, recipe.scale, around=around, usable=~empty, with_sigma=with_sigma, batch=batch,
+            alone=alone,
+        )  # fmt: skip
+        return parts[1].finish(made), parts[1]
+
     def _as_a_file(
         self,
         frames: ArrayLike,
@@ -219,35 +266,37 @@ class Denoiser:
         *,
         with_sigma: bool,
     ) -> Answer:
-        """Denoise an array as `emdn_deploy.denoise_file` does a file: gaps, bad pixels and all."""
-        from emdn_deploy.readers.frames import Axis, Frames
-
-        array = np.asarray(frames)
+        """Denoise an array as `emdn_deploy.denoise_file` does a file."""
+        array: Any = frames if stacks.is_dask(frames) else np.asarray(frames)
         stack = stacks.as_stack(array)
         if self.session.info.frames > 1:
             stacks.check_one_axis(array.shape, self.session.info.name)
-        opened = Frames(
-            Path("frames"), "array", stack.shape, array.dtype, "tyx", stack.shape, (Axis(),) * 3,
-            lambda start, stop: stack[start:stop].copy(), lambda: None,
-        )  # fmt: skip
-        recipe = preprocess.find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
-        part = recipe.apply(stack.copy())
+        recipe = preprocess.recipe_of_array(stack, array.dtype, gain, offset)
         if not recipe.scale.sigma:
             _log.warning("warning: %s", recipe.scale.note)
-        faulty, kept = int(recipe.faulty.sum()), 0 if part.kept is None else int(part.kept.sum())
-        if faulty or kept or part.filled:
-            _log.warning(
-                "warning: %d bad pixels of every frame and %d of single frames are filled in; %d "
-                "pixels in gaps, saturated areas or empty frames keep their value",
-                faulty, part.filled, kept,
-            )  # fmt: skip
-        made = part.finish(
-            self.answer(
-                part.frames, recipe.scale, usable=~part.empty, with_sigma=with_sigma, batch=batch
-            )
-        )
+        if stacks.is_dask(stack):
+            from emdn_deploy import dask_arrays
+
+            made = dask_arrays.denoised(self, stack, recipe, with_sigma=with_sigma, batch=batch)
+        else:
+            made, part = self.block(stack, recipe, with_sigma=with_sigma, batch=batch)
+            kept = 0 if part.kept is None else int(part.kept.sum())
+            if recipe.faulty.any() or kept or part.filled:
+                _log.warning(
+                    "warning: %d bad pixels of every frame and %d of single frames are filled in; "
+                    "%d pixels in gaps, saturated areas or empty frames keep their value",
+                    recipe.faulty.sum(), part.filled, kept,
+                )  # fmt: skip
         errors = None if made.sigma is None else made.sigma.reshape(array.shape)
         return Answer(made.frames.reshape(array.shape), made.shifts, errors)
+
+
+@functools.cache
+def opened(
+    model: str | PathLike[str] | None, device: Device, threads: int | None, precision: Precision
+) -> Denoiser:
+    """Open a model once in a process; see `Denoiser`."""
+    return Denoiser(model, device, threads, precision)
 
 
 def denoise(

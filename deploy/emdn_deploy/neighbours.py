@@ -54,7 +54,9 @@ def beside(
     """Number the frames that a model sees of a stack, for frames ``first`` to ``stop`` each.
 
     Where there is no neighbour, at the ends of the stack, or it is not usable, the one on the
-    other side stands in for it, or else the nearest usable one; a lone frame stands in for all.
+    other side stands in for it, or else the nearest usable one that the model would see, or else
+    the frame itself. So frames further away, which another block of the stack may hold, change
+    nothing.
 
     Parameters
     ----------
@@ -78,7 +80,7 @@ def beside(
             if 0 <= number < count and good[number]:
                 return number
         others = np.flatnonzero(good)
-        others = others[others != frame]
+        others = others[(others != frame) & (np.abs(others - frame) <= half)]
         return int(others[np.abs(others - frame).argmin()]) if others.size else frame
 
     return np.array([

@@ -77,6 +77,15 @@ class Sums:
         self.squares += float(np.einsum("i,i->", flat, flat))
         self.low, self.high = min(self.low, float(after.min())), max(self.high, float(after.max()))
 
+    def include(self, other: "Sums", first: int) -> None:
+        """Count in the sums of other frames, the first of which is number ``first``."""
+        total = ("pixels", "before", "after", "squares", "saturated", "shift", "kept", "filled")
+        for name in total:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.largest = max(self.largest, other.largest)
+        self.empty += [first + number for number in other.empty]
+
     def add_kept(self, saturated: int, filled: int, empty: list[int]) -> None:
         """Count in what a block keeps of the input, and the numbers of its empty frames."""
         self.kept += saturated

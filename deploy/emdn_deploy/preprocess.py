@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import NoiseLevel, Sample, sample_starts
 from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import WHITE
+from emdn_deploy.readers.frames import WHITE, Axis
 from emdn_deploy.stacks import Answer
 from emdn_models.errors import EmdnError, FormatError
 
@@ -75,6 +76,8 @@ class Part:
         values[self.kept] = self.values
         for index, (kept, empty) in enumerate(zip(self.kept, self.empty, strict=True)):
             frame = made.frames[index]
+            if not kept.any():
+                continue  # as in a block of which no frame keeps a value
             if empty:
                 made.shifts[index], frame[:] = 0.0, 0.0
             else:
@@ -261,6 +264,20 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
         if (found & ~recipe.bad).any():
             recipe, sample, level = corrected(faulty | (found & ~recipe.bad))
     return replace(recipe, notes=_notes(recipe.scale, sample, level))
+
+
+def recipe_of_array(
+    stack: Stack, dtype: np.dtype[Any], gain: float | None = None, offset: float | None = None
+) -> Recipe:
+    """Find the recipe of an array (N, H, W), of which a sample is read, as of a file.
+
+    ``dtype``: what it was before it became float32. ``gain``, ``offset``: None to measure.
+    """
+    opened = Frames(
+        Path("frames"), "array", stack.shape, dtype, "tyx", stack.shape, (Axis(),) * 3,
+        lambda start, stop: np.array(stack[start:stop]), lambda: None,
+    )  # fmt: skip
+    return find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
 
 
 def _measure(

@@ -47,13 +47,16 @@ class Answer:
 def as_stack(frames: ArrayLike) -> Stack:
     """Check an array (..., H, W), or (..., H, W, 1), and return it as (N, H, W) float32.
 
+    A dask array stays one.
+
     Raises
     ------
     FormatError
         Naming the remedy, if the rank or the dtype is wrong, or an axis looks like
         channels or detectors.
     """
-    array: NDArray[Any] = np.asarray(frames)
+    lazy = is_dask(frames)
+    array: Any = frames if lazy else np.asarray(frames)
     if array.ndim < 2:
         raise FormatError(f"frames has shape {array.shape}, expected (..., H, W)")
     if array.dtype.kind not in "buif":
@@ -76,14 +79,20 @@ def as_stack(frames: ArrayLike) -> Stack:
             shape, *shape, shape[2], *shape[:2],
         )  # fmt: skip
     *lead, height, width = array.shape
-    stack = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, height, width)
-    if odd := odd_axis(lambda number: stack[number], lead):
+    plain = array.astype(np.float32) if lazy else np.ascontiguousarray(array, dtype=np.float32)
+    stack: Stack = plain.reshape(-1, height, width)
+    if odd := odd_axis(lambda number: np.asarray(stack[number]), lead):
         raise FormatError(
             f"frames has shape {shape}, and the {lead[odd[0]]} along axis {odd[0]} look like "
             f"detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
             f"denoise each by itself, or all at one scale by frames.reshape(-1, {height}, {width})"
         )
     return stack
+
+
+def is_dask(array: object) -> bool:
+    """Say whether an array is one of dask's, without importing dask."""
+    return type(array).__module__.startswith("dask.")
 
 
 def check_one_axis(shape: tuple[int, ...], model: str) -> None:

@@ -50,6 +50,23 @@ box (float[n,1,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n
 }
 """
 
+FIVE = np.multiply.outer([1, 2, 4, 2, 1], [[1, 2, 1], [2, 4, 2], [1, 2, 1]])
+MOVIE = f"""
+<ir_version: 8, opset_import: ["" : 17]>
+movie (float[n,5,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
+    => (float[n,1,h,w] denoised)
+<float[1,5,3,3] k = {{{", ".join(str(w / 160) for w in FIVE.ravel())}}}>
+{{
+    dark = Sub(frames, offset)
+    e = Div(dark, gain)
+    centred = Sub(e, scale)
+    x = Conv <pads = [1, 1, 1, 1]> (centred, k)
+    out = Add(x, scale)
+    charged = Mul(out, gain)
+    denoised = Add(charged, offset)
+}}
+"""
+
 METADATA = {
     "emdn_schema": "1",
     "model": "box",
@@ -87,6 +104,13 @@ def make_model() -> Callable[..., Path]:
 def box_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weighted box blur with padding to even sizes: receptive field 8, multiple 2."""
     return save_model(tmp_path_factory.mktemp("model") / "box.onnx")
+
+
+@pytest.fixture(scope="session")
+def movie_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A blur of each frame and two neighbours on either side."""
+    facts = {"model": "movie", "frames": "5", "multiple": "1", "receptive_field": "3"}
+    return save_model(tmp_path_factory.mktemp("model") / "movie.onnx", MOVIE, **facts)
 
 
 @pytest.fixture(scope="session")

@@ -22,29 +22,7 @@ from emdn_models.errors import FormatError, ModelError
 
 WEIGHTS = np.array([1.0, 2.0, 4.0, 2.0, 1.0]) / 10
 BLUR = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
-MOVIE = f"""
-<ir_version: 8, opset_import: ["" : 17]>
-movie (float[n,5,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
-    => (float[n,1,h,w] denoised)
-<float[1,5,3,3] k = {{{", ".join(str(w) for w in np.multiply.outer(WEIGHTS, BLUR).ravel())}}}>
-{{
-    dark = Sub(frames, offset)
-    e = Div(dark, gain)
-    centred = Sub(e, scale)
-    x = Conv <pads = [1, 1, 1, 1]> (centred, k)
-    out = Add(x, scale)
-    charged = Mul(out, gain)
-    denoised = Add(charged, offset)
-}}
-"""
 SCALE = Intensity(20.0, 1.0, 0.0, 4.5, "")
-
-
-@pytest.fixture(scope="module")
-def movie_model(make_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("movie") / "movie.onnx"
-    facts = {"model": "movie", "frames": "5", "multiple": "1", "receptive_field": "3"}
-    return make_model(path, MOVIE, **facts)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +96,7 @@ def test_several_axes_are_refused(movie_model: Path, stack: NDArray[np.float32])
 def test_a_number_of_frames_that_cannot_be_is_refused(
     make_model: Any, tmp_path: Path, frames: str
 ) -> None:
-    path = make_model(tmp_path / "odd.onnx", MOVIE, frames=frames)
+    path = make_model(tmp_path / "odd.onnx", frames=frames)
     with pytest.raises(ModelError, match="incomplete or damaged"):
         Denoiser(path)
 

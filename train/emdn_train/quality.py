@@ -281,7 +281,8 @@ def crystal_of(group: h5py.Group, clean: Frame, pixel_size_nm: float) -> Crystal
     """Take a structure's defects that its clean frame shows; None if there are none.
 
     Vacancies of a kind are taken where, at the best width, half of them stand out of the full
-    sites by three of their standard deviations; foreign atoms one by one.
+    sites by three of their standard deviations; foreign atoms one by one. Full sites that stand
+    out in the same way, as beside edges and other defects, are no false sites: they are left out.
     """
     names = [name.decode() if isinstance(name, bytes) else name for name in group["names"][()]]
     atoms, numbers, defects = (group[key][()] for key in ("atoms", "numbers", "defects"))
@@ -301,5 +302,6 @@ def crystal_of(group: h5py.Group, clean: Frame, pixel_size_nm: float) -> Crystal
     foreign = judged & sites.foreign & (np.abs(scores).max(0, initial=0.0) >= _SEEN)
     if not (vacant | foreign).any():
         return None
-    groups = {"vacant": vacant, "foreign": foreign, "full": judged & sites.full}
+    full = judged & sites.full & ((sign * scores).max(0, initial=0.0) < _SEEN)
+    groups = {"vacant": vacant, "foreign": foreign, "full": full}
     return Crystal(sites, groups, sign, pixel_size_nm)

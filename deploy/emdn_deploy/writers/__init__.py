@@ -61,11 +61,15 @@ class Storage:
         Whether frames are compressed, losslessly.
     sigma
         Whether standard deviations are stored as well, always as float32.
+    parts
+        Files that hold the pixels instead, for HDF5: numbers of the first frame and of that after
+        the last one, path as seen from the output's folder, and dataset in it, of each.
     """
 
     dtype: str = "float32"
     compress: bool = False
     sigma: bool = False
+    parts: tuple[tuple[int, int, str, str], ...] = ()
 
     @property
     def kind(self) -> np.dtype[Any]:

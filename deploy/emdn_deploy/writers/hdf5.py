@@ -149,7 +149,8 @@ def probe(target: Path, size: int, shape: tuple[int, ...], storage: Storage) -> 
     size = max(0, size) + MARGIN
     try:
         with scratch.open("wb") as file:
-            file.truncate(size + (0 if storage.compress else storage.total(shape)))
+            elsewhere = storage.compress or storage.parts
+            file.truncate(size + (0 if elsewhere else storage.total(shape)))
             file.truncate(0)
         reserve(scratch, 0, size)
     finally:
@@ -161,23 +162,50 @@ def create_frames(
 ) -> h5py.Dataset:
     """Create the dataset, one frame a chunk, with its space on disk unless compressed.
 
-    ``shape``, ``order``: stored shape and one letter per axis, ``y`` and ``x`` the frame.
+    Where other files hold the pixels it is a virtual one: what is missing of them reads as NaN, or
+    as 0 of integers. ``shape``, ``order``: stored shape and one letter per axis, ``y`` and ``x``
+    the frame.
     """
     chunk = tuple(
         length if letter in "yx" else 1 for length, letter in zip(shape, order, strict=True)
     )
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_chunk(chunk)
-    if storage.compress:
-        settings.set_shuffle()
-        settings.set_deflate(LEVEL)
+    if storage.parts:
+        _map_parts(settings, shape, storage)
     else:
-        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        settings.set_chunk(chunk)
+        if storage.compress:
+            settings.set_shuffle()
+            settings.set_deflate(LEVEL)
+        else:
+            settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     settings.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
     space = h5py.h5s.create_simple(shape)
     kind = h5py.h5t.py_create(storage.kind)
     return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
+
+
+def _map_parts(settings: Any, shape: tuple[int, ...], storage: Storage) -> None:
+    """Make frames (..., H, W) those of other files, each (k, H, W)."""
+    *lead, height, width = shape
+    if storage.kind.kind == "f":
+        settings.set_fill_value(np.array(np.nan, storage.kind))
+    for start, stop, file, dataset in storage.parts:
+        own = h5py.h5s.create_simple(shape)
+        theirs = h5py.h5s.create_simple((stop - start, height, width))
+        if lead:
+            own.select_none()
+        while lead and start < stop:  # along the last of several axes
+            place = tuple(int(index) for index in np.unravel_index(start, lead))
+            run = min(stop - start, lead[-1] - place[-1])
+            block = (*(1 for _ in lead[1:]), run, height, width)
+            ones = (1,) * len(shape)
+            own.select_hyperslab((*place, 0, 0), ones, block=block, op=h5py.h5s.SELECT_OR)
+            start += run
+        # HDF5 counts with %b.
+        name = file.replace("%", "%%").encode()
+        settings.set_virtual(own, name, dataset.replace("%", "%%").encode(), theirs)
 
 
 def create_sigma(
@@ -187,7 +215,9 @@ def create_sigma(
 
     In an NXdata group it is also reachable under the name that NeXus has for uncertainties.
     """
-    made = create_frames(parent, name + SIGMA, shape, order, replace(storage, dtype="float32"))
+    parts = tuple((*part[:3], part[3] + SIGMA) for part in storage.parts)
+    own = replace(storage, dtype="float32", parts=parts)
+    made = create_frames(parent, name + SIGMA, shape, order, own)
     # By this readers tell it from the frames.
     made.attrs[SIGMA_OF] = name
     made.attrs["long_name"] = f"standard deviation of {name}"
@@ -205,6 +235,8 @@ def layout_of(
     path: Path, dataset: str, shape: tuple[int, ...], order: str, storage: Storage
 ) -> Layout:
     """Say where frames by `create_frames`, and standard deviations by `create_sigma`, belong."""
+    if storage.parts:
+        return Layout(np.zeros(0, np.int64), storage.kind.str)
     if storage.sigma:
         layout = layout_of(path, dataset, shape, order, replace(storage, sigma=False))
         plain = replace(storage, dtype="float32", sigma=False)

@@ -1,0 +1,61 @@
+"""Denoise dask's arrays: block by block, when and where they are computed."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emdn_deploy.preprocess import Recipe
+from emdn_deploy.stacks import Answer, Stack
+
+if TYPE_CHECKING:
+    from emdn_deploy.denoiser import Denoiser
+
+# Frames of a block, if blocks are so short that most of it would be neighbours of others.
+_FRAMES = 16
+
+
+def denoised(
+    model: "Denoiser", stack: Any, recipe: Recipe, *, with_sigma: bool, batch: int | None
+) -> Answer:
+    """Denoise a dask array (N, H, W) into others, with the neighbours of each block.
+
+    Parameters
+    ----------
+    stack
+        Blocks along y and x are joined, those along time are kept if they are long enough.
+    recipe
+        Of `emdn_deploy.preprocess.recipe_of_array`.
+
+    Returns
+    -------
+    Answer
+        Of dask arrays. The shifts are not known before these are computed, and NaN.
+    """
+    from dask.array import overlap
+
+    half = model.session.info.frames // 2
+    stack = stack.rechunk({1: -1, 2: -1})
+    if half and min(stack.chunks[0]) < 4 * half:
+        stack = stack.rechunk({0: _FRAMES})
+        # The last block may be too short to be the neighbour of another.
+        stack = stack.rechunk({0: overlap.ensure_minimum_chunksize(half, stack.chunks[0])})
+    last = stack.numblocks[0] - 1
+
+    def block(raw: Stack, block_info: Any) -> NDArray[np.float32]:
+        place = block_info[0]["chunk-location"][0]
+        around = half if place else 0, half if place < last else 0
+        # Other blocks are computed beside it, by dask's own threads.
+        made, _ = model.block(
+            raw, recipe, around=around, with_sigma=with_sigma, batch=batch, alone=last > 0
+        )
+        return made.frames if made.sigma is None else np.stack([made.frames, made.sigma])
+
+    made = overlap.overlap(stack, {0: half}, "none").map_blocks(
+        block,
+        chunks=((2,), *stack.chunks) if with_sigma else stack.chunks,
+        new_axis=0 if with_sigma else None,
+        meta=np.zeros((0,) * (3 + with_sigma), np.float32),
+    )
+    shifts = np.full(len(stack), np.nan)
+    return Answer(made[0], shifts, made[1]) if with_sigma else Answer(made, shifts)
