@@ -97,7 +97,7 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.deploy
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@ $(VENV)/.train $(VENV)/.deploy
 
 $(VENV)/.check: pyproject.toml | $(BIN)/python
@@ -105,5 +105,5 @@ $(VENV)/.check: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.train $(VENV)/.deploy
 
 $(VENV)/.test-all: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test-all]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test-all]'
 	@touch $@ $(VENV)/.dev $(VENV)/.train $(VENV)/.deploy

@@ -12,7 +12,7 @@ import typer
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "tf32", "fp16", "int8"]
-Kind = Literal["h5", "hspy", "tif", "mrc", "npy"]
+Kind = Literal["h5", "hspy", "tif", "mrc", "npy", "zarr"]
 Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"]
 
 Dataset = Annotated[

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -145,6 +146,10 @@ def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: boo
             if path.exists() and (known := read.get(_identity(path))):
                 same = "itself" if known.resolve() == path.resolve() else f"{known} itself"
                 raise OutputError(f"{path}: is the input {same}; emdn never overwrites it, use -o")
+        if target.is_dir() and any(
+            target.resolve() in one.resolve().parents for one in read.values()
+        ):
+            raise OutputError(f"{target}: holds an input; emdn never overwrites it, use -o")
         if any(target.resolve() == other.resolve() for other in targets[:number]):
             raise OutputError(f"{target}: would be written twice; give two names")
         if target.exists() and not overwrite:
@@ -274,7 +279,14 @@ def discard(files: list[Path]) -> None:
     """Remove what an incomplete output consists of, the map last."""
     for file in files:
         for path in _pieces(file):
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _tidy(files: list[Path]) -> None:
@@ -299,7 +311,7 @@ class Filling:
 
     def __init__(self, layout: Layout, partial: Path, spool: Path, sums: Sums) -> None:
         self.layout, self.sums = layout, sums
-        place = spool if layout.encode else partial
+        place = spool if layout.encode else partial / layout.inside
         self.file = place.open("r+b" if place.exists() else "w+b", buffering=0)
 
     def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
@@ -326,6 +338,7 @@ class Filling:
             f"{name}_offsets": layout.offsets,
             f"{name}_dtype": layout.dtype,
             f"{name}_transposed": layout.transposed,
+            f"{name}_inside": layout.inside,
             f"{name}_packed": layout.encode is not None,
             f"{name}_sums": json.dumps(asdict(self.sums)),
         }
@@ -348,6 +361,7 @@ def restored(arrays: dict[str, Any], name: str) -> tuple[Layout, Sums]:
         arrays[f"{name}_offsets"],
         str(arrays[f"{name}_dtype"]),
         bool(arrays[f"{name}_transposed"]),
+        inside=str(arrays[f"{name}_inside"]),
     )
     return layout, Sums(**json.loads(str(arrays[f"{name}_sums"])))
 
@@ -463,13 +477,18 @@ class Output:
                 writers.finish(self.module, partial_of(self._beside), known)
             writers.finish(self.module, self.partial, late)
             for file in self._files:
-                with partial_of(file).open("r+b") as opened:
-                    os.fsync(opened.fileno())
+                for path in (partial_of(file), *partial_of(file).rglob("*")):
+                    if path.is_file():
+                        with path.open("r+b") as opened:
+                            os.fsync(opened.fileno())
             # Where the frames are, all is there; a kill in between is mended by `claimed`.
             if len(self._files) > 1:
                 names = {one.name: _identity(partial_of(one)) for one in self._files[:-1]}
                 self._write_map({"renamed": json.dumps(names)})
             for file in self._files:
+                if file.is_dir():  # which no rename replaces
+                    _remove(_beside(file, ".new"))
+                    os.replace(file, _beside(file, ".new"))
                 os.replace(partial_of(file), file)
             discard(self._files)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from emdn_deploy import writers
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.readers import READERS, is_hdf5, is_pattern, split_pattern
+from emdn_deploy.readers import READERS, is_hdf5, is_pattern, is_zarr, split_pattern
 from emdn_models.errors import OutputError
 
 
@@ -15,7 +15,7 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
     Raises OutputError if ``--to`` and the output's suffix contradict each other, no writer has that
     suffix, or it cannot store what is asked for.
     """
-    if options.output is not None and options.output.is_dir():
+    if options.output is not None and options.output.is_dir() and not is_zarr(options.output):
         raise OutputError(f"{options.output}: is a folder; give it by --out-dir, or a file's name")
     some = options.frames is not None or any(letter.isdigit() for letter in options.axes or "")
     whole = not some and is_hdf5(source)
@@ -33,21 +33,21 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
 
 def _beside(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
     """Return ``<stem>_denoised.<kind>`` in the output folder or beside the input."""
-    single = not is_pattern(source) and not source.is_dir()
+    stack = is_pattern(source) or (source.is_dir() and not is_zarr(source))
     if is_pattern(source):
         # The folder that the pattern searches gives the name.
         source = split_pattern(source)[0]
         source = source if source.name else Path("frames")
         stem = source.resolve().name
     else:
-        stem = source.resolve().name if source.is_dir() else _stem(source)
+        stem = source.resolve().name if stack else _stem(source)
     if options.to is not None:
         suffix = f".{options.to}"
     elif whole:
         known = source.suffix.lower() in writers.WRITERS["hdf5"]
         suffix = source.suffix if known else ".h5"
     else:
-        suffix = _own_kind(source) if single else ".hspy"
+        suffix = ".hspy" if stack else _own_kind(source)
     folder = options.out_dir if options.out_dir is not None else source.parent
     return folder / f"{stem}{options.suffix}{suffix}"
 
@@ -55,7 +55,8 @@ def _beside(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
 def _stem(source: Path) -> str:
     """Return a file's name without what says of which kind it is (``.ome.tif``, ``.mrc.gz``)."""
     inner = Path(source.stem)
-    outer = {".tif": (".ome",), ".tiff": (".ome",), ".gz": READERS["mrc"], ".bz2": READERS["mrc"]}
+    outer = dict.fromkeys((".gz", ".bz2"), READERS["mrc"])
+    outer |= dict.fromkeys((".tif", ".tiff", ".zarr"), (".ome",))
     return (
         inner.stem if inner.suffix.lower() in outer.get(source.suffix.lower(), ()) else inner.name
     )
@@ -64,7 +65,7 @@ def _stem(source: Path) -> str:
 def _own_kind(source: Path) -> str:
     """Return the suffix of an output of the same kind as the input, if emdn writes it."""
     suffix = source.suffix.lower()
-    for module in ("tiff", "mrc", "npy"):
+    for module in ("tiff", "mrc", "npy", "zarr"):
         if suffix in READERS[module]:
             own = writers.WRITERS[module]
             return source.suffix if suffix in own else own[0]

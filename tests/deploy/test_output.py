@@ -421,7 +421,7 @@ def test_a_folder_that_changes_meanwhile(tmp_path, run, lattice, monkeypatch):
     run(folder, overwrite=True)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy"])
+@pytest.mark.parametrize("suffix", [".h5", ".hspy", ".tif", ".mrc", ".npy", ".zarr"])
 @pytest.mark.parametrize("sigma", [False, True])
 def test_a_kill_while_the_record_is_completed(source, run, monkeypatch, suffix, sigma):
     """HDF5 leaves a file that it cannot read any more; the frames in it are not lost."""

@@ -36,6 +36,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st", ".gz", ".bz2"),
     "tiff": (".tif", ".tiff", ".btf", ".tf8", ".eer"),
     "npy": (".npy",),
+    "zarr": (".zarr",),
 }
 # Suffixes that mean the same kind of file; one of a kind makes a stack.
 SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known} | {".ser": "ser"}
@@ -70,7 +71,7 @@ def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:
         name says.
     """
     source = Path(path)
-    if source.is_dir() or is_pattern(source):
+    if (source.is_dir() and not is_zarr(source)) or is_pattern(source):
         return open_list(source, find(source), choice)
     return _open_file(source, choice)
 
@@ -104,9 +105,17 @@ def is_hdf5(path: Path) -> bool:
         return False
 
 
-def _open_file(path: Path, choice: Choice) -> Frames:
+def is_zarr(path: Path) -> bool:
+    """Say whether a folder is a Zarr store."""
+    return any((path / name).is_file() for name in _ZARR)
+
+
+def _module_of(path: Path) -> str:
+    """Return the module that reads a file, by its content or suffix."""
     if not path.exists():
         raise FormatError(f"{path}: no such file")
+    if is_zarr(path):
+        return "zarr"
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
     try:
         mode = path.stat().st_mode
@@ -121,7 +130,11 @@ def _open_file(path: Path, choice: Choice) -> Frames:
         raise FormatError(f"{path}: cannot be read ({error.strerror})") from error
     if not head:
         raise FormatError(f"{path}: is empty (0 bytes)")
-    module = "hdf5" if head == _HDF5_SIGNATURE else _module_for(path)
+    return "hdf5" if head == _HDF5_SIGNATURE else _module_for(path)
+
+
+def _open_file(path: Path, choice: Choice) -> Frames:
+    module = _module_of(path)
     opener = importlib.import_module(f"emdn_deploy.readers.{module}")
     try:
         frames: Frames = opener.open_frames(path, choice)
@@ -195,8 +208,6 @@ def find(source: Path) -> list[Path]:
         paths = [path for path in paths if _DENOISED not in path.stem] or paths
     if left := len(found) - len(paths):
         _log.info("%s: %d files by emdn are left out (%s...)", source, left, _DENOISED)
-    if not paths and any((source / name).exists() for name in _ZARR):
-        raise FormatError(f"{source}: is a Zarr store, which emdn does not read; save it as HDF5")
     if not paths:
         raise FormatError(f"{source}: holds no files of frames that emdn reads")
     kinds = Counter(path.suffix.lower() for path in paths)

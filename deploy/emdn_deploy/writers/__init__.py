@@ -26,6 +26,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "mrc": (".mrc", ".mrcs"),
     "tiff": (".tif", ".tiff"),
     "npy": (".npy",),
+    "zarr": (".zarr",),
 }
 # Formats that hold some types only, that compress, and that hold standard deviations themselves.
 DTYPES: dict[str, tuple[str, ...]] = {"mrc": ("float32", "int8", "int16", "uint16")}
@@ -108,6 +109,8 @@ class Layout:
     sigma
         Where the frames' standard deviations lie, in the same file or in one of their own;
         None where there are none.
+    inside
+        The file that the offsets are of, where the output is a folder.
     """
 
     offsets: NDArray[np.int64]
@@ -116,6 +119,7 @@ class Layout:
     encode: Callable[[NDArray[Any]], bytes] | None = None
     fill: Callable[[Iterator[bytes]], None] | None = None
     sigma: "Layout | None" = None
+    inside: str = ""
 
     @classmethod
     def contiguous(cls, start: int, frames: Frames, storage: Storage, dtype: str) -> "Layout":
@@ -186,8 +190,8 @@ def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
         return f"{words} before compression"
     partial = partial_of(target)
     # What an interrupted run has written is there already.
-    stat = partial.stat() if partial.exists() else None
-    had = getattr(stat, "st_blocks", 0) * 512
+    files = [partial, *partial.rglob("*")] if partial.exists() else []
+    had = sum(getattr(file.stat(), "st_blocks", 0) * 512 for file in files)
     free = shutil.disk_usage(target.parent).free
     if size - had > free:
         raise OutputError(

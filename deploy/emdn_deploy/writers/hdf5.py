@@ -37,7 +37,7 @@ _ROOT = "Experiments"
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write everything but the pixels, and say where those belong."""
     title = _title(frames)
-    shape, axes = _stacked(frames)
+    shape, axes = stacked(frames)
     order = "tuvwabdefghij"[: len(shape) - 2] + "yx"
     probe(target, 0, shape, storage)
     with h5py.File(target, "w") as file:
@@ -78,7 +78,7 @@ def _title(frames: Frames) -> str:
     return plain_text(frames.path.name.split(".")[0].strip("*?[]")) or "frames"
 
 
-def _stacked(frames: Frames) -> tuple[tuple[int, ...], tuple[Axis, ...]]:
+def stacked(frames: Frames) -> tuple[tuple[int, ...], tuple[Axis, ...]]:
     """Return the shape with the frames' own axes last, and its calibration."""
     lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
     places = [*lead, frames.order.index("y"), frames.order.index("x")]

@@ -124,10 +124,6 @@ def test_folders_that_are_no_stack_are_named(tmp_path, ser_file, dm_file):
     dm_file(tmp_path / "both/a.dm4", STACK)
     with pytest.raises(FormatError, match="several kinds"):
         open_frames(tmp_path / "both")
-    (tmp_path / "a.zarr").mkdir()
-    (tmp_path / "a.zarr" / ".zarray").write_text("{}")
-    with pytest.raises(FormatError, match="is a Zarr store"):
-        open_frames(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize(

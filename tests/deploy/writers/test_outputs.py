@@ -22,7 +22,7 @@ from emdn_deploy.report import Report
 from emdn_deploy.writers import storable
 from emdn_models.errors import OutputError
 
-KINDS = ["h5", "hspy", "tif", "mrc", "npy"]
+KINDS = ["h5", "hspy", "tif", "mrc", "npy", "zarr"]
 PACKED = ["h5", "hspy", "tif"]
 # HyperSpy and nexusformat warn of their own future.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -77,6 +77,8 @@ def recorded(path: Path) -> dict[str, Any]:
     if path.suffix == ".tif":
         with tifffile.TiffFile(path) as file:
             return json.loads((file.imagej_metadata or file.shaped_metadata[0])["Info"])
+    if path.suffix == ".zarr":
+        return json.loads((path / "zarr.json").read_text())["attributes"]["emdn"]
     if path.suffix == ".npy":
         return json.loads(path.with_name(path.name + ".json").read_text())["emdn"]
     with mrcfile.open(path) as file:
@@ -97,7 +99,7 @@ def test_frames_and_sigma(source, denoise, expected, to, compress):
     for found, wanted in zip(both(report), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-4)
     names = {path.name for path in source.parent.iterdir()} - {"movie.h5"}
-    beside = {f"movie_denoised_sigma.{to}"} if to in ("tif", "mrc", "npy") else set()
+    beside = {f"movie_denoised_sigma.{to}"} if to in ("tif", "mrc", "npy", "zarr") else set()
     assert {name for name in names if "json" not in name} == {f"movie_denoised.{to}"} | beside
 
 
