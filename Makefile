@@ -41,7 +41,7 @@ test-all: $(VENV)/.test-all  ## Install what the slow tests compare with too, an
 
 train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated first if missing)
 	@test -e $(DATA)/train/graphene_img_clean.h5 || { \
-	    echo "first simulates $(DATA): 1.2 GB, 2.4 GB on the way, about a minute"; \
+	    echo "first simulates $(DATA): 1.2 GB, about a minute"; \
 	    echo "then fits: 15 to 30 minutes of one core for 2 epochs; it says how long here"; \
 	    $(MAKE) simulate; }
 	$(BIN)/emdn-train fit --data $(DATA) --out $(OUT) --epochs $(EPOCHS) $(ARGS)
@@ -62,7 +62,7 @@ quality: $(VENV)/.train  ## Measure every shipped model on the fixed test split 
 	$(BIN)/emdn-train quality $(SPLIT) --save $(OUT)/quality $(ARGS)
 
 gallery: $(VENV)/.train  ## Draw what the simulator makes into train/gallery.png
-	$(BIN)/emdn-train gallery train/gallery.png
+	$(BIN)/python benchmarks/gallery.py train/gallery.png
 
 example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 and its truth.h5 again
 	$(BIN)/emdn-train simulate data/example --kind movie --frames 16 --dose-e-per-a2 8000 8000 \

@@ -19,11 +19,11 @@ from emdn_train import noise
 from emdn_train.adapt import adapt, parts
 from emdn_train.config import AdaptConfig
 from emdn_train.export import export
-from emdn_train.simulate import hrtem, specimens
-from emdn_train.simulate.folder import one_thread
+from emdn_train.simulate import microscope, specimens
+from emdn_train.simulate.dataset import one_thread
 from emdn_train.simulate.graphene import edge
+from emdn_train.simulate.microscope import Optics
 from emdn_train.simulate.movie import draw_drift, focused
-from emdn_train.simulate.optics import Optics
 from emdn_train.simulate.structure import Structure, lattice_points, rotation, stacked
 
 PIXEL_A, VOLTAGE_KV, SLICE_A = 0.18, 80.0, 12.0
@@ -51,11 +51,11 @@ def silicon(rng: np.random.Generator, side: float, reach: float) -> Structure:
 def simulated(frames: int, optics: Optics | None, seed: int):
     """Return counts and their expectation, (frames, SIZE, SIZE) each, and the optics."""
     rng = np.random.default_rng([seed, 110])
-    field = hrtem.make_field(SIZE, PIXEL_A)
+    field = microscope.make_field(SIZE, PIXEL_A)
     specimen = silicon(rng, field.side_a + 6, SIZE * PIXEL_A / 2)
     optics = optics or focused(specimen, field, VOLTAGE_KV, rng)
-    wave = hrtem.exit_wave(specimen, field, VOLTAGE_KV, sampling_a=0.16, slice_a=SLICE_A)
-    still = hrtem.image(wave, field, optics)
+    wave = microscope.exit_wave(specimen, field, VOLTAGE_KV, sampling_a=0.16, slice_a=SLICE_A)
+    still = microscope.image(wave, field, optics)
     electrons = (SNR * float(still.mean() / still.std())) ** 2
     generator = torch.Generator().manual_seed(seed)
     beam = noise.profile_map(noise.draw_profile(1, generator), (SIZE, SIZE), SIZE)
@@ -63,7 +63,7 @@ def simulated(frames: int, optics: Optics | None, seed: int):
     counts, expected = [], []
     for x, y in draw_drift(frames, rng) * PIXEL_A:
         ramp = np.exp(-2j * np.pi * (q[None, :] * x + q[:, None] * y)).astype(np.complex64)
-        image = torch.from_numpy(hrtem.image(wave * ramp, field, optics))[None, None]
+        image = torch.from_numpy(microscope.image(wave * ramp, field, optics))[None, None]
         noisy, target = noise.record(electrons * beam * image, "counting", generator)
         counts.append(noisy[0, 0].numpy().astype(np.uint16))
         expected.append(target[0, 0].numpy())

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from emdn_deploy import Denoiser
 from emdn_models import pretrained
-from emdn_train import movies
+from emdn_train import hops
 
 SNR, SEED = 0.4, 2  # signal to noise per pixel, and number of the simulated movie
 NEAR, FILM = range(-3, 3), range(-8, 8)  # frames from the hop, in the strip and in the film
@@ -25,7 +25,7 @@ GREYS = {"raw": 12}  # fewer shades of noise make a smaller file
 Stack = NDArray[np.float32]
 
 
-def stacks(movie: movies.Movie, single: str, several: str) -> dict[str, Stack]:
+def stacks(movie: hops.Movie, single: str, several: str) -> dict[str, Stack]:
     """Record a movie, denoise it in two ways, and cut (n, SIDE, SIDE) around the moving vacancy."""
     contrast = float(movie.clean.std() / movie.clean.mean())
     clean = (SNR / contrast) ** 2 * movie.clean
@@ -77,7 +77,7 @@ if __name__ == "__main__":
     parser.add_argument("--single", default=pretrained.default_model())
     parser.add_argument("--several", default=pretrained.movie_model())
     arguments = parser.parse_args()
-    movie = movies.simulate(SEED)
+    movie = hops.simulate(SEED)
     cut = stacks(movie, arguments.single, arguments.several)
     strip, film = arguments.folder / "hop.png", arguments.folder / "hop.gif"
     table(cut, [movie.hop + since for since in NEAR], rows=True).save(strip, optimize=True)

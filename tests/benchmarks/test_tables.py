@@ -48,12 +48,3 @@ def test_a_table_is_saved_to_be_pasted_and_to_be_read(table: pl.DataFrame, tmp_p
     ]
     for kind, read in (("csv", pl.read_csv), ("parquet", pl.read_parquet)):
         assert read(tmp_path / "results" / f"inference.{kind}").to_dicts() == table.to_dicts()
-
-
-def test_what_is_absent_is_said_of_ratios_only() -> None:
-    absent = {"openvino": "is in the extra bench-peers"}
-    left_out = "Left out: openvino, which is in the extra bench-peers."
-    assert tables.notes("ratios", absent)[-1] == left_out
-    assert left_out not in tables.notes("live", absent)
-    assert len(tables.notes("ratios", {})) == 1
-    assert tables.notes("inference", {}) == []

@@ -25,8 +25,7 @@ with warnings.catch_warnings():
     from ase.cluster import Octahedron
 
 from emdn_train.simulate.graphene import graphene
-from emdn_train.simulate.hrtem import make_field, resize_half
-from emdn_train.simulate.optics import Optics, draw_optics
+from emdn_train.simulate.microscope import Optics, draw_optics, make_field, resize_half
 from emdn_train.simulate.structure import PointDefects
 
 SIZE, SEED, EACH = 256, 20260, 4

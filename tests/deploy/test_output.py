@@ -87,8 +87,7 @@ def test_threads_and_batch_do_not_matter(source, run, stop_at, monkeypatch):
         run(source, threads=1, batch=2)
     monkeypatch.undo()
     report = run(source, threads=3)
-    assert report.resumed == 4
-    assert pixels(report.output) == pixels(whole.output)
+    assert (report.resumed, pixels(report.output)) == (4, pixels(whole.output))
 
 
 def pixels(path: Path) -> bytes:

@@ -48,18 +48,6 @@ def test_it_is_the_transform_of_every_window(size, window):
     torch.testing.assert_close(found.double(), direct(x, noise, window), atol=2e-5, rtol=0)
 
 
-class Everything(nn.Module):
-    """Shrink nothing."""
-
-    def forward(self, power):
-        return torch.ones_like(power)
-
-
-def test_nothing_is_lost_where_nothing_is_shrunk():
-    x = torch.randn(2, 1, 100, 67)
-    torch.testing.assert_close(SpectralShrinkage(32, Everything())(x), x, atol=1e-5, rtol=0)
-
-
 class Peek(nn.Module):
     """Keep what is asked of it."""
 
@@ -127,30 +115,6 @@ def test_a_gain_learns():
     used, unused = net.shrinkages
     assert all(p.grad is not None and p.grad.any() for p in used.gain.last.parameters())
     assert not any(p.grad is not None and p.grad.any() for p in unused.parameters())
-
-
-def test_of_noise_next_to_nothing_is_left_and_of_a_lattice_most():
-    torch.manual_seed(1)
-    noise, clean = torch.randn(4, 1, 256, 256), lattice(256, 256, 0.5)
-    shrinkage = SpectralShrinkage(128)
-    assert shrinkage(noise).square().mean() < 0.01
-    error = (shrinkage(clean + noise) - clean).square().mean()
-    # The lattice's own power is 1 / 16, the noise's is 1: 20 dB better than the frame.
-    assert error < 0.01
-
-
-def test_louder_noise_needs_a_stronger_signal():
-    torch.manual_seed(2)
-    x = 3 * torch.randn(1, 1, 128, 128)
-    shrinkage = SpectralShrinkage(64)
-    told, untold = shrinkage(x, torch.full_like(x, 3.0)), shrinkage(x)
-    assert told.square().mean() < 0.1 < untold.square().mean()
-
-
-def test_without_a_map_the_noise_is_one():
-    x = lattice(64, 48, 1.0) + torch.randn(1, 1, 64, 48)
-    shrinkage = SpectralShrinkage(32)
-    torch.testing.assert_close(shrinkage(x), shrinkage(x, torch.ones_like(x)))
 
 
 class Nothing(nn.Module):

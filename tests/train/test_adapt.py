@@ -12,10 +12,10 @@ from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import open_frames
 from emdn_models import CheckpointError, FormatError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
-from emdn_train import cli, fit, noise2noise, results
-from emdn_train.adapt import adapt, denoised, fall, parts, sha256
+from emdn_train import adapt as adapting
+from emdn_train import cli, fit, results
+from emdn_train.adapt import Movie, Neighbours, adapt, denoised, fall, parts, sha256
 from emdn_train.config import AdaptConfig
-from emdn_train.noise2noise import Movie, Neighbours
 from emdn_train.patches import chance
 
 CPU = torch.device("cpu")
@@ -112,7 +112,7 @@ def test_a_movie_is_what_a_deployment_sees(stack, monkeypatch):
     np.save(stack.with_name("hot.npy"), frames)
     movies = []
     for limit in (4 << 30, 0):
-        monkeypatch.setattr(noise2noise, "CACHE_BYTES", limit)
+        monkeypatch.setattr(adapting, "CACHE_BYTES", limit)
         with open_frames(stack.with_name("hot.npy")) as opened:
             movie = Movie.of(opened, DenoiseOptions())
             prepared = prepare(opened, DenoiseOptions())

@@ -99,7 +99,7 @@ def test_an_operator_of_later_sets_is_refused() -> None:
 
 
 def test_the_library_that_is_missing_is_named(exported, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "bioimageio.spec", None)
+    monkeypatch.setitem(sys.modules, "bioimageio", None)
     with pytest.raises(MissingExtraError, match=r"\[bioimageio\]"):
         bioimage_io.write(exported("ffdnet"))
 

@@ -3,10 +3,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -126,32 +123,6 @@ def test_nets_of_all_kinds_go_on(config, tmp_path, monkeypatch, options):
     assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))
 
 
-@pytest.mark.slow
-def test_a_process_that_is_killed_leaves_no_damage(config, gratings, tmp_path):
-    start = (
-        "import os, signal; from emdn_train import checkpointing\n"
-        "checkpointing.StateFile.due = lambda _: True\n"
-        "replace, states = os.replace, []\n"
-        "def last(source, target):\n"
-        "    states.append(1) if str(target).endswith('fit_state.h5') else None\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if len(states) > 5 else replace(source, target)\n"
-        "os.replace = last\n"
-        "from emdn_train.cli import main; main()"
-    )
-    arguments = [
-        "fit", "--data", gratings, "--out", tmp_path / "cut", "--models", "ffdnet", "--epochs",
-        "8", "--batch-size", "12", "--patch", "16", "--recipe", "quality", "--device", "cpu",
-        "--lr", "0.001",
-    ]  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", start, *map(str, arguments)], check=False)
-    assert done.returncode == -signal.SIGKILL
-    with h5py.File(tmp_path / "cut" / FILE_NAME) as file:
-        assert json.loads(file["training"].asstr()[()])["step"] == 5
-    for out in ("cut", "whole"):
-        fit(config(tmp_path / out, models=("ffdnet",), epochs=8))
-    assert_same(result(tmp_path / "cut"), result(tmp_path / "whole"))
-
-
 def test_a_full_disk_is_one_error_and_the_run_goes_on(config, whole, tmp_path, monkeypatch, room):
     monkeypatch.setattr(StateFile, "due", lambda _: True)
     for size in (0, 100, 5000, 20_000):
@@ -201,20 +172,6 @@ def test_a_run_of_other_options_or_a_damaged_one_is_refused(config, tmp_path, mo
     state.write_bytes(before[:3000])
     with pytest.raises(CheckpointError, match=r"fit_state.h5: no run .* delete it to start over"):
         fit(config())
-
-
-def test_saving_takes_less_than_two_percent(tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(checkpointing.time, "perf_counter", lambda: clock[0])
-    state = StateFile(tmp_path / FILE_NAME, {})
-    clock[0] = checkpointing.EVERY_S + 1
-    assert state.due()
-    call_at(monkeypatch, checkpointing.os, "fsync", 1, lambda: clock.insert(0, clock[0] + 4.0))
-    state.save()
-    clock[0] += checkpointing.EVERY_S + 1
-    assert not state.due()
-    clock[0] += 50 * 4.0 - checkpointing.EVERY_S
-    assert state.due()
 
 
 def test_a_time_limit_counts_the_parts_of_a_run_together(config, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from emdn_models.files import locked
 from emdn_train import fit as fitting
 from emdn_train.checkpointing import FILE_NAME
 from emdn_train.config import FitConfig
-from emdn_train.distributed import Processes, joined, pick_device
+from emdn_train.distributed import Processes, pick_device
 from emdn_train.fit import fit
 
 START = """
@@ -148,10 +148,3 @@ def test_every_process_needs_a_gpu_of_its_own(monkeypatch):
     assert pick_device("cpu", 5) == torch.device("cpu")
     with pytest.raises(DeviceError, match="process 2 of this machine has no GPU of its own"):
         pick_device("cuda", 2)
-
-
-def test_without_torchrun_there_is_one_process(monkeypatch):
-    monkeypatch.setenv("RANK", "3")  # as some schedulers set it
-    with joined("cpu") as processes:
-        assert processes == Processes(torch.device("cpu"), 0, 1)
-        assert processes.add(1.5, 2.0) == [1.5, 2.0]

@@ -14,13 +14,12 @@ from emdn_models import MODELS, ModelError, ParityError, checkpoint
 from emdn_models.errors import OutputError
 from emdn_models.nets import NETS, build
 from emdn_models.nets.dncnn import DnCNN
-from emdn_models.nets.electrons import BLUR
+from emdn_models.nets.scaling import BLUR
 from emdn_models.nets.unet import UNet
 from emdn_models.spec import ModelSpec, Preset
 from emdn_train import export as exporting
 from emdn_train.export import export
-from emdn_train.onnx_graph import INPUTS, Graph, to_onnx, unpacked
-from emdn_train.verify import TOLERANCE, compare
+from emdn_train.onnx_graph import INPUTS, TOLERANCE, Graph, compare, to_onnx, unpacked
 
 
 def perturbed(name: str, preset: str = "shipped") -> nn.Module:
@@ -137,18 +136,6 @@ def test_index_names_files_and_default(exported):
     assert set(checkpoint.load(folder / checkpoint.FILE_NAME)) == set(done)
 
 
-def test_one_model_again_keeps_the_others(exported, tiny, tmp_path):
-    folder, before = exported
-    source = tmp_path / "other.h5"
-    again = weights_of("tiny", "paper", validation={"gain_db": {"0.4": 99.0}})
-    checkpoint.save(source, {"tiny": again})
-    (done,) = export(source, folder)
-    assert done.name == "tiny"
-    index = json.loads((folder / "index.json").read_text())
-    assert set(index["models"]) == {*before, "tiny"}
-    assert index["default"] == "tiny"
-
-
 def test_models_for_a_class_come_last_and_are_never_the_default(tiny, tmp_path):
     source = tmp_path / "a.h5"
     better = weights_of("tiny", "paper", validation={"gain_db": {"0.4": 99.0}})
@@ -179,10 +166,10 @@ def test_a_graph_that_differs_is_not_kept(tiny, tmp_path, monkeypatch):
 
 
 def test_a_model_that_declares_a_wrong_field_is_refused(tiny, tmp_path):
-    tiny(5)
+    tiny(3)
     source = tmp_path / "a.h5"
     checkpoint.save(source, {"tiny": weights_of("tiny", "paper")})
-    with pytest.raises(ModelError, match=r"^tiny: an output pixel sees 7 pixels .* 5 are declared"):
+    with pytest.raises(ModelError, match=r"^tiny: .* a border of 3 pixels or more, and has 2;"):
         export(source, tmp_path / "onnx")
     assert not list((tmp_path / "onnx").iterdir())
 
@@ -193,13 +180,6 @@ def test_what_diverged_is_not_exported(tmp_path, caplog):
     with pytest.raises(ModelError, match="no model to export"):
         export(source, tmp_path / "onnx")
     assert "unet: not exported" in caplog.text
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path):
-    source = tmp_path / "a.h5"
-    checkpoint.save(source, {"unet": weights_of("unet")})
-    with pytest.raises(ModelError, match="holds no model 'dncnn'; it holds unet"):
-        export(source, tmp_path, ("dncnn",))
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path):
@@ -282,12 +262,3 @@ def test_weights_in_halves_take_half_the_space_and_compute_the_same(tmp_path):
     onnx.save(unpacked(onnx.load(half.path)), plain)
     assert plain.stat().st_size > 1.3 * sizes[0][0]
     np.testing.assert_array_equal(open_session(plain, "cpu", 1).run(frames, 6.0, 0.0, 1.0), rounded)
-
-
-def test_a_constant_output_is_compared_in_units_of_the_noise(tmp_path):
-    net = build("unet", "paper").eval()
-    for parameter in net.parameters():
-        parameter.data.zero_()
-    state = {key: value.numpy() for key, value in net.state_dict().items()}
-    weights = checkpoint.Weights("paper", state, {"status": "fitted"})
-    assert exporting.export_one("unet", weights, tmp_path / "unet.onnx").error < 1e-5

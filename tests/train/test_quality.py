@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +14,7 @@ from scipy import ndimage
 
 from emdn_deploy import Denoiser
 from emdn_models import FormatError, pretrained
-from emdn_train import baselines, quality, quality_report
-from emdn_train.cli import main
+from emdn_train import quality, quality_report
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
 from emdn_train.quality import Example, examples, measure, score
@@ -115,33 +113,6 @@ def rows(split: Path, known) -> pl.DataFrame:
     return measure(QualityConfig(testset=split, models=known))
 
 
-def test_identity_gains_nothing_and_the_truth_everything(frames: list[Example]) -> None:
-    one = frames[0]
-    same, best = score(one, one.noisy), score(one, one.clean)
-    assert same["gain_db"] == 0
-    assert same["mean_ratio"] == 1
-    assert best["gain_db"] == best["psnr"] == np.inf
-    assert best["ssim"] == pytest.approx(1)
-    assert same["psnr"] < 20
-    assert same["ssim"] < 0.6
-
-
-def test_a_faulty_pixel_does_not_count(frames: list[Example]) -> None:
-    one = frames[1]
-    valid = np.ones_like(one.valid)
-    valid[3, 4] = False
-    answer = one.clean + (one.noisy - one.clean) / 2
-    answer[3, 4] = 1e6
-    gain = score(replace(one, valid=valid), answer)["gain_db"]
-    assert gain == pytest.approx(20 * np.log10(2), abs=0.01)
-    assert score(one, answer)["gain_db"] < 0
-
-
-def test_defects_are_scored_only_where_there_are_any(frames: list[Example]) -> None:
-    assert [one.crystal is not None for one in frames] == [True, True, False, False] * 2
-    assert score(frames[2], frames[2].noisy)["sites"] is None
-
-
 def vacancy_score(one: Example, frame: np.ndarray) -> float:
     found = [site for site in score(one, frame)["sites"] if site["what"] == "vacant"]
     assert len(found) == 1
@@ -198,13 +169,10 @@ def test_tables_average_over_the_right_frames(rows: pl.DataFrame) -> None:
     assert row["worst"] == 4
     assert row["dose"] == pytest.approx(10**0.85, abs=0.05)
     assert row["mean off by %, worst"] == pytest.approx(4)
-    assert quality_report.intensities(rows)["mean"][0] == pytest.approx(1.375, abs=0.006)
-    parts = quality_report.by_part(rows, quality_report.gain())
+    parts = quality_report.by_part(rows)
     assert dict(parts.select("part", "half").iter_rows()) == {
         "graphene": 8, "multislice graphene": 9,
     }  # fmt: skip
-    deep = quality_report.by_part(rows, quality_report.dose(), "level")
-    assert deep.filter(part="graphene", level=1.2)["half"][0] == pytest.approx(10**1.2, abs=0.05)
 
 
 def test_sigma_is_measured_where_there_is_one_on_some_frames(rows: pl.DataFrame) -> None:
@@ -222,11 +190,11 @@ def test_sigma_is_measured_where_there_is_one_on_some_frames(rows: pl.DataFrame)
 def test_markdown_has_a_dash_for_what_is_unknown() -> None:
     table = pl.DataFrame({"a": ["x", "y", "z"], "b": [1.25, None, float("inf")], "c": [1, None, 3]})
     assert quality_report.markdown(table).splitlines() == [
-        "| a |    b | c |",
-        "|---|-----:|--:|",
+        "| a | b | c |",
+        "| --- | ---: | ---: |",
         "| x | 1.25 | 1 |",
-        "| y |    - | - |",
-        "| z |    - | 3 |",
+        "| y | - | - |",
+        "| z | - | 3 |",
     ]
 
 
@@ -235,7 +203,6 @@ def test_peers_are_measured_on_some_specimens(split: Path, known, monkeypatch) -
         "blur": ("numpy", lambda noisy: ndimage.gaussian_filter(noisy, 2)),
         "no": ("nowhere", abs),
     }
-    monkeypatch.setattr(baselines, "PEERS", peers)
     monkeypatch.setattr(quality, "PEERS", peers)
     rows = measure(QualityConfig(testset=split, models=("half",), peers=1))
     assert rows.filter(model="blur")["frame"].to_list() == [0, 1, 4, 5]
@@ -273,10 +240,9 @@ def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
 
 def test_saved_files_hold_the_rows_and_the_tables(rows: pl.DataFrame, tmp_path: Path) -> None:
     paths = save(rows, tmp_path / "new")
-    assert [path.name for path in paths] == ["quality.parquet", "quality.md", "frontier.png"]
+    assert [path.name for path in paths] == ["quality.parquet", "quality.md"]
     assert pl.read_parquet(paths[0]).equals(rows)
     assert "| half " in paths[1].read_text()
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "new").glob("*.partial"))
 
 
@@ -285,25 +251,15 @@ def test_a_split_without_a_table_says_what_it_lacks(gratings: Path, known) -> No
         measure(QualityConfig(testset=gratings, models=("half",)))
 
 
-def test_the_gaussian_is_the_best_of_its_widths(frames: list[Example]) -> None:
-    one = frames[0]
-    width = baselines.best_width(one.noisy, one.clean, one.valid)
-    gains = [
-        score(one, ndimage.gaussian_filter(one.noisy, width))["gain_db"]
-        for width in baselines.GAUSSIAN_PIXELS
-    ]
-    assert score(one, baselines.gaussian(one.noisy, width))["gain_db"] == max(gains)
-
-
 def test_the_spectrum_alone_keeps_the_mean(frames: list[Example]) -> None:
-    answer = baselines.spectrum(frames[1].noisy)
+    answer = quality.spectrum(frames[1].noisy)
     assert score(frames[1], answer)["gain_db"] > 3
     assert answer.mean() == pytest.approx(frames[1].noisy.mean(), rel=0.01)
 
 
-@pytest.mark.parametrize("name", list(baselines.PEERS))
+@pytest.mark.parametrize("name", list(quality.PEERS))
 def test_peers_remove_noise_and_keep_the_mean(name: str, frames: list[Example]) -> None:
-    module, run = baselines.PEERS[name]
+    module, run = quality.PEERS[name]
     if not find_spec(module):
         pytest.skip(f"{module} is not installed")
     found = score(frames[1], run(frames[1].noisy))
@@ -315,12 +271,5 @@ def test_peers_remove_noise_and_keep_the_mean(name: str, frames: list[Example]) 
 def test_the_inverse_of_anscombes_transform_is_unbiased(mean: float) -> None:
     counts = np.arange(int(mean + 12 * mean**0.5 + 30))
     logarithms = counts * np.log(mean) - mean - np.cumsum(np.log(np.maximum(counts, 1)))
-    expectation = np.exp(logarithms) @ baselines.anscombe(counts.astype(np.float32))
-    assert baselines.unbiased_inverse(np.array([expectation])) == pytest.approx(mean, rel=5e-3)
-
-
-def test_an_unknown_model_is_wrong_usage(split: Path, capsys) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["quality", str(split), "--models", "unet,nonsense"])
-    assert left.value.code == 2
-    assert "nonsense" in capsys.readouterr().err
+    expectation = np.exp(logarithms) @ quality.anscombe(counts.astype(np.float32))
+    assert quality.unbiased_inverse(np.array([expectation])) == pytest.approx(mean, rel=5e-3)

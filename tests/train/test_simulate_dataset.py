@@ -121,30 +121,25 @@ def test_neither_another_seed_nor_another_split_shares_a_frame(made: Path, tmp_p
         assert np.abs(first[:, None] - second).mean((2, 3)).min() > 1e-4
 
 
-def test_interrupted_run_is_continued_and_leaves_no_half_file(
+def test_an_interrupted_run_leaves_no_half_file_and_its_finished_splits_stay(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, seen, make_shard = tmp_path / "set", [], dataset.make
+    out, seen, record = tmp_path / "set", [], dataset.record
 
-    def failing(shard: dataset.Shard) -> int:
-        if len(seen) == 2:
-            # what a killed process leaves: the start of a file, beside its name
-            shard.path.with_name(shard.path.name + ".partial").write_bytes(b"half")
-            raise InterruptedError
-        seen.append(shard.path)
-        return make_shard(shard)
+    def failing(config: SimulateConfig, split: str, number: int) -> dataset.Recorded:
+        seen.append(split)
+        if split == "test":
+            raise KeyboardInterrupt
+        return record(config, split, number)
 
-    monkeypatch.setattr(dataset, "make", failing)
-    monkeypatch.setattr(dataset, "SCENES", 2)
-    with pytest.raises(InterruptedError):
+    monkeypatch.setattr(dataset, "record", failing)
+    with pytest.raises(KeyboardInterrupt):
         make(out)
-    assert not list(out.rglob("graphene_img_*"))
-    done = sorted((out / ".partial").glob("*.h5"))
-    assert done == sorted(seen)
-    monkeypatch.setattr(dataset, "make", lambda shard: seen.append(shard.path) or make_shard(shard))
+    assert not list(out.rglob("test/graphene_img_*"))
+    seen.clear()
+    monkeypatch.setattr(dataset, "record", lambda *given: seen.append(given[1]) or record(*given))
     make(out)
-    assert len(set(seen)) == len(seen) > 2  # none is made again
-    # Smaller shards, the same frames.
+    assert set(seen) == {"test", "inference"}
     assert contents(out) == contents(made)
 
 
@@ -220,7 +215,7 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
         [sys.executable, script, out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            while not list(out.glob(".partial/*.h5")):
+            while not list(out.glob("train/*.partial")):
                 assert process.poll() is None
                 time.sleep(0.02)
             with pytest.raises(OutputError, match=f"{out}: process {process.pid} on .* at work"):
@@ -248,7 +243,7 @@ def test_a_full_disk_is_one_error_and_the_rest_is_made_when_there_is_room(
 
 
 def test_dead_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(*_: object) -> None:
+    def dies(*_: object, **__: object) -> None:
         raise BrokenProcessPool("a process was terminated abruptly")
 
     monkeypatch.setattr(dataset.ProcessPoolExecutor, "map", dies)
@@ -260,7 +255,7 @@ def test_a_finished_set_is_neither_made_again_nor_mixed_with_another(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(made)
-    monkeypatch.setattr(dataset, "make", None)
+    monkeypatch.setattr(dataset, "record", None)
     make(made)
     with pytest.raises(OutputError, match="other settings"):
         make(made, seed=99)
@@ -274,11 +269,9 @@ def test_a_finished_set_is_neither_made_again_nor_mixed_with_another(
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"frames": 0},
-        {"size": 8},
         {"snr": (1.0, 0.5)},
         {"dose_e_per_a2": (0.0, 5.0)},
-        {"workers": 0},
+        {"states": 3},
     ],
 )
 def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:

@@ -9,14 +9,14 @@ import pytest
 
 from emdn_models import FormatError, OutputError
 from emdn_train.dataset import Split
-from emdn_train.simulate import testset
+from emdn_train.simulate import dataset
 
 MULTISLICE = Path(__file__).parents[1] / "data" / "multislice.h5"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return testset.write_test_split(tmp_path_factory.mktemp("split"), MULTISLICE, scenes=1)
+    return dataset.write_test_split(tmp_path_factory.mktemp("split"), MULTISLICE, scenes=1)
 
 
 def test_every_part_comes_at_every_level(made: Path) -> None:
@@ -25,9 +25,9 @@ def test_every_part_comes_at_every_level(made: Path) -> None:
         assert table is not None
         assert split.shape == (256, 256)
         levels = table.group_by("part").agg(pl.col("level").unique().sort())
-        assert all(found == list(testset.LEVELS) for found in levels["level"].to_list())
+        assert all(found == list(dataset.LEVELS) for found in levels["level"].to_list())
         names = {f"multislice {name}" for name in ("graphene", "MoS2", "gold particle")}
-        assert set(levels["part"]) == set(testset.PARTS) | names
+        assert set(levels["part"]) == set(dataset.PARTS) | names
         relative, clean = split.relative(slice(None)), split.clean(slice(None))
     enough = table["electrons_per_pixel"] > 0.06
     snr = table.filter(enough)
@@ -71,19 +71,19 @@ def test_structures_belong_to_their_frames(made: Path) -> None:
 
 
 def test_same_split_every_time(made: Path, tmp_path: Path) -> None:
-    again = testset.write_test_split(tmp_path, MULTISLICE, scenes=1)
+    again = dataset.write_test_split(tmp_path, MULTISLICE, scenes=1)
     for path in sorted((made / "test").iterdir()):
         assert path.read_bytes() == (again / "test" / path.name).read_bytes(), path.name
 
 
 def test_is_not_overwritten_and_wants_the_right_file(made: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
-        testset.write_test_split(made)
+        dataset.write_test_split(made)
     wrong = tmp_path / "wrong.h5"
     with h5py.File(wrong, "w") as file:
         file["images"] = np.zeros((1, 256, 256))
     with pytest.raises(FormatError, match="no file of multislice frames"):
-        testset.write_test_split(tmp_path, wrong, scenes=1)
+        dataset.write_test_split(tmp_path, wrong, scenes=1)
     assert not (tmp_path / "test").exists()
 
 

@@ -1,7 +1,14 @@
-"""Fine-tuning of a model on one stack without clean frames; the start is saved if it is better."""
+"""Fine-tuning of a model on one stack without clean frames; the start is saved if it is better.
 
+Neighbouring frames are each other's target. Their noise is independent, so the mean squared
+distance of a denoised frame from its raw neighbour is that from the truth and a constant, the
+variance of the noise. Lehtinen et al., ICML 2018, arXiv:1803.04189.
+"""
+
+import hashlib
 import logging
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -13,23 +20,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.frames import select
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.dose import Intensity
+from emdn_deploy.preprocess import prepare
+from emdn_deploy.readers import Choice, Frames, open_selected
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse
 from emdn_models.metrics.heldout import estimate, partition
 from emdn_models.nets import build
-from emdn_models.nets.electrons import denormalise, noise_map, normalise
+from emdn_models.nets.scaling import denormalise, noise_map, normalise
 from emdn_models.spec import frames_of
 from emdn_train import results
 from emdn_train.checkpointing import FILE_NAME, StateFile, signals_noted, start_from
-from emdn_train.config import AdaptConfig, FitConfig, converted
+from emdn_train.config import RECIPES, AdaptConfig, FitConfig, converted
+from emdn_train.dataset import CACHE_BYTES
 from emdn_train.distributed import Processes, pick_device
 from emdn_train.export import weights_sha256
 from emdn_train.fit import LOCK, begin, identity, train
-from emdn_train.noise2noise import Movie, Neighbours
-from emdn_train.recipes import RECIPES
+from emdn_train.patches import Batch, Source, crops
 from emdn_train.results import Fitted
 
 log = logging.getLogger(__name__)
@@ -47,8 +56,87 @@ SIDE = 512
 _AS_TIME_ALLOWS = 100_000  # epochs
 _ROUNDING = 1e-5  # of an error in float32
 _BLOCK = 32
+_READ = 16  # frames at a time
 
 Stack = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Movie:
+    """A stack as a deployment sees it: corrected, and in electrons."""
+
+    path: Path
+    shape: tuple[int, int, int]  # (N, H, W)
+    scale: Intensity  # how its units became electrons
+    valid: NDArray[np.bool_]  # (H, W), the pixels that were not filled from others
+    read: Callable[[Tensor], Tensor]  # numbers of frames (n,) to electrons (n, H, W)
+    digest: str  # of its shape and sixteen of its frames in electrons
+
+    @classmethod
+    def of(cls, frames: Frames, options: DenoiseOptions) -> "Movie":
+        """Correct an open stack as ``emdn-deploy denoise`` does, in memory if it fits.
+
+        Raises
+        ------
+        FormatError
+            If it cannot be corrected, or has no noise to learn from.
+        """
+        prepared = prepare(frames, options)
+        scale, count = prepared.scale, frames.shape[0]
+        if not scale.sigma:
+            raise FormatError(
+                f"{frames.path}: {scale.note}; expected raw frames, whose noise differs from "
+                "frame to frame"
+            )
+
+        def electrons(start: int, stop: int) -> Tensor:
+            return torch.from_numpy((prepared.read(start, stop) - scale.offset) / scale.gain)
+
+        cached: Tensor | None = None
+        if np.prod(frames.shape) * 4 <= CACHE_BYTES:
+            starts = range(0, count, _READ)
+            cached = torch.cat([electrons(start, min(count, start + _READ)) for start in starts])
+
+        def read(indices: Tensor) -> Tensor:
+            if cached is not None:
+                return cached[indices]
+            return torch.cat([electrons(index, index + 1) for index in indices.tolist()])
+
+        digest = hashlib.blake2b(repr(frames.shape).encode(), digest_size=6)
+        for number in np.linspace(0, count - 1, min(16, count)).astype(int).tolist():
+            digest.update(read(torch.tensor([number])).numpy().tobytes())
+        valid = ~prepared.recipe.bad
+        return cls(frames.path, frames.shape, scale, valid, read, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Neighbours(Source):
+    """Pairs of neighbours, of the first ``frames`` of a movie; no later one is read.
+
+    Nothing but the place and the eight orientations is drawn: what else changes a patch
+    would change its noise, or part it from its target.
+    """
+
+    movie: Movie
+    frames: int
+    patch: int  # side in pixels
+    device: torch.device
+
+    def __len__(self) -> int:
+        """Return the number of frames that are trained on."""
+        return self.frames
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Cut a patch of each frame, and of the frame before or after at the same place."""
+        step = 2 * torch.randint(2, indices.shape, generator=generator) - 1
+        other = indices + step
+        other = torch.where((other < 0) | (other >= self.frames), indices - step, other)
+        twin = torch.Generator()
+        twin.set_state(generator.get_state())
+        noisy = crops(self.movie.read(indices)[:, None], self.patch, generator)
+        target = crops(self.movie.read(other)[:, None], self.patch, twin)
+        scale = torch.full((len(indices), 1, 1, 1), self.movie.scale.scale)
+        return Batch(noisy.to(self.device), target.to(self.device), scale.to(self.device))
 
 
 @dataclass(frozen=True)
@@ -126,8 +214,8 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
         RECIPES["quality"], lr=config.lr, loss="mse", augmented=0.0, ccd=0.0, defects=0.0
     )
     processes = Processes(pick_device(config.device))
-    with open_frames(config.stack, Choice(options.dataset, options.axes)) as opened:
-        stack = opened if options.frames is None else select(opened, options.frames)
+    choice = Choice(options.dataset, options.axes)
+    with open_selected(config.stack, choice, options.frames) as stack:
         training, held_out = parts(stack.shape[0], stack.path)
         movie = Movie.of(stack, options)
         start = build(config.model, config.preset)
@@ -216,12 +304,9 @@ def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) ->
     """Measure two nets on frames of a movie that neither was fitted to."""
     noisy, valid = _middle(movie, frames)
     first, second = (denoised(net, noisy, movie.scale.scale) for net in (before, after))
-    return Verdict(
-        umse(noisy, first, _BLOCK, valid),
-        umse(noisy, second, _BLOCK, valid),
-        fall(noisy, first, second, valid),
-        float(second[:, valid].mean() / noisy[:, valid].mean()),
-    )
+    errors = [umse(noisy, stack, _BLOCK, valid) for stack in (first, second)]
+    ratio = float(second[:, valid].mean() / noisy[:, valid].mean())
+    return Verdict(errors[0], errors[1], fall(noisy, first, second, valid), ratio)
 
 
 def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> Estimate:

@@ -7,6 +7,7 @@ in `FOLLOWED`, and in every record.
 
 import json
 import os
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,12 +27,11 @@ from emdn_models.errors import EmdnError, FormatError
 from emdn_models.files import locked, renamed
 from emdn_models.nets import build
 from emdn_train.calibrate import scale_of
-from emdn_train.config import BenchmarkConfig, FitConfig, converted
+from emdn_train.config import RECIPES, WARM_UP, BenchmarkConfig, FitConfig, converted
 from emdn_train.dataset import STEM, Split
 from emdn_train.distributed import pick_device
 from emdn_train.export import export_one
 from emdn_train.fit import fit
-from emdn_train.recipes import RECIPES, WARM_UP
 from emdn_train.results import Fitted
 from emdn_train.simulate import SimulateConfig, simulate
 
@@ -39,8 +39,6 @@ Frames = NDArray[np.float32]
 
 FILE_NAME = "record.json"
 LOCK = "record.lock"
-FORMAT = "emdn-record"
-FORMAT_VERSION = 1
 RECIPE = "benchmark"
 LIKENESS = ("psnr_db", "ssim", "sciml_bench")
 FOLLOWED = {
@@ -73,57 +71,52 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any] | None:
     if config.device != "auto":
         pick_device(config.device)
         Denoiser(None, config.device)
-    out = Path(config.out)
+    data, out = config.data, config.out
     out.mkdir(parents=True, exist_ok=True)
-    if int(os.environ.get("RANK", 0)):  # the first of several processes holds the lock for all
-        return _benchmark(config, Path(config.data), out)
-    with locked(out / LOCK, out):
-        return _benchmark(config, Path(config.data), out)
-
-
-def _benchmark(config: BenchmarkConfig, data: Path, out: Path) -> dict[str, Any] | None:
-    if not (data / "train" / f"{STEM}_clean.h5").exists():
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise EmdnError(f"{data}: no data set; simulate it first, with one process")
-        simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
-    raw, truth = (pictures(data, part) for part in ("raw", "truth"))
-    with Split(data, "train") as split:
-        shape = split.shape
-        described: dict[str, Any] = {
-            "what": str(split), "train": split.frames, "fingerprint": split.fingerprint(),
-            "inference": len(raw),
+    first = not int(os.environ.get("RANK", 0))  # of several processes: it holds the lock for all
+    with locked(out / LOCK, out) if first else nullcontext():
+        if not (data / "train" / f"{STEM}_clean.h5").exists():
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                raise EmdnError(f"{data}: no data set; simulate it first, with one process")
+            simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
+        raw, truth = (pictures(data, part) for part in ("raw", "truth"))
+        with Split(data, "train") as split:
+            shape = split.shape
+            described: dict[str, Any] = {
+                "what": str(split), "train": split.frames, "fingerprint": split.fingerprint(),
+                "inference": len(raw),
+            }  # fmt: skip
+        patch = min(shape)
+        asked = converted(FitConfig, config, models=(config.model,), recipe=RECIPE, patch=patch)
+        results = fit(asked)
+        if not results:
+            return None
+        (fitted,) = results
+        denoisers = {"of this run": Denoiser(_exported(fitted, config), config.device)}
+        where = denoisers["of this run"].session
+        denoisers["shipped"] = Denoiser(None, where.device)
+        found = {
+            "format": "emdn-record",
+            "format_version": 1,
+            "benchmark": "em_denoise",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": config.seed,
+            "model": {
+                "name": config.model, "preset": config.preset,
+                "parameters": MODELS[config.model].presets[config.preset].parameters,
+            },
+            "data": described,
+            "training": _training(fitted, asked, described["train"]),
+            "inference": denoised(denoisers, config.device, raw, truth, fitted.status),
+            "noisy": likeness(raw, truth),
+            "data_range": "largest less smallest value of each true frame",
+            "followed": FOLLOWED,
+            "git_revision": where.info.text.get("git_revision"),
+            "machine": machine("torch", "onnx", "h5py"),
         }  # fmt: skip
-    asked = converted(FitConfig, config, models=(config.model,), recipe=RECIPE, patch=min(shape))
-    results = fit(asked)
-    if not results:
-        return None
-    (fitted,) = results
-    own = _exported(fitted, config, out)
-    denoisers = {"of this run": Denoiser(own, config.device)}
-    where = denoisers["of this run"].session
-    denoisers["shipped"] = Denoiser(None, where.device)
-    found = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "benchmark": "em_denoise",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
-        "model": {
-            "name": config.model, "preset": config.preset,
-            "parameters": MODELS[config.model].presets[config.preset].parameters,
-        },
-        "data": described,
-        "training": _training(fitted, asked, described["train"], out),
-        "inference": denoised(denoisers, config.device, raw, truth, fitted.status),
-        "noisy": likeness(raw, truth),
-        "data_range": "largest less smallest value of each true frame",
-        "followed": FOLLOWED,
-        "git_revision": where.info.text.get("git_revision"),
-        "machine": machine("torch", "onnx", "h5py"),
-    }  # fmt: skip
-    with renamed(out / FILE_NAME) as partial:
-        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
+        with renamed(out / FILE_NAME) as partial:
+            partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return found
 
 
 def line(found: dict[str, Any]) -> str:
@@ -149,42 +142,39 @@ def line(found: dict[str, Any]) -> str:
     )
 
 
-def _exported(fitted: Fitted, config: BenchmarkConfig, out: Path) -> Path:
+def _exported(fitted: Fitted, config: BenchmarkConfig) -> Path:
     """Export what was fitted; nets that diverged are as fast as others, so one as drawn."""
     if fitted.status == "diverged":
         drawn = build(config.model, config.preset).state_dict()
         state = {name: tensor.numpy() for name, tensor in drawn.items()}
         weights = checkpoint.Weights(config.preset, state, {})
     else:
-        weights = checkpoint.load(out / checkpoint.FILE_NAME)[config.model]
-    path = out / f"{config.model}.onnx"
+        weights = checkpoint.load(config.out / checkpoint.FILE_NAME)[config.model]
+    path = config.out / f"{config.model}.onnx"
     export_one(config.model, weights, path)
     return path
 
 
-def _training(fitted: Fitted, asked: FitConfig, images: int, out: Path) -> dict[str, Any]:
+def _training(fitted: Fitted, asked: FitConfig, images: int) -> dict[str, Any]:
     recipe = RECIPES[RECIPE]
-    known = json.loads((out / "throughput.json").read_text(encoding="utf-8"))[fitted.name]
+    known = json.loads((asked.out / "throughput.json").read_text(encoding="utf-8"))[fitted.name]
+    start, end = (
+        {level: round(gain, 2) for level, gain in gains.items()}
+        for gains in (fitted.start_db, fitted.gain_db)
+    )
     return {
         "images_per_s": round(fitted.images_per_s, 3),
         "mpx_per_s": round(fitted.images_per_s * asked.patch**2 / 1e6, 3),
         # Without what is validated in between.
         "s_per_epoch": float(f"{images / fitted.images_per_s:.6g}"),
-        "status": fitted.status,
-        "loss": [round(row["loss"], 5) for row in fitted.history],
-        "start_db": {level: round(gain, 2) for level, gain in fitted.start_db.items()},
-        "gain_db": {level: round(gain, 2) for level, gain in fitted.gain_db.items()},
-        "recipe": RECIPE,
-        "optimizer": recipe.optimizer,
-        "loss_function": recipe.loss,
-        "epochs": asked.epochs,
-        "batch_size": asked.batch_size,
-        "lr": recipe.lr if asked.lr is None else asked.lr,
-        "warm_up_steps": WARM_UP,
-        "patch": asked.patch,
-        "steps": fitted.history[-1]["step"] if fitted.history else 0,
+        "status": fitted.status, "loss": [round(row["loss"], 5) for row in fitted.history],
+        "start_db": start, "gain_db": end,
+        "recipe": RECIPE, "optimizer": recipe.optimizer, "loss_function": recipe.loss,
+        "epochs": asked.epochs, "batch_size": asked.batch_size,
+        "lr": recipe.lr if asked.lr is None else asked.lr, "warm_up_steps": WARM_UP,
+        "patch": asked.patch, "steps": fitted.history[-1]["step"] if fitted.history else 0,
         "hardware": known["hardware"],
-    }
+    }  # fmt: skip
 
 
 def pictures(data: Path, part: str) -> Frames:

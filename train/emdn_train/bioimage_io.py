@@ -26,9 +26,8 @@ from emdn_models import MissingExtraError, ModelError, ParityError, __version__
 from emdn_models.errors import install
 from emdn_models.files import renamed
 from emdn_models.spec import spec_of
-from emdn_train.onnx_graph import INPUTS
-from emdn_train.simulate.testset import first_specimens
-from emdn_train.verify import TOLERANCE
+from emdn_train.onnx_graph import INPUTS, TOLERANCE
+from emdn_train.simulate.dataset import first_specimens
 
 OPSET, IR_VERSION = 17, 8
 """What the onnxruntime of Fiji's plugins reads."""
@@ -167,6 +166,17 @@ def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
+def library() -> Any:
+    """Return bioimageio.spec, or raise MissingExtraError."""
+    try:
+        from bioimageio import spec
+    except ImportError as error:
+        raise MissingExtraError(
+            f"packages need bioimageio.spec; install it with: {install('bioimageio')}"
+        ) from error
+    return spec
+
+
 def write(source: Path) -> Path:
     """Write a package of an exported model, ``NAME.bioimageio.zip`` beside its ``NAME.onnx``.
 
@@ -179,13 +189,7 @@ def write(source: Path) -> Path:
     MissingExtraError
         If bioimageio.spec is not installed.
     """
-    try:
-        from bioimageio.spec import ModelDescr, ValidationContext, build_description
-        from bioimageio.spec import save_bioimageio_package as save
-    except ImportError as error:
-        raise MissingExtraError(
-            f"packages need bioimageio.spec; install it with: {install('bioimageio')}"
-        ) from error
+    spec = library()
     session, target = open_session(source, "cpu"), source.with_suffix(".bioimageio.zip")
     with tempfile.TemporaryDirectory() as scratch, renamed(target) as partial:
         folder = Path(scratch)
@@ -195,12 +199,12 @@ def write(source: Path) -> Path:
         for name, array in (("input", frames), ("output", denoised)):
             np.save(folder / f"{name}.npy", array)
             tifffile.imwrite(folder / f"{name}.tif", array.squeeze(), photometric="minisblack")
-        content = _describe(session.info, folder, ModelDescr.implemented_format_version)
-        described = build_description(content, context=ValidationContext(root=folder))
-        if not isinstance(described, ModelDescr):
+        content = _describe(session.info, folder, spec.ModelDescr.implemented_format_version)
+        described = spec.build_description(content, context=spec.ValidationContext(root=folder))
+        if not isinstance(described, spec.ModelDescr):
             raise ModelError(f"{source}: {described.validation_summary.format()}")
         described.covers = described.covers  # drawn from the tensors, else left out as a default
-        save(described, output_path=partial)
+        spec.save_bioimageio_package(described, output_path=partial)
     return target
 
 

@@ -10,7 +10,6 @@ import itertools
 import logging
 import zlib
 from collections.abc import Iterable, Iterator
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +22,8 @@ from emdn_deploy.bad_pixels import plan
 from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import Sample
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
-from emdn_train import manifest
-from emdn_train.simulate.folder import one_thread
+from emdn_train.export import add_facts, entries_of
+from emdn_train.simulate.dataset import one_thread
 from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
 
 log = logging.getLogger(__name__)
@@ -57,9 +56,9 @@ def recordings(count: int = FRAMES, size: int = SIZE, frame_class: str = "") -> 
 
     With a ``frame_class``, ``stem`` or ``tem``, all ``count`` are of this class.
     """
-    found = 0
+    left = count
     for number in itertools.count():
-        if found == count:
+        if not left:
             return
         rng = np.random.default_rng([1, _SEED, number])
         scene = make_scene("mixed", size, _PIXEL_SIZE_NM, rng)
@@ -70,7 +69,7 @@ def recordings(count: int = FRAMES, size: int = SIZE, frame_class: str = "") -> 
         electrons = max((level / shot.contrast) ** 2, LEAST_ELECTRONS)
         detector = "counting" if number % CCD_EVERY else "ccd"
         exposure = expose_shot(scene, shot, electrons, detector, rng)
-        found += 1
+        left -= 1
         yield mended(exposure.noisy, exposure.clean)
 
 
@@ -105,10 +104,10 @@ def denoise(
     -------
     (H, W) each: the frame, and its sigma if asked for.
     """
+    if denoiser.session.info.frames == 1 and with_sigma:
+        frame, sigma = denoiser.denoise_with_sigma(noisy[None])
+        return frame[0], sigma[0]
     if denoiser.session.info.frames == 1:
-        if with_sigma:
-            frame, sigma = denoiser.denoise_with_sigma(noisy[None])
-            return frame[0], sigma[0]
         return denoiser.denoise(noisy[None])[0], None
     stack = resting_movie(noisy, clean, denoiser.session.info.frames)
     half = len(stack) // 2
@@ -157,7 +156,7 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
 
     Returns
     -------
-    The entry ``sigma`` of the manifest: the factors, the weights that they belong to, how many
+    The entry ``sigma`` of ``index.json``: the factors, the weights that they belong to, how many
     frames there were and which share of their pixels is within one and two sigma.
     """
     measured = []
@@ -191,10 +190,7 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
 
 @one_thread()
 def calibrate(
-    folder: str | PathLike[str],
-    names: tuple[str, ...] | None = None,
-    frames: int = FRAMES,
-    size: int = SIZE,
+    folder: Path, names: tuple[str, ...] | None = None, frames: int = FRAMES, size: int = SIZE
 ) -> dict[str, dict[str, Any]]:
     """Calibrate models of an exported ``folder``, all if None; write the factors.
 
@@ -203,19 +199,18 @@ def calibrate(
     Raises
     ------
     ModelError
-        If there is no manifest, or it lacks a model.
+        If there is no index, or it lacks a model.
     """
-    path = Path(folder) / manifest.NAME
-    models = manifest.chosen(path, names)
+    models = entries_of(folder, names)
     drawn: dict[str, list[Recorded]] = {}
     found = {}
-    for name in models:
+    for name, entry in models.items():
         kind = name.partition("@")[2].removeprefix("movie")
         if kind not in drawn:
             drawn[kind] = list(recordings(frames, size, kind))
             log.info("%d frames simulated", len(drawn[kind]))
-        denoiser = Denoiser(Path(folder) / models[name]["file"], threads=1)
+        denoiser = Denoiser(folder / entry["file"], threads=1)
         found[name] = calibrate_one(denoiser, drawn[kind])
-        manifest.add(path, name, denoiser.session.info.sha256, {"sigma": found[name]})
+        add_facts(folder, name, denoiser.session.info.sha256, {"sigma": found[name]})
         log.info("%s calibrated", name)
     return found

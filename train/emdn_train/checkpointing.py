@@ -43,7 +43,7 @@ FORMAT = "emdn-fit-state"
 FORMAT_VERSION = 1
 
 EVERY_S = 60.0
-"""Seconds between two saves; more where a save takes over a fiftieth of that."""
+"""Seconds between two saves."""
 
 
 @dataclass
@@ -122,7 +122,7 @@ class StateFile:
         self._writes = writes
         self._run = json.loads(json.dumps(dict(run), default=os.fspath))
         self._counters: dict[str, Any] = {}
-        self._saved, self._cost = time.perf_counter(), 0.0
+        self._saved = time.perf_counter()
         if self.path.exists():
             with _reading(self.path) as file:
                 saved = json.loads(file["run"].asstr()[()])
@@ -147,7 +147,7 @@ class StateFile:
             training.net.load_state_dict(_tensors(file["net"]))
             training.average.load_state_dict(_tensors(file["average"]))
             state = {int(key): _tensors(group) for key, group in file["optimizer"].items()}
-            training.best = _tensors(file["best"]) if "best" in file else {}
+            training.best = _tensors(file.get("best", {}))
         groups = training.optimizer.state_dict()["param_groups"]
         training.optimizer.load_state_dict({"state": state, "param_groups": groups})
         # A fused optimiser walks through memory: its moments must lie as the weights do.
@@ -155,20 +155,18 @@ class StateFile:
             for key, value in values.items():
                 if value.shape == parameter.shape:
                     values[key] = torch.empty_like(parameter).copy_(value)
-        for counter in _COUNTERS:
-            if counter in self._counters:  # files of before have no gains
-                setattr(training, counter, self._counters[counter])
+        for counter, value in self._counters.items():
+            setattr(training, counter, value)
         return True
 
     def due(self) -> bool:
-        """Say whether it is time to save: saving takes less than 2 % of the time."""
-        return self._writes and time.perf_counter() - self._saved > max(EVERY_S, 50 * self._cost)
+        """Say whether it is time to save."""
+        return self._writes and time.perf_counter() - self._saved > EVERY_S
 
     def save(self, training: Training | None = None) -> None:
         """Write results and, if given, a model under way; the old file stays until it is whole."""
         if not self._writes:
             return
-        began = time.perf_counter()
         counters = {key: getattr(training, key) for key in _COUNTERS} if training else {}
         with written(self.path) as out:
             file = out.file
@@ -189,7 +187,6 @@ class StateFile:
                     for key, tensor in tensors.items():
                         file[f"{group}/{key}"] = tensor.cpu().numpy()
         self._saved = time.perf_counter()
-        self._cost = self._saved - began
 
     def remove(self) -> None:
         """Delete the file: the run is complete, and the same command starts a new one."""
@@ -213,7 +210,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
         ) from error
 
 
-def _tensors(group: h5py.Group) -> dict[str, Tensor]:
+def _tensors(group: Mapping[str, h5py.Dataset]) -> dict[str, Tensor]:
     return {key: torch.as_tensor(dataset[()]) for key, dataset in group.items()}
 
 

@@ -4,10 +4,8 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
-from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -45,23 +43,16 @@ def of_config(
     command also takes SciML-Bench's ``-b KEY VALUE``, which wins. A field ``options`` is left to
     `emdn_deploy.config.takes_options`.
     """
-    hints = get_type_hints(config, include_extras=True)
-    hints = {name: hint for name, hint in hints.items() if get_origin(hint) is Annotated}
     shown = []
-    for field in fields(config):
-        default = inspect.Parameter.empty if field.default is MISSING else field.default
-        annotation = hints.get(field.name)
-        if annotation is not None:
-            kind, flag = get_args(annotation)
-            if field.name == "models":
-                kind, default = str, "all"
-            elif PathLike[str] in get_args(kind):
-                kind = Path | None if type(None) in get_args(kind) else Path
-            annotation = Annotated[kind, flag]
-        if annotation is not None or field.name == "options":
-            shown.append(_parameter(field.name, annotation, default))
+    for one in inspect.signature(config).parameters.values():
+        if one.name == "models":
+            flag = get_args(one.annotation)[1]
+            one = one.replace(annotation=Annotated[str, flag], default="all")
+        if one.name == "options" or get_origin(one.annotation) is Annotated:
+            shown.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     if benchmark:
-        shown.append(_parameter("specific", Specific, None))
+        kind = inspect.Parameter.KEYWORD_ONLY
+        shown.append(inspect.Parameter("specific", kind, default=None, annotation=Specific))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -78,11 +69,6 @@ def of_config(
         return run
 
     return decorate
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def names_of(text: str, shipped: bool = False) -> tuple[str, ...]:
@@ -184,19 +170,6 @@ def write_testset(
 
 
 @app.command()
-def gallery(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="PNG to write.")] = Path(
-        "gallery.png"
-    ),
-) -> None:
-    """Draw specimens, doses and detectors of the simulator in one picture."""
-    need_torch()
-    from emdn_train.simulate.gallery import draw_gallery
-
-    print(f"saved {draw_gallery(out)}")
-
-
-@app.command()
 @of_config(FitConfig, benchmark=True)
 def fit(config: FitConfig) -> None:
     """Fit models and save them in OUT/em_denoise_model.h5; continues where it was stopped."""
@@ -207,24 +180,12 @@ def fit(config: FitConfig) -> None:
     if not found:  # a process that torchrun started, not the first
         return
     print(console.table(*results.table(found)))
-    mean = results.mean
-    failed = False
     for result in found:
-        if result.status == "no gain":
-            print(f"{result.name}: worse than the noisy frame so far; train it longer")
-        elif result.status == "best kept":
-            step = f"after step {result.best_step}" if result.best_step else "before the first step"
-            print(
-                f"{result.name}: ended at {mean(result.gain_db):.2f} dB: saved is what it was "
-                f"{step}, at {mean(result.best_db):.2f} dB; train it with a smaller --lr"
-            )
-            failed |= not result.best_step
-        elif result.status == "diverged":
-            print(f"{result.name}: diverged; it is not saved and will not be exported")
-            failed = True
+        if text := str(result):
+            print(text)
     if any(result.status != "diverged" for result in found):
-        print(f"saved {Path(config.out) / 'em_denoise_model.h5'}")
-    if failed:
+        print(f"saved {config.out / 'em_denoise_model.h5'}")
+    if any(result.failed for result in found):
         raise typer.Exit(1)
 
 
@@ -257,10 +218,12 @@ def export(
     """Convert fitted models to ONNX and prove that they compute the same."""
     need_torch()
     from emdn_models import pretrained
-    from emdn_train.bioimage_io import write as package
+    from emdn_train import bioimage_io as packages
+    from emdn_train import triton as servers
     from emdn_train.export import export as run
-    from emdn_train.triton import write as serve
 
+    if bioimage_io:
+        packages.library()
     folder = out or checkpoint.parent / "onnx"
     if checkpoint == Path("shipped"):
         checkpoint = pretrained.CHECKPOINT
@@ -271,9 +234,9 @@ def export(
             f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
         )
         if bioimage_io:
-            print(f"saved {package(done.path)}")
+            print(f"saved {packages.write(done.path)}")
         if triton is not None:
-            print(f"saved {serve(done.path, triton)}")
+            print(f"saved {servers.write(done.path, triton)}")
     if precision is None:
         return
     from emdn_train.precision import add
@@ -330,13 +293,12 @@ def calibrate(
     rows = [
         [
             name,
-            f"{one['spread']:g}",
-            f"{one['noise']:g}",
-            *(f"{100 * s:.2f}" for s in one["inside"]),
+            *(f"{one[key]:g}" for key in ("spread", "noise")),
+            *map("{:.2%}".format, one["inside"]),
         ]
         for name, one in found.items()
     ]
-    print("factors, and per cent of the pixels within one and two sigma on these frames")
+    print("factors, and the share of the pixels within one and two sigma on these frames")
     print(console.table(["model", "spread", "noise", "within 1", "within 2"], rows))
     print(f"saved {place / 'index.json'}")
 
@@ -346,14 +308,14 @@ def calibrate(
 def quality(config: QualityConfig) -> None:
     """Measure exported models on the fixed test split and on movies, beside baselines."""
     from emdn_deploy import Denoiser
-    from emdn_train import movies, quality_report
+    from emdn_train import hops, quality_report
     from emdn_train.quality import measure, names_of, note
 
     rows = measure(config)
     models = {name: Denoiser(name, threads=config.threads) for name in names_of(config)}
-    hops = movies.measure(models)
-    print(quality_report.report(rows, hops))
-    written = [] if config.save is None else quality_report.save(rows, Path(config.save), hops)
+    movies = hops.measure(models)
+    print(quality_report.report(rows, movies))
+    written = [] if config.save is None else quality_report.save(rows, config.save, movies)
     for path in written + note(rows, config):
         print(f"saved {path}")
 
@@ -372,7 +334,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     found = run(config)
     if found is not None:
         print(line(found))
-        print(f"saved {Path(config.out) / FILE_NAME}")
+        print(f"saved {config.out / FILE_NAME}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
@@ -13,7 +13,6 @@ from emdn_models.spec import frames_of, spec_of
 
 FrameClass = Literal["stem", "tem"]
 Kind = Literal["graphene", "mixed", "stem", "movie"]
-AnyPath = str | PathLike[str]
 T = TypeVar("T")
 
 SIMULATION = {"format": "emdn-simulation", "format_version": 1}
@@ -23,13 +22,48 @@ DEFECTS = (5e-4, 0.05)
 """Least and most point defects per site. With one in a thousand, the best guess from a noisy
 frame is that there is none, and a net learns to fill them."""
 
-Out = Annotated[AnyPath, typer.Option(metavar="DIR", help="Folder for the results.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Patches a step, of each process.")]
 Patch = Annotated[int, typer.Option(min=8, help="Side of a patch in pixels.")]
 Seed = Annotated[int, typer.Option(help="Start of every random number.")]
 Rate = Annotated[
     float | None, typer.Option(min=0, help="Learning rate; the recipe's own if not given.")
 ]
+
+
+WARM_UP = 100
+"""Steps over which the learning rate rises, where the recipe does not say."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that is not the size of the run."""
+
+    lr: float
+    optimizer: Literal["adam", "adamw"]  # adamw with a weight decay of 1e-4
+    # MSE over the batch, or the mean over patches of log(MSE + 1e-3): proportional to the mean
+    # improvement in dB, so that no bright or dim frame dominates.
+    loss: Literal["mse", "log-mse"]
+    warmup: float  # share of the run over which the learning rate rises
+    cosine: bool  # whether it then falls to nearly zero along a half cosine
+    ema: float  # decay of the exponential moving average of the weights; 0 for none
+    clip: float  # largest norm of the gradient; 0 for any
+    snr: tuple[float, float]  # range of the signal to noise per pixel, drawn log-uniformly
+    augmented: float = 0.0  # share of patches that are magnified, and whose contrast is changed
+    ccd: float = 0.0  # share of the unscanned patches that a CCD records
+    # How much more a pixel at a point defect counts: averaging the lattice over its cells
+    # lowers the error most, and fills what interrupts it (`benchmarks/results/defects.md`).
+    defects: float = 0.0
+    mixed: bool = False  # whether the net computes in bfloat16 where that is faster (`reduced`)
+
+
+RECIPES: dict[str, Recipe] = {
+    # Clipping is not the benchmark's: at 0.01 one bright frame would throw Adam off for good.
+    "benchmark": Recipe(0.01, "adam", "mse", 0.0, False, 0.0, 1.0, (0.05, 3.0)),
+    "quality": Recipe(
+        2e-3, "adamw", "log-mse", 0.03, True, 0.999, 1.0, (0.05, 3.0), 0.3, 0.12, mixed=True
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +76,7 @@ class SimulateConfig:
     states in turn, at the same optics: what a movie sees before and after an event.
     """
 
-    out: Annotated[AnyPath, typer.Argument(metavar="OUT", help="Folder to write.")]
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
     frames: Annotated[int, typer.Option(min=1, help="Training pairs, or frames of a movie.")] = 1000
     kind: Annotated[Kind, typer.Option(help="Specimens and imaging mode.")] = "graphene"
     size: Annotated[int, typer.Option(min=32, help="Side of a frame in pixels.")] = 256
@@ -75,15 +109,11 @@ class SimulateConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no data set."""
-        if self.frames < 1 or self.images_per_structure < 1 or self.workers < 1:
-            raise FormatError("frames, images_per_structure and workers must be at least 1")
         if self.states < 1 or self.images_per_structure % self.states:
             raise FormatError(
                 f"states is {self.states}; expected a divisor of images_per_structure, "
                 f"{self.images_per_structure}"
             )
-        if self.size < 32:
-            raise FormatError(f"size is {self.size}; a frame needs at least 32 pixels a side")
         for name in ("snr", "dose_e_per_a2", "pixel_size_nm", "defects"):
             limits = getattr(self, name)
             if limits is not None and not 0 < limits[0] <= limits[1]:
@@ -110,10 +140,10 @@ class FitConfig:
     estimates stay as they are. ``lr`` of None is the recipe's own.
     """
 
-    data: Annotated[
-        AnyPath, typer.Option(metavar="DIR", help="Data set with train/ and test/.")
-    ] = "data"
-    out: Out = "outputs"
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Data set with train/ and test/.")] = (
+        Path("data")
+    )
+    out: Out = Path("outputs")
     models: Annotated[
         tuple[str, ...], typer.Option(metavar="NAME,NAME,...", help="Models to fit, or all.")
     ] = tuple(MODELS)
@@ -125,9 +155,7 @@ class FitConfig:
     ] = None
     preset: Annotated[
         str,
-        typer.Option(
-            help="Size of the nets: shipped, paper; of unet also wide and movie (five frames)."
-        ),
+        typer.Option(help="Size of the nets: shipped, paper; of unet also movie (five frames)."),
     ] = "shipped"
     recipe: Annotated[str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")] = (
         "benchmark"
@@ -147,7 +175,7 @@ class FitConfig:
     device: On = "auto"
     seed: Seed = 0
     start: Annotated[
-        AnyPath | None,
+        Path | None,
         typer.Option(
             "--from",
             metavar="FILE",
@@ -181,15 +209,15 @@ class AdaptConfig:
     """One fine-tuning on one stack, read and corrected by the options of its deployment."""
 
     stack: Annotated[
-        AnyPath,
+        Path,
         typer.Argument(metavar="STACK", help="Raw frames, any file that emdn-deploy reads."),
     ]
-    out: Out = "outputs"
+    out: Out = Path("outputs")
     model: Annotated[str, typer.Option(metavar="NAME", help="Model to fine-tune.")] = "unet"
     preset: Annotated[str, typer.Option(help="Its size: shipped or paper.")] = "shipped"
     start: Annotated[
-        AnyPath, typer.Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
-    ] = "shipped"
+        Path, typer.Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
+    ] = Path("shipped")
     max_minutes: Annotated[
         float, typer.Option(min=0, help="Time, all parts of a run; 0: as the epochs take.")
     ] = 10.0
@@ -215,11 +243,11 @@ class BenchmarkConfig:
     """One run of the em_denoise benchmark; without its ``data`` a small set is simulated."""
 
     data: Annotated[
-        AnyPath, typer.Argument(metavar="DATA", help="Data set; simulated if there is none.")
-    ] = "data/record"
+        Path, typer.Argument(metavar="DATA", help="Data set; simulated if there is none.")
+    ] = Path("data/record")
     out: Annotated[
-        AnyPath, typer.Option(metavar="DIR", help="Folder for the weights and record.json.")
-    ] = "outputs/record"
+        Path, typer.Option(metavar="DIR", help="Folder for the weights and record.json.")
+    ] = Path("outputs/record")
     frames: Annotated[int, typer.Option(min=16, help="Training pairs, if they are simulated.")] = (
         512
     )
@@ -239,7 +267,7 @@ class QualityConfig:
     """What to measure; ``models`` of None are all that is shipped."""
 
     testset: Annotated[
-        AnyPath, typer.Argument(metavar="DIR", help="What emdn-train testset has written.")
+        Path, typer.Argument(metavar="DIR", help="What emdn-train testset has written.")
     ]
     models: Annotated[
         tuple[str, ...] | None,
@@ -257,8 +285,8 @@ class QualityConfig:
         int | None, typer.Option(min=1, help="CPU threads of a model; default: all.")
     ] = None
     save: Annotated[
-        AnyPath | None,
-        typer.Option(metavar="DIR", help="Write quality.parquet, quality.md and frontier.png."),
+        Path | None,
+        typer.Option(metavar="DIR", help="Write quality.parquet, movies.parquet and quality.md."),
     ] = None
 
 

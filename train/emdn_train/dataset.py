@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 import h5py
@@ -77,9 +76,8 @@ class Split:
         self.shape: tuple[int, int] = self._clean.shape[1:3]
         if self._noisy.shape[:3] != self._clean.shape[:3]:
             raise FormatError(
-                f"{self.path}: {STEM}_noise.h5 holds {self._noisy.shape[:3]} and "
-                f"{STEM}_clean.h5 {self._clean.shape[:3]} (N, H, W); noisy and clean frames "
-                "must come in pairs of one shape"
+                f"{self.path}: noisy frames are {self._noisy.shape[:3]} and clean ones "
+                f"{self._clean.shape[:3]} (N, H, W); they must come in pairs of one shape"
             )
         table = self.path / f"{STEM}_metadata.parquet"
         self.table = pl.read_parquet(table) if table.exists() else None
@@ -107,12 +105,7 @@ class Split:
         """Return the split itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the files."""
         self._clean.file.close()
         self._noisy.file.close()
@@ -264,25 +257,13 @@ def _open(path: Path) -> h5py.Dataset:
         found = ", ".join(file) or "nothing"
         raise FormatError(f"{path}: no dataset 'images'; found {found}")
     shape = images.shape
-    looks_like: tuple[str, str] | None = None
     if images.dtype.kind not in "fiu":
         raise FormatError(f"{path}: images are {images.dtype}; expected float32")
-    if len(shape) == 4 and shape[3] != 1:
-        if shape[1] == 1:
-            looks_like = "(N, 1, H, W)", "move axis 1 to the end"
-        elif shape[0] == 1:
-            looks_like = "(1, H, W, N)", "swap the first and the last axis"
-    elif len(shape) == 3 and shape[0] == shape[1] != shape[2]:
-        looks_like = "(H, W, N)", "move the last axis to the front"
-    if looks_like:
+    frames = len(shape) == 3 and not shape[0] == shape[1] != shape[2]  # that would be (H, W, N)
+    if 0 in shape or not (frames or shape[3:] == (1,)):
         raise FormatError(
-            f"{path}: images are {shape}, which looks like {looks_like[0]}; "
-            f"expected (N, H, W, 1): {looks_like[1]}"
+            f"{path}: images are {shape}; expected (N, H, W, 1), one channel last, N at least 1"
         )
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 1):
-        raise FormatError(f"{path}: images are {shape}; expected (N, H, W, 1)")
-    if min(shape) == 0:
-        raise FormatError(f"{path}: images are {shape}: no frames")
     return images
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to self-contained ONNX files that are proven to compute the same."""
+"""From a checkpoint to ONNX files that are proven to compute the same, and their ``index.json``."""
 
 import hashlib
 import json
@@ -16,20 +16,18 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from emdn_models import MODELS, ModelError, __version__, checkpoint, pretrained
-from emdn_models.files import unwritable
+from emdn_models.files import renamed, unwritable
 from emdn_models.nets import build, load_state
-from emdn_models.nets.electrons import BLUR
-from emdn_models.spec import Preset, spec_of
-from emdn_train import manifest
-from emdn_train.onnx_graph import Graph, describe, pack, to_onnx
-from emdn_train.onnx_rewrites import rewritten
-from emdn_train.verify import check_field, compare
+from emdn_models.nets.scaling import BLUR
+from emdn_models.spec import spec_of
+from emdn_train.onnx_graph import Graph, check_field, compare, describe, pack, rewritten, to_onnx
 
 log = logging.getLogger(__name__)
+
+INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,7 @@ def export(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = {name: checkpoint.pick(source, weights, name) for name in names or weights}
-    if half:
-        chosen = {name: _rounded(one) for name, one in chosen.items()}
     done: list[Exported] = []
-    entries: dict[str, Any] = {}
     for name in _ordered(chosen):
         status = chosen[name].metadata.get("status")
         if status not in ("fitted", "best kept", "no gain"):
@@ -101,17 +96,10 @@ def export(
         elif status == "best kept":
             step = chosen[name].metadata["recipe"]["kept_step"]
             log.warning("%s: as it was after step %d, since its fit ended worse", name, step)
+        if half:
+            chosen[name] = _rounded(chosen[name])
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
-        entries[name] = {
-            "file": exported.path.name,
-            "sha256": pretrained.sha256(exported.path),
-            "preset": exported.preset,
-            "parameters": exported.parameters,
-            "gflop_256": round(exported.gflop_256, 3),
-            "validation": _validation(chosen[name]),
-            "recipe": chosen[name].metadata.get("recipe", {}),
-        }
         log.info(
             "%s: %d nodes, within %.1e of torch (float32 itself: %.1e)",
             name, exported.nodes, exported.error, exported.float32_error,
@@ -119,9 +107,9 @@ def export(
     if not done:
         raise ModelError(f"{os.fspath(source)}: no model to export; fit one with emdn-train fit")
     copied = folder / checkpoint.FILE_NAME
-    kept = checkpoint.load(copied) if copied.exists() else {}
-    checkpoint.save(copied, kept | {exported.name: chosen[exported.name] for exported in done})
-    _write_index(folder, entries, copied, chosen)
+    earlier = checkpoint.load(copied) if copied.exists() else {}
+    checkpoint.save(copied, earlier | {one.name: chosen[one.name] for one in done})
+    _write_index(folder, {one.name: _entry(one, chosen[one.name]) for one in done})
     return done
 
 
@@ -135,39 +123,41 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     ModelError
         If the weights do not fit, or the graph sees more than `emdn_models.spec` declares.
     """
-    preset = spec_of(name).presets.get(weights.preset)
     net = build(name, weights.preset)
+    preset = spec_of(name).presets[weights.preset]
     load_state(net, name, weights)
     net.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        assert preset is not None  # build has looked it up
         net(torch.zeros(1, preset.frames, 256, 256))
     gflop = counter.get_total_flops() / 1e9
     program = to_onnx(rewritten(Graph(net)), preset.frames)
     pack(program)
-    describe(
-        program,
-        {
-            "emdn_schema": "1",
-            "model": name,
-            "preset": weights.preset,
-            "weights_sha256": weights_sha256(weights.state),
-            "frames": str(preset.frames),
-            "multiple": str(preset.multiple),
-            **_field(net, preset),
-            "parameters": str(preset.parameters),
-            "gflop_256": f"{gflop:.4f}",
-            "recipe": json.dumps(weights.metadata.get("recipe", {})),
-            "quality": json.dumps(_validation(weights)),
-            "emdn_version": __version__,
-            "git_revision": _revision(),
-            "torch_version": version("torch"),
-            "onnx_version": version("onnx"),
-            "input_units": "any, linear in electrons: frames = gain * electrons + offset",
-            "normalisation": "x = (electrons - scale) / sqrt(scale), scale the stack's mean",
-            "licence": "MIT",
-        },
-    )
+    # The graph sees the noise map's window too.
+    window = BLUR - 1 if getattr(net, "uses_noise", False) else 0
+    facts = {
+        "emdn_schema": "1",
+        "model": name,
+        "preset": weights.preset,
+        "weights_sha256": weights_sha256(weights.state),
+        "frames": str(preset.frames),
+        "multiple": str(preset.multiple),
+        "receptive_field": str(preset.receptive_field[1] + window),
+        "tiling_exact": "false" if preset.whole_frame else "true",
+        "whole_frame": preset.whole_frame,
+        "halo": "" if preset.halo is None else str(preset.halo),
+        "parameters": str(preset.parameters),
+        "gflop_256": f"{gflop:.4f}",
+        "recipe": json.dumps(weights.metadata.get("recipe", {})),
+        "quality": json.dumps(_validation(weights)),
+        "emdn_version": __version__,
+        "git_revision": _revision(),
+        "torch_version": version("torch"),
+        "onnx_version": version("onnx"),
+        "input_units": "any, linear in electrons: frames = gain * electrons + offset",
+        "normalisation": "x = (electrons - scale) / sqrt(scale), scale the stack's mean",
+        "licence": "MIT",
+    }
+    describe(program, {key: text for key, text in facts.items() if text})
     # onnxruntime names the model after the file, so the partial keeps the suffix.
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -203,28 +193,11 @@ def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _field(net: nn.Module, preset: Preset) -> dict[str, str]:
-    """Return the metadata that tiles are cut by: the graph sees the noise map's window too."""
-    window = BLUR - 1 if getattr(net, "uses_noise", False) else 0
-    return {
-        "receptive_field": str(preset.receptive_field[1] + window),
-        "tiling_exact": "false" if preset.whole_frame else "true",
-        **({"whole_frame": preset.whole_frame} if preset.whole_frame else {}),
-        **({"halo": str(preset.halo)} if preset.halo is not None else {}),
-    }
-
-
 def _revision() -> str:
     """Name the commit that the code comes from, if it lies in a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()
@@ -232,9 +205,8 @@ def _revision() -> str:
 
 def _validation(weights: checkpoint.Weights) -> Mapping[str, Any]:
     """Return what the fit measured on its own test frames; older checkpoints call it quality."""
-    found: Mapping[str, Any] = weights.metadata.get(
-        "validation", weights.metadata.get("quality", {})
-    )
+    known = weights.metadata
+    found: Mapping[str, Any] = known.get("validation", known.get("quality", {}))
     return found
 
 
@@ -244,53 +216,96 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: ("@" in name, models.index(spec_of(name).name), name))
 
 
-def _mean_gain(entry: Mapping[str, Any]) -> float:
-    gains = entry.get("validation", {}).get("gain_db", {})
-    return sum(gains.values()) / len(gains) if gains else float("-inf")
+def _entry(exported: Exported, weights: checkpoint.Weights) -> dict[str, Any]:
+    """Describe an exported file as ``index.json`` does, and its weights."""
+    return {
+        "file": exported.path.name,
+        "sha256": pretrained.sha256(exported.path),
+        "preset": exported.preset,
+        "parameters": exported.parameters,
+        "gflop_256": round(exported.gflop_256, 3),
+        "validation": _validation(weights),
+        "recipe": weights.metadata.get("recipe", {}),
+        "weights_sha256": weights_sha256(weights.state),
+    }
 
 
-def _variants(folder: Path, earlier: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """Return the variants of other precisions that are of these weights; the others go."""
-    kept = {}
-    for precision, entry in earlier.get("variants", {}).items():
-        if entry["weights_sha256"] == weights:
-            kept[precision] = entry
-        else:
-            (folder / entry["file"]).unlink(missing_ok=True)
-            log.info("%s: was of other weights, removed", entry["file"])
-    return kept
-
-
-def _write_index(
-    folder: Path,
-    entries: dict[str, Any],
-    copied: Path,
-    chosen: Mapping[str, checkpoint.Weights],
-) -> None:
-    path = folder / manifest.NAME
+def _write_index(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    """Enter exported models; what was measured of others, and of the same weights, stays."""
+    path, copied = folder / INDEX, folder / checkpoint.FILE_NAME
     earlier = pretrained.read_index(path)["models"] if path.exists() else {}
     for name, entry in entries.items():
-        # A calibration, measured quality and variants belong to weights, and outlive no others.
-        weights = weights_sha256(chosen[name].state)
+        weights, known = entry.pop("weights_sha256"), earlier.get(name, {})
         for key, missing in (
             ("sigma", "has no calibration of --sigma; run emdn-train calibrate"),
             ("quality", "not measured on the fixed test split; run emdn-train quality"),
         ):
-            known = earlier.get(name, {}).get(key)
-            if known and known["weights_sha256"] == weights:
-                entry[key] = known
+            if key in known and known[key]["weights_sha256"] == weights:
+                entry[key] = known[key]
             else:
                 log.info("%s: %s", name, missing)
-        if kept := _variants(folder, earlier.get(name, {}), weights):
-            entry["variants"] = kept
+        for precision, variant in known.get("variants", {}).items():
+            if variant["weights_sha256"] == weights:
+                entry.setdefault("variants", {})[precision] = variant
+            else:
+                (folder / variant["file"]).unlink(missing_ok=True)
+                log.info("%s: was of other weights, removed", variant["file"])
     entries = earlier | entries
-    known = [name for name in entries if name.partition("@")[0] in MODELS]
-    entries = {name: entries[name] for name in _ordered(known)}
+    entries = {
+        name: entries[name]
+        for name in _ordered(n for n in entries if n.partition("@")[0] in MODELS)
+    }
+
+    def mean_gain(name: str) -> float:
+        gains = entries[name].get("validation", {}).get("gain_db", {})
+        return sum(gains.values()) / len(gains) if gains else float("-inf")
+
     models = [name for name in entries if "@" not in name]
     made = {
         # None where all were fitted to a class of frames.
-        "default": max(models, key=lambda name: _mean_gain(entries[name]), default=None),
+        "default": max(models, key=mean_gain, default=None),
         "checkpoint": {"file": copied.name, "sha256": pretrained.sha256(copied)},
         "models": entries,
     }
-    manifest.write(path, made)
+    _write(path, made)
+
+
+def entries_of(folder: Path, names: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+    """Return what ``index.json`` says of some models, of all if None.
+
+    Raises
+    ------
+    ModelError
+        If there is no index, or it lacks one of them.
+    """
+    path = folder / INDEX
+    models = pretrained.read_index(path)["models"]
+    if missing := [name for name in names or () if name not in models]:
+        raise ModelError(f"{path}: has no {', '.join(missing)}; it has {', '.join(models)}")
+    return {name: models[name] for name in names or models}
+
+
+def add_facts(folder: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
+    """Add facts to one model's entry, in the index as it is now.
+
+    Parameters
+    ----------
+    sha256
+        Of the file that they were measured on.
+
+    Raises
+    ------
+    ModelError
+        If an export has come between.
+    """
+    path = folder / INDEX
+    index = pretrained.read_index(path)
+    if index["models"][name]["sha256"] != sha256:
+        raise ModelError(f"{path}: {name} was exported anew meanwhile; repeat this for it")
+    index["models"][name] |= facts
+    _write(path, index)
+
+
+def _write(path: Path, index: dict[str, Any]) -> None:
+    with renamed(path) as partial:
+        partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Fit models to a data set: the whole loop, from clean frames to em_denoise_model.h5."""
+"""Fit models to a data set: the training loop, from clean frames to em_denoise_model.h5."""
 
 import logging
 import math
@@ -14,27 +14,26 @@ from torch import nn
 
 from emdn_models import ModelError, checkpoint
 from emdn_models.nets import build
-from emdn_models.nets.electrons import middle, noise_map, normalise
+from emdn_models.nets.scaling import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_models.spec import frames_of
 from emdn_train import results
 from emdn_train.checkpointing import FILE_NAME, StateFile, Training, signals_noted, start_from
-from emdn_train.config import FitConfig
+from emdn_train.config import RECIPES, FitConfig, Recipe
 from emdn_train.dataset import CleanFrames, Split
 from emdn_train.distributed import Processes, joined
-from emdn_train.patches import Batch, Clips, Reused, Simulated, Source, chance
-from emdn_train.recipes import (
-    RECIPES,
-    Recipe,
+from emdn_train.loss import (
+    evaluate,
     loss,
     memory_format,
     moving_average,
     optimizer,
     rate,
     reduced,
+    validation,
 )
+from emdn_train.patches import Batch, Clips, Reused, Simulated, Source, chance
 from emdn_train.results import Fitted, judge, mean
-from emdn_train.validate import evaluate, validation
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +176,7 @@ def train(
 ) -> bool:
     """Fit one model from where it stands, and say whether its loss is finite; the loop itself.
 
-    It is validated on ``batches`` (`emdn_train.validate`), not at all if there are none.
+    It is validated on ``batches`` (`emdn_train.loss`), not at all if there are none.
     """
     device = processes.device
     size = config.batch_size * processes.count

@@ -143,8 +143,8 @@ def draw_profile(n: int, generator: torch.Generator, device: torch.device | str 
         angle=torch.pi * r[:, 4],
         mean=torch.ones(n, device=device),
     )
-    whole = profile_map(drawn, (64, 64), 64, torch.zeros(n, 2, device=device))
-    return drawn._replace(mean=whole.mean((1, 2, 3)))
+    field = profile_map(drawn, (64, 64), 64, torch.zeros(n, 2, device=device))
+    return drawn._replace(mean=field.mean((1, 2, 3)))
 
 
 def profile_map(

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emdn_models.nets.electrons import middle, noise_map, normalise
+from emdn_models.nets.scaling import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_train import noise
+from emdn_train.config import Recipe
 from emdn_train.dataset import CleanFrames
-from emdn_train.recipes import Recipe
 
 ELECTRONS = (0.05, 1e5)  # least and most incident per pixel, whatever the contrast
 ZOOM = (0.75, 1.35)  # range of the magnification of augmented patches

@@ -10,7 +10,7 @@ import tempfile
 from functools import cache
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,11 +20,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from emdn_deploy.session import Session, open_session
 from emdn_models import metrics, pretrained
-from emdn_train import manifest
-from emdn_train.calibrate import Recorded, mended, recordings, scale_of
+from emdn_train.calibrate import Recorded, mended, recordings, resting_movie, scale_of
+from emdn_train.export import add_facts, entries_of
 from emdn_train.onnx_graph import INPUTS, unpacked
-from emdn_train.simulate.folder import one_thread
-from emdn_train.simulate.testset import first_specimens
+from emdn_train.simulate.dataset import first_specimens, one_thread
 
 LARGEST_LOSS_DB, LARGEST_MEAN_SHIFT = 0.1, 0.005
 LEVELS = (0.05, 0.12, 0.4, 1.2, 3.0)
@@ -32,6 +31,8 @@ LEVELS = (0.05, 0.12, 0.4, 1.2, 3.0)
 
 FITTED = 24
 """Other simulated frames, 128 x 128, that int8 takes the ranges of its numbers from."""
+
+log = logging.getLogger(__name__)
 
 _LARGEST_HALF = 8192.0  # of what enters the net, in units of the noise; sums have 3 bits more
 
@@ -45,22 +46,34 @@ class Made(NamedTuple):
     mean_shift: float
 
 
+@one_thread()
 def add(folder: Path, name: str, precision: str) -> Made:
-    """Make ``NAME.PRECISION.onnx`` beside an exported model and enter it into the manifest.
+    """Make ``NAME.PRECISION.onnx`` beside an exported model and enter it into the index.
 
     It is refused, and what an earlier run made of it removed, if the mean gain over simulated
     frames falls by more than 0.1 dB, or the mean intensity moves by more than 0.5 % at one of
     the ``LEVELS``.
     """
-    listed = folder / manifest.NAME
-    entry = manifest.chosen(listed, (name,))[name]
+    entry = entries_of(folder, (name,))[name]
     source = folder / entry["file"]
     target = source.with_name(f"{source.stem}.{precision}.onnx")
     variants = {key: one for key, one in entry.get("variants", {}).items() if key != precision}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".precision-") as scratch:
         file = Path(scratch) / target.name  # onnxruntime names a model after its file
-        made = _make(source, precision, file)
+        judged = (quantised if precision == "int8" else halved)(source, file)
+        if judged is None:
+            kind = "transposed ones have no integers" if precision == "int8" else "or only two"
+            refused = f"no convolutions to compute in {precision} ({kind})"
+            made = Made(None, refused, nan, nan)
+        else:
+            # Of halves a CPU keeps all bits between two layers.
+            session = open_session(judged, "cpu" if precision == "int8" else "auto", 1)
+            if precision == "fp16" and session.device == "cpu":
+                log.warning("%s: judged on a CPU, which rounds less than a GPU does", target.name)
+            loss, shift = compare(open_session(source, "cpu", 1), session)
+            made = Made(target, refusal(loss, shift), loss, shift)
         if made.refusal:
+            made = made._replace(path=None)
             target.unlink(missing_ok=True)
         else:
             variants[precision] = {
@@ -69,39 +82,8 @@ def add(folder: Path, name: str, precision: str) -> Made:
                 "loss_db": round(made.loss_db, 4), "mean_shift": round(made.mean_shift, 6),
             }  # fmt: skip
             os.replace(file, target)
-            made = made._replace(path=target)
-    manifest.add(listed, name, entry["sha256"], {"variants": variants})
+    add_facts(folder, name, entry["sha256"], {"variants": variants})
     return made
-
-
-@one_thread()
-def _make(source: Path, precision: str, file: Path) -> Made:
-    model = unpacked(onnx.load(source))
-    inner = inner_convolutions(model)
-    if precision == "int8":
-        inner = [node for node in inner if node.op_type == "Conv"]
-    if not inner:
-        kind = "transposed ones have no integers" if precision == "int8" else "or only two"
-        return Made(None, f"no convolutions to compute in {precision} ({kind})", nan, nan)
-    judged = file
-    if precision == "int8":
-        results = {name for node in inner for name in node.output}
-        relus = [one for one in model.graph.node
-                 if one.op_type == "Relu" and results.intersection(one.input)]  # fmt: skip
-        plain = file.with_name("float32.onnx")
-        onnx.save(model, plain)
-        quantise(plain, [node.name for node in inner + relus], file)
-    else:
-        onnx.save(halved(model), file)
-        judged = file.with_name("rounded.onnx")
-        onnx.save(halved(model, emulated=True), judged)
-    for path in {file, judged}:
-        made = onnx.load(path)
-        known = {one.key: one.value for one in model.metadata_props}
-        helper.set_model_props(made, known | {"precision": precision})
-        onnx.save(made, path)
-    loss, shift = compare(open_session(source, "cpu", 1), open_session(judged, "cpu", 1))
-    return Made(None, refusal(loss, shift), loss, shift)
 
 
 def refusal(loss_db: float, mean_shift: float) -> str:
@@ -118,32 +100,33 @@ def refusal(loss_db: float, mean_shift: float) -> str:
 def compare(model: Session, variant: Session) -> tuple[float, float]:
     """Return the mean loss of gain in dB, and the largest shift of a level's mean intensity."""
     losses, shifts = [], []
-    for frame in judged():
-        numbers = _numbers(frame.noisy)
-        whole, other = (one.run(frame.noisy[None], *numbers)[0] for one in (model, variant))
-        gains = [metrics.gain_db(frame.noisy, y, frame.clean, frame.valid) for y in (whole, other)]
+    for frame in judged_on():
+        inputs = _inputs(frame, model.info.frames)
+        before, after = (one.run(*inputs)[0] for one in (model, variant))
+        gains = [metrics.gain_db(frame.noisy, y, frame.clean, frame.valid) for y in (before, after)]
         losses.append(float(gains[0] - gains[1]))
-        shifts.append(abs(float(other.mean(dtype=float) / whole.mean(dtype=float)) - 1))
+        shifts.append(abs(float(after.mean(dtype=float) / before.mean(dtype=float)) - 1))
     by_level = np.reshape(shifts, (-1, len(LEVELS))).mean(0)
     return float(np.mean(losses)), float(by_level.max())
 
 
 @cache
-def judged() -> list[Recorded]:
+def judged_on() -> list[Recorded]:
     """Simulate nine kinds of frames at each of ``LEVELS``: first specimens of the test split."""
     return [mended(one.noisy, one.clean) for one in first_specimens(LEVELS)]
 
 
 @cache
-def calibrated() -> list[Recorded]:
+def ranged_by() -> list[Recorded]:
     """Simulate frames that int8 takes its ranges from; the test split has none of them."""
     return list(recordings(FITTED, 128))
 
 
-def _numbers(noisy: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Return scale, offset and gain as a deployment measures them on a frame (H, W)."""
-    found = scale_of(noisy[None])
-    return found.scale, found.offset, found.gain
+def _inputs(frame: Recorded, count: int) -> tuple[NDArray[np.float32], float, float, float]:
+    """Return (1, count, H, W), a frame amid its neighbours; its scale, offset and gain."""
+    stack = resting_movie(frame.noisy, frame.clean, count)
+    found = scale_of(stack)
+    return stack[None], found.scale, found.offset, found.gain
 
 
 def inner_convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -156,109 +139,103 @@ def inner_convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         if node.op_type == "MatMul" or ahead.intersection(node.output):
             ahead.update(node.input)
     kinds = ("Conv", "ConvTranspose")
-    return [one for one in model.graph.node
-            if one.op_type in kinds and not ahead.intersection(one.output)][1:-1]  # fmt: skip
+    found = [one for one in model.graph.node if one.op_type in kinds]
+    return [one for one in found if not ahead.intersection(one.output)][1:-1]
 
 
-def quantise(source: Path, nodes: list[str], target: Path) -> None:
-    """Write a model whose named nodes compute in integers, between pairs of QDQ nodes.
+def quantised(source: Path, target: Path) -> Path | None:
+    """Write a model whose inner convolutions compute in integers, between pairs of QDQ nodes.
 
     Weights have 7 bits, so that sums of two products do not saturate on processors without
-    VNNI: the file gives the same frames on all of them.
+    VNNI: the file gives the same frames on all of them. None if there are no such convolutions.
     """
+    model = unpacked(onnx.load(source))
+    inner = [node for node in inner_convolutions(model) if node.op_type == "Conv"]
+    results = {name for node in inner for name in node.output}
+    relus = [node for node in model.graph.node if node.op_type == "Relu"]
+    inner += [node for node in relus if results.intersection(node.input)]
+    if not inner:
+        return None
+    count = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
 
     class Frames(CalibrationDataReader):  # type: ignore[misc]
-        frames = iter(calibrated())
+        frames = iter(ranged_by())
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-            frame = next(self.frames, None)
-            if frame is None:
+            if (frame := next(self.frames, None)) is None:
                 return None
-            numbers = zip(INPUTS[1:], _numbers(frame.noisy), strict=True)
-            columns = {key: np.full((1, 1, 1, 1), one, np.float32) for key, one in numbers}
-            return {INPUTS[0]: frame.noisy[None, None], **columns}
+            stack, *numbers = _inputs(frame, count)
+            columns = (np.full((1, 1, 1, 1), number, np.float32) for number in numbers)
+            return dict(zip(INPUTS, (stack, *columns), strict=True))
 
     earlier = logging.root.manager.disable
     logging.disable(logging.WARNING)  # advises to optimise first, which is not for a file to keep
     try:
         quantize_static(
-            source, target, Frames(), quant_format=QuantFormat.QDQ, per_channel=True,
+            model, target, Frames(), quant_format=QuantFormat.QDQ, per_channel=True,
             reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-            nodes_to_quantize=nodes,
+            nodes_to_quantize=[node.name for node in inner],
         )  # fmt: skip
     finally:
         logging.disable(earlier)
+    return _described(onnx.load(target), model, "int8", target)
 
 
-def halved(model: onnx.ModelProto, *, emulated: bool = False) -> onnx.ModelProto:
-    """Return a copy that computes in float16 from the net's inner convolutions on to the last.
+def halved(source: Path, target: Path) -> Path | None:
+    """Write a model that computes in float16 from the net's inner convolutions on to the last.
 
-    What enters is clipped: beyond the largest half are infinities, and from them NaN. With
-    ``emulated`` a graph in float32 that rounds whatever the other has as a half: on a CPU
-    onnxruntime computes halves in float32, and forgets to round.
+    What enters is clipped: beyond the largest half are infinities, and from them NaN. None if
+    the net has no inner convolutions.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    graph = made.graph
-    inside = _between(made)
-    inferred = shape_inference.infer_shapes(made, strict_mode=True).graph
-    floats = {one.name for one in [*inferred.input, *inferred.value_info, *inferred.output]
+    model = unpacked(onnx.load(source))
+    inside = _between(model)
+    if not inside:
+        return None
+    graph, nodes = model.graph, list[onnx.NodeProto]()
+    inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
+    floats = {one.name for one in [*inferred.input, *inferred.value_info]
               if one.type.tensor_type.elem_type == TensorProto.FLOAT}  # fmt: skip
-    constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer
-                 if one.data_type == TensorProto.FLOAT}  # fmt: skip
+    weights = {one.name: one for one in graph.initializer if one.data_type == TensorProto.FLOAT}
     outside = {name for node in graph.node if node.output[0] not in inside for name in node.input}
-    outside |= {one.name for one in graph.output}
-    nodes: list[onnx.NodeProto] = []
-    kind = np.float32 if emulated else np.float16
-
-    def constant(name: str, values: NDArray[Any]) -> None:
-        graph.initializer.append(numpy_helper.from_array(values, name))
-
-    def cast(name: str, result: str, to: int) -> None:
-        nodes.append(helper.make_node("Cast", [name], [result], to=to))
-
-    def rounded(name: str, result: str) -> None:
-        cast(name, f"{result}.bits" if emulated else result, TensorProto.FLOAT16)
-        if emulated:
-            cast(f"{result}.bits", result, TensorProto.FLOAT)
-
-    for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF)):
-        constant(name, np.asarray(value, np.float32))
-    entered: set[str] = set()
-    for original in list(graph.node):
-        node = onnx.NodeProto.FromString(original.SerializeToString())
+    made = {
+        name: numpy_helper.from_array(np.asarray(value, np.float32), name)
+        for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF))
+    }
+    for node in graph.node:
         inner = node.output[0] in inside
         # The factors of a Resize are float32 whatever the image is.
         for at, name in enumerate(node.input if node.op_type != "Resize" else node.input[:1]):
-            if not inner or name not in floats | set(constants):
+            half, clip = f"{name}.half", f"{name}.clipped"
+            if inner and name in weights:
+                halves = numpy_helper.to_array(weights[name]).astype(np.float16)
+                made[half] = numpy_helper.from_array(halves, half)
+            elif inner and name in floats - inside:
+                if not any(half in other.output for other in nodes):
+                    nodes.append(helper.make_node("Clip", [name, "least", "most"], [clip]))
+                    nodes.append(helper.make_node("Cast", [clip], [half], to=TensorProto.FLOAT16))
+            elif inner or name not in inside & floats:
                 continue
-            node.input[at] = f"{name}.half"
-            if name in inside | entered:
-                continue
-            entered.add(name)
-            if name in constants:
-                constant(f"{name}.half", constants[name].astype(np.float16).astype(kind))
-            else:
-                nodes.append(helper.make_node("Clip", [name, "least", "most"], [f"{name}.clipped"]))
-                rounded(f"{name}.clipped", f"{name}.half")
+            node.input[at] = half if inner else f"{name}.single"
         nodes.append(node)
-        for at, name in enumerate(node.output):
-            if not inner or name not in floats:
-                continue
-            node.output[at] = f"{name}.exact" if emulated else f"{name}.half"
-            if emulated:
-                rounded(f"{name}.exact", f"{name}.half")
-            if name in outside:
-                cast(f"{name}.half", name, TensorProto.FLOAT)
-    del graph.node[:], graph.value_info[:]  # types that torch noted of what are halves now
-    graph.node.extend(nodes)
+        for name in set(node.output) & inside & floats & outside:
+            single = [f"{name}.single"]
+            nodes.append(helper.make_node("Cast", [name], single, to=TensorProto.FLOAT))
     used = {name for node in nodes for name in node.input}
-    left = [one for one in made.graph.initializer if one.name in used]
-    left = [onnx.TensorProto.FromString(one.SerializeToString()) for one in left]
-    del graph.initializer[:]
-    graph.initializer.extend(left)
+    constants = [one for one in [*graph.initializer, *made.values()] if one.name in used]
+    computed = helper.make_model(
+        helper.make_graph(nodes, graph.name, graph.input, graph.output, constants),
+        opset_imports=model.opset_import, ir_version=model.ir_version,
+    )  # fmt: skip
+    return _described(computed, model, "fp16", target)
+
+
+def _described(made: onnx.ModelProto, model: onnx.ModelProto, precision: str, path: Path) -> Path:
+    """Save a variant with the metadata of its model."""
+    known = {one.key: one.value for one in model.metadata_props}
+    helper.set_model_props(made, known | {"precision": precision})
     onnx.checker.check_model(made, full_check=True)
-    return made
+    onnx.save(made, path)
+    return path
 
 
 def _between(model: onnx.ModelProto) -> set[str]:

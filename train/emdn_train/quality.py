@@ -1,9 +1,9 @@
 """Quality of the exported models: every one, beside baselines, on the fixed test split.
 
 Frames go the way that a user's go: each is denoised alone, by onnxruntime, at a scale that is
-measured and not told; models that see several frames see others of the same scene beside it.
-Models and baselines take turns at each frame, so that a machine that
-slows down slows all of them. `quality_report` averages what is measured here.
+measured; models that see several frames see others of the same scene beside it. Models and
+baselines take turns at each frame, so that a machine that slows down slows all of them.
+`quality_report` averages what is measured here.
 """
 
 import logging
@@ -11,25 +11,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import h5py
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from emdn_deploy import Denoiser
 from emdn_models import metrics, pretrained
-from emdn_models.errors import EmdnError, FormatError
+from emdn_models.errors import EmdnError, FormatError, MissingExtraError, install
 from emdn_models.metrics import Sites, simulated_sites, site_scores
-from emdn_train import manifest
-from emdn_train.baselines import PEERS, best_width, gaussian, need_peers, spectrum
+from emdn_models.nets.scaling import denormalise, noise_map, normalise
+from emdn_models.nets.spectral import SpectralShrinkage
 from emdn_train.calibrate import coverage, denoise, mended
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
-from emdn_train.simulate.testset import VERSION
+from emdn_train.export import INDEX, add_facts
+from emdn_train.simulate.dataset import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,9 @@ _COLUMNS: dict[str, Any] = {
 SCHEMA = pl.Schema(_COLUMNS)
 _WITH_SIGMA = 1  # specimens of each part: eight orientations take eight times as long
 _SEEN = 3.0  # standard deviations of full sites in the clean frame
+
+GAUSSIAN_PIXELS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+_SPECTRUM_PIXELS = 128
 
 Frame = NDArray[np.float32]
 Row = dict[str, Any]
@@ -86,8 +92,8 @@ def measure(config: QualityConfig) -> pl.DataFrame:
         ``sites`` those of `defect_scores`; ``inside_1`` and ``inside_2`` are the shares of
         pixels within one and two of the sigma of ``--sigma``, of calibrated models on the first
         specimen of each part, null elsewhere. Methods are the models by name, ``noisy``,
-        ``spectrum``, ``gaussian`` (see `emdn_train.baselines`), peers on some of the frames, and
-        ``clean``, the truth itself, of which only sites are scored.
+        ``spectrum``, ``gaussian``, peers on some of the frames, and ``clean``, the truth
+        itself, of which only sites are scored.
 
     Raises
     ------
@@ -108,34 +114,51 @@ def measure(config: QualityConfig) -> pl.DataFrame:
     with Split(config.testset, "test") as split:
         beside = specimens(table_of(split), config.peers)
         few = specimens(table_of(split), _WITH_SIGMA)
-        for example in examples(split):
-            for name, call in _calls(models, peers if example.number in beside else (), example):
+        for one in examples(split):
+            calls: dict[str, Callable[[], Frame]] = {
+                name: partial(_denoised, model, one) for name, model in models.items()
+            }
+            width = best_width(one.noisy, one.clean, one.valid)
+            calls |= {"spectrum": partial(spectrum, one.noisy)}
+            calls |= {"gaussian": partial(ndimage.gaussian_filter, one.noisy, width)}
+            if one.number in beside:
+                calls |= {name: partial(PEERS[name][1], one.noisy) for name in peers}
+            key = {"frame": one.number, "part": one.part, "level": one.level}
+            for name, call in calls.items():
                 began = time.perf_counter()
                 answer = call()
                 ms = 1e3 * (time.perf_counter() - began)
-                rows.append(_key(example, name) | {"ms": ms} | score(example, answer))
-                if example.number in few and name in models and models[name].calibration:
-                    rows[-1] |= _inside(models[name], example)
-            rows.append(_key(example, "noisy") | score(example, example.noisy))
-            rows.append(_key(example, "clean") | defect_scores(example.crystal, example.clean))
-            if (example.number + 1) % 33 == 0:
-                log.info("%d of %d frames measured", example.number + 1, len(split))
+                row = key | {"model": name, "ms": ms} | score(one, answer)
+                if one.number in few and name in models and models[name].calibration:
+                    frame, sigma = denoise(models[name], one.noisy, one.clean, with_sigma=True)
+                    assert sigma is not None
+                    inside = coverage(frame, sigma, one.clean, one.valid)
+                    row |= dict(zip(("inside_1", "inside_2"), inside, strict=True))
+                rows.append(row)
+            rows.append(key | {"model": "noisy"} | score(one, one.noisy))
+            rows.append(key | {"model": "clean"} | defect_scores(one.crystal, one.clean))
+            if (one.number + 1) % 33 == 0:
+                log.info("%d of %d frames measured", one.number + 1, len(split))
     place = pl.col("model").replace_strict({name: at for at, name in enumerate(order)})
     return pl.DataFrame(rows, SCHEMA).sort(place, "frame")
 
 
-def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
+def _denoised(model: Denoiser, example: Example) -> Frame:
+    return denoise(model, example.noisy, example.clean)[0]
+
+
+def note(rows: pl.DataFrame, config: QualityConfig) -> list[Any]:
     """Enter the gain of each model into the ``index.json`` beside its file, as ``quality``.
 
     That is the figure that ``emdn-deploy models`` and ``bench`` show and README tabulates.
 
     ``rows`` are those of `measure`; unless they are of all of the fixed split, nothing is entered.
-    Returns the manifests that were changed.
+    Returns the files that were changed.
     """
     changed = []
     for name in names_of(config):
         info = Denoiser(name, threads=1).session.info
-        path = info.path.parent / manifest.NAME
+        path = info.path.parent / INDEX
         own = rows.filter(pl.col("model") == name.removesuffix(".onnx"))
         if len(own) != FRAMES:
             log.info("%s: %d frames, not the fixed split of %d; %s stays as it is",
@@ -151,7 +174,7 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
             "test_split": VERSION,
             "weights_sha256": info.text["weights_sha256"],
         }
-        manifest.add(path, info.name, info.sha256, {"quality": quality})
+        add_facts(path.parent, info.name, info.sha256, {"quality": quality})
         changed.append(path)
     return list(dict.fromkeys(changed))
 
@@ -167,36 +190,6 @@ def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
 def names_of(config: QualityConfig) -> tuple[str, ...]:
     """Name the models to measure: those asked for, or all that is shipped."""
     return config.models or tuple(pretrained.index()["models"])
-
-
-def _calls(
-    models: Mapping[str, Denoiser], peers: Sequence[str], example: Example
-) -> Iterator[tuple[str, Callable[[], Frame]]]:
-    """Yield what denoises a frame, by name."""
-    noisy = example.noisy
-    for name, model in models.items():
-        yield name, partial(_denoised, model, example)
-    yield "spectrum", partial(spectrum, noisy)
-    yield "gaussian", partial(gaussian, noisy, best_width(noisy, example.clean, example.valid))
-    for name in peers:
-        yield name, partial(PEERS[name][1], noisy)
-
-
-def _denoised(model: Denoiser, example: Example) -> Frame:
-    return denoise(model, example.noisy, example.clean)[0]
-
-
-def _inside(denoiser: Denoiser, example: Example) -> Row:
-    frame, sigma = denoise(denoiser, example.noisy, example.clean, with_sigma=True)
-    assert sigma is not None
-    one, two = coverage(frame, sigma, example.clean, example.valid)
-    return {"inside_1": one, "inside_2": two}
-
-
-def _key(example: Example, model: str) -> Row:
-    return {
-        "model": model, "frame": example.number, "part": example.part, "level": example.level
-    }  # fmt: skip
 
 
 def table_of(split: Split) -> pl.DataFrame:
@@ -284,7 +277,7 @@ def crystal_of(group: h5py.Group, clean: Frame, pixel_size_nm: float) -> Crystal
     sites by three of their standard deviations; foreign atoms one by one. Full sites that stand
     out in the same way, as beside edges and other defects, are no false sites: they are left out.
     """
-    names = [name.decode() if isinstance(name, bytes) else name for name in group["names"][()]]
+    names = list(group["names"].asstr()[()])
     atoms, numbers, defects = (group[key][()] for key in ("atoms", "numbers", "defects"))
     try:
         sites = simulated_sites(atoms, numbers, defects, names, pixel_size_nm)
@@ -305,3 +298,94 @@ def crystal_of(group: h5py.Group, clean: Frame, pixel_size_nm: float) -> Crystal
     full = judged & sites.full & ((sign * scores).max(0, initial=0.0) < _SEEN)
     groups = {"vacant": vacant, "foreign": foreign, "full": full}
     return Crystal(sites, groups, sign, pixel_size_nm)
+
+
+def best_width(noisy: Frame, clean: Frame, valid: NDArray[np.bool_]) -> float:
+    """Return the width in pixels of the Gaussian filter that is best, given the truth."""
+
+    def gain(width: float) -> float:
+        blurred = ndimage.gaussian_filter(noisy, width)
+        return float(metrics.gain_db(noisy, blurred, clean, valid))
+
+    return max(GAUSSIAN_PIXELS, key=gain)
+
+
+def spectrum(noisy: Frame) -> Frame:
+    """Shrink spectra of windows (H, W) by a fixed threshold, taking a count for an electron."""
+    counts = torch.from_numpy(noisy.astype(np.float32))[None, None]
+    scale = counts.mean((1, 2, 3), keepdim=True)
+    with torch.inference_mode():
+        x = _shrinkage()(normalise(counts, scale), noise_map(counts, scale))
+        return np.asarray(denormalise(x, scale)[0, 0].numpy())
+
+
+@cache
+def _shrinkage() -> SpectralShrinkage:
+    return SpectralShrinkage(_SPECTRUM_PIXELS)
+
+
+def anscombe(counts: Frame) -> NDArray[np.float64]:
+    """Transform Poisson counts to numbers with noise of standard deviation 1.
+
+    Anscombe, Biometrika 35, 246, 1948.
+    """
+    return np.asarray(2 * np.sqrt(np.maximum(counts.astype(np.float64), 0) + 3 / 8))
+
+
+def unbiased_inverse(transformed: NDArray[np.float64]) -> Frame:
+    """Return the counts whose transform has this expectation.
+
+    The closed form of Mäkitalo and Foi, IEEE TIP 20(9), 2697, 2011: within 0.5 % for 0.05
+    counts and more; 0 for what is less than no counts can give.
+    """
+    d = np.maximum(transformed, 2 * np.sqrt(3 / 8))
+    root = np.sqrt(1.5)
+    counts = d**2 / 4 + root / 4 / d - 11 / 8 / d**2 + 5 / 8 * root / d**3 - 1 / 8
+    return np.asarray(np.maximum(counts, 0), np.float32)
+
+
+def nlm(noisy: Frame) -> Frame:
+    """Average like patches of a frame of counts (H, W): Buades, Coll, Morel, CVPR 2005."""
+    from skimage.restoration import denoise_nl_means
+
+    found = denoise_nl_means(
+        anscombe(noisy), patch_size=7, patch_distance=11, h=0.6, sigma=1.0, fast_mode=True
+    )
+    return unbiased_inverse(np.asarray(found, np.float64))
+
+
+def bm3d(noisy: Frame) -> Frame:
+    """Filter like blocks of a frame of counts (H, W) together, by the authors' program.
+
+    Dabov, Foi, Katkovnik, Egiazarian, IEEE TIP 16(8), 2007.
+    """
+    from bm3d import bm3d as run
+
+    return unbiased_inverse(np.asarray(run(anscombe(noisy), 1.0), np.float64))
+
+
+PEERS: Mapping[str, tuple[str, Callable[[Frame], Frame]]] = {
+    "nlm": ("skimage", nlm),
+    "bm3d": ("bm3d", bm3d),
+}
+"""Programs of others by name: the module that each needs, and a frame to its answer.
+
+They expect Gaussian noise of one width; counts are made so by Anscombe's transform.
+"""
+
+
+def need_peers() -> Sequence[str]:
+    """Name the peers that can run here.
+
+    Raises
+    ------
+    MissingExtraError
+        If there is none.
+    """
+    found = [name for name, (module, _) in PEERS.items() if find_spec(module)]
+    if not found:
+        raise MissingExtraError(
+            "neither scikit-image nor bm3d is installed; "
+            f"install them with: {install('bench-peers')}"
+        )
+    return found

@@ -1,38 +1,20 @@
-"""Report of measured quality: tables as Markdown, and the picture of gain against time."""
+"""Report of measured quality: tables as Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from emdn_models import pretrained
 from emdn_models.files import renamed
 from emdn_models.metrics import roc
-from emdn_train.movies import summary as movie_summary
+from emdn_train import hops
 
 _LEVEL = 0.4
 _ROC = ("AUC", "0.1 false", "1 false")
-_SHORT = ("model", "mean", "multislice", "worst", "dose", "AUC", "recall", "ms/frame")
-_MULTISLICE = pl.col("part").str.starts_with("multislice")
-_EVERY = pl.lit(True)
-
-
-def gain(digits: int = 2, where: pl.Expr = _EVERY) -> pl.Expr:
-    """Average the gain in dB over the frames of a condition."""
-    return pl.col("gain_db").filter(where).mean().round(digits)
-
-
-def dose(where: pl.Expr = _EVERY) -> pl.Expr:
-    """Say how many times the dose a raw frame would need: the geometric mean over frames."""
-    return (10 ** (pl.col("gain_db").filter(where).mean() / 10)).round(1)
-
-
-def off() -> pl.Expr:
-    """By how many per cent the mean of a frame is off."""
-    return 100 * (pl.col("mean_ratio") - 1).abs()
+_SHORT = ("mean", "multislice", "worst", "dose", "AUC", "recall", "ms/frame")
 
 
 def shared(rows: pl.DataFrame) -> pl.DataFrame:
@@ -49,22 +31,26 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     """Average over frames: a row a method.
 
     Columns are the gain in dB by level, its mean, that of ``multislice``, the part that
-    another simulator made, and the ``worst`` frame's; ``dose``, the dose gain of the mean dB;
-    by how much the mean is off in the worst frame; how many pixels' errors are ``within`` one and
-    two sigma, on the frames where that was measured; the median time of a frame; and ``AUC`` and
-    ``recall``, how well vacancies are distinguished from full sites at a signal to noise of 0.4
-    and how many are found at 0.1 false sites a frame (`defects`).
+    another simulator made, and the ``worst`` frame's; ``dose``, how many times the dose a raw
+    frame would need, of the mean dB; by how much the mean is off in the worst frame; how many
+    pixels' errors are ``within`` one and two sigma, on the frames where that was measured; the
+    median time of a frame; and ``AUC`` and ``recall``, how well vacancies are distinguished from
+    full sites at a signal to noise of 0.4 and how many are found at 0.1 false sites a frame
+    (`defects`).
     """
     tested = rows.filter(pl.col("model") != "clean")
+    gain = pl.col("gain_db")
+    multislice = gain.filter(pl.col("part").str.starts_with("multislice"))
+    off = 100 * (pl.col("mean_ratio") - 1).abs()
     table = _by_model(
         tested,
-        {f"{level:g}": gain(where=at) for level, at in _levels(rows)}
+        {f"{level:g}": gain.filter(at).mean().round(2) for level, at in _levels(rows)}
         | {
-            "mean": gain(),
-            "multislice": gain(where=_MULTISLICE),
-            "worst": pl.col("gain_db").min().round(2),
-            "dose": dose(),
-            "mean off by %, worst": off().max().round(2),
+            "mean": gain.mean().round(2),
+            "multislice": multislice.mean().round(2),
+            "worst": gain.min().round(2),
+            "dose": (10 ** (gain.mean() / 10)).round(1),
+            "mean off by %, worst": off.max().round(2),
             "within 1 sigma, %": (100 * pl.col("inside_1").mean()).round(1),
             "within 2 sigma, %": (100 * pl.col("inside_2").mean()).round(1),
             "ms/frame": pl.col("ms").median().round(1),
@@ -76,28 +62,14 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     return table.join(seen, on="model", how="left", maintain_order="left")
 
 
-def dose_gain(rows: pl.DataFrame) -> pl.DataFrame:
-    """Say how many times the dose a raw frame would need: a row a method, a column a level."""
-    by_level = {f"{level:g}": dose(at) for level, at in _levels(rows)}
-    return _by_model(answers(rows), by_level | {"all": dose(), "multislice": dose(_MULTISLICE)})
-
-
 def likeness(rows: pl.DataFrame) -> pl.DataFrame:
     """Average PSNR in dB and SSIM: a row a method, the noisy frame among them."""
-    columns = {}
-    for name, digits in (("psnr", 2), ("ssim", 3)):
-        value, title = pl.col(name), name.upper()
-        for level, at in _levels(rows):
-            columns[f"{title} {level:g}"] = value.filter(at).mean().round(digits)
-        columns[title] = value.mean().round(digits)
+    columns = {
+        f"{name.upper()}{title}": pl.col(name).filter(at).mean().round(digits)
+        for name, digits in (("psnr", 2), ("ssim", 3))
+        for title, at in [(f" {level:g}", at) for level, at in _levels(rows)] + [("", pl.lit(True))]
+    }
     return _by_model(rows.filter(pl.col("model") != "clean"), columns)
-
-
-def intensities(rows: pl.DataFrame) -> pl.DataFrame:
-    """Say by how many per cent the mean is off: by level, on average and in the worst frame."""
-    by_level = {f"{level:g}": off().filter(at).mean().round(2) for level, at in _levels(rows)}
-    overall = {"mean": off().mean().round(2), "worst": off().max().round(2)}
-    return _by_model(answers(rows), by_level | overall)
 
 
 def defects(rows: pl.DataFrame, what: str, *keys: str) -> pl.DataFrame:
@@ -137,10 +109,12 @@ def defects(rows: pl.DataFrame, what: str, *keys: str) -> pl.DataFrame:
     return pl.DataFrame(list(table.values()), schema | {"sites": pl.Int64})
 
 
-def by_part(rows: pl.DataFrame, value: pl.Expr, *keys: str) -> pl.DataFrame:
-    """Average over frames: a row a kind of frame (and a level, if a key), a column a method."""
-    long = answers(rows).group_by("part", *keys, "model", maintain_order=True)
-    return long.agg(value.alias("value")).pivot("model", index=["part", *keys], values="value")
+def by_part(rows: pl.DataFrame) -> pl.DataFrame:
+    """Average the gain in dB over frames: a row a kind of frame, a column a method."""
+    long = answers(rows).group_by("part", "model", maintain_order=True)
+    return long.agg(pl.col("gain_db").mean().round(1)).pivot(
+        "model", index="part", values="gain_db"
+    )
 
 
 def _by_model(rows: pl.DataFrame, columns: dict[str, pl.Expr]) -> pl.DataFrame:
@@ -152,43 +126,25 @@ def _levels(rows: pl.DataFrame) -> list[tuple[float, pl.Expr]]:
 
 
 def markdown(table: pl.DataFrame) -> str:
-    """Lay a table out as Markdown; what is unknown is ``-``, whole columns have like digits."""
-    columns = [[name, *_texts(table[name].to_list())] for name in table.columns]
-    numeric = [dtype.is_numeric() for dtype in table.dtypes]
-    widths = [max(map(len, column)) for column in columns]
-    lines = []
-    for row in zip(*columns, strict=True):
-        cells = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    rule = (
-        "-" * (width + 1) + (":" if right else "-")
-        for width, right in zip(widths, numeric, strict=True)
-    )
-    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+    """Lay a table out as Markdown; what is unknown is ``-``, digits as a column needs them."""
+    rules = ("---:" if dtype.is_numeric() else "---" for dtype in table.dtypes)
+    lines = [table.columns, rules, *zip(*(_texts(one.to_list()) for one in table), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
     known = [one for one in values if isinstance(one, float) and math.isfinite(one)]
     digits = max((len(f"{one:.10g}".partition(".")[2]) for one in known), default=0)
-    return [
-        "-"
-        if one is None or (isinstance(one, float) and not math.isfinite(one))
-        else f"{one:.{digits}f}"
-        if isinstance(one, float)
-        else str(one)
-        for one in values
-    ]
+    texts = (f"{one:.{digits}f}" if isinstance(one, float) else str(one) for one in values)
+    return ["-" if text in ("None", "nan", "inf", "-inf") else text for text in texts]
 
 
 def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
-    """Put all that `emdn_train.quality` and `emdn_train.movies` measured in Markdown."""
+    """Put all that `emdn_train.quality` and `emdn_train.hops` measured in Markdown."""
     methods = pl.col("frame").n_unique().over("model")
     complete = rows.filter(methods == rows["frame"].n_unique())
     table = summary(complete)
-    levels = [name for name in table.columns if name.replace(".", "").isdigit()]
+    levels = [f"{level:g}" for level, _ in _levels(rows)]
     frames = rows["frame"].n_unique()
     scored = complete.filter(pl.col("model") == "clean", pl.col("sites").is_not_null())
     parts = [
@@ -197,17 +153,13 @@ def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
         "frame, by signal to noise per pixel; `dose` is how many times the dose a raw frame "
         "would need, of the mean dB; `AUC` and `recall` how well vacancies are distinguished "
         "from full sites at 0.4: area under the curve, share found at 0.1 false sites a frame.",
-        markdown(table.select("model", *levels, *_SHORT[1:])),
+        markdown(table.select("model", *levels, *_SHORT)),
         "## All columns",
         "`within`: of the pixels of the first specimen of each part, with `--sigma`; Gaussian "
         "errors have 68.3 and 95.4.",
         markdown(table),
-        "## Dose gain by signal to noise",
-        markdown(dose_gain(complete)),
         "## PSNR (dB) and SSIM, range that of each clean frame",
         markdown(likeness(complete)),
-        "## Mean of a frame off by %",
-        markdown(intensities(complete)),
     ]
     if len(scored):
         parts += [
@@ -222,18 +174,13 @@ def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
             "## Atoms of another element",
             markdown(defects(complete, "foreign")),
         ]
-    parts += [
-        "## Gain in dB by kind of frame",
-        markdown(by_part(complete, gain(1))),
-        "## Dose gain by kind of frame and signal to noise",
-        markdown(by_part(complete, dose(), "level")),
-    ]
+    parts += ["## Gain in dB by kind of frame", markdown(by_part(complete))]
     same = shared(rows.filter(pl.col("model") != "clean"))
     if same["frame"].n_unique() < frames:
         parts += [
             f"## Beside other programs, on the {same['frame'].n_unique()} frames that they did",
             markdown(summary(same)),
-            markdown(by_part(same, gain(1))),
+            markdown(by_part(same)),
         ]
     if movies is not None:
         parts += [
@@ -242,57 +189,24 @@ def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
             "frames each, drifting by up to 1.5 pixels a frame; averages are along the true drift, "
             "which a user does not know. Gain in dB; how well the vacancy is distinguished from "
             "full sites; how many frames off its hop is found.",
-            markdown(movie_summary(movies)),
+            markdown(hops.summary(movies)),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def save(rows: pl.DataFrame, folder: Path, movies: pl.DataFrame | None = None) -> list[Path]:
-    """Write ``quality.parquet``, a row a method and frame, ``quality.md`` and ``frontier.png``.
+    """Write ``quality.parquet``, a row a method and frame, and ``quality.md``.
 
     Rows of movies, if any, go to ``movies.parquet``. Returns the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in ("quality.parquet", "quality.md", "frontier.png")]
-    with renamed(paths[0]) as partial:
-        rows.write_parquet(partial)
-    with renamed(paths[1]) as partial:
-        partial.write_text(report(rows, movies), encoding="utf-8")
-    draw_frontier(rows, paths[2])
+    files: dict[str, Callable[[Path], Any]] = {
+        "quality.parquet": rows.write_parquet,
+        "quality.md": lambda path: path.write_text(report(rows, movies), encoding="utf-8"),
+    }
     if movies is not None:
-        paths.append(folder / "movies.parquet")
-        with renamed(paths[-1]) as partial:
-            movies.write_parquet(partial)
-    return paths
-
-
-def draw_frontier(rows: pl.DataFrame, path: Path) -> None:
-    """Draw the mean gain of every method against its time a frame, as PNG.
-
-    Where a method was measured on some frames only, all are drawn on those: nothing else can be
-    compared.
-    """
-    from matplotlib.figure import Figure
-
-    drawn, shipped = shared(answers(rows)), pretrained.index()["models"]
-    points = drawn.group_by("model").agg(pl.col("gain_db").mean(), pl.col("ms").median())
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    front: list[tuple[float, float]] = []
-    for name, decibels, ms in points.sort("ms").iter_rows():
-        label, mark = name, "s"
-        if name in shipped:
-            label, mark = f"{name}, {shipped[name]['parameters'] / 1e3:.0f}k parameters", "o"
-            if not front or decibels > front[-1][1]:
-                front.append((ms, decibels))
-        axes.plot(ms, decibels, mark, label=label)
-    axes.plot(*zip(*front, strict=True), color="0.45", linewidth=0.8, zorder=0)
-    axes.set(
-        xscale="log",
-        xlabel="ms a frame, array to array",
-        ylabel=f"gain over the noisy frame (dB), {drawn['frame'].n_unique()} frames",
-    )
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside right upper")
-    with renamed(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+        files["movies.parquet"] = movies.write_parquet
+    for name, write in files.items():
+        with renamed(folder / name) as partial:
+            write(partial)
+    return [folder / name for name in files]

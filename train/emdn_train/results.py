@@ -17,9 +17,8 @@ import polars as pl
 from emdn_models import __version__, checkpoint
 from emdn_models.files import renamed
 from emdn_train.checkpointing import Training
-from emdn_train.config import FitConfig
+from emdn_train.config import WARM_UP, FitConfig, Recipe
 from emdn_train.distributed import Processes
-from emdn_train.recipes import WARM_UP, Recipe
 
 Status = Literal["fitted", "best kept", "no gain", "diverged"]
 
@@ -45,6 +44,26 @@ class Fitted:
     start_db: dict[str, float] = field(default_factory=dict)  # before the first step
     best_db: dict[str, float] = field(default_factory=dict)  # of the weights validated best
     best_step: int = 0  # after how many steps; 0: the start
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run has brought nothing."""
+        kept_start = self.status == "best kept" and not self.best_step
+        return self.status == "diverged" or kept_start
+
+    def __str__(self) -> str:
+        """Say what a user should know of it; empty if all went well."""
+        if self.status == "no gain":
+            return f"{self.name}: worse than the noisy frame so far; train it longer"
+        if self.status == "diverged":
+            return f"{self.name}: diverged; it is not saved and will not be exported"
+        if self.status == "fitted":
+            return ""
+        step = f"after step {self.best_step}" if self.best_step else "before the first step"
+        return (
+            f"{self.name}: ended at {mean(self.gain_db):.2f} dB: saved is what it was {step}, at "
+            f"{mean(self.best_db):.2f} dB; train it with a smaller --lr"
+        )
 
 
 def judge(gain_db: float, best_db: float = -math.inf, margin: float = 0.05) -> Status:
@@ -83,9 +102,7 @@ def weights(
     ``data`` says in words what it was fitted to. A net that started from a checkpoint
     carries the recipe of that one in ``start``.
     """
-    steps, seconds = (
-        (result.history[-1]["step"], result.history[-1]["seconds"]) if result.history else (0, 0)
-    )
+    last = result.history[-1] if result.history else {"step": 0, "seconds": 0}
     best = result.status == "best kept"
     trained = {
         "recipe": config.recipe,
@@ -93,14 +110,14 @@ def weights(
         "data": data,
         "start": training.start,
         "epochs": config.epochs,
-        "steps": steps,
+        "steps": last["step"],
         "kept_step": result.best_step if best else None,
         "batch_size": config.batch_size,
         "processes": processes.count,
         "patch": config.patch,
         "warm_up_steps": 0 if recipe.warmup else WARM_UP,
         "seed": config.seed,
-        "minutes": round(seconds / 60, 2),
+        "minutes": round(last["seconds"] / 60, 2),
         "hardware": processes.hardware,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -124,7 +141,6 @@ def write_results(
     ``arguments.json``, ``metrics.json`` and ``throughput.json`` hold one entry a
     model, ``history.csv`` one row a model and epoch; ``loss.png`` draws all of them.
     """
-    arguments = dataclasses.asdict(config)
     where = {
         "machine": platform.node(),
         "hardware": processes.hardware,
@@ -135,22 +151,25 @@ def write_results(
             "torch": version("torch"),
         },
     }
-    entries: dict[str, dict[str, Any]] = {"arguments": {}, "metrics": {}, "throughput": {}}
-    for result in results:
-        measured = ("status", "start_db", "gain_db", "mean_ratio")
-        entries["arguments"][result.name] = arguments
-        entries["metrics"][result.name] = {key: getattr(result, key) for key in measured}
-        entries["throughput"][result.name] = {"images_per_s": result.images_per_s, **where}
+    measured = ("status", "start_db", "gain_db", "mean_ratio")
+    entries = {
+        "arguments": {one.name: dataclasses.asdict(config) for one in results},
+        "metrics": {one.name: {key: getattr(one, key) for key in measured} for one in results},
+        "throughput": {one.name: {"images_per_s": one.images_per_s, **where} for one in results},
+    }
     for name, new in entries.items():
         path = out / f"{name}.json"
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        _replace(path, json.dumps(earlier | new, indent=2, default=os.fspath) + "\n")
+        with renamed(path) as partial:
+            text = json.dumps(earlier | new, indent=2, default=os.fspath)
+            partial.write_text(text + "\n", encoding="utf-8")
     path = out / "history.csv"
     rows = pl.read_csv(path).to_dicts() if path.exists() else []
     rows = [row for row in rows if row["model"] not in entries["metrics"]]
     rows += [row for result in results for row in result.history]
     if rows:
-        _replace(path, pl.DataFrame(rows, infer_schema_length=None).write_csv())
+        with renamed(path) as partial:
+            pl.DataFrame(rows, infer_schema_length=None).write_csv(partial)
         draw_losses(out / "loss.png", rows)
 
 
@@ -188,8 +207,3 @@ def draw_losses(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes.grid(alpha=0.3)
     with renamed(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
-
-
-def _replace(path: Path, text: str) -> None:
-    with renamed(path) as partial:
-        partial.write_text(text, encoding="utf-8")

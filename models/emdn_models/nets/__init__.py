@@ -1,7 +1,7 @@
 """The seven architectures in torch, one file each.
 
 Each is an ``nn.Module`` with ``forward(x, noise=None)``: x is (N, 1, H, W) in noise
-units (`emdn_models.nets.electrons`), any H and W; noise is the standard deviation of
+units (`emdn_models.nets.scaling`), any H and W; noise is the standard deviation of
 the noise, of the same shape and units, or None. ``multiple`` is the step to which a
 net pads H and W inside itself. A net that is not fitted by the error of its output has a
 method ``loss(x, y, noise, error)`` (`emdn_models.nets.mcnn`). Modules stand in the order of

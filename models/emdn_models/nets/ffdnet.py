@@ -11,7 +11,7 @@ class FFDNet(nn.Module):
     """Reduced sub-images and a map of the noise level in, the clean ones out.
 
     Zhang, Zuo, Zhang, IEEE TIP 27(9), 2018, arXiv:1710.04026, fig. 1. For Poisson
-    noise the map varies over the frame (`emdn_models.nets.electrons.noise_map`).
+    noise the map varies over the frame (`emdn_models.nets.scaling.noise_map`).
 
     Parameters
     ----------

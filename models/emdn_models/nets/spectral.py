@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emdn_models.nets.blocks import crop_to, pad_to_multiple
-from emdn_models.nets.electrons import middle
+from emdn_models.nets.scaling import middle
 
 
 class Garrote(nn.Module):

@@ -221,7 +221,7 @@ def test_npy_headers(tmp_path, shape, descr):
 
 @pytest.mark.parametrize(("sizes", "extended"), [
     ((10**6, 10**6, 4), 0), ((2**31 - 1,) * 3, 0), ((-64, 64, 1), 0), ((64, 64, 10**9), 0),
-    ((0, 0, 0), 0), ((64, 64, 1), 2**31 - 1), ((64, 64, 1), -5),
+    ((0, 0, 0), 0), ((64, 64, 1), 2**28), ((64, 64, 1), -5),
 ])  # fmt: skip
 def test_mrc_headers(tmp_path, sizes, extended):
     path = tmp_path / "claims.mrc"
@@ -230,7 +230,7 @@ def test_mrc_headers(tmp_path, sizes, extended):
     struct.pack_into("<i", head, 92, extended)
     head[208:214] = b"MAP DD"
     path.write_bytes(bytes(head) + bytes(8192))
-    refused(path, "claims|damaged|empty|larger" if extended else "damaged|empty|cut short")
+    refused(path, "claims|damaged|empty|cut short")
 
 
 @pytest.mark.parametrize(("place", "kind", "value", "match"), [

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from emdn_deploy import Denoiser
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.hdf5 import Parts
 from emdn_models.errors import FormatError
 
 FRAMES = np.random.default_rng(0).poisson(20, (12, 16, 24)).astype(np.uint16)
@@ -59,31 +57,6 @@ def test_a_single_part_can_be_chosen(master):
             np.testing.assert_array_equal(frames.read(0, len(wanted)), wanted)
 
 
-class Counted:
-    """A dataset that notes which of its frames are read."""
-
-    def __init__(self, frames: np.ndarray) -> None:
-        self.frames, self.reads = frames, list[tuple[int, int]]()
-        self.shape, self.dtype, self.chunks = frames.shape, frames.dtype, None
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, where: Any) -> np.ndarray:
-        self.reads.append((where[0].start, where[0].stop))
-        return self.frames[where]
-
-
-def test_only_what_is_asked_for_is_read():
-    datasets = [Counted(FRAMES[:5]), Counted(FRAMES[5:10]), Counted(FRAMES[10:])]
-    joined: Any = Parts(datasets)
-    assert not any(one.reads for one in datasets)
-    every = slice(None)
-    np.testing.assert_array_equal(joined[slice(4, 7), every, every], FRAMES[4:7])
-    assert [one.reads for one in datasets] == [[(4, 5)], [(0, 2)], []]
-    np.testing.assert_array_equal(joined[11, every, every], FRAMES[11])
-
-
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_a_missing_part_is_named(master, missing):
     (master.parent / f"run_data_{missing:06}.h5").unlink()
@@ -99,9 +72,6 @@ def test_parts_that_do_not_fit_are_named(master, odd):
         file["entry/data/data"] = odd
     with pytest.raises(FormatError, match=r"data_000002 has shape .*one size and type"):
         open_frames(master)
-
-
-def test_frames_last_are_refused(master):
     with pytest.raises(FormatError, match=r"axes yxt, .*the frames first"):
         open_frames(master, Choice(axes="yxt"))
 

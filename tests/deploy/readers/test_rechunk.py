@@ -99,18 +99,6 @@ def test_a_chunk_that_is_too_large_to_decode_is_named(tmp_path, monkeypatch, sma
         open_frames(path)
 
 
-@pytest.mark.usefixtures("small")
-def test_a_damaged_chunk_is_named(tmp_path):
-    path = write(tmp_path / "a.h5", "tyx", (30, 21, 26), compression="gzip")
-    with h5py.File(path) as file:
-        place = file["a"].id.get_chunk_info(0).byte_offset
-    with path.open("r+b") as raw:
-        raw.seek(place + 500)
-        raw.write(b"\xff" * 2000)
-    with pytest.raises(FormatError, match="damaged"), open_frames(path) as frames:
-        frames.read(0, 30)
-
-
 _MEASURED = """
 import sys
 from emdn_deploy.readers import Choice, open_frames, rechunk

@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import Delaunay, cKDTree
 
-from emdn_train.simulate.relax import BOND_A, Sheet, relax
 from emdn_train.simulate.structure import (
+    BOND_A,
     Defect,
     PointDefects,
+    Sheet,
     Structure,
     honeycomb,
     lattice_points,
+    relax,
     rotation,
     stacked,
 )

@@ -20,13 +20,12 @@ from rich.progress import track
 from emdn_models.hdf5 import written
 from emdn_train import noise
 from emdn_train.config import SimulateConfig
-from emdn_train.simulate import hrtem
-from emdn_train.simulate.folder import claimed, one_thread, stamp
+from emdn_train.simulate import microscope
+from emdn_train.simulate.dataset import claimed, one_thread, stamp
 from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet, warped
-from emdn_train.simulate.optics import Optics, draw_optics
-from emdn_train.simulate.relax import Sheet, relax
+from emdn_train.simulate.microscope import Optics, draw_optics
 from emdn_train.simulate.scene import draw_electrons
-from emdn_train.simulate.structure import Defect, Structure, moved
+from emdn_train.simulate.structure import Defect, Sheet, Structure, moved, relax
 
 _log = logging.getLogger(__name__)
 
@@ -55,13 +54,13 @@ def simulate_movie(config: SimulateConfig) -> Path:
 def _simulate(config: SimulateConfig, out: Path) -> None:
     rng, path_rng = np.random.default_rng([config.seed, 3]).spawn(2)
     pixel_a = 10 * float(rng.uniform(*config.pixel_size_nm))
-    field = hrtem.make_field(config.size, pixel_a)
+    field = microscope.make_field(config.size, pixel_a)
     voltage_kv = float(rng.choice([60.0, 80.0]))
     drift = draw_drift(config.frames, rng)
     structures = _specimens(config.frames, field, drift * pixel_a, path_rng)
     first = next(structures)
     optics = focused(first, field, voltage_kv, rng)
-    clean = hrtem.image(hrtem.exit_wave(first, field, voltage_kv), field, optics)
+    clean = microscope.image(microscope.exit_wave(first, field, voltage_kv), field, optics)
     contrast = float(clean.std() / clean.mean())
     electrons = draw_electrons(config, contrast, 1.0, pixel_a, rng)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -87,16 +86,18 @@ def _simulate(config: SimulateConfig, out: Path) -> None:
         console = Console(stderr=True)
         every = track(chain([first], structures), "simulating", config.frames, console=console)
         for index, structure in enumerate(every):
-            clean = hrtem.image(hrtem.exit_wave(structure, field, voltage_kv), field, optics)
+            clean = microscope.image(
+                microscope.exit_wave(structure, field, voltage_kv), field, optics
+            )
             signal = electrons * beam * torch.from_numpy(clean)[None, None]
             noisy, target = noise.record(signal, config.detector, generator)
             frames[index] = noise.apply_defects(noisy, bad, level)[0, 0].numpy()
             expected[index] = target[0, 0].numpy()
             places.append(structure.places[0])
-            _dataset(truth, f"atoms/{index:06d}", hrtem.seen(structure, field)[0], "pixels")
+            _dataset(truth, f"atoms/{index:06d}", microscope.seen(structure, field)[0], "pixels")
             movie_out.check()
             truth_out.check()
-        _dataset(truth, "defect", hrtem.to_pixels(np.array(places), field), "pixels")
+        _dataset(truth, "defect", microscope.to_pixels(np.array(places), field), "pixels")
         truth["defect"].attrs["name"] = first.defects[0].name
 
 
@@ -111,7 +112,7 @@ def draw_drift(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _specimens(
-    frames: int, field: hrtem.Field, drift_a: NDArray[np.float64], rng: np.random.Generator
+    frames: int, field: microscope.Field, drift_a: NDArray[np.float64], rng: np.random.Generator
 ) -> Iterator[Structure]:
     """Yield the specimen at every frame, its moving defect first in ``defects``."""
     cover = field.side_a + 6.0 + 2 * float(np.abs(drift_a).max())
@@ -149,12 +150,12 @@ def _with_adatom(sheet: Sheet, site: int, vibration: float, _: np.random.Generat
 
 
 def focused(
-    structure: Structure, field: hrtem.Field, voltage_kv: float, rng: np.random.Generator
+    structure: Structure, field: microscope.Field, voltage_kv: float, rng: np.random.Generator
 ) -> Optics:
     """Focus as an operator would: the best contrast of a few settings."""
-    wave = hrtem.exit_wave(structure, field, voltage_kv)
+    wave = microscope.exit_wave(structure, field, voltage_kv)
     settings = [draw_optics(rng, voltage_kv) for _ in range(_FOCUS_TRIES)]
-    return max(settings, key=lambda optics: float(hrtem.image(wave, field, optics).std()))
+    return max(settings, key=lambda optics: float(microscope.image(wave, field, optics).std()))
 
 
 def _movie_frames(

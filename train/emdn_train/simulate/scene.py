@@ -11,9 +11,8 @@ import torch
 
 from emdn_train import noise
 from emdn_train.config import DEFECTS, Kind, SimulateConfig
-from emdn_train.simulate import hrtem, stem
-from emdn_train.simulate.hrtem import Image, Spectrum
-from emdn_train.simulate.optics import Optics, draw_optics
+from emdn_train.simulate import microscope
+from emdn_train.simulate.microscope import Elements, Image, Optics, Spectrum, draw_optics
 from emdn_train.simulate.specimens import RECIPES, SHARES
 from emdn_train.simulate.structure import PointDefects, Structure
 
@@ -31,7 +30,7 @@ class Scene:
     """A specimen in its field, and what every image of it shares."""
 
     structure: Structure
-    field: hrtem.Field
+    field: microscope.Field
     recipe: str
     mode: str
     voltage_kv: float
@@ -99,7 +98,7 @@ def specimen_scene(
     light = recipe in ("graphene", "dichalcogenide", "amorphous carbon")
     pixel_a = 10 * float(rng.uniform(*pixel_size_nm))
     voltage_kv = float(rng.choice([60.0, 80.0] if light else [80.0, 200.0, 300.0]))
-    field = hrtem.make_field(size, pixel_a)
+    field = microscope.make_field(size, pixel_a)
     low, high = defects
     density = low * (high / low) ** rng.random() if rng.random() >= _DEFECT_FREE else 0.0
     seed = int(rng.integers(2**62))
@@ -111,11 +110,11 @@ def specimen_scene(
 def shots(scene: Scene, count: int, rng: np.random.Generator) -> Iterator[Shot]:
     """Take ``count`` images, each at its own optics, none of nearly no contrast."""
     if scene.mode == "stem":
-        elements = stem.element_spectra(scene.structure, scene.field, scene.voltage_kv)
+        elements = microscope.element_spectra(scene.structure, scene.field, scene.voltage_kv)
         take: Callable[[], Shot] = partial(_stem_shot, scene, elements, rng)
     else:
         recipe = RECIPES[scene.recipe]
-        wave = hrtem.exit_wave(
+        wave = microscope.exit_wave(
             scene.structure,
             scene.field,
             scene.voltage_kv,
@@ -134,11 +133,11 @@ def shots(scene: Scene, count: int, rng: np.random.Generator) -> Iterator[Shot]:
 
 def _hrtem_shot(scene: Scene, wave: Spectrum, rng: np.random.Generator) -> Shot:
     optics = draw_optics(rng, scene.voltage_kv)
-    clean = hrtem.image(wave, scene.field, optics)
+    clean = microscope.image(wave, scene.field, optics)
     return Shot(clean, float(clean.std() / clean.mean()), 1.0, asdict(optics))
 
 
-def _stem_shot(scene: Scene, elements: stem.Elements, rng: np.random.Generator) -> Shot:
+def _stem_shot(scene: Scene, elements: Elements, rng: np.random.Generator) -> Shot:
     optics = Optics(
         voltage_kv=scene.voltage_kv,
         defocus_a=float(rng.normal(0, 20.0)),
@@ -147,8 +146,8 @@ def _stem_shot(scene: Scene, elements: stem.Elements, rng: np.random.Generator) 
         astigmatism_rad=float(rng.uniform(0, np.pi)),
         blur_a=0.0,
     )
-    scan = stem.draw_scan(rng)
-    share = stem.scanned(elements, scene.field, optics, scan)
+    scan = microscope.draw_scan(rng)
+    share = microscope.scanned(elements, scene.field, optics, scan)
     mean = float(share.mean())
     clean = share / np.float32(mean)
     return Shot(clean, float(clean.std() / clean.mean()), mean, asdict(optics) | asdict(scan))
@@ -216,9 +215,9 @@ def expose_shot(
 
 def write_scene(group: h5py.Group, scene: Scene) -> None:
     """Write the atoms and defects that lie in the frame, in pixels."""
-    places, seen = hrtem.seen(scene.structure, scene.field)
+    places, seen = microscope.seen(scene.structure, scene.field)
     group["atoms"] = places
     group["numbers"] = scene.structure.numbers[seen].astype(np.uint8)
-    group["defects"] = hrtem.to_pixels(scene.structure.places, scene.field)
+    group["defects"] = microscope.to_pixels(scene.structure.places, scene.field)
     names = [defect.name for defect in scene.structure.defects]
     group.create_dataset("names", data=names, dtype=h5py.string_dtype())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from emdn_train.simulate.graphene import edge, graphene, hole
-from emdn_train.simulate.optics import ELEMENTS
+from emdn_train.simulate.microscope import ELEMENTS
 from emdn_train.simulate.structure import (
     Defect,
     PointDefects,

@@ -1,12 +1,28 @@
-"""A specimen: atoms, what they vibrate by, and where its defects are."""
+"""A specimen: its atoms and defects; and bonded sheets, which relax before they become one.
+
+Sheets relax in their plane by a harmonic Keating field (Phys. Rev. 145, 637, 1966; for carbon
+sheets Perebeinos and Tersoff, Phys. Rev. B 79, 241409, 2009) on a fixed list of bonds:
+E = sum_bonds k_r (r - r0)^2 / 2 + sum_angles k_t (cos t + 1/2)^2 / 2.
+A bond-order potential needs seconds a sheet in the packages at hand (ASE's Tersoff 1 s
+an evaluation of 264 atoms); this needs milliseconds, and the bonds of every defect made
+here are known beforehand, so nothing has to find them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.optimize
 from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
+
+BOND_A = 2.46 / np.sqrt(3.0)
+
+# eV/angstrom^2 and eV: chosen for the measured stiffness of graphene, 340 N/m
+# (Lee et al., Science 321, 385, 2008) at a Poisson ratio of 0.17; see tests/train.
+STRETCH = 44.4
+BEND = 11.0
 
 
 @dataclass(frozen=True)
@@ -110,3 +126,119 @@ def moved(structure: Structure, shift: Sequence[float]) -> Structure:
         positions=structure.positions + np.array([dx, dy, dz]),
         defects=tuple(Defect(d.name, d.x + dx, d.y + dy) for d in structure.defects),
     )
+
+
+@dataclass
+class Sheet:
+    """A bonded layer of atoms while it is being built."""
+
+    xy: NDArray[np.float64]  # (n, 2) angstrom
+    numbers: NDArray[np.int64]  # (n,) atomic numbers
+    bonds: NDArray[np.int64]  # (b, 2) indices, each bond once
+    rest: NDArray[np.float64]  # (b,) rest lengths in angstrom
+
+    @property
+    def degree(self) -> NDArray[np.int64]:
+        """Bonds of each atom, (n,)."""
+        return np.bincount(self.bonds.ravel(), minlength=len(self.xy))
+
+    def neighbours(self, atom: int) -> list[int]:
+        """Return the atoms bonded to one atom."""
+        rows = self.bonds[(self.bonds == atom).any(1)]
+        return [int(b if a == atom else a) for a, b in rows]
+
+    def keep(self, mask: NDArray[np.bool_]) -> None:
+        """Drop the atoms outside ``mask`` with their bonds."""
+        index = np.cumsum(mask) - 1
+        both = mask[self.bonds].all(1)
+        self.bonds, self.rest = index[self.bonds[both]], self.rest[both]
+        self.xy, self.numbers = self.xy[mask], self.numbers[mask]
+
+    def bond(self, pairs: list[tuple[int, int]], rest: float) -> None:
+        """Add bonds of one rest length."""
+        self.bonds = np.concatenate([self.bonds, np.array(pairs, np.int64)])
+        self.rest = np.concatenate([self.rest, np.full(len(pairs), rest)])
+
+    def unbond(self, a: int, b: int) -> None:
+        """Remove the bond between two atoms."""
+        gone = np.isin(self.bonds, (a, b)).all(1)
+        self.bonds, self.rest = self.bonds[~gone], self.rest[~gone]
+
+
+def angles(bonds: NDArray[np.int64], atoms: int) -> NDArray[np.int64]:
+    """List bond angles as (centre, end, end); atoms of four or more bonds are left free."""
+    ends = np.concatenate([bonds, bonds[:, ::-1]])
+    ends = ends[np.argsort(ends[:, 0], kind="stable")]
+    degree = np.bincount(ends[:, 0], minlength=atoms)
+    start = np.cumsum(degree) - degree
+    triples = []
+    for count, pairs in ((2, [(0, 1)]), (3, [(0, 1), (0, 2), (1, 2)])):
+        centres = np.flatnonzero(degree == count)
+        for first, second in pairs:
+            sides = [ends[start[centres] + end, 1] for end in (first, second)]
+            triples.append(np.stack([centres, *sides], 1))
+    return np.concatenate(triples)
+
+
+def energy(
+    xy: NDArray[np.float64],
+    bonds: NDArray[np.int64],
+    rest: NDArray[np.float64],
+    triples: NDArray[np.int64],
+) -> tuple[float, NDArray[np.float64]]:
+    """Energy in eV and its gradient, (n, 2) eV/angstrom."""
+    n = len(xy)
+    vector = xy[bonds[:, 1]] - xy[bonds[:, 0]]
+    length = np.sqrt((vector**2).sum(1))
+    stretch = length - rest
+    force = (STRETCH * stretch / length)[:, None] * vector
+    u = xy[triples[:, 1]] - xy[triples[:, 0]]
+    v = xy[triples[:, 2]] - xy[triples[:, 0]]
+    uu, vv = (u**2).sum(1), (v**2).sum(1)
+    norm = np.sqrt(uu * vv)
+    cosine = (u * v).sum(1) / norm
+    bend = cosine + 0.5
+    slope_u = (BEND * bend)[:, None] * (v / norm[:, None] - (cosine / uu)[:, None] * u)
+    slope_v = (BEND * bend)[:, None] * (u / norm[:, None] - (cosine / vv)[:, None] * v)
+    index = np.concatenate([bonds[:, 1], bonds[:, 0], triples[:, 1], triples[:, 2], triples[:, 0]])
+    parts = np.concatenate([force, -force, slope_u, slope_v, -slope_u - slope_v])
+    gradient = np.stack([np.bincount(index, parts[:, k], minlength=n) for k in (0, 1)], 1)
+    total = float(STRETCH * (stretch**2).sum() / 2 + BEND * (bend**2).sum() / 2)
+    return total, gradient.astype(np.float64, copy=False)
+
+
+def relax(
+    sheet: Sheet, sites: NDArray[np.float64], *, reach_a: float = 12.0, steps: int = 40
+) -> None:
+    """Relax the atoms within ``reach_a`` of any of the sites (m, 2); the others hold still."""
+    if not len(sites):
+        return
+    distance2 = ((sheet.xy[:, None] - sites[None]) ** 2).sum(2).min(1)
+    free = distance2 < reach_a**2
+    near = distance2 < (reach_a + 3.5) ** 2
+    local = np.cumsum(near) - 1
+    inside = near[sheet.bonds].all(1)
+    bonds, rest = local[sheet.bonds[inside]], sheet.rest[inside]
+    triples = angles(bonds, int(near.sum()))
+    movable = free[near]
+    # Atoms at the rim of the cut have lost bonds: no angle there may pull.
+    triples = triples[movable[triples].any(1)]
+    start = sheet.xy[near]
+
+    def evaluate(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        xy = start.copy()
+        xy[movable] = flat.reshape(-1, 2)
+        value, gradient = energy(xy, bonds, rest, triples)
+        return value, gradient[movable].ravel()
+
+    result = scipy.optimize.minimize(
+        evaluate,
+        start[movable].ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": steps, "ftol": 1e-7, "gtol": 0.02},
+    )
+    moved = start.copy()
+    moved[movable] = result.x.reshape(-1, 2)
+    sheet.xy = sheet.xy.copy()
+    sheet.xy[near] = moved

@@ -4,13 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from emdn_train import movies
-from emdn_train.quality_report import report
+from emdn_train import hops
 
 
 @pytest.fixture(scope="module")
-def movie() -> movies.Movie:
-    return movies.simulate(0, frames=8, size=128)
+def movie() -> hops.Movie:
+    return hops.simulate(0, frames=8, size=128)
 
 
 class Known:
@@ -23,7 +22,7 @@ class Known:
         return self.clean[self.frames] * (noisy.mean() / self.clean.mean())
 
 
-def test_the_vacancy_hops_once_to_a_neighbour(movie: movies.Movie) -> None:
+def test_the_vacancy_hops_once_to_a_neighbour(movie: hops.Movie) -> None:
     sites = [movie.sites[t].vacant.nonzero()[0] for t in range(8)]
     assert [len(one) for one in sites] == [1] * 8
     places = np.array([movie.sites[t].places[one[0]] for t, one in enumerate(sites)])
@@ -37,16 +36,16 @@ def test_the_vacancy_hops_once_to_a_neighbour(movie: movies.Movie) -> None:
 
 
 @pytest.fixture(scope="module")
-def rows(movie: movies.Movie) -> pl.DataFrame:
+def rows(movie: hops.Movie) -> pl.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(movies, "simulate", lambda seed: movie)
+        patch.setattr(hops, "simulate", lambda seed: movie)
         late = [max(0, t - 2) for t in range(8)]
         models = {"truth": Known(movie.clean, list(range(8))), "late": Known(movie.clean, late)}
-        return movies.measure(models, 1, (0.4, 3.0))
+        return hops.measure(models, 1, (0.4, 3.0))
 
 
 def test_the_truth_shows_the_hop_at_its_frame_and_a_late_model_later(rows: pl.DataFrame) -> None:
-    table = movies.summary(rows)
+    table = hops.summary(rows)
     off = {(snr, name): value for snr, name, value in table.select(
         "snr", "method", "most").iter_rows()}  # fmt: skip
     assert off[3.0, "truth"] == off[3.0, "raw frame"] == 0
@@ -60,22 +59,9 @@ def test_the_truth_shows_the_hop_at_its_frame_and_a_late_model_later(rows: pl.Da
 
 def test_averages_gain_what_the_electrons_hold(rows: pl.DataFrame) -> None:
     gains = dict(
-        movies.summary(rows.filter(pl.col("level") == 0.4)).select("method", "gain").iter_rows()
+        hops.summary(rows.filter(pl.col("level") == 0.4)).select("method", "gain").iter_rows()
     )
     assert gains["raw frame"] == 0
     # Frames at the ends have two neighbours of three; linear interpolation smooths on top.
     assert 3.5 < gains["average of 3"] < 8
     assert gains["average of 5"] > gains["average of 3"]
-
-
-def test_a_report_has_the_movies(rows: pl.DataFrame) -> None:
-    frames = pl.DataFrame({
-        "model": ["a", "noisy"], "frame": [0, 0], "part": ["graphene"] * 2, "level": [0.4, 0.4],
-        "gain_db": [3.0, 0.0], "psnr": [1.0, 1.0], "ssim": [0.5, 0.5], "mean_ratio": [1.0, 1.0],
-        "sites": [None, None], "ms": [1.0, None], "inside_1": [None] * 2, "inside_2": [None] * 2,
-    })  # fmt: skip
-    from emdn_train.quality import SCHEMA
-
-    text = report(frames.select(pl.col(name).cast(kind) for name, kind in SCHEMA.items()), rows)
-    assert "average of 5" in text
-    assert "hop off, RMS" in text

@@ -6,9 +6,8 @@ the true drift, which nobody has: what they tell of the vacancy is what the elec
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,16 @@ from scipy import ndimage
 from emdn_deploy import Denoiser
 from emdn_models import metrics
 from emdn_models.metrics import Sites, roc, simulated_sites, site_scores
-from emdn_train.simulate import hrtem
-from emdn_train.simulate.folder import one_thread
+from emdn_train.loss import LEVELS
+from emdn_train.simulate import microscope
+from emdn_train.simulate.dataset import one_thread
 from emdn_train.simulate.graphene import perfect_sheet, warped
 from emdn_train.simulate.movie import focused, with_vacancy
 from emdn_train.simulate.structure import moved
-from emdn_train.validate import LEVELS
 
 _log = logging.getLogger(__name__)
 
 Stack = NDArray[np.float32]
-Method = Callable[["Movie", Stack], Stack]
 
 FRAMES, SIZE = 24, 160
 SPEED = 1.5
@@ -41,32 +39,14 @@ _VOLTAGE_KV, _PIXEL_A = 80.0, (0.1, 0.2)
 
 @dataclass(frozen=True, eq=False)
 class Movie:
-    """One movie without noise.
+    """One movie without noise."""
 
-    Attributes
-    ----------
-    clean
-        (T, H, W) relative intensity.
-    drift
-        (T, 2) y and x in pixels, against the first frame.
-    sites
-        Of every frame.
-    places
-        (T, 2) sites, as numbers, of the vacancy before and after the hop.
-    sign
-        (5,) whether the vacancy is bright, 1, or dark, -1, at each width of the scores.
-    hop
-        First frame in which the vacancy is at its new site.
-    pixel_size_nm
-        Side of a pixel.
-    """
-
-    clean: Stack
-    drift: NDArray[np.float64]
-    sites: tuple[Sites, ...]
-    places: NDArray[np.int64]
-    sign: NDArray[np.float64]
-    hop: int
+    clean: Stack  # (T, H, W) relative intensity
+    drift: NDArray[np.float64]  # (T, 2) y and x in pixels, against the first frame
+    sites: tuple[Sites, ...]  # of every frame
+    places: NDArray[np.int64]  # (T, 2) sites, as numbers, of the vacancy before and after the hop
+    sign: NDArray[np.float64]  # (5,) a bright vacancy, 1, or a dark one, -1, by width of the scores
+    hop: int  # first frame in which the vacancy is at its new site
     pixel_size_nm: float
 
     def scores(self, frame: Stack, number: int) -> NDArray[np.float64]:
@@ -79,7 +59,7 @@ def simulate(seed: int, frames: int = FRAMES, size: int = SIZE) -> Movie:
     """Simulate one movie: graphene, two sites of one vacancy, optics of good contrast."""
     rng, hop = np.random.default_rng([11, seed]), frames // 2
     pixel_a = float(rng.uniform(*_PIXEL_A))
-    field = hrtem.make_field(size, pixel_a)
+    field = microscope.make_field(size, pixel_a)
     course, speed = rng.uniform(0, 2 * np.pi), SPEED * rng.uniform(0, 1)
     steps = speed * np.array([np.sin(course), np.cos(course)]) + rng.normal(0, 0.2, (frames, 2))
     steps[0] = 0
@@ -103,10 +83,10 @@ def simulate(seed: int, frames: int = FRAMES, size: int = SIZE) -> Movie:
         structure, other = (
             moved(state, (x, y, 0.0)) for state in (states if frame < hop else states[::-1])
         )
-        wave = hrtem.exit_wave(structure, field, _VOLTAGE_KV)
-        clean.append(hrtem.image(wave, field, optics))
-        atoms = hrtem.to_pixels(structure.positions[:, :2], field)
-        both = hrtem.to_pixels(
+        wave = microscope.exit_wave(structure, field, _VOLTAGE_KV)
+        clean.append(microscope.image(wave, field, optics))
+        atoms = microscope.to_pixels(structure.positions[:, :2], field)
+        both = microscope.to_pixels(
             np.array([[one.defects[0].x, one.defects[0].y] for one in (structure, other)]), field
         )
         found = simulated_sites(atoms, structure.numbers, both[:1], ["V1"], pixel_a / 10)
@@ -117,10 +97,7 @@ def simulate(seed: int, frames: int = FRAMES, size: int = SIZE) -> Movie:
         np.stack(clean), drift, tuple(sites), np.array(places), np.ones(5), hop, pixel_a / 10
     )
     seen = [plain.scores(clean[t], t)[:, places[t][t >= hop]] for t in range(frames)]
-    return Movie(
-        plain.clean, drift, plain.sites, plain.places,
-        np.where(np.median(seen, axis=0) < 0, -1.0, 1.0), hop, plain.pixel_size_nm,
-    )  # fmt: skip
+    return replace(plain, sign=np.where(np.median(seen, axis=0) < 0, -1.0, 1.0))
 
 
 def measure(
@@ -135,9 +112,6 @@ def measure(
     (`emdn_models.metrics.vacancies`); ``change``, (5,) the score of the site before the hop less
     that of the site after it.
     """
-    methods: dict[str, Method] = {"raw frame": lambda _, noisy: noisy}
-    methods |= {f"average of {k}": partial(_averaged, k) for k in AVERAGES}
-    methods |= {name: partial(_denoised, model) for name, model in models.items()}
     rows: list[dict[str, Any]] = []
     for seed in range(movies):
         movie = simulate(seed)
@@ -145,8 +119,11 @@ def measure(
         for level in levels:
             expected = (level / contrast) ** 2 * movie.clean
             noisy = np.random.default_rng([12, seed]).poisson(expected).astype(np.float32)
-            for name, method in methods.items():
-                for frame, answer in enumerate(method(movie, noisy)):
+            answers = {"raw frame": noisy}
+            answers |= {f"average of {k}": averaged(noisy, movie.drift, k) for k in AVERAGES}
+            answers |= {name: model.denoise(noisy) for name, model in models.items()}
+            for name, stack in answers.items():
+                for frame, answer in enumerate(stack):
                     rows.append(
                         {"movie": seed, "level": level, "method": name, "frame": frame}
                         | _row(movie, frame, noisy[frame], answer, expected[frame])
@@ -167,14 +144,14 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     near = pl.col("since").is_between(-_NEAR, _NEAR - 1)
     for (level, method), part in rows.group_by("level", "method", maintain_order=True):
         width = max(range(5), key=lambda one: _roc(part, one).auc)
-        whole, close = _roc(part, width), _roc(part.filter(near), width)
+        every, close = _roc(part, width), _roc(part.filter(near), width)
         off = [_off(movie, width) for _, movie in part.group_by("movie")]
         table.append({
             "snr": level, "method": method,
             "gain": round(float(part["gain_db"].to_numpy().mean()), 2),
             "worst at the hop": round(float(part.filter(near)["gain_db"].to_numpy().min()), 2),
-            "AUC": round(whole.auc, 3), "0.1 false": round(whole.recall[0], 2),
-            "1 false": round(whole.recall[1], 2), "0.1 false at the hop": round(close.recall[0], 2),
+            "AUC": round(every.auc, 3), "0.1 false": round(every.recall[0], 2),
+            "1 false": round(every.recall[1], 2), "0.1 false at the hop": round(close.recall[0], 2),
             "hop off, RMS": round(float(np.sqrt(np.mean(np.square(off)))), 1),
             "most": int(np.abs(off).max()),
         })  # fmt: skip
@@ -207,17 +184,14 @@ def _row(movie: Movie, number: int, noisy: Stack, answer: Stack, expected: Stack
     }
 
 
-def _averaged(count: int, movie: Movie, noisy: Stack) -> Stack:
+def averaged(noisy: Stack, drift: NDArray[np.float64], count: int) -> Stack:
     """Average each frame with its neighbours, shifted to where it lies."""
     half, last = count // 2, len(noisy) - 1
-    return np.stack([
-        np.mean([
-            ndimage.shift(noisy[t], movie.drift[frame] - movie.drift[t], order=1, mode="reflect")
-            for t in range(max(0, frame - half), min(last, frame + half) + 1)
-        ], axis=0)
-        for frame in range(len(noisy))
-    ]).astype(np.float32)  # fmt: skip
-
-
-def _denoised(model: Denoiser, movie: Movie, noisy: Stack) -> Stack:
-    return np.asarray(model.denoise(noisy))
+    made = np.empty_like(noisy)
+    for frame in range(len(noisy)):
+        near = range(max(0, frame - half), min(last, frame + half) + 1)
+        shifted = [
+            ndimage.shift(noisy[t], drift[frame] - drift[t], order=1, mode="reflect") for t in near
+        ]
+        made[frame] = np.mean(shifted, axis=0)
+    return made

@@ -1,4 +1,4 @@
-"""What an exported file says of its receptive field, against what its pixels see."""
+"""Rewrites against the nets that they replace; what files say of their field, and what is seen."""
 
 import logging
 import re
@@ -6,13 +6,24 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from onnx import helper, parser
 
 from emdn_deploy import batching
 from emdn_deploy.session import open_session
 from emdn_models import MODELS, ModelError
-from emdn_models.nets.electrons import BLUR
-from emdn_train.verify import check_field, reach, tiled
+from emdn_models.nets.mcnn import MCNN
+from emdn_models.nets.msdnet import MSDNet
+from emdn_models.nets.rednet import REDNet
+from emdn_models.nets.scaling import BLUR
+from emdn_train.onnx_graph import REWRITES, border, check_field, rewritten, tiled
+
+NETS = {
+    "rednet": lambda: REDNet(8, 8, 2),
+    "mcnn": lambda: MCNN(4, 4, widest=2),
+    "msdnet": lambda: MSDNet(23, width=2, dilations=3, shuffle=2),
+    "msdnet, one block": lambda: MSDNet(6, dilations=3),
+}
 
 GRAPH = """
 <ir_version: 8, opset_import: ["" : 18]>
@@ -49,6 +60,21 @@ WHOLE = {
 }
 
 
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("size", [(32, 48), (21, 5), (1, 3)])
+def test_a_rewritten_net_computes_the_same_and_the_net_stays(name: str, size) -> None:
+    torch.manual_seed(0)
+    net = NETS[name]().double().eval()
+    for parameter in net.parameters():
+        parameter.data = 0.2 * torch.randn_like(parameter)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    faster, x = rewritten(net), torch.randn(2, 1, *size).double()
+    with torch.no_grad():
+        torch.testing.assert_close(faster(x), net(x))
+    assert not any(type(module) in REWRITES or module.training for module in faster.modules())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
 def model(folder: Path, body: str, multiple: int, field: int, **told: str) -> Path:
     made = parser.parse_model(GRAPH.replace("BODY", body))
     facts = {
@@ -62,24 +88,16 @@ def model(folder: Path, body: str, multiple: int, field: int, **told: str) -> Pa
 
 
 @pytest.mark.parametrize("case", LOCAL)
-def test_fields_that_are_known(case: str, tmp_path: Path) -> None:
-    body, multiple, field, border = LOCAL[case]
-    path = model(tmp_path, body, multiple, field, halo=str(border))
-    assert reach(open_session(path, "cpu", 1)) == (border, field)
+def test_borders_that_are_known(case: str, tmp_path: Path) -> None:
+    body, multiple, field, needed = LOCAL[case]
+    path = model(tmp_path, body, multiple, field, halo=str(needed))
+    assert border(open_session(path, "cpu", 1)) == needed
     check_field(path)
     # Without a border of its own, what follows from the field suffices; more does no harm.
     check_field(model(tmp_path, body, multiple, field))
     check_field(model(tmp_path, body, multiple, field + 4))
-
-
-def test_too_small_a_field_is_refused_with_the_right_number(tmp_path: Path) -> None:
-    body, multiple, field, border = LOCAL["dilated"]
-    path = model(tmp_path, body, multiple, field - 2, halo="6")
-    with pytest.raises(ModelError, match=r"^eighth: an output pixel sees 13 .* 11 are declared"):
-        check_field(path)
-    path = model(tmp_path, body, multiple, field, halo=str(border - 1))
-    with pytest.raises(ModelError, match=r"a border of 6 pixels, and has 5; .* halo=6$"):
-        check_field(path)
+    with pytest.raises(ModelError, match=rf"^eighth: a tile needs .* {needed} .* another recept"):
+        check_field(model(tmp_path, body, multiple, field, halo=str(needed - multiple)))
 
 
 def test_a_wrong_multiple_is_refused(tmp_path: Path) -> None:
@@ -105,13 +123,8 @@ def test_what_sees_the_whole_frame_is_refused_or_says_so(case: str, tmp_path: Pa
 def test_the_shipped_files_see_what_is_declared(name: str) -> None:
     preset = MODELS[name].presets["shipped"]
     session = open_session(name, "cpu", threads=1)
-    info = session.info
-    assert info.receptive_field == preset.receptive_field[1] + BLUR - 1
-    assert info.halo == batching.halo(info) == preset.halo
-    border, side = reach(session)
-    assert side <= info.receptive_field
-    if name in ("ffdnet", "mcnn", "msdnet"):  # what they see last is less than float32 can hold
-        assert border <= preset.halo
-    else:
-        assert border == preset.halo
+    assert session.info.receptive_field == preset.receptive_field[1] + BLUR - 1
+    assert session.info.halo == batching.halo(session.info) == preset.halo
+    # What ffdnet, mcnn and msdnet see last is less than float32 can hold.
+    assert border(session) <= preset.halo
     assert tiled(session) == 0

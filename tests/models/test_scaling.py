@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from emdn_models.nets.electrons import BLUR, denormalise, noise_map, normalise
+from emdn_models.nets.scaling import BLUR, denormalise, noise_map, normalise
 
 
 @pytest.mark.parametrize("dose", [0.5, 8.0, 900.0])

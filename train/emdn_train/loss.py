@@ -1,0 +1,185 @@
+"""How a net is fitted: loss, learning rate, optimiser and number format; how it is validated."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from emdn_models.nets.scaling import denormalise, middle, noise_map, normalise
+from emdn_models.nets.spectral import WithSpectrum
+from emdn_train.config import RECIPES, WARM_UP, Recipe
+from emdn_train.dataset import CleanFrames
+from emdn_train.patches import Batch, Clips, record
+
+LEVELS = (0.12, 0.4, 1.2)
+"""Signal to noise per pixel at which a model is validated."""
+SEED = 41
+"""Of the frames' noise, whatever a run's seed: figures of two runs on the same data compare."""
+
+
+def loss(
+    recipe: Recipe,
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    noise: Tensor,
+    half: bool = False,
+    spectra: Tensor | None = None,
+    defects: Tensor | None = None,
+) -> Tensor:
+    """Return the mean loss over patches, each (N, 1, H, W) in noise units, ``x`` (N, F, H, W).
+
+    It is the net's own ``loss`` where it has one. With ``half`` the net computes in bfloat16, and
+    spectra and loss in float32 all the same. ``spectra`` are the windows' estimates, where they
+    are known. ``defects`` is 1 at point defects and falls to 0 around them: pixels there count
+    ``1 + recipe.defects`` times.
+    """
+
+    def error(prediction: Tensor, truth: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            squared = (prediction.float() - truth).square()
+            if defects is not None:
+                weight = 1 + recipe.defects * functional.adaptive_avg_pool2d(
+                    defects, (squared.shape[2], squared.shape[3])
+                )
+                squared = squared * weight / weight.mean((1, 2, 3), keepdim=True)
+            squared = squared.mean((1, 2, 3))
+            return (torch.log(squared + 1e-3) if recipe.loss == "log-mse" else squared).mean()
+
+    if isinstance(net, WithSpectrum):
+        x = net.joined(x, noise, spectra)
+    own = getattr(net, "loss", None)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        found: Tensor = error(net(x, noise), y) if own is None else own(x, y, noise, error)
+    return found
+
+
+def rate(recipe: Recipe, progress: float, step: int) -> float:
+    """Return the share of the learning rate at a step, at a point of the run in [0, 1].
+
+    Without a warm-up of the recipe's own it rises over the first ``WARM_UP`` steps from a
+    thousandth, by an equal factor a step: a first step of 0.01 in every weight would throw away
+    a start that denoises by a spectrum already.
+    """
+    if not recipe.warmup and step < WARM_UP:
+        return float(1e-3 ** (1 - step / WARM_UP))
+    if progress < recipe.warmup:
+        return (progress + 1e-3) / (recipe.warmup + 1e-3)
+    if not recipe.cosine:
+        return 1.0
+    along = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+
+
+def optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser for a net's weights."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=1e-4, fused=True)
+    return torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=True)
+
+
+def moving_average(recipe: Recipe, net: nn.Module) -> AveragedModel:
+    """Return a copy of a net that follows its weights, and without a decay equals them.
+
+    The decay grows from 0.1, so that a short run is no slower.
+    """
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
+        grown = (1 + float(number)) / (10 + float(number))
+        decay = min(recipe.ema, grown) if recipe.ema else 0.0
+        for mean, new in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(new, 1 - decay)
+            else:
+                mean.copy_(new)
+
+    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+
+
+def reduced(recipe: Recipe, device: torch.device, net: nn.Module) -> bool:
+    """Say whether the net is computed in bfloat16: by recipes that ask for it, where it pays.
+
+    That is on GPUs and on processors that multiply bfloat16: with AMX about four times as
+    fast as float32, with AVX-512 1.6 to 1.9 times (convolutions of 32 to 128 channels). Nets with
+    dilated convolutions stay in float32 on CPUs: of some, with few channels, torch 2.13 makes
+    gradients that are NaN.
+    """
+    if device.type == "cuda":
+        return recipe.mixed
+    dilated = any(isinstance(one, nn.Conv2d) and max(one.dilation) > 1 for one in net.modules())
+    return recipe.mixed and not dilated and _multiplies_bfloat16()
+
+
+def _multiplies_bfloat16() -> bool:
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
+    """Return how a net's weights lie: channels last on CPUs, and on GPUs for bfloat16."""
+    if device.type == "cpu" or recipe.mixed:
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def validation(
+    frames: CleanFrames, count: int = 16, side: int = 256, seen: int = 1
+) -> dict[float, Batch]:
+    """Draw the same recordings for every model: a batch at each of ``LEVELS``.
+
+    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
+    Of a net that is ``seen`` five frames they are clips.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    total = frames.split.frames
+    indices = torch.linspace(0, total - 1, min(count, total)).long()
+    batches = {}
+    for level in LEVELS:
+        if seen > 1:
+            plain = replace(RECIPES["benchmark"], snr=(level, level))
+            clips = Clips(frames, plain, side, generator.device)
+            batches[level] = clips.batch(indices, generator)
+            continue
+        clean = frames.relative(indices)
+        height, width = clean.shape[-2:]
+        square = min(side, height, width)
+        top, left = (height - square) // 2, (width - square) // 2
+        clean = clean[:, None, top : top + square, left : left + square]
+        snr = torch.full((len(indices),), level)
+        batches[level] = record(frames, indices, clean, snr, generator)
+    return batches
+
+
+def evaluate(
+    net: nn.Module, batches: dict[float, Batch], device: torch.device
+) -> tuple[dict[str, float], float]:
+    """Measure the improvement over the noisy frame on expected counts.
+
+    Returns
+    -------
+    Level to gain in dB, the mean over its frames of 10 log10(MSE noisy / MSE denoised);
+    and the ratio of the means of all denoised and all noisy counts.
+    """
+    net.eval()
+    gains = {}
+    before = after = 0.0
+    with torch.inference_mode():
+        for level, batch in batches.items():
+            gain = []
+            for parts in zip(*(tensor.split(4) for tensor in batch[:3]), strict=True):
+                noisy, target, scale = (part.to(device) for part in parts)
+                y = net(normalise(noisy, scale), noise_map(middle(noisy), scale))
+                denoised = denormalise(y, scale)
+                gain.append(10 * torch.log10(_mse(middle(noisy), target) / _mse(denoised, target)))
+                before += float((middle(noisy) / scale).sum())
+                after += float((denoised / scale).sum())
+            gains[f"{level:g}"] = float(torch.cat(gain).mean())
+    return gains, after / before
+
+
+def _mse(frames: Tensor, target: Tensor) -> Tensor:
+    return (frames - target).square().mean((1, 2, 3))
