@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -169,15 +170,15 @@ class Cluster:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless there are parts in it
             raise
-        facts = {**work.facts, "device": ", ".join(devices)}
-        self._job = replace(job, key=f"{digest} {facts['device']}")
+        self._job = replace(job, key=f"{digest} {devices}")
         if self._join:
-            return facts, storage
+            return {**work.facts, "device": devices}, storage
         parts = tuple(
             (*span, f"{folder.name}/{job.part(span[0]).name}", dataset_of(frames))
             for span in _spans(job, frames.shape)
         )
-        return {**facts, "parts": folder.name}, replace(storage, parts=parts)
+        facts = {**work.facts, "device": devices, "parts": folder.name}
+        return facts, replace(storage, parts=parts)
 
     def fill(self, work: Work, output: Output, quick: Quick, progress: Progress) -> int:
         """Let workers make the parts that are missing; return how many frames were there."""
@@ -197,7 +198,7 @@ class Cluster:
                 f"{job.part(min(lost)[0])}: was made and is gone; the same command makes it again"
             )
         if self._join:
-            self._joined(job, frames, spans, output)
+            self._joined(frames, spans, output)
         sums = Sums()
         # The first part comes last: its sample is the one that stays.
         for (start, _), state in sorted(found.items(), reverse=True):
@@ -224,16 +225,18 @@ class Cluster:
         (self._job.folder / _COMPLETE).write_text(str(len(spans)))
         _log.info("%s: refers to the parts in %s", work.target, self._job.folder)
 
-    def _look(self, job: Job) -> list[str]:
+    def _look(self, job: Job) -> str:
         """Ask every worker what it sees; return the devices that they compute on."""
         found = self._asked(lambda: self._client.run(_look, job, on_error="return"))
         wrong = [(worker, said) for worker, said in found.items() if isinstance(said, Exception)]
         if wrong:
             worker, said = wrong[0]
-            kind = "" if isinstance(said, EmdnError) else "cannot take part: "
-            more = f" ({len(wrong)} of {len(found)} workers)" if len(found) > 1 else ""
-            raise EmdnError(f"worker {worker}{more} {kind}{said}")
-        return sorted(set(found.values()))
+            what = said if isinstance(said, EmdnError) else f"worker {worker} fails ({said})"
+            raise EmdnError(f"{what} ({len(wrong)} of {len(found)} workers)")
+        devices = ", ".join(sorted(set(found.values())))
+        if "," in devices:
+            _log.warning("warning: workers compute on %s: last digits may differ", devices)
+        return devices
 
     def _made(
         self, job: Job, spans: list[tuple[int, int]]
@@ -244,7 +247,7 @@ class Cluster:
         if not spans:
             return
         # As the result of a task, which another worker can make again, and sent to each once.
-        known = self._client.submit(_same, job, pure=False)
+        known = self._client.submit(replace, job, pure=False)
         begun = {self._client.submit(_make, known, *span, pure=False): span for span in spans}
         try:
             for future in as_completed(list(begun), loop=self._client.loop):
@@ -263,25 +266,16 @@ class Cluster:
             raise
         except Exception as error:
             name = type(error).__name__
-            if name == "KilledWorker":
-                words = (
-                    "a block of frames ended several workers, as where memory runs out; give them "
-                    "more, or fewer threads"
-                )
-            elif isinstance(error, OSError) or "Cancelled" in name:
-                words = f"the scheduler is gone, or has forgotten this run ({error})"
-            else:
-                words = f"a worker failed ({name}: {error})"
+            gone = isinstance(error, OSError) or "Cancelled" in name
+            words = f"{'the scheduler is gone' if gone else 'a worker failed'} ({name}: {error})"
             raise EmdnError(
                 f"{self._name}: {words}; parts that are complete stay, the same command goes on "
                 "from there"
             ) from error
 
-    def _joined(
-        self, job: Job, frames: Frames, spans: list[tuple[int, int]], output: Output
-    ) -> None:
+    def _joined(self, frames: Frames, spans: list[tuple[int, int]], output: Output) -> None:
         """Copy the parts into the output."""
-        dataset = dataset_of(frames)
+        job, dataset = self._job, dataset_of(frames)
         for start, stop in spans:
             with h5py.File(job.part(start)) as file:
                 for first, last in blocks(max(start, output.done), stop, 8):
@@ -299,29 +293,29 @@ def _spans(job: Job, shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def folders(target: Path) -> list[Path]:
     """List the folders of parts of an output, complete or not."""
-    return sorted(
-        one.absolute() for one in target.parent.iterdir()
-        if one.name.startswith(f"{target.name}.parts-") and one.is_dir()
-    )  # fmt: skip
-
-
-def _same(job: Job) -> Job:
-    return job
+    start = f"{target.name}.parts-"
+    return sorted(one for one in target.absolute().parent.iterdir() if one.name.startswith(start))
 
 
 def _look(job: Job) -> str:
     """On a worker: say on which device it computes; EmdnError says why it cannot do the work."""
     _check_seen(job)
+    here = socket.gethostname()
     probe = job.folder / f"{uuid.uuid4().hex}.probe"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        words = f"cannot write to {job.folder} ({error.strerror}); all must see it under this path"
-        raise EmdnError(words) from error
+        raise EmdnError(
+            f"{job.folder}: a worker on {here} cannot write there ({error.strerror}); all must see "
+            "the output under this path"
+        ) from error
     session = opened(*job.opening).session
     if (__version__, session.info.sha256) != (job.facts["version"], job.sha256):
-        raise EmdnError(f"has emdn {__version__} or another model; install {job.facts['version']}")
+        raise EmdnError(
+            f"a worker on {here} has emdn {__version__}, or another model; install "
+            f"{job.facts['version']} there"
+        )
     return session.device
 
 
@@ -330,7 +324,10 @@ def _check_seen(job: Job) -> None:
     for name, known in provenance.stamps(Path(name) for name in job.given).items():
         if known[:2] != job.given[name][:2]:
             how = "another file of this name" if known[0] else "no such file"
-            raise EmdnError(f"sees {how}: {name}; put it where all workers see it under this path")
+            raise EmdnError(
+                f"{name}: a worker on {socket.gethostname()} sees {how}; put it where all workers "
+                "see it under this path"
+            )
 
 
 @lru_cache(1)

@@ -20,17 +20,9 @@ def denoised(
 ) -> Answer:
     """Denoise a dask array (N, H, W) into others, with the neighbours of each block.
 
-    Parameters
-    ----------
-    stack
-        Blocks along y and x are joined, those along time are kept if they are long enough.
-    recipe
-        Of `emdn_deploy.preprocess.recipe_of_array`.
-
-    Returns
-    -------
-    Answer
-        Of dask arrays. The shifts are not known before these are computed, and NaN.
+    Blocks along y and x are joined; those along time stay as they are, unless they are too short.
+    ``recipe``: of `emdn_deploy.preprocess.recipe_of_array`. The shifts of the answer are not known
+    before it is computed, and NaN.
     """
     from dask.array import overlap
 

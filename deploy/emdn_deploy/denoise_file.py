@@ -226,7 +226,7 @@ def run(
         seconds=seconds,
         model=info.name,
         precision=denoiser.session.precision,
-        device=denoiser.session.device,
+        device=str(facts["device"]),
         neighbours=seen,
         intensity=scale,
         ratio=float(late["intensity_ratio"]),

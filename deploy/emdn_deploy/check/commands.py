@@ -5,27 +5,14 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.config import (
-    Axes,
-    Dataset,
-    DenoiseOptions,
-    Gain,
-    Model,
-    Offset,
-    On,
-    Selected,
-    Threads,
-)
+from emdn_deploy.config import Axes, Dataset, DenoiseOptions, takes_options
 from emdn_models import console
 
 FAILED = 3  # exit status of a check that the stack does not pass
 TABLES = (".csv", ".parquet")
+_REFERENCE = "As it was denoised with."
 
-_DEFAULT = DenoiseOptions()
-
-Reference = Annotated[Path | None, typer.Option(metavar="FILE", help="As it was denoised with.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 
 
 def evaluate(
@@ -54,23 +41,17 @@ def evaluate(
     console.say("\n".join(evaluation.lines(result)))
 
 
+@takes_options(
+    "model", "device", "threads", "dataset", "axes", "frames", "gain", "offset", "dark",
+    "gain_map", "defects", dark=_REFERENCE, gain_map=_REFERENCE, defects=_REFERENCE,
+)  # fmt: skip
 def check(
     stack: Annotated[Path, typer.Argument(metavar="STACK", help="The frames before.")],
     denoised: Annotated[
         Path | None,
         typer.Argument(metavar="DENOISED", help="The frames after; made here if not given."),
     ] = None,
-    model: Model = _DEFAULT.model,
-    device: On = _DEFAULT.device,
-    threads: Threads = _DEFAULT.threads,
-    dataset: Dataset = _DEFAULT.dataset,
-    axes: Axes = _DEFAULT.axes,
-    frames: Selected = _DEFAULT.frames,
-    gain: Gain = _DEFAULT.gain,
-    offset: Offset = _DEFAULT.offset,
-    dark: Reference = _DEFAULT.dark,
-    gain_map: Reference = _DEFAULT.gain_map,
-    defects: Reference = _DEFAULT.defects,
+    options: DenoiseOptions = DenoiseOptions(),  # noqa: B008
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap's noise.")] = 0,
     table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="All numbers, .csv or .parquet.")
@@ -80,22 +61,19 @@ def check(
         typer.Option(metavar="FILE", help="Pictures and words as .html, or one picture as .png."),
     ] = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON instead of text.")
+    ] = False,
 ) -> None:
     """Say, without the truth, which denoised frames can be trusted; status 3 if the stack fails."""
-    options = DenoiseOptions(
-        model=model, device=device, threads=threads, dataset=dataset, axes=axes, frames=frames,
-        gain=gain, offset=offset, dark=dark, gain_map=gain_map, defects=defects,
-    )  # fmt: skip
     from emdn_deploy import check as checking
     from emdn_deploy.check import report as reports
     from emdn_deploy.evaluate import write_table
 
-    _check(
-        {table: TABLES, report: (".html", ".png")},
-        [stack, denoised, dark, gain_map, defects], overwrite=overwrite,
-    )  # fmt: skip
-    result = checking.check(stack, denoised, options, seed)
+    read = [stack, denoised, options.dark, options.gain_map, options.defects]
+    _check({table: TABLES, report: (".html", ".png")}, read, overwrite=overwrite)
+    page = report is not None and report.suffix.lower() == ".html"
+    result = checking.check(stack, denoised, options, seed, page=page)
     if table is not None:
         write_table(result.table, table)
     if report is not None:

@@ -149,16 +149,13 @@ def test_whole_numbers(source, denoise, to, dtype):
     {"compress": True}, {"sigma": True}, {"sigma": True, "compress": True}, {"dtype": "int8"},
 ])  # fmt: skip
 @pytest.mark.parametrize("to", KINDS)
-def test_an_interrupted_run_is_continued(source, denoise, stop_at, monkeypatch, to, options):
+def test_an_interrupted_run_is_continued(source, denoise, interrupted, to, options):
     if options.get("compress") and to not in PACKED:
         return
     options = {"to": to, **options}
     whole = denoise(source, output=source.with_name(f"whole.{to}"), **options)
     target = source.with_name(f"cut.{to}")
-    stop_at(4, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        denoise(source, output=target, **options)
-    monkeypatch.undo()
+    interrupted(source, output=target, gain=1.0, offset=0.0, **options)
     assert not target.exists()
     assert not target.with_name(f"cut_sigma.{to}").exists()
     with pytest.raises(OutputError, match="interrupted run with another gain, scale"):
