@@ -241,11 +241,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--side", type=int, default=96)
     given = parser.parse_args()
-    stop, chance = time.monotonic() + 60 * given.minutes, random.Random(given.seed)
+    chance = random.Random(given.seed)
     every = {(form, what): Tally() for what in ("full disk", "killed") for form in FORMS}
     with tempfile.TemporaryDirectory() as folder:
         counts = movie(given.frames, given.side)
         cases = [Case(form, Path(folder, form), given.model, counts) for form in FORMS]
+        stop = time.monotonic() + 60 * given.minutes
         while time.monotonic() < stop:
             for case in cases:
                 times = [(kill, 0) for kill in kills(case, chance)]

@@ -55,27 +55,14 @@ def trailed(rate: Stack, rng: Chance, share: float) -> Stack:
     return (1 - share) * frames + share * np.roll(frames, 1, 2)
 
 
-def waving(rate: Stack, rng: Chance, share: float) -> Stack:
-    """Add a wave of a share of the mean, with another phase in each frame."""
-    phase = rng.uniform(0, 2 * np.pi, (len(rate), 1, 1))
-    y, x = np.mgrid[: rate.shape[1], : rate.shape[2]]
-    wave = np.cos(2 * np.pi * (0.31 * x + 0.05 * y) + phase)
-    return rng.poisson(rate) + share * rate.mean() * wave
-
-
 def flickering(rate: Stack, rng: Chance, share: float) -> Stack:
     """Make rows brighter and darker, by a share of the mean RMS, from frame to frame."""
     return rng.poisson((rate * (1 + rng.normal(0, share, (*rate.shape[:2], 1)))).clip(0))
 
 
-def columns(own: bool) -> Callable[[Stack, Chance, float], Stack]:
-    """Return what adds offsets of columns, a share of the mean RMS; each frame has its ``own``."""
-
-    def add(rate: Stack, rng: Chance, share: float) -> Stack:
-        size = (len(rate) if own else 1, 1, rate.shape[2])
-        return rng.poisson(rate) + rng.normal(0, share * rate.mean(), size)
-
-    return add
+def columns(rate: Stack, rng: Chance, share: float) -> Stack:
+    """Add offsets of columns, a share of the mean RMS, others in each frame."""
+    return rng.poisson(rate) + rng.normal(0, share * rate.mean(), (len(rate), 1, rate.shape[2]))
 
 
 # What makes the fault, and the words that say so.
@@ -83,9 +70,7 @@ FAULTS: dict[str, tuple[Callable[[Stack, Chance, float], Stack], str]] = {
     "blur, share given to 4 neighbours": (blurred, "correlated"),
     "trail, share left in the next of a row": (trailed, "correlated"),
     "rows flicker, of mean": (flickering, "rows flicker"),
-    "columns flicker, of mean": (columns(own=True), "columns flicker"),
-    "columns fixed, of mean": (columns(own=False), "columns are offset"),
-    "wave, amplitude of mean": (waving, "interference"),
+    "columns flicker, of mean": (columns, "columns flicker"),
 }
 
 

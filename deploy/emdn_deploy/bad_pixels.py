@@ -22,10 +22,8 @@ from scipy import ndimage
 _AREA = 5  # connected pixels that are an area; fewer are single faults of a camera
 _FAR = 8.0  # a value is far outside of the rest by so many times the rest's range
 _RANGE = 0.001, 0.999  # quantiles that range over the rest, but for its single faults
-_RIM = 0.04  # a rim of this part of its height makes a bright pixel the middle of a spot
-_FLAGS = 4  # different flags that are looked for at either end
-_BAND = 3  # rows or columns of a gap between two modules; fewer are dead lines
-_SILENT = 3, 6  # side of a square without a count, in many frames and in few
+_FLAGS = 4  # negative numbers, of which so many are no flags
+_SILENT = 3, 6  # side of a square without a count, in many frames and in few, but for bands
 _VACUUM = 0.3  # of a frame, of which more without a count is the specimen's surroundings
 _DIM = 0.25  # of the pixels around it that hold its value, above which it is no gap
 _LEVELS = 16  # values that a stack has, for the largest to be told from a count
@@ -36,6 +34,7 @@ _MANY = 2**18  # pixels that tell a quantile
 # Standing out: by this many standard deviations of the noise, plus a few electrons
 # for sparse counts, and by this many times the spread of the neighbours.
 _SIGMAS, _ELECTRONS, _SPREADS = 8.0, 20.0, 4.0
+_RIM = 0.04  # a rim of this part of its height makes a bright pixel the middle of a spot
 _DEAD = 0.15  # less than this part of its neighbours' electrons is no image
 _MOST = 0.01  # more outliers are the specimen (or sparse events), not the camera
 _FEW = 3  # frames, below which a pixel that was bright once may not be so always
@@ -44,15 +43,15 @@ _FARTHEST = 32
 Mask = NDArray[np.bool_]
 Stack = NDArray[np.float32]
 _TOUCHING = np.ones((3, 3), int)
+_AROUND = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 
 
 @dataclass(frozen=True)
 class Fill:
-    """How to replace the bad pixels of a frame.
+    """How to replace the bad pixels of a frame, by flat positions.
 
-    ``bad``: (B,) flat positions. ``sources``: (S,) those of good neighbours, of each bad pixel
-    together. ``counts``: (B,) how many each has. ``far``: (F,) bad pixels with no good one near,
-    for which those ``anywhere`` stand in.
+    ``bad``: (B,) with good pixels near; ``sources``: (S,) those of each together; ``counts``: (B,)
+    how many each has. ``far``: (F,) without; those ``anywhere`` stand in.
     """
 
     bad: NDArray[np.intp]
@@ -67,14 +66,12 @@ class Fill:
         if self.bad.size:
             flat[:, self.bad] = self.around(flat)
         if self.far.size:
-            total = np.add.reduceat(flat[:, self.anywhere], [0], axis=1)
-            flat[:, self.far] = total / self.anywhere.size
+            flat[:, self.far] = flat[:, self.anywhere].mean(axis=1, keepdims=True)
 
     def around(self, flat: NDArray[Any]) -> NDArray[Any]:
         """Return the mean (k, B) of the bad pixels' neighbours in (k, pixels)."""
         starts = np.cumsum(self.counts) - self.counts
-        sums = np.add.reduceat(flat[:, self.sources], starts, axis=1)
-        return np.asarray(sums / self.counts)
+        return np.asarray(np.add.reduceat(flat[:, self.sources], starts, axis=1) / self.counts)
 
 
 def plan(mask: Mask) -> Fill:
@@ -85,18 +82,16 @@ def plan(mask: Mask) -> Fill:
     """
     if mask.all():
         raise ValueError("no pixel has a value")
-    height, width = mask.shape
+    distance = ndimage.distance_transform_cdt(mask, "chessboard")
     bad, sources, counts = ([np.zeros(0, np.intp)] for _ in range(3))
-    distance = ndimage.distance_transform_cdt(mask, "chessboard") if mask.any() else np.zeros(0)
-    for radius in range(1, min(_FARTHEST, int(distance.max(initial=0))) + 1):
+    for radius in range(1, min(_FARTHEST, int(distance.max())) + 1):
         at = np.argwhere(distance == radius)
         square = np.argwhere(np.ones((2 * radius + 1, 2 * radius + 1))) - radius
-        ring = square[np.abs(square).max(axis=1) == radius]
-        rows, columns = at[:, :1] + ring[:, 0], at[:, 1:] + ring[:, 1]
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        flat = np.where(inside, rows * width + columns, 0)
+        ring = at[:, None] + square[np.abs(square).max(axis=1) == radius]
+        inside = ((ring >= 0) & (ring < mask.shape)).all(axis=2)
+        flat = np.ravel_multi_index(tuple(np.moveaxis(ring, 2, 0)), mask.shape, mode="clip")
         good = inside & ~mask.ravel()[flat]
-        bad.append(at[:, 0] * width + at[:, 1])
+        bad.append(at[:, 0] * mask.shape[1] + at[:, 1])
         sources.append(flat[good])
         counts.append(good.sum(axis=1))
     usable = np.flatnonzero(~mask)
@@ -108,22 +103,24 @@ def plan(mask: Mask) -> Fill:
 def fill_nearest(frame: Stack, mask: Mask, without: Mask) -> None:
     """Replace, in place, the pixels of ``mask`` by the nearest that are not in ``without``."""
     nearest = ndimage.distance_transform_edt(without, return_distances=False, return_indices=True)
-    rows, columns = nearest[:, mask]
-    frame[mask] = frame[rows, columns]
+    frame[mask] = frame[tuple(nearest[:, mask])]
 
 
 def areas(mask: Mask, least: int = _AREA) -> Mask:
     """Return the pixels of (H, W) that touch so many others, corners included."""
-    labels, count = ndimage.label(mask, _TOUCHING)
-    large = np.bincount(labels.ravel(), minlength=count + 1) >= least
-    large[0] = False
-    return np.asarray(large[labels])
+    labels, _ = ndimage.label(mask, _TOUCHING)
+    return np.asarray(mask & (np.bincount(labels.ravel()) >= least)[labels])
 
 
 def thick(mask: Mask, side: int = 2) -> Mask:
     """Return the connected pixels of (H, W) among which a square of ``side`` pixels is full."""
     seeds = ndimage.binary_erosion(mask, np.ones((side, side)))
     return np.asarray(ndimage.binary_propagation(seeds, _TOUCHING, mask=mask))
+
+
+def widened(mask: Mask, pixels: int) -> Mask:
+    """Return (H, W) with so many pixels more on all sides."""
+    return np.asarray(ndimage.binary_dilation(mask, _TOUCHING, iterations=pixels))
 
 
 @dataclass(frozen=True)
@@ -136,40 +133,33 @@ class Flagged:
         (H, W), areas whose value says nothing of the pixels around: the network does not see them.
     single
         (H, W), single pixels that are never finite or that the detector flags.
-    stuck
-        (H, W), single pixels with one value in all frames, far outside of the rest.
     saturated
-        (H, W), saturated in one of the frames looked at, or more; some of ``masked`` may be.
+        (H, W), saturated in one of the frames looked at, or more.
     level
-        The value from which on connected pixels are saturated; None where none are.
-    plateau
-        (H, W), the constant values of areas that are saturated, but not at one level, as after
-        a gain correction; NaN elsewhere. None where there are none.
+        The value from which on connected pixels are saturated: one number, or (H, W) after a gain
+        correction, where pixels that are not constant have infinity; None where none are.
     """
 
     masked: Mask
     single: Mask
-    stuck: Mask
     saturated: Mask
-    level: float | None = None
-    plateau: Stack | None = None
+    level: float | Stack | None = None
 
     @property
     def limit(self) -> float | None:
         """Return the value that saturated pixels have, at least; None where none are."""
-        return self.level if self.plateau is None else float(np.nanmin(self.plateau))
+        return None if self.level is None else float(np.min(self.level))
 
     @property
     def gaps(self) -> Mask:
         """Return what is masked and not saturated."""
         return self.masked & ~self.saturated
 
-    def saturated_in(self, frames: Stack) -> Mask | None:
-        """Return where (k, H, W), as the file holds them, are saturated; None for nowhere."""
-        if self.level is not None and (frames >= self.level).any():
-            inside = np.stack([thick(frame >= self.level) for frame in frames])
-            return inside & (~self.masked | self.saturated)
-        return None if self.plateau is None else frames == self.plateau
+    def saturated_in(self, frames: Stack) -> Mask:
+        """Return where (k, H, W), as the file holds them, are saturated."""
+        if self.level is None or not (top := frames >= self.level).any():
+            return np.zeros(frames.shape, bool)
+        return np.stack([thick(one) for one in top]) & ~self.masked
 
 
 def find_flagged(runs: Sequence[Stack], dtype: np.dtype[Any]) -> Flagged:
@@ -180,38 +170,34 @@ def find_flagged(runs: Sequence[Stack], dtype: np.dtype[Any]) -> Flagged:
     value, low, high = (np.full(size, start, np.float32) for start in (np.nan, np.inf, -np.inf))
     for frame in frames:
         finite = np.isfinite(frame)
-        every = True if finite.all() else finite
-        np.minimum(low, frame, out=low, where=every)
-        np.maximum(high, frame, out=high, where=every)
+        np.minimum(low, frame, out=low, where=finite)
+        np.maximum(high, frame, out=high, where=finite)
         value = np.where(np.isnan(value) & finite, frame, value)
-    same, never = low == high, np.isnan(value)
+    same = low == high
     certain = seen > 1 and float(same.mean()) < _SAME
-    marks = never | _marks(value, same, low, dtype, certain=certain)
-    far = _far_ones(value, low, high, same & ~marks, certain=certain) | _bands(value, same)
-    masked = areas(marks) | (areas(far) & thick(far))
+    marks = np.isnan(value) | _marks(value, same, low, dtype, certain=certain)
+    still = same & ~marks
+    masked = areas(marks) | _far(value, low, high, still, certain=certain)
     if certain or seen == 1:
-        masked |= _silent(value, high, same & ~marks, seen)
+        masked |= _silent(value, high, still, seen)
+    level: float | Stack | None = None
+    if dtype.kind in "iu" and dtype.itemsize <= 2 and masked.any():
+        most = float(np.nanmax(value))
+        top = _unlike_gaps(masked & (value == most))
+        level, masked = most if top.any() else None, masked & ~top
     single = marks & ~masked
-    stuck = _lone(far & ~masked & ~single, value, high)
-    found = Flagged(masked, single, stuck, np.zeros(size, bool))
-    rest = ~(masked | single | stuck)
-    if masked.any() and dtype.kind in "iu" and dtype.itemsize <= 2:
-        most = np.nanmax(value)
-        blobs = _blobs(masked & (value == most))
-        if blobs.any():
-            return Flagged(masked, single, stuck, blobs, float(most))
-    level = _level(frames, rest, float(np.iinfo(dtype).max) if dtype.kind in "iu" else np.inf)
-    if level is not None:
-        found = Flagged(masked, single, stuck, found.saturated, level)
-        for run in runs:
-            if (now := found.saturated_in(run)) is not None:
-                found.saturated[now.any(axis=0)] = True
-        return found
+    rest = ~(masked | single)
+    if level is None:
+        largest = float(np.iinfo(dtype).max) if dtype.kind in "iu" else np.inf
+        level = _level(frames, rest, largest)
     flat = same & rest
-    if dtype.kind == "f" and seen >= _PLATEAU and 0 < flat.mean() < 0.5 and not same[rest].all():
-        flat = thick(flat & (value > np.median(high[rest & ~same])), 3)
-        if flat.any():
-            return Flagged(masked, single, stuck, flat, None, np.where(flat, value, np.nan))
+    if level is None and dtype.kind == "f" and seen >= _PLATEAU and 0 < flat.mean() < 0.5:
+        # After a gain correction: areas that are constant in time, and bright.
+        flat = thick(flat & (value > np.median(high[~same])), 3)
+        level = np.where(flat, value, np.float32(np.inf)) if flat.any() else None
+    found = Flagged(masked, single, np.zeros(size, bool), level)
+    for run in runs if level is not None else ():
+        found.saturated[found.saturated_in(run).any(axis=0)] = True
     return found
 
 
@@ -229,104 +215,72 @@ def _marks(value: Stack, same: Mask, low: Stack, dtype: np.dtype[Any], *, certai
     return marks
 
 
-def _far_ones(value: Stack, low: Stack, high: Stack, same: Mask, *, certain: bool) -> Mask:
-    """Find what has one value in all frames, far outside of the rest.
+def _of_one_value(value: Stack, still: Mask, side: int) -> Mask:
+    """Return the pixels of (H, W) in squares that have one value, in all frames."""
+    most, least = (one(value, side) for one in (ndimage.maximum_filter, ndimage.minimum_filter))
+    full = ndimage.minimum_filter(still, side) & (most == least)
+    return np.asarray(ndimage.maximum_filter(full, side, origin=side % 2 - 1))
+
+
+def _far(value: Stack, low: Stack, high: Stack, still: Mask, *, certain: bool) -> Mask:
+    """Find areas with a value, the same in all frames, far outside of what the others range over.
 
     Where it is not ``certain`` that this is no chance, as in one frame, only areas of one value.
     """
-    flags, others = np.zeros_like(same), np.isfinite(low) & (same | (low != high))
-    for sign, bottom, top in ((1, low, high), (-1, -high, -low)):
-        for _ in range(_FLAGS):
-            left = same & ~flags
-            if not left.any():
-                break
-            most = (sign * value[left]).max()
-            one = left & (sign * value == most)
-            if not certain:
-                one = areas(one)
-            rest = others & ~flags & ~one
-            if not one.any() or not _far(float(most), bottom[rest], top[rest]):
-                break
-            flags |= one
-    return flags
-
-
-def _far(value: float, low: Stack, high: Stack) -> bool:
-    if not low.size:
-        return False
-    every = max(1, low.size // _MANY)
-    bottom = float(np.quantile(low[::every], _RANGE[0]))
-    top = float(np.quantile(high[::every], _RANGE[1]))
+    alike = still if certain else _of_one_value(value, still, 2)
+    rest = np.isfinite(low) & ~alike
+    if not rest.any():
+        return rest
+    every = max(1, np.count_nonzero(rest) // _MANY)
+    bottom, top = (
+        float(np.quantile(part[rest][::every], share))
+        for part, share in zip((low, high), _RANGE, strict=True)
+    )
     if bottom == top:  # hardly an electron anywhere
-        bottom, top = float(low.min()), float(high.max())
-    return bool(value - top > _FAR * (top - bottom) > 0)
+        bottom, top = float(low[rest].min()), float(high[rest].max())
+    reach = _FAR * (top - bottom) if top > bottom else np.inf
+    far = alike & ((value > top + reach) | (value < bottom - reach))
+    return areas(far) & thick(far)
 
 
-def _bands(value: Stack, same: Mask) -> Mask:
-    """Find rows and columns of one value between those that count: gaps between modules."""
-    found = np.zeros_like(same)
-    for values, still, into in ((value, same, found), (value.T, same.T, found.T)):
-        full = still.all(axis=1) & (values == values[:, :1]).all(axis=1)
-        for (rows,) in ndimage.find_objects(ndimage.label(full)[0]):
-            if rows.stop - rows.start < _BAND or rows.start == 0 or rows.stop == len(full):
-                continue
-            beside = [rows.start - 1, rows.stop]
-            alike = still[beside] & (values[beside] == values[rows.start, 0])
-            into[rows] = alike.mean(axis=1).max() < 0.5
-    return found
-
-
-def _silent(value: Stack, high: Stack, same: Mask, seen: int) -> Mask:
-    """Find areas of one value amid pixels that count: beam stops and modules that are off.
+def _silent(value: Stack, high: Stack, still: Mask, seen: int) -> Mask:
+    """Find areas of one value amid pixels that count: beam stops, modules that are off and gaps.
 
     Of one frame only those at its lowest value.
     """
-    narrow, side = _SILENT[0], _SILENT[seen < _PLATEAU]
-    still = same & (value == np.nanmin(value)) if seen == 1 else same
-    cores = ndimage.binary_opening(still, np.ones((narrow, narrow)))
-    labels, _ = ndimage.label(thick(cores, side), _TOUCHING)
-    found = np.zeros_like(same)
+    side = _SILENT[seen < _PLATEAU]
+    if seen == 1:
+        still = still & (value == np.nanmin(value))
+    cores = _of_one_value(value, still, _SILENT[0])
+    labels, _ = ndimage.label(cores, _TOUCHING)
+    large = np.bincount(labels[thick(cores, side)], minlength=labels.max() + 1)
+    found = np.zeros_like(still)
     for number, box in enumerate(ndimage.find_objects(labels), 1):
+        across = any(one.stop - one.start == n for one, n in zip(box, still.shape, strict=True))
+        if not (large[number] or across):
+            continue
         part = tuple(slice(max(0, one.start - 4), one.stop + 4) for one in box)
         core, values = labels[part] == number, value[part]
         # Where an area ends by chance, as in the dark, its value is frequent a little farther on.
         near, far = widened(core, 2), widened(core, 4)
         around, level = far & ~near & np.isfinite(values), np.median(values[core])
         one = near & still[part] & (values == level)
-        if one.sum() > _VACUUM * same.size or (values[core] == level).mean() < _SAME:
+        if one.sum() > _VACUUM * still.size or (values[core] == level).mean() < _SAME:
             continue
         if around.any() and np.median(high[part][around]) > level:
             found[part] |= one & ((values[around] == level).mean() < _DIM)
     return found
 
 
-def widened(mask: Mask, pixels: int) -> Mask:
-    """Return (H, W) with so many pixels more on all sides."""
-    return np.asarray(ndimage.binary_dilation(mask, np.ones((3, 3)), iterations=pixels))
-
-
-def _lone(mask: Mask, value: Stack, high: Stack) -> Mask:
-    """Return the single pixels of (H, W) that have no rim, as a small bright spot has."""
+def _unlike_gaps(mask: Mask) -> Mask:
+    """Return the areas of (H, W) that are no rectangle, nor go from edge to edge."""
     labels, count = ndimage.label(mask, _TOUCHING)
-    if not count:
-        return mask
-    numbers = np.arange(1, count + 1)
-    ring = np.where(mask, 0, ndimage.grey_dilation(labels, (3, 3)))
-    base = float(np.median(high[np.isfinite(high)]))
-    rims = np.abs(ndimage.median(high, ring, numbers) - base)
-    lone = rims <= _RIM * np.abs(ndimage.maximum(value, labels, numbers) - base)
-    return np.asarray(np.append(False, lone)[labels])
-
-
-def _blobs(mask: Mask) -> Mask:
-    """Return the areas of (H, W) without the shape of a gap: a rectangle, or from edge to edge."""
-    labels, count = ndimage.label(mask, _TOUCHING)
-    blob = np.zeros(count + 1, bool)
+    found = np.zeros(count + 1, bool)
     for number, box in enumerate(ndimage.find_objects(labels), 1):
         inside = labels[box] == number
         across = any(length == full for length, full in zip(inside.shape, mask.shape, strict=True))
-        blob[number] = not across and float(inside.mean()) < 0.95
-    return np.asarray(blob[labels])
+        found[number] = not across and float(inside.mean()) < 0.95
+    return np.asarray(found[labels])
 
 
 def _level(frames: Sequence[Stack], rest: Mask, top: float) -> float | None:
@@ -357,9 +311,7 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     size, number = runs[0].shape[1:], sum(len(run) for run in runs)
     if min(size) < 3:
         return np.zeros(size, bool)
-    total = np.zeros(size)
-    for run in runs:
-        total += run.sum(axis=0, dtype=np.float64)
+    total = sum(run.sum(axis=0, dtype=np.float64) for run in runs)
     electrons = ((total - offset * number) / gain).astype(np.float32)
     electrons /= np.float32(_excess(electrons))
     if number < _FEW:
@@ -370,6 +322,25 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
         mask = _steady(runs, mask, gain, offset)
     mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
+
+
+def _suspects(electrons: Stack) -> Mask:
+    """Find pixels above, or below, five of their eight neighbours by more than the noise.
+
+    Five, since a pixel of a dead square of four has three neighbours that are dead as well.
+    """
+    wide = np.pad(electrons, 1, mode="reflect")
+    over, under = wide + _noise(wide), wide - _noise(wide)
+    above, below = np.zeros((2, *electrons.shape), np.uint8)
+    for y, x in np.argwhere(_AROUND):
+        near = np.s_[y : y + electrons.shape[0], x : x + electrons.shape[1]]
+        above += electrons > over[near]
+        below += electrons < under[near]
+    return np.asarray(np.maximum(above, below) >= 5)
+
+
+def _noise(electrons: Stack) -> Stack:
+    return np.asarray(_SIGMAS * np.sqrt(np.maximum(electrons, 0)) + _ELECTRONS)
 
 
 def _excess(electrons: Stack) -> float:
@@ -386,24 +357,6 @@ def _excess(electrons: Stack) -> float:
     return max(1.0, deviation * deviation / level) if level >= 1 else 1.0
 
 
-def _suspects(electrons: Stack) -> Mask:
-    """Find pixels above, or below, five of their eight neighbours by more than the noise.
-
-    Five, since a pixel of a dead square of four has three neighbours that are dead as well.
-    """
-    height, width = electrons.shape
-    wide = np.pad(electrons, 1, mode="reflect")
-    noise = _SIGMAS * np.sqrt(np.maximum(wide, 0)) + _ELECTRONS
-    over, under = wide + noise, wide - noise
-    above, below = np.zeros((2, height, width), np.uint8)
-    for y in range(3):
-        for x in range(3):
-            near = np.s_[y : y + height, x : x + width]
-            above += electrons > over[near]
-            below += electrons < under[near]
-    return np.asarray(np.maximum(above, below) >= 5)
-
-
 def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
     """Compare suspects with the 24 pixels around them.
 
@@ -414,22 +367,19 @@ def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
     # At the frame's edge the window moves inwards: mirrored neighbours would be too alike.
     more = [(0, max(0, 5 - length)) for length in electrons.shape]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(electrons, more, "edge"), (5, 5))
-    values, at = electrons[suspects], np.nonzero(suspects)
     corners = [
-        np.clip(one - 2, 0, count - 1) for one, count in zip(at, windows.shape[:2], strict=True)
+        np.clip(at - 2, 0, count - 1)
+        for at, count in zip(np.nonzero(suspects), windows.shape[:2], strict=True)
     ]
-    around = windows[tuple(corners)]
-    ring = np.pad(np.zeros((1, 1), bool), 1, constant_values=True)
-    inner = np.pad(ring, 1)
-    rim = np.median(around[:, inner], axis=1)
+    values, around = electrons[suspects], windows[tuple(corners)]
+    rim = np.median(around[:, np.pad(_AROUND, 1)], axis=1)
     beyond = np.median(around[:, ~np.pad(np.ones((3, 3), bool), 1)], axis=1)
     spot = rim - beyond > np.maximum(_RIM * (values - beyond), 2 * np.sqrt(beyond.clip(0)) + 3)
     around = np.sort(around.reshape(-1, 25).T, axis=0)
-    mask = np.zeros_like(suspects)
     # No image is dark in one pixel and bright in all but four of those around it.
     least = around[4]
-    noise = _SIGMAS * np.sqrt(np.maximum(least, 0)) + _ELECTRONS
-    dead = (values < _DEAD * least) & (least - values > noise)
+    dead = (values < _DEAD * least) & (least - values > _noise(least))
+    mask = np.zeros_like(suspects)
     mask[suspects] = dead | (_stands_out(values, around, (6, 18)) & ~spot)
     return mask
 
@@ -468,5 +418,4 @@ def _stands_out(values: Stack, around: Stack, half: tuple[int, int]) -> Mask:
     middle = (around[(len(around) - 1) // 2] + around[len(around) // 2]) / 2
     spread = around[half[1]] - around[half[0]]
     distance = np.abs(values - middle)
-    noise = _SIGMAS * np.sqrt(np.maximum(middle, 0)) + _ELECTRONS
-    return np.asarray((distance > noise) & (distance > _SPREADS * spread))
+    return np.asarray((distance > _noise(middle)) & (distance > _SPREADS * spread))

@@ -280,12 +280,12 @@ class Denoiser:
             made = dask_arrays.denoised(self, stack, recipe, with_sigma=with_sigma, batch=batch)
         else:
             made, part = self.block(stack, recipe, with_sigma=with_sigma, batch=batch)
-            kept = 0 if part.kept is None else int(part.kept.sum())
-            if recipe.faulty.any() or kept or part.filled:
+            stay = 0 if part.preserved is None else int(part.preserved.sum())
+            if recipe.faulty.any() or stay or part.filled:
                 _log.warning(
                     "warning: %d bad pixels of every frame and %d of single frames are filled in; "
                     "%d pixels in gaps, saturated areas or empty frames keep their value",
-                    recipe.faulty.sum(), part.filled, kept,
+                    recipe.faulty.sum(), part.filled, stay,
                 )  # fmt: skip
         errors = None if made.sigma is None else made.sigma.reshape(array.shape)
         return Answer(made.frames.reshape(array.shape), made.shifts, errors)

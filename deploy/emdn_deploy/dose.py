@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.noise_level import NoiseLevel, Sample, trimmed_mean
+from emdn_deploy.noise_level import NoiseLevel, trimmed_mean
 from emdn_models.errors import EmdnError
 
 # Estimated gains this close to 1 are counts, when the data are whole numbers; gains this close
@@ -29,7 +29,7 @@ _ROUNDING = 1e-7
 _MOST_ELECTRONS = 2.0**28
 _EXPONENT = 20  # a gain of so many powers of two from 1 is in another unit
 NO_NOISE = "no noise found: a constant or synthetic stack, whose frames are left as they are"
-_UNEVEN = 1.1  # how much more than white noise differences must hold that show motion
+_MOVED = 1.1  # times a frame's noise, from which on differences of frames that move hold more
 
 
 @dataclass(frozen=True)
@@ -91,21 +91,12 @@ class Intensity:
 
 
 def estimate(
-    sample: Sample,
-    gain: float | None = None,
-    offset: float | None = None,
-    bad: NDArray[np.bool_] | None = None,
+    level: NoiseLevel, gain: float | None = None, offset: float | None = None
 ) -> Intensity:
-    """Find the scale of a stack from a sample, of which pixels that are ``bad``, (H, W), are none.
+    """Turn the noise of a stack into its scale; gain and offset are estimated where they are None.
 
-    EmdnError if a pixel is not finite, ``gain`` is not positive, or ``offset`` is not below the
-    mean; either is estimated where it is None.
+    EmdnError if ``gain`` is not positive, or ``offset`` is not below the mean.
     """
-    return of_noise(NoiseLevel(sample, bad), gain, offset)
-
-
-def of_noise(level: NoiseLevel, gain: float | None, offset: float | None) -> Intensity:
-    """Turn a noise level into the scale; see `estimate`."""
     if gain is not None and not (np.isfinite(gain) and gain > 0):
         raise EmdnError(f"gain is {gain}, expected units per electron, more than 0")
     mean, found = level.level, noise(level)
@@ -114,9 +105,12 @@ def of_noise(level: NoiseLevel, gain: float | None, offset: float | None) -> Int
         unit = gain or abs(mean) or 1.0
         return Intensity(1.0, unit, mean - unit, 0.0, NO_NOISE)
     if offset is None:
-        offset, note = _offset(level, sigma)
+        offset, note = _offset(level, found)
     elif offset >= mean:
-        raise EmdnError(f"offset {offset:g} is not below the mean of the frames, {mean:g}")
+        raise EmdnError(
+            f"offset {offset:g} is not below the mean of the frames, {mean:g}; "
+            "give the intensity of a pixel without electrons"
+        )
     else:
         note = "offset given"
     if gain is not None:
@@ -137,11 +131,18 @@ def of_noise(level: NoiseLevel, gain: float | None, offset: float | None) -> Int
 
 
 class Noise(NamedTuple):
-    """A pixel's variance at the mean, what it is from, and the low frequencies' power over it."""
+    """A pixel's noise at the mean.
+
+    ``variance``, and the ``method`` that it is from; ``spread``: the power at low frequencies over
+    it. ``blocks``: (B,) variances for those of `noise_level.Blocks`, empty where none are known;
+    ``filtered``: whether they were high-passed, which leaves a little of the motion.
+    """
 
     variance: float
     method: str
     spread: float = 1.0
+    blocks: NDArray[np.float64] = np.zeros(0)
+    filtered: bool = False
 
 
 def noise(level: NoiseLevel) -> Noise:
@@ -153,65 +154,48 @@ def noise(level: NoiseLevel) -> Noise:
     smooth structure does not reach, or the power where no image is. Where both is so,
     a single frame's spectrum has to do.
     """
-    if not level.temporal.size:
-        shared = "" if level.spread == 1 else ", its large scales (the noise is correlated)"
-        return Noise(level.single, "the spectrum of the frame" + shared, level.spread)
-    still = Noise(trimmed_mean(level.temporal), "differences of neighbouring frames")
-    if not level.uneven:
-        return still
-    moving, whiteness = level.moves or not level.lagged.size, level.whiteness
-    if whiteness is None:  # too small for a spectrum: only slow motion can be told
-        high = min(trimmed_mean(level.temporal_high), level.single)
-        if moving and still.variance > _UNEVEN * high:
-            return Noise(high, f"high-passed {still.method} (the frames move)")
-        return still
-    if not whiteness.correlated:
-        white = level.white_variance(whiteness.share)
-        return Noise(white, f"the white part of {still.method} (the frames move or flicker)")
-    if (moving and still.variance > _UNEVEN * level.single) or level.beyond_frames:
+    blocks, white = level.blocks, level.whiteness if level.uneven else None
+    if not blocks.temporal.size:
+        variance, spread = level.single
+        shared = "" if spread == 1 else ", its large scales (the noise is correlated)"
+        return Noise(variance, "the spectrum of the frame" + shared, spread)
+    variance, method = trimmed_mean(blocks.temporal), "differences of neighbouring frames"
+    if not white:
+        return Noise(variance, method, blocks=blocks.temporal)
+    if not white.correlated:
+        values = blocks.high * (level.white_variance / trimmed_mean(blocks.high))
+        method = f"the white part of {method} (the frames move or flicker)"
+        return Noise(level.white_variance, method, blocks=values, filtered=True)
+    single, spread = level.single
+    if variance > (_MOVED if level.moves or not blocks.lagged.size else 2) * single > 0:
         method = "the spectrum of the frame (the noise is correlated, frames differ by more)"
-        return Noise(level.single, method, level.spread)
-    method = f"{still.method}, their large scales (the noise is correlated)"
-    return Noise(still.variance, method, whiteness.spread)
+        return Noise(single, method, spread)
+    method = f"{method}, their large scales (the noise is correlated)"
+    return Noise(variance, method, white.spread, np.zeros(0) if level.moves else blocks.temporal)
 
 
-def _offset(level: NoiseLevel, sigma: float) -> tuple[float, str]:
-    """Choose the reading without electrons: zero unless the data say otherwise."""
-    fitted = _fit_offset(level)
-    if fitted is not None and fitted < level.level:
-        return fitted, "offset from the variance-mean relation"
+def _offset(level: NoiseLevel, found: Noise) -> tuple[float, str]:
+    """Choose the reading without electrons: zero unless the data say otherwise.
+
+    That is, unless variance = gain * (mean - offset) over the blocks says so, which it cannot
+    where the frames are too even or too few.
+    """
+    relation = relate(level.blocks.mean, found.blocks)
+    least = max(5 * relation.constant_error, 1e-3 * found.variance) if relation else 0.0
+    if relation and abs(relation.constant) >= least:
+        fitted = -relation.constant / relation.slope
+        # Moving structure and saturation bend the relation; electrons are not negative. What the
+        # filter leaves of the motion adds to the constant.
+        if fitted < min(level.low, level.level) and not (found.filtered and fitted < 0):
+            return fitted, "offset from the variance-mean relation"
+    sigma = float(np.sqrt(found.variance))
     if level.level > 0 and level.low > -0.5 * sigma:
         return 0.0, "offset taken as 0"
     # Below zero there are no electrons: the darkest pixels stand for none.
     return min(level.low, level.level - sigma), "offset taken from the darkest pixels"
 
 
-def _fit_offset(level: NoiseLevel) -> float | None:
-    """Fit variance = gain * (mean - offset) over the blocks of a stack.
-
-    None where the frames are too even or too few to tell the offset from 0, or
-    where motion adds to their differences and no spectrum shows what is white in them.
-    """
-    whiteness = level.whiteness if level.uneven else None
-    moving = level.uneven and not (whiteness and whiteness.correlated)
-    if moving and whiteness:
-        values = level.temporal_high / trimmed_mean(level.temporal_high)
-        relation = relate(level.mean, values * level.white_variance(whiteness.share))
-    else:
-        relation = None if moving or level.moves else relate(level.mean, level.temporal)
-    if relation is None or not relation.steep:
-        return None
-    if abs(relation.constant) < 5 * relation.constant_error:
-        return None
-    offset = -relation.constant / relation.slope
-    if moving and offset < 0:  # what the filter leaves of the motion adds to the constant
-        return None
-    # Moving structure and saturation bend the relation; electrons are not negative.
-    return offset if offset < level.low else None
-
-
-@dataclass(frozen=True)
-class Relation:
+class Relation(NamedTuple):
     """The line variance = slope * mean + constant over blocks, with errors and their covariance."""
 
     slope: float
@@ -220,25 +204,19 @@ class Relation:
     constant_error: float
     mixed: float
 
-    @property
-    def steep(self) -> bool:
-        """Whether the slope is known at all."""
-        return self.slope >= 10 * self.slope_error
-
 
 def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relation | None:
-    """Fit the line through 12 bins of blocks (B,); None for too few blocks."""
+    """Fit the line through 12 bins of blocks (B,); None for few blocks or an unknown slope."""
     if variances.size < 256:
         return None
     edges = np.quantile(means, np.linspace(0, 1, 13))
     which = np.clip(np.searchsorted(edges, means, side="right") - 1, 0, 11)
-    bins = [variances[which == one] for one in range(12)]
-    centres = np.array([means[which == one].mean() for one in range(12) if bins[one].size])
-    kept = [values for values in bins if values.size]
-    if len(kept) < 6 or min(values.size for values in kept) < 8:
+    bins = [which == one for one in np.unique(which)]
+    if len(bins) < 6 or min(map(np.count_nonzero, bins)) < 8:
         return None
-    levels = np.array([trimmed_mean(values) for values in kept])
-    errors = np.array([values.std(ddof=1) / np.sqrt(values.size) for values in kept])
+    centres = np.array([means[one].mean() for one in bins])
+    levels = np.array([trimmed_mean(variances[one]) for one in bins])
+    errors = np.array([variances[one].std(ddof=1) / np.sqrt(one.sum()) for one in bins])
     if not (errors > 0).all():
         return None
     # In units near 1, and exactly so: of others the fit would take one column for rounding.
@@ -254,4 +232,6 @@ def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relati
     covariance *= max(1.0, chi) * np.outer(units, units)
     slope_error, constant_error = np.sqrt(np.diag(covariance)).tolist()
     slope, constant = (np.array([slope, constant]) * units).tolist()
+    if slope < 10 * slope_error:
+        return None
     return Relation(slope, slope_error, constant, constant_error, float(covariance[0, 1]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.files import renamed
-from emdn_models.metrics import dose_gain, mean_ratio, psnr, ssim
+from emdn_models.metrics import dose_gain, gain_db, mean_ratio, psnr, ssim
 
 _SHOWN = 20  # rows that are printed
 # Smaller is worse for all but the ratio, of which the one farthest from 1 is.
@@ -23,22 +23,15 @@ _LEAST = ("psnr_db", "ssim", "noisy_psnr_db", "noisy_ssim", "gain_db", "dose_gai
 class Evaluation:
     """Denoised frames against the truth.
 
-    Attributes
-    ----------
-    table
-        One row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim``, ``mean_ratio``
-        and, where noisy frames were given, ``noisy_psnr_db``, ``noisy_ssim``, ``gain_db``,
-        ``dose_gain``.
-    summary
-        ``quantity``, ``mean``, ``spread`` (standard deviation over frames), ``worst`` and the
-        ``frame`` that is worst.
-    range_from
-        Where the data range comes from, in words.
+    ``table`` has one row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim``, ``mean_ratio``
+    and, where noisy frames were given, ``noisy_psnr_db``, ``noisy_ssim``, ``gain_db``,
+    ``dose_gain``. ``summary`` has ``quantity``, ``mean``, ``spread`` (standard deviation over
+    frames), ``worst`` and the ``frame`` that is worst.
     """
 
     table: pl.DataFrame
     summary: pl.DataFrame
-    range_from: str
+    range_from: str  # where the data range comes from, in words
 
 
 def evaluate(
@@ -106,25 +99,22 @@ def _row(
             f"{clean.path}: found frame {at} constant, expected structure; state a data range "
             "with --range"
         )
-    row: dict[str, float] = {"frame": number, "data_range": peak}
-    row["psnr_db"] = float(psnr(frame, truth, peak))
-    row["ssim"] = _similarity(frame, truth, peak)
+    row = {"frame": number, "data_range": peak, **_likeness(frame, truth, peak)}
     row["mean_ratio"] = float(mean_ratio(frame, truth))
     if before is not None:
         raw = _finite(before, number)
-        gain = float(dose_gain(raw, frame, truth))
-        row |= {
-            "noisy_psnr_db": float(psnr(raw, truth, peak)),
-            "noisy_ssim": _similarity(raw, truth, peak),
-            "gain_db": 10 * float(np.log10(gain)) if gain > 0 else float("-inf"),
-            "dose_gain": gain,
-        }
+        row |= {f"noisy_{name}": one for name, one in _likeness(raw, truth, peak).items()}
+        row["gain_db"] = float(gain_db(raw, frame, truth))
+        row["dose_gain"] = float(dose_gain(raw, frame, truth))
     return row
 
 
-def _similarity(frame: NDArray[np.float32], truth: NDArray[np.float32], peak: float) -> float:
+def _likeness(
+    frame: NDArray[np.float32], truth: NDArray[np.float32], peak: float
+) -> dict[str, float]:
     # The window of SSIM is 11 pixels wide.
-    return float(ssim(frame, truth, peak)) if min(frame.shape) >= 11 else float("nan")
+    similar = float(ssim(frame, truth, peak)) if min(frame.shape) >= 11 else float("nan")
+    return {"psnr_db": float(psnr(frame, truth, peak)), "ssim": similar}
 
 
 def _finite(frames: Frames, number: int) -> NDArray[np.float32]:
@@ -139,9 +129,7 @@ def _finite(frames: Frames, number: int) -> NDArray[np.float32]:
 
 def _summary(table: pl.DataFrame) -> pl.DataFrame:
     rows = []
-    for name in (*_LEAST, "mean_ratio"):
-        if name not in table.columns:
-            continue
+    for name in (one for one in (*_LEAST, "mean_ratio") if one in table.columns):
         values = table[name].to_numpy()
         badness = -values if name in _LEAST else np.abs(values - 1)
         if np.isnan(values).all():
@@ -150,16 +138,10 @@ def _summary(table: pl.DataFrame) -> pl.DataFrame:
         with np.errstate(invalid="ignore"):  # equal frames have an infinite PSNR
             spread = float(values.std(ddof=1)) if len(values) > 1 else None
         rows.append(
-            {
-                "quantity": name, "mean": float(values.mean()), "spread": spread,
-                "worst": float(values[at]), "frame": int(table["frame"][at]),
-            }
-        )  # fmt: skip
-    schema = {
-        "quantity": pl.String, "mean": pl.Float64, "spread": pl.Float64, "worst": pl.Float64,
-        "frame": pl.Int64,
-    }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema)
+            (name, float(values.mean()), spread, float(values[at]), int(table["frame"][at]))
+        )
+    schema = {"quantity": pl.String, "mean": pl.Float64, "spread": pl.Float64, "worst": pl.Float64}
+    return pl.DataFrame(rows, {**schema, "frame": pl.Int64}, orient="row")
 
 
 def lines(result: Evaluation) -> list[str]:

@@ -37,17 +37,17 @@ class Part:
     ----------
     frames
         (k, H, W), finite, corrected.
-    kept
-        (k, H, W), the pixels that keep their value: gaps, saturated areas, frames without any
+    preserved
+        (k, H, W), the pixels whose value stays: gaps, saturated areas, frames without any
         value. None where there are none.
     values
-        Their values, in the order of ``kept``.
+        (k, H, W), where these pixels have it.
     saturated, filled
         How many pixels are saturated, and how many were filled in in these frames only.
     """
 
     frames: Stack
-    kept: Mask | None = None
+    preserved: Mask | None = None
     values: Stack | None = None
     saturated: int = 0
     filled: int = 0
@@ -56,46 +56,43 @@ class Part:
     def empty(self) -> NDArray[np.bool_]:
         """Return (k,), which frames have no value at all."""
         none = np.zeros(len(self.frames), bool)
-        return none if self.kept is None else np.asarray(self.kept.all(axis=(1, 2)))
+        return none if self.preserved is None else np.asarray(self.preserved.all(axis=(1, 2)))
 
     def judged(self, bad: Mask) -> NDArray[np.bool_]:
-        """Return (k,), which frames keep hardly more than what is ``bad`` (H, W) in all."""
-        if self.kept is None:
+        """Return (k,), in which frames hardly more is preserved than what is ``bad`` in all."""
+        if self.preserved is None:
             return np.ones(len(self.frames), bool)
-        return np.asarray((self.kept & ~bad).mean(axis=(1, 2)) < 1 - _COMPLETE)
+        return np.asarray((self.preserved & ~bad).mean(axis=(1, 2)) < 1 - _COMPLETE)
 
     def finish(self, made: Answer, *, whole: bool = False) -> Answer:
-        """Put the kept values into what a network has made of ``frames``, in place.
+        """Put the preserved values into what a network has made of ``frames``, in place.
 
         The other pixels of a frame keep their mean. Where the output holds ``whole`` numbers, and
         so no NaN, what was filled in stays there, and frames without any value become 0.
         """
-        if self.kept is None or self.values is None:
+        if self.preserved is None or self.values is None:
             return made
-        values = np.zeros(self.frames.shape, np.float32)
-        values[self.kept] = self.values
-        for index, (kept, empty) in enumerate(zip(self.kept, self.empty, strict=True)):
+        for index, (mask, values) in enumerate(zip(self.preserved, self.values, strict=True)):
             frame = made.frames[index]
-            if not kept.any():
-                continue  # as in a block of which no frame keeps a value
-            if empty:
+            if not mask.any():
+                continue  # as in a block of which no frame preserves a value
+            if mask.all():
                 made.shifts[index], frame[:] = 0.0, 0.0
             else:
-                mean = self.frames[index].mean(where=~kept, dtype=np.float64)
-                shift = mean - frame.mean(where=~kept, dtype=np.float64)
+                mean = self.frames[index].mean(where=~mask, dtype=np.float64)
+                shift = mean - frame.mean(where=~mask, dtype=np.float64)
                 made.shifts[index] += shift
                 frame += np.float32(shift)
-            put = kept & np.isfinite(values[index]) if whole else kept
-            frame[put] = values[index][put]
+            np.copyto(frame, values, where=mask & np.isfinite(values) if whole else mask)
         if made.sigma is not None:
-            made.sigma[self.kept] = np.nan
+            made.sigma[self.preserved] = np.nan
         return made
 
     def counted(self) -> Stack:
-        """Return the frames with NaN for what no sum is to count: the kept pixels."""
-        if self.kept is None:
+        """Return the frames with NaN for what no sum is to count: the preserved pixels."""
+        if self.preserved is None:
             return self.frames
-        return np.where(self.kept, np.float32(np.nan), self.frames)
+        return np.where(self.preserved, np.float32(np.nan), self.frames)
 
 
 @dataclass(frozen=True)
@@ -109,19 +106,21 @@ class Recipe:
     faulty
         (H, W), the pixels that are filled in from their neighbours.
     flags
-        Gaps and saturated areas, which keep their value.
+        Gaps and saturated areas, whose value is preserved.
     bad
         (H, W), all of these, and the rims of areas: the pixels that tell nothing of the noise.
     fill
         Fills in what is faulty, and what the network is not to see.
+    scale
+        Gain, offset and electrons of a pixel.
     blank
         Whether frames of one value are no chance, and pass as they are.
     notes
         What the frames show that denoising does not mend, for people.
     """
 
-    dark: NDArray[np.float32] | None
-    gain_map: NDArray[np.float32] | None
+    dark: Stack | None
+    gain_map: Stack | None
     faulty: Mask
     flags: Flagged
     bad: Mask
@@ -133,26 +132,21 @@ class Recipe:
     def apply(self, block: Stack) -> Part:
         """Correct frames (k, H, W), as the file holds them, in place and make them finite."""
         static = self.flags.masked | self.faulty
-        lost = ~np.isfinite(block) & ~static
-        saturated = self.flags.saturated_in(block)
+        lost, saturated = ~np.isfinite(block) & ~static, self.flags.saturated_in(block)
         blank = _constant(block, ~static) & self.blank
-        if saturated is None and not (lost.any() or self.flags.masked.any() or blank.any()):
-            self._reference(block)
-            self.fill.apply(block)
-            return Part(block)
-        if saturated is None:
-            saturated = np.zeros(block.shape, bool)
-        # Areas are kept, and hidden from the network; single pixels are filled in.
+        # Areas are preserved, and hidden from the network; single pixels are filled in.
         hidden = saturated.copy()
         for index in np.flatnonzero(lost.any(axis=(1, 2))):
             hidden[index] |= bad_pixels.areas(lost[index])
         hidden[(hidden | lost | static).all(axis=(1, 2)) | blank] = True
-        single, kept = lost & ~hidden, hidden | self.flags.masked
-        original = block.copy()
-        self._reference(block)
-        # A flag is no intensity, all else is corrected.
-        original[saturated] = block[saturated]
-        original[blank] = block[blank]
+        single, preserved = lost & ~hidden, hidden | self.flags.masked
+        values = block.copy() if preserved.any() else None
+        if self.dark is not None:
+            block -= self.dark
+        if self.gain_map is not None:
+            block *= self.gain_map
+        if values is not None:  # a flag is no intensity, all else is corrected
+            values[saturated], values[blank] = block[saturated], block[blank]
         self.fill.apply(block)
         for frame, away, gone in zip(block, hidden, single, strict=True):
             if away.all():
@@ -161,15 +155,8 @@ class Recipe:
                 bad_pixels.fill_nearest(frame, away, away | gone)
             if gone.any():
                 bad_pixels.plan(gone).apply(frame[None])
-        values = original[kept] if kept.any() else None
         counts = int(np.count_nonzero(saturated)), int(np.count_nonzero(single))
-        return Part(block, None if values is None else kept, values, *counts)
-
-    def _reference(self, block: Stack) -> None:
-        if self.dark is not None:
-            block -= self.dark
-        if self.gain_map is not None:
-            block *= self.gain_map
+        return Part(block, None if values is None else preserved, values, *counts)
 
 
 @dataclass(frozen=True)
@@ -180,7 +167,7 @@ class Prepared:
     recipe: Recipe
 
     def take(self, start: int, stop: int) -> Part:
-        """Return frames ``start`` to ``stop``, corrected, and what is to be kept of them."""
+        """Return frames ``start`` to ``stop``, corrected, and what is preserved of them."""
         return self.recipe.apply(self.frames.read(start, stop))
 
     def read(self, start: int, stop: int) -> Stack:
@@ -188,11 +175,12 @@ class Prepared:
         return self.take(start, stop).frames
 
     def shown(self, denoised: Read) -> Read:
-        """Return a reader of denoised frames that shows filled-in pixels where values were kept."""
+        """Return a reader of denoised frames that shows what was filled in where values stay."""
 
         def read(start: int, stop: int) -> Stack:
             part, after = self.take(start, stop), denoised(start, stop)
-            return after if part.kept is None else np.where(part.kept, part.frames, after)
+            shown = part.preserved
+            return after if shown is None else np.where(shown, part.frames, after)
 
         return read
 
@@ -208,7 +196,7 @@ class Prepared:
 
     @property
     def gap_pixels(self) -> int:
-        """Return how many pixels of every frame lie in gaps, or are flagged, and are kept."""
+        """Return how many pixels of every frame lie in gaps, or are flagged, and preserved."""
         return int(self.recipe.flags.gaps.sum())
 
 
@@ -238,12 +226,11 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
     if options.keep_bad_pixels:
         flags = replace(flags, masked=flags.masked | flags.single)
     else:
-        faulty |= flags.single | flags.stuck
+        faulty |= flags.single
 
-    def corrected(faulty: Mask) -> tuple[Recipe, Sample, NoiseLevel]:
+    def measured(faulty: Mask, ignored: Mask) -> tuple[Recipe, Sample, NoiseLevel]:
         hidden = flags.masked | flags.saturated
-        wide = bad_pixels.widened(hidden, _RIM) if hidden.any() else hidden
-        bad = faulty | flags.stuck | wide
+        bad = faulty | ignored | (bad_pixels.widened(hidden, _RIM) if hidden.any() else hidden)
         if bad.all():
             bad = faulty | flags.masked
         try:
@@ -256,13 +243,13 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
         scale, level = _measure(frames, sample, options, bad)
         return replace(recipe, scale=scale), sample, level
 
-    recipe, sample, level = corrected(faulty)
+    recipe, sample, level = measured(faulty, np.zeros(size, bool))
     if not recipe.scale.sigma:
         return recipe
-    if not options.keep_bad_pixels:
-        found = bad_pixels.outliers(sample.runs, recipe.scale.gain, recipe.scale.offset)
-        if (found & ~recipe.bad).any():
-            recipe, sample, level = corrected(faulty | (found & ~recipe.bad))
+    found = bad_pixels.outliers(sample.runs, recipe.scale.gain, recipe.scale.offset) & ~recipe.bad
+    if found.any():  # those that stay as they are tell nothing of the noise either
+        keep = options.keep_bad_pixels
+        recipe, sample, level = measured(faulty if keep else faulty | found, found)
     return replace(recipe, notes=_notes(recipe.scale, sample, level))
 
 
@@ -288,11 +275,9 @@ def _measure(
         # Electrons count down from white: a gain below 0.
         sample = Sample([float(white) - run for run in sample.runs], sample.count)
         offset = None if offset is None else float(white) - offset
+    level = NoiseLevel(sample, bad)
     try:
-        level = NoiseLevel(sample, bad)
-        scale = dose.of_noise(level, options.gain, offset)
-    except FormatError:
-        raise
+        scale = dose.estimate(level, options.gain, offset)
     except EmdnError as error:
         raise FormatError(f"{frames.path}: {error}") from error
     if white is not None:

@@ -1,17 +1,23 @@
 """How an output comes about: what is recorded in it, and what continues an interrupted run."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import tifffile
 
 from emdn_deploy import uncertainty
 from emdn_deploy.check.quick import QuickResult, spans
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.preprocess import Prepared
-from emdn_deploy.readers import Frames, open_frames
+from emdn_deploy.readers import Frames, is_hdf5, open_frames
+from emdn_deploy.readers.hdf5 import open_file as open_hdf5
 from emdn_deploy.writers import Provenance
+from emdn_deploy.writers.hdf5 import GROUP
 from emdn_models import __version__
 from emdn_models.errors import FormatError
 
@@ -147,3 +153,35 @@ def key_of(facts: Provenance, inputs: Stamps) -> Provenance:
     free = ("date", "threads", "batch")
     key = {name: value for name, value in facts.items() if name not in free}
     return {**key, "input_files": hashlib.sha256(repr(known).encode()).hexdigest()}
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """Return the record of `facts_of` that an output holds, empty where there is none."""
+    beside = path.with_name(path.name + ".json")
+    if path.is_file() and is_hdf5(path):
+        with open_hdf5(path) as file:
+            # A frame that was denoised twice has two records; the last is of these pixels.
+            groups = [name for name in file if name == GROUP or name.startswith(f"{GROUP}_")]
+            last = max(groups, key=lambda name: int(name[len(GROUP) + 1 :] or 1), default=None)
+            attributes = dict(file[last].attrs) if last else {}
+        return {
+            key: value.item() if hasattr(value, "item") else value
+            for key, value in attributes.items()
+        }
+    if path.suffix.lower() in (".tif", ".tiff"):
+        with tifffile.TiffFile(path) as tiff:
+            described = tiff.imagej_metadata or next(iter(tiff.shaped_metadata or ()), {})
+        text = str(described.get("Info", ""))
+    elif path.suffix.lower() == ".npy" and beside.is_file():
+        text = beside.read_text(encoding="utf-8")
+    elif (path / "zarr.json").is_file():
+        text = (path / "zarr.json").read_text(encoding="utf-8")
+    else:
+        return {}
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    for key in ("attributes", "emdn"):
+        facts = facts.get(key, facts) if isinstance(facts, dict) else facts
+    return facts if isinstance(facts, dict) and "model_sha256" in facts else {}

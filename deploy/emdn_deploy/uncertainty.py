@@ -16,9 +16,8 @@ weights of a model and stand in the ``index.json`` beside its file.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,36 +130,27 @@ def calibration_of(info: ModelInfo) -> Calibration | None:
     """
     beside = info.path.parent / "index.json"
     try:
-        indices = [json.loads(beside.read_text(encoding="utf-8"))] if beside.is_file() else []
-    except (RecursionError, ValueError):
-        indices = []  # somebody else's file, of no concern here
-    for index in (*indices, pretrained.index()):
-        entry = _entry(index, info)
-        if entry is not None:
+        own = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError):
+        own = None  # none, or somebody else's file
+    for index in (own, pretrained.index()):
+        try:
+            entry = index["models"][info.name]["sigma"]
+            same = entry["weights_sha256"] == info.text["weights_sha256"]
+        except (KeyError, TypeError):
+            continue
+        if same:
             try:
                 found = Calibration(info.name, float(entry["spread"]), float(entry["noise"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ModelError(
-                    f"{beside}: the calibration of {info.name} is damaged ({error!r}); "
-                    "repeat emdn-train calibrate"
-                ) from error
+            except (KeyError, TypeError, ValueError):
+                found = Calibration(info.name, np.nan, np.nan)
             if not min(found.spread, found.noise) >= 0:
                 raise ModelError(
-                    f"{beside}: the calibration of {info.name} has factors {found.spread:g} and "
-                    f"{found.noise:g}, expected 0 or more; repeat emdn-train calibrate"
+                    f"{beside}: the calibration of {info.name} is damaged: expected a spread and "
+                    f"a noise of 0 or more, found {entry}; repeat emdn-train calibrate"
                 )
             return found
     return None
-
-
-def _entry(index: Any, info: ModelInfo) -> Mapping[str, Any] | None:
-    """Return the calibration of these weights, None where the index has none."""
-    models = index.get("models") if isinstance(index, dict) else None
-    entry = models.get(info.name) if isinstance(models, dict) else None
-    sigma = entry.get("sigma") if isinstance(entry, dict) else None
-    if not isinstance(sigma, dict) or not info.text.get("weights_sha256"):
-        return None
-    return sigma if sigma.get("weights_sha256") == info.text["weights_sha256"] else None
 
 
 def _turn(frames: Stack, orientation: int) -> Stack:
@@ -180,18 +170,16 @@ def _turn_back(frames: Stack, orientation: int) -> Stack:
 
 def _smooth(frames: Stack) -> Stack:
     """Average (n, H, W) over squares of `WINDOW` pixels, at the edges over what there is."""
-    smoothed = np.empty_like(frames)
-    for frame, into in zip(frames, smoothed, strict=True):
-        into[...] = _running_mean(_running_mean(frame).T).T
-    return smoothed
+    return np.stack([_running_mean(_running_mean(frame).T).T for frame in frames], dtype=np.float32)
 
 
-def _running_mean(frame: NDArray[Any]) -> NDArray[np.float64]:
+def _running_mean(frame: NDArray[np.floating]) -> NDArray[np.float64]:
     """Average along the last axis over `WINDOW` pixels, fewer at both ends."""
-    length = frame.shape[-1]
-    sums = np.zeros((frame.shape[0], length + 1))
-    np.cumsum(frame, axis=-1, out=sums[:, 1:])
-    place = np.arange(length)
-    start, stop = np.maximum(place - WINDOW // 2, 0), np.minimum(place + WINDOW // 2 + 1, length)
+    sums = np.pad(np.cumsum(frame, axis=-1, dtype=np.float64), ((0, 0), (1, 0)))
+    place = np.arange(frame.shape[-1])
+    start, stop = (
+        np.maximum(place - WINDOW // 2, 0),
+        np.minimum(place + WINDOW // 2 + 1, place.size),
+    )
     averages: NDArray[np.float64] = np.maximum(sums[:, stop] - sums[:, start], 0) / (stop - start)
     return averages

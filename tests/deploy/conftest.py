@@ -221,3 +221,17 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], N
         monkeypatch.setattr(output.Output, "write", failing)
 
     return arm
+
+
+@pytest.fixture
+def interrupted(run, stop_at, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Denoise a file by two frames at a time until an error, after four, ends it."""
+
+    def denoise(source: Path, error: BaseException | None = None, **options: Any) -> None:
+        error = error or KeyboardInterrupt()
+        stop_at(4, error)
+        with pytest.raises(type(error)):
+            run(source, **{"batch": 2, **options})
+        monkeypatch.undo()
+
+    return denoise

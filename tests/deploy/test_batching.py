@@ -16,9 +16,9 @@ import pytest
 
 from emdn_deploy import Denoiser, batching, session
 from emdn_deploy.batching import Batching, blocks, ordered, stream
-from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import run
+from emdn_deploy.provenance import recorded
 from emdn_deploy.session import open_session
 from emdn_models.errors import DeviceError, DeviceMemoryError, ModelError
 
@@ -401,10 +401,10 @@ def test_a_run_records_that_memory_ran_out(
         return run(source, options).output
 
     whole = made("whole.h5")
-    assert "memory" not in record.of(whole)
+    assert "memory" not in recorded(whole)
     Cramped(monkeypatch, 64 * 64)
     parts = made("parts.h5")
-    assert record.of(parts)["memory"] == "ran out of memory: at most 4096 pixels a run"
+    assert recorded(parts)["memory"] == "ran out of memory: at most 4096 pixels a run"
     with h5py.File(whole) as one, h5py.File(parts) as other:
         np.testing.assert_array_equal(one["frames"][()], other["frames"][()])
 

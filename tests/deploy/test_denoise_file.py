@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from emdn_deploy import denoise_file
-from emdn_deploy.check.record import of as record_of
 from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.provenance import recorded
 from emdn_deploy.report import lines
 
 
@@ -106,9 +106,9 @@ def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
     assert report.net_ratio == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["npy", "tif", "hspy", "h5"])
+@pytest.mark.parametrize("kind", ["npy", "tif", "hspy", "h5", "zarr"])
 def test_the_record_is_found_again(box_model, tmp_path, kind):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(60.0, (2, 48, 48)))
     options = DenoiseOptions(model=str(box_model), device="cpu", to=kind, frames="0:2")
-    found = record_of(denoise_file.run(tmp_path / "a.npy", options).output)
+    found = recorded(denoise_file.run(tmp_path / "a.npy", options).output)
     assert (found["model"], found["input_frames"]) == ("box", "0:2")

@@ -1,6 +1,5 @@
 """Models that see several frames: each frame with its neighbours, however the work is cut."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,12 +83,6 @@ def test_an_empty_frame_stands_beside_none(movie_model: Path, stack: NDArray[np.
     good = np.arange(13) != 6
     filled = np.where(np.isnan(stack), 20, stack)
     np.testing.assert_allclose(made[good], expected(filled, good)[good], atol=0.03)
-
-
-def test_several_axes_are_refused(movie_model: Path, stack: NDArray[np.float32]) -> None:
-    with pytest.raises(FormatError, match="sees neighbours in time"):
-        Denoiser(movie_model).denoise(stack[:12].reshape(2, 6, 64, 72))
-    assert Denoiser(movie_model).denoise(stack[:, None]).shape == (13, 1, 64, 72)
 
 
 @pytest.mark.parametrize("frames", ["4", "0", "17", "x"])
@@ -212,28 +205,6 @@ def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_f
     assert facts["neighbours"] == report.neighbours
 
 
-def test_an_image_along_several_axes_is_no_movie(
-    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
-    path = saved(stack[:12].reshape(2, 6, 64, 72), tmp_path)
-    report = denoise_file.run(path, options(None))
-    assert (report.model, report.neighbours) == (
-        "unet", "each frame by itself (no movie: frames along 2 axes)"
-    )  # fmt: skip
-    with pytest.raises(FormatError, match="frames along 2 axes"):
-        denoise_file.run(path, options(movie_model))
-
-
-def test_a_model_that_sees_one_frame_is_as_before(box_model: Path, stack: Any) -> None:
-    model = Denoiser(box_model, threads=1)
-    assert model.session.info.frames == 1
-    np.testing.assert_array_equal(
-        model.answer(stack, SCALE, around=(2, 3)).frames, model.run(stack, SCALE)[2:10]
-    )
-    assert json.loads(model.session.info.text["quality"])
-
-
 @pytest.mark.parametrize("stopped", [False, True])
 def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
     movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, stopped: bool
@@ -267,10 +238,21 @@ def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
     np.testing.assert_allclose(np.array(made).reshape(13, 64, 72), expected, rtol=1e-6)
 
 
-def test_a_lone_frame_has_no_neighbours(
-    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path
+def test_what_is_no_movie_is_refused_or_denoised_frame_by_frame(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    with pytest.raises(FormatError, match="sees neighbours in time"):
-        Denoiser(movie_model).denoise(stack[0])
+    monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
+    several, model = stack[:12].reshape(2, 6, 64, 72), Denoiser(movie_model)
+    for frames in (several, stack[0]):
+        with pytest.raises(FormatError, match="sees neighbours in time"):
+            model.denoise(frames)
+    assert model.denoise(stack[:, None]).shape == (13, 1, 64, 72)
     with pytest.raises(FormatError, match="holds one frame"):
         denoise_file.run(saved(stack[:1], tmp_path), options(movie_model))
+    path = saved(several, tmp_path)
+    report = denoise_file.run(path, options(None))
+    assert (report.model, report.neighbours) == (
+        "unet", "each frame by itself (no movie: frames along 2 axes)"
+    )  # fmt: skip
+    with pytest.raises(FormatError, match="frames along 2 axes"):
+        denoise_file.run(path, options(movie_model))

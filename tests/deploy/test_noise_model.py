@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import dose
-from emdn_deploy.noise_level import Sample
+from emdn_deploy.noise_level import NoiseLevel, Sample
 from emdn_models.errors import EmdnError
 
 # The stacks on which thresholds and power were measured.
@@ -21,8 +21,6 @@ CLEAR = {
     "trail, share left in the next of a row": 0.2,
     "rows flicker, of mean": 0.15,
     "columns flicker, of mean": 0.15,
-    "columns fixed, of mean": 0.1,
-    "wave, amplitude of mean": 0.1,
 }
 
 
@@ -54,15 +52,6 @@ def test_white_counts_have_no_fault(dose: float, count: int, drift: float) -> No
         assert found.findings == ()
 
 
-def test_vibration_and_blinking_do_not_reach_the_gain() -> None:
-    """Neighbours differ as much as frames two apart: lags alone do not show this motion."""
-    rng = np.random.default_rng(3)
-    shaken = rng.poisson(50 * scene(9, 96, rng.normal(0, 1.5, (9, 2))))
-    assert estimate(shaken).gain == pytest.approx(1, abs=0.05)
-    bright = rng.poisson(rate(50.0) * rng.uniform(0.85, 1.15, (9, 1, 1)))
-    assert estimate(bright * 3.0).gain == pytest.approx(3, abs=0.12)
-
-
 def test_a_camera_with_a_known_offset_has_its_read_noise() -> None:
     rng = np.random.default_rng(4)
     clean = 40 * np.linspace(0.2, 1.8, 160)[None, None, :] * np.ones((12, 160, 1))
@@ -87,17 +76,6 @@ def test_the_errors_are_those_of_repetition() -> None:
     distances = [(one.gain - 2) / one.gain_error for one in found]
     assert 0.6 < np.std(distances) < 1.6
     assert abs(np.mean(distances)) < 0.8
-
-
-@pytest.mark.parametrize("count", [3, 12])
-def test_fine_lattices_that_move_are_no_interference(count: int) -> None:
-    """Sharp atoms have harmonics beyond where an image's information usually ends."""
-    x = np.arange(96)[None, None, :] + 1.3 * np.arange(count)[:, None, None]
-    phase = 2 * np.pi * (x + 0.4 * np.arange(96)[None, :, None]) / 6.5
-    clean = 80 * (1 + 0.3 * np.cos(phase) + 0.2 * np.cos(2 * phase))
-    found = estimate(np.random.default_rng(17).poisson(clean))
-    assert found.in_training
-    assert found.counting
 
 
 def numbers(text: str) -> list[float]:
@@ -133,7 +111,8 @@ def test_one_frame_says_what_it_cannot_tell() -> None:
     rng = np.random.default_rng(11)
     frame = 3.0 * rng.poisson(rate(40.0, 1)).astype(np.float32)
     found = estimate(frame)
-    assert found.gain == dose.estimate(Sample([frame], 1)).gain  # as it is denoised
+    # as it is denoised
+    assert found.gain == pytest.approx(dose.estimate(NoiseLevel(Sample([frame], 1))).gain)
     parts = json.loads(json.dumps(found.as_dict()))
     assert parts["read_noise_electrons"] is parts["gain_error"] is None
     assert any("one frame" in text for text in found.not_identifiable)

@@ -60,15 +60,12 @@ def test_a_failure_leaves_nothing(source, run, stop_at, frame, error):
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), OutputError("No space left"), ValueError("a bug")]
 )
-def test_an_interrupted_run_is_continued(source, run, stop_at, monkeypatch, error):
+def test_an_interrupted_run_is_continued(source, run, interrupted, monkeypatch, error):
     """Whatever ended it; what is done is not read again. For all kinds: writers/test_outputs.py."""
     whole = run(source, batch=2, output=source.parent / "whole.h5")
     target = source.parent / "cut.h5"
-    stop_at(4, error)
-    with pytest.raises(type(error)):
-        run(source, batch=2, output=target)
+    interrupted(source, error, output=target)
     assert not target.exists()
-    monkeypatch.undo()
     read = []
     monkeypatch.setattr(denoise_file, "blocks", lambda *span: read.append(span) or blocks(*span))
     report = run(source, batch=2, output=target)
@@ -79,16 +76,12 @@ def test_an_interrupted_run_is_continued(source, run, stop_at, monkeypatch, erro
     assert not list(source.parent.glob("*.partial*"))
 
 
-def test_threads_and_batch_do_not_matter(source, run, stop_at, monkeypatch):
+def test_threads_and_batch_do_not_matter(source, run, interrupted):
     """Neither for the frames, nor for continuing a run that was interrupted."""
     whole = run(source, threads=1, output=source.with_name("whole.h5"))
-    stop_at(4, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        run(source, threads=1, batch=2)
-    monkeypatch.undo()
+    interrupted(source, threads=1)
     report = run(source, threads=3)
-    assert report.resumed == 4
-    assert pixels(report.output) == pixels(whole.output)
+    assert (report.resumed, pixels(report.output)) == (4, pixels(whole.output))
 
 
 def pixels(path: Path) -> bytes:
@@ -97,13 +90,8 @@ def pixels(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("change", ["gain", "model", "input"])
-def test_another_run_is_not_continued(
-    source, run, box_model, make_model, stop_at, monkeypatch, change
-):
-    stop_at(4, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        run(source, batch=2)
-    monkeypatch.undo()
+def test_another_run_is_not_continued(source, run, box_model, make_model, interrupted, change):
+    interrupted(source)
     model, options = box_model, {"batch": 2}
     if change == "gain":
         options["gain"] = 2.0
@@ -288,33 +276,27 @@ def test_two_runs_on_one_output(source, run, monkeypatch):
     assert not list(source.parent.glob("*.partial*"))
 
 
-def test_a_folder_with_its_output_inside_is_continued(source, run, stop_at, monkeypatch, lattice):
+def test_a_folder_with_its_output_inside_is_continued(source, run, interrupted, lattice):
     """Unless one of its files has changed meanwhile."""
     folder = source.with_name("run")
     folder.mkdir()
     for number, frame in enumerate(lattice(20.0, (8, 24, 24))):
         np.save(folder / f"f_{number}.npy", frame)
     for given, name in ((folder, "f_1.npy"), (folder / "f_*.npy", "f_2.npy")):
-        stop_at(4, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            run(given, batch=2, output=folder / "out.npy", overwrite=True)
-        monkeypatch.undo()
+        interrupted(given, output=folder / "out.npy", overwrite=True)
         os.utime(folder / name, (1, 1))
         with pytest.raises(OutputError, match=r"interrupted run with another .*input_files"):
             run(given, batch=2, output=folder / "out.npy")
-    stop_at(4, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, batch=2, output=folder / "out.npy", overwrite=True)
-    monkeypatch.undo()
+    interrupted(folder, output=folder / "out.npy", overwrite=True)
     assert run(folder, batch=2, output=folder / "out.npy").resumed == 4
 
 
-def test_check_and_record_speak_of_all_frames(source, run, dimming, stop_at, monkeypatch, capsys):
+def test_check_and_record_speak_of_all_frames(
+    source, run, dimming, interrupted, monkeypatch, capsys, caplog
+):
+    caplog.set_level("INFO", "emdn_deploy")
     whole = run(source, model=str(dimming), batch=2, output=source.with_name("whole.h5"))
-    stop_at(4, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        run(source, model=str(dimming), batch=2)
-    monkeypatch.undo()
+    interrupted(source, model=str(dimming))
     shown = []
     given = DenoiseOptions(model=str(dimming), device="cpu", batch=2)
     report = denoise_file.run(source, given, lambda done, count: shown.append((done, count)))

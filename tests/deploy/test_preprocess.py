@@ -290,7 +290,9 @@ def test_a_given_mask_is_filled_and_hot_pixels_are_kept_when_asked(
     ready, read, _ = prepare(frames)
     assert ready.bad_pixels == 1
     assert read[:, 10, 10].max() < 100
+    sigma = ready.scale.sigma
     ready, read, _ = prepare(frames, defects=tmp_path / "mask.npy", keep_bad_pixels=True)
     assert ready.bad_pixels == 1
+    assert ready.scale.sigma == pytest.approx(sigma, rel=1e-3)  # of which it is no part
     assert read[0, 10, 10] == 5000
     assert read[0, 4, 5] == pytest.approx((frames[0, 3:6, 4:7].sum() - frames[0, 4, 5]) / 8)

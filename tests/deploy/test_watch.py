@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, cli, output, preprocess, watch
-from emdn_deploy.check import record
 from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list
 from emdn_models.errors import FormatError, OutputError
 
@@ -82,7 +82,7 @@ def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
         number = int(arrival.source.stem.split("_")[1])
         expected = Denoiser(box_model).run(frames[number : number + 1].astype("f4"), scale)
         np.testing.assert_array_equal(np.load(arrival.output), expected[0])
-    assert "; from the first 8 frames" in record.of(arrivals[0].output)["intensity"]
+    assert "; from the first 8 frames" in recorded(arrivals[0].output)["intensity"]
 
 
 def test_what_was_done_before_is_not_done_again(tmp_path, box_model, put, caplog):

@@ -99,7 +99,7 @@ def test_what_is_damaged_or_hostile_is_an_error_of_one_line(tmp_path, monkeypatc
     facts = json.loads(known.read_text())
     for change in ({"shape": "many"}, {"compressor": {"id": "pickle"}}):  # which could run anything
         known.write_text(json.dumps({**facts, **change}))
-        with pytest.raises(FormatError, match="is damaged or no zarr file"):
+        with pytest.raises(FormatError, match="damaged or no ZARR file"):
             open_frames(path)
     known.write_text(json.dumps({**facts, "dtype": "|O", "filters": [{"id": "pickle"}]}))
     with pytest.raises(FormatError):

@@ -10,7 +10,7 @@ import tempfile
 from functools import cache
 from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -31,8 +31,6 @@ LEVELS = (0.05, 0.12, 0.4, 1.2, 3.0)
 
 FITTED = 24
 """Other simulated frames, 128 x 128, that int8 takes the ranges of its numbers from."""
-
-log = logging.getLogger(__name__)
 
 _LARGEST_HALF = 8192.0  # of what enters the net, in units of the noise; sums have 3 bits more
 
@@ -66,11 +64,7 @@ def add(folder: Path, name: str, precision: str) -> Made:
             refused = f"no convolutions to compute in {precision} ({kind})"
             made = Made(None, refused, nan, nan)
         else:
-            # Of halves a CPU keeps all bits between two layers.
-            session = open_session(judged, "cpu" if precision == "int8" else "auto", 1)
-            if precision == "fp16" and session.device == "cpu":
-                log.warning("%s: judged on a CPU, which rounds less than a GPU does", target.name)
-            loss, shift = compare(open_session(source, "cpu", 1), session)
+            loss, shift = compare(open_session(source, "cpu", 1), open_session(judged, "cpu", 1))
             made = Made(target, refusal(loss, shift), loss, shift)
         if made.refusal:
             made = made._replace(path=None)
@@ -184,14 +178,29 @@ def quantised(source: Path, target: Path) -> Path | None:
 def halved(source: Path, target: Path) -> Path | None:
     """Write a model that computes in float16 from the net's inner convolutions on to the last.
 
-    What enters is clipped: beyond the largest half are infinities, and from them NaN. None if
-    the net has no inner convolutions.
+    What enters is clipped: beyond the largest half are infinities, and from them NaN.
+
+    Returns
+    -------
+    A model in float32 that rounds whatever the other has as a half, to be judged in its place:
+    on a CPU onnxruntime computes halves in float32, and forgets to round. None if the net has no
+    inner convolutions.
     """
     model = unpacked(onnx.load(source))
-    inside = _between(model)
-    if not inside:
+    if not _between(model):
         return None
-    graph, nodes = model.graph, list[onnx.NodeProto]()
+    _described(_in_halves(model, np.float16), model, "fp16", target)
+    emulated = target.with_name("emulated.onnx")
+    return _described(_in_halves(model, np.float32), model, "fp16", emulated)
+
+
+def _in_halves(original: onnx.ModelProto, kind: type[np.floating[Any]]) -> onnx.ModelProto:
+    """Return a copy that computes in float16 between its inner convolutions, or as if it did.
+
+    The latter if ``kind``, in which halves are stored, is float32.
+    """
+    model = onnx.ModelProto.FromString(original.SerializeToString())
+    graph, nodes, inside = model.graph, list[onnx.NodeProto](), _between(model)
     inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
     floats = {one.name for one in [*inferred.input, *inferred.value_info]
               if one.type.tensor_type.elem_type == TensorProto.FLOAT}  # fmt: skip
@@ -201,32 +210,44 @@ def halved(source: Path, target: Path) -> Path | None:
         name: numpy_helper.from_array(np.asarray(value, np.float32), name)
         for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF))
     }
+
+    def rounded(name: str, result: str) -> None:
+        bits = result if kind is np.float16 else f"{result}.bits"
+        nodes.append(helper.make_node("Cast", [name], [bits], to=TensorProto.FLOAT16))
+        if bits != result:
+            nodes.append(helper.make_node("Cast", [bits], [result], to=TensorProto.FLOAT))
+
     for node in graph.node:
-        inner = node.output[0] in inside
+        inner, results = node.output[0] in inside, list(node.output)
         # The factors of a Resize are float32 whatever the image is.
         for at, name in enumerate(node.input if node.op_type != "Resize" else node.input[:1]):
             half, clip = f"{name}.half", f"{name}.clipped"
             if inner and name in weights:
                 halves = numpy_helper.to_array(weights[name]).astype(np.float16)
-                made[half] = numpy_helper.from_array(halves, half)
+                made[half] = numpy_helper.from_array(halves.astype(kind), half)
             elif inner and name in floats - inside:
                 if not any(half in other.output for other in nodes):
                     nodes.append(helper.make_node("Clip", [name, "least", "most"], [clip]))
-                    nodes.append(helper.make_node("Cast", [clip], [half], to=TensorProto.FLOAT16))
+                    rounded(clip, half)
             elif inner or name not in inside & floats:
                 continue
             node.input[at] = half if inner else f"{name}.single"
         nodes.append(node)
-        for name in set(node.output) & inside & floats & outside:
-            single = [f"{name}.single"]
-            nodes.append(helper.make_node("Cast", [name], single, to=TensorProto.FLOAT))
+        for at, name in enumerate(results):
+            if not inner or name not in floats:
+                continue
+            if kind is np.float32:
+                node.output[at] = f"{name}.exact"
+                rounded(f"{name}.exact", name)
+            if name in outside:
+                single = [f"{name}.single"]
+                nodes.append(helper.make_node("Cast", [name], single, to=TensorProto.FLOAT))
     used = {name for node in nodes for name in node.input}
     constants = [one for one in [*graph.initializer, *made.values()] if one.name in used]
-    computed = helper.make_model(
+    return helper.make_model(
         helper.make_graph(nodes, graph.name, graph.input, graph.output, constants),
         opset_imports=model.opset_import, ir_version=model.ir_version,
     )  # fmt: skip
-    return _described(computed, model, "fp16", target)
 
 
 def _described(made: onnx.ModelProto, model: onnx.ModelProto, precision: str, path: Path) -> Path:

@@ -1,128 +1,286 @@
-"""The parametric bootstrap: noise drawn on the model's own result, and denoised again.
+"""Thresholds: what residuals of sound results stay within, from a parametric bootstrap.
 
-Efron, Tibshirani, An Introduction to the Bootstrap, 1993, section 6.5. The model's result is a
-little smoother than the scene, and what it removes of that a little less. Twicing (Tukey,
-Exploratory Data Analysis, 1977) takes most of this away: what the model removes of its own
-result is added to it before noise is drawn.
+Noise is drawn on the model's own result for some frames of the stack, and denoised again (Efron,
+Tibshirani, An Introduction to the Bootstrap, 1993, section 6.5). The result is a little smoother
+than the scene. Twicing (Tukey, Exploratory Data Analysis, 1977), done twice, takes most of this
+away: what the model removes of its own result is added to it before noise is drawn. The scene of a
+replicate is known, and so is what a perfect denoiser would leave of it: the noise. Results as good
+as the model's, or better, up to perfect, are sound.
 
-The scene of a replicate is known, and so is what a perfect denoiser would leave as residual: the
-noise that was drawn. A result may be as good as the model's, or better, up to perfect.
+A frame fails by its farthest statistic. How far that may be, in units of the scatter of replicates,
+is a quantile of the same maximum over the replicates (Westfall, Young, Resampling-Based Multiple
+Testing, 1993), continued by a Gumbel distribution.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import pi, sqrt
+from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
-from emdn_deploy.check.camera import Camera
-from emdn_deploy.check.heldout import coarse, line
-from emdn_deploy.check.residual_tests import Floats, Frame, Mask, Measured, measure, share, spots_of
-from emdn_models.metrics import Linearity
+from emdn_deploy import noise_model
+from emdn_deploy.check.quick import POWER, SHARE, SIDE, WIDTH, Smallest, atom_of
+from emdn_deploy.check.residual import (
+    RUNS,
+    SCALES,
+    SINGLE,
+    STATISTICS,
+    Camera,
+    Floats,
+    Frame,
+    Mask,
+    Measured,
+    measure,
+    smoothed,
+    spots_of,
+)
+from emdn_deploy.noise_level import Sample
+from emdn_deploy.noise_model import OUTSIDE, NoiseModel
+from emdn_deploy.preprocess import Prepared
+from emdn_deploy.readers import Frames
 
-PILOTS = 2  # denoisings of each base frame that say what the model removes of it
+LEVEL = 0.05  # false alarms among sound frames, all statistics together, that are aimed at
+REASONS = 3  # that residuals can fail a stack for (`emdn_deploy.check.verdict.judge`)
+DRAWS, BASES, RUN = 32, 4, 8  # replicates, frames that they are drawn on, frames of a run
+LARGEST = 640  # side of a frame that is judged in one piece
+_PILOTS = 2  # denoisings of each base frame that say what the model removes of it
+_SAFETY = 1.15  # times the scatter of the model's replicates, which are smoother than the scene
+_MOST = 3.0  # standard deviations that a frame counts for at most in a run
+_CLIPPED = 1.1  # what a run loses by that
+
+
+class Limits(NamedTuple):
+    """The range of a statistic, infinite where one-sided, and its typical value."""
+
+    low: float
+    high: float
+    typical: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is within."""
+        return self.low <= value <= self.high
+
+
+def panels_of(height: int, width: int) -> list[tuple[slice, slice]]:
+    """Cut frames (H, W) into panels of one size, which may overlap by a few pixels."""
+
+    def spans(length: int) -> list[slice]:
+        count = -(-length // LARGEST)
+        side = -(-length // count)
+        return [slice(int(a), int(a) + side) for a in np.linspace(0, length - side, count).round()]
+
+    return [(down, right) for down in spans(height) for right in spans(width)]
+
+
+def share(fields: Frame) -> Frame:
+    """Limit what one frame's fields (S, H, W) count for in a sum over a run of frames."""
+    # A faint atom counts in full; what stands out in one frame is not found in its neighbours.
+    return np.clip(fields, -_MOST, _MOST)
+
+
+def gumbel(chance: float) -> float:
+    """Return the standard deviations above the mean that the largest of many exceeds so often."""
+    return float((-np.log(-np.log1p(-chance)) - np.euler_gamma) * sqrt(6) / pi)
 
 
 @dataclass
 class Population:
-    """Replicates as one denoiser leaves them.
+    """The statistics of replicates, as one denoiser leaves them."""
 
-    Attributes
-    ----------
-    panels
-        All of them, without ``fields``: the replicates of the first base, of the next...
-    pilots
-        The same of what the model first makes of a base, before twicing.
-    runs
-        Contrast of the largest spots in the average residual of a run from one base, (S,) each.
-    """
-
-    panels: list[Measured] = field(default_factory=list)
-    pilots: list[Measured] = field(default_factory=list)
+    values: list[Floats] = field(default_factory=list)  # in the order of `SINGLE`
+    strength: list[Floats] = field(default_factory=list)  # of `Measured`, as are the spectra
+    spectra: list[Floats] = field(default_factory=list)
+    # Of the average over each run of replicates, in the order of `RUNS`.
     runs: list[Floats] = field(default_factory=list)
+    # Of what the model first makes of a base, before twicing.
+    pilots: list[Floats] = field(default_factory=list)
+
+    def add(self, found: Measured) -> None:
+        """Add a replicate."""
+        self.values.append(_single(found))
+        self.strength.append(found.strength)
+        self.spectra.append(found.spectrum)
+
+    @property
+    def maxima(self) -> Floats:
+        """Return each replicate's farthest statistic, by normal numbers of the same chance."""
+        values = np.array(self.values)
+        count = len(values)
+        # Compared with the other replicates only: externally studentised.
+        inner = (values - values.mean(0)) / np.maximum(values.std(0, ddof=1), 1e-9)
+        inner /= sqrt(1 - 1 / count)
+        away = inner * np.sqrt((count - 2) / np.maximum(count - 1 - inner**2, 1e-3))
+        below = np.array([bool(STATISTICS[name].below) for name in SINGLE])
+        largest = np.array([STATISTICS[name].largest for name in SINGLE])
+        away = np.where(below, np.abs(away), away)
+        chance = -np.expm1(-np.exp(-(np.euler_gamma + pi / sqrt(6) * away[:, largest])))
+        away[:, largest] = -special.ndtri(np.maximum(chance, 1e-300))
+        return np.asarray(away.max(axis=1))
+
+    def range_of(self, name: str, z: float, error: float) -> Limits:
+        """Return the range of a statistic up to a normal number ``z``.
+
+        ``error`` is the relative error of the noise's standard deviation.
+        """
+        own = STATISTICS[name]
+        at = SINGLE.index(name.removeprefix("run_"))
+        single = np.array(self.values)[:, at]
+        values = np.array(self.runs)[:, RUNS.index(name)] if name in RUNS else single
+        typical = float(values.mean())
+        spread = max(float(single.std(ddof=1)), float(values.std()), 1e-9)
+        spread *= _SAFETY if self.pilots else 1.0
+        reach = gumbel(float(special.ndtr(-z))) if own.largest else z
+        extent = reach * spread * sqrt(1 + 1 / len(values)) + own.tolerance
+        # Power is the square of a deviation.
+        extent += 3 * error * {"std": 1, "radial": 2}.get(name.partition("_")[0], 0)
+        high = typical + extent
+        if own.least:
+            high = max(high, z)
+        if not own.below:
+            return Limits(-np.inf, high, typical)
+        # The model leaves some noise in a base, of which it takes a part out again: what twicing
+        # has added to a residual may be absent below what there was before it.
+        before = np.array(self.pilots)[:, at].mean() if self.pilots else typical
+        spare = 0.0 if name == "ratio" else max(0.0, 2 * float(typical - before))
+        return Limits(typical - extent - spare, high, typical)
 
 
-@dataclass(frozen=True)
-class Bootstrap:
-    """Replicates of a stack.
-
-    Attributes
-    ----------
-    model, perfect
-        As the model leaves them, and as a perfect denoiser would.
-    bases, replicates
-        Frames that noise was drawn on, and how often on each.
-    length
-        Frames of a run; 0 for no runs.
-    line
-        Local means out against those in; None where they are too few.
-    error
-        Mean squared error of the model, intensity units squared.
-    seed
-        Of the noise.
-    """
-
-    model: Population
-    perfect: Population
-    bases: int
-    replicates: int
-    length: int
-    line: Linearity | None
-    error: float
-    seed: int
+def _single(found: Measured) -> Floats:
+    return np.array([found.values[name] for name in SINGLE])
 
 
-def draw(
-    bases: Sequence[tuple[Frame, Mask]],
-    denoise: Callable[[Frame], Frame],
-    camera: Camera,
-    replicates: int,
-    length: int,
-    seed: int,
-) -> Bootstrap:
-    """Draw replicates and measure them.
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """What results for a stack are judged by."""
 
-    Parameters
-    ----------
-    bases
-        Raw frames (H, W) of one panel each, and which of their pixels count.
-    denoise
-        Denoises (n, H, W).
-    replicates
-        Of each base.
-    length
-        Frames of a run; 0 for no runs.
-    """
-    chance = np.random.default_rng(seed)
-    model, perfect = Population(), Population()
-    errors: list[float] = []
-    pairs: list[tuple[Frame, Frame]] = []
-    root = np.float32(max(1, length) ** 0.5)
-    for raw, good in bases:
-        truth = denoise(raw[None])[0]
-        drawn = [camera.draw(truth, chance) for _ in range(PILOTS)]
-        made = [denoise(noisy[None])[0] for noisy in drawn]
-        for noisy, clean in zip(drawn, made, strict=True):
-            model.pilots.append(_light(measure(noisy, clean, camera, good)))
-        truth = np.maximum(2 * truth - np.mean(made, axis=0), camera.offset).astype(np.float32)
-        sums = [np.zeros(0, np.float32)] * 2
-        for number in range(replicates):
-            noisy = camera.draw(truth, chance)
-            clean = denoise(noisy[None])[0]
-            pairs.append((coarse(clean), coarse(noisy)))
-            errors.append(float(np.square(clean - truth).mean(where=good)))
-            for at, (population, result) in enumerate(((model, clean), (perfect, truth))):
-                found = measure(noisy, result, camera, good)
-                population.panels.append(_light(found))
-                if not length:
-                    continue
-                sums[at] = share(found.fields) + (sums[at] if number % length else 0)
-                if number % length == length - 1:
-                    population.runs.append(
-                        np.array([one.contrast for one in spots_of(sums[at] / root)])
-                    )
-    error = float(np.mean(errors))
-    return Bootstrap(model, perfect, len(bases), replicates, length, line(pairs), error, seed)
+    good: Mask  # (H, W), the pixels that count
+    noise: NoiseModel
+    camera: Camera
+    model: Population  # replicates as the model leaves them
+    perfect: Population  # as a perfect denoiser would
+    length: int  # frames of a run; 0 for no runs
+    error: float  # mean squared error of the model on replicates, intensity units squared
+    seed: int  # of the noise that was drawn
 
+    @classmethod
+    def of(
+        cls,
+        frames: Frames,
+        ready: Prepared,
+        denoise: Callable[[Frame], Frame],
+        seed: int,
+        offset: float | None = None,
+    ) -> "Thresholds":
+        """Measure the noise of a stack, and draw and denoise replicates of some of its frames.
 
-def _light(found: Measured) -> Measured:
-    return replace(found, fields=found.fields[:0])
+        ``denoise`` takes (k, H, W) and denoises as the result was denoised; ``offset`` is the
+        intensity of a pixel without electrons, where it is known.
+        """
+        count, size, good = frames.shape[0], frames.shape[1:], ~ready.recipe.bad
+        noise = noise_model.estimate(Sample.of(ready.read, count, size), ready.recipe.bad, offset)
+        camera = Camera.of(noise, ready.scale, frames.dtype.kind in "iub")
+        panels, chance = panels_of(*size), np.random.default_rng(seed)
+        numbers = np.linspace(0, count - 1, min(BASES, count)).astype(int).tolist()
+        length = min(RUN, count, DRAWS // len(numbers)) if count > 1 else 0
+        model, perfect = Population(), Population()
+        errors: list[float] = []
+        for at, number in enumerate(numbers):
+            panel = panels[at % len(panels)]
+            usable = good[panel]
+            first = denoise(ready.read(number, number + 1)[:, *panel])[0]
+            truth = first
+            for step in (1, 2):
+                drawn = [camera.draw(truth, chance) for _ in range(_PILOTS)]
+                made = [denoise(noisy[None])[0] for noisy in drawn]
+                if step == 1:
+                    model.pilots += [
+                        _single(measure(noisy, clean, camera, usable))
+                        for noisy, clean in zip(drawn, made, strict=True)
+                    ]
+                truth = truth + (first - np.mean(made, axis=0)) / step
+                truth = np.maximum(truth, camera.offset).astype(np.float32)
+            fields: dict[bool, list[Frame]] = {True: [], False: []}
+            for _ in range(DRAWS // len(numbers)):
+                noisy = camera.draw(truth, chance)
+                clean = denoise(noisy[None])[0]
+                errors.append(float(np.square(clean - truth).mean(where=usable)))
+                for population, result in ((model, clean), (perfect, truth)):
+                    found = measure(noisy, result, camera, usable)
+                    population.add(found)
+                    waiting = fields[population is model]
+                    waiting.append(share(found.fields))
+                    if len(waiting) == length:
+                        total = np.sum(waiting, axis=0) / np.float32(length**0.5)
+                        spots = spots_of(total, "run_blob")
+                        population.runs.append(np.array([one.contrast for one in spots.values()]))
+                        waiting.clear()
+        error = float(np.mean(errors))
+        return cls(good, noise, camera, model, perfect, length, error, seed)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Return what the noise has that the models have not seen."""
+        return tuple(one for one in self.noise.findings if one.endswith(OUTSIDE))
+
+    @cached_property
+    def panels(self) -> list[tuple[slice, slice]]:
+        """Return the pieces that frames are judged in."""
+        return panels_of(*self.good.shape)
+
+    @cached_property
+    def limits(self) -> Mapping[str, Limits]:
+        """Return the range of every statistic of a frame, by name."""
+        return self._limits(LEVEL)
+
+    def farthest(self, count: int) -> Mapping[str, Limits]:
+        """Return the range of the farthest of so many frames."""
+        return self._limits(SHARE / count)
+
+    def _limits(self, chance: float) -> dict[str, Limits]:
+        maxima = np.concatenate([self.model.maxima, self.perfect.maxima])
+        z = float(maxima.mean() + maxima.std() * gumbel(chance / len(self.panels)))
+        error = self.camera.uncertainty
+        found = {}
+        for name in (*SINGLE, *RUNS) if self.length else SINGLE:
+            one, other = (part.range_of(name, z, error) for part in (self.model, self.perfect))
+            low, high = min(one.low, other.low), max(one.high, other.high)
+            found[name] = Limits(low, high, one.typical)
+        return found
+
+    @property
+    def judged(self) -> Sequence[str]:
+        """Return the statistics that say something: of correlated noise only the intensity's."""
+        return ["ratio"] if self.noise.correlated else list(self.limits)
+
+    def is_noise(self, name: str, strength: Floats) -> bool:
+        """Whether what residual and result share in a band is noise left in."""
+        band = int(name.rpartition("_")[2]) - 1
+        known = [np.mean(part.strength, axis=0)[band] for part in (self.model, self.perfect)]
+        return bool(strength[band] > max(known))
+
+    def smallest(self, raw: Frame, denoised: Frame) -> Smallest:
+        """Find the smallest defect that is flagged, from one frame (H, W)."""
+        if self.noise.correlated:
+            words = "a filled atom cannot be seen: in correlated noise no place is judged"
+            return Smallest(None, None, words)
+        side = tuple(slice(0, min(n, SIDE)) for n in raw.shape)
+        noise, atom = self.camera.noise(denoised), atom_of(denoised)
+        spread = smoothed(((raw - denoised) / noise)[side]).std(axis=(1, 2))
+        level = float(np.quantile(noise, POWER))  # where the beam is bright, less is seen
+        width = atom.width if atom else WIDTH
+
+        def norm(prefix: str) -> float:
+            """Return the norm of the faintest spot that rises above the limits of blobs."""
+            power = float(special.ndtri(POWER))
+            return level * min(
+                (self.limits[f"{prefix}blob_{scale:g}"].high + power) * float(one)
+                * (width**2 + scale**2) / (2 * width * scale)
+                for scale, one in zip(SCALES, spread, strict=True)
+            )  # fmt: skip
+
+        run = _CLIPPED * norm("run_") / sqrt(self.length) if self.length else None
+        mean = float(denoised.mean()) - self.camera.offset
+        return Smallest.of(norm(""), atom, mean, run, self.length)

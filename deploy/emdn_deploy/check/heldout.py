@@ -3,43 +3,33 @@
 Also whether the shipped default model denoises the same frames with a smaller error.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.check.camera import Camera
+from emdn_deploy.check.residual import Camera, Floats, Frame
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
 from emdn_models import pretrained
-from emdn_models.errors import EmdnError
 from emdn_models.metrics import (
     Estimate,
     HeldOut,
-    Linearity,
-    linearity,
     ring_correlation,
     umse,
     umse_difference,
-    umse_unequal,
 )
 
 RUN = 9  # neighbouring frames of a sample
 RUNS = 25  # samples spread over a stack: 200 pairs
 PIXELS = 2**20  # of a frame that are compared, the middle of a larger one
-_BLOCKS = 8192  # of the frames, for the linearity
-
 FRAMES = 24  # neighbours, from the middle of the stack, that the default model denoises too
 SIDE = 512  # pixels, of the middle of a frame
 CLEAR = 3.0  # standard errors
 # Times the default's error: 0.4 dB more is not worth a word, and 6 dB more is not fit for use.
 _SLIGHT, _GROSS = 1.1, 4.0
 _EVEN = 0.02  # of the noise's variance by which still frames seem to differ
-
-Frame = NDArray[np.float32]
-Floats = NDArray[np.float64]
 
 
 class Correlations(NamedTuple):
@@ -67,144 +57,20 @@ class HeldOutError(NamedTuple):
     pairs: int
 
 
-@dataclass
-class Neighbours:
-    """Collects runs of frames of a stack (N, H, W) as they pass, and what they say.
-
-    Parameters
-    ----------
-    good
-        (H, W), the pixels that count.
-    apart
-        How far apart the frames are that are compared: more than the model sees to either side.
-    """
-
-    shape: tuple[int, int, int]
-    good: NDArray[np.bool_]
-    apart: int = 1
-    _pending: list[tuple[Frame, Frame]] = field(default_factory=list)
-    _errors: list[HeldOut] = field(default_factory=list)
-    _rings: list[tuple[Floats, Floats]] = field(default_factory=list)
-    _lines: list[tuple[Frame, Frame]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        count, height, width = self.shape
-        self._length = min(RUN + self.apart - 1, count)
-        runs = max(1, min(RUNS, count // self._length))
-        self._starts = [int(one) for one in np.linspace(0, count - self._length, runs).round()]
-        shrink = min(1.0, (PIXELS / (height * width)) ** 0.5)
-        self._middle = _middle((height, width), (int(shrink * height), int(shrink * width)))
-        self._every = max(1, count * (height // 16) * (width // 16) // _BLOCKS)
-        self._frequency: Floats = np.zeros(0)
-
-    def add(self, number: int, raw: Frame, denoised: Frame) -> None:
-        """Take in the next frame."""
-        if number % self._every == 0:
-            self._lines.append((coarse(denoised), coarse(raw)))
-        if not self._starts or number < self._starts[0]:
-            return
-        self._pending.append((raw[self._middle], denoised[self._middle]))
-        if len(self._pending) == self._length:
-            self._compare()
-            self._pending.clear()
-            self._starts.pop(0)
-
-    def _compare(self) -> None:
-        if self._length <= self.apart:
-            return
-        raw, denoised = (np.stack(part) for part in zip(*self._pending, strict=True))
-        good = self.good[self._middle]
-        self._errors.append(umse(raw, denoised, valid=good, apart=self.apart))
-        for one, two, after in zip(raw, denoised, raw[self.apart :], strict=False):
-            if min(after.shape) >= 16:
-                self._frequency, before = ring_correlation(one, after)
-                self._rings.append((before, ring_correlation(two, after)[1]))
-
-    def error(self, expected: float) -> HeldOutError | None:
-        """Return the squared error; None for a single frame."""
-        if not self._errors:
-            return None
-        value = _mean([one.error for one in self._errors])
-        noise = float(np.mean([one.noise for one in self._errors]))
-        drifts = [one.drift for one in self._errors if one.drift is not None]
-        drift = _mean(drifts) if drifts else None
-        moves = drift is not None and drift.value > 3 * drift.se
-        pairs = sum(one.comparisons for one in self._errors)
-        return HeldOutError(value, value.below(noise), expected, drift, moves, pairs)
-
-    def correlations(self) -> Correlations | None:
-        """Return the curves; None for a single frame."""
-        if not self._rings:
-            return None
-        # A frame without power on a ring agrees with nothing there.
-        both = np.nan_to_num(np.array(self._rings))
-        mean, count = both.mean(axis=0), len(both)
-        spread = both.std(axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
-        error = spread / np.sqrt(count)
-        return Correlations(self._frequency, mean[0], error[0], mean[1], error[1], count)
-
-    def line(self) -> Linearity | None:
-        """Return local means out against those in; None where there are too few."""
-        return line(self._lines)
-
-
-def line(pairs: Sequence[tuple[Frame, Frame]]) -> Linearity | None:
-    """Compare local means, `coarse`, out and in; None where there are too few."""
-    if not pairs:
-        return None
-    denoised, raw = (np.stack(part) for part in zip(*pairs, strict=True))
-    try:
-        return linearity(denoised, raw, block=1)
-    except EmdnError:
-        return None
-
-
-def coarse(frame: Frame) -> Frame:
-    """Average (H, W) over blocks of 16 x 16: (H // 16, W // 16)."""
-    height, width = (max(1, length // 16) for length in frame.shape)
-    side = tuple(min(16, length) for length in frame.shape)
-    cut = frame[: height * side[0], : width * side[1]]
-    return np.asarray(cut.reshape(height, side[0], width, side[1]).mean(axis=(1, 3)))
-
-
-def _mean(estimates: list[Estimate]) -> Estimate:
-    """Average estimates of runs that share no frame."""
-    value, error = (
-        np.array(part) for part in zip(*[(e.value, e.se) for e in estimates], strict=True)
-    )
-    return Estimate(float(value.mean()), float(np.sqrt(np.square(error).sum()) / len(error)))
-
-
-def _middle(shape: tuple[int, ...], most: tuple[int, ...]) -> tuple[slice, ...]:
-    lengths = [(length, min(length, part)) for length, part in zip(shape, most, strict=True)]
-    return tuple(slice((a - b) // 2, (a - b) // 2 + b) for a, b in lengths)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """The squared error of the stack beside that of the shipped default model.
 
-    Attributes
-    ----------
-    name
-        Of the default model.
-    verdict
-        ``no worse``, ``worse`` (by 0.4 dB or more, beyond chance), ``far worse`` (6 dB); or why it
-        cannot be told: ``same`` (the frames are the default's own), ``too few frames``, ``moves``
-        (frames differ by more than noise).
-    worse
-        The stack's error less the default's, intensity units squared.
-    error
-        The default's, likewise.
-    frames
-        Neighbouring frames that were compared.
+    The verdict is ``no worse``, ``worse`` (by 0.4 dB or more, beyond chance), ``far worse`` (6 dB);
+    or why it cannot be told: ``same`` (the frames are the default's own), ``too few frames``,
+    ``moves`` (frames differ by more than noise).
     """
 
-    name: str
+    name: str  # of the default model
     verdict: str
-    worse: Estimate | None = None
-    error: Estimate | None = None
-    frames: int = 0
+    worse: Estimate | None = None  # the stack's error less the default's, intensity units squared
+    error: Estimate | None = None  # the default's
+    frames: int = 0  # neighbouring frames that were compared
 
     @property
     def words(self) -> str:
@@ -229,53 +95,98 @@ class Comparison:
         return f"{words}: {decibel:.2g} dB worse"
 
 
-@dataclass
-class Sample:
-    """Collects at most `FRAMES` neighbouring frames of a stack (N, H, W) as they pass."""
+class Neighbours:
+    """Collects frames of a stack (N, H, W) as they pass, and what they say of each other.
 
-    shape: tuple[int, int, int]
-    good: NDArray[np.bool_]
-    apart: int = 1
-    _raw: list[Frame] = field(default_factory=list)
-    _made: list[Frame] = field(default_factory=list)
+    Parameters
+    ----------
+    good
+        (H, W), the pixels that count.
+    apart
+        How far apart the frames are that are compared: more than the model sees to either side.
+    """
 
-    def __post_init__(self) -> None:
-        self._frames, *at = _middle(self.shape, (FRAMES, SIDE, SIDE))
-        self._at = tuple(at)
+    def __init__(self, shape: tuple[int, int, int], good: NDArray[np.bool_], apart: int) -> None:
+        self._good, self._apart = good, apart
+        count, height, width = shape
+        self._length = min(RUN + apart - 1, count)
+        runs = max(1, min(RUNS, count // self._length))
+        self._starts = [int(one) for one in np.linspace(0, count - self._length, runs).round()]
+        shrink = min(1.0, (PIXELS / (height * width)) ** 0.5)
+        self._middle = _middle((height, width), (int(shrink * height), int(shrink * width)))
+        self._frames, *at = _middle(shape, (FRAMES, SIDE, SIDE))
+        self._part = tuple(at)
+        self._run: list[tuple[Frame, Frame]] = []
+        self._sample: list[tuple[Frame, Frame]] = []
+        self._errors: list[HeldOut] = []
+        self._rings: list[tuple[Floats, Floats]] = []
+        self._frequency: Floats = np.zeros(0)
 
     def add(self, number: int, raw: Frame, denoised: Frame) -> None:
         """Take in the next frame."""
         if self._frames.start <= number < self._frames.stop:
-            self._raw.append(raw[self._at].copy())
-            self._made.append(denoised[self._at].copy())
+            self._sample.append((raw[self._part].copy(), denoised[self._part].copy()))
+        if self._starts and number >= self._starts[0]:
+            self._run.append((raw[self._middle], denoised[self._middle]))
+            if len(self._run) == self._length:
+                self._compare()
+                self._run.clear()
+                self._starts.pop(0)
+
+    def _compare(self) -> None:
+        if self._length <= self._apart:
+            return
+        raw, denoised = (np.stack(part) for part in zip(*self._run, strict=True))
+        good = self._good[self._middle]
+        self._errors.append(umse(raw, denoised, valid=good, apart=self._apart))
+        for one, two, after in zip(raw, denoised, raw[self._apart :], strict=False):
+            self._frequency, before = ring_correlation(one, after)
+            self._rings.append((before, ring_correlation(two, after)[1]))
+
+    def error(self, expected: float) -> HeldOutError | None:
+        """Return the squared error; None for a single frame."""
+        if not self._errors:
+            return None
+        value = _mean([one.error for one in self._errors])
+        noise = float(np.mean([one.noise for one in self._errors]))
+        drifts = [one.drift for one in self._errors if one.drift is not None]
+        drift = _mean(drifts) if drifts else None
+        moves = drift is not None and drift.value > CLEAR * drift.se
+        pairs = sum(one.comparisons for one in self._errors)
+        return HeldOutError(value, value.below(noise), expected, drift, moves, pairs)
+
+    def correlations(self) -> Correlations | None:
+        """Return the curves; None for a single frame."""
+        if not self._rings:
+            return None
+        # A frame without power on a ring agrees with nothing there.
+        both = np.nan_to_num(np.array(self._rings))
+        mean, count = both.mean(axis=0), len(both)
+        spread = both.std(axis=0, ddof=1) if count > 1 else np.full_like(mean, np.nan)
+        error = spread / np.sqrt(count)
+        return Correlations(self._frequency, mean[0], error[0], mean[1], error[1], count)
 
     def compare(
         self, denoiser: Denoiser, scale: Intensity, camera: Camera, *, here: bool
     ) -> Comparison:
-        """Denoise the frames by the default model as well, and compare.
+        """Denoise some of the frames by the default model as well, and compare.
 
-        The error is that against neighbouring frames, of both results on the same frames, so that
-        most of the noise cancels.
-
-        Parameters
-        ----------
-        denoiser, scale
-            What the replicates are made by.
-        here
-            Whether it made these frames too, so that the default is not compared with itself.
+        ``denoiser`` and ``scale`` make the replicates; ``here`` if they made these frames too, so
+        that the default is not compared with itself. Errors are those against neighbouring frames,
+        of both results on the same frames, so that most of the noise cancels.
         """
         name, session = pretrained.default_model(), denoiser.session
         default = session.info.sha256 == pretrained.index()["models"][name]["sha256"]
         if here and default:
             return Comparison(name, "same")
-        if len(self._raw) < 1 + 2 * self.apart:
+        if len(self._sample) < 1 + 2 * self._apart:
             return Comparison(name, "too few frames")
-        raw, made = np.stack(self._raw), np.stack(self._made)
+        raw, made = (np.stack(part) for part in zip(*self._sample, strict=True))
         if not default:
             denoiser = Denoiser(name, session.device, session.threads)
-        other, good = denoiser.run(raw, scale), self.good[self._at]
-        worse = umse_difference(raw, made, other, valid=good, apart=self.apart)
-        own = umse_unequal(raw, other, valid=good, apart=self.apart)
+        other, good = denoiser.run(raw, scale), self._good[self._part]
+        worse = umse_difference(raw, made, other, valid=good, apart=self._apart)
+        own = umse(raw, other, valid=good, apart=self._apart)
         noise = float(np.square(camera.noise(other)).mean(where=good))
         motion = max(own.noise - noise, own.drift.value if own.drift else 0.0, 0.0)
         moves = own.noise - noise > noise * (_EVEN + 6 * camera.uncertainty)
@@ -288,3 +199,15 @@ class Sample:
         if spare > (_SLIGHT - 1) * error:
             verdict = "far worse" if spare > (_GROSS - 1) * error else "worse"
         return Comparison(name, verdict, worse, own.error, len(raw))
+
+
+def _mean(estimates: list[Estimate]) -> Estimate:
+    """Average estimates of runs that share no frame."""
+    error = np.array([one.se for one in estimates])
+    value = float(np.mean([one.value for one in estimates]))
+    return Estimate(value, float(np.sqrt(np.square(error).sum()) / len(error)))
+
+
+def _middle(shape: tuple[int, ...], most: tuple[int, ...]) -> tuple[slice, ...]:
+    lengths = [(length, min(length, part)) for length, part in zip(shape, most, strict=True)]
+    return tuple(slice((a - b) // 2, (a - b) // 2 + b) for a, b in lengths)

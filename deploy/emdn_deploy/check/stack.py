@@ -1,6 +1,6 @@
 """The check of a denoised stack from beginning to end, and what it found."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -12,30 +12,27 @@ import polars as pl
 from numpy.typing import NDArray
 
 from emdn_deploy import batching, preprocess
-from emdn_deploy.check import record, smallest_defect
-from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours, Sample
-from emdn_deploy.check.quick import allowed
-from emdn_deploy.check.residual_tests import Floats, Frame
-from emdn_deploy.check.smallest_defect import Smallest
-from emdn_deploy.check.thresholds import Thresholds
-from emdn_deploy.check.verdict import PASSED, Rows, judge, judge_neighbours, notes, tells
+from emdn_deploy.check.bootstrap import LEVEL, Thresholds
+from emdn_deploy.check.heldout import Comparison, Correlations, HeldOutError, Neighbours
+from emdn_deploy.check.quick import Smallest, allowed
+from emdn_deploy.check.residual import Floats, Frame
+from emdn_deploy.check.verdict import OUTSIDE, PASSED, Judge, judge, judge_neighbours
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
+from emdn_deploy.model_file import ModelInfo, stored
+from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Prepared
+from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import WHITE, Axis, SeveralStacks
-from emdn_models.errors import EmdnError, FormatError
-from emdn_models.metrics import Linearity
+from emdn_models import pretrained
+from emdn_models.errors import EmdnError, FormatError, ModelError
 
 LEAST = 16  # pixels a side
-SHOWN = 3  # frames of a report
-LINES = 512  # of its slice through time
-
-Progress = Callable[[int, int], None]
 
 
 class Shown(NamedTuple):
-    """One frame of a report: (H, W) each."""
+    """A frame (H, W) of a report."""
 
     number: int
     before: Frame
@@ -47,74 +44,47 @@ class Shown(NamedTuple):
 class CheckResult:
     """All that a check found.
 
-    Attributes
-    ----------
-    source, denoised
-        The files; ``denoised`` is None where the frames were denoised for the check.
-    shape
-        (N, H, W).
-    model, sha256, device
-        Of the model whose replicates gave the thresholds.
-    table
-        One row a frame: ``frame``, ``verdict`` (of `emdn_deploy.check.verdict.MEANINGS`, joined
-        by ``; ``, or ``within noise``), ``evidence`` in words; ``y``, ``x``, ``scale_px`` and ``z``
-        of the place that stands out most, and the same of the average over a run of frames as
-        ``run_y`` and so on; then for every statistic its value and, as ``<name>_low`` and
-        ``<name>_high``, its limits.
-    ratio
-        Mean out / mean in above the offset, over all frames.
-    linearity
-        Local means out against those in; None where the frames hold too few blocks, or
-        no structure as large as one.
-    heldout, correlations
-        None for a single frame.
-    by_chance
-        Frames that may be flagged for themselves in a sound stack of as many.
-    findings
-        Why the stack fails as a whole; empty if it passes.
-    warnings
-        What speaks against the stack and does not fail it.
-    notes
-        What was assumed, and what cannot be said.
-    power
-        (R,) mean power of the residual on rings, in units of the expected noise.
-    shown
-        Frames for pictures: those that fail first, then others spread over the stack.
-    lines, step
-        (K, W) each, the middle row of every ``step``-th frame, before and after.
-    axis
-        Calibration along x.
+    ``table`` has one row a frame: ``frame``, ``verdict`` (of `verdict.MEANINGS`, joined by ``; ``,
+    or ``within noise``), ``evidence`` in words; ``y``, ``x``, ``scale_px`` and ``z`` of the blob
+    that stands out most, in the frame or in the average over its run; then for every statistic its
+    value and, as ``<name>_low`` and ``<name>_high``, its limits.
     """
 
     source: Path
-    denoised: Path | None
-    shape: tuple[int, int, int]
-    model: str
+    denoised: Path | None  # None where the frames were denoised for the check
+    shape: tuple[int, int, int]  # (N, H, W)
+    model: str  # whose replicates gave the thresholds
     sha256: str
     device: str
     table: pl.DataFrame
     thresholds: Thresholds
-    ratio: float
-    linearity: Linearity | None
-    heldout: HeldOutError | None
+    ratio: float  # mean out / mean in above the offset, over all frames
+    heldout: HeldOutError | None  # None for a single frame, as are the correlations
     correlations: Correlations | None
-    power: Floats
+    power: Floats  # (R,) mean power of the residual on rings, in units of the expected noise
     comparison: Comparison
     smallest: Smallest
-    by_chance: int
-    findings: tuple[str, ...]
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
-    shown: tuple[Shown, ...]
-    lines: tuple[Frame, Frame]
-    step: int
-    axis: Axis
+    by_chance: int  # frames that may be flagged for themselves in a sound stack of as many
+    findings: tuple[str, ...]  # why the stack fails as a whole; empty if it passes
+    warnings: tuple[str, ...]  # what speaks against the stack and does not fail it
+    notes: tuple[str, ...]  # what was assumed, and what cannot be said
+    shown: Shown  # the frame that stands out most, or that in the middle
+    axis: Axis  # calibration along x
+    page: RunPage | None  # for a report as .html, if asked for
 
     @property
     def failing(self) -> list[int]:
         """Return the numbers of the frames that are not within noise."""
-        bad = self.table.filter(pl.col("verdict") != PASSED)
-        return [int(number) for number in bad["frame"]]
+        return self.table.filter(pl.col("verdict") != PASSED)["frame"].to_list()
+
+    @property
+    def flagged(self) -> dict[int, str]:
+        """Return, by frame, what was found in it, and not in the noise alone, with evidence."""
+        bad = self.table.filter(~pl.col("verdict").is_in([PASSED, OUTSIDE]))
+        return {
+            number: f"{verdict} ({evidence})"
+            for number, verdict, evidence in bad.select("frame", "verdict", "evidence").rows()
+        }
 
     @property
     def passed(self) -> bool:
@@ -134,7 +104,8 @@ def check(
     denoised: str | PathLike[str] | None = None,
     options: DenoiseOptions = DenoiseOptions(),  # noqa: B008
     seed: int = 0,
-    progress: Progress = lambda done, count: None,
+    *,
+    page: bool = False,
 ) -> CheckResult:
     """Say of every frame of a denoised stack whether its residual is that of a sound one.
 
@@ -149,6 +120,8 @@ def check(
         the model, scale, references and selection of frames stands in for None.
     seed
         Of the noise of the bootstrap.
+    page
+        Whether frames are collected for a web page.
 
     Raises
     ------
@@ -156,12 +129,18 @@ def check(
         If the two stacks do not have the same shape, hold no noise, or cannot be read.
     """
     path = None if denoised is None else Path(denoised)
-    facts = record.of(path) if path else {}
-    options = record.completed(options, facts)
+    facts = recorded(path) if path else {}
+    options = completed(options, facts)
     with ExitStack() as opened:
         choice = Choice(options.dataset, options.axes)
         frames = opened.enter_context(open_selected(Path(source), choice, options.frames))
-        clean = opened.enter_context(_open_denoised(path, frames)) if path else None
+        clean = None
+        if path:
+            try:
+                clean = opened.enter_context(open_frames(path))
+            except SeveralStacks:
+                again = Choice(frames.dataset, frames.order)
+                clean = opened.enter_context(open_frames(path, again))
         _refuse(frames, clean)
         if (white := frames.metadata.get(WHITE)) is not None:
             # Judged as counted from white; a negative stays one in the files.
@@ -182,7 +161,42 @@ def check(
                 "which is judged by a model that sees one"
             )
         make = _Maker(denoiser, ready, facts, clean)
-        return _check(frames, clean, ready, make, options, seed, progress)
+        return _check(frames, clean, ready, make, options, seed, page)
+
+
+def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptions:
+    """Take from a record what the options leave open: model and precision, references, selection.
+
+    Raises
+    ------
+    ModelError
+        If the model that it names is not the one that is shipped under this name, and none
+        is given.
+    """
+    if not facts:
+        return options
+    changes: dict[str, Any] = {}
+    if options.model is None:
+        precision = stored(facts.get("precision", "fp32"))
+        name = str(facts["model"])
+        shipped = pretrained.index()["models"].get(name, {})
+        if precision != "fp32":
+            shipped = shipped.get("variants", {}).get(precision, {})
+        if shipped.get("sha256") != facts["model_sha256"]:
+            raise ModelError(
+                f"{name}: found no shipped model {name} with the sha256 of the record, "
+                f"{str(facts['model_sha256'])[:12]}..., with which the frames were denoised; "
+                "give its file, or another sound model, by --model"
+            )
+        # Its replicates are of single frames.
+        changes |= {"precision": precision, "model": name.removesuffix("@movie")}
+    selected = str(facts.get("input_frames", "all"))
+    if options.frames is None and selected != "all":
+        changes["frames"] = selected
+    for name in ("dark", "gain_map", "defects"):
+        if getattr(options, name) is None and name in facts:
+            changes[name] = Path(str(facts[name]))
+    return replace(options, **changes)
 
 
 class _Maker:
@@ -220,13 +234,6 @@ def _upright(frames: Frames, white: float) -> Frames:
     return replace(frames, read_block=read, metadata=metadata)
 
 
-def _open_denoised(path: Path, frames: Frames) -> Frames:
-    try:
-        return open_frames(path)
-    except SeveralStacks:
-        return open_frames(path, Choice(frames.dataset, frames.order))
-
-
 def _refuse(frames: Frames, clean: Frames | None) -> None:
     if clean is not None and clean.shape != frames.shape:
         found, wanted = ("{} frames of {} x {}".format(*one.shape) for one in (clean, frames))
@@ -248,26 +255,26 @@ def _check(
     make: _Maker,
     options: DenoiseOptions,
     seed: int,
-    progress: Progress,
+    with_page: bool,
 ) -> CheckResult:
     count, size = frames.shape[0], frames.shape[1:]
     own = Thresholds.of(frames, ready, make, seed, options.offset)
     good, camera = own.good, own.camera
-    rows, apart = Rows(own), record.apart(make.facts)
-    neighbours, sample = Neighbours(frames.shape, good, apart), Sample(frames.shape, good, apart)
-    sums, step = np.zeros(2), -(-count // LINES)
-    lines: list[tuple[Frame, Frame]] = []
+    # How far apart frames are that a denoised frame owes nothing to.
+    apart = int(make.facts.get("model_frames", 1)) // 2 + 1
+    judged, neighbours = Judge(own), Neighbours(frames.shape, good, apart)
+    page = RunPage(frames, ready.scale) if with_page else None
+    sums = np.zeros(2)
 
     def write(start: int, before: Frame, after: Frame) -> None:
         for number, (one, two) in enumerate(zip(before, after, strict=True), start):
+            if page and number in page.numbers:
+                page.add(number, one, two)
             if ready.recipe.blank and one.min() == one.max():
                 continue  # blank, or without a value: not denoised
-            for part in (rows, neighbours, sample):
-                part.add(number, one, two)
-            if number % step == 0:
-                lines.append((one[len(one) // 2].copy(), two[len(two) // 2].copy()))
+            judged.add(number, one, two)
+            neighbours.add(number, one, two)
             sums[:] += [float(part.mean(where=good)) - camera.offset for part in (two, one)]
-        progress(start + len(before), count)
 
     position = [0]
     # Gaps and saturated areas keep their value in an output: no residual of theirs counts.
@@ -293,18 +300,14 @@ def _check(
 
     batch = options.batch or make.denoiser.batching.frames_per_run(size)
     batching.stream(ready.read, compute, write, batching.blocks(0, count, batch))
-    table, session = rows.finish(), make.denoiser.session
-    error, curves = neighbours.error(own.bootstrap.error), neighbours.correlations()
-    line, expected = neighbours.line(), own.bootstrap.line
-    compared = sample.compare(make.denoiser, make.scale, camera, here=clean is None)
+    table, session = judged.finish(), make.denoiser.session
+    error, curves = neighbours.error(own.error), neighbours.correlations()
+    compared = neighbours.compare(make.denoiser, make.scale, camera, here=clean is None)
     worse = (compared.words,)
-    shown = []
-    for number in chosen(table):
-        before, after = read(number)
-        residual = np.where(good, (before - after) / camera.noise(after), 0)
-        shown.append(Shown(number, before, after, residual))
-    slices = [np.stack(part) for part in zip(*lines, strict=True)]
-    return CheckResult(
+    number = chosen(table)
+    before, after = read(number)
+    residual = np.where(good, (before - after) / camera.noise(after), 0)
+    result = CheckResult(
         source=frames.path,
         denoised=clean.path if clean else None,
         shape=frames.shape,
@@ -314,31 +317,63 @@ def _check(
         table=table,
         thresholds=own,
         ratio=float(sums[0] / sums[1]),
-        linearity=line if tells(expected) else None,
         heldout=error,
         correlations=curves,
-        power=rows.mean_power,
+        power=judged.power / table.height,
         comparison=compared,
-        smallest=smallest_defect.of_check(*read(count // 2), own),
-        by_chance=allowed(count, own.rate),
+        smallest=own.smallest(*read(count // 2)),
+        by_chance=allowed(count, LEVEL),
         findings=(
             *judge(table, own),
-            *judge_neighbours(error, curves, line, expected),
+            *judge_neighbours(error, curves),
             *(worse if compared.verdict == "far worse" else ()),
         ),
         warnings=worse if compared.verdict == "worse" else (),
         notes=notes(own, error, make.facts, session.info),
-        shown=tuple(shown),
-        lines=(slices[0], slices[1]),
-        step=step,
+        shown=Shown(number, before, after, residual),
         axis=frames.axis("x"),
+        page=page,
     )
+    if page:
+        for number in page.more(Verdicts(flagged=result.flagged)):
+            page.add(number, *read(number))
+    return result
 
 
-def chosen(table: pl.DataFrame) -> list[int]:
-    """Choose at most `SHOWN` frames: what fails by its size, then the middle, first and last."""
+def notes(
+    own: Thresholds, error: HeldOutError | None, facts: Mapping[str, Any], info: ModelInfo
+) -> tuple[str, ...]:
+    """Say what was assumed and what cannot be said.
+
+    ``facts`` is the record of the denoised file, ``info`` of the model that made the replicates.
+    """
+    said = []
+    if error is None:
+        said.append(
+            "one frame: no squared error, no FRC and no average over neighbours can be had, and "
+            "the size of the noise is told from structure by assumption"
+        )
+    elif error.moves:
+        said.append(
+            "neighbouring frames differ by more than noise, as the specimen moves or they show "
+            "different areas: squared error and FRC hold that, and runs of frames average over it"
+        )
+    elif not own.noise.moves:
+        said.append(f"faint blobs are looked for in runs of {own.length} frames as well")
+    if facts and facts["model_sha256"] != info.sha256:
+        said.append(
+            f"the frames were denoised by {facts['model']}, the thresholds are those of {info.name}"
+        )
+    if own.noise.correlated:
+        said.append(
+            "the noise is correlated from pixel to pixel: residuals cannot be judged, only means"
+        )
+    return (*said, *own.noise.not_identifiable)
+
+
+def chosen(table: pl.DataFrame) -> int:
+    """Choose the frame that is shown: what is flagged by its size, or else that in the middle."""
     failing = table.filter(pl.col("verdict") != PASSED)
-    by_size = failing.sort(pl.col("z").abs(), descending=True, nulls_last=True)["frame"].to_list()
-    numbers = table["frame"].to_list()
-    spread = [numbers[len(numbers) // 2], numbers[0], numbers[-1]]
-    return list(dict.fromkeys(int(one) for one in (*by_size[:SHOWN], *spread)))[:SHOWN]
+    if failing.height:
+        return int(failing["frame"][int(failing["z"].abs().arg_max() or 0)])
+    return int(table["frame"][table.height // 2])

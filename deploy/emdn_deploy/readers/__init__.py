@@ -143,7 +143,8 @@ def _open_file(path: Path, choice: Choice) -> Frames:
     except Exception as error:  # parsers stumble over damage in ways of their own
         kind = path.suffix[1:] if module == "vendors" else module
         raise FormatError(
-            f"{path}: is damaged or no {kind} file ({type(error).__name__}: {error}); copy it again"
+            f"{path}: is cut short, damaged or no {kind.upper()} file "
+            f"({type(error).__name__}: {error}); copy it again"
         ) from error
     return frames
 

@@ -7,7 +7,9 @@ The array reads what is asked for when it is indexed: a dataset of HDF5 or Zarr,
 `emdn_deploy.readers.npy.Plain` where pixels lie in a file as they are, or `Pages`.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -302,11 +304,15 @@ class Pages:
     def __getitem__(self, where: Any) -> NDArray[Any]:
         where = where if isinstance(where, tuple) else (where,)
         lead = self.shape[: self._lead]
-        taken = np.arange(math.prod(lead)).reshape(lead)[where[: self._lead]]
-        if taken.size and taken.max() >= self._there:
+        picked = [range(length)[one] for length, one in zip(lead, where, strict=False)]
+        ranges = [range(one, one + 1) if isinstance(one, int) else one for one in picked]
+        steps = [math.prod(lead[i + 1 :]) for i in range(len(lead))]
+        if sum(step * one[-1] for step, one in zip(steps, ranges, strict=True)) >= self._there:
             raise FormatError(self._missing)
-        pages = [self._page(int(number)) for number in np.atleast_1d(taken).ravel()]
-        stack = np.stack(pages).reshape(*taken.shape, *self.shape[self._lead :])
+        places = itertools.product(*ranges)
+        pages = [self._page(sum(map(operator.mul, steps, place))) for place in places]
+        shape = [len(one) for one in picked if isinstance(one, range)]
+        stack = np.stack(pages).reshape(*shape, *self.shape[self._lead :])
         inner: NDArray[Any] = stack[(..., *where[self._lead :])]
         return inner
 

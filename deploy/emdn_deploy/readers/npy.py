@@ -16,11 +16,8 @@ _SLAB = 2**23
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
-    """Open an array of frames; FormatError if it is damaged, holds objects, or is not frames."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise FormatError(f"{path}: cannot be read as .npy ({error})") from error
+    """Open an array of frames; ValueError if it is damaged or holds objects."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
     notes = () if choice.axes else check_guess(str(path), array.shape)
     if rest := path.stat().st_size - array.offset - array.nbytes:
         notes += (f"{rest} bytes after the first array, perhaps more arrays, are not read",)

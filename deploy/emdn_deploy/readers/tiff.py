@@ -56,10 +56,6 @@ tifffile.logger().setLevel(logging.ERROR)
 tifffile.logger().propagate = False
 tifffile.logger().addHandler(_complaints)
 
-# What tifffile stumbles over in damaged files.
-_DAMAGE = (
-    tifffile.TiffFileError, ValueError, OSError, KeyError, IndexError, TypeError, struct.error,
-)  # fmt: skip
 _COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB", "PALETTE")
 _EER = (65000, 65001, 65002)
 # DigitalMicrograph's tags along x, y and z: the unit, and six further on the step.
@@ -76,16 +72,11 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     electron events, or holds several series.
     """
     _complaints.said.clear()
-    try:
-        file = tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, ValueError, OSError, KeyError) as error:
-        raise FormatError(f"{path}: cannot be read as TIFF ({error})") from error
+    file = tifffile.TiffFile(path)
     try:
         return _open(path, file, choice)
-    except BaseException as error:
+    except BaseException:
         file.close()
-        if isinstance(error, _DAMAGE):
-            raise FormatError(f"{path}: is a damaged TIFF file ({error})") from error
         raise
 
 

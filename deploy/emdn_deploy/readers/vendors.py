@@ -79,13 +79,7 @@ class _Tags(dm.fileDM):  # type: ignore[misc]
 
 
 def _open_dm(path: Path, choice: Choice) -> Frames:
-    try:
-        file = _Tags(str(path), on_memory=False)
-    except Exception as error:  # ncempy raises what its parser stumbles over
-        raise FormatError(
-            f"{path}: cannot be read as a DM file ({_words(error)}); it is cut short or damaged: "
-            "copy it again"
-        ) from error
+    file = _Tags(str(path), on_memory=False)
     # A thumbnail, always first where there is one, is not counted.
     thumbnails = int(bool(file.thumbnail) and file.numObjects > 1)
     number, why, notes = _choose_image(path, file, thumbnails, choice)
@@ -200,25 +194,19 @@ class _Alone(ser.fileSER):  # type: ignore[misc]
 def _open_ser(path: Path, choice: Choice) -> Frames:
     _check_ser(path)
     try:
-        try:
-            file: Any = ser.fileSER(str(path))
-        except Exception:
-            # The frames do not need the .emi file beside them, which may be damaged.
-            file = _Alone(str(path))
-    except Exception as error:  # ncempy raises what its parser stumbles over
-        raise FormatError(f"{path}: cannot be read as SER ({error})") from error
+        file: Any = ser.fileSER(str(path))
+    except Exception:
+        # The frames do not need the .emi file beside them, which may be damaged.
+        file = _Alone(str(path))
     # ncempy 1.16 spells this dtype with a space, which numpy refuses.
     file._dictDataType = {**file._dictDataType, 1: "<u1"}
     if file.head["DataTypeID"] != _IMAGES:
         raise FormatError(f"{path}: holds spectra, expected frames")
     if not file.head["ValidNumberElements"]:
         raise FormatError(f"{path}: holds no frames; was the acquisition stopped?")
-    try:
-        first, note = file.getDataset(0)
-        if min(note["ArrayShape"]) < 1:
-            raise ValueError(f"frames of {note['ArrayShape']} pixels")
-    except (ValueError, IndexError, KeyError) as error:
-        raise FormatError(f"{path}: is a truncated SER file ({error})") from error
+    first, note = file.getDataset(0)
+    if min(note["ArrayShape"]) < 1:
+        raise ValueError(f"frames of {note['ArrayShape']} pixels")
     count, size = int(file.head["ValidNumberElements"]), path.stat().st_size
     ends = (int(start) + _HEAD + first.nbytes for start in file.head["DataOffsetArray"])
     there = next((number for number, end in enumerate(ends) if end > size), count)

@@ -238,8 +238,9 @@ def layout_of(
     if storage.parts:
         return Layout(np.zeros(0, np.int64), storage.kind.str)
     if storage.sigma:
-        layout = layout_of(path, dataset, shape, order, replace(storage, sigma=False))
-        plain = replace(storage, dtype="float32", sigma=False)
+        frames = replace(storage, sigma=False)
+        layout = layout_of(path, dataset, shape, order, frames)
+        plain = replace(frames, dtype="float32")
         return replace(layout, sigma=layout_of(path, dataset + SIGMA, shape, order, plain))
     lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
     lead_shape = tuple(shape[axis] for axis in lead)

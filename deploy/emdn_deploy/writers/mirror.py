@@ -50,7 +50,7 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
             _copy_tree(source, copy, frames, Path(target).parent, storage)
             _copy_references(source, copy)
             if storage.sigma:
-                _copy_scales(copy[frames.dataset], copy[frames.dataset + SIGMA])
+                _copy_dimensions(copy[frames.dataset], copy[frames.dataset + SIGMA], copy)
             record(copy, frames.dataset, provenance)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -94,12 +94,14 @@ def _is_sigma(group: h5py.Group, name: str, frames: str) -> bool:
     return name == frames + SIGMA or (name == frames + ERRORS and linked)
 
 
-def _copy_scales(frames: h5py.Dataset, sigma: h5py.Dataset) -> None:
-    for old, new in zip(frames.dims, sigma.dims, strict=True):
-        if old.label:
-            new.label = old.label
-        for scale in old.values():
-            new.attach_scale(scale)
+def _copy_dimensions(old: h5py.Dataset, new: h5py.Dataset, copy: h5py.File) -> None:
+    """Give a dataset the labels of another one's axes, and the copies of their scales."""
+    for axis, own in zip(old.dims, new.dims, strict=True):
+        if axis.label:
+            own.label = axis.label
+        for scale in axis.values():
+            if isinstance(copy.get(scale.name), h5py.Dataset) and not len(own):
+                own.attach_scale(copy[scale.name])
 
 
 def _copy_tree(
@@ -187,12 +189,7 @@ def _copy_references(source: h5py.File, copy: h5py.File) -> None:
         if twin is None:
             return
         if isinstance(item, h5py.Dataset) and twin.ndim == item.ndim:
-            for old, new in zip(item.dims, twin.dims, strict=True):
-                if old.label:
-                    new.label = old.label
-                for scale in old.values():
-                    if isinstance(copy.get(scale.name), h5py.Dataset) and not len(new):
-                        new.attach_scale(copy[scale.name])
+            _copy_dimensions(item, twin, copy)
         for key in item.attrs:
             value = item.attrs[key] if _refers(item, key) else None
             if isinstance(value, h5py.Reference) and value and source[value].name in copy:
@@ -202,12 +199,13 @@ def _copy_references(source: h5py.File, copy: h5py.File) -> None:
 
 
 def _refers(item: h5py.Group | h5py.Dataset, name: str) -> bool:
-    kind = item.attrs.get_id(name).get_type()
-    while isinstance(kind, h5py.h5t.TypeVlenID | h5py.h5t.TypeArrayID):
-        kind = kind.get_super()
-    if isinstance(kind, h5py.h5t.TypeCompoundID):
-        return any(
-            isinstance(kind.get_member_type(i), h5py.h5t.TypeReferenceID)
-            for i in range(kind.get_nmembers())
-        )
-    return isinstance(kind, h5py.h5t.TypeReferenceID)
+    """Say whether an attribute holds references: alone, in lists or in compounds."""
+
+    def refers(kind: h5py.h5t.TypeID) -> bool:
+        if isinstance(kind, h5py.h5t.TypeVlenID | h5py.h5t.TypeArrayID):
+            return refers(kind.get_super())
+        if isinstance(kind, h5py.h5t.TypeCompoundID):
+            return any(refers(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
+        return isinstance(kind, h5py.h5t.TypeReferenceID)
+
+    return refers(item.attrs.get_id(name).get_type())

@@ -1,20 +1,17 @@
 """How good a denoised frame is: with the truth, and without it; numpy and scipy only."""
 
 from emdn_models.metrics.frc import ring_correlation
-from emdn_models.metrics.heldout import Estimate, HeldOut, umse, umse_difference, umse_unequal
+from emdn_models.metrics.heldout import Estimate, HeldOut, umse, umse_difference
 from emdn_models.metrics.image import dose_gain, gain_db, mean_ratio, psnr, ssim
-from emdn_models.metrics.response import Linearity, linearity
 from emdn_models.metrics.vacancies import Roc, Sites, roc, simulated_sites, site_scores
 
 __all__ = [
     "Estimate",
     "HeldOut",
-    "Linearity",
     "Roc",
     "Sites",
     "dose_gain",
     "gain_db",
-    "linearity",
     "mean_ratio",
     "psnr",
     "ring_correlation",
@@ -24,5 +21,4 @@ __all__ = [
     "ssim",
     "umse",
     "umse_difference",
-    "umse_unequal",
 ]

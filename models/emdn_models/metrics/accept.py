@@ -1,4 +1,7 @@
-"""What the metrics accept: equally shaped frames of finite pixels, and masks of good ones."""
+"""What the metrics accept: equally shaped frames of finite pixels, and masks of good ones.
+
+All raise EmdnError with the name of the argument, what was found and what was expected.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,18 +12,7 @@ Floats = NDArray[np.float64]
 
 
 def frames(**named: ArrayLike) -> list[Floats]:
-    """Return the arrays as float64, checked.
-
-    Parameters
-    ----------
-    **named
-        (H, W) or (N, H, W), all of one shape; the names are for messages.
-
-    Raises
-    ------
-    EmdnError
-        If a shape is not that of frames, shapes differ, or a pixel is not finite.
-    """
+    """Return arrays (H, W) or (N, H, W), all of one shape and finite, as float64."""
     arrays: list[Floats] = []
     for name, given in named.items():
         array = np.asarray(given, dtype=np.float64)
@@ -43,24 +35,9 @@ def frames(**named: ArrayLike) -> list[Floats]:
 
 
 def mask(valid: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return the good pixels as a mask of one frame or of every frame.
+    """Return the good pixels (H, W) or ``shape``, all for None, broadcast to ``shape``.
 
-    Parameters
-    ----------
-    valid
-        (H, W) or ``shape``; None is all pixels.
-    shape
-        Of the frames.
-
-    Returns
-    -------
-    ndarray
-        Bool, broadcast to ``shape``, read-only.
-
-    Raises
-    ------
-    EmdnError
-        If the shape does not fit, or a frame has no good pixel.
+    Every frame must have one.
     """
     good = np.asarray(True if valid is None else valid, dtype=np.bool_)
     if valid is not None and good.shape not in (shape, shape[-2:]):
@@ -72,20 +49,7 @@ def mask(valid: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 
 def positive(name: str, value: ArrayLike, count: tuple[int, ...]) -> Floats:
-    """Return numbers above zero, one a frame.
-
-    Parameters
-    ----------
-    value
-        One number, or one for each frame.
-    count
-        (N,) or (), the shape of one number a frame.
-
-    Raises
-    ------
-    EmdnError
-        If a number is not finite and above zero, or there are too many or too few.
-    """
+    """Return numbers above zero, one for each of ``count`` frames, (N,) or ()."""
     numbers = np.asarray(value, dtype=np.float64)
     if numbers.shape not in ((), count):
         raise EmdnError(f"{name}: found shape {numbers.shape}, expected one number or {count}")

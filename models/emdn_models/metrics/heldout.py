@@ -124,35 +124,6 @@ def umse(
     return _summary(compare, len(noisy) - apart, 2 * apart - 1, noisy, good, block)
 
 
-def umse_unequal(
-    raw: ArrayLike,
-    denoised: ArrayLike,
-    block: int = 32,
-    valid: ArrayLike | None = None,
-    apart: int = 1,
-) -> HeldOut:
-    """Estimate the same where the noise differs from frame to frame.
-
-    Each frame but the first and last gives mean((f(A) - B) * (f(A) - C)), B and C
-    being the frames ``apart`` before and after: the noise of B and that of C are independent, and
-    nothing needs to be subtracted. (The paper's estimate, with the third frame as the
-    second reference in place of the variance.) Parameters, errors and result are those
-    of `umse`, for 1 + 2 ``apart`` or more frames; ``noise`` is an average.
-
-    Notes
-    -----
-    Steady motion adds a negative bias here, -2/3 of ``drift``, and random jumps none, so
-    this and `umse` enclose the error of a slowly drifting stack.
-    """
-    noisy, clean, good = _stacks(raw, denoised, valid, 1 + 2 * apart)
-
-    def compare(at: int) -> Floats:
-        found = clean[at + apart]
-        return np.asarray((found - noisy[at]) * (found - noisy[at + 2 * apart]))
-
-    return _summary(compare, len(noisy) - 2 * apart, 4 * apart - 2, noisy, good, block)
-
-
 def umse_difference(
     raw: ArrayLike,
     denoised: ArrayLike,
@@ -163,13 +134,12 @@ def umse_difference(
 ) -> Estimate:
     """Estimate by how much the squared error of one denoised stack exceeds that of another.
 
-    The difference of their `umse_unequal`: most of the noise of the frames before and after
-    cancels, and so does steady motion of the scene. Parameters and errors as there; ``other``
-    was made from the same ``raw``.
-
-    Notes
-    -----
-    Where the scene jumps about at random, the smoother of the two comes out too well.
+    Each frame but the first and last gives mean((f(A) - B) * (f(A) - C)), B and C being the frames
+    ``apart`` before and after, whose noise is independent: nothing needs to be subtracted, and the
+    noise may differ from frame to frame. Of the difference, most of the noise of B and C cancels,
+    and so does steady motion. Parameters and errors as of `umse`, for 1 + 2 ``apart`` frames or
+    more; ``other`` was made from the same ``raw``. Where the scene jumps about at random, the
+    smoother of the two comes out too well.
     """
     noisy, clean, good = _stacks(raw, denoised, valid, 1 + 2 * apart)
     second = accept.frames(raw=raw, other=other)[1]

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, preprocess
-from emdn_deploy.check import smallest_defect
-from emdn_deploy.check.camera import Camera
-from emdn_deploy.check.quick import BOUNDS, Quick
-from emdn_deploy.check.thresholds import Thresholds
-from emdn_deploy.check.verdict import Rows
+from emdn_deploy.check.bootstrap import Thresholds
+from emdn_deploy.check.quick import BOUNDS, Quick, atom_of
+from emdn_deploy.check.verdict import Judge
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"
-COUNTS = Camera(1.0, 0.0, 0.0, 0.0, True)
 A = 20.0  # pixels, of the lattices
 
 BASES = {
@@ -105,10 +102,6 @@ def test_filled_pixels_do_not_count(stacks, scene) -> None:
     assert without.result().numbers["std"].min() > BOUNDS["std"][0]
 
 
-def test_no_frames_say_so() -> None:
-    assert Quick(1, 0).result().line == "no frames"
-
-
 def lattice(name: str, width: float, height: float, atom) -> np.ndarray:
     vectors, basis, _ = BASES[name]
     steps = np.array([(i, j) for i in range(-16, 17) for j in range(-16, 17)]) @ np.array(vectors)
@@ -123,7 +116,7 @@ def lattice(name: str, width: float, height: float, atom) -> np.ndarray:
 @pytest.mark.parametrize("name", BASES)
 def test_an_atom_is_measured_in_a_lattice(name: str, height: float, atom) -> None:
     ramp = np.linspace(0, 30, 160, dtype=np.float32)  # no structure of atoms
-    found = smallest_defect.atom_of(lattice(name, 3.0, height, atom) + ramp)
+    found = atom_of(lattice(name, 3.0, height, atom) + ramp)
     true = 5 * np.sqrt(np.pi) * 3
     assert found is not None
     assert found.norm == pytest.approx(0.75 * BASES[name][2] * true, rel=0.2)
@@ -134,7 +127,10 @@ def test_no_atoms_no_percent(atom) -> None:
     flat = np.full((64, 64), 60, np.float32)
     noisy = flat + np.random.default_rng(0).normal(0, 0.3, flat.shape).astype(np.float32)
     for frame in (flat, noisy, flat + 20 * atom(flat.shape, 30, 30, 3), flat[:8, :8]):
-        found = smallest_defect.of_boxes(frame.astype(np.float32), COUNTS, 7.7, 5.0, 1.0, 16)
+        quick = Quick(1, 0)
+        quick.add(0, frame[None].astype(np.float32), frame[None].astype(np.float32))
+        found = quick.result().smallest
+        assert found is not None
         assert found.percent is None
         assert found.words.startswith("no atoms show; a false spot of ")
 
@@ -161,7 +157,7 @@ def example(tmp_path_factory):
 
 def test_nine_in_ten_of_the_smallest_are_found(example, atom) -> None:
     thresholds, raw, clean = example
-    found = smallest_defect.of_check(raw[0], clean[0], thresholds)
+    found = thresholds.smallest(raw[0], clean[0])
     assert "single vacancies can be filled unseen at this dose" in found.words
     assert found.run_percent < found.percent
     scale = thresholds.camera.gain
@@ -169,7 +165,7 @@ def test_nine_in_ten_of_the_smallest_are_found(example, atom) -> None:
     quick.add(0, raw, clean)
     least = quick.result().smallest
     assert least.percent > found.percent  # it looks less closely
-    spot = smallest_defect.atom_of(clean[0])
+    spot = atom_of(clean[0])
     rng = np.random.default_rng(2)
     seen, told = [], []
     for number in range(30):
@@ -177,9 +173,9 @@ def test_nine_in_ten_of_the_smallest_are_found(example, atom) -> None:
         one = atom(raw.shape[1:], y, x, spot.width) * spot.norm / (np.sqrt(np.pi) * spot.width)
         one *= rng.choice([-1, 1]) / 100
         at = slice(number % 2, number % 2 + 1)
-        rows = Rows(thresholds)
-        rows.add(0, raw[at][0], (clean[at][0] + found.percent * one).astype(np.float32))
-        seen.append(rows.finish()["verdict"][0] != "within noise")
+        judged = Judge(thresholds)
+        judged.add(0, raw[at][0], (clean[at][0] + found.percent * one).astype(np.float32))
+        seen.append(judged.finish()["verdict"][0] != "within noise")
         quick = Quick(scale, 0)
         quick.add(0, raw[at], (clean[at] + least.percent * one).astype(np.float32))
         told.append(quick.result().failing != ())
@@ -187,6 +183,10 @@ def test_nine_in_ten_of_the_smallest_are_found(example, atom) -> None:
     assert sum(seen) >= 23
     assert sum(told) >= 23
     assert sum(seen) + sum(told) < 60
+    correlated = replace(thresholds, noise=replace(thresholds.noise, correlated=True))
+    found = correlated.smallest(raw[0], clean[0])
+    assert found.percent is None
+    assert found.words.startswith("a filled atom cannot be seen")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 50), (15, 400), (16, 16), (64, 64)])
@@ -196,11 +196,4 @@ def test_odd_frames_have_an_answer(shape: tuple[int, int]) -> None:
         quick = Quick(1, 0)
         quick.add(0, raw, made)
         assert quick.result().smallest.words
-
-
-def test_in_correlated_noise_no_place_is_judged(example) -> None:
-    thresholds, raw, clean = example
-    correlated = replace(thresholds, noise=replace(thresholds.noise, correlated=True))
-    found = smallest_defect.of_check(raw[0], clean[0], correlated)
-    assert found.percent is None
-    assert found.words.startswith("a filled atom cannot be seen")
+    assert Quick(1, 0).result().line == "no frames"

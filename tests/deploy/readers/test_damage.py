@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
-import hdf5plugin
 import numpy as np
 import pytest
 import tifffile
@@ -60,12 +59,16 @@ def test_frames_that_no_memory_holds(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [
     {"compression": "gzip", "shuffle": True, "fletcher32": True}, {"compression": "lzf"},
     {"scaleoffset": 0}, {"compression": "gzip", "scaleoffset": 0}, {"fletcher32": True},
-    *(getattr(hdf5plugin, codec)() for codec in ("LZ4", "Bitshuffle", "Blosc", "Zstd")),
 ])  # fmt: skip
 def test_every_filter(tmp_path, options):
     with h5py.File(tmp_path / "sound.h5", "w") as file:
         file.create_dataset("images", data=FRAMES, chunks=(3, 9, 24), **options)
     reads(tmp_path / "sound.h5")
+
+
+@pytest.mark.parametrize("codec", ["LZ4", "Bitshuffle", "Blosc", "Zstd"])
+def test_every_filter_of_the_extra(tmp_path, codec):
+    test_every_filter(tmp_path, getattr(pytest.importorskip("hdf5plugin"), codec)())
 
 
 def test_trees_have_a_bound(tmp_path, monkeypatch):
@@ -218,7 +221,7 @@ def test_npy_headers(tmp_path, shape, descr):
 
 @pytest.mark.parametrize(("sizes", "extended"), [
     ((10**6, 10**6, 4), 0), ((2**31 - 1,) * 3, 0), ((-64, 64, 1), 0), ((64, 64, 10**9), 0),
-    ((0, 0, 0), 0), ((64, 64, 1), 2**31 - 1), ((64, 64, 1), -5),
+    ((0, 0, 0), 0), ((64, 64, 1), 2**28), ((64, 64, 1), -5),
 ])  # fmt: skip
 def test_mrc_headers(tmp_path, sizes, extended):
     path = tmp_path / "claims.mrc"
@@ -227,7 +230,7 @@ def test_mrc_headers(tmp_path, sizes, extended):
     struct.pack_into("<i", head, 92, extended)
     head[208:214] = b"MAP DD"
     path.write_bytes(bytes(head) + bytes(8192))
-    refused(path, "claims|damaged|empty|larger" if extended else "damaged|empty|cut short")
+    refused(path, "claims|damaged|empty|cut short")
 
 
 @pytest.mark.parametrize(("place", "kind", "value", "match"), [

@@ -107,7 +107,7 @@ def test_compressed_mrc(tmp_path, suffix, monkeypatch):
         assert str(tmp_path) in frames.notes[0]
     assert sorted(tmp_path.iterdir()) == [plain, path]
     path.write_bytes(pack(plain.read_bytes())[:-900])
-    with pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): (is|cannot be)"):
+    with pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): is cut short"):
         open_frames(path)
 
     def full(*_: object) -> None:
@@ -120,7 +120,7 @@ def test_compressed_mrc(tmp_path, suffix, monkeypatch):
 
 
 def test_modes_of_mrc_that_are_no_frames(tmp_path):
-    for mode, said in ((101, r"4 bits \(MRC mode 101\).*newstack"), (77, r"mode \(77\)")):
+    for mode, said in ((101, r"4 bits \(MRC mode 101\).*newstack"), (77, "mode '77'")):
         with pytest.raises(FormatError, match=said):
             open_frames(write(tmp_path / "a.mrc", mode=mode))
     with mrcfile.new(tmp_path / "fft.mrc", np.zeros((16, 16), np.complex64)):

@@ -48,6 +48,9 @@ def test_vacancies_score_below_full_sites_by_what_the_noise_is(crystal) -> None:
     noise = np.random.default_rng(0).normal(0, 1, (SIZE, SIZE))
     frame = drawn(atoms) + noise
     scores = site_scores(frame, sites, PIXEL_NM)
+    np.testing.assert_allclose(  # whatever the unit and the level
+        site_scores(1e6 * frame - 3, sites, PIXEL_NM), scores, rtol=1e-6, atol=1e-6
+    )
     judged = np.isfinite(scores).all(0)
     assert judged[sites.vacant].all()
     assert 20 < judged.sum() < len(judged)
@@ -58,15 +61,6 @@ def test_vacancies_score_below_full_sites_by_what_the_noise_is(crystal) -> None:
         spread = ndimage.gaussian_filter(noise, w).std()
         assert row[sites.vacant].mean() == pytest.approx(-contrast / spread, rel=0.35)
         assert abs(row[judged & sites.full].mean()) < 0.3
-
-
-def test_scores_do_not_depend_on_the_unit_or_the_background(crystal) -> None:
-    atoms, _, sites = crystal
-    frame = drawn(atoms) + np.random.default_rng(1).normal(0, 0.5, (SIZE, SIZE))
-    np.testing.assert_allclose(
-        site_scores(1e6 * frame - 3, sites, PIXEL_NM), site_scores(frame, sites, PIXEL_NM),
-        rtol=1e-6, atol=1e-6,
-    )  # fmt: skip
 
 
 def test_the_curve_of_known_scores() -> None:
@@ -83,23 +77,6 @@ def test_the_curve_of_known_scores() -> None:
     assert roc(chance.normal(size=4000), chance.normal(size=4000), 50).auc == pytest.approx(
         0.5, abs=0.03
     )
-
-
-def test_a_matched_filter_beats_chance_as_theory_says(crystal) -> None:
-    """Two unit normals d apart have an area under the curve of Phi(d / sqrt 2)."""
-    atoms, _, sites = crystal
-    found: list[float] = []
-    full: list[float] = []
-    chance = np.random.default_rng(3)
-    for _ in range(30):
-        frame = drawn(atoms) + chance.normal(0, 6, (SIZE, SIZE))
-        row = -site_scores(frame, sites, PIXEL_NM)[3]  # 3.25 pixels, nearly the blob's own
-        judged = np.isfinite(row)
-        found += row[judged & sites.vacant].tolist()
-        full += row[judged & sites.full].tolist()
-    apart = np.mean(found) - np.mean(full)
-    expected = 0.5 * (1 + np.tanh(0.8 * apart / 2**0.5))  # of the normal distribution, to 0.02
-    assert roc(found, full, 30).auc == pytest.approx(expected, abs=0.05)
 
 
 def test_dichalcogenide_columns_and_their_sublattices() -> None:
