@@ -3,9 +3,9 @@
     python benchmarks/workers.py FOLDER --minutes 8
 
 Rounds of one process with N threads and of N workers take turns on the same stack, file to file,
-so that whatever else slows the machine slows both. The overhead of a part is that of a stack in
-many small parts over one in few. Both feed a simulation of a cluster. The table goes to
-``benchmarks/results/workers.md``.
+so that whatever else slows the machine slows both; processor time hardly changes with load. The
+overhead of a part is that of a stack in many small parts over one in few. Both feed a simulation
+of a cluster. The table goes to ``benchmarks/results/workers.md``.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from emdn_deploy import cluster, denoise_file
 from emdn_deploy.config import DenoiseOptions
@@ -44,8 +46,13 @@ def stack(path: Path, frames: int, side: int) -> Path:
 
 def timed(
     source: Path, part: int, elsewhere: cluster.Cluster | None, model: str, threads: int
-) -> float:
-    """Return the seconds of a run, with parts of so many frames."""
+) -> tuple[float, float]:
+    """Return seconds, and those of all processors, of a run with parts of so many frames."""
+
+    def busy() -> float:
+        theirs = elsewhere._client.run(time.process_time).values() if elsewhere else ()
+        return time.process_time() + sum(theirs)
+
     with h5py.File(source) as file:
         size = 4 * file["frames"][0].size * part
     cluster.SMALLEST_PART = cluster.LARGEST_PART = size
@@ -53,9 +60,9 @@ def timed(
         output=source.with_name("made.h5"), model=model, device="cpu", threads=threads,
         gain=1, offset=0, overwrite=True,
     )  # fmt: skip
-    began = time.perf_counter()
+    before, began = busy(), time.perf_counter()
     denoise_file.run(source, options, elsewhere=elsewhere)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began, busy() - before
     for folder in cluster.folders(source.with_name("made.h5")):  # or they would be used again
         for file in folder.iterdir():
             file.unlink()
@@ -63,9 +70,12 @@ def timed(
     return seconds
 
 
-def rounds(first: Callable[[], float], second: Callable[[], float], until: float) -> list[float]:
-    """Return seconds of both, (rounds, 2), as many as there is time for, three at least."""
-    found: list[tuple[float, float]] = []
+Timed = Callable[[], tuple[float, float]]
+
+
+def rounds(first: Timed, second: Timed, until: float) -> NDArray[np.float64]:
+    """Return `timed` of both, (rounds, 2, 2), as many as there is time for, three at least."""
+    found: list[tuple[Any, Any]] = []
     while len(found) < 3 or time.monotonic() < until:
         found.append((first(), second()) if len(found) % 2 else (second(), first())[::-1])
     return np.array(found)
@@ -90,47 +100,46 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--frames", type=int, default=240)
+    parser.add_argument("--part", type=int, default=30, help="frames")
     given = parser.parse_args()
     logging.getLogger("emdn_deploy").setLevel(logging.ERROR)
     cores = usable_cpus()
     large = stack(given.folder / "large.h5", given.frames, SIDE)
     small = stack(given.folder / "small.h5", 256, 64)
     began = time.perf_counter()
-    busy = []
-
-    def alone() -> float:
-        before = time.process_time()
-        seconds = timed(large, 32, None, "unet", cores)
-        busy.append(time.process_time() - before)
-        return seconds
-
     with cluster.connected(None, cores, None, join=False) as workers:
         start_s = time.perf_counter() - began
         timed(small, 32, workers, "unet", 1)  # workers open the model
         until = time.monotonic() + 60 * given.minutes
-        whole = rounds(alone, lambda: timed(large, 32, workers, "unet", cores), until)
+        whole = rounds(
+            lambda: timed(large, given.part, None, "unet", cores),
+            lambda: timed(large, given.part, workers, "unet", cores),
+            until,
+        )
         parts = rounds(
             lambda: timed(small, 64, workers, "dncnn", cores),
-            lambda: timed(small, 4, workers, "dncnn", cores),
+            lambda: timed(small, 8, workers, "dncnn", cores),
             0,
         )
-    ratio = np.quantile(whole[:, 0] / whole[:, 1], (0.25, 0.5, 0.75))
-    part_s = cores * float(np.median(parts[:, 1] - parts[:, 0])) / (256 / 4 - 256 / 64)
-    frame_s = float(np.median(busy)) / given.frames * PIXELS / SIDE**2
+    one, many = np.median(whole, axis=0)
+    walls, processors = np.quantile(whole[:, 0] / whole[:, 1], (0.25, 0.5, 0.75), axis=0).T
+    part_s = float(np.median(parts[:, 1, 1] - parts[:, 0, 1])) / (256 / 8 - 256 / 64)
+    frame_s = float(one[1]) / given.frames * PIXELS / SIDE**2
     lines = [
         f"`python benchmarks/workers.py FOLDER --minutes {given.minutes:g}`: {cores} cores, load "
         f"{os.getloadavg()[0]:.1f} when it ended; `unet`, {given.frames} frames of {SIDE} x {SIDE} "
-        f"in parts of 32, {len(whole)} rounds in turn. Read ratios, not seconds, on a machine "
-        "that does other things.",
+        f"in parts of {given.part}, {len(whole)} rounds in turn. Read ratios, not seconds, on a "
+        "machine that does other things.",
         "",
-        "| | |",
-        "|---|---|",
-        f"| one process, {cores} threads | {np.median(whole[:, 0]):.1f} s |",
-        f"| {cores} workers | {np.median(whole[:, 1]):.1f} s |",
-        f"| efficiency: speed of the workers over that of one process | {ratio[1]:.2f} "
-        f"({ratio[0]:.2f} to {ratio[2]:.2f}) |",
-        f"| overhead of a part (parts of 4 small frames over parts of 64) | {part_s:.2g} s |",
-        f"| start of {cores} workers | {start_s:.1f} s |",
+        "| | seconds | of processors |",
+        "|---|---|---|",
+        f"| one process, {cores} threads | {one[0]:.1f} | {one[1]:.1f} |",
+        f"| {cores} workers | {many[0]:.1f} | {many[1]:.1f} |",
+        "| efficiency: one process over workers (quartiles) | "
+        + " | ".join(f"{b:.2f} ({a:.2f} to {c:.2f})" for a, b, c in (walls, processors))
+        + " |",
+        f"| overhead of a part | | {part_s:.2g} |",
+        f"| start of {cores} workers | {start_s:.1f} | |",
         "",
         f"Simulated from these: 1,000,000 frames of 1024 x 1024, 2 TB in and 4 TB out, in parts of "
         f"{PART / 2**20:.0f} MiB; a core takes {frame_s:.2g} s a frame (processor time, which load "
