@@ -36,7 +36,7 @@ denoise: $(VENV)/.deploy  ## Denoise FRAMES (default: the example) into a file a
 test: $(VENV)/.dev  ## Install what the tests need and run all but the slow ones
 	$(TESTS) -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.dev  ## Run all tests
+test-all: $(VENV)/.test-all  ## Install what the slow tests compare with too, and run all
 	$(TESTS) $(ARGS)
 
 train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated first if missing)
@@ -76,7 +76,7 @@ bench: $(VENV)/.dev  ## Time every shipped model, beside others and the machine'
 record: $(VENV)/.train  ## Run the em_denoise benchmark: one line, and OUT/record/record.json, to compare machines by
 	$(BIN)/emdn-train benchmark data/record --out $(OUT)/record $(ARGS)
 
-check: $(VENV)/.dev  ## Lint, format and strict types
+check: $(VENV)/.check  ## Lint, format and strict types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -97,5 +97,13 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.deploy
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@ $(VENV)/.train $(VENV)/.deploy
+
+$(VENV)/.check: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[check]'
+	@touch $@ $(VENV)/.train $(VENV)/.deploy
+
+$(VENV)/.test-all: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test-all]'
+	@touch $@ $(VENV)/.dev $(VENV)/.train $(VENV)/.deploy

@@ -22,8 +22,6 @@ NOTES = {
     "by all threads and one on each; median of rounds in turn and quartiles.",
     "profile": "Shares of the time of a frame's operators, medians of single ones added up. What "
     "is not a convolution is nearly all the spectra's.",
-    "live": "Frames arrive at a share of what the model does one by one; milliseconds from "
-    "arrival to result.",
 }
 
 

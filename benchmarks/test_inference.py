@@ -1,4 +1,4 @@
-"""How fast the shipped models are at 256 x 256: one by one, in batches, to files, and live."""
+"""How fast the shipped models are at 256 x 256: one by one, in batches, and to files."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +7,13 @@ import h5py
 import numpy as np
 import pytest
 
-from benchmarks.cases import CASES, SIZE, Case, gain_db
+from benchmarks.cases import CASES, SIZE, gain_db
 from benchmarks.peers import roof_gflops
 from emdn_deploy import bench, denoise_file
-from emdn_deploy.bench import SCALE, in_turn, percentile, ratio, warm
+from emdn_deploy.bench import SCALE, in_turn, ratio, warm
 from emdn_deploy.config import DenoiseOptions
-from emdn_models import pretrained
 
 NUMBERS = (SCALE.scale, SCALE.offset, SCALE.gain)
-DEFAULT = Case(pretrained.default_model(), "fp32", "cpu")
-LIVE_FRAMES = 120
 
 
 @pytest.mark.parametrize("batch", [1, 16], ids=["single-stream", "offline"])
@@ -93,35 +90,5 @@ def test_boundaries(benchmark, ring, tmp_path, request, case):
             "frames/s compute": speeds[compute], "array": speeds["array"], "file": speeds["file"],
             "array / compute": ratio(times[compute], times["array"]),
             "file / compute": ratio(times[compute], times["file"]),
-        },
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("case", "load"), [(case, 0.8) for case in CASES] + [(DEFAULT, 1.2)], ids=str
-)
-def test_live(benchmark, ring, case, load):
-    """Frames that arrive at a rate, a share of what the model does one by one.
-
-    At 0.8 of it, and for the default model also at 1.2, where one frame in six must be lost.
-    """
-    denoiser = case.open()
-    warm(lambda: denoiser.run(ring[:1], SCALE))
-    each = float(np.median(in_turn({"": lambda: denoiser.run(ring[:1], SCALE)}, 20)[""]))
-
-    def work(numbers):
-        denoiser.run(ring[np.array(numbers) % len(ring)], SCALE)
-
-    found = benchmark.pedantic(bench.live, (work, load / each, LIVE_FRAMES), rounds=1)
-    assert len(found.latencies) + found.dropped == LIVE_FRAMES
-    shares = {
-        f"p{share}": bench.milliseconds(percentile(found.latencies, share / 100))
-        for share in (50, 90, 99)
-    }
-    benchmark.extra_info.update(
-        table="live",
-        row={"scenario": "live", "boundary": "array"} | case.about(1) | {
-            "asked load": load, "frames/s": bench.digits(load / each), "frames": LIVE_FRAMES,
-            "dropped": found.dropped, **shares, "load": round(found.load, 2),
         },
     )  # fmt: skip

@@ -1,10 +1,12 @@
 """What all tests share."""
 
+import inspect
 import os
 import resource
 import signal
 import subprocess
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -21,6 +23,15 @@ def pytest_configure(config: pytest.Config) -> None:
         told = ("ARGS", "VENV", "PYTHON", "FRAMES", "DATA", "OUT", "SPLIT", "EPOCHS")
         for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *told):
             os.environ.pop(name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as slow what compares with other programs, which only `make test-all` installs."""
+    compares = cache(lambda function: "importorskip(" in inspect.getsource(function))
+    for item in items:
+        if compares(item.function):
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def test_a_command_is_spelled_right(line: str) -> None:
         extras = re.findall(r"\[(.*?)\]", line)
         known = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         assert all(f"\n{extra} = [" in known for extra in extras)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / ".github" / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert {f"version: {project['version']}", f"license: {project['license']}"} < set(lines)
+    assert f"  - name: {project['authors'][0]['name']}" in lines
 
 
 @pytest.fixture

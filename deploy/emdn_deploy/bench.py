@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -36,8 +35,6 @@ Call = Callable[[], object]
 ELECTRONS = 40.0
 SCALE = Intensity(ELECTRONS, 1.0, 0.0, ELECTRONS**0.5, "known")
 """The intensity scale of `noisy` frames."""
-BUFFER = 8
-"""Frames of a camera that may wait; one that comes when so many do is lost."""
 RING_PIXELS, ROUNDS = 2**23, 100
 _CONDITIONS = ("precision", "asked", "got", "threads", "batch", "size")
 
@@ -48,10 +45,9 @@ class Bench(NamedTuple):
     """What was measured on a `machine`, at a camera's rate: a row a model.
 
     A row has the columns of `about` and `speed` for frames one by one, then ``stack frames/s``,
-    array to array; ``peak MB`` and ``gain dB``; and with a rate ``keeps up``, ``dropped`` of
-    ``arrived``, ``live p99`` and ``live worst`` in milliseconds from arrival to result, and
-    ``load`` (`Live`). One of 0 ``rounds`` follows from frames of 256 x 256: the model is too slow
-    for these to be timed.
+    array to array; ``peak MB`` and ``gain dB``; and with a rate ``keeps up``: whether the faster of
+    the two is at least that. One of 0 ``rounds`` follows from frames of 256 x 256: the model is
+    too slow for these to be timed.
     """
 
     machine: dict[str, object]
@@ -79,8 +75,7 @@ def bench(
     rate
         Frames a second of a camera.
     seconds
-        For frames one by one, all models together; stacks, memory and the camera take about as
-        much.
+        For frames one by one, all models together; stacks and memory take about as much.
 
     Raises
     ------
@@ -116,7 +111,7 @@ def bench(
             row["rounds"] = 0
         row["gain dB"] = gain_db(session)
         if rate is not None:
-            row |= _camera(one, frames, rate, row, budget / 2)
+            row["keeps up"] = max(row["frames/s"], row.get("stack frames/s", 0.0)) >= rate
         rows.append(row)
         _log.info("%s: %s frames/s", name, row["frames/s"])
     return Bench(facts, rate, rows)
@@ -170,29 +165,6 @@ def _one_by_one(
     for call in calls.values():
         warm(call, limit_s / (4 * len(calls)))
     return in_turn(calls, ROUNDS, limit_s)
-
-
-def _camera(one: Denoiser, frames: Stack, rate: float, row: Row, seconds: float) -> Row:
-    """Let frames arrive at a rate; a model that is far too slow is not tried."""
-    best = max(row["frames/s"], row.get("stack frames/s", 0.0))
-    if rate > 1.2 * best or not row["rounds"]:
-        return {"keeps up": rate < best, "dropped": None, "arrived": 0}
-
-    def work(numbers: Sequence[int]) -> object:
-        return one.run(frames[np.asarray(numbers) % len(frames)], SCALE)
-
-    # On a CPU, frames that wait are computed side by side, one on each thread.
-    session, size = one.session, frames.shape[1:]
-    batch = session.threads if session.device == "cpu" else one.batching.frames_per_run(size)
-    found = live(work, rate, max(3, round(rate * seconds)), batch)
-    return {
-        "keeps up": found.keeps_up,
-        "dropped": found.dropped,
-        "arrived": found.frames,
-        "live p99": milliseconds(percentile(found.latencies, 0.99)),
-        "live worst": milliseconds(max(found.latencies)),
-        "load": round(found.load, 2),
-    }
 
 
 def noisy(count: int, height: int, width: int, seed: int = 0) -> Stack:
@@ -273,68 +245,6 @@ def stack_rate(one: Denoiser, frames: Stack, each: float, limit_s: float) -> flo
     stack = frames[np.arange(count) % len(frames)]
     times = in_turn({"": lambda: one.denoise(stack)}, 3, limit_s)[""]
     return count / float(np.median(times))
-
-
-class Live(NamedTuple):
-    """What became of frames that arrived at a rate.
-
-    ``latencies`` are seconds from arrival to result, of those that were not dropped; ``load`` is
-    the share of the time that the computation needs: above 1 the backlog grows, even where the
-    buffer was large enough so far.
-    """
-
-    frames: int
-    dropped: int
-    latencies: list[float]
-    load: float
-
-    @property
-    def keeps_up(self) -> bool:
-        """Say whether this could go on for ever."""
-        return not self.dropped and self.load < 1
-
-
-def live(
-    work: Callable[[Sequence[int]], object],
-    rate: float,
-    frames: int,
-    batch: int = 1,
-    buffer: int = BUFFER,
-) -> Live:
-    """Let frames arrive and denoise them as they come, several at once where several wait.
-
-    Parameters
-    ----------
-    work
-        Denoises the frames of these numbers, 1 to ``batch`` of them.
-    rate
-        Frames a second; frame k arrives k / rate after the start.
-    """
-    waiting: deque[int] = deque()
-    latencies: list[float] = []
-    arrived = dropped = 0
-    busy = 0.0
-    began = time.perf_counter()
-    while arrived < frames or waiting:
-        now = time.perf_counter()
-        # Nothing leaves the buffer during a computation, so that it can be filled afterwards.
-        while arrived < frames and began + arrived / rate <= now:
-            if len(waiting) < buffer:
-                waiting.append(arrived)
-            else:
-                dropped += 1
-            arrived += 1
-        if not waiting:
-            if arrived < frames:
-                time.sleep(max(0.0, began + arrived / rate - time.perf_counter()))
-            continue
-        taken = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-        start = time.perf_counter()
-        work(taken)
-        done = time.perf_counter()
-        busy += done - start
-        latencies += [done - (began + number / rate) for number in taken]
-    return Live(frames, dropped, latencies, busy * rate / len(latencies))
 
 
 _RUN = """

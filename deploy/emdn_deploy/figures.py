@@ -7,25 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from emdn_deploy.dose import Intensity
 from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import OutputError
 
-if TYPE_CHECKING:  # matplotlib takes half a second, and a movie does not need it
+if TYPE_CHECKING:  # matplotlib takes half a second
     from matplotlib.axes import Axes
 
 Frame = NDArray[np.float32]
 Reader = Callable[[int, int], Frame]
 
 # Of a movie: frames at most, pixels along a side of one, milliseconds a frame, and pixels of the
-# line of text below and of the gap between.
+# line of text above and of the gap between.
 MAX_FRAMES = 100
 MIN_SIDE, MAX_SIDE = 256, 512
 FRAME_MS = 80
-STRIP, _GAP = 24, 4
-_INK = 220
+STRIP, _GAP = 20, 4
 
 
 def draw(
@@ -190,17 +189,35 @@ def movie(
     OutputError
         If the file cannot be written.
     """
-    middle = [read(count // 2, count // 2 + 1)[0] for read in (before, after)]
-    limits = [contrast(frame) for frame in middle]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     numbers = np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES)).round().astype(int))
+    middle = [read(count // 2, count // 2 + 1)[0] for read in (before, after)]
+    size = np.array(middle[0].shape)
+    height, width = np.ceil(size * np.clip(size.max(), MIN_SIDE, MAX_SIDE) / size.max()).astype(int)
+    figure = Figure(figsize=((2 * width + _GAP) / 100, (height + STRIP) / 100), dpi=100)
+    canvas: Any = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    figure.subplots_adjust(0, 0, 1, height / (height + STRIP), _GAP / width)
+    images = []
+    for panel, frame in zip(panels, middle, strict=True):
+        low, high = contrast(frame)
+        images.append(panel.imshow(frame, cmap="gray", vmin=low, vmax=high, aspect="auto"))
+        panel.set_axis_off()
+    panels[1].set_title("after", fontsize=9, pad=3)
+    if length is not None:
+        scale_bar(panels[1], middle[0].shape[1], length)
 
     def picture(number: int) -> Image.Image:
-        pair = [read(number, number + 1)[0] for read in (before, after)]
-        drawn = side_by_side(pair, limits)
+        for image, read in zip(images, (before, after), strict=True):
+            image.set_data(read(number, number + 1)[0])
         when = f"frame {number}"
         if time is not None and time.step and time.units:
             when = f"{number * time.step:.4g} {time.units}"
-        return captioned(drawn, when, length, pair[0].shape[1])
+        panels[0].set_title(f"before, {when}", fontsize=9, pad=3)
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., 0].copy())
 
     try:
         picture(int(numbers[0])).save(
@@ -211,43 +228,9 @@ def movie(
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def side_by_side(frames: list[Frame], limits: list[tuple[float, float]]) -> NDArray[np.uint8]:
-    """Join frames (H, W) into one grey picture.
-
-    Each becomes at most `MAX_SIDE` pixels long, by binning, or at least `MIN_SIDE`, by repeating.
-    """
-    size = max(frames[0].shape)
-    step, times = -(-size // MAX_SIDE), max(1, MIN_SIDE // size)
-    grey = []
-    for frame, (low, high) in zip(frames, limits, strict=True):
-        shade = np.clip((binned(frame, step) - low) / max(high - low, 1e-30), 0, 1) * 255
-        grey.append(shade.repeat(times, axis=0).repeat(times, axis=1))
-    gap = np.full((grey[0].shape[0], _GAP), 255.0)
-    return np.concatenate([grey[0], gap, grey[1]], axis=1).round().astype(np.uint8)
-
-
 def binned(frame: NDArray[Any], step: int) -> NDArray[Any]:
     """Average squares of ``step`` pixels of (H, W), or what there is of them."""
     height, width = (max(1, length // step) for length in frame.shape)
     cut = frame[: height * step, : width * step]
     rows, columns = min(step, cut.shape[0]), min(step, cut.shape[1])
     return np.asarray(cut.reshape(height, rows, width, columns).mean(axis=(1, 3)))
-
-
-def captioned(drawn: NDArray[np.uint8], when: str, length: Axis | None, pixels: int) -> Image.Image:
-    """Add a line below two frames, each ``pixels`` wide: which is which, time, and scale bar."""
-    height, width = drawn.shape
-    half = (width - _GAP) // 2
-    page = Image.new("L", (width, height + STRIP))
-    page.paste(Image.fromarray(drawn))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    line = height + STRIP // 2
-    pen.text((4, line), f"before  {when}", _INK, font, anchor="lm")
-    pen.text((half + _GAP + 4, line), "after", _INK, font, anchor="lm")
-    if length is not None and length.step and length.step > 0 and length.units:
-        step, units = readable(length.step, length.units, pixels)
-        bar = bar_length(pixels * step)
-        long = round(bar / step * half / pixels)
-        pen.text((width - 8 - long - 4, line), f"{bar:g} {units}", _INK, font, anchor="rm")
-        pen.rectangle((width - 8 - long, line - 2, width - 8, line + 2), _INK)
-    return page

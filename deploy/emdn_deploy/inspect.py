@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
-import polars as pl
 
 from emdn_deploy import batching, preprocess
 from emdn_deploy.config import DenoiseOptions
@@ -110,13 +109,13 @@ def _row(name: str, value: str) -> str:
     return f"  {name:10} {value}"
 
 
-def models_table() -> pl.DataFrame:
-    """Return one row per shipped model.
+def models_table() -> list[dict[str, str]]:
+    """Return a row of text per shipped model.
 
-    The columns are ``name`` (the default marked by ``*``), ``preset``, ``precision``,
-    what ``--precision`` can ask for, ``size_mb`` of the first of them, ``parameters``,
-    ``gflop_256`` (for one 256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over
-    the noisy frame at a signal to noise per pixel, on the fixed test split (``make quality``).
+    The columns are ``name`` (the default marked by ``*``), ``preset``, ``precision``, what
+    ``--precision`` can ask for, ``MB`` of the first of them, ``parameters``, ``GFLOP`` (for one
+    256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over the noisy frame at a
+    signal to noise per pixel, on the fixed test split (``make quality``).
     """
     try:
         default, rows = pretrained.default_model(), []
@@ -124,14 +123,14 @@ def models_table() -> pl.DataFrame:
             gains = entry.get("quality", {}).get("gain_db", {})
             row = {
                 "name": name + (" *" if name == default else ""),
-                "preset": entry["preset"],
+                "preset": str(entry["preset"]),
                 "precision": ", ".join(pretrained.precisions(name)),
-                "size_mb": round((pretrained.WEIGHTS / entry["file"]).stat().st_size / 1e6, 2),
-                "parameters": entry["parameters"],
-                "gflop_256": round(float(entry["gflop_256"]), 2),
+                "MB": f"{(pretrained.WEIGHTS / entry['file']).stat().st_size / 1e6:.2f}",
+                "parameters": f"{entry['parameters']:,}",
+                "GFLOP": f"{float(entry['gflop_256']):.2f}",
             }
-            rows.append(row | {f"dB at {level}": round(gain, 1) for level, gain in gains.items()})
-        return pl.DataFrame(rows, infer_schema_length=None)
+            rows.append(row | {f"dB at {level}": f"{gain:.1f}" for level, gain in gains.items()})
+        return rows
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ModelError(
             f"{pretrained.WEIGHTS / 'index.json'}: is damaged ({error!r}); reinstall emdn"
@@ -140,21 +139,15 @@ def models_table() -> pl.DataFrame:
 
 def models() -> str:
     """Return the table of shipped models as printed; what all have in common stands below."""
-    rows, notes = (
-        models_table(),
-        ["* the default; NAME@movie sees five frames of a movie, its dB are of a scene at rest"],
-    )
-    if rows["preset"].n_unique() == 1:
-        notes.append(f"preset of all: {rows['preset'][0]}")
-        rows = rows.drop("preset")
+    rows = models_table()
+    notes = ["* the default; NAME@movie sees five frames of a movie, its dB are of a scene at rest"]
+    if len(presets := {row["preset"] for row in rows}) == 1:
+        notes.append(f"preset of all: {presets.pop()}")
+        rows = [{name: cell for name, cell in row.items() if name != "preset"} for row in rows]
     notes.append(
         "GFLOP for one frame of 256 x 256; dB: gain over the noisy frame at that signal to noise "
         "a pixel"
     )
-    names = [{"size_mb": "MB", "gflop_256": "GFLOP"}.get(name, name) for name in rows.columns]
-    cells = [[_cell(value) for value in row] for row in rows.rows()]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name, "-") for name in names] for row in rows]
     return "\n".join([console.table(names, cells), *notes])
-
-
-def _cell(value: str | float | None) -> str:
-    return "-" if value is None else value if isinstance(value, str) else f"{value:,}"

@@ -80,22 +80,18 @@ def denoised(data: Any, model: str, device: Device) -> Work:
     None, and why they cannot be denoised.
     """
     try:
-        return (yield from _denoised(data, model, device))
+        denoiser = opened(model, device, None, "fp32")
+        stack, seen = stacks.as_stack(data), denoiser.session.info.frames
+        if seen > 1:
+            stacks.check_one_axis(data.shape, model)
+        recipe = preprocess.recipe_of_array(stack, data.dtype)
+        count, output = len(stack), np.empty(stack.shape, np.float32)
+        for start, stop in blocks(0, count, denoiser.batching.frames_per_run(stack.shape[1:])):
+            yield start, count
+            first, last = max(0, start - seen // 2), min(count, stop + seen // 2)
+            around = start - first, last - stop
+            raw = np.asarray(stack[first:last])
+            output[start:stop] = denoiser.block(raw, recipe, around=around)[0].frames
     except EmdnError as error:
         return None, str(error)
-
-
-def _denoised(data: Any, model: str, device: Device) -> Work:
-    denoiser = opened(model, device, None, "fp32")
-    stack, seen = stacks.as_stack(data), denoiser.session.info.frames
-    if seen > 1:
-        stacks.check_one_axis(data.shape, model)
-    recipe = preprocess.recipe_of_array(stack, data.dtype)
-    count, output = len(stack), np.empty(stack.shape, np.float32)
-    for start, stop in blocks(0, count, denoiser.batching.frames_per_run(stack.shape[1:])):
-        yield start, count
-        first, last = max(0, start - seen // 2), min(count, stop + seen // 2)
-        around = start - first, last - stop
-        raw = np.asarray(stack[first:last])
-        output[start:stop] = denoiser.block(raw, recipe, around=around)[0].frames
     return output.reshape(data.shape), intensity_words(recipe.scale)

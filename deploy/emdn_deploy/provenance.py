@@ -174,11 +174,14 @@ def recorded(path: Path) -> dict[str, Any]:
         text = str(described.get("Info", ""))
     elif path.suffix.lower() == ".npy" and beside.is_file():
         text = beside.read_text(encoding="utf-8")
+    elif (path / "zarr.json").is_file():
+        text = (path / "zarr.json").read_text(encoding="utf-8")
     else:
         return {}
     try:
         facts = json.loads(text)
     except ValueError:
         return {}
-    facts = facts.get("emdn", facts) if isinstance(facts, dict) else facts
+    for key in ("attributes", "emdn"):
+        facts = facts.get(key, facts) if isinstance(facts, dict) else facts
     return facts if isinstance(facts, dict) and "model_sha256" in facts else {}

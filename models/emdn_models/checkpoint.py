@@ -25,7 +25,7 @@ from emdn_models.errors import CheckpointError, ModelError
 from emdn_models.hdf5 import written
 
 FILE_NAME = "em_denoise_model.h5"
-FORMAT = "emdn-checkpoint"
+FORMAT = hdf5.CHECKPOINT
 FORMAT_VERSION = 1
 
 

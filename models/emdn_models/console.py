@@ -8,7 +8,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -118,35 +118,22 @@ def say(text: str) -> None:
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table for people, as wide as the terminal at most; a file has no limit.
+    """Lay out a table for people, as wide as the terminal if its words are not to be cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
 
-    What is too wide is cut between columns into several tables, each with the first column;
-    no word is cut.
-    """
-    limit = columns() or 10**6
-    cells = [[row[number] for row in rows] for number in range(len(names))]
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    cells = [[row[at] for row in rows] for at in range(len(names))]
     widths = [max(map(len, [name, *one])) for name, one in zip(names, cells, strict=True)]
-    if sum(widths) + 2 * (len(widths) - 1) > limit:  # titles of several words get several lines
+    if sum(widths) + 2 * len(widths) > (columns() or 10**6):  # titles of several words get lines
         named = zip(names, cells, strict=True)
         widths = [max(map(len, [*name.split(), *one])) for name, one in named]
-    parts, used = [[0]], widths[0]
-    for number in range(1, len(names)):
-        if used + 2 + widths[number] > limit and len(parts[-1]) > 1:
-            parts.append([0])
-            used = widths[0]
-        parts[-1].append(number)
-        used += 2 + widths[number]
-    drawn = []
-    for part in parts:
-        titles = {number: textwrap.wrap(names[number], widths[number]) for number in part}
-        height = max(map(len, titles.values()))
-        blocks = []
-        for number, title in titles.items():
-            right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells[number])
-            lines = [*[""] * (height - len(title)), *title, "-" * widths[number], *cells[number]]
-            fit = str.rjust if right else str.ljust
-            blocks.append([fit(line, widths[number]) for line in lines])
-        lines = ["  ".join(line).rstrip() for line in zip(*blocks, strict=True)]
-        lines[height] = lines[height].replace(" ", "-")
-        drawn.append("\n".join(lines))
-    return "\n\n".join(drawn)
+    for name, one, width in zip(names, cells, widths, strict=True):
+        right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in one)
+        drawn.add_column(name, justify="right" if right else "left", width=width, vertical="bottom")
+    for row in rows:
+        drawn.add_row(*row)
+    text = StringIO()
+    Console(file=text, width=sum(widths) + 3 * len(widths), markup=False).print(drawn)
+    return "\n".join(line.rstrip().replace("─", "-") for line in text.getvalue().splitlines())

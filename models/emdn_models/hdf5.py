@@ -15,6 +15,9 @@ import h5py
 
 from emdn_models.files import renamed, unwritable
 
+CHECKPOINT = "emdn-checkpoint"
+"""What a file of weights says that it is (`emdn_models.checkpoint`)."""
+
 # Heaps lie near a file's start or its end; what is between them in a large file are data.
 _LOOKED_AT = 2**23
 # Bytes of an attribute; most files cannot have more than 65,536.

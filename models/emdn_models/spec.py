@@ -180,7 +180,7 @@ _SPECS = (
     ModelSpec(
         "msdnet",
         "Mixed-scale dense network",
-        "Pelt, Sethian, PNAS 115(2), 2018",
+        "Pelt, Sethian, PNAS 115(2), 2018, doi:10.1073/pnas.1715832114",
         "the clean frame",
         {
             "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),

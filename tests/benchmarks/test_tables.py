@@ -21,10 +21,10 @@ def table() -> pl.DataFrame:
             one([0.4] * 100, **timed, row={"model": "a", "threads": 2, "batch": 2}),
             one([], some="other"),
             one([0.8] * 9, **timed, row={"model": "b", "threads": 2, "batch": 2, "extra": 1}),
-            one([9.9], table="live", row={"model": "a", "dropped": 3}),
+            one([9.9], table="profile", row={"model": "a", "dropped": 3}),
         ]
     )
-    assert found["live"].to_dicts() == [{"model": "a", "dropped": 3}]
+    assert found["profile"].to_dicts() == [{"model": "a", "dropped": 3}]
     return found["inference"]
 
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
-import polars as pl
 import pytest
 
 from emdn_deploy import bench, cli, inspect
@@ -28,19 +27,12 @@ def test_a_model_is_timed_and_said_to_keep_up(box_model) -> None:
     assert row["rounds"] > 10
     assert row["ms p50"] <= row["p90"]
     assert row["frames/s"] > 0 < row["stack frames/s"]
-    assert row["arrived"] == 15
-    assert row["live p99"] is None, "15 frames do not say a p99"
+    assert row["keeps up"] == (max(row["frames/s"], row["stack frames/s"]) >= 100)
     assert row["peak MB"] is None or row["peak MB"] > 20
     text = bench.text(found)
     assert found.machine["processor"] in text[0]
     assert text[-1].startswith("keep up with 100 frames/s of 32 x 32: ")
     assert ("box" in text[-1]) == row["keeps up"]
-
-
-def test_a_camera_beyond_the_model_is_not_tried(box_model) -> None:
-    (row,) = timed(box_model, rate=999999.0).rows
-    assert row["keeps up"] is False
-    assert row["arrived"] == 0
 
 
 def test_what_would_take_too_long_is_only_estimated(box_model, monkeypatch) -> None:
@@ -138,8 +130,8 @@ def test_a_row_says_what_ran(make_model, tmp_path) -> None:
 
 
 def test_a_gain_is_the_mean_that_is_listed_and_belongs_to_weights(make_model, tmp_path) -> None:
-    table = inspect.models_table().filter(pl.col("name") == "unet *")
-    listed = table.select(pl.col("^dB at .*$")).row(0)
+    (row,) = (one for one in inspect.models_table() if one["name"] == "unet *")
+    listed = [float(cell) for name, cell in row.items() if name.startswith("dB at ")]
     found = bench.gain_db(open_session("unet", "cpu", 1))
     assert found == pytest.approx(sum(listed) / 3, abs=0.1)
     path = make_model(
@@ -181,19 +173,13 @@ def test_the_machine_is_named() -> None:
 
 
 class Clock:
-    """A clock that calls and sleeping move on."""
+    """A clock that calls move on."""
 
     def __init__(self) -> None:
-        self.now = self.slept = 0.0
-        self.done: list[int] = []
+        self.now = 0.0
 
     def perf_counter(self) -> float:
         return self.now
-
-    def sleep(self, seconds: float) -> None:
-        assert seconds >= 0
-        self.slept += seconds
-        self.now += seconds
 
     def call(self, *seconds: float):
         """Return a call that takes so long, the last time again and again."""
@@ -203,22 +189,6 @@ class Clock:
             self.now += left.pop(0) if len(left) > 1 else left[0]
 
         return work
-
-    def stream(
-        self, seconds: float, rate: float, frames: int, per_batch: float = 0.0, **more: int
-    ) -> bench.Live:
-        """Let frames arrive at an engine that takes so many seconds a frame."""
-        began = self.now
-
-        def work(numbers) -> None:
-            self.now += per_batch + seconds * len(numbers)
-            self.done += numbers
-
-        found = bench.live(work, rate, frames, **more)
-        assert len(found.latencies) + found.dropped == found.frames == frames
-        assert self.done == sorted(set(self.done))
-        self.now = began + 1000.0
-        return found
 
 
 @pytest.fixture
@@ -267,41 +237,6 @@ def test_times_belong_to_their_call_and_rounds_end_in_time(
 def test_a_ratio_is_that_of_the_rounds() -> None:
     # A machine that slows down by half changes the times and not the ratio.
     assert bench.ratio([2.0, 4.0, 4.2, 1.9], [1.0, 2.0, 2.0, 1.0]) == "2.00 (1.98-2.02)"
-
-
-def test_a_fast_engine_waits_and_drops_nothing(clock: Clock) -> None:
-    found = clock.stream(0.02, 10, 50)
-    assert found.dropped == 0
-    assert found.latencies == pytest.approx([0.02] * 50)
-    assert found.load == pytest.approx(0.2)
-    assert found.keeps_up
-    assert clock.done == list(range(50))
-    assert clock.slept == pytest.approx(49 * 0.1 - 49 * 0.02)
-
-
-def test_a_slow_engine_drops_what_finds_the_buffer_full(clock: Clock) -> None:
-    # Four frames arrive while one is computed; two may wait.
-    found = clock.stream(0.4, 10, 13, buffer=2)
-    # 0 is taken at once; 1, 2 wait, 3 is lost. At 0.4 s frame 4 arrives, to a full buffer;
-    # 1 is taken, 5 waits, 6, 7, 8 are lost; and so on.
-    assert clock.done == [0, 1, 2, 5, 9]
-    assert found.dropped == 13 - 5
-    assert found.latencies == pytest.approx([0.4, 0.7, 1.0, 1.1, 1.1])
-    assert not found.keeps_up
-
-
-def test_a_backlog_that_the_buffer_still_holds_is_not_keeping_up(clock: Clock) -> None:
-    found = clock.stream(0.101, 10, 100)
-    assert found.dropped == 0
-    assert found.load == pytest.approx(1.01)
-    assert not found.keeps_up
-
-
-def test_waiting_frames_are_taken_together(clock: Clock) -> None:
-    # A second a batch, whatever is in it: one by one most frames would be lost.
-    assert clock.stream(0.0, 4, 40, per_batch=1.0, batch=4).dropped == 0
-    clock.done.clear()
-    assert clock.stream(0.0, 4, 40, per_batch=1.0).dropped > 10
 
 
 def test_frames_are_noisy_and_differ() -> None:

@@ -106,7 +106,7 @@ def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
     assert report.net_ratio == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["npy", "tif", "hspy", "h5"])
+@pytest.mark.parametrize("kind", ["npy", "tif", "hspy", "h5", "zarr"])
 def test_the_record_is_found_again(box_model, tmp_path, kind):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(60.0, (2, 48, 48)))
     options = DenoiseOptions(model=str(box_model), device="cpu", to=kind, frames="0:2")

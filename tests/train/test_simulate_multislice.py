@@ -13,7 +13,7 @@ from emdn_train.simulate.microscope import Optics
 from emdn_train.simulate.structure import Structure, honeycomb, lattice_points
 
 # abTEM and what it imports warn of their own deprecations, which are not ours to mend.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 log = logging.getLogger(__name__)
 

@@ -192,10 +192,11 @@ def fit(config: FitConfig) -> None:
 @app.command()
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint written by fit.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint written by fit, or shipped.")
     ] = Path("outputs/em_denoise_model.h5"),
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: onnx/ beside the checkpoint.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Default: onnx/ beside the checkpoint, or here."),
     ] = None,
     models: Models = "all",
     half: Annotated[
@@ -205,18 +206,37 @@ def export(
         Literal["int8", "fp16"] | None,
         typer.Option(help="Write NAME.int8.onnx (CPUs) or NAME.fp16.onnx (GPUs) too, if as good."),
     ] = None,
+    bioimage_io: Annotated[
+        bool,
+        typer.Option("--bioimage-io", help="Write NAME.bioimageio.zip too: Fiji, QuPath, napari."),
+    ] = False,
+    triton: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Add them to the model repository of a Triton server."),
+    ] = None,
 ) -> None:
     """Convert fitted models to ONNX and prove that they compute the same."""
     need_torch()
+    from emdn_models import pretrained
+    from emdn_train import bioimage_io as packages
+    from emdn_train import triton as servers
     from emdn_train.export import export as run
 
+    if bioimage_io:
+        packages.library()
     folder = out or checkpoint.parent / "onnx"
+    if checkpoint == Path("shipped"):
+        checkpoint = pretrained.CHECKPOINT
     exported = run(checkpoint, folder, None if models == "all" else names_of(models), half=half)
     for done in exported:
         print(
             f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  {done.nodes} nodes  "
             f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
         )
+        if bioimage_io:
+            print(f"saved {packages.write(done.path)}")
+        if triton is not None:
+            print(f"saved {servers.write(done.path, triton)}")
     if precision is None:
         return
     from emdn_train.precision import add

@@ -22,7 +22,7 @@ from emdn_deploy.readers.frames import (
     default_order,
 )
 from emdn_deploy.readers.hdf5_conventions import CONVENTIONS, Candidate, plain_candidate, text_of
-from emdn_models import checkpoint
+from emdn_models import hdf5
 from emdn_models.errors import FormatError, MissingExtraError, install
 
 
@@ -63,7 +63,7 @@ def open_file(path: Path, cache_bytes: int | None = None) -> h5py.File:
 
 def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]:
     """Return the dataset to take and the reason in words."""
-    if file.attrs.get("format") == checkpoint.FORMAT:
+    if file.attrs.get("format") == hdf5.CHECKPOINT:
         raise FormatError(f"{path}: holds weights of models, not frames")
     check_tree(path, file)
     try:

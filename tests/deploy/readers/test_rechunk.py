@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
 import pytest
 
@@ -35,7 +34,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("chunk", [(30, 8, 8), (7, 8, 8), (30, 21, 26), (16, 16, 16), (30, 2, 2)])
 @pytest.mark.parametrize("options", [
     {}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True},
-    hdf5plugin.Bitshuffle(),
 ])  # fmt: skip
 @pytest.mark.usefixtures("small")
 def test_frames_are_the_same_whatever_the_chunks(tmp_path, order, chunk, options):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from emdn_models import EmdnError
 from emdn_models.metrics import dose_gain, gain_db, mean_ratio, psnr, ssim
@@ -18,15 +17,17 @@ def frames():
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image(frames):
+    theirs = pytest.importorskip("skimage.metrics")
     noisy, clean = frames
     ranges = np.array([10.0, 11.0, 30.0])
-    for ours, theirs in (
-        (psnr(noisy, clean, ranges), lambda a, b, r: peak_signal_noise_ratio(b, a, data_range=r)),
-        (ssim(noisy, clean, ranges), lambda a, b, r: structural_similarity(
-            b, a, data_range=r, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)),
-    ):  # fmt: skip
-        expected = [theirs(*each) for each in zip(noisy, clean, ranges, strict=True)]
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for ours, reference, more in (
+        (psnr, theirs.peak_signal_noise_ratio, {}),
+        (ssim, theirs.structural_similarity, options),
+    ):
+        expected = [reference(clear, noise, data_range=one, **more)
+                    for noise, clear, one in zip(noisy, clean, ranges, strict=True)]  # fmt: skip
+        np.testing.assert_allclose(ours(noisy, clean, ranges), expected, rtol=0, atol=1e-9)
 
 
 def test_single_frames_stacks_and_float32_agree(frames):
