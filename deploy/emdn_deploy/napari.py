@@ -24,13 +24,13 @@ Work = Generator[tuple[int, int], None, tuple[NDArray[np.float32] | None, str]]
 _PLACE = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
 
 
-class DenoiseWidget(Container):  # type: ignore[type-arg]
+class DenoiseWidget(Container):
     """Takes a layer, a model and a device; its button starts, and stops after the block at hand."""
 
     def __init__(self, viewer: Viewer) -> None:
         self._viewer, self._worker = viewer, None
         models = list(pretrained.index()["models"])
-        self.layer: Any = create_widget(annotation=Image, label="frames")
+        self.layer = create_widget(annotation=Image, label="frames")
         self.model = ComboBox(choices=models, value=pretrained.default_model(), label="model")
         self.device = ComboBox(choices=get_args(Device), label="device")
         self.button = PushButton(text="Denoise")
