@@ -58,19 +58,9 @@ def beside(
     the frame itself. So frames further away, which another block of the stack may hold, change
     nothing.
 
-    Parameters
-    ----------
-    count
-        Frames of the stack.
-    frames
-        How many the model sees, an odd number.
-    usable
-        (count,), which ones may stand beside others; None for all.
-
-    Returns
-    -------
-    ndarray
-        (stop - first, frames), in order of time, each frame itself in the middle.
+    The stack has ``count`` frames, of which those may stand beside others that are ``usable``,
+    (count,), None for all; the model sees ``frames``, an odd number. Returns
+    (stop - first, frames), in order of time, each frame itself in the middle.
     """
     good = np.ones(count, bool) if usable is None else usable
     half = frames // 2
@@ -97,16 +87,9 @@ def compare(
     A denoised frame is the template that is looked for in its noisy neighbour: the correlation is
     an unbiased estimate of what both share, with a known error.
 
-    Parameters
-    ----------
-    read
-        Gives a frame (H, W) by its number.
-    denoise
-        Maps frames (n, H, W) to the same, one by one.
-    count
-        Frames of the stack, 2 or more.
-    offset
-        Reading without electrons.
+    ``read`` gives a frame (H, W) by its number, ``denoise`` maps frames (n, H, W) to the same, one
+    by one. The stack has ``count`` frames, 2 or more, and the ``offset`` as its reading without
+    electrons.
     """
     found = []
     for number in np.unique(np.linspace(0, count - 2, _PAIRS).astype(int)).tolist():

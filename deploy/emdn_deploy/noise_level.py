@@ -381,7 +381,7 @@ def _free(shape: tuple[int, int]) -> Mask:
 
 
 def _corner(shape: tuple[int, int]) -> Mask:
-    """Return the frequencies far out where neither motion nor jitter reach."""
+    """Return the frequencies that neither motion nor jitter reach."""
     qy, qx = _frequencies(shape)
     return np.asarray(_free(shape) & (np.hypot(qy, qx) >= _CORNER) & (qx >= INSIDE))
 

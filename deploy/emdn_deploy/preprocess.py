@@ -290,8 +290,12 @@ def _measure(
 def _notes(scale: Intensity, sample: Sample, level: NoiseLevel) -> tuple[str, ...]:
     """Say what of the frames looked at one scale, and a network, do not fit."""
     said = noise_model.line_notes(level, abs(scale.gain * scale.scale))
-    noise = np.array([_noise(frame) for run in sample.runs for frame in run])
-    (low, high), error = np.quantile(noise[:, 0], (0.1, 0.9), method="nearest"), noise[:, 1].max()
+    frames = [frame[:: max(1, frame.size // 2**17)] for run in sample.runs for frame in run]
+    if frames[0].shape[1] < 2:
+        return tuple(said)
+    squares = np.array([np.diff(frame.astype(np.float64), axis=1) ** 2 / 2 for frame in frames])
+    noise, errors = squares.mean(axis=(1, 2)), squares.std(axis=(1, 2)) / squares[0].size ** 0.5
+    (low, high), error = np.quantile(noise, (0.1, 0.9), method="nearest"), errors.max()
     if high > _UNEVEN * low + 6 * error:
         said.append(
             f"the noise of the frames differs, from {low**0.5:.3g} to {high**0.5:.3g}, and one "
@@ -299,15 +303,6 @@ def _notes(scale: Intensity, sample: Sample, level: NoiseLevel) -> tuple[str, ..
             "by --frames ::2"
         )
     return tuple(said)
-
-
-def _noise(frame: Stack) -> tuple[float, float]:
-    """Return the variance of (H, W) from neighbours along x, and its standard error."""
-    every = max(1, frame.size // 2**17)
-    squares = np.diff(frame[::every].astype(np.float64), axis=1) ** 2 / 2
-    if not squares.size:
-        return 0.0, 0.0
-    return float(squares.mean()), float(squares.std() / squares.size**0.5)
 
 
 def _sample(frames: Frames) -> tuple[Sample, bool]:

@@ -12,6 +12,7 @@ from onnxruntime import InferenceSession
 from emdn_deploy import Denoiser
 from emdn_models import MissingExtraError, ModelError, ParityError, pretrained
 from emdn_train import bioimage_io
+from emdn_train.cli import main
 
 MODELS = ("ffdnet", "unet@movie")
 
@@ -122,3 +123,16 @@ def test_bioimageio_core_runs_a_package_to_the_same_frames(name, exported) -> No
     made = core.predict(model=pipeline, inputs=frames[None])
     (found,) = made.as_arrays().values()
     assert_same(found[0, 0], denoiser, frames)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_one_command_writes_both_from_the_shipped_weights(tmp_path, capsys) -> None:
+    pytest.importorskip("bioimageio.spec")
+    out, served = tmp_path / "onnx", tmp_path / "served"
+    options = ["--models", "ffdnet", "--bioimage-io", "--triton", str(served)]
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", "shipped", "--out", str(out), *options])
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:] == [f"saved {out / 'ffdnet.bioimageio.zip'}",
+                        f"saved {served / 'ffdnet' / 'config.pbtxt'}"]  # fmt: skip
