@@ -46,6 +46,8 @@ SMALLEST_PART, LARGEST_PART, _PARTS = 2**25, 2**28, 1000
 _PATIENCE = 30
 # In a part, what is known of its frames; in the folder of all, how many there are.
 _STATE, _COMPLETE = "emdn_part", "complete"
+# Run by workers as they start: Ctrl-C in a terminal reaches them too, and is the client's to heed.
+_NO_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ def connected(
                 LocalCluster(
                     n_workers=count, threads_per_worker=each, memory_limit=0,
                     dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
+                    preload=[_NO_CTRL_C],
                 )
             )  # fmt: skip
         name = scheduler or "the workers"

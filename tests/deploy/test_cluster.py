@@ -152,6 +152,13 @@ def test_workers_of_this_machine_and_progress(call, movie, box_model, capfd, mon
     assert len(pixels(target)) == 22
 
 
+@pytest.mark.slow
+def test_ctrl_c_is_for_the_client_alone() -> None:
+    with cluster.connected(None, 1, 1, join=False) as elsewhere:
+        ignored = elsewhere._client.run(lambda: signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+    assert list(ignored.values()) == [True]
+
+
 def run(source, target, model, address, disturb=None, **options):
     """Denoise by workers, and disturb them once when the first frames are done."""
 
