@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from emdn_deploy import batching, preprocess
+from emdn_deploy import batching, neighbours, preprocess
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, is_pattern, open_frames
 from emdn_deploy.readers.frames import SeveralStacks
@@ -89,7 +89,9 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         for note in ready.recipe.notes:
             yield _row("note", note)
         size = "whole frames" if height * width <= batching.TILE_PIXELS else "by tiles"
-        model = pretrained.default_model()
+        model, movie = pretrained.default_model(), pretrained.movie_model()
+        if movie and max(frames.stored_shape[:-2], default=1) == count >= neighbours.LEAST:
+            model = f"{movie} if frames show one scene, else {model},"
         yield _row("model", f"{model} unless --model says otherwise, {size}")
 
 

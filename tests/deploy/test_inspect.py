@@ -31,6 +31,17 @@ def test_inspect_lists_all_candidates(two, call, capsys):
     assert not printed.err
 
 
+@pytest.mark.parametrize(
+    ("shape", "model"),
+    [((5, 16, 24), "unet@movie if frames show one scene, else unet, unless"),
+     ((4, 16, 24), "unet unless"), ((2, 3, 16, 24), "unet unless"), ((16, 24), "unet unless")],
+)  # fmt: skip
+def test_inspect_names_the_model_that_a_movie_gets(shape, model, call, capsys, tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(9.0, shape).astype("u2"))
+    assert call("inspect", tmp_path / "a.npy") == 0
+    assert f"model      {model} --model says otherwise" in capsys.readouterr().out
+
+
 def test_denoise_still_refuses(two, box_model, call, capsys):
     before = sorted(two.parent.iterdir())
     assert call("denoise", two, "--model", box_model, "--device", "cpu") == 1
