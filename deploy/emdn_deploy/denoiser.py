@@ -267,6 +267,8 @@ class Denoiser:
         with_sigma: bool,
     ) -> Answer:
         """Denoise an array as `emdn_deploy.denoise_file` does a file."""
+        if isinstance(frames, np.ma.MaskedArray):  # what is masked has no value
+            frames = frames.astype(np.float32).filled(np.nan)
         array: Any = frames if stacks.is_dask(frames) else np.asarray(frames)
         stack = stacks.as_stack(array)
         if self.session.info.frames > 1:

@@ -63,6 +63,8 @@ def as_stack(frames: ArrayLike) -> Stack:
         raise FormatError(f"frames has dtype {array.dtype}, expected real numbers")
     if 0 in array.shape:
         raise FormatError(f"frames is empty (shape {array.shape})")
+    if lazy and np.isnan(array.shape).any():
+        raise FormatError("frames has chunks of unknown size; call its compute_chunk_sizes() first")
     shape = array.shape
     if array.ndim > 2 and shape[-1] == 1 < shape[-2]:
         array = array[..., 0]

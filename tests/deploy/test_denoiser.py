@@ -213,3 +213,11 @@ def test_a_constant_stack_comes_back(box_model: Path) -> None:
     for value in (0.0, 7.0, -3.0, 1e6):
         output = denoise(np.full((2, 24, 24), value), model=box_model)
         np.testing.assert_allclose(output, value, rtol=1e-6, atol=1e-6)
+
+
+def test_masked_pixels_have_no_value(box_model, lattice) -> None:
+    frames = lattice(20.0, (3, 64, 64)).astype(np.float32)
+    masked = np.ma.array(frames, mask=False)
+    masked[1, 20:30, 20:30] = np.ma.masked
+    frames[1, 20:30, 20:30] = np.nan
+    np.testing.assert_array_equal(denoise(masked, box_model), denoise(frames, box_model))
