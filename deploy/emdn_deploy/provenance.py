@@ -1,12 +1,16 @@
 """How an output comes about: what is recorded in it, and what continues an interrupted run."""
 
+import contextlib
 import hashlib
 import json
+import re
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import mrcfile
 import tifffile
 
 from emdn_deploy import uncertainty
@@ -16,10 +20,11 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames, is_hdf5, open_frames
 from emdn_deploy.readers.hdf5 import open_file as open_hdf5
-from emdn_deploy.writers import Provenance
+from emdn_deploy.writers import WRITERS, Provenance
 from emdn_deploy.writers.hdf5 import GROUP
-from emdn_models import __version__
+from emdn_models import __version__, pretrained
 from emdn_models.errors import FormatError
+from emdn_models.spec import frames_of
 
 REFERENCES = ("dark", "gain_map", "defects")
 Stamps = dict[str, tuple[int, int, int]]
@@ -156,7 +161,11 @@ def key_of(facts: Provenance, inputs: Stamps) -> Provenance:
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """Return the record of `facts_of` that an output holds, empty where there is none."""
+    """Return the record of `facts_of` that an output holds, empty where there is none.
+
+    Of an MRC file, the name of a shipped model is all that is known. What is wrong with a file
+    that cannot be read is for readers to say.
+    """
     beside = path.with_name(path.name + ".json")
     if path.is_file() and is_hdf5(path):
         with open_hdf5(path) as file:
@@ -168,10 +177,24 @@ def recorded(path: Path) -> dict[str, Any]:
             key: value.item() if hasattr(value, "item") else value
             for key, value in attributes.items()
         }
+    text = ""
+    if path.suffix.lower() in WRITERS["mrc"]:
+        with contextlib.suppress(OSError, ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with mrcfile.open(path, permissive=True, header_only=True) as file:
+                text = " ".join(file.get_labels())
+        found = re.search(r"emdn \S+: denoised by (\S+)", text)
+        name = found[1] if found else ""
+        if (entry := pretrained.index()["models"].get(name)) is None:
+            return {}
+        return {"model": name, "model_frames": frames_of(name, entry["preset"])}
     if path.suffix.lower() in (".tif", ".tiff"):
-        with tifffile.TiffFile(path) as tiff:
+        with (
+            contextlib.suppress(OSError, tifffile.TiffFileError),
+            tifffile.TiffFile(path) as tiff,
+        ):
             described = tiff.imagej_metadata or next(iter(tiff.shaped_metadata or ()), {})
-        text = str(described.get("Info", ""))
+            text = str(described.get("Info", ""))
     elif path.suffix.lower() == ".npy" and beside.is_file():
         text = beside.read_text(encoding="utf-8")
     elif (path / "zarr.json").is_file():

@@ -179,6 +179,8 @@ def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptio
     if options.model is None:
         precision = stored(facts.get("precision", "fp32"))
         name = str(facts["model"])
+        if "model_sha256" not in facts:  # of MRC, the name is all that is known
+            return replace(options, model=name.removesuffix("@movie"))
         shipped = pretrained.index()["models"].get(name, {})
         if precision != "fp32":
             shipped = shipped.get("variants", {}).get(precision, {})
@@ -360,7 +362,10 @@ def notes(
         )
     elif not own.noise.moves:
         said.append(f"faint blobs are looked for in runs of {own.length} frames as well")
-    if facts and facts["model_sha256"] != info.sha256:
+    key, own_model = "model_sha256", info.sha256
+    if "model_sha256" not in facts:  # of MRC
+        key, own_model = "model", info.name
+    if facts and facts[key] != own_model:
         said.append(
             f"the frames were denoised by {facts['model']}, the thresholds are those of {info.name}"
         )

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from emdn_deploy import Denoiser, denoise_file
 from emdn_deploy.check import bootstrap, check
 from emdn_deploy.check.heldout import FRAMES, Neighbours
 from emdn_deploy.check.residual import Camera
+from emdn_deploy.check.stack import completed
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.evaluate import evaluate
+from emdn_deploy.provenance import recorded
 from emdn_models.errors import EmdnError, FormatError, ModelError
 
 Array = np.ndarray[Any, Any]
@@ -146,6 +149,34 @@ def test_files_that_emdn_wrote_bring_their_model(
     # The record names a model that is not shipped, and none is given.
     with pytest.raises(ModelError, match="--model"):
         check(source, target, DenoiseOptions(device="cpu", threads=1))
+
+
+def test_an_mrc_file_brings_the_name_of_its_model(stacks, tmp_path: Path) -> None:
+    """What has seen its neighbours is not compared with these."""
+    source, target = tmp_path / "a.npy", tmp_path / "b.mrc"
+    np.save(source, stacks(5)[0])
+    options = DenoiseOptions(device="cpu", threads=1)
+    denoise_file.run(source, replace(options, output=target, model="unet@movie"))
+    facts = recorded(target)
+    assert facts == {"model": "unet@movie", "model_frames": 5}
+    assert completed(options, facts).model == "unet"
+    result = check(source, target, options)
+    assert (
+        "the frames were denoised by unet@movie, the thresholds are those of unet" in result.notes
+    )
+    assert result.comparison.frames == 0  # none is far enough away
+
+
+@pytest.mark.parametrize("suffix", ["h5", "mrc", "npy", "tif", "zarr"])
+@pytest.mark.parametrize("content", [None, b"II*\0 no such file", 600 * b"\xfe9"])
+def test_a_result_that_cannot_be_read_is_one_line(
+    suffix: str, content: bytes | None, stacks, saved, tmp_path: Path, options: DenoiseOptions
+) -> None:
+    target = tmp_path / f"b.{suffix}"
+    if content is not None:
+        target.write_bytes(content)
+    with pytest.raises(FormatError, match=f"b.{suffix}: "):
+        check(saved(stacks(3)[0])[0], target, options)
 
 
 def test_integers_and_denoising_in_memory_give_the_same(
