@@ -237,6 +237,7 @@ def run(
         saturated_input=sums.kept,
         saturated_from=ready.recipe.flags.limit,
         filled=sums.filled,
+        missing=sums.missing,
         empty=tuple(sums.empty),
         notes=ready.recipe.notes,
         dtype=options.dtype,
@@ -420,7 +421,7 @@ def with_neighbours(
 def tally(sums: Sums, start: int, part: Part, shifts: NDArray[np.float64]) -> None:
     """Count in what a block from frame ``start`` on keeps, and what its means were shifted by."""
     empty = (start + np.flatnonzero(part.empty)).tolist()
-    sums.add_kept(part.saturated, part.filled, empty)
+    sums.add_kept(part.saturated, part.filled, part.missing, empty)
     sums.add_shifts(shifts, part.frames[0].size)
 
 
@@ -539,6 +540,11 @@ def _warn(report: Report) -> None:
     if report.filled:
         said.append(
             f"{report.filled} pixels were not finite in some frames; filled from their neighbours"
+        )
+    if report.missing:
+        become = "stay so" if np.dtype(report.dtype).kind == "f" else "were filled in"
+        said.append(
+            f"{report.missing} pixels have no value in some frames, over areas, and {become}"
         )
     if report.empty:
         become = "NaN as 0 " * (np.dtype(report.dtype).kind != "f")

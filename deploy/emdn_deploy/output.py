@@ -46,9 +46,9 @@ class Sums:
     """What is summed up over the frames written so far, for the record.
 
     ``pixels``: such as were denoised, not those in gaps, saturated areas and empty frames.
-    ``saturated``: of the output, outside the range of its type. ``kept``, ``filled``: pixels of
-    the input that are saturated, and such as were filled in in single frames. ``empty``: numbers of
-    the frames without any value.
+    ``saturated``: of the output, outside the range of its type. ``kept``, ``filled``,
+    ``missing``: pixels of the input that are saturated, such as were filled in in single frames,
+    and areas without a value in such. ``empty``: numbers of the frames without any value.
     """
 
     pixels: int = 0
@@ -62,6 +62,7 @@ class Sums:
     largest: float = 0.0
     kept: int = 0
     filled: int = 0
+    missing: int = 0
     empty: list[int] = field(default_factory=list)
 
     def add(self, before: NDArray[np.float32], after: NDArray[Any]) -> None:
@@ -80,17 +81,18 @@ class Sums:
 
     def include(self, other: "Sums", first: int) -> None:
         """Count in the sums of other frames, the first of which is number ``first``."""
-        total = ("pixels", "before", "after", "squares", "saturated", "shift", "kept", "filled")
-        for name in total:
+        total = ("pixels", "before", "after", "squares", "saturated", "shift")
+        for name in (*total, "kept", "filled", "missing"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.largest = max(self.largest, other.largest)
         self.empty += [first + number for number in other.empty]
 
-    def add_kept(self, saturated: int, filled: int, empty: list[int]) -> None:
+    def add_kept(self, saturated: int, filled: int, missing: int, empty: list[int]) -> None:
         """Count in what a block keeps of the input, and the numbers of its empty frames."""
         self.kept += saturated
         self.filled += filled
+        self.missing += missing
         self.empty += empty
 
     def add_shifts(self, shifts: NDArray[np.float64], pixels: int) -> None:
@@ -110,6 +112,7 @@ class Sums:
         more = {
             "saturated_input_pixels": self.kept,
             "filled_in_single_frames": self.filled,
+            "without_value_in_single_frames": self.missing,
             "frames_without_values": ", ".join(map(str, self.empty)),
         }
         return {

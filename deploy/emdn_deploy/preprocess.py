@@ -42,8 +42,9 @@ class Part:
         value. None where there are none.
     values
         (k, H, W), where these pixels have it.
-    saturated, filled
-        How many pixels are saturated, and how many were filled in in these frames only.
+    saturated, filled, missing
+        How many pixels are saturated; how many were filled in in these frames only; and how many
+        have no value in these frames only, in areas that are preserved.
     """
 
     frames: Stack
@@ -51,6 +52,7 @@ class Part:
     values: Stack | None = None
     saturated: int = 0
     filled: int = 0
+    missing: int = 0
 
     @property
     def empty(self) -> NDArray[np.bool_]:
@@ -155,7 +157,8 @@ class Recipe:
                 bad_pixels.fill_nearest(frame, away, away | gone)
             if gone.any():
                 bad_pixels.plan(gone).apply(frame[None])
-        counts = int(np.count_nonzero(saturated)), int(np.count_nonzero(single))
+        area = lost & hidden & ~hidden.all(axis=(1, 2), keepdims=True)
+        counts = (int(np.count_nonzero(one)) for one in (saturated, single, area))
         return Part(block, None if values is None else preserved, values, *counts)
 
 

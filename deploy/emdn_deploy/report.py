@@ -59,9 +59,10 @@ class Report:
     saturated_input, saturated_from
         Saturated pixels of the input, of all frames, and the value from which on they are; they
         keep it.
-    filled, empty
-        Pixels that were not finite in single frames, and were filled in there; and the numbers
-        of the frames without any value, which are left as they are.
+    filled, missing, empty
+        Pixels that were not finite in single frames, and were filled in there; such as lie in
+        areas, which have no value; and the numbers of the frames without any value, which are left
+        as they are.
     notes
         What the frames show that denoising does not mend.
     """
@@ -92,6 +93,7 @@ class Report:
     saturated_input: int = 0
     saturated_from: float | None = None
     filled: int = 0
+    missing: int = 0
     empty: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     smallest_defect: str | None = None

@@ -63,6 +63,17 @@ GAPS = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_an_area_without_value_in_one_frame_is_said(run, lattice, caplog, dtype: str) -> None:
+    frames = lattice(8.0, (4, 96, 96)).astype("f4")
+    frames[2, 40:50, 40:50] = np.nan
+    report, made = run(frames, dtype=dtype)
+    assert (report.missing, report.gap_pixels, report.filled) == (100, 0, 0)
+    become = {"float32": "stay so", "uint16": "were filled in"}[dtype]
+    assert f"100 pixels have no value in some frames, over areas, and {become}" in caplog.text
+    assert np.isnan(made).sum() == 100 * (dtype == "float32")
+
+
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("kind", GAPS)
 def test_a_gap_keeps_its_value_and_ruins_nothing(run, lattice, kind: str, count: int) -> None:
