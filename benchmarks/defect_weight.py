@@ -3,7 +3,7 @@
 `python -m benchmarks.defect_weight OUT data/training data/testset --weights 0 8 40 --minutes 12`
 fits the shipped `unet` further with each weight, at 3e-4, and measures the results and the shipped
 weights on the fixed test split. The table goes to ``benchmarks/results/defect_weight.md``; fits
-that are in OUT are used.
+that are in OUT are used, however long they took: the table says by how many patches.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from emdn_train.quality_report import defects, markdown, summary
 RESULTS = Path(__file__).parent / "results"
 
 
-def fitted(out: Path, data: Path, weight: float, minutes: float) -> str:
-    """Return the exported model of one weight, fitted unless it is there."""
+def fitted(out: Path, data: Path, weight: float, minutes: float) -> tuple[str, int]:
+    """Return the exported model of one weight, fitted unless it is there, and its patches."""
     name = f"weight {weight:g}"
     if not (out / name / checkpoint.FILE_NAME).exists():
         fit(
@@ -35,7 +35,8 @@ def fitted(out: Path, data: Path, weight: float, minutes: float) -> str:
     onnx = out / f"{name}.onnx"
     export(out / name / checkpoint.FILE_NAME, out / "onnx")
     (out / "onnx" / "unet.onnx").replace(onnx)
-    return str(onnx)
+    recipe = checkpoint.load(out / name / checkpoint.FILE_NAME)["unet"].metadata["recipe"]
+    return str(onnx), recipe["steps"] * recipe["batch_size"]
 
 
 def main() -> None:
@@ -46,10 +47,15 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 8.0, 40.0])
     parser.add_argument("--minutes", type=float, default=12.0)
     asked = parser.parse_args()
-    files = [fitted(asked.out, asked.data, one, asked.minutes) for one in asked.weights]
-    rows = measure(QualityConfig(testset=asked.testset, models=("unet", *files)))
+    fits = dict(fitted(asked.out, asked.data, one, asked.minutes) for one in asked.weights)
+    rows = measure(QualityConfig(testset=asked.testset, models=("unet", *fits)))
     rows = rows.with_columns(pl.col("model").str.split("/").list.last())
-    gains = summary(rows).select("model", "mean", "multislice", "worst")
+    patches = {"unet": 0} | {Path(file).stem: count for file, count in fits.items()}
+    gains = summary(rows).select(
+        "model",
+        pl.col("model").replace_strict(patches, default=None).alias("patches"),
+        "mean", "multislice", "worst",
+    )  # fmt: skip
     table = gains.join(defects(rows, "vacant"), on="model", how="left", maintain_order="left")
     text = (
         f"`python -m benchmarks.defect_weight {asked.out} {asked.data} {asked.testset} --weights "

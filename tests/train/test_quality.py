@@ -236,6 +236,8 @@ def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
     assert after["quality"]["gain_db"] == {"0.12": 1.7, "0.4": 4.5, "1.2": 12.5}
     assert after["quality"]["frames"] == 198
     assert after["validation"] == entry["validation"]
+    written.unlink()  # a file that was copied out of its folder
+    assert quality.note(found, config) == []
 
 
 def test_saved_files_hold_the_rows_and_the_tables(rows: pl.DataFrame, tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Any]:
             log.info("%s: %d frames, not the fixed split of %d; %s stays as it is",
                      name, len(own), FRAMES, path)  # fmt: skip
             continue
-        if pretrained.read_index(path)["models"].get(info.name, {}).get("sha256") != info.sha256:
+        models = pretrained.read_index(path)["models"] if path.exists() else {}
+        if models.get(info.name, {}).get("sha256") != info.sha256:
             log.warning("%s: has no entry of this file, nothing added", path)
             continue
         gains = own.group_by("level").agg(pl.col("gain_db").mean().round(2)).sort("level")
