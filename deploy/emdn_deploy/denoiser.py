@@ -268,7 +268,7 @@ class Denoiser:
     ) -> Answer:
         """Denoise an array as `emdn_deploy.denoise_file` does a file."""
         if isinstance(frames, np.ma.MaskedArray):  # what is masked has no value
-            frames = frames.astype(np.float32).filled(np.nan)
+            frames = np.ma.filled(frames.astype(np.float32), np.nan)
         array: Any = frames if stacks.is_dask(frames) else np.asarray(frames)
         stack = stacks.as_stack(array)
         if self.session.info.frames > 1:
