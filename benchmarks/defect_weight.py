@@ -60,7 +60,7 @@ def main() -> None:
     text = (
         f"`python -m benchmarks.defect_weight {asked.out} {asked.data} {asked.testset} --weights "
         f"{' '.join(f'{one:g}' for one in asked.weights)} --minutes {asked.minutes:g}`: `unet` is "
-        "the shipped net, the others are it fitted further.\n\n"
+        "the shipped net, the others are it, fitted further.\n\n"
     )
     print(markdown(table))
     (RESULTS / "defect_weight.md").write_text(text + markdown(table) + "\n", encoding="utf-8")

@@ -50,9 +50,7 @@ def violations(package: str, folder: Path) -> list[str]:
 FLOORS = (
     "config errors stacks session model_file dose noise_level noise_model bad_pixels",
     "readers writers output_paths output preprocess neighbours batching uncertainty denoiser "
-    "dask_arrays "
-    "provenance report figures evaluate check.camera check.residual_tests "
-    "check.smallest_defect check.quick page",
+    "dask_arrays provenance report figures evaluate check.residual check.quick page",
     "denoise_file cluster watch check bench inspect",
     "napari cli __init__ __main__",
 )
