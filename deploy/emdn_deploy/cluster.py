@@ -270,7 +270,8 @@ class Cluster:
         except Exception as error:
             name = type(error).__name__
             gone = isinstance(error, OSError) or "Cancelled" in name
-            words = f"{'the scheduler is gone' if gone else 'a worker failed'} ({name}: {error})"
+            said = " ".join(str(error).split())
+            words = f"{'the scheduler is gone' if gone else 'a worker failed'} ({name}: {said})"
             raise EmdnError(
                 f"{self._name}: {words}; parts that are complete stay, the same command goes on "
                 "from there"
