@@ -134,6 +134,7 @@ def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> 
             state.done[name] = asdict(result)
             state.save()
     state.remove()
+    processes.wait()  # gloo may abort a process that ends while another one still works
     return finished
 
 
