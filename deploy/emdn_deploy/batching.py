@@ -170,6 +170,14 @@ class Batching:
         threads, pixels = self._session.threads, min(size[0] * size[1], TILE_PIXELS)
         return threads if count >= threads and threads * pixels <= _PARALLEL_PIXELS else 1
 
+    def plan(self, count: int, size: tuple[int, ...], batch: int | None) -> tuple[int, int]:
+        """Choose how many runs of a stack go at the same time, and the frames of each.
+
+        ``batch``: frames a run, if they are asked for.
+        """
+        parallel = self.parallel_runs(count, size)
+        return parallel, batch or self.frames_per_run(size, alone=parallel > 1)
+
     def frames_per_run(self, size: tuple[int, ...], *, alone: bool = False) -> int:
         """Choose how many frames of (H, W) share a run.
 

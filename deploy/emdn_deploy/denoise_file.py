@@ -99,7 +99,8 @@ def _outputs(
     for path, kinds in wanted:
         if path is not None and path.suffix.lower() not in kinds:
             raise OutputError(
-                f"{path}: unknown kind of picture {path.suffix!r}; expected {' '.join(kinds)}"
+                f"{path}: unknown kind of file {path.suffix!r}; expected a name that ends in "
+                f"{' or '.join(kinds)}"
             )
         pictures += [] if path is None else [path]
     return writers.files_of(target, module, sigma=options.sigma), pictures
@@ -162,8 +163,7 @@ def run(
         note = uncertainty.note(info, denoiser.calibration) if options.sigma else None
         if note and denoiser.calibration is None:
             _log.warning("warning: %s: sigma is %s", source, note)
-        parallel = denoiser.batching.parallel_runs(count, size)
-        batch = options.batch or denoiser.batching.frames_per_run(size, alone=parallel > 1)
+        _, batch = denoiser.batching.plan(count, size, options.batch)
         facts = provenance.facts_of(frames, options, denoiser, ready, batch, seen)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
         work = Work(target, module, options, ready, denoiser, facts, given)
@@ -437,8 +437,7 @@ def denoise_frames(
 ) -> None:
     """Denoise the frames that are not done yet."""
     count, size = ready.frames.shape[0], ready.frames.shape[1:]
-    parallel = denoiser.batching.parallel_runs(count, size)
-    batch = options.batch or denoiser.batching.frames_per_run(size, alone=parallel > 1)
+    parallel, batch = denoiser.batching.plan(count, size, options.batch)
     whole = np.dtype(options.dtype).kind != "f"
 
     def take(start: int, stop: int) -> Part:
@@ -505,9 +504,8 @@ def _draw(
             with renamed(options.preview) as place:
                 figures.draw(place, before, after, unit, frames.axis("x"), title, kind)
         if options.movie is not None:
-            time = next((axis for axis in frames.axes if axis.units in ("s", "ms", "µs")), None)
             with renamed(options.movie) as place:
-                figures.movie(place, ready.read, shown, count, time, frames.axis("x"))
+                figures.movie(place, ready.read, shown, count, frames.time(), frames.axis("x"))
         if options.report is None:
             return None
         from emdn_deploy.page import RunPage

@@ -50,13 +50,13 @@ class DenoiseWidget(Container):
             return
         data = layer.data[0] if layer.multiscale else layer.data
         name, model = f"{layer.name} denoised", self.model.value
-        known = {name: getattr(layer, name) for name in _PLACE}
+        place = {key: getattr(layer, key) for key in _PLACE}
 
         def add(made: tuple[NDArray[np.float32] | None, str]) -> None:
             frames, self.words.value = made
             record = {"emdn": {"model": model, "intensity": made[1]}}
             if frames is not None:
-                self._viewer.add_image(frames, name=name, metadata=record, **known)
+                self._viewer.add_image(frames, name=name, metadata=record, **place)
 
         self._worker = worker = create_worker(denoised, data, model, self.device.value)
         worker.yielded.connect(self._show)

@@ -147,7 +147,7 @@ class RunPage:
         """Return the page; ``summary`` are lines of plain text, ``sections`` is HTML."""
         count, _, width = self._frames.shape
         x = self._frames.axis("x")
-        time = next((axis for axis in self._frames.axes if axis.units in ("s", "ms", "µs")), None)
+        time = self._frames.time()
         step, units = readable(x.step or 0, x.units, width) if x.step and x.step > 0 else (0, "")
         bar, nm = bar_length(width * (step or 1)), x.step_in("nm")
         means, cleaned, *lines = zip(*(self._rows[n] for n in sorted(self._rows)), strict=True)

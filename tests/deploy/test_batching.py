@@ -99,11 +99,14 @@ def test_memory_does_not_grow_with_the_stack(parallel: int) -> None:
 def test_the_first_error_stops_all(stage: str, kind: type[BaseException], parallel: int) -> None:
     before = threading.active_count()
     calls = {"read": 0, "compute": 0, "write": 0}
+    lock = threading.Lock()
 
     def step(name: str) -> None:
-        calls[name] += 1
+        with lock:
+            calls[name] += 1
+            number = calls[name]
         time.sleep(0.001)
-        if name == stage and calls[name] == 3:
+        if name == stage and number == 3:
             raise kind("third block")
 
     def read(start: int, stop: int) -> np.ndarray:

@@ -241,7 +241,7 @@ def test_pictures_replace_nothing_but_themselves(tmp_path, run):
         {"movie": tmp_path / "m.png"},
         {"report": tmp_path / "m.png"},
     ):
-        with pytest.raises(OutputError, match="unknown kind of picture"):
+        with pytest.raises(OutputError, match="unknown kind of file"):
             run(given, output=tmp_path / "second.tif", **options)
     assert not (tmp_path / "second.tif").exists()
     both = {"preview": tmp_path / "p.gif", "movie": tmp_path / "p.gif"}

@@ -166,8 +166,9 @@ def report(rows: pl.DataFrame, movies: pl.DataFrame | None = None) -> str:
             "## Vacancies",
             f"In {len(scored)} frames whose defects the truth shows: area under the receiver "
             "operating characteristic of vacant against full sites, and share found at 0.1 and "
-            "at 1 false site a frame, by signal to noise. `noisy` is a matched filter on the raw "
-            "frame: a method below it has destroyed information.",
+            "at 1 false site a frame, by signal to noise. A full site that looks like a vacancy in "
+            "the truth itself is no false site. `noisy` is a matched filter on the raw frame: a "
+            "method below it has destroyed information.",
             markdown(defects(complete, "vacant")),
             "## Vacancies by sublattice",
             markdown(defects(complete, "vacant", "kind")),

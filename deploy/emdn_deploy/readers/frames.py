@@ -159,6 +159,10 @@ class Frames:
         """Return the calibration of the ``y`` or ``x`` axis."""
         return self.axes[self.order.index(letter)]
 
+    def time(self) -> Axis | None:
+        """Return the calibration of the axis in time; None without one."""
+        return next((axis for axis in self.axes if axis.units in ("s", "ms", "µs")), None)
+
     def dose(self, electrons: float) -> float | None:
         """Turn electrons a pixel into electrons per square angstrom, None without a pixel size."""
         y, x = (self.axis(letter).step_in("Å") for letter in "yx")
