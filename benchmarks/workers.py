@@ -126,10 +126,10 @@ def main() -> None:
     part_s = float(np.median(parts[:, 1, 1] - parts[:, 0, 1])) / (256 / 8 - 256 / 64)
     frame_s = float(one[1]) / given.frames * PIXELS / SIDE**2
     lines = [
-        f"`python benchmarks/workers.py FOLDER --minutes {given.minutes:g}`: {cores} cores, load "
-        f"{os.getloadavg()[0]:.1f} when it ended; `unet`, {given.frames} frames of {SIDE} x {SIDE} "
-        f"in parts of {given.part}, {len(whole)} rounds in turn. Read ratios, not seconds, on a "
-        "machine that does other things.",
+        f"`python benchmarks/workers.py FOLDER --minutes {given.minutes:g} --frames {given.frames} "
+        f"--part {given.part}`: {cores} cores, load {os.getloadavg()[0]:.1f} when it ended; "
+        f"`unet`, frames of {SIDE} x {SIDE}, {len(whole)} rounds in turn. Read ratios, not "
+        "seconds, on a machine that does other things.",
         "",
         "| | seconds | of processors |",
         "|---|---|---|",
