@@ -38,7 +38,7 @@ from emdn_models.files import renamed
 
 if TYPE_CHECKING:  # only a run with --report, or by workers, needs it
     from emdn_deploy.cluster import Cluster
-    from emdn_deploy.page import RunPage, Verdicts
+    from emdn_deploy.page import RunPage
 
 # A mean that moves by more than this is worth a warning.
 RATIO_TOLERANCE = 0.01
@@ -214,7 +214,7 @@ def run(
         if elsewhere:
             elsewhere.tidy(work)
         try:
-            drawn = _draw(options, ready, target, module, info.name, checked)
+            page = _draw(options, ready, target, module, info.name, checked)
         except (EmdnError, OSError) as error:
             raise OutputError(f"{error}; {target} itself is complete") from error
     report = Report(
@@ -252,10 +252,10 @@ def run(
         page=options.report,
     )
     _warn(report)
-    if drawn is not None and options.report is not None:
-        page, verdicts = drawn
+    if page is not None and options.report is not None:
+        text = page.html(source.name, checked.line if checked else "", lines(report))
         with renamed(options.report) as place:
-            place.write_text(page.html(source.name, verdicts, lines(report)), encoding="utf-8")
+            place.write_text(text, encoding="utf-8")
     return report
 
 
@@ -478,7 +478,7 @@ def _draw(
     module: str,
     model: str,
     checked: QuickResult | None,
-) -> "tuple[RunPage, Verdicts] | None":
+) -> "RunPage | None":
     """Draw what was asked for, from the finished output; return what a page shows of it."""
     if options.preview is None and options.movie is None and options.report is None:
         return None
@@ -510,26 +510,19 @@ def _draw(
             return None
         from emdn_deploy.page import RunPage
 
-        page, verdicts = RunPage(frames, scale), _verdicts(checked, count)
-        page.take(page.numbers, ready.read, shown)
-        page.take(page.more(verdicts), ready.read, shown)
-        return page, verdicts
+        flagged, unjudged = dict[int, str](), set(range(count))
+        for at, number in enumerate(checked.frames if checked else ()):
+            unjudged.remove(number)
+            if checked and number in checked.failing:
+                flagged[number] = "; ".join(
+                    f"{bounds.words} {checked.numbers[name][at]:.4g}"
+                    for name, bounds in BOUNDS.items()
+                )
 
+        def both(number: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
 
-def _verdicts(checked: QuickResult | None, count: int) -> "Verdicts":
-    """Say what the quick check found in each frame."""
-    from emdn_deploy.page import Verdicts
-
-    if checked is None:
-        return Verdicts()
-    flagged = {
-        number: "; ".join(
-            f"{BOUNDS[name].words} {checked.numbers[name][at]:.4g}" for name in BOUNDS
-        )
-        for at, number in enumerate(checked.frames)
-        if number in checked.failing
-    }
-    return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))
+        return RunPage(frames, scale, both, flagged, unjudged)
 
 
 def _warn(report: Report) -> None:

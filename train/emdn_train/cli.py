@@ -218,8 +218,7 @@ def export(
     """Convert fitted models to ONNX and prove that they compute the same."""
     need_torch()
     from emdn_models import pretrained
-    from emdn_train import bioimage_io as packages
-    from emdn_train import triton as servers
+    from emdn_train import packages
     from emdn_train.export import export as run
 
     if bioimage_io:
@@ -234,9 +233,9 @@ def export(
             f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
         )
         if bioimage_io:
-            print(f"saved {packages.write(done.path)}")
+            print(f"saved {packages.bioimage_io(done.path)}")
         if triton is not None:
-            print(f"saved {servers.write(done.path, triton)}")
+            print(f"saved {packages.triton(done.path, triton)}")
     if precision is None:
         return
     from emdn_train.precision import add

@@ -199,13 +199,8 @@ def write(path: str | PathLike[str], result: CheckResult) -> None:
 
 def html(result: CheckResult) -> str:
     """Return the report of a check with a page as the text of a web page that stands alone."""
-    from emdn_deploy.page import Verdicts
-
     if result.page is None:
         raise ValueError("check with page=True to write a page")
-    judged = result.table["frame"].to_list()
-    unjudged = set(range(result.shape[0])).difference(judged)
-    verdicts = Verdicts(headline(result), result.flagged, unjudged)
     found = " ".join(result.flagged.values())
     said = [f"Fails: {one}." for one in result.findings]
     said += [f"Warning: {one}." for one in result.warnings]
@@ -222,7 +217,10 @@ def html(result: CheckResult) -> str:
     ]
     version = f"emdn {__version__}, {result.model} ({result.sha256[:12]}), {result.device}"
     return result.page.html(
-        f"{result.source.name}, check", verdicts, [*checked(result), version], "\n".join(parts)
+        f"{result.source.name}, check",
+        headline(result),
+        [*checked(result), version],
+        "\n".join(parts),
     )
 
 

@@ -20,7 +20,7 @@ from emdn_deploy.check.verdict import OUTSIDE, PASSED, Judge, judge, judge_neigh
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.model_file import ModelInfo, stored
-from emdn_deploy.page import RunPage, Verdicts
+from emdn_deploy.page import RunPage
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
@@ -265,13 +265,10 @@ def _check(
     # How far apart frames are that a denoised frame owes nothing to.
     apart = int(make.facts.get("model_frames", 1)) // 2 + 1
     judged, neighbours = Judge(own), Neighbours(frames.shape, good, apart)
-    page = RunPage(frames, ready.scale) if with_page else None
     sums = np.zeros(2)
 
     def write(start: int, before: Frame, after: Frame) -> None:
         for number, (one, two) in enumerate(zip(before, after, strict=True), start):
-            if page and number in page.numbers:
-                page.add(number, one, two)
             if ready.recipe.blank and one.min() == one.max():
                 continue  # blank, or without a value: not denoised
             judged.add(number, one, two)
@@ -334,12 +331,13 @@ def _check(
         notes=notes(own, error, make.facts, session.info),
         shown=Shown(number, before, after, residual),
         axis=frames.axis("x"),
-        page=page,
+        page=None,
     )
-    if page:
-        for number in page.more(Verdicts(flagged=result.flagged)):
-            page.add(number, *read(number))
-    return result
+    if not with_page:
+        return result
+    unjudged = set(range(count)).difference(table["frame"])
+    page = RunPage(frames, ready.scale, read, result.flagged, unjudged)
+    return replace(result, page=page)
 
 
 def notes(
