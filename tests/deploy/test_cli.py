@@ -91,7 +91,7 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
         (("denoise", text, *model), "is not an HDF5 file"),
         (("denoise", cut, *model), "truncated"),
         (("denoise", source, "--dataset", "/nothing", *model), "has no dataset '/nothing'"),
-        (("denoise", source, "--dataset", "/wave", *model), "complex numbers"),
+        (("denoise", source, "--dataset", "/wave", *model), "complex values"),
         (("denoise", source, "--model", damaged), "is damaged or no ONNX file"),
         (("denoise", source, "--model", tmp_path / "none.onnx"), "no such ONNX file"),
         (("denoise", source, "-o", source, "--overwrite", *model), "is the input itself"),
