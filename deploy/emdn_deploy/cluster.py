@@ -116,11 +116,8 @@ class Cluster:
     def mends(self, target: Path) -> bool:
         """Say whether an output has lost one of its parts, so that it may be replaced."""
         known = writers.recorded(target) if target.is_file() else {}
-        folder, count = (
-            target.with_name(str(known.get("parts", "none"))),
-            known.get("part_files", 0),
-        )
-        return len([*folder.glob("*.h5")]) < count
+        folder = target.parent / str(known.get("parts", ""))
+        return "parts" in known and len([*folder.glob("*.h5")]) < int(known["part_files"])
 
     def plan(self, work: Work, storage: Storage) -> tuple[Provenance, Storage]:
         """Look whether all workers can do the work; say what to record, and how pixels are stored.
@@ -149,27 +146,27 @@ class Cluster:
             folder.mkdir()
         if self._join:
             return facts, storage
-        files = [f"{folder.name}/{self._job.part(span).name}" for span in self._spans]
+        name, dataset = folder.name, dataset_of(frames)
         parts = tuple(
-            (*span, file, dataset_of(frames)) for span, file in zip(self._spans, files, strict=True)
+            (*span, f"{name}/{self._job.part(span).name}", dataset) for span in self._spans
         )
-        known = {**facts, "parts": folder.name, "part_files": len(parts)}
-        return known, replace(storage, parts=parts)
+        return {**facts, "parts": name, "part_files": len(parts)}, replace(storage, parts=parts)
 
     def fill(self, work: Work, output: Output, quick: Quick, progress: Progress) -> int:
         """Let workers make the parts that are missing; return how many frames were there."""
         from distributed import as_completed
 
         job, (count, *size), found = self._job, work.ready.frames.shape, dict[Span, State]()
-        done = resumed = 0
+        there, done = set(job.folder.iterdir()), 0
+        resumed = sum(span[1] - span[0] for span in self._spans if job.part(span) in there)
         with self._in_one_line():
             # As the result of a task, which another worker can make again, and sent to each once.
             known = self._client.submit(replace, job, pure=False)
             begun = self._client.map(_make, self._spans, job=known, pure=False)
             try:
                 for future in as_completed(begun, loop=self._client.loop):
-                    span, made, found[span] = future.result()
-                    done, resumed = done + span[1] - span[0], resumed + span[1] - span[0] - made
+                    span, state = future.result()
+                    found[span], done = state, done + span[1] - span[0]
                     progress(done, count)
                 self._client.run(_frames.cache_clear)  # so that others may write to it
             finally:
@@ -194,14 +191,14 @@ class Cluster:
 
     def tidy(self, work: Work) -> None:
         """Remove what an output that is complete does not refer to."""
-        own, target = self._job.folder, work.target
-        for folder in own.parent.glob(f"{glob.escape(target.name)}.parts-*"):
-            if folder == own if self._join else folder != own and work.options.overwrite:
+        own = self._job.folder
+        for folder in folders(work.target):
+            if self._join if folder == own else work.options.overwrite:
                 shutil.rmtree(folder, ignore_errors=True)
         if not self._join:
             for file in own.glob("*.new*"):  # which killed workers have left
                 file.unlink()
-            _log.info("%s: refers to the parts in %s", target, own)
+            _log.info("%s: refers to the parts in %s", work.target, own)
 
     def _devices(self, job: Job) -> str:
         """Ask every worker what it sees; return the devices that they compute on."""
@@ -244,6 +241,11 @@ class Cluster:
                 output.write(first, Part(made.frames), made)
 
 
+def folders(target: Path) -> list[Path]:
+    """List the folders of parts of an output, complete or not."""
+    return [*target.absolute().parent.glob(f"{glob.escape(target.name)}.parts-*")]
+
+
 def _spans(frames: Frames, storage: Storage) -> list[Span]:
     """Cut a stack into blocks, alike for whatever workers."""
     count, *size = frames.shape
@@ -254,21 +256,14 @@ def _spans(frames: Frames, storage: Storage) -> list[Span]:
 
 def _look(job: Job) -> str:
     """On a worker: say on which device it computes; an error says why it cannot do the work."""
-    _seen(job)
+    for name, known in stamps(map(Path, job.given)).items():
+        if known[:2] != job.given[name][:2]:
+            raise EmdnError(f"sees {'another' if known[0] else 'no'} file {name}")
     tempfile.TemporaryFile(dir=job.folder).close()
     session = opened(*job.opening).session
     if (__version__, session.info.sha256) != (job.facts["version"], job.facts["model_sha256"]):
         raise EmdnError(f"has emdn {__version__}, or another model")
     return session.device
-
-
-def _seen(job: Job) -> Stamps:
-    """Return what a worker sees of the input; EmdnError if that is not what the client sees."""
-    found = stamps(map(Path, job.given))
-    for name, known in found.items():
-        if known[:2] != job.given[name][:2]:
-            raise EmdnError(f"sees {'another' if known[0] else 'no'} file {name}")
-    return found
 
 
 @lru_cache(1)
@@ -277,13 +272,12 @@ def _frames(source: Path, choice: Choice, selection: str | None, folder: Path) -
     return open_selected(source, choice, selection)
 
 
-def _make(span: Span, job: Job) -> tuple[Span, int, State]:
-    """On a worker: make a part, if it is not there; return how many frames, and what is known."""
+def _make(span: Span, job: Job) -> tuple[Span, State]:
+    """On a worker: make a part, if it is not there, and return what is known of it."""
     part, options, recipe = job.part(span), job.options, job.recipe
     with contextlib.suppress(KeyError, OSError), h5py.File(part) as file:  # or it is damaged
-        return span, 0, {name: one[()] for name, one in file[_STATE].items()}
-    given, denoiser = _seen(job), opened(*job.opening)
-    choice = Choice(options.dataset, options.axes)
+        return span, {name: one[()] for name, one in file[_STATE].items()}
+    denoiser, choice = opened(*job.opening), Choice(options.dataset, options.axes)
     frames = _frames(job.source, choice, options.frames, job.folder)
     some = select(frames, f"{span[0]}:{span[1]}")
     quick = Quick(recipe.scale.pixel_gain, recipe.scale.offset, bad=recipe.bad)
@@ -295,9 +289,9 @@ def _make(span: Span, job: Job) -> tuple[Span, int, State]:
 
     with Output([own], "hdf5", make, "") as output:
         try:
-            work = Work(own, "hdf5", options, Prepared(frames, recipe), denoiser, job.facts, given)
+            work = Work(own, "hdf5", options, Prepared(frames, recipe), denoiser, job.facts, {})
             denoise_file.denoise_frames(work, output, quick, lambda done, count: None, slice(*span))
-            output.complete({}, given)
+            output.complete({})
         except BaseException:
             output.done = 0  # so that nothing of it stays
             raise
@@ -308,4 +302,4 @@ def _make(span: Span, job: Job) -> tuple[Span, int, State]:
     with own.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(own, part)
-    return span, span[1] - span[0], state
+    return span, state

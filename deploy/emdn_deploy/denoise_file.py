@@ -322,22 +322,21 @@ def _draw(work: Work, report: Report) -> None:
             def both(number: int) -> tuple[Stack, Stack]:
                 return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
 
-            flagged, unjudged = _verdicts(report.check, count)
-            page = RunPage(frames, scale, both, flagged, unjudged)
-            headline = report.check.line if report.check else ""
-            text = page.html(report.source.name, headline, lines(report))
+            checked = report.check
+            unjudged = set(range(count)).difference(checked.frames if checked else ())
+            page = RunPage(frames, scale, both, _flagged(checked) if checked else {}, unjudged)
+            text = page.html(report.source.name, checked.line if checked else "", lines(report))
             place.write_text(text, encoding="utf-8")
 
 
-def _verdicts(checked: QuickResult | None, count: int) -> tuple[dict[int, str], set[int]]:
-    """Say what the quick check found in frames that it flagged, and which it did not judge."""
-    if checked is None:
-        return {}, set(range(count))
-    flagged = {
+def _flagged(checked: QuickResult) -> dict[int, str]:
+    """Say what the quick check found in frames that it flagged."""
+    rows = zip(*checked.numbers.values(), strict=True)
+    return {
         number: "; ".join(
-            f"{BOUNDS[name].words} {checked.numbers[name][at]:.4g}" for name in BOUNDS
+            f"{BOUNDS[name].words} {value:.4g}"
+            for name, value in zip(checked.numbers, row, strict=True)
         )
-        for at, number in enumerate(checked.frames)
+        for number, row in zip(checked.frames, rows, strict=True)
         if number in checked.failing
     }
-    return flagged, set(range(count)).difference(checked.frames)

@@ -57,8 +57,8 @@ class RunPage:
         self._step = -(-max(height, width) // _SIDE)
         self._numbers = range(0, count, -(-count // min(_ROWS, max(64, _READ // height // width))))
         self._rows, self._pictures = list[Any](), dict[int, list[str]]()
-        self._first = min(flagged, default=count // 2)
-        shown = {self._first, *range(0, count, -(-count // _SHOWN))}
+        first = min(flagged, default=count // 2)
+        shown = {first, *range(0, count, -(-count // _SHOWN))}
         shown |= {*sorted(flagged)[:: -(-len(flagged) // _SHOWN) or 1]}
         for number in sorted(shown.union(self._numbers)):
             # In electrons.
@@ -68,8 +68,12 @@ class RunPage:
                 self._rows.append([*map(np.mean, pair), *(one[len(one) // 2] for one in small)])
             if number in shown:
                 self._pictures[number] = self._drawn(*small)
-            if number == self._first:
-                self._spectra = self._drawn_spectra(*pair)
+            if number == first:
+                at = tuple(slice(max(0, n - _SIDE) // 2, (n + _SIDE) // 2) for n in (height, width))
+                file, electrons = BytesIO(), replace(scale, gain=1.0, offset=0.0)
+                title = f"frame {number}, its middle, in electrons"
+                figures.draw(file, pair[0][at], pair[1][at], electrons, frames.axis("x"), title)
+                self._spectra = _text(file)
             if sum(len(one) for some in self._pictures.values() for one in some) > _BYTES:
                 shown -= {*sorted(shown)[1::2]}
                 self._pictures = {n: one for n, one in self._pictures.items() if n in shown}
@@ -90,16 +94,6 @@ class RunPage:
             files.append(_text(file))
         return files
 
-    def _drawn_spectra(self, before: NDArray[Any], after: NDArray[Any]) -> str:
-        """Draw the first frame, the middle of it if it is large, with its spectra."""
-        size = min(_SIDE, *before.shape)
-        middle = tuple(slice((n - size) // 2, (n + size) // 2) for n in before.shape)
-        file, scale = BytesIO(), replace(self._scale, gain=1.0, offset=0.0)
-        title = f"frame {self._first}, electrons; {size} x {size} pixels in its middle"
-        axis = self._frames.axis("x")
-        figures.draw(file, before[middle], after[middle], scale, axis, title)
-        return _text(file)
-
     def html(
         self, title: str, headline: str, summary: Iterable[str] = (), sections: str = ""
     ) -> str:
@@ -108,7 +102,7 @@ class RunPage:
         ``headline``: of the stack, in a line that starts with PASS, WARN or FAIL; empty if it was
         not judged. ``summary``: lines of plain text. ``sections``: HTML.
         """
-        count, _, width = self._frames.shape
+        count = self._frames.shape[0]
         cells = np.zeros(min(count, _CELLS), int)
         for state, numbers in ((1, self._unjudged), (2, self._flagged)):
             cells[[number * len(cells) // count for number in numbers]] = state
@@ -121,12 +115,7 @@ class RunPage:
                 for number, pictures in self._pictures.items()
             ],
         }  # fmt: skip
-        x, size = self._frames.axis("x"), ""
-        if x.step and x.units:
-            step, units = figures.readable(x.step, x.units, width)
-            size = f"; {width * step:.4g} {escape(units)} wide"
-        if self._step > 1:
-            size += f"; {self._step} x {self._step} pixels are one here"
+        size = f"; {self._step} x {self._step} pixels are one here" if self._step > 1 else ""
         texts = {
             "TITLE": escape(title),
             "WORD": headline.partition(":")[0].lower(),

@@ -37,15 +37,11 @@ _MOST_FRAMES, _DELAY_US = 8, 2000  # that a server joins to one run, and waits f
 
 _DOCUMENTATION = """# {name}
 
-{description}
+{description} Made by emdn {version}.
 
-- Input: {frames} channel(s), the frame in the middle; raw intensities, linear in electrons, neither
-  normalised nor clipped. Scale, offset and gain are measured in the graph.
-- Output: the denoised frame in the units of the input, with the mean of its frame.
-- Give whole frames: a tile is scaled by its own noise. Replace dead and hot pixels and NaN first.
-- The noise of neighbouring pixels must be independent, as of counting detectors, not of CCDs.
-
-Made by emdn {version}.
+- Input: {frames} channel(s), the frame in the middle; whole frames of raw intensities, linear in
+  electrons, whose noise is independent from pixel to pixel, without dead or hot pixels and NaN.
+- Output: the denoised frame, with the mean and in the units of the input.
 
 ## Validation
 The test tensors are a simulated frame and its result. Mean gains on the fit's own test frames, in
@@ -219,20 +215,19 @@ def _described(session: Session, folder: Path, version: str) -> dict[str, Any]:
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
     channels = [f"frame {step:+d}" if step else "frame" for step in range(-half, half + 1)]
-
-    def tensor(name: str, channels: list[str], sizes: list[Any]) -> dict[str, Any]:
-        sides = [
-            {"type": "space", "id": one, "size": size}
-            for one, size in zip("yx", sizes, strict=True)
+    tensors = list[dict[str, Any]]()
+    for one, names in (("input", channels), ("output", ["frame"])):
+        axes: list[dict[str, Any]] = [
+            {"type": "batch"},
+            {"type": "channel", "channel_names": names},
         ]
-        axes = [{"type": "batch"}, {"type": "channel", "channel_names": channels}, *sides]
-        return {"id": name, "axes": axes, "data": {"type": "float32"},
-                "test_tensor": {"source": f"{name}.npy"},
-                "sample_tensor": {"source": f"{name}.tif"}}  # fmt: skip
-
-    noisy = tensor("input", channels, [{"min": _LEAST_SIDE, "step": 1}] * 2)
-    noisy["preprocessing"] = [{"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}]
-    clean = tensor("output", ["frame"], [{"tensor_id": "input", "axis_id": one} for one in "yx"])
+        for axis in "yx":
+            of_input = {"tensor_id": "input", "axis_id": axis}
+            size = of_input if tensors else {"min": _LEAST_SIDE, "step": 1}
+            axes.append({"type": "space", "id": axis, "size": size})
+        files = {"test_tensor": {"source": f"{one}.npy"}, "sample_tensor": {"source": f"{one}.tif"}}
+        tensors.append({"id": one, "axes": axes, "data": {"type": "float32"}, **files})
+    tensors[0]["preprocessing"] = [{"id": "ensure_dtype", "kwargs": {"dtype": "float32"}}]
     cited = re.search(r"(arXiv|doi):([\w./]+\w)", known.source)
     prefix = "10.48550/arXiv." if cited and cited[1] == "arXiv" else ""
     return {
@@ -246,8 +241,8 @@ def _described(session: Session, folder: Path, version: str) -> dict[str, Any]:
         "version": __version__,
         "tags": ["denoising", "electron-microscopy", "in-situ", "low-dose", "2d"],
         "documentation": {"source": "README.md"},
-        "inputs": [noisy],
-        "outputs": [clean],
+        "inputs": tensors[:1],
+        "outputs": tensors[1:],
         "weights": {"onnx": {"source": "weights.onnx", "opset_version": _OPSET}},
     }
 
@@ -256,12 +251,10 @@ def triton(source: Path, repository: Path) -> Path:
     """Add ``NAME.onnx`` to a model repository, or replace it there; an ``@`` becomes a ``-``.
 
     A request holds ``frames`` (n, F, H, W), as they are, and ``scale``, ``offset`` and ``gain``
-    (n, 1, 1, 1), as `emdn_deploy.dose` measures them. Requests of one frame size are joined.
-    Returned is the path of ``NAME/config.pbtxt``; the model is ``NAME/1/model.onnx``. Raises
-    OutputError if it cannot be written.
+    (n, 1, 1, 1), as `emdn_deploy.dose` measures them. Returned is the path of the configuration.
+    Raises OutputError if it cannot be written.
     """
-    graph = onnx.load(source).graph
-    folder = repository / source.stem.replace("@", "-")
+    graph, folder = onnx.load(source).graph, repository / source.stem.replace("@", "-")
     try:
         (folder / "1").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -274,9 +267,7 @@ def triton(source: Path, repository: Path) -> Path:
         return f'{{ name: "{value.name}" data_type: TYPE_FP32 dims: {axes} }}'
 
     lines = [
-        f'name: "{folder.name}"',
-        'backend: "onnxruntime"',
-        f"max_batch_size: {_MOST_FRAMES}",
+        f'name: "{folder.name}" backend: "onnxruntime" max_batch_size: {_MOST_FRAMES}',
         *(f"input {tensor(one)}" for one in graph.input),
         *(f"output {tensor(one)}" for one in graph.output),
         f"dynamic_batching {{ max_queue_delay_microseconds: {_DELAY_US} }}",
