@@ -136,7 +136,9 @@ class Cluster:
             frames.path.absolute(), work.options, (*model[:2], 1, *model[3:]), work.ready.recipe,
             given, work.facts, storage, target.parent,
         )  # fmt: skip
-        facts = {**work.facts, "device": self._devices(job)}
+        with tempfile.TemporaryDirectory(dir=target.parent) as seen:
+            devices = self._devices(replace(job, folder=Path(seen)))
+        facts = {**work.facts, "device": devices}
         digest = hashlib.sha256(key_of(facts, given).encode()).hexdigest()
         folder = target.with_name(f"{target.name}.parts-{digest[:16]}")
         self._job, self._spans = replace(job, facts=facts, folder=folder), _spans(frames, storage)
