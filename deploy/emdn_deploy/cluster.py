@@ -159,16 +159,17 @@ class Cluster:
         from distributed import as_completed
 
         job, (count, *size), found = self._job, work.ready.frames.shape, dict[Span, State]()
-        there, done = set(job.folder.iterdir()), 0
-        resumed = sum(span[1] - span[0] for span in self._spans if job.part(span) in there)
+        there = set(job.folder.iterdir())
+        resumed = done = sum(b - a for a, b in self._spans if job.part((a, b)) in there)
+        progress(done, count)
         with self._in_one_line():
             # As the result of a task, which another worker can make again, and sent to each once.
             known = self._client.submit(replace, job, pure=False)
             begun = self._client.map(_make, self._spans, job=known, pure=False)
             try:
                 for future in as_completed(begun, loop=self._client.loop):
-                    span, state = future.result()
-                    found[span], done = state, done + span[1] - span[0]
+                    span, found[span] = future.result()
+                    done += 0 if job.part(span) in there else span[1] - span[0]
                     progress(done, count)
                 self._client.run(_frames.cache_clear)  # so that others may write to it
             finally:

@@ -14,6 +14,7 @@ import pytest
 import tifffile
 
 from emdn_deploy import cluster, denoise_file, readers
+from emdn_deploy.cluster import folders
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice
 from emdn_models.errors import EmdnError
@@ -55,10 +56,6 @@ def movie(lattice, tmp_path):
 def pixels(path, dataset=None):
     with readers.open_frames(path, Choice(dataset)) as frames:
         return frames.read_block(0, frames.shape[0])
-
-
-def folders(target):
-    return list(target.parent.glob(f"{target.name}.parts-*"))
 
 
 @pytest.fixture
@@ -115,7 +112,6 @@ def test_frames_and_record_are_those_of_one_process(both, movie, join) -> None:
         (".h5", ["--compress", "--frames", "1:20:2"]),
         (".h5", ["--sigma", "--compress", "--join"]),
         (".tif", ["--sigma", "--join"]),
-        (".npy", ["--dtype", "int32", "--join"]),
     ],
 )
 def test_every_kind_of_output(both, movie, target, words) -> None:
@@ -132,19 +128,15 @@ def test_every_kind_of_output(both, movie, target, words) -> None:
 
 
 @pytest.mark.slow
-def test_workers_of_this_machine_and_progress(call, movie, box_model, capfd, monkeypatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    target = movie.with_name("many.h5")
-    assert call("denoise", movie, "-o", target, "--model", box_model, "--workers", 2) == 0
-    assert re.search(r"22/22 frames, [\d.]+/s, 0 s left", capfd.readouterr().err)
-    assert len(pixels(target)) == 22
-
-
-@pytest.mark.slow
-def test_ctrl_c_is_for_the_client_alone() -> None:
+def test_workers_of_this_machine_ignore_ctrl_c(movie, movie_model, expected, tmp_path) -> None:
+    seen = []
+    options = DenoiseOptions(output=tmp_path / "many.h5", model=str(movie_model), device="cpu")
     with cluster.connected(None, 1, 1, join=False) as elsewhere:
         ignored = elsewhere._client.run(lambda: signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+        denoise_file.run(movie, options, lambda *done: seen.append(done), elsewhere=elsewhere)
     assert list(ignored.values()) == [True]
+    assert seen == [(done, 22) for done in (0, 4, 8, 12, 16, 20, 22)]
+    np.testing.assert_array_equal(pixels(tmp_path / "many.h5"), expected)
 
 
 def run(source, target, model, address, disturb=None, **options):
@@ -162,19 +154,12 @@ def run(source, target, model, address, disturb=None, **options):
 
 
 @pytest.fixture
-def expected(run_one, movie):
-    return pixels(run_one(movie))
-
-
-@pytest.fixture
-def run_one(movie_model):
-    def denoise(source):
-        options = DenoiseOptions(
-            output=source.with_name("expected.h5"), model=str(movie_model), device="cpu"
-        )
-        return denoise_file.run(source, options).output
-
-    return denoise
+def expected(movie, movie_model):
+    """Give the frames that one process makes."""
+    options = DenoiseOptions(
+        output=movie.with_name("expected.h5"), model=str(movie_model), device="cpu"
+    )
+    return pixels(denoise_file.run(movie, options).output)
 
 
 @pytest.mark.slow

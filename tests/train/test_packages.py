@@ -11,7 +11,7 @@ import pytest
 from onnxruntime import InferenceSession
 
 from emdn_deploy import Denoiser
-from emdn_models import MissingExtraError, ModelError, OutputError, ParityError, pretrained
+from emdn_models import MissingExtraError, ModelError, ParityError, pretrained
 from emdn_train import packages
 from emdn_train.cli import main
 
@@ -168,9 +168,3 @@ def test_triton_reads_the_configuration(name: str, frames: int, tmp_path: Path) 
     onnx.checker.check_model(served)
     packages.triton(source, tmp_path)  # in place of itself
     assert len(list(tmp_path.rglob("*.*"))) == 2
-
-
-def test_a_repository_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "ffdnet").touch()
-    with pytest.raises(OutputError, match="ffdnet"):
-        packages.triton(pretrained.onnx_path("ffdnet"), tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import tifffile
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, compose, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, compose, helper, numpy_helper
 from onnxruntime import InferenceSession
 from onnxscript import FLOAT, optimizer, script
 from onnxscript import opset17 as op
@@ -23,7 +23,7 @@ from onnxscript import opset17 as op
 from emdn_deploy.session import Session, open_session
 from emdn_models import MissingExtraError, ModelError, ParityError, __version__
 from emdn_models.errors import install
-from emdn_models.files import renamed, unwritable
+from emdn_models.files import renamed
 from emdn_models.spec import spec_of
 from emdn_train.onnx_graph import TOLERANCE
 from emdn_train.simulate.dataset import first_specimens
@@ -252,26 +252,17 @@ def triton(source: Path, repository: Path) -> Path:
 
     A request holds ``frames`` (n, F, H, W), as they are, and ``scale``, ``offset`` and ``gain``
     (n, 1, 1, 1), as `emdn_deploy.dose` measures them. Returned is the path of the configuration.
-    Raises OutputError if it cannot be written.
     """
     graph, folder = onnx.load(source).graph, repository / source.stem.replace("@", "-")
-    try:
-        (folder / "1").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    lines = [f'name: "{folder.name}" backend: "onnxruntime" max_batch_size: {_MOST_FRAMES}']
+    for kind, tensors in (("input", graph.input), ("output", graph.output)):
+        for one in tensors:
+            axes = [axis.dim_value or -1 for axis in one.type.tensor_type.shape.dim[1:]]
+            lines.append(f'{kind} {{ name: "{one.name}" data_type: TYPE_FP32 dims: {axes} }}')
+    lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {_DELAY_US} }}\n")
+    (folder / "1").mkdir(parents=True, exist_ok=True)
     with renamed(folder / "1" / "model.onnx") as partial:
         shutil.copyfile(source, partial)
-
-    def tensor(value: ValueInfoProto) -> str:
-        axes = [axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim[1:]]
-        return f'{{ name: "{value.name}" data_type: TYPE_FP32 dims: {axes} }}'
-
-    lines = [
-        f'name: "{folder.name}" backend: "onnxruntime" max_batch_size: {_MOST_FRAMES}',
-        *(f"input {tensor(one)}" for one in graph.input),
-        *(f"output {tensor(one)}" for one in graph.output),
-        f"dynamic_batching {{ max_queue_delay_microseconds: {_DELAY_US} }}",
-    ]
     with renamed(folder / "config.pbtxt") as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.write_text("\n".join(lines), encoding="utf-8")
     return folder / "config.pbtxt"
