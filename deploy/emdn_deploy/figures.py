@@ -30,8 +30,8 @@ STRIP, _GAP = 20, 4
 
 def draw(
     path: str | PathLike[str] | BytesIO,
-    before: Frame,
-    after: Frame,
+    before: NDArray[Any],
+    after: NDArray[Any],
     scale: Intensity,
     axis: Axis,
     title: str = "",
