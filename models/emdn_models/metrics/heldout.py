@@ -65,11 +65,10 @@ def umse(
 
     Each pair of frames A, B, neighbours or further ``apart`` (by more than the denoiser sees to
     either side), gives mean((f(A) - B)**2) - mean((A - B)**2) / 2 and the same with A and B
-    exchanged; their mean has half the variance of either. Half the mean square, as in the paper,
-    and not half the variance: brightness that changes from frame to frame then adds half its
-    square to the estimate, like motion. Motion adds ``drift`` / 3 if the scene moves steadily by
-    steps that are small against its details (``apart`` squared times as much between frames further
-    apart), ``drift`` if it jumps about at random.
+    exchanged; their mean has half the variance of either. Brightness that changes from frame to
+    frame adds half the square of its change. Motion adds ``drift`` / 3 if the scene moves steadily
+    by steps that are small against its details (``apart`` squared times as much between frames
+    further apart), ``drift`` if it jumps about at random.
 
     Both stacks are (N, H, W), at least 1 + ``apart`` frames in time order, else EmdnError. The
     standard error takes blocks of about ``block`` pixels a side, larger than the denoiser blurs, as

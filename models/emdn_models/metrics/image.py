@@ -22,22 +22,16 @@ _RADIUS = 5  # pixels at which the window of SSIM ends: 3.5 sigma
 
 def as_frames(**named: ArrayLike) -> list[Floats]:
     """Return arrays (H, W) or (N, H, W), all of one shape and finite, as float64."""
-    arrays: list[Floats] = []
-    for name, given in named.items():
-        array = np.asarray(given, dtype=np.float64)
-        if array.ndim not in (2, 3) or array.size == 0:
-            expected = "frames (H, W) or (N, H, W)"
-        elif arrays and array.shape != arrays[0].shape:
-            expected = f"{arrays[0].shape} as of {next(iter(named))}"
-        elif not np.isfinite(array).all():
+    arrays = [np.asarray(given, dtype=np.float64) for given in named.values()]
+    first = arrays[0].shape
+    for name, array in zip(named, arrays, strict=True):
+        wrong = np.count_nonzero(~np.isfinite(array))
+        if array.ndim not in (2, 3) or array.size == 0 or array.shape != first or wrong:
             raise EmdnError(
-                f"{name}: found pixels that are not finite, expected numbers; fill them, or "
-                "leave them out with valid after filling"
+                f"{name}: found shape {array.shape} with {wrong} pixels that are not finite, "
+                f"expected (H, W) or (N, H, W) of finite pixels, as {next(iter(named))} {first}; "
+                "fill bad pixels, or leave them out with valid after filling"
             )
-        else:
-            arrays.append(array)
-            continue
-        raise EmdnError(f"{name}: found shape {array.shape}, expected {expected}")
     return arrays
 
 

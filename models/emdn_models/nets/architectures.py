@@ -81,6 +81,20 @@ class CAFCN(Net):
         return x[:, :1] + self.unpack(total, x) / 10
 
 
+def _chain(
+    inputs: int, features: int, outputs: int, depth: int, batch_norm: bool = False
+) -> nn.Sequential:
+    """3 x 3 layers with ReLU between them, the inner ones with batch norm if it is asked for."""
+    layers: list[nn.Module] = [conv3x3(inputs, features), nn.ReLU()]
+    for _ in range(depth - 2):
+        layers.append(conv3x3(features, features, bias=not batch_norm))
+        if batch_norm:
+            # 0.05 in torch's convention is the 0.95 of the authors' framework.
+            layers.append(nn.BatchNorm2d(features, momentum=0.05))
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers, conv3x3(features, outputs))
+
+
 class DnCNN(Net):
     """A plain chain of convolutions that predicts the noise (fig. 1).
 
@@ -94,16 +108,8 @@ class DnCNN(Net):
         self, features: int, depth: int, shuffle: int, batch_norm: bool = True, inputs: int = 1
     ) -> None:
         super().__init__(shuffle)
-        layers: list[nn.Module] = [conv3x3(inputs * shuffle**2, features), nn.ReLU()]
-        for _ in range(depth - 2):
-            layers.append(conv3x3(features, features, bias=not batch_norm))
-            if batch_norm:
-                # 0.05 in torch's convention is the 0.95 of the authors' framework.
-                layers.append(nn.BatchNorm2d(features, momentum=0.05))
-            layers.append(nn.ReLU())
-        last = conv3x3(features, shuffle**2)
-        self.layers = nn.Sequential(*layers, last)
-        initialise(self, None if inputs == 1 else last)
+        self.layers = _chain(inputs * shuffle**2, features, shuffle**2, depth, batch_norm)
+        initialise(self, None if inputs == 1 else self.layers[-1])
         if inputs == 1:
             pass_through([m for m in self.layers if isinstance(m, nn.Conv2d)], shuffle**2, 1.0)
 
@@ -123,12 +129,8 @@ class FFDNet(Net):
 
     def __init__(self, features: int, depth: int, shuffle: int = 2, inputs: int = 1) -> None:
         super().__init__(shuffle)
-        layers: list[nn.Module] = [conv3x3(inputs * shuffle**2 + 1, features), nn.ReLU()]
-        for _ in range(depth - 2):
-            layers += [conv3x3(features, features), nn.ReLU()]
-        last = conv3x3(features, shuffle**2)
-        self.layers = nn.Sequential(*layers, last)
-        initialise(self, last)
+        self.layers = _chain(inputs * shuffle**2 + 1, features, shuffle**2, depth)
+        initialise(self, self.layers[-1])
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `Net.forward`."""
