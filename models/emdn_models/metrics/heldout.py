@@ -99,11 +99,10 @@ def umse_difference(
     """Estimate by how much the squared error of one denoised stack exceeds that of another.
 
     Each frame but the first and last gives mean((f(A) - B) * (f(A) - C)), B and C being the frames
-    ``apart`` before and after, whose noise is independent: nothing needs to be subtracted, and the
-    noise may differ from frame to frame. Of the difference, most of the noise of B and C cancels,
-    and so does steady motion. Parameters and errors as of `umse`, for 1 + 2 ``apart`` frames or
-    more; ``other`` was made from the same ``raw``. Where the scene jumps about at random, the
-    smoother of the two comes out too well.
+    ``apart`` before and after, whose noise is independent and may differ from frame to frame. Of
+    the difference, most of the noise of B and C cancels, and so does steady motion; where the scene
+    jumps about at random, the smoother of the two comes out too well. Parameters and errors as of
+    `umse`, for 1 + 2 ``apart`` frames or more.
     """
     noisy, clean, blocks = _stacks(raw, denoised, valid, 1 + 2 * apart, block)
     second = as_frames(raw=raw, other=other)[1]
@@ -167,11 +166,10 @@ def _summary(
 def estimate(sums: Floats, blocks: Blocks, reach: int) -> Estimate:
     """Average sums over blocks (P, B) of P comparisons in time order.
 
-    The standard error is that of the mean over all noise with the scene as it is: from the scatter
-    of each block in time, so that parts of the scene that are harder than others do not count as
-    chance. Comparisons share frames with the next ``reach`` ones, and are correlated with those
-    only. With fewer than ``reach`` + 4 comparisons the scatter between blocks is taken instead,
-    which is too large where the scene is uneven.
+    The standard error is from the scatter of each block in time, so that harder parts of the scene
+    do not count as chance; comparisons are correlated with the next ``reach`` ones, with which they
+    share frames. With fewer than ``reach`` + 4 of them it is from the scatter
+    between blocks, and too large where the scene is uneven.
     """
     pixels, used = blocks.pixels.sum(), blocks.pixels > 0
     value = float(sums.sum() / len(sums) / pixels)

@@ -19,10 +19,9 @@ class Garrote(nn.Module):
     """Judge a coefficient by its own power: what needs no fitting.
 
     One of power p, in units of the noise's, is multiplied by 1 - (t / p)**4, or by 0 where p is
-    less than t: a steep garrote (Gao, J. Comput. Graph. Stat. 7, 1998), nearly a hard threshold
-    but without its jump, at which rounding would show. t is three quarters (measured: the best of
-    0.65 to 0.8) of the universal threshold (Donoho, Johnstone, Biometrika 81, 1994), which is
-    ln(n) for the n complex coefficients of a ``window``.
+    less than t: a steep garrote (Gao, J. Comput. Graph. Stat. 7, 1998), without the jump of a hard
+    threshold. t is three quarters (measured: the best of 0.65 to 0.8) of ln(n) for the n complex
+    coefficients of a ``window`` (Donoho, Johnstone, Biometrika 81, 1994).
     """
 
     def __init__(self, window: int) -> None:
@@ -40,11 +39,10 @@ class FittedGain(nn.Module):
     """Judge a coefficient by its power and that of its neighbours: fitted with the net.
 
     A lattice goes on in the windows beside and spreads over neighbouring frequencies, as noise
-    does not, so that their mean powers tell a faint peak from chance (as block thresholds do: Cai,
-    Ann. Stat. 27, 1999). From the logarithms of these, the frequency and the power of the whole
-    window, two small layers decide, the same for every coefficient. Means are over those
-    neighbours that there are: nothing depends on the frame's size. It begins as a steep threshold
-    on the mean over 3 x 3 windows.
+    does not (as block thresholds use: Cai, Ann. Stat. 27, 1999). From the logarithms of the mean
+    powers there, the frequency and the power of the whole window, two small layers decide, the same
+    for every coefficient. Means are over those neighbours that there are: nothing depends on the
+    frame's size. It begins as a steep threshold on the mean over 3 x 3 windows.
     """
 
     radius: Tensor
@@ -210,11 +208,10 @@ def shrunk(shrinkages: Iterable[SpectralShrinkage], x: Tensor, noise: Tensor | N
 class WithSpectrum(nn.Module):
     """A net that corrects what the shrinkage of the largest window gives.
 
-    Its channels are that, the noisy frame and what the other windows give: where the shrinkage is
-    wrong, at edges, defects and gradual changes, the frame says so. Nets that add something to
-    their input add it to the first channel (``adds_to_input``); the output of others is added
-    here. ``net`` maps (N, windows + F, H, W) to (N, 1, H, W), F being an odd number of neighbouring
-    frames; ``windows`` are the sides, the largest first.
+    Where that is wrong, at edges, defects and gradual changes, the frame says so. ``net`` maps what
+    `joined` gives, with F an odd number of frames, to (N, 1, H, W); one that adds something to its
+    input (``adds_to_input``) adds it to the first channel, the output of others is added here.
+    ``windows`` are the sides, the largest first.
     """
 
     uses_noise = True

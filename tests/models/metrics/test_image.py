@@ -62,7 +62,7 @@ def test_invalid_pixels_do_not_count(frames):
         (lambda a: psnr(a, a[:, :30], 1), r"frame \(3, 41, 57\)"),
         (lambda a: psnr(a, a, 0), "data_range: found 0, expected finite"),
         (lambda a: psnr(a, a, np.ones(2)), "data_range: found array"),
-        (lambda a: psnr(np.where(a > 20, np.nan, a), a, 1), "with 1162 pixels that are not finite"),
+        (lambda a: psnr(np.where(a > 20, np.nan, a), a, 1), r"with [1-9]\d* pixels that"),
         (lambda a: ssim(a[:, :10], a[:, :10], 1), "expected at least 11 x 11"),
         (lambda a: gain_db(a, a, a, np.zeros((41, 57))), "a frame without a good pixel"),
         (lambda a: gain_db(a, a, a, np.ones((57, 41))), r"valid: found shape \(57, 41\)"),
