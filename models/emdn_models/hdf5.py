@@ -47,12 +47,9 @@ def written(path: Path) -> Iterator[Written]:
 
 @contextmanager
 def opened(path: Path, mode: str, target: Path | None = None) -> Iterator[Written]:
-    """Open an HDF5 file to write to it, new (``w``) or to change it (``r+``).
+    """Open an HDF5 file to write to it, new (``w``) or to change it (``r+``), as `written` does.
 
-    Raises
-    ------
-    OutputError
-        At the end, or by `Written.check`, if it cannot be written; it names ``target``.
+    OutputError names ``target``.
     """
     disk = _Disk(path, f"{mode[0]}+")
     disk.target = target or path
