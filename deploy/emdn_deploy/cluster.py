@@ -39,7 +39,7 @@ from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import SIGMA, Provenance, Storage
 from emdn_deploy.writers.hdf5 import dataset_of
 from emdn_models import __version__
-from emdn_models.errors import EmdnError, MissingExtraError, OutputError, install
+from emdn_models.errors import EmdnError, OutputError, library
 
 # Bytes of a part: a thousandth of the output, within these bounds.
 SMALLEST_PART, LARGEST_PART, _PARTS = 2**25, 2**28, 1000
@@ -80,24 +80,21 @@ def connected(
     ``threads``: of all these together; None for all that are allowed. ``join``: whether parts
     become one plain file. Raises EmdnError if dask is not installed, or no worker is there.
     """
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise MissingExtraError(
-            f"--scheduler and --workers need dask.distributed; {install('dask')}"
-        ) from error
+    dask = library("distributed", "dask", "--scheduler and --workers")
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are said here
     count, name = workers or 1, scheduler or "the workers"
     with contextlib.ExitStack() as stack:
         where: Any = scheduler or stack.enter_context(
-            LocalCluster(
+            dask.LocalCluster(
                 n_workers=count, threads_per_worker=max(1, (threads or usable_cpus()) // count),
                 memory_limit=0, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
                 preload=[_NO_CTRL_C],
             )
         )  # fmt: skip
         try:
-            client = stack.enter_context(Client(where, timeout=_PATIENCE, set_as_default=False))
+            client = stack.enter_context(
+                dask.Client(where, timeout=_PATIENCE, set_as_default=False)
+            )
             client.wait_for_workers(1, timeout=_PATIENCE)
         except (OSError, ValueError) as error:
             raise EmdnError(

@@ -75,7 +75,8 @@ class RunPage:
                 figures.draw(file, pair[0][at], pair[1][at], electrons, frames.axis("x"), title)
                 self._spectra = _text(file)
             if sum(len(one) for some in self._pictures.values() for one in some) > _BYTES:
-                shown -= {*sorted(shown)[1::2]}
+                spare = sorted(shown - flagged.keys())  # rather than what is flagged
+                shown -= {*(spare if len(spare) > 1 else sorted(shown))[1::2]}
                 self._pictures = {n: one for n, one in self._pictures.items() if n in shown}
 
     def _drawn(self, before: NDArray[Any], after: NDArray[Any]) -> list[str]:

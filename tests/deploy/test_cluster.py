@@ -302,7 +302,7 @@ def test_without_a_scheduler_or_workers(call, movie, monkeypatch, capsys) -> Non
     assert "scheduler with workers answers" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert call("denoise", movie, "--workers", 2) == 1
-    assert 'need dask.distributed; pip install ".[dask]"' in capsys.readouterr().err
+    assert 'needs distributed; pip install ".[dask]"' in capsys.readouterr().err
 
 
 @pytest.mark.slow

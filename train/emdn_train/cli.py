@@ -11,7 +11,7 @@ import typer
 
 from emdn_deploy.config import takes_options
 from emdn_models import MODELS, MissingExtraError, console
-from emdn_models.errors import install
+from emdn_models.errors import install, library
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
 app = console.app("Simulate data, fit the models and export them to ONNX.")
@@ -222,7 +222,7 @@ def export(
     from emdn_train.export import export as run
 
     if bioimage_io:
-        packages.library()
+        library("bioimageio.spec", "bioimageio", "--bioimage-io")
     folder = out or checkpoint.parent / "onnx"
     if checkpoint == Path("shipped"):
         checkpoint = pretrained.CHECKPOINT

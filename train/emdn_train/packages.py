@@ -21,8 +21,8 @@ from onnxscript import FLOAT, optimizer, script
 from onnxscript import opset17 as op
 
 from emdn_deploy.session import Session, open_session
-from emdn_models import MissingExtraError, ModelError, ParityError, __version__
-from emdn_models.errors import install
+from emdn_models import ModelError, ParityError, __version__
+from emdn_models.errors import library
 from emdn_models.files import renamed
 from emdn_models.spec import spec_of
 from emdn_train.onnx_graph import TOLERANCE
@@ -148,24 +148,13 @@ def _lowered(graph: GraphProto) -> GraphProto:
     return made
 
 
-def library() -> Any:
-    """Return bioimageio.spec, or raise MissingExtraError."""
-    try:
-        from bioimageio import spec
-    except ImportError as error:
-        raise MissingExtraError(
-            f"packages need bioimageio.spec; install it with: {install('bioimageio')}"
-        ) from error
-    return spec
-
-
 def bioimage_io(source: Path) -> Path:
     """Write a package of an exported model, ``NAME.bioimageio.zip`` beside its ``NAME.onnx``.
 
     Raises ParityError if its graph does not compute what the model does, ModelError if the
     specification refuses what is known of the model, MissingExtraError without bioimageio.spec.
     """
-    spec = library()
+    spec = library("bioimageio.spec", "bioimageio", "--bioimage-io")
     session, target = open_session(source, "cpu"), source.with_suffix(".bioimageio.zip")
     with tempfile.TemporaryDirectory() as scratch, renamed(target) as partial:
         folder = Path(scratch)

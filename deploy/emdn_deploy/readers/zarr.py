@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from emdn_deploy.readers.frames import (
     check_guess,
     only_stack,
 )
-from emdn_models.errors import FormatError, MissingExtraError, install
+from emdn_models.errors import FormatError, library
 
 UNITS = {
     "picometer": "pm", "angstrom": "Å", "nanometer": "nm", "micrometer": "µm", "millimeter": "mm",
@@ -28,22 +27,13 @@ UNITS = {
 """The short names of OME's units."""
 
 
-def library(path: Path) -> ModuleType:
-    """Import zarr, or say how to install it (MissingExtraError)."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise MissingExtraError(f"{path}: needs zarr, version 3; {install('zarr')}") from error
-    return zarr
-
-
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open an array of a store; of a multiscale image its first level, which has all pixels.
 
     Raises FormatError if the store holds no frames, or several stacks and ``choice`` does not say
     which, and MissingExtraError without zarr.
     """
-    root = library(path).open(path, mode="r")
+    root = library("zarr", "zarr", path).open(path, mode="r")
     nodes = [root]
     if hasattr(root, "members"):
         nodes += [node for _, node in root.members(max_depth=None)]

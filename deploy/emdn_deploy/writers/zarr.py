@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.readers.zarr import UNITS, library
+from emdn_deploy.readers.zarr import UNITS
 from emdn_deploy.writers import Layout, Provenance, Storage, plain_text
 from emdn_deploy.writers.hdf5 import stacked
+from emdn_models.errors import library
 from emdn_models.files import renamed
 
 _NAMES = {short: name for name, short in UNITS.items()}
@@ -21,7 +22,7 @@ _TYPES = {"t": "time", "z": "space", "y": "space", "x": "space"}
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write the metadata, the space for the pixels, and the index of the shard behind it."""
-    zarr = library(target)
+    zarr = library("zarr", "zarr", target)
     from google_crc32c import value as crc32c  # which zarr brings
 
     shape, axes = stacked(frames)
