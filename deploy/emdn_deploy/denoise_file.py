@@ -246,7 +246,6 @@ def run(
         sigma_note=note,
         check=checked.line if checked else None,
         standing_out=checked.failing if checked else (),
-        smallest_defect=checked.smallest.words if checked and checked.smallest else None,
         preview=options.preview,
         movie=options.movie,
         page=options.report,

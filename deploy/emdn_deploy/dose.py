@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from emdn_deploy.noise_level import NoiseLevel, trimmed_mean
 from emdn_models.errors import EmdnError
 
-# Estimated gains this close to 1 are counts, when the data are whole numbers; gains this close
-# to a number that all data are multiples of are counts in another unit.
+# Estimated gains this close to 1 are counts, when the data are whole numbers.
 _COUNTS_TOLERANCE = 0.2
 # Noise of this part of the mean is the rounding of float32.
 _ROUNDING = 1e-7
@@ -34,27 +33,13 @@ _MOVED = 1.1  # times a frame's noise, from which on differences of frames that 
 
 @dataclass(frozen=True)
 class Intensity:
-    """The affine scale of a stack and where it comes from.
+    """The affine scale of a stack and where it comes from."""
 
-    Attributes
-    ----------
-    scale
-        Mean electrons per pixel.
-    gain
-        Intensity units per electron.
-    offset
-        Intensity of a pixel without electrons.
-    sigma
-        Standard deviation of a pixel's noise at the mean, in intensity units.
-    note
-        What was measured and what was assumed, for people.
-    """
-
-    scale: float
-    gain: float
-    offset: float
-    sigma: float
-    note: str
+    scale: float  # mean electrons per pixel
+    gain: float  # intensity units per electron
+    offset: float  # intensity of a pixel without electrons
+    sigma: float  # standard deviation of a pixel's noise at the mean, intensity units
+    note: str  # what was measured and what was assumed, for people
 
     @property
     def numbers(self) -> tuple[float, float, float]:
@@ -77,12 +62,8 @@ class Intensity:
 
     def scaled(self, factor: float) -> "Intensity":
         """Return the scale of the stack times ``factor``."""
-        return replace(
-            self,
-            gain=self.gain * factor,
-            offset=self.offset * factor,
-            sigma=self.sigma * factor,
-        )
+        gain, offset, sigma = (factor * one for one in (self.gain, self.offset, self.sigma))
+        return replace(self, gain=gain, offset=offset, sigma=sigma)
 
     @property
     def pixel_gain(self) -> float:
@@ -120,9 +101,6 @@ def estimate(
         if level.integers and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
             gain = 1.0
             note += ", whole numbers with the noise of counts"
-        elif level.step and offset == 0 and abs(gain / level.step - 1) <= _COUNTS_TOLERANCE:
-            gain = level.step
-            note += f", multiples of {gain:.6g} with the noise of counts"
         else:
             note += f", gain from {found.method}"
     scale = (mean - offset) / gain

@@ -22,8 +22,6 @@ Stack = NDArray[np.float32]
 Read = Callable[[int, int], Stack]
 
 _RIM = 2  # pixels around gaps and saturated areas, of which a network saw one side only
-# How many times the variance of some frames is that of others, for a word about it.
-_UNEVEN = 4
 # Pixels that differ from most of a frame, for none to do so in another to be no chance.
 _EVENTS = 30
 _COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good as others
@@ -31,28 +29,16 @@ _COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good a
 
 @dataclass(frozen=True)
 class Part:
-    """Some frames of a stack, ready for a network.
+    """Some frames of a stack, ready for a network."""
 
-    Attributes
-    ----------
-    frames
-        (k, H, W), finite, corrected.
-    preserved
-        (k, H, W), the pixels whose value stays: gaps, saturated areas, frames without any
-        value. None where there are none.
-    values
-        (k, H, W), where these pixels have it.
-    saturated, filled, missing
-        How many pixels are saturated; how many were filled in in these frames only; and how many
-        have no value in these frames only, in areas that are preserved.
-    """
-
-    frames: Stack
+    frames: Stack  # (k, H, W), finite, corrected
+    # (k, H, W), the pixels whose value stays: gaps, saturated areas, frames without any value; and
+    # arrays in which these pixels have it. None where there are none.
     preserved: Mask | None = None
     values: Stack | None = None
-    saturated: int = 0
-    filled: int = 0
-    missing: int = 0
+    saturated: int = 0  # pixels
+    filled: int = 0  # pixels that were filled in in these frames only
+    missing: int = 0  # pixels that have no value in these frames only, in areas
 
     @property
     def empty(self) -> NDArray[np.bool_]:
@@ -101,35 +87,18 @@ class Part:
 class Recipe:
     """What is done to every frame of a stack before it is denoised, and its scale.
 
-    Attributes
-    ----------
-    dark, gain_map
-        (H, W), frames become (frames - dark) * gain_map; None for neither.
-    faulty
-        (H, W), the pixels that are filled in from their neighbours.
-    flags
-        Gaps and saturated areas, whose value is preserved.
-    bad
-        (H, W), all of these, and the rims of areas: the pixels that tell nothing of the noise.
-    fill
-        Fills in what is faulty, and what the network is not to see.
-    scale
-        Gain, offset and electrons of a pixel.
-    blank
-        Whether frames of one value are no chance, and pass as they are.
-    notes
-        What the frames show that denoising does not mend, for people.
+    Frames become (frames - dark) * gain_map. All arrays are (H, W).
     """
 
     dark: Stack | None
     gain_map: Stack | None
-    faulty: Mask
-    flags: Flagged
-    bad: Mask
-    fill: Fill
+    faulty: Mask  # the pixels that are filled in from their neighbours
+    flags: Flagged  # gaps and saturated areas, whose value is preserved
+    bad: Mask  # all of these, and the rims of areas: the pixels that tell nothing of the noise
+    fill: Fill  # fills in what is faulty, and what the network is not to see
     scale: Intensity
-    blank: bool = False
-    notes: tuple[str, ...] = ()
+    blank: bool = False  # whether frames of one value are no chance, and pass as they are
+    notes: tuple[str, ...] = ()  # what the frames show that denoising does not mend, for people
 
     def apply(self, block: Stack) -> Part:
         """Correct frames (k, H, W), as the file holds them, in place and make them finite."""
@@ -227,7 +196,7 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
     flags = bad_pixels.find_flagged(raw.runs, frames.dtype)
     faulty = np.zeros(size, bool) if marked is None else marked != 0
     if options.keep_bad_pixels:
-        flags = replace(flags, masked=flags.masked | flags.single)
+        flags = flags._replace(masked=flags.masked | flags.single)
     else:
         faulty |= flags.single
 
@@ -253,7 +222,8 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
     if found.any():  # those that stay as they are tell nothing of the noise either
         keep = options.keep_bad_pixels
         recipe, sample, level = measured(faulty if keep else faulty | found, found)
-    return replace(recipe, notes=_notes(recipe.scale, sample, level))
+    above = abs(recipe.scale.gain * recipe.scale.scale)
+    return replace(recipe, notes=tuple(noise_model.line_notes(level, above)))
 
 
 def recipe_of_array(
@@ -288,24 +258,6 @@ def _measure(
         offset = float(white) - scale.offset
         scale = replace(scale, gain=-scale.gain, offset=offset, note=note)
     return scale, level
-
-
-def _notes(scale: Intensity, sample: Sample, level: NoiseLevel) -> tuple[str, ...]:
-    """Say what of the frames looked at one scale, and a network, do not fit."""
-    said = noise_model.line_notes(level, abs(scale.gain * scale.scale))
-    frames = [frame[:: max(1, frame.size // 2**17)] for run in sample.runs for frame in run]
-    if frames[0].shape[1] < 2:
-        return tuple(said)
-    squares = np.array([np.diff(frame.astype(np.float64), axis=1) ** 2 / 2 for frame in frames])
-    noise, errors = squares.mean(axis=(1, 2)), squares.std(axis=(1, 2)) / squares[0].size ** 0.5
-    (low, high), error = np.quantile(noise, (0.1, 0.9), method="nearest"), errors.max()
-    if high > _UNEVEN * low + 6 * error:
-        said.append(
-            f"the noise of the frames differs, from {low**0.5:.3g} to {high**0.5:.3g}, and one "
-            "scale is taken for all: denoise frames of different detectors or exposures apart, as "
-            "by --frames ::2"
-        )
-    return tuple(said)
 
 
 def _sample(frames: Frames) -> tuple[Sample, bool]:

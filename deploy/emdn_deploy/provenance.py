@@ -98,10 +98,7 @@ def checked(result: QuickResult | None) -> Provenance:
     """Say what the quick check found, for the end of a record."""
     if result is None:
         return {}
-    found = {"check": result.line, "check_frames": ", ".join(spans(result.failing, 1000)) or "none"}
-    if result.smallest:
-        found["check_smallest_defect"] = result.smallest.words
-    return found
+    return {"check": result.line, "check_frames": ", ".join(spans(result.failing, 1000)) or "none"}
 
 
 def memory(denoiser: Denoiser) -> Provenance:

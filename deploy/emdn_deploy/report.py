@@ -53,9 +53,9 @@ class Report:
         Where the standard deviations lie, a dataset or a file, and whether they are calibrated.
     neighbours
         What the model saw of the stack to denoise a frame, and why.
-    check, standing_out, smallest_defect
+    check, standing_out
         What `emdn_deploy.check.quick` says, None where there is no noise; the frames that it
-        names; and what it would have seen.
+        names.
     saturated_input, saturated_from
         Saturated pixels of the input, of all frames, and the value from which on they are; they
         keep it.
@@ -96,7 +96,6 @@ class Report:
     missing: int = 0
     empty: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
-    smallest_defect: str | None = None
     neighbours: str = ""
     page: Path | None = None
 
@@ -129,8 +128,6 @@ def lines(report: Report) -> list[str]:
     ]
     if report.check:
         text.append(f"check      {report.check}")
-    if report.smallest_defect:
-        text.append(f"           {report.smallest_defect}")
     if report.bad_pixels:
         text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
     if report.gap_pixels:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import bench, cli, inspect
+from emdn_deploy import bench, cli
 from emdn_deploy.session import open_session
 from emdn_models import MODELS
 from emdn_models.errors import EmdnError
@@ -33,25 +33,6 @@ def test_a_model_is_timed_and_said_to_keep_up(box_model) -> None:
     assert found.machine["processor"] in text[0]
     assert text[-1].startswith("keep up with 100 frames/s of 32 x 32: ")
     assert ("box" in text[-1]) == row["keeps up"]
-
-
-def test_what_would_take_too_long_is_only_estimated(box_model, monkeypatch) -> None:
-    monkeypatch.setattr(bench, "_once", lambda one: 1.0)
-    found = timed(box_model, size=512, rate=0.2)
-    (row,) = found.rows
-    assert (row["frames/s"], row["rounds"]) == (0.25, 0)
-    assert row["keeps up"] is True
-    assert bench.text(found)[-2:] == [
-        "too slow to time, estimated from 256 x 256: box",
-        "keep up with 0.2 frames/s of 512 x 512: box",
-    ]
-
-
-def test_the_slowest_are_left_out_first(monkeypatch) -> None:
-    monkeypatch.setattr(bench, "_once", lambda one: one)
-    found = bench._too_slow({"a": 0.3, "b": 0.1, "c": 0.2}, 512, 13.0)
-    assert found == {"a": 1.2}
-    assert bench._too_slow({"a": 9.0}, 256, 1.0) == {}
 
 
 def test_all_seven_are_opened_if_none_is_named_and_auto_is_asked_once(monkeypatch) -> None:
@@ -85,13 +66,6 @@ def test_the_command_prints_json(box_model, monkeypatch, capsys) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["rows"][0]["model"] == "box"
     assert facts["machine"]["cpus"] >= 1
-
-
-def test_an_unknown_model_is_one_line(capsys) -> None:
-    with pytest.raises(SystemExit) as left:
-        cli.main(["bench", "--models", "none"])
-    assert left.value.code == 1
-    assert "error: no shipped model is called 'none'" in capsys.readouterr().err
 
 
 def test_neither_torch_nor_pytest_is_needed(box_model) -> None:
@@ -129,18 +103,6 @@ def test_a_row_says_what_ran(make_model, tmp_path) -> None:
     assert bench.gflop_of(session, (64, 128)) == pytest.approx(0.0035 / 8)
 
 
-def test_a_gain_is_the_mean_that_is_listed_and_belongs_to_weights(make_model, tmp_path) -> None:
-    (row,) = (one for one in inspect.models_table() if one["name"] == "unet *")
-    listed = [float(cell) for name, cell in row.items() if name.startswith("dB at ")]
-    found = bench.gain_db(open_session("unet", "cpu", 1))
-    assert found == pytest.approx(sum(listed) / 3, abs=0.1)
-    path = make_model(
-        tmp_path / "unet.onnx", model="unet", weights_sha256="0" * 64,
-        quality='{"gain_db": {"0.12": 10.0, "0.4": 14.0}}',
-    )  # fmt: skip
-    assert bench.gain_db(open_session(path, "cpu", 1)) is None
-
-
 def test_speeds_are_of_the_median_round_and_a_frame() -> None:
     row = bench.speed([0.4, 0.2, 9.0], 2, (500, 1000), gflop=3.0, roofline=30.0)
     assert (row["frames/s"], row["Mpx/s"], row["ms p50"]) == (5.0, 2.5, 200.0)
@@ -148,6 +110,8 @@ def test_speeds_are_of_the_median_round_and_a_frame() -> None:
     assert (row["p90"], row["p99"], row["rounds"]) == (None, None, 3)
     row = bench.speed([0.001 * n for n in range(1, 101)], 1, (8, 8))
     assert (row["p90"], row["p99"]) == (90.1, 99.0)
+    assert bench.speed([1.0] * 9, 1, (8, 8))["p90"] is None
+    assert bench.speed([1.0] * 99, 1, (8, 8))["p99"] is None
     assert "GFLOP/s" not in row
 
 
@@ -197,17 +161,10 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
-@pytest.mark.parametrize(("count", "p90", "p99"), [(9, 0, 0), (10, 1, 0), (99, 1, 0), (101, 1, 1)])
-def test_a_percentile_needs_its_rounds(count: int, p90: bool, p99: bool) -> None:
-    seconds = list(range(count))
-    assert (bench.percentile(seconds, 0.9) is not None) == p90
-    assert bench.percentile(seconds, 0.99) == (pytest.approx(99) if p99 else None)
-
-
 @pytest.mark.parametrize(
     ("seconds", "limit_s", "calls"),
-    [((1.0, 0.5, 0.3, 0.1, 0.1, 0.101), 100, 6), ((10.0, 5.0, 2.0, 1.0), 4.0, 2)],
-    ids=["no faster", "no time, but two calls"],
+    [((1.0, 0.5, 0.3, 0.1, 0.1, 0.101), 100, 6), ((10.0, 5.0, 2.0, 1.0), 4.0, 1)],
+    ids=["no faster", "no time, but one call"],
 )
 def test_warming_up_ends(clock: Clock, seconds, limit_s: float, calls: int) -> None:
     assert bench.warm(clock.call(*seconds), limit_s) == calls

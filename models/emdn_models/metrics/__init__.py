@@ -1,6 +1,5 @@
 """How good a denoised frame is: with the truth, and without it; numpy and scipy only."""
 
-from emdn_models.metrics.frc import ring_correlation
 from emdn_models.metrics.heldout import Estimate, HeldOut, umse, umse_difference
 from emdn_models.metrics.image import dose_gain, gain_db, mean_ratio, psnr, ssim
 from emdn_models.metrics.vacancies import Roc, Sites, roc, simulated_sites, site_scores
@@ -14,7 +13,6 @@ __all__ = [
     "gain_db",
     "mean_ratio",
     "psnr",
-    "ring_correlation",
     "roc",
     "simulated_sites",
     "site_scores",
