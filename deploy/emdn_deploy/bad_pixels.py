@@ -1,9 +1,9 @@
 """Bad pixels: gaps, flags, saturated areas, dead and hot pixels, and how they are filled in.
 
 Dead and hot pixels change from one acquisition to the next, so they are looked for in the frames
-themselves: in the mean of the sampled frames, a pixel is bad when it stands out from its eight
-neighbours by far more than counting noise and than they differ among each other, and does so in
-most of these frames. A small bright spot of the image, which has a rim, is none.
+themselves: in the medians of neighbouring frames, a pixel is bad when it stands out from its eight
+neighbours by far more than counting noise and than they differ among each other. A small bright
+spot of the image, which has a rim, is none.
 
 A flag is a value that an area has in all frames, as the file holds them, and that lies far outside
 of the rest or amid pixels that count, what is never finite, a negative whole number among counts,
@@ -63,14 +63,11 @@ class Fill(NamedTuple):
         """Replace, in place, each bad pixel of (k, H, W) by the mean of its neighbours."""
         flat = frames.reshape(len(frames), -1)
         if self.bad.size:
-            flat[:, self.bad] = self.around(flat)
+            starts = np.cumsum(self.counts) - self.counts
+            around = np.add.reduceat(flat[:, self.sources], starts, axis=1)
+            flat[:, self.bad] = around / self.counts
         if self.far.size:
             flat[:, self.far] = flat[:, self.anywhere].mean(axis=1, keepdims=True)
-
-    def around(self, flat: NDArray[Any]) -> NDArray[Any]:
-        """Return the mean (k, B) of the bad pixels' neighbours in (k, pixels)."""
-        starts = np.cumsum(self.counts) - self.counts
-        return np.asarray(np.add.reduceat(flat[:, self.sources], starts, axis=1) / self.counts)
 
 
 def plan(mask: Mask) -> Fill:
@@ -271,14 +268,16 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     size, number = runs[0].shape[1:], sum(len(run) for run in runs)
     if min(size) < 3:
         return np.zeros(size, bool)
-    total = sum(run.sum(axis=0, dtype=np.float64) for run in runs)
+    # What flares up in one frame of a run is not in its median.
+    total = sum(
+        (len(run) * np.median(run, axis=0) if len(run) > 2 else run.sum(axis=0)).astype(np.float64)
+        for run in runs
+    )
     electrons = ((total - offset * number) / gain).astype(np.float32)
     if number < _FEW:
         electrons /= 4  # ask for twice the distance
     mask = _suspects(electrons)
     mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
-    if number > 1 and mask.any():
-        mask = _steady(runs, mask, gain, offset)
     mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
 
@@ -327,25 +326,6 @@ def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
     mask = np.zeros_like(suspects)
     mask[suspects] = dead | (_stands_out(values, around, (6, 18)) & ~spot)
     return mask
-
-
-def _steady(runs: Sequence[Stack], mask: Mask, gain: float, offset: float) -> Mask:
-    """Say which of the pixels of ``mask`` (H, W) stand out in most frames, and not in a few only.
-
-    Of n frames, ((sum of d)^2 / sum of d^2) is how many share the distance d to the good pixels
-    around, beyond what counting adds to the squares.
-    """
-    fill, distance, squares, number = plan(mask), 0.0, 0.0, 0
-    for run in runs:
-        flat = (run.reshape(len(run), -1).astype(np.float64) - offset) / gain
-        own, near = flat[:, fill.bad], fill.around(flat)
-        away = own - near
-        distance = distance + away.sum(axis=0)
-        squares = squares + (away**2 - np.maximum(own, near)).sum(axis=0)
-        number += len(run)
-    steady = np.zeros(mask.shape, bool)
-    steady.ravel()[fill.bad] = distance**2 > number / 2 * squares
-    return steady
 
 
 def _lines(electrons: Stack) -> Mask:

@@ -249,7 +249,7 @@ def check(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Pictures and words as .html, or one picture as .png."),
+        typer.Option(metavar="FILE", help="Write a web page, .html."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Annotated[
@@ -262,9 +262,8 @@ def check(
     from emdn_deploy.evaluate import write_table
 
     read = [stack, denoised, options.dark, options.gain_map, options.defects]
-    _check({table: TABLES, report: (".html", ".png")}, read, overwrite=overwrite)
-    page = report is not None and report.suffix.lower() == ".html"
-    result = checking.check(stack, denoised, options, seed, page=page)
+    _check({table: TABLES, report: (".html",)}, read, overwrite=overwrite)
+    result = checking.check(stack, denoised, options, seed, page=report is not None)
     if table is not None:
         write_table(result.table, table)
     if report is not None:

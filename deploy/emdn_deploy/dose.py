@@ -158,10 +158,9 @@ def _offset(level: NoiseLevel, found: Noise) -> tuple[float, str]:
     That is, unless variance = gain * (mean - offset) over the blocks says so, which it cannot
     where the frames are too even or too few.
     """
-    relation = relate(level.blocks.mean, found.blocks)
-    least = max(5 * relation.constant_error, 1e-3 * found.variance) if relation else 0.0
-    if relation and abs(relation.constant) >= least:
-        fitted = -relation.constant / relation.slope
+    slope, constant, error = _relate(level.blocks.mean, found.blocks) or (1.0, 0.0, 1.0)
+    if abs(constant) >= max(5 * error, 1e-3 * found.variance):
+        fitted = -constant / slope
         # Moving structure and saturation bend the relation; electrons are not negative. What the
         # filter leaves of the motion adds to the constant.
         if fitted < min(level.low, level.level) and not (found.filtered and fitted < 0):
@@ -173,18 +172,13 @@ def _offset(level: NoiseLevel, found: Noise) -> tuple[float, str]:
     return min(level.low, level.level - sigma), "offset taken from the darkest pixels"
 
 
-class Relation(NamedTuple):
-    """The line variance = slope * mean + constant over blocks, with errors and their covariance."""
+def _relate(
+    means: NDArray[np.float64], variances: NDArray[np.float64]
+) -> tuple[float, float, float] | None:
+    """Fit variance = slope * mean + constant through 12 bins of blocks (B,).
 
-    slope: float
-    slope_error: float
-    constant: float
-    constant_error: float
-    mixed: float
-
-
-def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relation | None:
-    """Fit the line through 12 bins of blocks (B,); None for few blocks or an unknown slope."""
+    Returns slope, constant and its standard error; None for few blocks or an unknown slope.
+    """
     if variances.size < 256:
         return None
     edges = np.quantile(means, np.linspace(0, 1, 13))
@@ -210,6 +204,4 @@ def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relati
     covariance *= max(1.0, chi) * np.outer(units, units)
     slope_error, constant_error = np.sqrt(np.diag(covariance)).tolist()
     slope, constant = (np.array([slope, constant]) * units).tolist()
-    if slope < 10 * slope_error:
-        return None
-    return Relation(slope, slope_error, constant, constant_error, float(covariance[0, 1]))
+    return None if slope < 10 * slope_error else (slope, constant, constant_error)

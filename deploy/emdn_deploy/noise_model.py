@@ -1,9 +1,9 @@
 """What kind of noise a stack has, and whether the shipped models have seen the like.
 
-The gain is that which denoising takes. Only where the camera's offset is known does the line
-variance = gain (mean - offset) + read noise^2 over small blocks tell the read noise as well.
-Spectra of differences tell noise that is correlated from pixel to pixel, and lines. The models saw
-white counting noise, and scans whose lines flicker by up to 2 % (`emdn_train.noise`).
+Gain and offset are those of the line variance = gain (mean - offset): read noise lowers an offset
+that is not given. Spectra of differences tell noise that is correlated from pixel to pixel, and
+lines. The models saw white counting noise, and scans whose lines flicker by up to 2 %
+(`emdn_train.noise`).
 """
 
 from math import nan, sqrt
@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import dose
-from emdn_deploy.dose import Intensity, Noise
 from emdn_deploy.noise_level import NoiseLevel, Sample, line_noise
 
 _FLICKER = 0.02  # of the mean: what the models saw at most (`emdn_train.noise`)
@@ -29,9 +28,8 @@ class NoiseModel(NamedTuple):
     gain: float
     gain_error: float
     offset: float  # intensity of a pixel without electrons
-    read_noise_electrons: float  # RMS of a pixel's noise without electrons
     method: str  # what gain and offset come from, and what was assumed
-    counting: bool  # whether pixels are counts of electrons: whole numbers, gain 1, no read noise
+    counting: bool  # whether pixels are counts of electrons: whole numbers, gain 1
     moves: bool  # whether frames two apart differ more than neighbours do
     correlated: bool  # whether the noise of neighbouring pixels is correlated
     findings: tuple[str, ...]  # in plain words
@@ -43,16 +41,21 @@ def estimate(
 ) -> NoiseModel:
     """Measure the noise of a stack on a sample of it, whose ``bad`` pixels, (H, W), do not count.
 
-    Only where the ``offset``, the intensity of a pixel without electrons, is known can read noise
-    be told. EmdnError if it is not below the mean.
+    EmdnError if the ``offset``, the intensity of a pixel without electrons, is not below the mean.
     """
     level = NoiseLevel(sample, bad)
     scale, found = dose.estimate(level, None, offset), dose.noise(level)
-    gain, error, zero, read, method = _camera(level, found, scale, offset)
+    gain, error = scale.pixel_gain, nan
+    above = level.level - scale.offset
+    if found.blocks.size and scale.sigma:
+        gain = found.variance / above
+        # Blocks differ by their mean, too, and that is no error.
+        rest = found.blocks - gain * (level.blocks.mean - scale.offset)
+        error = float(rest.std(ddof=1)) / sqrt(rest.size) / above if rest.size > 1 else nan
     white = level.whiteness
     correlated = white.correlated if white else found.spread > 1
     near = 3 * error + _COUNTS if found.blocks.size else 0.2
-    counting = level.integers and scale.gain == 1 and zero == 0 and level.low >= 0
+    counting = level.integers and scale.gain == 1 and scale.offset == 0 and level.low >= 0
     outside, inside = list[str](), list[str]()
     if not scale.sigma:
         outside.append("no noise: a constant or synthetic stack")
@@ -66,13 +69,13 @@ def estimate(
             "interpolation or filtering"
         )
     for name, (sigma, wrong) in _lines(level).items():
-        share, spare = (one / (level.level - zero) for one in (sigma, wrong))
+        share, spare = sigma / above, wrong / above
         seen = name.startswith("rows") and share - 2 * spare <= _FLICKER
         (inside if seen else outside).append(f"{name} by {share:.1%} of the mean")
     if level.moves:
         inside.append("the specimen moves: frames two apart differ more than neighbours")
     return NoiseModel(
-        gain, error, zero, read, method,
+        gain, error, scale.offset, scale.note,
         counting=counting and not correlated and abs(gain - 1) <= near,
         moves=level.moves,
         correlated=correlated,
@@ -82,30 +85,6 @@ def estimate(
         ),
         in_training=not outside,
     )  # fmt: skip
-
-
-def _camera(
-    level: NoiseLevel, found: Noise, scale: Intensity, offset: float | None
-) -> tuple[float, float, float, float, str]:
-    """Find gain, its error, offset, read noise, and what they come from."""
-    means = level.blocks.mean
-    if not found.blocks.size or not scale.sigma:
-        return scale.pixel_gain, nan, scale.offset, nan, scale.note
-    relation = None if offset is None else dose.relate(means, found.blocks)
-    if relation and offset is not None:
-        slope, error = relation.slope, relation.slope_error
-        square = relation.constant + slope * offset
-        mixed = 2 * offset * relation.mixed
-        chance = 3 * sqrt(max(0.0, relation.constant_error**2 + (offset * error) ** 2 + mixed))
-        method = f"variance-mean relation of {found.method}, offset given"
-        if square >= -chance:
-            return slope, error, offset, sqrt(max(0.0, square)) / slope, method
-        return slope, error, offset, nan, f"{method}, too high: no read noise fits it"
-    above = level.level - scale.offset
-    # Blocks differ by their mean, too, and that is no error.
-    rest = found.blocks - found.variance * (means - scale.offset) / above
-    error = float(rest.std(ddof=1)) / sqrt(rest.size) / above if rest.size > 1 else nan
-    return found.variance / above, error, scale.offset, nan, scale.note
 
 
 def _lines(level: NoiseLevel) -> dict[str, tuple[float, float]]:

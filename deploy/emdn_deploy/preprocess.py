@@ -1,6 +1,6 @@
 """From what a file holds to frames that can be denoised: references, bad pixels, gaps, scale."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -263,54 +263,31 @@ def _measure(
 def _sample(frames: Frames) -> tuple[Sample, bool]:
     """Read the frames that are looked at, as the file holds them.
 
-    Frames with fewer values than others, as an acquisition may drop, and blank ones are passed
-    over for the next. Also returned is whether blank ones are: there are others, and not sparse
-    ones. FormatError if no frame has a value.
+    Runs with blank frames, or such with fewer values than others, as an acquisition may drop, are
+    left out; where all are, the other frames are taken together. Also returned is whether blank
+    ones are left out: there are others, and not sparse ones. FormatError if no frame has a value.
     """
-    count = frames.shape[0]
-    starts, run = sample_starts(count, frames.shape[1:])
+    count, size = frames.shape[0], frames.shape[1:]
+    starts, length = sample_starts(count, size)
+    runs = [frames.read(start, start + length) for start in starts]
+    shares = [np.isfinite(run).mean(axis=(1, 2)) for run in runs]
+    most = max(float(share.max()) for share in shares)
     for blank in (True, False):
-        runs = _runs(frames, starts, run, blank=blank)
-        first = next(runs)
-        if len(first) and (
-            not blank or np.count_nonzero(first[0] != np.nanmedian(first[0])) >= _EVENTS
-        ):
-            break
-    else:
-        raise FormatError(
-            f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
-            "with --frames, or another --dataset"
-        )
-    if len(first) < run:
-        return Sample([first], len(first)), blank
-    return Sample([first, *runs], count), blank
-
-
-def _runs(frames: Frames, starts: list[int], length: int, *, blank: bool) -> Iterator[Stack]:
-    """Read runs of neighbouring frames, fewer than asked for only where so few have a value."""
-    count, most = frames.shape[0], 0.0  # the largest share of pixels with a value so far
-
-    def usable(block: Stack) -> NDArray[np.bool_]:
-        nonlocal most
-        finite = np.isfinite(block)
-        share = finite.mean(axis=(1, 2))
-        most = max(most, float(share.max()))
-        found = (share > 0) & (share > _COMPLETE * most)
-        return np.asarray(found & ~_constant(block, finite) if blank else found)
-
-    for start in starts:
-        block = frames.read(start, start + length)
-        if not usable(block).all():
-            found = [np.zeros((0, *frames.shape[1:]), np.float32)]
-            for step in range(count):
-                number = (start + step) % count
-                one = frames.read(number, number + 1)
-                if usable(one)[0]:
-                    found.append(one)
-                if len(found) > length:
-                    break
-            block = np.concatenate(found)
-        yield block
+        usable = [
+            (share > 0) & (share > _COMPLETE * most) & ~(blank & _constant(run, np.isfinite(run)))
+            for run, share in zip(runs, shares, strict=True)
+        ]
+        some = np.concatenate([run[one] for run, one in zip(runs, usable, strict=True)])[:length]
+        if not len(some):
+            continue
+        if blank and np.count_nonzero(some[0] != np.nanmedian(some[0])) < _EVENTS:
+            continue
+        whole = [run for run, one in zip(runs, usable, strict=True) if one.all()]
+        return Sample(whole or [some], count if whole else len(some)), blank
+    raise FormatError(
+        f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
+        "with --frames, or another --dataset"
+    )
 
 
 def _constant(block: Stack, good: Mask) -> NDArray[np.bool_]:

@@ -92,8 +92,7 @@ class Population:
     """The statistics of replicates, as one denoiser leaves them."""
 
     values: list[Floats] = field(default_factory=list)  # in the order of `SINGLE`
-    strength: list[Floats] = field(default_factory=list)  # of `Measured`, as are the spectra
-    spectra: list[Floats] = field(default_factory=list)
+    strength: list[Floats] = field(default_factory=list)  # of `Measured`
     # Of the average over each run of replicates, in the order of `RUNS`.
     runs: list[Floats] = field(default_factory=list)
     # Of what the model first makes of a base, before twicing.
@@ -203,7 +202,6 @@ class Thresholds:
                     found = measure(noisy, result, camera, usable)
                     population.values.append(_single(found))
                     population.strength.append(found.strength)
-                    population.spectra.append(found.spectrum)
                     fields.append(share(found.fields))
                     if len(fields) == length:
                         total = np.sum(fields, axis=0) / np.float32(length**0.5)

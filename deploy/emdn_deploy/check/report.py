@@ -1,11 +1,9 @@
-"""The report of a check: as printed, as one line of JSON, as a picture, and as one HTML file."""
+"""The report of a check: as printed, as one line of JSON, and as one HTML file."""
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
-from io import BytesIO
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -14,15 +12,14 @@ from typing import Any
 import numpy as np
 
 from emdn_deploy.check.bootstrap import DRAWS, LEVEL, REASONS
+from emdn_deploy.check.heldout import moves
 from emdn_deploy.check.quick import SHARE
 from emdn_deploy.check.residual import STATISTICS
 from emdn_deploy.check.stack import CheckResult
-from emdn_deploy.check.verdict import MEANINGS, OUTSIDE, beyond
+from emdn_deploy.check.verdict import MEANINGS, OUTSIDE
 from emdn_models import __version__
-from emdn_models.errors import OutputError
 from emdn_models.files import renamed
 from emdn_models.metrics import Estimate
-from emdn_models.metrics.frc import rings
 
 _SHOWN = 20  # flagged frames that are printed
 _METHOD = (
@@ -30,10 +27,6 @@ _METHOD = (
     "denoised, to which new noise was added (parametric bootstrap): as denoised again in the same "
     "way, and as a perfect denoiser would leave them. Sigma: standard deviations of the noise, or "
     "of what these replicates scatter by."
-)
-_CAPTION = (
-    "The frame that stands out most. Dashed: the range expected of single frames. Power: structure "
-    "that was removed lifts the curve above what is expected, noise left in lowers it."
 )
 _WORDS = {
     "PASS": "Nothing was found beyond what sound results for such frames show.",
@@ -71,12 +64,9 @@ def checked(result: CheckResult) -> list[str]:
     ]
     if held:
         lines.append(
-            f"error      {_with_error(held.error)} squared, against {held.pairs} neighbouring "
-            f"frames: {_with_error(held.gain_db)} dB below the raw frames'"
+            f"error      {_with_error(held.error)} squared, by {held.comparisons} pairs of "
+            f"neighbouring frames: {_with_error(held.gain_db)} dB below the raw frames'"
         )
-    if held and held.drift:
-        moving = "frames differ by more than noise" if held.moves else "no motion beyond chance"
-        lines.append(f"drift      {_with_error(held.drift)}: {moving}")
     lines.append(
         f"thresholds parametric bootstrap by {result.model}, {DRAWS} replicates (seed "
         f"{result.seed}); false-alarm rate {LEVEL:.0%} a frame, {REASONS * SHARE:.0%} a stack"
@@ -106,7 +96,7 @@ def numbers(result: CheckResult) -> list[tuple[str, str, str, str]]:
         rows.append(("error beyond the default's", _with_error(worse), "0, at 3 s.e.", text))
     if held := result.heldout:
         most = f"1.5 x {result.thresholds.error:.3g}, at 5 s.e."
-        text = f"against {held.pairs} neighbouring frames; the threshold is that of replicates"
+        text = f"by {held.comparisons} pairs of frames; the threshold is that of replicates"
         rows.append(("squared error", _with_error(held.error), most, text))
     for name, (low, high, typical) in result.thresholds.limits.items():
         own, values = STATISTICS[name], result.table[name].to_numpy()
@@ -122,7 +112,7 @@ def numbers(result: CheckResult) -> list[tuple[str, str, str, str]]:
 
 
 def as_json(result: CheckResult) -> str:
-    """Return one line of JSON: all but the curves and pictures."""
+    """Return one line of JSON."""
     held = result.heldout
     verdicts = result.table.select("frame", "verdict", "evidence").to_dicts()
     found = {
@@ -133,7 +123,7 @@ def as_json(result: CheckResult) -> str:
         "heldout": held and {
             "error": held.error.value, "error_se": held.error.se,
             "gain_db": held.gain_db.value, "gain_db_se": held.gain_db.se,
-            "expected": result.thresholds.error, "moves": held.moves, "pairs": held.pairs,
+            "expected": result.thresholds.error, "moves": moves(held), "pairs": held.comparisons,
         },
         "comparison": {
             "verdict": result.comparison.verdict, "words": result.comparison.words,
@@ -158,17 +148,9 @@ def _plain(value: Any) -> Any:
 
 
 def write(path: str | PathLike[str], result: CheckResult) -> None:
-    """Write the report as ``.html``, or its picture alone as ``.png``, by the suffix.
-
-    OutputError if the suffix is another, or the file cannot be written.
-    """
-    target = Path(path)
-    kind = target.suffix.lower()
-    if kind not in (".html", ".png"):
-        raise OutputError(f"{target}: unknown kind of report {kind!r}; give .html or .png")
-    content = picture(result) if kind == ".png" else html(result).encode()
-    with renamed(target) as partial:
-        partial.write_bytes(content)
+    """Write the report as a web page; OutputError if it cannot be written."""
+    with renamed(Path(path)) as partial:
+        partial.write_text(html(result), encoding="utf-8")
 
 
 def html(result: CheckResult) -> str:
@@ -184,12 +166,9 @@ def html(result: CheckResult) -> str:
     said += [f"Warning: {one}." for one in result.warnings]
     said += [f"What a pass does not say: {result.smallest.words}."]
     said += [f"{kind}: {words}." for kind, words in MEANINGS.items() if kind in found]
-    data = base64.b64encode(picture(result)).decode()
     parts = [
         f"<p>{_WORDS[result.word]}</p>",
         f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in said)}</ul>",
-        f'<figure><img alt="{_CAPTION}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_CAPTION}</figcaption></figure>",
         f"<h2>Numbers</h2>\n<p>{_METHOD}</p>",
         _table(("number", "value", "threshold", "what it says"), numbers(result)),
     ]
@@ -205,51 +184,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         for tag, row in lines
     )
     return f"<table>\n{body}\n</table>"
-
-
-def picture(result: CheckResult) -> bytes:
-    """Draw a frame before and after, a statistic over the stack, and the residual's power: PNG."""
-    from matplotlib.figure import Figure  # takes half a second
-
-    from emdn_deploy.figures import contrast, scale_bar
-
-    figure = Figure(figsize=(13, 7.6), layout="constrained")
-    panels = figure.subplot_mosaic("aabbcc;dddeee")
-    figure.suptitle(f"{result.source.name}: {headline(result)}", fontsize=11)
-    shown, (low, high) = result.shown, contrast(result.shown.before)
-    row = result.table.filter(result.table["frame"] == shown.number).row(0, named=True)
-    for key, frame, name, bottom, top in (
-        ("a", shown.before, f"frame {shown.number}, before", low, high),
-        ("b", shown.after, "after, same limits", low, high),
-        ("c", shown.residual, "difference / expected noise, -4 to 4", -4.0, 4.0),
-    ):
-        panel = panels[key]
-        panel.imshow(frame, cmap="gray", vmin=bottom, vmax=top, interpolation="nearest")
-        panel.set_title(name, fontsize=10)
-        panel.set_axis_off()
-        scale_bar(panel, frame.shape[1], result.axis)
-        if " at row " in row["evidence"]:  # what stands out has a place
-            panel.plot(row["x"], row["y"], "o", ms=16, mfc="none", mec="tab:red", mew=1.5)
-    own, panel = result.thresholds, panels["d"]
-    failing = {name: beyond(result.table, own.limits, [name]).sum() for name in own.limits}
-    name = max(failing, key=lambda one: (failing[one], one == "std"))
-    panel.plot(result.table["frame"], result.table[name], ".-", lw=0.8, ms=3)
-    for bound in filter(isfinite, own.limits[name][:2]):
-        panel.axhline(bound, color="tab:red", lw=1, ls="--")
-    unit = STATISTICS[name].unit
-    panel.set_title(STATISTICS[name].words + (f" ({unit})" if unit else ""), fontsize=10)
-    panel.set_xlabel("frame")
-    step, panel = max(result.axis.step_in("nm") or 0, 0), panels["e"]
-    rows, columns = own.panels[0]
-    frequency = rings(rows.stop, columns.stop).frequency / (step or 1)
-    every = np.array([*own.model.spectra, *own.perfect.spectra])
-    low, high = every.min(axis=0), every.max(axis=0)
-    panel.fill_between(frequency, low, high, color="0.85", label="expected, single frames")
-    panel.plot(frequency, np.mean(own.model.spectra, axis=0), "0.4", lw=1, label="expected, mean")
-    panel.plot(frequency, result.power, color="tab:red", lw=1.2, label="these frames")
-    panel.set_title("power of the residual / expected noise", fontsize=10)
-    panel.set_xlabel(f"spatial frequency ({'1/nm' if step else 'cycles/pixel'})")
-    panel.legend(fontsize=8)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return buffer.getvalue()

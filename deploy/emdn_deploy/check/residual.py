@@ -32,29 +32,26 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Camera:
-    """Counting noise times gain, and read noise."""
+    """Counting noise times gain."""
 
     gain: float  # intensity units per electron
-    offset: float  # intensity of a pixel without electrons
-    read: float  # standard deviation of the read noise, intensity units
+    offset: float  # intensity of a pixel without electrons, lower where there is read noise
     uncertainty: float  # relative standard error of the noise's standard deviation
     integer: bool  # whether pixels are whole numbers
 
     @classmethod
     def of(cls, noise: NoiseModel, integer: bool) -> "Camera":
         """Take from a noise model what the noise's size depends on."""
+        known = isfinite(noise.gain_error)
         if noise.counting:
-            error = noise.gain_error if isfinite(noise.gain_error) else 0.0
-            return cls(1.0, 0.0, 0.0, error / 2, integer)
-        error = noise.gain_error / noise.gain / 2 if isfinite(noise.gain_error) else _UNKNOWN
-        read = noise.read_noise_electrons
-        read = noise.gain * read if isfinite(read) else 0.0
-        return cls(noise.gain, noise.offset, read, error, integer)
+            return cls(1.0, 0.0, noise.gain_error / 2 if known else 0.0, integer)
+        error = noise.gain_error / noise.gain / 2 if known else _UNKNOWN
+        return cls(noise.gain, noise.offset, error, integer)
 
     def noise(self, expected: Frame) -> Frame:
         """Return the noise's standard deviation at expected values, intensity units."""
         electrons = np.maximum((expected - self.offset) / self.gain, 0.01)
-        return np.asarray(np.sqrt(self.gain**2 * electrons + self.read**2), np.float32)
+        return np.asarray(self.gain * np.sqrt(electrons), np.float32)
 
     def in_sigma(self, raw: Frame, denoised: Frame) -> Floats:
         """Divide raw - denoised (H, W) by the noise that is expected there.
@@ -65,7 +62,7 @@ class Camera:
             If the denoised frame is on average not brighter than the offset.
         """
         clean = denoised.astype(np.float64)
-        variance = self.gain * (clean - self.offset) + self.read**2
+        variance = self.gain * (clean - self.offset)
         level = float(variance.mean())
         if not level > 0:
             raise EmdnError(
@@ -78,8 +75,6 @@ class Camera:
         """Draw a frame of which ``truth`` (H, W) is the expected value."""
         electrons = np.maximum((truth.astype(np.float64) - self.offset) / self.gain, 0)
         drawn = self.gain * chance.poisson(electrons) + self.offset
-        if self.read:
-            drawn = drawn + self.read * chance.standard_normal(truth.shape)
         return np.asarray(np.rint(drawn) if self.integer else drawn, dtype=np.float32)
 
 
@@ -198,7 +193,6 @@ class Measured(NamedTuple):
     spots: dict[str, Spot]  # the largest, by ``blob_2`` and so on
     peak: tuple[float, float]  # where it is, (y, x) in cycles/pixel
     fields: Frame  # (S, H, W) the smoothed residual, in standard deviations of white noise
-    spectrum: Floats  # (R,) power on rings; 1 is the expected noise's
 
 
 def measure(raw: Frame, denoised: Frame, camera: Camera, good: Mask) -> Measured:
@@ -219,23 +213,21 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: Mask) -> Measured
         values[name] = float(np.sqrt(np.mean(means**2)))
         if means[np.abs(means).argmax()] < 0:
             added.add(name)
-    own, circles, size = filters(*raw.shape), rings(*raw.shape), float(good.sum())
-    power = np.square(np.abs(np.fft.rfft2(about))) / size
+    own, power = filters(*raw.shape), np.square(np.abs(np.fft.rfft2(about))) / float(good.sum())
     radial = own.sums(power) / np.maximum(own.sums(np.ones_like(power)), 1)
     values |= {f"radial_{n}": float(one) for n, one in enumerate(radial, 1)}
     unit = np.float32(camera.gain)  # float32 does not hold the square of every unit
     level = np.sqrt(max(float(np.var((raw - denoised) / unit)), 1e-30))
     detail = (denoised - denoised.mean()) / unit / np.float32(level)
     single = about.astype(np.float32)
-    spectra, strength, peak = _compare(single, detail, own, circles.labels)
+    spectra, strength, peak = _compare(single, detail, own, rings(*raw.shape).labels)
     fields = smoothed(single)
     spots = spots_of(fields, "blob")
     values |= spectra | {name: spot.contrast for name, spot in spots.items()}
     added |= {name for name, spot in spots.items() if spot.z < 0}
     if peak[0]:
         added.add("peak")
-    spectrum = circles.total(power) / circles.pixels
-    return Measured(values, added, strength, spots, peak[1:], fields, spectrum)
+    return Measured(values, added, strength, spots, peak[1:], fields)
 
 
 def _compare(

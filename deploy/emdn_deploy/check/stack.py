@@ -5,16 +5,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from emdn_deploy import batching, preprocess
 from emdn_deploy.check.bootstrap import LEVEL, Smallest, Thresholds
-from emdn_deploy.check.heldout import Comparison, HeldOutError, Neighbours
+from emdn_deploy.check.heldout import Comparison, Neighbours, moves
 from emdn_deploy.check.quick import allowed
-from emdn_deploy.check.residual import Floats, Frame
+from emdn_deploy.check.residual import Frame
 from emdn_deploy.check.verdict import OUTSIDE, PASSED, Judge, judge
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
@@ -23,20 +23,12 @@ from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
-from emdn_deploy.readers.frames import WHITE, Axis, SeveralStacks
+from emdn_deploy.readers.frames import WHITE, SeveralStacks
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, ModelError
+from emdn_models.metrics import HeldOut
 
 LEAST = 16  # pixels a side
-
-
-class Shown(NamedTuple):
-    """A frame (H, W) of a report."""
-
-    number: int
-    before: Frame
-    after: Frame
-    residual: Frame  # before - after, in units of the noise expected
 
 
 @dataclass(frozen=True)
@@ -59,15 +51,12 @@ class CheckResult:
     table: pl.DataFrame
     thresholds: Thresholds
     ratio: float  # mean out / mean in above the offset, over all frames
-    heldout: HeldOutError | None  # None for a single frame
-    power: Floats  # (R,) mean power of the residual on rings, in units of the expected noise
+    heldout: HeldOut | None  # None for too few frames
     comparison: Comparison
     smallest: Smallest
     findings: tuple[str, ...]  # why the stack fails as a whole; empty if it passes
     warnings: tuple[str, ...]  # what speaks against the stack and does not fail it
     notes: tuple[str, ...]  # what was assumed, and what cannot be said
-    shown: Shown  # the frame that stands out most, or that in the middle
-    axis: Axis  # calibration along x
     page: RunPage | None  # for a report as .html, if asked for
 
     @property
@@ -244,50 +233,36 @@ def _check(
     judged, neighbours = Judge(own), Neighbours(frames.shape, good, apart)
     page = RunPage(frames, ready.scale) if with_page else None
     sums = np.zeros(2)
+    # Gaps and saturated areas keep their value in an output: no residual of theirs counts.
+    shown = ready.shown(clean.read) if clean else None
 
-    def write(start: int, before: Frame, after: Frame) -> None:
-        for number, (one, two) in enumerate(zip(before, after, strict=True), start):
+    def read(start: int, stop: int) -> tuple[Frame, Frame]:
+        """Read frames (k, H, W) before and after."""
+        before = ready.read(start, stop)
+        if clean is None or shown is None:
+            return before, make(before)
+        after = shown(start, stop)
+        if not np.isfinite(after).all():
+            raise FormatError(
+                f"{clean.path}: frames {start} to {stop - 1} hold pixels that are not finite, "
+                "expected numbers; denoise again, or leave these frames out"
+            )
+        return before, after
+
+    batch = options.batch or make.denoiser.batching.frames_per_run(size)
+    for span in batching.blocks(0, count, batch):
+        for number, one, two in zip(range(*span), *read(*span), strict=True):
             if page and number in page.numbers:
                 page.add(number, one, two)
             if ready.recipe.blank and one.min() == one.max():
                 continue  # blank, or without a value: not denoised
             judged.add(number, one, two)
             neighbours.add(number, one, two)
-            sums[:] += [float(part.mean(where=good)) - camera.offset for part in (two, one)]
-
-    position = [0]
-    # Gaps and saturated areas keep their value in an output: no residual of theirs counts.
-    denoised = ready.shown(clean.read) if clean else ready.read
-
-    def compute(block: Frame) -> Frame:
-        position[0] += len(block)
-        if clean is None:
-            return make(block)
-        start, stop = position[0] - len(block), position[0]
-        found = denoised(start, stop)
-        if not np.isfinite(found).all():
-            raise FormatError(
-                f"{clean.path}: frames {start} to {stop - 1} hold pixels that are not finite, "
-                "expected numbers; denoise again, or leave these frames out"
-            )
-        return found
-
-    def read(number: int) -> tuple[Frame, Frame]:
-        """Read one frame before and after."""
-        raw = ready.read(number, number + 1)
-        return raw[0], (denoised(number, number + 1) if clean else make(raw))[0]
-
-    batch = options.batch or make.denoiser.batching.frames_per_run(size)
-    batching.stream(ready.read, compute, write, batching.blocks(0, count, batch))
-    table, session = judged.finish(), make.denoiser.session
-    error = neighbours.error()
+            sums += [float(part.mean(where=good)) - camera.offset for part in (two, one)]
+    table, session, error = judged.finish(), make.denoiser.session, neighbours.error()
     compared = neighbours.compare(make.denoiser, make.scale, camera, here=clean is None)
-    failing = table.filter(pl.col("verdict") != PASSED)
     number = int(table["frame"][table.height // 2])
-    if failing.height:
-        number = int(failing["frame"][int(failing["z"].abs().arg_max() or 0)])
-    before, after = read(number)
-    residual = np.where(good, (before - after) / camera.noise(after), 0)
+    before, after = read(number, number + 1)
     result = CheckResult(
         source=frames.path,
         denoised=clean.path if clean else None,
@@ -300,25 +275,22 @@ def _check(
         thresholds=own,
         ratio=float(sums[0] / sums[1]),
         heldout=error,
-        power=judged.power / table.height,
         comparison=compared,
-        smallest=own.smallest(*read(count // 2)),
+        smallest=own.smallest(before[0], after[0]),
         findings=(
             *judge(table, own, error), *[compared.words] * (compared.verdict == "far worse")
         ),
         warnings=(compared.words,) * (compared.verdict == "worse"),
         notes=_notes(own, error, make),
-        shown=Shown(number, before, after, residual),
-        axis=frames.axis("x"),
         page=page,
     )  # fmt: skip
     if page:
         for number in page.more(Verdicts(flagged=result.flagged)):
-            page.add(number, *read(number))
+            page.add(number, *(part[0] for part in read(number, number + 1)))
     return result
 
 
-def _notes(own: Thresholds, error: HeldOutError | None, make: _Maker) -> tuple[str, ...]:
+def _notes(own: Thresholds, error: HeldOut | None, make: _Maker) -> tuple[str, ...]:
     """Say what was assumed and what cannot be said."""
     said, facts, info = list[str](), make.facts, make.denoiser.session.info
     if error is None:
@@ -326,7 +298,7 @@ def _notes(own: Thresholds, error: HeldOutError | None, make: _Maker) -> tuple[s
             "one frame: no squared error and no average over neighbours can be had, and the size "
             "of the noise is told from structure by assumption"
         )
-    elif error.moves:
+    elif moves(error):
         said.append(
             "neighbouring frames differ by more than noise, as the specimen moves or they show "
             "different areas: the squared error holds that, and runs of frames average over it"

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from emdn_deploy.check.bootstrap import LEVEL, Limits, Thresholds, share
-from emdn_deploy.check.heldout import HeldOutError
+from emdn_deploy.check.heldout import moves
 from emdn_deploy.check.quick import allowed
 from emdn_deploy.check.residual import (
     ADDED,
@@ -20,13 +20,13 @@ from emdn_deploy.check.residual import (
     SINGLE,
     SMOOTHED,
     STATISTICS,
-    Floats,
     Frame,
     Mask,
     Spot,
     measure,
     spots_of,
 )
+from emdn_models.metrics import HeldOut
 
 PASSED, OUTSIDE = "within noise", "outside training"
 MEANINGS = {
@@ -61,7 +61,6 @@ class Judge:
     """Measures the frames of a stack and judges them, as they pass."""
 
     def __init__(self, thresholds: Thresholds) -> None:
-        self.power: Floats = np.zeros(1)  # sum of the residuals' power on rings
         self._own = thresholds
         self._rows: list[dict[str, Any]] = []
         self._waiting: list[Found] = []  # for the run that they belong to
@@ -71,7 +70,6 @@ class Judge:
         """Measure the next frame."""
         own = self._own
         panels = [measure(raw[at], denoised[at], own.camera, own.good[at]) for at in own.panels]
-        self.power = self.power + np.mean([one.spectrum for one in panels], axis=0)
         found = Found(number)
         for name in SINGLE:
             low, _, typical = own.limits[name]
@@ -169,9 +167,7 @@ def verdict_of(found: Found, own: Thresholds) -> tuple[str, str]:
     return "; ".join(verdicts) or PASSED, "; ".join(evidence[:_MOST] or own.outside)
 
 
-def judge(
-    table: pl.DataFrame, own: Thresholds, error: HeldOutError | None = None
-) -> tuple[str, ...]:
+def judge(table: pl.DataFrame, own: Thresholds, error: HeldOut | None = None) -> tuple[str, ...]:
     """Say why a stack fails; nothing if it does not.
 
     Of sound frames `LEVEL` may stand out each for itself, so that of a long stack some do. A stack
@@ -207,7 +203,7 @@ def judge(
                 f"{statistic.words}: {statistic.written(value)} in {where}{more}; in 99 % of sound "
                 f"stacks no frame is beyond {statistic.written(bound)}"
             )
-    if error and not error.moves and isfinite(error.error.se):
+    if error and not moves(error) and isfinite(error.error.se):
         value, se = error.error.value, error.error.se
         if value - _CLEAR * se > _ERROR * own.error:
             found.append(

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from emdn_deploy import Denoiser, denoise_file
 from emdn_deploy.check import bootstrap, check
-from emdn_deploy.check.heldout import FRAMES, Neighbours
+from emdn_deploy.check.heldout import FRAMES, Neighbours, moves
 from emdn_deploy.check.residual import Camera
 from emdn_deploy.check.stack import completed
 from emdn_deploy.config import DenoiseOptions
@@ -26,7 +26,7 @@ from emdn_models.errors import EmdnError, FormatError, ModelError
 Array = np.ndarray[Any, Any]
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 SCALE = Intensity(68.0, 1.0, 0.0, 8.2, "")
-CAMERA = Camera(1.0, 0.0, 0.0, 0.002, True)
+CAMERA = Camera(1.0, 0.0, 0.002, True)
 SIGMA = 60**0.5  # of the noise of the scene, at its mean
 
 
@@ -45,7 +45,7 @@ def test_sound_frames_pass(stacks, saved, options: DenoiseOptions, scene) -> Non
     assert result.heldout.error.value == pytest.approx(true, rel=0.3)
     # What is drawn from keeps some noise, of which the blur takes the most.
     assert true < result.thresholds.error < 1.7 * true
-    assert not result.heldout.moves
+    assert not moves(result.heldout)
 
 
 def _smoothed(frames: Array) -> Array:
@@ -95,7 +95,6 @@ def test_an_invented_atom_is_found_where_it_is(
     assert ("structure added" if sign > 0 else "structure removed") in row["verdict"]
     assert np.hypot(row["y"] - 30, row["x"] - 52) < 3
     assert np.sign(row["z"]) == -sign
-    assert result.shown.number == 5
 
 
 def test_a_faint_atom_adds_up_over_neighbouring_frames(

@@ -19,14 +19,14 @@ from emdn_deploy.readers import open_frames
 from emdn_models.errors import EmdnError
 
 SIZE = 96, 130
-CAMERA = Camera(2.5, 40.0, 3.0, 0.0, False)
+CAMERA = Camera(2.5, 40.0, 0.0, False)
 EVERY = np.ones(SIZE, bool)
 SIDE, FRAMES = 64, 24
 
 
 @pytest.fixture(scope="module")
 def frames():
-    """Ideal denoising: raw (40, 96, 130) with counting and read noise, and their scene."""
+    """Ideal denoising: raw (40, 96, 130) with counting noise, and their scene."""
     rng = np.random.default_rng(0)
     truth = 60 + 12.5 * np.sin(np.arange(SIZE[1]) / 20) * np.ones((SIZE[0], 1), np.float32)
     truth = truth.astype(np.float32)
@@ -92,7 +92,7 @@ def test_dark_pixels_and_a_wrong_offset(frames) -> None:
     raw = np.full((16, 16), 4, np.float32)
     denoised = raw.copy()
     denoised[:4] = -1
-    scaled = Camera(1.0, 0.0, 0.0, 0.0, True).in_sigma(raw, denoised)
+    scaled = Camera(1.0, 0.0, 0.0, True).in_sigma(raw, denoised)
     assert scaled[0, 0] == pytest.approx(5 / np.sqrt(0.01 * denoised.mean()))
     assert (scaled[4:] == 0).all()
     with pytest.raises(EmdnError, match="expected more than the offset, 500"):
