@@ -36,7 +36,8 @@ _MAX_DIFFERENCES = 2**20  # pixels of the frames whose differences' spectra are 
 _CORNER = 0.4  # beyond, neither an image's tail nor motion reaches
 _SKIP = 3  # frequencies next to an axis that the window mixes with it
 _MEDIAN = 0.45  # of a mean's precision, that of the median of few spectra
-_RANK, _SHARED = 0.55, 0.8  # of a spectrum in a Hann window; of two that share a frame
+_RANK = 0.8  # of two differences that share a frame, as if independent
+_HANN_RANK = 0.55  # of a spectrum in a Hann window, against one in `_taper`
 _RING = 0.03  # cycles per pixel
 # Where a fall of a frame's noise is looked for, and by how much, at least and beyond chance.
 _FALL = (INSIDE, 0.35), (0.4, 0.5)
@@ -153,7 +154,7 @@ class NoiseLevel:
         if min(self._good.shape) < SMALLEST:
             return None
         if run == 1:
-            return _spectrum([runs[0][0]], self._good, 1)
+            return frame_spectrum(runs[0][0], self._good)
         part = _middle(self._good.shape, int(sqrt(_MAX_DIFFERENCES / run)))
         good = self._good[part]
         step = max(1, -(-len(runs) * run * good.size // _MAX_DIFFERENCES))
@@ -163,8 +164,8 @@ class NoiseLevel:
                 if good.any() and not _repeats(*pair):
                     before, after = ((one - one.mean(where=counted)) * good for one in pair)
                     changes.append(difference(before, after))
-        shared = _SHARED if run > 2 else 1.0
-        return _spectrum(changes, good, len(changes) * shared) if changes else None
+        rank = len(changes) * (_RANK if run > 2 else 1.0)
+        return _spectrum(changes, good, _taper, rank) if changes else None
 
     @cached_property
     def whiteness(self) -> "Whiteness | None":
@@ -264,49 +265,56 @@ def difference(before: Array, after: Array, used: Mask | slice = slice(None)) ->
 class Spectrum(NamedTuple):
     """The power spectrum (h, w // 2 + 1) of images (h, w), for white noise its variance.
 
-    ``rank``: how many independent ones it is the mean of; ``lone``: whether of a single frame,
-    whose spots are far above the noise.
+    ``rank``: how many independent ones it is the mean of. ``edges``: (h,) and (w,), the window.
     """
 
     power: Array
     shape: tuple[int, int]
     rank: float
-    lone: bool
+    edges: tuple[Array, Array]
 
 
-def _spectrum(images: Sequence[NDArray[np.floating]], good: Mask, rank: float) -> Spectrum | None:
-    """Average the power of images (h, w) in a Hann window; None if no good pixel is in it.
-
-    A single float32 frame is cut to its middle, without its hot and dead pixels.
-    """
-    lone = images[0].dtype == np.float32
-    if lone:
-        part = _middle(good.shape, _LARGEST)
-        good = good[part]
-        images = [_without_outliers(images[0][part].astype(np.float64), good)]
+def _spectrum(
+    images: list[Array], good: Mask, taper: Callable[[int], Array], rank: float
+) -> Spectrum:
     height, width = good.shape
-    window = np.outer(np.hanning(height), np.hanning(width))
-    if not (window * good).any():
-        return None
+    edges = taper(height), taper(width)
+    window = np.outer(*edges)
     if np.average(good, weights=window**2) < 0.98:  # what is filled in has no white noise
         window *= good
     power: Array = np.zeros((height, width // 2 + 1))
     for image in images:
         power += np.abs(np.fft.rfft2((image - np.average(image, weights=window)) * window)) ** 2
-    power /= len(images) * (window**2).sum()
-    return Spectrum(power, (height, width), _RANK * rank, lone)
+    return Spectrum(power / len(images) / (window**2).sum(), (height, width), rank, edges)
 
 
-def _without_outliers(frame: Array, good: Mask) -> Array:
-    """Replace hot and dead pixels of (H, W), whose spectrum is white, by their surroundings.
+def _taper(length: int) -> Array:
+    """Return a window (length,) that is flat but for an eighth at each end."""
+    edge = max(1, length // 8)
+    rise = np.sin(np.pi / 2 * (np.arange(edge) + 0.5) / edge) ** 2
+    return np.concatenate([rise, np.ones(length - 2 * edge), rise[::-1]])
 
-    Far off is what differs from its neighbours by more than most ``good`` pixels do.
+
+def frame_spectrum(frame: Stack, good: Mask) -> Spectrum | None:
+    """Return that of the middle of one frame, whose spots are far above the noise; None if bad.
+
+    Hot and dead pixels, whose spectrum is white, are replaced by their surroundings: what differs
+    from its neighbours by more than most ``good`` pixels do.
     """
-    near = ndimage.median_filter(frame, footprint=ndimage.generate_binary_structure(2, 1))
-    distance = frame - near
+    part = _middle(good.shape, _LARGEST)
+    good, image = good[part], frame[part].astype(np.float64)
+    if not np.average(good, weights=np.outer(*(np.hanning(n) for n in good.shape))):
+        return None
+    wide = np.pad(image, 1, mode="reflect")
+    up, down, left, right = wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]
+    # The middle two of four are what the pairs' extremes leave: one bad one does not count.
+    low = np.maximum(np.minimum(up, down), np.minimum(left, right))
+    near = (low + np.minimum(np.maximum(up, down), np.maximum(left, right))) / 2
+    distance = image - near
     most = distance[good]
-    limit = 8 * 1.4826 * float(np.median(np.abs(most - np.median(most)))) if most.size else 0.0
-    return np.where(np.abs(distance) > limit, near, frame) if limit else frame
+    if limit := 8 * 1.4826 * float(np.median(np.abs(most - np.median(most)))):
+        image = np.where(np.abs(distance) > limit, near, image)
+    return _spectrum([image], good, np.hanning, _HANN_RANK)
 
 
 def _frequencies(shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -346,7 +354,7 @@ def frame_noise(frame: Stack, good: Mask) -> tuple[float, float]:
     if min(good.shape) < SMALLEST:
         passed = ndimage.convolve(frame.astype(np.float64), _HIGH_PASS)[1:-1, 1:-1]
         return float(np.square(passed).mean()) if passed.size else 0.0, 1.0
-    if (spectrum := _spectrum([frame], good, 1)) is None:
+    if (spectrum := frame_spectrum(frame, good)) is None:
         return 0.0, 1.0
     power = spectrum.power
     qy, qx = _frequencies(spectrum.shape)
@@ -434,7 +442,7 @@ def line_noise(spectrum: Spectrum, axis: int) -> tuple[float, float] | None:
     Returns the RMS of the offsets beyond the pixels' noise, in intensity units, and its standard
     error; None where they are not beyond chance, or too weak to matter.
     """
-    power, shape, rank, lone = spectrum
+    power, shape, rank, edges = spectrum
     plane = power if axis == 0 else power.T
     length, across = shape[axis], shape[1 - axis]
     band = np.arange(int(np.ceil(INSIDE * length)), (length + 1) // 2)
@@ -442,11 +450,12 @@ def line_noise(spectrum: Spectrum, axis: int) -> tuple[float, float] | None:
     mirrored = band if axis else np.concatenate([band, -band])
     beside = plane[np.ix_(mirrored, np.concatenate([near, -near]) if axis else near)]
     level = float(np.median(beside))
+    lone = rank == _HANN_RANK
     if level <= 0 or (lone and level > _HIDDEN * np.median(power[_corner(shape)])):
         return None
     ratio = float(np.median(plane[band, 0])) / level
     spread = 1 / (3 * sqrt(band.size * rank * _MEDIAN))
-    edge = np.hanning(across)
+    edge = edges[1 - axis]
     unit = level * float((edge**2).sum() / edge.sum() ** 2)  # variance of a line's mean
     sigma = sqrt(max(0.0, ratio - 1) * unit)
     # Wilson and Hilferty, PNAS 17 (1931) 684: the cube root is nearly normal.

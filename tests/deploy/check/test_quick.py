@@ -121,7 +121,7 @@ def test_nine_in_ten_of_the_smallest_are_found(example, atom) -> None:
     assert found.run_percent < found.percent
     detail = clean[0] - ndimage.gaussian_filter(clean[0], 12.8)
     middle, *ends = np.quantile(detail, (0.5, 0.01, 0.99))
-    height = found.percent / 100 * max(abs(end - middle) for end in ends)
+    height = 0.75 * found.percent / 100 * max(abs(end - middle) for end in ends)
     rng = np.random.default_rng(2)
     seen = []
     for number in range(30):
