@@ -295,8 +295,8 @@ def _notes(own: Thresholds, error: HeldOut | None, make: _Maker) -> tuple[str, .
     said, facts, info = list[str](), make.facts, make.denoiser.session.info
     if error is None:
         said.append(
-            "one frame: no squared error and no average over neighbours can be had, and the size "
-            "of the noise is told from structure by assumption"
+            "too few frames for a squared error; of a single one, the size of the noise is told "
+            "from structure by assumption"
         )
     elif moves(error):
         said.append(
