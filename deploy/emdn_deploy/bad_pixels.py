@@ -269,10 +269,11 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     if min(size) < 3:
         return np.zeros(size, bool)
     # What flares up in one frame of a run is not in its median.
-    total = sum(
-        (len(run) * np.median(run, axis=0) if len(run) > 2 else run.sum(axis=0)).astype(np.float64)
+    sums = [
+        len(run) * np.median(run, axis=0) if len(run) > 2 else run.sum(axis=0, dtype=np.float64)
         for run in runs
-    )
+    ]
+    total = np.sum(sums, axis=0, dtype=np.float64)
     electrons = ((total - offset * number) / gain).astype(np.float32)
     if number < _FEW:
         electrons /= 4  # ask for twice the distance

@@ -2,32 +2,21 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from html import escape
 from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emdn_deploy.check.bootstrap import DRAWS, LEVEL, REASONS
 from emdn_deploy.check.heldout import moves
 from emdn_deploy.check.quick import SHARE
-from emdn_deploy.check.residual import STATISTICS
 from emdn_deploy.check.stack import CheckResult
 from emdn_deploy.check.verdict import MEANINGS, OUTSIDE
 from emdn_models import __version__
 from emdn_models.files import renamed
-from emdn_models.metrics import Estimate
 
 _SHOWN = 20  # flagged frames that are printed
-_METHOD = (
-    "The residual is raw minus denoised. What is expected comes from frames of this stack, once "
-    "denoised, to which new noise was added (parametric bootstrap): as denoised again in the same "
-    "way, and as a perfect denoiser would leave them. Sigma: standard deviations of the noise, or "
-    "of what these replicates scatter by."
-)
 _WORDS = {
     "PASS": "Nothing was found beyond what sound results for such frames show.",
     "WARN": "Nothing was found beyond what sound results show, but:",
@@ -48,10 +37,6 @@ def headline(result: CheckResult) -> str:
     return f"{result.word}: {words}, up to {result.by_chance} expected by chance"
 
 
-def _with_error(one: Estimate) -> str:
-    return f"{one.value:.4g} ± {one.se:.2g}"
-
-
 def checked(result: CheckResult) -> list[str]:
     """Return what ``emdn-deploy check`` prints."""
     noise, held = result.thresholds.noise, result.heldout
@@ -63,9 +48,12 @@ def checked(result: CheckResult) -> list[str]:
         f"mean       out/in {result.ratio:.5f}",
     ]
     if held:
+        gain, below = held.gain_db, "too small to tell"
+        if isfinite(gain.value):
+            below = f"{gain.value:.1f} ± {gain.se:.1g} dB"
         lines.append(
-            f"error      {_with_error(held.error)} squared, by {held.comparisons} pairs of "
-            f"neighbouring frames: {_with_error(held.gain_db)} dB below the raw frames'"
+            f"error      {held.error.value:.4g} ± {held.error.se:.2g} squared, by "
+            f"{held.comparisons} pairs of neighbouring frames; below the raw frames': {below}"
         )
     lines.append(
         f"thresholds parametric bootstrap by {result.model}, {DRAWS} replicates (seed "
@@ -83,32 +71,6 @@ def checked(result: CheckResult) -> list[str]:
     if len(flagged) > _SHOWN:
         lines.append(f"  and {len(flagged) - _SHOWN} frames more; --table FILE has all")
     return lines
-
-
-def numbers(result: CheckResult) -> list[tuple[str, str, str, str]]:
-    """Return every number of the stack: what it is, its value, its threshold, what it means."""
-    rows = [(
-        "frames flagged", f"{len(result.flagged)} of {result.table.height}",
-        f"up to {result.by_chance}", "more than chance makes of a sound stack fail it",
-    )]  # fmt: skip
-    if worse := result.comparison.worse:
-        text = result.comparison.words
-        rows.append(("error beyond the default's", _with_error(worse), "0, at 3 s.e.", text))
-    if held := result.heldout:
-        most = f"1.5 x {result.thresholds.error:.3g}, at 5 s.e."
-        text = f"by {held.comparisons} pairs of frames; the threshold is that of replicates"
-        rows.append(("squared error", _with_error(held.error), most, text))
-    for name, (low, high, typical) in result.thresholds.limits.items():
-        own, values = STATISTICS[name], result.table[name].to_numpy()
-        away = (values - typical) / np.where(values > typical, high - typical, typical - low)
-        worst, median = float(values[away.argmax()]), float(np.median(values))
-        rows.append((
-            own.words, f"median {own.written(median)}, farthest {own.written(worst)}",
-            f"{own.written(low)} to {own.written(high)}" if isfinite(low)
-            else f"at most {own.written(high)}",
-            f"above: {own.above}" + (f"; below: {own.below}" if own.below else ""),
-        ))  # fmt: skip
-    return rows
 
 
 def as_json(result: CheckResult) -> str:
@@ -166,21 +128,8 @@ def html(result: CheckResult) -> str:
     said += [f"Warning: {one}." for one in result.warnings]
     said += [f"What a pass does not say: {result.smallest.words}."]
     said += [f"{kind}: {words}." for kind, words in MEANINGS.items() if kind in found]
-    parts = [
-        f"<p>{_WORDS[result.word]}</p>",
-        f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in said)}</ul>",
-        f"<h2>Numbers</h2>\n<p>{_METHOD}</p>",
-        _table(("number", "value", "threshold", "what it says"), numbers(result)),
-    ]
+    words = f"<p>{_WORDS[result.word]}</p>"
+    words += f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in said)}</ul>"
     version = f"emdn {__version__}, {result.model} ({result.sha256[:12]}), {result.device}"
     lines = [*checked(result), version]
-    return result.page.html(f"{result.source.name}, check", verdicts, lines, "\n".join(parts))
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [("th", head), *(("td", row) for row in rows)]
-    body = "\n".join(
-        f"<tr>{''.join(f'<{tag}>{escape(str(one))}</{tag}>' for one in row)}</tr>"
-        for tag, row in lines
-    )
-    return f"<table>\n{body}\n</table>"
+    return result.page.html(f"{result.source.name}, check", verdicts, lines, words)

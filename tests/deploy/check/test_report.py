@@ -60,11 +60,6 @@ def test_the_page_stands_alone_and_names_the_frame(faulty):
     assert "structure added" in faulty.flagged[5]
     assert faulty.flagged[5] in page.text
     assert verdict.MEANINGS["structure added"] in page.text
-    rows = {row[0]: row for row in report.numbers(faulty)}
-    assert rows["frames flagged"][2] == "up to 2"
-    assert rows["RMS of the residual's column means"][2].startswith("at most ")
-    assert rows["standard deviation of the residual"][2].count(" to ") == 1
-    assert all(one and one in page.text for row in rows.values() for one in row)
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert [one["number"] for one in data["frames"] if one["flagged"]] == faulty.failing
     assert {one["number"] for one in data["frames"]} == set(range(8))
