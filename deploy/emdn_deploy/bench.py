@@ -25,7 +25,7 @@ from emdn_deploy.config import Device, Precision
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import Session, usable_cpus
-from emdn_models import MODELS, console
+from emdn_models import MODELS, console, pretrained
 from emdn_models.errors import EmdnError
 
 Row = dict[str, Any]
@@ -46,8 +46,8 @@ class Bench(NamedTuple):
     """What was measured on a `machine`, at a camera's rate: a row a model.
 
     A row has the columns of `about` and `speed` for frames one by one, then ``stack frames/s``,
-    array to array; ``peak MB``; and with a rate ``keeps up``: whether the faster of the two is at
-    least that.
+    array to array; ``peak MB`` and ``gain dB``; and with a rate ``keeps up``: whether the faster of
+    the two is at least that.
     """
 
     machine: dict[str, object]
@@ -101,6 +101,7 @@ def bench(
             row["stack frames/s"] = digits(stack_rate(one, frames, each, budget / 2))
         path = str(session.info.path)
         row["peak MB"] = peak_mb(path, session.device, session.threads, 1, shape)
+        row["gain dB"] = gain_db(session)
         if rate is not None:
             row["keeps up"] = max(row["frames/s"], row.get("stack frames/s", 0.0)) >= rate
         rows.append(row)
@@ -292,6 +293,15 @@ def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) ->
 def gflop_of(session: Session, size: tuple[int, int]) -> float:
     """Return the GFLOP of a frame (H, W), counted on the net as its paper has it."""
     return session.info.gflop_256 * size[0] * size[1] / 256**2
+
+
+def gain_db(session: Session) -> float | None:
+    """Return the mean gain in dB on the fixed test split; None for weights that are not shipped."""
+    quality = pretrained.index()["models"].get(session.info.name, {}).get("quality", {})
+    if quality.get("weights_sha256") != session.info.text.get("weights_sha256"):
+        return None
+    gains = quality.get("gain_db", {})
+    return round(sum(gains.values()) / len(gains), 1) if gains else None
 
 
 def speed(

@@ -92,6 +92,15 @@ def test_a_row_says_what_ran(make_model, tmp_path) -> None:
     assert bench.gflop_of(session, (64, 128)) == pytest.approx(0.0035 / 8)
 
 
+def test_a_gain_belongs_to_weights(make_model, tmp_path) -> None:
+    assert bench.gain_db(open_session("unet", "cpu", 1)) > 10
+    path = make_model(
+        tmp_path / "unet.onnx", model="unet", weights_sha256="0" * 64,
+        quality='{"gain_db": {"0.12": 10.0, "0.4": 14.0}}',
+    )  # fmt: skip
+    assert bench.gain_db(open_session(path, "cpu", 1)) is None
+
+
 def test_speeds_are_of_the_median_round_and_a_frame() -> None:
     row = bench.speed([0.4, 0.2, 9.0], 2, (500, 1000), gflop=3.0, roofline=30.0)
     assert (row["frames/s"], row["Mpx/s"], row["ms p50"]) == (5.0, 2.5, 200.0)
