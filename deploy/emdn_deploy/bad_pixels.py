@@ -273,8 +273,8 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
         len(run) * np.median(run, axis=0) if len(run) > 2 else run.sum(axis=0, dtype=np.float64)
         for run in runs
     ]
-    total = np.sum(sums, axis=0, dtype=np.float64)
-    electrons = ((total - offset * number) / gain).astype(np.float32)
+    total = np.asarray(np.sum(sums, axis=0, dtype=np.float64))
+    electrons = np.asarray((total - offset * number) / gain, dtype=np.float32)
     if number < _FEW:
         electrons /= 4  # ask for twice the distance
     mask = _suspects(electrons)
