@@ -18,12 +18,12 @@ from emdn_deploy.check.residual import Frame
 from emdn_deploy.check.verdict import OUTSIDE, PASSED, Judge, judge
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.model_file import stored
 from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Prepared
-from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import WHITE, SeveralStacks
+from emdn_deploy.session import stored
+from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, ModelError
 from emdn_models.metrics import HeldOut
