@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emdn_models.metrics.frc import rings
+from emdn_models.metrics import rings
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (33, 20), (21, 32), (31, 31)])
