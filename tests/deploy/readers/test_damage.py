@@ -134,17 +134,6 @@ def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path):
         assert h5py.h5g.open(out.id, b"gr\xfc\xdfe").links.exists(b"inside")
 
 
-def test_attributes_have_a_bound(tmp_path):
-    path = tmp_path / "attribute.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file["images"] = FRAMES
-        file["images"].attrs["small"] = np.zeros(2**20)
-    reads(path)
-    with h5py.File(path, "a", libver="latest") as file:
-        file["images"].attrs["large"] = np.zeros(2**21 + 1)
-    refused(path, "the attribute b'large' claims 16777224 bytes")
-
-
 @pytest.mark.parametrize("bigtiff", [False, True])
 def test_tiff_pages_in_a_circle(tmp_path, bigtiff):
     path = tmp_path / "circle.tif"
@@ -185,22 +174,6 @@ def test_mrc_headers(tmp_path, sizes, extended):
     head[208:214] = b"MAP DD"
     path.write_bytes(bytes(head) + bytes(8192))
     refused(path, "claims|damaged|empty|cut short")
-
-
-@pytest.mark.parametrize(("place", "kind", "value", "match"), [
-    (14, "<i", 2**31 - 1, None), (18, "<i", 2**31 - 1, "frames would take"),
-    (30, "<i", 2**31 - 1, "dimensions would take"), (30, "<i", -1, "dimensions would take"),
-    (22, "<q", 2**62, "SER"),
-])  # fmt: skip
-def test_headers_of_ser(tmp_path, ser_file, place, kind, value, match):
-    path = ser_file(tmp_path / "claims.ser", FRAMES)
-    content = bytearray(path.read_bytes())
-    struct.pack_into(kind, content, place, value)
-    path.write_bytes(content)
-    if match:
-        refused(path, match)
-    else:  # how many were planned
-        reads(path)
 
 
 @pytest.mark.parametrize(("name", "make", "said"), [
