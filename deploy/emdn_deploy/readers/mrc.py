@@ -138,9 +138,10 @@ def _unpacked(path: Path) -> IO[bytes]:
         with _PACKED[path.suffix.lower()](path) as packed:
             shutil.copyfileobj(packed, file)
         file.flush()
-    except OSError as error:
+    except BaseException as error:
         file.close()
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not isinstance(error, OSError) or error.errno not in full:
             raise
         raise OutputError(
             f"{path}: needs a scratch file in {folder} ({error.strerror}); choose another folder "
