@@ -27,7 +27,7 @@ from emdn_deploy.readers import Choice, Frames, open_selected
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse
-from emdn_models.metrics.heldout import estimate, partition
+from emdn_models.metrics.heldout import Blocks, estimate
 from emdn_models.nets import build
 from emdn_models.nets.scaling import denormalise, noise_map, normalise
 from emdn_models.spec import frames_of
@@ -315,7 +315,7 @@ def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> E
     The uMSE of both has the same term of noise, which cancels in each pair of neighbours. Stacks
     are (N, H, W); ``valid`` (H, W) are the pixels that count.
     """
-    blocks = partition(valid.astype(np.float64), _BLOCK)
+    blocks = Blocks(valid, _BLOCK)
     triples = pairwise(zip(raw, before, after, strict=True))
     sums = [
         blocks.sums(
