@@ -120,23 +120,6 @@ def test_the_first_error_stops_all(stage: str, kind: type[BaseException], parall
     assert threading.active_count() == before
 
 
-def test_stages_overlap() -> None:
-    """Block 2 is read while block 1 is computed and block 0 written, or the barrier breaks."""
-    together = threading.Barrier(3, timeout=300)
-
-    def meet(frames: np.ndarray, number: int) -> np.ndarray:
-        if frames[0, 0, 0] == number:
-            together.wait()
-        return frames
-
-    stream(
-        lambda start, stop: meet(block(start, stop), 2),
-        lambda frames: meet(frames, 1),
-        lambda start, frames, _: meet(frames, 0),
-        blocks(0, 5, 1),
-    )
-
-
 @pytest.mark.parametrize(
     ("threads", "count", "side", "expected"),
     [

@@ -5,18 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
 from emdn_deploy import Denoiser, session
-from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.denoise_file import run
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import CPU, CUDA, cuda_obstacle, open_session
-from emdn_deploy.writers import recorded
 from emdn_models import MODELS, pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError
 
@@ -271,31 +267,6 @@ def test_a_device_that_runs_out_of_memory_gets_less(
         denoiser.session.run(frames[:4], 9.0, 0.0, 1.0)
 
 
-def test_a_broken_off_run_goes_on_with_another_batch(
-    box_model: Path, pretended: list[tuple[object, ...]], tmp_path: Path
-) -> None:
-    source = tmp_path / "movie.h5"
-    with h5py.File(source, "w") as file:
-        file["frames"] = noisy(12, 32, 32).astype(np.uint16)
-
-    def options(device: str, batch: int) -> DenoiseOptions:
-        output = tmp_path / f"{device}.h5"
-        return DenoiseOptions(output=output, model=str(box_model), device=device, batch=batch)
-
-    def breaks(done: int, _: int) -> None:
-        if done >= 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(source, options("cuda", 4), breaks)
-    report = run(source, options("cuda", 2))
-    assert report.resumed == 8
-    assert report.record["device"] == recorded(report.output)["device"] == "cuda"
-    whole = run(source, options("cpu", 4)).output
-    with h5py.File(report.output) as one, h5py.File(whole) as other:
-        np.testing.assert_array_equal(one["frames"][()], other["frames"][()])
-
-
 KNOWN = Intensity(9.0, 1.0, 0.0, 3.0, "")
 
 
@@ -314,31 +285,6 @@ def test_float32_on_a_gpu_is_that_of_the_cpu(name: str) -> None:
         frames, _ = scene(*shape)
         expected = cpu.run(frames, 9.0, 0.0, 1.0)
         assert np.abs(gpu.run(frames, 9.0, 0.0, 1.0) - expected).max() < 1e-4 * np.ptp(expected)
-
-
-@needs_gpu
-def test_tf32_rounds_on_a_gpu_and_float32_does_not() -> None:
-    frames, _ = scene(2, 256, 256)
-    exact = open_session("dncnn", "cpu").run(frames, 9.0, 0.0, 1.0)
-    off = {
-        precision: np.abs(
-            open_session("dncnn", "cuda", precision=precision).run(frames, 9.0, 0.0, 1.0) - exact
-        ).max()
-        for precision in ("fp32", "tf32")
-    }
-    assert off["fp32"] < off["tf32"] / 5
-
-
-@needs_gpu
-@pytest.mark.parametrize("name", MODELS)
-def test_halves_lose_next_to_nothing_on_a_gpu(name: str) -> None:
-    if "fp16" not in pretrained.precisions(name):
-        pytest.skip(f"{name} is shipped without an fp16 variant")
-    frames, clean = scene(8, 256, 256)
-    exact = open_session(name, "cuda").run(frames, 9.0, 0.0, 1.0)
-    halves = open_session(name, "cuda", precision="fp16").run(frames, 9.0, 0.0, 1.0)
-    assert ((halves - clean) ** 2).mean() <= 1.02 * ((exact - clean) ** 2).mean()
-    assert abs(halves.mean() / exact.mean() - 1) <= 0.005
 
 
 @needs_gpu
