@@ -66,7 +66,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     )  # fmt: skip
     stored = sorted(one for one in (path / array.path).rglob("*") if one.is_file())
     frames = replace(frames, files=tuple(stored))
-    return rechunk.unpacked(frames, array, choice.axes or frames.order)
+    return rechunk.remembered(frames, array, choice.axes or frames.order)
 
 
 def _images(group: Any) -> Iterator[tuple[Any, tuple[Axis, ...]]]:
