@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import h5py
@@ -77,15 +76,11 @@ class Training:
 
     def end_epoch(self, steps: int) -> None:
         """Add a row to the history and begin the next epoch's mean; ``steps`` are an epoch's."""
-        row = {
-            "model": self.name,
-            "epoch": -(-self.step // steps),
-            "step": self.step,
-            "loss": self.loss / self.losses,
-            "lr": self.optimizer.param_groups[0]["lr"],
+        self.history.append({
+            "model": self.name, "epoch": -(-self.step // steps), "step": self.step,
+            "loss": self.loss / self.losses, "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.elapsed,
-        }
-        self.history.append(row)
+        })  # fmt: skip
         self.loss, self.losses = 0.0, 0
 
 
@@ -96,30 +91,13 @@ _COUNTERS = [key for key in Training.__dataclass_fields__ if key not in _TENSORS
 class StateFile:
     """The file that a run is continued from; it is there while the run is not complete.
 
-    Parameters
-    ----------
-    run
-        What must be the same for the run to be continued.
-    writes
-        Whether this process writes the file, or only reads it.
-
-    Attributes
-    ----------
-    done
-        Results of the models that are finished, by name.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is of another run, or cannot be read.
+    ``run`` is what must be the same for the run to be continued, else a `CheckpointError` says what
+    differs; ``done`` are the results of models that are finished, by name.
     """
 
-    def __init__(
-        self, path: str | PathLike[str], run: Mapping[str, Any], writes: bool = True
-    ) -> None:
+    def __init__(self, path: str | PathLike[str], run: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.done: dict[str, dict[str, Any]] = {}
-        self._writes = writes
         self._run = json.loads(json.dumps(dict(run), default=os.fspath))
         self._counters: dict[str, Any] = {}
         self._saved = time.perf_counter()
@@ -161,12 +139,10 @@ class StateFile:
 
     def due(self) -> bool:
         """Say whether it is time to save."""
-        return self._writes and time.perf_counter() - self._saved > EVERY_S
+        return time.perf_counter() - self._saved > EVERY_S
 
     def save(self, training: Training | None = None) -> None:
         """Write results and, if given, a model under way; the old file stays until it is whole."""
-        if not self._writes:
-            return
         counters = {key: getattr(training, key) for key in _COUNTERS} if training else {}
         with written(self.path) as out:
             file = out.file
@@ -190,9 +166,8 @@ class StateFile:
 
     def remove(self) -> None:
         """Delete the file: the run is complete, and the same command starts a new one."""
-        if self._writes:
-            self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
+        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -215,27 +190,16 @@ def _tensors(group: Mapping[str, h5py.Dataset]) -> dict[str, Tensor]:
 
 
 def start_from(net: nn.Module, name: str, config: FitConfig) -> dict[str, Any] | None:
-    """Load the weights that the config starts from.
+    """Load the weights that the config starts from; return how they were fitted, if known.
 
     A file of ``shipped`` is the packaged checkpoint. A model for a class of frames starts from
-    itself where the file has it, else from the model of all frames.
-
-    Returns
-    -------
-    dict
-        How those weights were fitted, as far as the checkpoint says.
-
-    Raises
-    ------
-    ModelError
-        If the checkpoint has no such model, or the model has another preset.
+    itself where the file has it, else from the model of all frames. A `ModelError` says that the
+    file has neither, or of another preset.
     """
     path = os.fspath(config.start or "")
-    packaged = path == "shipped" and not Path(path).exists()
-    path = os.fspath(pretrained.CHECKPOINT) if packaged else path
+    if path == "shipped" and not Path(path).exists():
+        path = os.fspath(pretrained.CHECKPOINT)
     models = checkpoint.load(path)
-    if packaged:  # it has models of earlier versions, too
-        models = {one: models[one] for one in models if one in pretrained.index()["models"]}
     own = name if name in models else spec_of(name).name
     weights = checkpoint.pick(path, models, own)
     if weights.preset != config.preset:
@@ -256,18 +220,13 @@ def signals_noted() -> Iterator[list[int]]:
     thread, which alone may, changes anything.
     """
     noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-
     earlier = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                earlier[number] = signal.signal(number, note)
+                earlier[number] = signal.signal(number, lambda number, _: noted.append(number))
     try:
         yield noted
     finally:
         for number, handler in earlier.items():
-            # None is a handler that was not set from Python and can't be set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: was not set from Python
