@@ -36,7 +36,7 @@ SLOW = {
     "emdn-train export": "",
     "emdn-train fit": SMALL,
     "emdn-train simulate": "--frames 16 --size 64",
-    "make bench": "ARGS='-k \"memory_of_a_large and dncnn\"'",
+    "make bench": "ARGS='-k \"inference and dncnn and single\"'",
     "make export": "",
     "make record": "ARGS='--frames 16 -b epochs=1 -b batch_size=8'",
     "make train": f"ARGS='{SMALL}'",

@@ -116,7 +116,7 @@ def test_a_bad_one_is_refused_and_nothing_is_kept(folder: Path, monkeypatch, cap
     index = json.loads((folder / "index.json").read_text())
     index["models"]["unet"]["variants"] = {"fp16": {"file": "unet.fp16.onnx"}, "other": {"a": 1}}
     write(folder, index)
-    done = export.Exported("unet", folder / "unet.onnx", "test", 1, 29, 0.1, 0.0, 0.0)
+    done = export.Exported("unet", folder / "unet.onnx", 1, 0.1, 0.0)
     monkeypatch.setattr(export, "export", lambda *_, **__: [done])
     monkeypatch.setattr(precision, "_LARGEST_HALF", 3.0)
     with pytest.raises(SystemExit) as left:

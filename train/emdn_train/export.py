@@ -36,12 +36,9 @@ class Exported:
 
     name: str
     path: Path
-    preset: str
     nodes: int
-    parameters: int
     gflop_256: float
     error: float  # largest difference between onnxruntime and torch, as a share of the range
-    float32_error: float  # the same between torch in float32 and in float64
 
 
 def export(
@@ -82,10 +79,7 @@ def export(
             chosen[name] = _rounded(chosen[name])
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
-        log.info(
-            "%s: %d nodes, within %.1e of torch (float32 itself: %.1e)",
-            name, exported.nodes, exported.error, exported.float32_error,
-        )  # fmt: skip
+        log.info("%s: %d nodes, within %.1e of torch", name, exported.nodes, exported.error)
     if not done:
         raise ModelError(f"{os.fspath(source)}: no model to export; fit one with emdn-train fit")
     copied = folder / checkpoint.FILE_NAME
@@ -140,17 +134,14 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     partial = path.with_name(f".partial-{path.name}")
     try:
         onnx.save(program, partial)
-        error, float32_error = compare(net, partial)
+        error = compare(net, partial)
         check_field(partial)
         os.replace(partial, path)
     except OSError as failed:
         raise unwritable(path, failed) from failed
     finally:
         partial.unlink(missing_ok=True)
-    return Exported(
-        name, path, weights.preset, len(program.graph.node), preset.parameters, gflop,
-        error, float32_error,
-    )  # fmt: skip
+    return Exported(name, path, len(program.graph.node), gflop, error)
 
 
 def _rounded(weights: checkpoint.Weights) -> checkpoint.Weights:
@@ -198,8 +189,8 @@ def _entry(exported: Exported, weights: checkpoint.Weights) -> dict[str, Any]:
     return {
         "file": exported.path.name,
         "sha256": pretrained.sha256(exported.path),
-        "preset": exported.preset,
-        "parameters": exported.parameters,
+        "preset": weights.preset,
+        "parameters": spec_of(exported.name).presets[weights.preset].parameters,
         "gflop_256": round(exported.gflop_256, 3),
         "validation": _validation(weights),
         "recipe": weights.metadata.get("recipe", {}),

@@ -8,14 +8,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 import torch
 
-from emdn_models import __version__, checkpoint
+from emdn_deploy.bench import machine
+from emdn_models import checkpoint
 from emdn_models.files import renamed
 from emdn_train.checkpointing import Training
 from emdn_train.config import WARM_UP, FitConfig, Recipe
@@ -140,16 +140,7 @@ def write_results(
     ``arguments.json``, ``metrics.json`` and ``throughput.json`` hold one entry a
     model, ``history.csv`` one row a model and epoch; ``loss.png`` draws all of them.
     """
-    where = {
-        "machine": platform.node(),
-        "hardware": hardware(device),
-        "system": platform.platform(),
-        "versions": {
-            "emdn": __version__,
-            "python": platform.python_version(),
-            "torch": version("torch"),
-        },
-    }
+    where = {"machine": platform.node(), "hardware": hardware(device)} | machine("torch")
     measured = ("status", "start_db", "gain_db", "mean_ratio")
     entries = {
         "arguments": {one.name: dataclasses.asdict(config) for one in results},
