@@ -9,9 +9,9 @@ Frames too large for one run are cut into tiles. The halo of a tile is what the 
 its cells of ``multiple`` pixels, rounded up to such, and tiles begin on multiples, so that every
 pixel sees what it sees in the whole frame. Halos are cropped, never blended.
 
-Where a run fails for lack of memory, runs go one at a time first; then half of its pixels halve
-its frames, down to one, and then its tiles, as long as these are not mostly borders. None of it
-changes the result, but for the last digits where a GPU's library chooses other kernels.
+Where a run fails for lack of memory, runs have half of its pixels from then on: fewer frames, down
+to one, and then tiles. None of it changes the result, but for the last digits where a GPU's library
+chooses other kernels.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,8 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.dose import Intensity
-from emdn_deploy.model_file import ModelInfo
-from emdn_deploy.session import Session
+from emdn_deploy.session import ModelInfo, Session
 from emdn_models.errors import DeviceMemoryError, ModelError
 
 Stack = NDArray[np.float32]
@@ -48,10 +47,6 @@ _BATCH_PIXELS, _ALONE_PIXELS = 2**19, 2**16
 _DEVICE_PIXELS, _DEVICE_FRAMES = 2**22, 64
 # Of all runs at the same time; the memory that nets hold grows with them. Chosen, not measured.
 _PARALLEL_PIXELS = 2**23
-# Tiles that compute so many times a frame's pixels take too long to be a way out.
-_MOST_TIMES = 16
-# Bytes that a run takes, a pixel, and a process besides (measured: 320 to 343, and 0.8 GB).
-_PIXEL_BYTES, _PROCESS_BYTES = 350, 8e8
 # Blocks that wait between reading, computing and writing.
 _DEPTH = 2
 
@@ -65,21 +60,9 @@ def stream(
 ) -> None:
     """Read, compute and write blocks of frames at the same time; few of them are in memory.
 
-    Parameters
-    ----------
-    read
-        ``read(start, stop)`` gives a block of frames; called in one thread.
-    compute
-        Called in the caller's thread, or in ``parallel`` threads at the same time.
-    write
-        ``write(start, block, computed)``; called in one thread, in order.
-    spans
-        (start, stop) of each block.
-
-    Raises
-    ------
-    BaseException
-        The first error of any of the three, which stops the others.
+    ``read(start, stop)`` and ``write(start, block, computed)`` are called in one thread each, in
+    the order of ``spans``; ``compute(block)`` in ``parallel`` threads. The first error of any of
+    the three stops the others.
     """
     closing, ahead = contextlib.closing, _DEPTH + 1
     with (
@@ -101,12 +84,8 @@ def ordered(
     """Yield ``work(item)`` in the order of the items, ``parallel`` of them at a time.
 
     ``items`` is asked for the next one in the caller's thread, and only so far ahead that
-    no thread runs dry: at most ``2 * parallel`` are begun and not yet yielded.
-
-    Raises
-    ------
-    BaseException
-        The error of the first item in order that failed. Those begun are waited for.
+    no thread runs dry: at most ``2 * parallel`` are begun and not yet yielded. Raises the error of
+    the first item in order that failed; those begun are waited for.
     """
     if parallel == 1:
         yield from map(work, items)
@@ -150,17 +129,14 @@ class Batching:
     ----------
     pixels
         The most of one run.
-    one_by_one
-        Whether memory has run out for several runs at the same time.
     note
-        What had to give way; empty where nothing had to.
+        What had to give way where memory ran out; empty where nothing had to.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._turns, self._running = threading.Condition(), 0
+        self._changing = threading.Lock()
         self.pixels = sys.maxsize
-        self.one_by_one = False
         self.note = ""
 
     def parallel_runs(self, count: int, size: tuple[int, ...]) -> int:
@@ -198,14 +174,8 @@ class Batching:
     ) -> None:
         """Call ``work`` for parts of a stack (n, H, W), several at once where that is faster.
 
-        Parameters
-        ----------
-        work
-            Takes a part, and whether it is to keep to one CPU thread.
-        batch
-            Frames per part; None chooses.
-        alone
-            Whether the caller itself is one of several, and wants no threads beside its own.
+        ``work`` takes a part, and whether it is to keep to one CPU thread; ``batch`` are the frames
+        of a part, None chooses; ``alone``: whether the caller itself is one of several.
         """
         count, size = shape[0], shape[1:]
         parallel = 1 if alone else self.parallel_runs(count, size)
@@ -217,64 +187,36 @@ class Batching:
     def denoise(self, frames: Stack, scale: Intensity, out: Stack, *, alone: bool) -> None:
         """Denoise into ``out``, (n, H, W), by smaller batches and by tiles as memory allows.
 
-        ``frames`` and ``alone`` are as of `emdn_deploy.session.Session.run`.
-
-        Raises
-        ------
-        DeviceMemoryError
-            If memory does not suffice for one frame and the model cannot be tiled, or not finer.
+        ``frames`` and ``alone`` are as of `emdn_deploy.session.Session.run`. Raises
+        DeviceMemoryError if memory does not suffice for one frame and the model cannot be tiled,
+        or not finer.
         """
-        done = 0
-        while done < len(frames):
-            part = slice(done, done + self._that_fit(out.shape[1:], len(frames) - done))
+
+        def run(tile: Stack, into: Stack | None = None) -> Stack:
             try:
-                self._denoise_part(frames[part], scale, out[part], alone)
+                return self._session.run(tile, *scale.numbers, out=into, alone=alone)
+            except DeviceMemoryError:
+                self._shrink(len(tile) * tile.shape[-2] * tile.shape[-1])
+                raise
+
+        done, size = 0, out.shape[1:]
+        while done < len(frames):
+            part = slice(done, done + self._that_fit(size, len(frames) - done))
+            most = min(TILE_PIXELS, self.pixels)
+            try:
+                if size[0] * size[1] <= most:
+                    run(frames[part], out[part])
+                else:
+                    by_tiles(run, frames[part], self._session.info, out[part], most)
             except DeviceMemoryError:
                 continue  # fewer pixels are allowed now
             except ModelError as error:
                 if not self.note:
                     raise
-                raise DeviceMemoryError(f"{self.note}; {error}") from error
+                raise DeviceMemoryError(
+                    f"{self.note}; {error}, allow more memory, or take fewer --threads"
+                ) from error
             done = part.stop
-
-    def _denoise_part(self, frames: Stack, scale: Intensity, out: Stack, alone: bool) -> None:
-        """Denoise frames in one run, or a frame by tiles."""
-
-        def run(tile: Stack, into: Stack | None = None) -> Stack:
-            beside = alone and not self.one_by_one
-            try:
-                with self._turn():
-                    return self._session.run(tile, *scale.numbers, out=into, alone=alone)
-            except DeviceMemoryError:
-                pixels = len(tile) * tile.shape[-2] * tile.shape[-1]
-                if beside:
-                    self._take_turns(pixels)
-                    return run(tile, into)
-                self._shrink(pixels)
-                raise
-
-        most = min(TILE_PIXELS, self.pixels)
-        if out[0].size <= most:
-            run(frames, out)
-            return
-        info, even, (height, width) = (
-            self._session.info,
-            self._session.device != "cpu",
-            out[0].shape,
-        )
-        if self.note and info.tiling_exact:
-            reads = [
-                sum(int(tile.read.stop) - int(tile.read.start) for tile in axis)
-                for axis in tiles((height, width), info, most, even=even)
-            ]
-            if (times := reads[0] * reads[1] / (height * width)) > _MOST_TIMES:
-                needed = _PROCESS_BYTES + _PIXEL_BYTES * min(height * width, TILE_PIXELS)
-                raise ModelError(
-                    f"frames of {height} x {width} need about {needed / 1e9:.1f} GB, and pieces of "
-                    f"{most} pixels would take {info.name} {times:.0f} times as long; allow more "
-                    "memory, take fewer --threads, or a model that sees less"
-                )
-        by_tiles(run, frames, info, out, most, even=even)
 
     def _that_fit(self, size: tuple[int, ...], most: int) -> int:
         """Return how many of ``most`` frames of (H, W) are run at once, 1 or more.
@@ -285,34 +227,10 @@ class Batching:
         count = max(1, min(most, self.pixels // (size[0] * size[1])))
         return count if self._session.device == "cpu" else 1 << (count.bit_length() - 1)
 
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Wait, once memory has run out for several runs at the same time, until no other runs."""
-        with self._turns:
-            while self.one_by_one and self._running:
-                self._turns.wait()
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._turns:
-                self._running -= 1
-                self._turns.notify_all()
-
-    def _take_turns(self, failed: int) -> None:
-        """Let runs go one at a time, and say so."""
-        with self._turns:
-            first, self.one_by_one = not self.one_by_one, True
-        if first:
-            self.note = "ran out of memory: one run at a time"
-            _log.warning(
-                "warning: memory ran out for several runs of %d pixels; one at a time", failed
-            )
-
     def _shrink(self, failed: int) -> None:
         """Allow half of the pixels of a run that failed, and say so."""
         half = failed // 2
-        with self._turns:
+        with self._changing:
             if half >= self.pixels:  # another run failed first
                 return
             self.pixels = half
@@ -333,17 +251,10 @@ class Tile:
         return slice(self.keep.start - self.read.start, self.keep.stop - self.read.start)
 
 
-def by_tiles(
-    run: Run, frames: Stack, info: ModelInfo, out: Stack, most: int, *, even: bool = False
-) -> None:
+def by_tiles(run: Run, frames: Stack, info: ModelInfo, out: Stack, most: int) -> None:
     """Denoise (n, H, W), or (n, F, H, W), by tiles of at most ``most`` pixels into ``out``.
 
-    ``even``: whether tiles at the edges are as large as the others; see `tiles`.
-
-    Raises
-    ------
-    ModelError
-        If the model's tiles are not exact, or the halo leaves nothing of a tile.
+    Raises ModelError if the model's tiles are not exact, or the halo leaves nothing of a tile.
     """
     height, width = frames.shape[-2:]
     if not info.tiling_exact:
@@ -352,7 +263,7 @@ def by_tiles(
             f"frames of {height} x {width} need tiles, and {info.name} ({info.preset}) does not "
             f"give the same result by tiles{f': {node}' if node else ''}; use another model"
         )
-    rows, columns = tiles((height, width), info, most, even=even)
+    rows, columns = tiles((height, width), info, most)
     for row in rows:
         for column in columns:
             for index in range(len(frames)):
@@ -373,14 +284,8 @@ def halo(info: ModelInfo) -> int:
     return -(-radius // info.multiple) * info.multiple
 
 
-def tiles(
-    size: tuple[int, int], info: ModelInfo, most: int, *, even: bool = False
-) -> tuple[list[Tile], list[Tile]]:
-    """Cut a frame of (H, W) into rows and columns of tiles of at most ``most`` pixels.
-
-    Tiles at the edges need no halo there and are smaller. With ``even``, they read as much as
-    the others, to within the size multiple: more to compute, but hardly a shape more.
-    """
+def tiles(size: tuple[int, int], info: ModelInfo, most: int) -> tuple[list[Tile], list[Tile]]:
+    """Cut a frame of (H, W) into rows and columns of tiles of at most ``most`` pixels."""
     height, width = size
     side = int(most**0.5)
     limits = side, side
@@ -388,10 +293,10 @@ def tiles(
         limits = height, most // height
     elif width <= side:
         limits = most // width, width
-    return _along(height, limits[0], info, even), _along(width, limits[1], info, even)
+    return _along(height, limits[0], info), _along(width, limits[1], info)
 
 
-def _along(length: int, limit: int, info: ModelInfo, even: bool) -> list[Tile]:
+def _along(length: int, limit: int, info: ModelInfo) -> list[Tile]:
     if limit >= length:
         return [Tile(slice(0, length), slice(0, length))]
     border = halo(info)
@@ -404,11 +309,7 @@ def _along(length: int, limit: int, info: ModelInfo, even: bool) -> list[Tile]:
     # Tiles of one size, not a row of large ones and a sliver.
     count = -(-length // core)
     core = -(-length // (count * info.multiple)) * info.multiple
-    cut = []
-    for start, stop in blocks(0, length, core):
-        first, last = max(0, start - border), start + core + border
-        if even:
-            last = max(last, core + 2 * border)
-            first = max(0, first - max(0, last - length) // info.multiple * info.multiple)
-        cut.append(Tile(slice(first, min(length, last)), slice(start, stop)))
-    return cut
+    return [
+        Tile(slice(max(0, start - border), min(length, start + core + border)), slice(start, stop))
+        for start, stop in blocks(0, length, core)
+    ]

@@ -74,7 +74,7 @@ def denoise(
         raise typer.BadParameter("--scheduler has workers of its own; leave out --workers")
     if join and not (scheduler or workers):
         raise typer.BadParameter("--join is for --scheduler or --workers")
-    from emdn_deploy import denoise_file, output_paths, report
+    from emdn_deploy import denoise_file, report, writers
     from emdn_deploy.denoiser import Denoiser
 
     opened: dict[str | None, Denoiser] = {}
@@ -84,7 +84,7 @@ def denoise(
 
         found = cluster.connected(scheduler, workers, options.threads, join=join)
         elsewhere = context.with_resource(found)
-    pairs = [(source, _pictured(own)) for source, own in output_paths.each(sources, options)]
+    pairs = [(source, _pictured(own)) for source, own in writers.targets_of(sources, options)]
     failed, alone = [], 0
     for source, own in pairs:
         try:
@@ -133,11 +133,11 @@ def watch(
     ] = 0.5,
 ) -> None:
     """Denoise frames while an acquisition writes them; Ctrl-C, or --idle, ends it."""
-    from emdn_deploy import output_paths
     from emdn_deploy import watch as watching
+    from emdn_deploy import writers
 
     arrivals = (
-        watching.dataset(source, output_paths.target_of(source, options)[0], options, idle, poll)
+        watching.dataset(source, writers.target_of(source, options)[0], options, idle, poll)
         if source.is_file()
         else watching.folder(source, options, idle, poll)
     )

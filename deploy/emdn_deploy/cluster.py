@@ -24,17 +24,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import denoise_file, provenance, writers
+from emdn_deploy import denoise_file, writers
 from emdn_deploy.batching import blocks
 from emdn_deploy.check.quick import Quick
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import Progress, Work
 from emdn_deploy.denoiser import opened
-from emdn_deploy.output import Output, Sums
-from emdn_deploy.preprocess import Prepared, Recipe
+from emdn_deploy.output import Output, Stamps, Sums, key_of, stamps
+from emdn_deploy.preprocess import Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_selected
 from emdn_deploy.readers.frames import select
 from emdn_deploy.session import usable_cpus
+from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import SIGMA, Provenance, Storage
 from emdn_deploy.writers.hdf5 import dataset_of
 from emdn_models import __version__
@@ -64,7 +65,7 @@ class Job:
     options: DenoiseOptions
     opening: tuple[Any, ...]
     recipe: Recipe
-    given: provenance.Stamps
+    given: Stamps
     facts: Provenance
     folder: Path
     key: str
@@ -148,8 +149,7 @@ class Cluster:
                 f"{target}: cannot refer to parts (frames {frames.order}); add --join, or take "
                 "--to hspy"
             )
-        key = json.dumps(dict(provenance.key_of(work.facts, work.given)), sort_keys=True)
-        digest = hashlib.sha256(key.encode()).hexdigest()
+        digest = hashlib.sha256(key_of(work.facts, work.given).encode()).hexdigest()
         folder = target.with_name(f"{target.name}.parts-{digest[:8]}").absolute()
         model, device, _, precision = work.denoiser.opening
         job = Job(
@@ -285,7 +285,8 @@ class Cluster:
                 for first, last in blocks(max(start, output.done), stop, 8):
                     some = slice(first - start, last - start)
                     sigma = file[dataset + SIGMA][some] if job.options.sigma else None
-                    output.write(first, made := file[dataset][some], made, sigma)
+                    made = Answer(file[dataset][some], np.zeros(last - first), sigma)
+                    output.write(first, Part(made.frames), made)
 
 
 def _spans(job: Job, shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -325,7 +326,7 @@ def _look(job: Job) -> str:
 
 def _check_seen(job: Job) -> None:
     """Refuse an input that is not the client's here."""
-    for name, known in provenance.stamps(Path(name) for name in job.given).items():
+    for name, known in stamps(Path(name) for name in job.given).items():
         if known[:2] != job.given[name][:2]:
             how = "another file of this name" if known[0] else "no such file"
             raise EmdnError(
@@ -347,27 +348,24 @@ def _make(job: Job, start: int, stop: int) -> dict[str, Any]:
     choice = Choice(options.dataset, options.axes)
     whole = Prepared(_frames(job.source, choice, options.frames, job.key), recipe)
     some = select(whole.frames, f"{start}:{stop}")
-    half = denoiser.session.info.frames // 2
-    around = (max(0, start - half), start), (stop, min(whole.frames.shape[0], stop + half))
-    before, after = ([whole.take(*span)] if span[0] < span[1] else [] for span in around)
     quick = Quick(recipe.scale.pixel_gain, recipe.scale.offset, bad=recipe.bad)
     # Two workers may make the same part, if dask has lost sight of one.
     own = job.folder / f"{start:09}-{uuid.uuid4().hex}.h5"
     with Output(
         [own], "hdf5",
         lambda partial: writers.lay_out("hdf5", partial, some, job.facts, job.storage),
-        {"key": job.key}, pixels=some.shape[1] * some.shape[2],
+        json.dumps({"key": job.key}),
     ) as output:  # fmt: skip
         try:
-            given = provenance.stamps(Path(name) for name in job.given)
+            given = stamps(Path(name) for name in job.given)
+            work = Work(own, "hdf5", options, whole, denoiser, job.facts, given)
             denoise_file.denoise_frames(
-                denoiser, Prepared(some, recipe), options, output, quick,
-                lambda done, count: None, given, (before, after),
-            )  # fmt: skip
+                work, output, quick, lambda done, count: None, slice(start, stop)
+            )
+            output.complete({}, given)
         except BaseException:
             output.done = 0  # so that nothing of it stays
             raise
-        output.complete({})
     state: dict[str, NDArray[Any] | str] = {
         **quick.state(), "note": denoiser.batching.note, "sums": json.dumps(asdict(output.sums)),
     }  # fmt: skip

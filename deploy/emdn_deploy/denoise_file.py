@@ -3,33 +3,32 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from emdn_deploy import (
-    neighbours,
-    output_paths,
-    preprocess,
-    provenance,
-    uncertainty,
-    writers,
-)
+from emdn_deploy import neighbours, preprocess, uncertainty, writers
 from emdn_deploy.batching import blocks, stream
 from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
-from emdn_deploy.check.quick import spans as ranges
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.output import Output, State, Sums, check_targets, claimed
-from emdn_deploy.preprocess import Part, Prepared, Recipe
+from emdn_deploy.neighbours import Block
+from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
+from emdn_deploy.preprocess import Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
-from emdn_deploy.readers.frames import check_one_scale
-from emdn_deploy.report import Plan, Report, lines
+from emdn_deploy.report import (
+    PICTURES,
+    REFERENCES,
+    Plan,
+    Report,
+    facts_of,
+    late_facts,
+    lines,
+    warnings,
+)
 from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
@@ -38,24 +37,15 @@ from emdn_models.files import renamed
 
 if TYPE_CHECKING:  # only a run with --report, or by workers, needs it
     from emdn_deploy.cluster import Cluster
-    from emdn_deploy.page import RunPage, Verdicts
-
-# A mean that moves by more than this is worth a warning.
-RATIO_TOLERANCE = 0.01
-# Inputs of so many files are compared with what they were after every block, others at the end.
-FEW_FILES = 16
-# What a preview may be.
-PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff")
+    from emdn_deploy.page import Verdicts
 
 Progress = Callable[[int, int], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A stack to be denoised, for the processes that do it elsewhere.
-
-    ``given``: the files that decide the pixels, as they are now.
-    """
+    """A stack to be denoised. ``given``: the files that decide the pixels, as they are now."""
 
     target: Path
     module: str
@@ -63,15 +53,12 @@ class Work:
     ready: Prepared
     denoiser: Denoiser
     facts: Provenance
-    given: provenance.Stamps
-
-
-_log = logging.getLogger(__name__)
+    given: Stamps
 
 
 def plan(source: Path, options: DenoiseOptions) -> Plan:
     """Say what `run` would do, and raise what it would raise before reading pixels."""
-    target, module = output_paths.target_of(source, options)
+    target, module = writers.target_of(source, options)
     with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
         files, others = _outputs(target, module, frames, options)
         check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
@@ -94,22 +81,33 @@ def _outputs(
         writers.check_sigma(module, frames)
     elif beside is not None and beside.exists():
         _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
-    pictures = []
-    wanted = (options.preview, PICTURES), (options.movie, (".gif",)), (options.report, (".html",))
-    for path, kinds in wanted:
-        if path is not None and path.suffix.lower() not in kinds:
+    pictures = _pictures(options)
+    for name, path in pictures.items():
+        if path.suffix.lower() not in PICTURES[name]:
             raise OutputError(
                 f"{path}: unknown kind of file {path.suffix!r}; expected a name that ends in "
-                f"{' or '.join(kinds)}"
+                f"{' or '.join(PICTURES[name])}"
             )
-        pictures += [] if path is None else [path]
-    return writers.files_of(target, module, sigma=options.sigma), pictures
+    return writers.files_of(target, module, sigma=options.sigma), [*pictures.values()]
+
+
+def _pictures(options: DenoiseOptions) -> dict[str, Path]:
+    return {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
+
+
+def _deciding(frames: Frames, options: DenoiseOptions) -> list[Path]:
+    """List every file that decides the pixels, but for the model."""
+    paths = list(frames.files) or [frames.path]
+    for path in filter(None, (getattr(options, name) for name in REFERENCES)):
+        with open_frames(path) as reference:
+            paths += list(reference.files) or [path]
+    return paths
 
 
 def _inputs(frames: Frames, options: DenoiseOptions) -> list[Path]:
     """List every file that a run reads."""
     model = [Path(options.model)] if options.model and Path(options.model).is_file() else []
-    return [frames.path, *provenance.inputs_of(frames, options), *model]
+    return [frames.path, *_deciding(frames, options), *model]
 
 
 def run(
@@ -118,10 +116,9 @@ def run(
     progress: Progress = lambda done, count: None,
     opened: dict[str | None, Denoiser] | None = None,
     recipe: Recipe | None = None,
-    between: tuple[Sequence[Path], Sequence[Path]] = ((), ()),
     elsewhere: "Cluster | None" = None,
 ) -> Report:
-    """Denoise a file of frames.
+    """Denoise a file of frames; EmdnError names the file and the remedy.
 
     Parameters
     ----------
@@ -130,41 +127,31 @@ def run(
     recipe
         Scale and corrections of a longer stack that this file is a part of; None to
         find its own.
-    between
-        The files before and after it in that stack, for a model that sees neighbours.
     elsewhere
         Denoises in other processes; None for this one.
-
-    Raises
-    ------
-    EmdnError
-        One of its kinds, naming the file and the remedy.
     """
-    target, module = output_paths.target_of(source, options)
+    target, module = writers.target_of(source, options)
     with contextlib.ExitStack() as stack:
         frames = stack.enter_context(
             open_selected(source, Choice(options.dataset, options.axes), options.frames)
         )
-        count, size = frames.shape[0], frames.shape[1:]
-        given = provenance.stamps(provenance.inputs_of(frames, options))
+        given = stamps(_deciding(frames, options))
         files, pictures = _outputs(target, module, frames, options)
         over = options.overwrite or bool(elsewhere and elsewhere.mends(target))
         stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
         options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
-        if options.axes is None:
-            check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
-        denoiser, seen = choose(ready, options, {} if opened is None else opened, any(between))
-        info, scale = denoiser.session.info, ready.scale
+        denoiser, seen = choose(ready, options, {} if opened is None else opened)
+        scale, batching = ready.scale, denoiser.batching
         if not scale.sigma:
             _log.warning("warning: %s: %s", source, scale.note)
-        note = uncertainty.note(info, denoiser.calibration) if options.sigma else None
-        if note and denoiser.calibration is None:
+        if options.sigma and denoiser.calibration is None:
+            note = uncertainty.note(denoiser.session.info, None)
             _log.warning("warning: %s: sigma is %s", source, note)
-        _, batch = denoiser.batching.plan(count, size, options.batch)
-        facts = provenance.facts_of(frames, options, denoiser, ready, batch, seen)
+        _, batch = batching.plan(frames.shape[0], frames.shape[1:], options.batch)
+        facts = facts_of(ready, options, denoiser, batch, seen)
         storage = Storage(options.dtype, bool(options.compress), options.sigma)
         work = Work(target, module, options, ready, denoiser, facts, given)
         if elsewhere:
@@ -179,144 +166,73 @@ def run(
             return writers.lay_out(module, partial, frames, facts, storage, own)
 
         def state() -> State:
-            return {**quick.state(), "note": np.array(denoiser.batching.note)}
+            return {**quick.state(), "note": np.array(batching.note)}
 
         with Output(
-            files, module, make, provenance.key_of(facts, given), pixels=size[0] * size[1],
-            beside=beside, state=state, overwrite=over,
-        ) as output:  # fmt: skip
+            files, module, make, key_of(facts, given), beside=beside, state=state, overwrite=over
+        ) as output:
             resumed, earlier = output.done, output.earlier
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
             if "quick" in earlier:
-                quick.restore(earlier, size[0] * size[1])
-                denoiser.batching.note = denoiser.batching.note or str(earlier["note"])
+                quick.restore(earlier, frames.shape[1] * frames.shape[2])
+                batching.note = batching.note or str(earlier["note"])
             began = time.perf_counter()
             if elsewhere:
                 resumed = elsewhere.fill(work, output, quick, progress)
             else:
-                progress(resumed, count)
-                context = _context(between, ready, options, info.frames // 2)
-                denoise_frames(denoiser, ready, options, output, quick, progress, given, context)
+                denoise_frames(work, output, quick, progress)
             seconds = time.perf_counter() - began
             checked = quick.result() if scale.sigma else None
-            sums = output.sums
-            late = {
-                **sums.facts(scale.offset), **provenance.checked(checked),
-                **provenance.memory(denoiser),
-            }  # fmt: skip
-            try:
-                provenance.check_unchanged(given)
-            except FormatError:
-                output.spoil()
-                raise
-            output.complete(late)
+            late = late_facts(output.sums, scale.offset, checked, denoiser)
+            output.complete(late, given)
         if elsewhere:
             elsewhere.tidy(work)
+        report = Report(
+            source, target, frames.shape[0], resumed, seconds, scale, {**facts, **late},
+            output.sums, writers.sigma_place(target, module, frames) if options.sigma else None,
+            checked, ready.recipe.notes, _pictures(options),
+        )  # fmt: skip
+        for said in warnings(report):
+            _log.warning("warning: %s: %s", source, said)
         try:
-            drawn = _draw(options, ready, target, module, info.name, checked)
+            _draw(work, report)
         except (EmdnError, OSError) as error:
             raise OutputError(f"{error}; {target} itself is complete") from error
-    report = Report(
-        source=source,
-        output=target,
-        dataset=frames.dataset,
-        frames=count,
-        resumed=resumed,
-        seconds=seconds,
-        model=info.name,
-        precision=denoiser.session.precision,
-        device=str(facts["device"]),
-        neighbours=seen,
-        intensity=scale,
-        ratio=float(late["intensity_ratio"]),
-        net_ratio=float(late["net_intensity_ratio"]),
-        largest_shift=float(late["largest_shift"]),
-        bad_pixels=ready.bad_pixels,
-        gap_pixels=ready.gap_pixels,
-        saturated_input=sums.kept,
-        saturated_from=ready.recipe.flags.limit,
-        filled=sums.filled,
-        missing=sums.missing,
-        empty=tuple(sums.empty),
-        notes=ready.recipe.notes,
-        dtype=options.dtype,
-        saturated=sums.saturated,
-        sigma=writers.sigma_place(target, module, frames) if note else None,
-        sigma_note=note,
-        check=checked.line if checked else None,
-        standing_out=checked.failing if checked else (),
-        smallest_defect=checked.smallest.words if checked and checked.smallest else None,
-        preview=options.preview,
-        movie=options.movie,
-        page=options.report,
-    )
-    _warn(report)
-    if drawn is not None and options.report is not None:
-        page, verdicts = drawn
-        with renamed(options.report) as place:
-            place.write_text(page.html(source.name, verdicts, lines(report)), encoding="utf-8")
     return report
 
 
 def choose(
-    ready: Prepared,
-    options: DenoiseOptions,
-    opened: dict[str | None, Denoiser],
-    beside: bool = False,
+    ready: Prepared, options: DenoiseOptions, opened: dict[str | None, Denoiser]
 ) -> tuple[Denoiser, str]:
     """Open the model that was asked for; without one, a movie gets the model for movies.
 
-    That sees each frame with its neighbours, which helps where they show the same scene.
-
-    Parameters
-    ----------
-    opened
-        Models that are open, by name; those that are missing are added.
-    beside
-        Whether the stack has neighbours besides its own frames.
-
-    Returns
-    -------
-    Denoiser, str
-        The model, and what it sees of a stack and why, for people.
-
-    Raises
-    ------
-    FormatError
-        If frames along several axes, or a single frame, are to be denoised by a model that sees
-        neighbours in time.
+    That sees each frame with its neighbours, which helps where they show the same scene. Models
+    that ``opened`` lacks are added. Returned is also what the model sees of a stack and why, for
+    people. Raises FormatError if frames along several axes, or a single frame, are to be denoised
+    by a model that sees neighbours in time.
     """
 
-    def open_model(name: str | None) -> Denoiser:
+    def seen(name: str | None, why: str) -> tuple[Denoiser, str]:
         if name not in opened:
             opened[name] = Denoiser.of(replace(options, model=name))
-        return opened[name]
-
-    def seen(name: str | None, why: str) -> tuple[Denoiser, str]:
-        model = open_model(name)
-        half = model.session.info.frames // 2
+        half = opened[name].session.info.frames // 2
         how = f"each frame with {half} on either side" if half else "each frame by itself"
-        return model, f"{how} ({why})" if why else how
+        return opened[name], f"{how} ({why})" if why else how
 
     frames, movie = ready.frames, pretrained.movie_model(options.precision)
     count = frames.shape[0]
     axes = zip(frames.order, frames.stored_shape, strict=True)
     lead = sum(letter not in "yx" and length > 1 for letter, length in axes)
     if options.model is not None:
-        if open_model(options.model).session.info.frames > 1:
-            if lead > 1:
-                raise FormatError(
-                    f"{frames.path}: has frames along {lead} axes ({frames.order}), and "
-                    f"{options.model} sees neighbours in time; choose one by --axes, or another "
-                    "--model"
-                )
-            if count == 1 and not beside:
-                raise FormatError(
-                    f"{frames.path}: holds one frame, and {options.model} sees its neighbours; "
-                    "take a --model that sees one, such as the default"
-                )
-        return seen(options.model, "")
+        asked = seen(options.model, "")
+        if asked[0].session.info.frames > 1 and lead != 1:
+            what = f"frames along {lead} axes ({frames.order})" if lead else "one frame"
+            raise FormatError(
+                f"{frames.path}: holds {what}, and {options.model} sees neighbours in time; choose "
+                "an axis by --axes, give the folder of all frames, or take another --model"
+            )
+        return asked
     if movie is None:
         return seen(None, "no model for movies is there")
     if lead > 1:
@@ -325,7 +241,7 @@ def choose(
         return seen(None, f"no movie: fewer than {neighbours.LEAST} frames")
     if not ready.scale.sigma:
         return seen(None, "no noise to compare them by")
-    single = open_model(None)
+    single, _ = seen(None, "")
     scene = neighbours.compare(
         lambda number: ready.read(number, number + 1)[0],
         lambda some: single.run(some, ready.scale),
@@ -335,185 +251,80 @@ def choose(
     return seen(movie if scene.movie else None, str(scene))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A part of a stack in its context: ``around`` frames before and after it, which only help."""
-
-    start: int
-    part: Part
-    frames: NDArray[np.float32]
-    around: tuple[int, int]
-    usable: NDArray[np.bool_]
-
-
-def _context(
-    between: tuple[Sequence[Path], Sequence[Path]],
-    ready: Prepared,
-    options: DenoiseOptions,
-    half: int,
-) -> tuple[list[Part], list[Part]]:
-    """Read the last frames of the files before, and the first of those after, where they fit."""
-    parts: tuple[list[Part], list[Part]] = [], []
-    for paths, found, some in zip(between, parts, (slice(-half, None), slice(half)), strict=True):
-        for path in paths if half else ():
-            with (
-                contextlib.suppress(EmdnError),
-                open_frames(path, Choice(options.dataset, options.axes)) as frames,
-            ):
-                near = preprocess.prepare(frames, options, ready.recipe)
-                found += [near.take(n, n + 1) for n in range(frames.shape[0])[some]]
-    return parts
-
-
-def with_neighbours(
-    take: Callable[[int, int], Part],
-    spans: list[tuple[int, int]],
-    half: int,
-    context: tuple[list[Part], list[Part]] = ([], []),
-) -> Callable[[int, int], _Block]:
-    """Return a reader of the spans of a stack, each with ``half`` frames before and after it.
-
-    Where the stack ends there are fewer. Each frame is read once, and a few are remembered.
-
-    Parameters
-    ----------
-    take
-        ``take(start, stop)`` gives corrected frames.
-    context
-        Parts before the stack, and after it.
-    """
-    first = spans[0][0] if spans else 0
-    # After a pause the frames before the first part are needed once more.
-    again = [(first - min(first, half), first)] if first and half else []
-    sources: list[Part | tuple[int, int]] = [*context[0], *again, *spans, *context[1]]
-    places = {span: index for index, span in enumerate(spans, len(context[0]) + len(again))}
-
-    @lru_cache(maxsize=2 * half + 1)
-    def part(index: int) -> Part:
-        source = sources[index]
-        return source if isinstance(source, Part) else take(*source)
-
-    def reach(indices: Iterable[int]) -> tuple[list[Part], int]:
-        """Return parts until they have ``half`` frames, and how many frames are taken."""
-        near, count = list[Part](), 0
-        for index in indices:
-            if count >= half:
-                break
-            near.append(part(index))
-            count += len(near[-1].frames)
-        return near, min(count, half)
-
-    def read(start: int, stop: int) -> _Block:
-        index = places[start, stop]
-        before, earlier = reach(range(index - 1, -1, -1))
-        own = part(index)
-        after, later = reach(range(index + 1, len(sources)))
-        parts = [*reversed(before), own, *after]
-        skipped = sum(len(one.frames) for one in before) - earlier
-        some = slice(skipped, skipped + earlier + stop - start + later)
-        frames = np.concatenate([one.frames for one in parts])[some] if half else own.frames
-        empty = np.concatenate([one.empty for one in parts])[some]
-        return _Block(start, own, frames, (earlier, later), ~empty)
-
-    return read
-
-
-def tally(sums: Sums, start: int, part: Part, shifts: NDArray[np.float64]) -> None:
-    """Count in what a block from frame ``start`` on keeps, and what its means were shifted by."""
-    empty = (start + np.flatnonzero(part.empty)).tolist()
-    sums.add_kept(part.saturated, part.filled, part.missing, empty)
-    sums.add_shifts(shifts, part.frames[0].size)
-
-
 def denoise_frames(
-    denoiser: Denoiser,
-    ready: Prepared,
-    options: DenoiseOptions,
-    output: Output,
-    quick: Quick,
-    progress: Progress,
-    given: provenance.Stamps,
-    context: tuple[list[Part], list[Part]],
+    work: Work, output: Output, quick: Quick, progress: Progress, some: slice = slice(None)
 ) -> None:
-    """Denoise the frames that are not done yet."""
-    count, size = ready.frames.shape[0], ready.frames.shape[1:]
-    parallel, batch = denoiser.batching.plan(count, size, options.batch)
+    """Denoise the frames of a stack, or ``some`` in a row, that are not done yet.
+
+    Output, quick check and progress count from the first of these on.
+    """
+    denoiser, ready, options = work.denoiser, work.ready, work.options
+    total, *size = ready.frames.shape
+    first, last, _ = some.indices(total)
+    parallel, batch = denoiser.batching.plan(last - first, tuple(size), options.batch)
     whole = np.dtype(options.dtype).kind != "f"
 
-    def take(start: int, stop: int) -> Part:
-        part = ready.take(start, stop)
-        if len(given) <= FEW_FILES:  # HDF5 reads zeros where a file was cut off
-            provenance.check_unchanged(given)
-        return part
-
-    def compute(item: _Block) -> Answer:
-        part = item.part
+    def compute(block: Block) -> Answer:
+        part = block.part
         made = denoiser.answer(
-            item.frames, ready.scale, around=item.around, usable=item.usable,
+            block.frames, ready.scale, around=block.around, usable=block.usable,
             with_sigma=options.sigma, batch=batch, alone=parallel > 1,
         )  # fmt: skip
         # Here, and not where it is written, so that every thread does its own.
         for index in np.flatnonzero(part.judged(ready.recipe.bad)):
-            one = slice(index, index + 1)
-            quick.add(item.start + int(index), part.frames[one], made.frames[one], made.shifts[one])
+            one, number = slice(index, index + 1), block.start - first + int(index)
+            quick.add(number, part.frames[one], made.frames[one], made.shifts[one])
         return part.finish(made, whole=whole)
 
-    def write(start: int, item: _Block, made: Answer) -> None:
-        part = item.part
-        output.write(
-            start, part.counted(), made.frames, made.sigma,
-            lambda sums: tally(sums, start, part, made.shifts),
-        )  # fmt: skip
-        progress(start + len(part.frames), count)
+    def write(start: int, block: Block, made: Answer) -> None:
+        output.write(start - first, block.part, made)
+        progress(start - first + len(made.frames), last - first)
 
-    spans = blocks(output.done, count, batch)
-    read = with_neighbours(take, spans, denoiser.session.info.frames // 2, context)
+    progress(output.done, last - first)
+    spans = blocks(first + output.done, last, batch)
+    half = denoiser.session.info.frames // 2
+    read = neighbours.reader(ready.take, spans, half, total)
     stream(read, compute, write, spans, parallel)
 
 
-def _draw(
-    options: DenoiseOptions,
-    ready: Prepared,
-    target: Path,
-    module: str,
-    model: str,
-    checked: QuickResult | None,
-) -> "tuple[RunPage, Verdicts] | None":
-    """Draw what was asked for, from the finished output; return what a page shows of it."""
-    if options.preview is None and options.movie is None and options.report is None:
-        return None
+def _draw(work: Work, report: Report) -> None:
+    """Draw what was asked for, from the finished output."""
+    if not report.pictures:
+        return
     from emdn_deploy import figures
 
-    frames, scale = ready.frames, ready.scale
+    frames, ready, scale = work.ready.frames, work.ready, work.ready.scale
     count = frames.shape[0]
-    choice = Choice(frames.dataset, frames.order) if module == "mirror" else Choice()
-    with open_frames(target, choice) as denoised:
+    choice = Choice(frames.dataset, frames.order) if work.module == "mirror" else Choice()
+    with open_frames(work.target, choice) as denoised, contextlib.ExitStack() as stack:
         shown = ready.shown(denoised.read)
-        if options.preview is not None:
-            number = count // 2
+        places = {
+            name: stack.enter_context(renamed(path)) for name, path in report.pictures.items()
+        }
+        if (place := places.get("preview")) is not None:
+            number, unit = count // 2, scale.unit
             # Pictures are drawn in a unit whose square float32 holds.
             before, after = (
-                read(number, number + 1)[0] / np.float32(scale.unit) for read in (ready.read, shown)
+                read(number, number + 1)[0] / np.float32(unit) for read in (ready.read, shown)
             )
-            title = f"{frames.path.name}, frame {number} of {count}, {model}"
+            title = f"{frames.path.name}, frame {number} of {count}, {report.record['model']}"
             if scale.sigma:
                 title += f", {scale.scale:.3g} e/px"
             if known := frames.dose(scale.scale):
                 title += f", {known:.4g} e/Å²"
-            kind, unit = options.preview.suffix[1:].lower(), scale.scaled(1 / scale.unit)
-            with renamed(options.preview) as place:
-                figures.draw(place, before, after, unit, frames.axis("x"), title, kind)
-        if options.movie is not None:
-            with renamed(options.movie) as place:
-                figures.movie(place, ready.read, shown, count, frames.time(), frames.axis("x"))
-        if options.report is None:
-            return None
-        from emdn_deploy.page import RunPage
+            kind = report.pictures["preview"].suffix[1:].lower()
+            axis = frames.axis("x")
+            figures.draw(place, before, after, scale.scaled(1 / unit), axis, title, kind)
+        if (place := places.get("movie")) is not None:
+            figures.movie(place, ready.read, shown, count, frames.time(), frames.axis("x"))
+        if (place := places.get("report")) is not None:
+            from emdn_deploy.page import RunPage
 
-        page, verdicts = RunPage(frames, scale), _verdicts(checked, count)
-        page.take(page.numbers, ready.read, shown)
-        page.take(page.more(verdicts), ready.read, shown)
-        return page, verdicts
+            page, verdicts = RunPage(frames, scale), _verdicts(report.check, count)
+            page.take(page.numbers, ready.read, shown)
+            page.take(page.more(verdicts), ready.read, shown)
+            text = page.html(report.source.name, verdicts, lines(report))
+            place.write_text(text, encoding="utf-8")
 
 
 def _verdicts(checked: QuickResult | None, count: int) -> "Verdicts":
@@ -530,35 +341,3 @@ def _verdicts(checked: QuickResult | None, count: int) -> "Verdicts":
         if number in checked.failing
     }
     return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))
-
-
-def _warn(report: Report) -> None:
-    """Say what makes a result less than it seems."""
-    said = list(report.notes)
-    if report.filled:
-        said.append(
-            f"{report.filled} pixels were not finite in some frames; filled from their neighbours"
-        )
-    if report.missing:
-        become = "stay so" if np.dtype(report.dtype).kind == "f" else "were filled in"
-        said.append(
-            f"{report.missing} pixels have no value in some frames, over areas, and {become}"
-        )
-    if report.empty:
-        become = "NaN as 0 " * (np.dtype(report.dtype).kind != "f")
-        said.append(
-            f"{len(report.empty)} frames are blank or hold no value, and are left as they are "
-            f"{become}({', '.join(ranges(report.empty))})"
-        )
-    if abs(report.ratio - 1) > RATIO_TOLERANCE:
-        said.append(
-            f"the mean intensity changed by {100 * (report.ratio - 1):.1f} %; do not use these "
-            "frames for quantitative work before you know why"
-        )
-    if abs(report.net_ratio - 1) > RATIO_TOLERANCE:
-        said.append(
-            f"the model changed the mean intensity by {100 * (report.net_ratio - 1):.1f} %; frames "
-            "were shifted back, but it may not fit them: see emdn-deploy check"
-        )
-    for one in said:
-        _log.warning("warning: %s: %s", report.source, one)

@@ -24,25 +24,11 @@ _log = logging.getLogger(__name__)
 class Denoiser:
     """A model that stays open on a device.
 
-    It pickles as what it was opened with: a process that unpickles it opens the model once. A
-    model that sees several frames (``unet@movie``) denoises each with its neighbours in the
-    stack (`emdn_deploy.neighbours.beside`); it takes movies (T, H, W) only.
-
-    Parameters
-    ----------
-    model
-        A shipped name, the path of an ``.onnx`` file, or None for the default.
-    device
-        ``cuda`` never falls back; ``auto`` says what it took.
-    threads
-        CPU threads; None takes those that affinity mask and quota allow.
-    precision
-        Which variant of the model: ``fp32`` for the model itself.
-
-    Raises
-    ------
-    ModelError, DeviceError
-        As `emdn_deploy.session.open_session`.
+    ``model`` is a shipped name, the path of an ``.onnx`` file, or None for the default; ``device``,
+    ``threads``, ``precision`` and the errors are those of `emdn_deploy.session.open_session`. It
+    pickles as what it was opened with: a process that unpickles it opens the model once. A model
+    that sees several frames (``unet@movie``) denoises each with its neighbours in the stack
+    (`emdn_deploy.neighbours.beside`); it takes movies (T, H, W) only.
     """
 
     def __init__(
@@ -95,10 +81,9 @@ class Denoiser:
 
         Raises
         ------
-        FormatError
-            If ``frames`` are not frames of real numbers on one scale.
         EmdnError
-            If ``gain`` or ``offset`` cannot be that of such frames.
+            If ``frames`` are not frames of real numbers (FormatError), or ``gain`` or ``offset``
+            cannot be theirs.
         """
         return self._as_a_file(frames, gain, offset, batch, with_sigma=False).frames
 
@@ -110,25 +95,11 @@ class Denoiser:
         offset: float | None = None,
         batch: int | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Denoise a frame or a stack in all eight orientations, at eight times the cost.
+        """Denoise as `denoise`, in all eight orientations, at eight times the cost.
 
-        Parameters
-        ----------
-        frames, gain, offset, batch
-            As `denoise`.
-
-        Returns
-        -------
-        ndarray, ndarray
-            float32 each, in the shape and units of ``frames``: the mean of the eight, and
-            the standard deviation of its error (see `emdn_deploy.uncertainty`). For a model
-            without a calibration that is the raw spread, which is too small; a warning is
-            logged.
-
-        Raises
-        ------
-        FormatError, EmdnError
-            As `denoise`.
+        Returns the mean of the eight and the standard deviation of its error (see
+        `emdn_deploy.uncertainty`), float32 in the shape and units of ``frames``. For a model
+        without a calibration that is the raw spread, which is too small; a warning is logged.
         """
         if self.calibration is None:
             _log.warning("sigma: %s", uncertainty.note(self.session.info, None))
@@ -231,26 +202,16 @@ class Denoiser:
     ) -> tuple[Answer, Part]:
         """Denoise some frames (n, H, W) of a stack whose recipe is known: gaps, bad pixels and all.
 
-        Parameters
-        ----------
-        recipe
-            Of `emdn_deploy.preprocess.recipe_of_array`.
-        around, with_sigma, batch, alone
-            As `answer`.
-
-        Returns
-        -------
-        Answer, Part
-            Of the frames themselves, without those ``around``.
+        The options are those of `answer`, which is returned with the corrected frames themselves,
+        without those ``around``.
         """
         first, stop = around[0], len(raw) - around[1]
         parts = [
             recipe.apply(part.copy()) if len(part) else Part(part)
             for part in np.split(raw, (first, stop))
         ]
-        seen, empty = (np.concatenate(some) for some in zip(
-            *((part.frames, part.empty) for part in parts), strict=True
-        ))  # fmt: skip
+        seen = np.concatenate([part.frames for part in parts])
+        empty = np.concatenate([part.empty for part in parts])
         made = self.answer(
             seen, recipe.scale, around=around, usable=~empty, with_sigma=with_sigma, batch=batch,
             alone=alone,
@@ -274,8 +235,8 @@ class Denoiser:
         if self.session.info.frames > 1:
             stacks.check_one_axis(array.shape, self.session.info.name)
         recipe = preprocess.recipe_of_array(stack, array.dtype, gain, offset)
-        if not recipe.scale.sigma:
-            _log.warning("warning: %s", recipe.scale.note)
+        for said in recipe.notes if recipe.scale.sigma else (recipe.scale.note,):
+            _log.warning("warning: %s", said)
         if stacks.is_dask(stack):
             from emdn_deploy import dask_arrays
 
@@ -307,16 +268,5 @@ def denoise(
     device: Device = "cpu",
     precision: Precision = "fp32",
 ) -> NDArray[np.float32]:
-    """Denoise frames (..., H, W) in one call; see `Denoiser` for several.
-
-    Returns
-    -------
-    ndarray
-        float32, in the shape and the units of ``frames``.
-
-    Raises
-    ------
-    EmdnError
-        As `Denoiser` and `Denoiser.denoise`.
-    """
+    """Denoise frames (..., H, W) in one call, as `Denoiser.denoise`."""
     return Denoiser(model, device, precision=precision).denoise(frames)

@@ -54,7 +54,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
 
 def _frames(path: Path, choice: Choice) -> Iterator[str]:
     try:
-        opened = open_frames(path, choice)
+        opened = open_frames(path, choice, cut=True)
     except SeveralStacks as several:
         yield from _several(path, several)
         return
@@ -68,8 +68,10 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
             step = "not calibrated" if axis.step is None else f"{axis.step:g} {axis.units}".strip()
             name = f" ({axis.name})" if axis.name and axis.name != letter else ""
             yield _row(f"axis {letter}", step + name)
-        for key, value in (*frames.metadata.items(), *(("note", note) for note in frames.notes)):
+        for key, value in frames.metadata.items():
             yield _row(key, value)
+        for note in filter(None, (*frames.notes, frames.missing)):
+            yield _row("note", note)
         try:
             ready = preprocess.prepare(frames, DenoiseOptions())
         except EmdnError as error:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from emdn_deploy.preprocess import Part
 
 Stack = NDArray[np.float32]
 
@@ -77,6 +80,48 @@ def beside(
         [neighbour(frame, step) if step else frame for step in range(-half, half + 1)]
         for frame in range(first, stop)
     ]).reshape(-1, frames)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a stack, ``around`` frames before and after which only help to denoise it.
+
+    ``frames`` are all of these (k, H, W), and ``usable`` (k,) says which may stand beside others.
+    """
+
+    start: int
+    part: Part
+    frames: Stack
+    around: tuple[int, int]
+    usable: NDArray[np.bool_]
+
+
+def reader(
+    take: Callable[[int, int], Part], spans: list[tuple[int, int]], half: int, count: int
+) -> Callable[[int, int], Block]:
+    """Return a reader of ``spans`` of ``count`` frames, each with ``half`` before and after it.
+
+    At the ends of the stack there are fewer. ``take(start, stop)`` gives corrected frames; each is
+    read once, as the spans follow each other and a few are remembered.
+    """
+    first, last = (spans[0][0], spans[-1][1]) if spans else (0, 0)
+    beyond = (max(0, first - half), first), (last, min(count, last + half))
+    pieces = [span for span in (beyond[0], *spans, beyond[1]) if span[0] < span[1]]
+    part = lru_cache(maxsize=2 * half + 1)(take)
+
+    def read(start: int, stop: int) -> Block:
+        own, low, high = part(start, stop), max(0, start - half), min(count, stop + half)
+        if not half:
+            return Block(start, own, own.frames, (0, 0), ~own.empty)
+        near = [(a, part(a, b)) for a, b in pieces if a < high and b > low]
+        some = slice(low - near[0][0], high - near[0][0])
+        frames, empty = (
+            np.concatenate([getattr(one, name) for _, one in near])[some]
+            for name in ("frames", "empty")
+        )
+        return Block(start, own, frames, (start - low, high - stop), ~empty)
+
+    return read
 
 
 def compare(

@@ -10,6 +10,7 @@ until all are done. Standard deviations fill a second stack, in the same file or
 
 import contextlib
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -28,8 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import writers
+from emdn_deploy.preprocess import Part
+from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import Layout, Provenance, partial_of, storable
-from emdn_models.errors import EmdnError, OutputError
+from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import locked
 
 # Work that a power failure may cost.
@@ -38,6 +41,7 @@ SYNC_SECONDS = 2.0
 _BESIDE = (".new", ".frames", ".sigma", ".map.new", ".map")
 
 State = dict[str, NDArray[Any]]
+Stamps = dict[str, tuple[int, int, int]]
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +50,8 @@ class Sums:
     """What is summed up over the frames written so far, for the record.
 
     ``pixels``: such as were denoised, not those in gaps, saturated areas and empty frames.
-    ``saturated``: of the output, outside the range of its type. ``kept``, ``filled``,
+    ``clipped``: of the output, outside the range of its type. ``shift``, ``largest``: what was
+    added to frames for the sake of their means, in all and at most. ``saturated``, ``filled``,
     ``missing``: pixels of the input that are saturated, such as were filled in in single frames,
     and areas without a value in such. ``empty``: numbers of the frames without any value.
     """
@@ -57,10 +62,10 @@ class Sums:
     squares: float = 0.0
     low: float = float("inf")
     high: float = float("-inf")
-    saturated: int = 0
+    clipped: int = 0
     shift: float = 0.0
     largest: float = 0.0
-    kept: int = 0
+    saturated: int = 0
     filled: int = 0
     missing: int = 0
     empty: list[int] = field(default_factory=list)
@@ -79,26 +84,23 @@ class Sums:
         self.squares += float(np.einsum("i,i->", flat, flat))
         self.low, self.high = min(self.low, float(after.min())), max(self.high, float(after.max()))
 
+    def add_part(self, start: int, part: Part, shifts: NDArray[np.float64]) -> None:
+        """Count in what a block from frame ``start`` on preserves, and the shifts of its means."""
+        self.saturated += part.saturated
+        self.filled += part.filled
+        self.missing += part.missing
+        self.empty += (start + np.flatnonzero(part.empty)).tolist()
+        self.shift += part.frames[0].size * float(shifts.sum())
+        self.largest = max(self.largest, float(np.abs(shifts).max()))
+
     def include(self, other: "Sums", first: int) -> None:
         """Count in the sums of other frames, the first of which is number ``first``."""
-        total = ("pixels", "before", "after", "squares", "saturated", "shift")
-        for name in (*total, "kept", "filled", "missing"):
+        for name in ("pixels", "before", "after", "squares", "clipped", "shift", "saturated",
+                     "filled", "missing"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.largest = max(self.largest, other.largest)
         self.empty += [first + number for number in other.empty]
-
-    def add_kept(self, saturated: int, filled: int, missing: int, empty: list[int]) -> None:
-        """Count in what a block keeps of the input, and the numbers of its empty frames."""
-        self.kept += saturated
-        self.filled += filled
-        self.missing += missing
-        self.empty += empty
-
-    def add_shifts(self, shifts: NDArray[np.float64], pixels: int) -> None:
-        """Count in what was added to frames of so many pixels for the sake of their means."""
-        self.shift += pixels * float(shifts.sum())
-        self.largest = max(self.largest, float(np.abs(shifts).max()))
 
     def facts(self, offset: float) -> dict[str, int | float | str]:
         """Return the statistics of the whole output, and what the means did.
@@ -110,7 +112,7 @@ class Sums:
         pixels = max(1, self.pixels)
         mean, dark = self.after / pixels, self.before / pixels - offset
         more = {
-            "saturated_input_pixels": self.kept,
+            "saturated_input_pixels": self.saturated,
             "filled_in_single_frames": self.filled,
             "without_value_in_single_frames": self.missing,
             "frames_without_values": ", ".join(map(str, self.empty)),
@@ -123,7 +125,7 @@ class Sums:
             "output_min": self.low if self.pixels else 0.0,
             "output_max": self.high if self.pixels else 0.0,
             "output_mean": mean,
-            "saturated_pixels": self.saturated,
+            "saturated_pixels": self.clipped,
             "output_std": max(0.0, self.squares / pixels - mean * mean) ** 0.5,
             **{name: value for name, value in more.items() if value},
         }
@@ -132,16 +134,9 @@ class Sums:
 def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
     """Refuse outputs that would destroy something.
 
-    Parameters
-    ----------
-    inputs
-        Every file that the run reads; none of them is ever written to, under whatever name.
-
-    Raises
-    ------
-    OutputError
-        If an output, or its partial file, is an input or another output, exists already
-        (without ``overwrite``), or its folder is missing or not writable.
+    Raises OutputError if an output, or its partial file, is one of ``inputs`` (under whatever
+    name) or another output, exists already (without ``overwrite``), or its folder is missing or
+    not writable.
     """
     read = {_identity(path): path for path in inputs if path.exists()}
     for number, target in enumerate(targets):
@@ -173,10 +168,6 @@ def _beside(file: Path, suffix: str) -> Path:
     return Path(f"{partial_of(file)}{suffix}")
 
 
-def _pieces(file: Path) -> list[Path]:
-    return [_beside(file, suffix) for suffix in ("", *_BESIDE)]
-
-
 @contextlib.contextmanager
 def claimed(
     files: list[Path], others: list[Path], inputs: list[Path], *, overwrite: bool
@@ -184,37 +175,31 @@ def claimed(
     """Keep an output to this process, after `check_targets`, and tidy what a kill left of it.
 
     ``files``: as `emdn_deploy.writers.files_of`. ``others``: what the run writes besides, such as
-    pictures. Raises OutputError: as `check_targets`; if another process is at work on it, or a file
-    of the name of a partial one is none that emdn has left there.
+    pictures. Raises OutputError: as `check_targets`; if another process is at work on it, or its
+    partial file is none that emdn has left there.
     """
     check_targets([*files, *others], inputs, overwrite=True)
-    ours = "key" in load_map(files[-1]) or any(_is_lock(_beside(one, ".lock")) for one in files)
-    for file in files:
-        lock = _beside(file, ".lock")
-        for path in (*_pieces(file), lock):
-            if path.exists() and not (ours or (path == lock and _is_lock(path))):
-                raise OutputError(
-                    f"{path}: exists already, and no run of emdn has left it; move it away, or "
-                    "give the output another name"
-                )
+    lock = _beside(files[-1], ".lock")
     with contextlib.ExitStack() as stack:
-        for file in files:
-            lock = _beside(file, ".lock")
-            try:
-                stack.enter_context(locked(lock, file))
-            except OSError as error:
-                raise OutputError(f"{lock}: cannot be written ({error.strerror})") from error
-        _tidy(files)
+        try:
+            stack.enter_context(locked(lock, files[-1]))
+        except OSError as error:
+            raise OutputError(f"{lock}: cannot be written ({error.strerror})") from error
+        saved = load_map(files[-1])
+        for path in map(partial_of, files):
+            if path.exists() and "key" not in saved:
+                raise OutputError(
+                    f"{path}: exists already, and is no run of emdn that can be continued; delete "
+                    "it, or give the output another name"
+                )
+        if "finishing" in saved:  # a kill while files got their names
+            if not partial_of(files[-1]).exists():
+                discard(files[-1:])
+            for file in files[:-1] if partial_of(files[-1]).exists() else ():
+                if file.exists() and not partial_of(file).exists():
+                    os.replace(file, partial_of(file))
         check_targets([*files, *others], inputs, overwrite=overwrite)
         yield
-
-
-def _is_lock(path: Path) -> bool:
-    """Say whether a lock is one of emdn's; on a full disk it is left empty."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = path.read_text()
-        return not text or text.startswith('{"pid"')
-    return False
 
 
 def load_map(target: Path) -> dict[str, Any]:
@@ -236,37 +221,6 @@ def save_map(target: Path, arrays: dict[str, Any]) -> None:
     os.replace(fresh, _beside(target, ".map"))
 
 
-def continues(target: Path, saved: dict[str, Any], key: str, *, overwrite: bool) -> bool:
-    """Say whether an interrupted run can be continued.
-
-    Raises OutputError if it is another run's, and not to be thrown away.
-    """
-    if "key" not in saved or not partial_of(target).exists():
-        return False
-    if str(saved["key"]) == key:
-        return True
-    if overwrite:
-        return False
-    old, new = json.loads(str(saved["key"])), json.loads(key)
-    named = ", ".join(sorted(name for name in {*old, *new} if old.get(name) != new.get(name)))
-    raise OutputError(
-        f"{partial_of(target)}: is an interrupted run with another {named}; "
-        "repeat that run's command to continue it, or add --overwrite to begin anew"
-    )
-
-
-def advise(error: BaseException, done: int, partial: Path) -> None:
-    """Add to an error how to go on."""
-    words = (
-        f"{done} frames are kept in {partial}: the same command goes on from there, "
-        "--overwrite begins anew"
-    )
-    if not isinstance(error, EmdnError):
-        _log.warning("%s", words)
-    elif "--overwrite" not in str(error):
-        error.args = (f"{error}; {words}",)
-
-
 @contextlib.contextmanager
 def disk(partial: Path) -> Iterator[None]:
     """Say why a disk refuses a file; HDF5 says it in the middle of an error of any kind."""
@@ -281,8 +235,8 @@ def disk(partial: Path) -> Iterator[None]:
 def discard(files: list[Path]) -> None:
     """Remove what an incomplete output consists of, the map last."""
     for file in files:
-        for path in _pieces(file):
-            _remove(path)
+        for suffix in ("", *_BESIDE):
+            _remove(_beside(file, suffix))
 
 
 def _remove(path: Path) -> None:
@@ -292,17 +246,39 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _tidy(files: list[Path]) -> None:
-    """Undo, or complete, what a run was at when it was killed while it renamed its files."""
-    target = files[-1]
-    if _beside(target, ".map").exists() and not partial_of(target).exists():
-        discard([target])  # all was renamed, the frames last
-        return
-    renamed = json.loads(str(load_map(target).get("renamed", "{}")))
-    for file in files[:-1]:
-        there = file.exists() and not partial_of(file).exists()
-        if there and list(_identity(file)) == renamed.get(file.name):
-            os.replace(file, partial_of(file))
+def stamps(paths: Iterable[Path]) -> Stamps:
+    """Return size, time of the last change (ns) and inode of files; of missing ones zeros."""
+    found = {}
+    for path in paths:
+        try:
+            stat = path.stat()
+            found[str(path)] = stat.st_size, stat.st_mtime_ns, stat.st_ino
+        except OSError:
+            found[str(path)] = 0, 0, 0
+    return found
+
+
+def check_unchanged(before: Stamps) -> None:
+    """Refuse files that are not what they were: frames may then be of two inputs (FormatError)."""
+    now = stamps(map(Path, before))
+    if changed := [name for name in before if before[name] != now[name]]:
+        more = f" and {len(changed) - 1} others" if len(changed) > 1 else ""
+        raise FormatError(
+            f"{changed[0]}{more}: was changed while it was denoised ({before[changed[0]][0]} "
+            f"bytes, now {now[changed[0]][0]}, or another time); wait until nothing writes to it "
+            "any more, and begin anew"
+        )
+
+
+def key_of(facts: Provenance, inputs: Stamps) -> str:
+    """Return what decides the pixels, as JSON: a partial file is continued only if all is equal."""
+    # A copy that was put back has another inode.
+    known = [(name, *stamp[:2]) for name, stamp in inputs.items()]
+    # How the work is cut up changes no bit of it. (On a GPU it may change the last digits; there
+    # the batch follows from the memory that happens to be free, and may shrink on the way.)
+    key = {name: one for name, one in facts.items() if name not in ("date", "threads", "batch")}
+    files = hashlib.sha256(repr(known).encode()).hexdigest()
+    return json.dumps({**key, "input_files": files}, sort_keys=True)
 
 
 class Filling:
@@ -320,7 +296,7 @@ class Filling:
     def write(self, start: int, before: NDArray[np.float32], after: NDArray[np.float32]) -> None:
         """Write frames (k, H, W), the first of which is number ``start``."""
         layout = self.layout
-        stored, saturated = storable(after, np.dtype(layout.dtype))
+        stored, clipped = storable(after, np.dtype(layout.dtype))
         for number, frame in enumerate(stored, start):
             turned = frame.T if layout.transposed else frame
             pixels = np.ascontiguousarray(turned, np.dtype(layout.dtype))
@@ -332,10 +308,10 @@ class Filling:
             while left:
                 left = left[self.file.write(left) :]
         self.sums.add(before, stored)
-        self.sums.saturated += saturated
+        self.sums.clipped += clipped
 
     def state(self, name: str) -> dict[str, Any]:
-        """Return arrays from which `restored` makes layout and sums in a later run."""
+        """Return arrays from which `Output` makes layout and sums in a later run."""
         layout = self.layout
         return {
             f"{name}_offsets": layout.offsets,
@@ -358,19 +334,11 @@ class Filling:
             yield self.file.read(stop - start)
 
 
-def restored(arrays: dict[str, Any], name: str) -> tuple[Layout, Sums]:
-    """Take up what `Filling.state` gave; of compressed frames, nothing but their places."""
-    layout = Layout(
-        arrays[f"{name}_offsets"],
-        str(arrays[f"{name}_dtype"]),
-        bool(arrays[f"{name}_transposed"]),
-        inside=str(arrays[f"{name}_inside"]),
-    )
-    return layout, Sums(**json.loads(str(arrays[f"{name}_sums"])))
-
-
 class Output:
     """Fill ``NAME.partial`` frame by frame, then rename it to ``NAME``.
+
+    Any method raises OutputError when the disk refuses, and opening it also if the partial file
+    is another run's.
 
     Parameters
     ----------
@@ -381,22 +349,13 @@ class Output:
     make
         Writes everything but the pixels to a path and returns the layout.
     key
-        What decides the pixels: input, model, options. A partial file is continued
-        only where it is equal.
-    pixels
-        Of a frame.
+        Of `key_of`: a partial file is continued only where it is equal.
     beside
         The file of the standard deviations, where they have one of their own.
     state
         Gives what else a run that continues this one needs; `earlier` is what it gets.
     overwrite
         Whether a partial file of another key may be thrown away.
-
-    Raises
-    ------
-    OutputError
-        From any method, when the disk refuses; here, if the partial file is of
-        another run.
     """
 
     def __init__(
@@ -404,56 +363,48 @@ class Output:
         files: list[Path],
         module: str,
         make: Callable[[Path], Layout],
-        key: Provenance,
+        key: str,
         *,
-        pixels: int,
         beside: Path | None = None,
         state: Callable[[], State] = dict,
         overwrite: bool = False,
     ) -> None:
         self.module, self.partial = module, partial_of(files[-1])
-        self._files, self._beside = files, beside
-        self._make, self._pixels, self._state = make, pixels, state
-        self._key = json.dumps(dict(key), sort_keys=True)
+        self._files, self._beside, self._state, self._key = files, beside, state, key
         self._synced, self._took = time.monotonic(), 0.0
         self._fillings: dict[str, Filling] = {}
         self.earlier: State = {}
         self.done = 0
         with disk(self.partial):
-            if not self._continued(overwrite=overwrite):
-                discard(files)
-                try:
-                    self._open(make(self.partial), {"frames": Sums(), "sigma": Sums()})
-                    self._save_map()
-                except BaseException:
-                    self._drop()
-                    raise
+            saved = load_map(files[-1])
+            if self._continues(saved, overwrite=overwrite):
+                self._take_up(saved, make)
+                return
+            discard(files)
+            try:
+                # A kill before anything is done leaves a file that says whose it is.
+                save_map(files[-1], {"key": key})
+                self._open(make(self.partial), {"frames": Sums(), "sigma": Sums()})
+                self._save_map()
+            except BaseException:
+                self._drop()
+                raise
 
     @property
     def sums(self) -> Sums:
         """Return what is summed up over the frames."""
         return self._fillings["frames"].sums
 
-    def write(
-        self,
-        start: int,
-        before: NDArray[np.float32],
-        after: NDArray[np.float32],
-        sigma: NDArray[np.float32] | None = None,
-        tally: Callable[[Sums], None] = lambda sums: None,
-    ) -> None:
-        """Write frames (k, H, W), the first of which is number ``start``, and their sigma.
-
-        ``tally``: sums up what else is recorded of them; not called where writing fails.
-        """
+    def write(self, start: int, part: Part, made: Answer) -> None:
+        """Write what became of the frames of a part, the first of which is number ``start``."""
         counted = {name: copy.deepcopy(filling.sums) for name, filling in self._fillings.items()}
         try:
             with disk(self.partial):
-                self._fillings["frames"].write(start, before, after)
-                if sigma is not None:
-                    self._fillings["sigma"].write(start, sigma, sigma)
-            tally(self.sums)
-            self.done = start + len(after)  # an interrupted block is counted wholly or not at all
+                self._fillings["frames"].write(start, part.counted(), made.frames)
+                if made.sigma is not None:
+                    self._fillings["sigma"].write(start, made.sigma, made.sigma)
+            self.sums.add_part(start, part, made.shifts)
+            self.done = start + len(made.frames)  # an interrupted block counts wholly or not at all
         except BaseException:
             for name, filling in self._fillings.items():
                 filling.sums = counted[name]
@@ -463,17 +414,21 @@ class Output:
             if time.monotonic() - self._synced > max(SYNC_SECONDS, 20 * self._took):
                 self._save_map()
 
-    def spoil(self) -> None:
-        """Let no run continue this one, whose frames may be of two inputs."""
-        self._key = json.dumps({"input_files": "changed meanwhile"})
+    def complete(self, late: Provenance, given: Stamps | None = None) -> None:
+        """Make the files durable and give them their names.
 
-    def complete(self, late: Provenance) -> None:
-        """Make the files durable and give them their names."""
+        Raises FormatError if files of ``given`` are not what they were; then nothing stays.
+        """
+        try:
+            check_unchanged(given or {})
+        except FormatError:
+            self.done = 0
+            raise
         with disk(self.partial):
             self._save_map()
             for filling in self._fillings.values():
                 filling.complete()
-            self._write_map({"finishing": True})
+            self._save_map(finishing=True)
             if self._beside is not None:
                 own = self._fillings["sigma"].sums.facts(0.0)
                 known = {name: own[name] for name in own if name.startswith("output_")}
@@ -485,9 +440,6 @@ class Output:
                         with path.open("r+b") as opened:
                             os.fsync(opened.fileno())
             # Where the frames are, all is there; a kill in between is mended by `claimed`.
-            if len(self._files) > 1:
-                names = {one.name: _identity(partial_of(one)) for one in self._files[:-1]}
-                self._write_map({"renamed": json.dumps(names)})
             for file in self._files:
                 if file.is_dir():  # which no rename replaces
                     _remove(_beside(file, ".new"))
@@ -513,52 +465,58 @@ class Output:
         with contextlib.suppress(OSError, ValueError):
             self._save_map()
         self._close()
-        if self.partial.exists():
-            advise(error, self.done, self.partial)
+        if not self.partial.exists():
+            return
+        words = (
+            f"{self.done} frames are kept in {self.partial}: the same command goes on from there, "
+            "--overwrite begins anew"
+        )
+        if not isinstance(error, EmdnError):
+            _log.warning("%s", words)
+        elif "--overwrite" not in str(error):
+            error.args = (f"{error}; {words}",)
 
-    def _continued(self, *, overwrite: bool) -> bool:
-        """Take up a partial file of the same key, if there is one."""
-        saved = load_map(self._files[-1])
-        if not continues(self._files[-1], saved, self._key, overwrite=overwrite):
+    def _continues(self, saved: dict[str, Any], *, overwrite: bool) -> bool:
+        """Say whether there is an interrupted run of this key; OutputError if it is another's."""
+        if "done" not in saved or not all(partial_of(file).exists() for file in self._files):
             return False
-        if not all(partial_of(file).exists() for file in self._files):
-            return False
-        found = {name: restored(saved, name) for name in saved["stacks"].tolist()}
-        layouts = {name: layout for name, (layout, _) in found.items()}
+        if str(saved["key"]) != self._key:
+            if overwrite:
+                return False
+            old, new = json.loads(str(saved["key"])), json.loads(self._key)
+            named = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+            raise OutputError(
+                f"{self.partial}: is an interrupted run with another {', '.join(named)}; "
+                "repeat that run's command to continue it, or add --overwrite to begin anew"
+            )
+        # A kill while HDF5 adds to a file can damage it.
+        whole = saved["frames_packed"] or self.module not in writers.INSIDE
+        return bool(whole or "finishing" not in saved)
+
+    def _take_up(self, saved: dict[str, Any], make: Callable[[Path], Layout]) -> None:
+        names = saved["stacks"].tolist()
+        layouts = {
+            name: Layout(
+                saved[f"{name}_offsets"], str(saved[f"{name}_dtype"]),
+                bool(saved[f"{name}_transposed"]), inside=str(saved[f"{name}_inside"]),
+            )
+            for name in names
+        }  # fmt: skip
         if saved["frames_packed"]:
             # An interruption while the file was filled leaves no more of it than its frames.
-            fresh = self._make(self.partial)
+            fresh = make(self.partial)
             made = {"frames": fresh, "sigma": fresh.sigma or fresh}
             layouts = {
                 name: replace(made[name], offsets=one.offsets) for name, one in layouts.items()
             }
-        elif "finishing" in saved and self.module in writers.INSIDE:
-            layouts = self._mended(layouts)
-        layout = replace(layouts["frames"], sigma=layouts.get("sigma"))
-        self._open(layout, {name: sums for name, (_, sums) in found.items()})
+        sums = {name: Sums(**json.loads(str(saved[f"{name}_sums"]))) for name in names}
+        self._open(replace(layouts["frames"], sigma=layouts.get("sigma")), sums)
         self.done = int(saved["done"])
         self.earlier = {
             name.removeprefix("state_"): array
             for name, array in saved.items()
             if name.startswith("state_")
         }
-        return True
-
-    def _mended(self, layouts: dict[str, Layout]) -> dict[str, Layout]:
-        """Lay the file out anew and copy its pixels: a kill while HDF5 adds to it damages it."""
-        path = _beside(self._files[-1], ".new")
-        fresh = self._make(path)
-        made = {"frames": fresh, "sigma": fresh.sigma or fresh}
-        with self.partial.open("rb") as source, path.open("r+b") as file:
-            for name, one in layouts.items():
-                size = self._pixels * np.dtype(one.dtype).itemsize
-                for start, place in zip(one.offsets, made[name].offsets, strict=True):
-                    source.seek(int(start))
-                    file.seek(int(place))
-                    file.write(source.read(size))
-            os.fsync(file.fileno())
-        os.replace(path, self.partial)
-        return {name: made[name] for name in layouts}
 
     def _open(self, layout: Layout, sums: dict[str, Sums]) -> None:
         """Get ready to fill in what is laid out."""
@@ -570,21 +528,19 @@ class Output:
             spool = Path(f"{self.partial}.{name}")
             self._fillings[name] = Filling(one, partial, spool, sums[name])
 
-    def _save_map(self) -> None:
+    def _save_map(self, *, finishing: bool = False) -> None:
         """Make the frames durable, then say that they are done."""
         began = time.monotonic()
-        for filling in self._fillings.values():
-            os.fsync(filling.file.fileno())
-        self._write_map({})
-        self._synced = time.monotonic()
-        self._took = self._synced - began
-
-    def _write_map(self, more: dict[str, Any]) -> None:
-        arrays = {"key": self._key, "done": self.done, "stacks": list(self._fillings), **more}
+        arrays = {"key": self._key, "done": self.done, "stacks": list(self._fillings)}
+        arrays |= {"finishing": True} if finishing else {}
         arrays |= {f"state_{name}": one for name, one in self._state().items()}
         for name, filling in self._fillings.items():
+            if not finishing:
+                os.fsync(filling.file.fileno())
             arrays |= filling.state(name)
         save_map(self._files[-1], arrays)
+        self._synced = time.monotonic()
+        self._took = self._synced - began
 
     def _drop(self) -> None:
         self._close()

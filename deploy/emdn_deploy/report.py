@@ -1,13 +1,29 @@
-"""What a run would do and what it did, in words for people and as JSON for programs."""
+"""What a run would do and what it did: the record in its output, words for people, and JSON."""
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from emdn_deploy import uncertainty
+from emdn_deploy.check.quick import QuickResult, spans
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
-from emdn_deploy.readers.damage import human
+from emdn_deploy.output import Sums
+from emdn_deploy.preprocess import Prepared
+from emdn_deploy.writers import Provenance, human
+from emdn_models import __version__
+
+# A mean that moves by more than this is worth a warning.
+RATIO_TOLERANCE = 0.01
+REFERENCES = ("dark", "gain_map", "defects")
+PICTURES = {"preview": (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff"),
+            "movie": (".gif",), "report": (".html",)}  # fmt: skip
+"""Options for what is drawn of a run, and the kinds of file that each takes."""
 
 
 @dataclass(frozen=True)
@@ -40,70 +56,102 @@ class Report:
         How many of the frames an earlier, interrupted run had made.
     seconds
         From the first frame read to the last written, in this run.
-    ratio, net_ratio
-        mean(output) / mean(input), both above the offset: 1, but for the rounding of integers;
-        and that of what the model made, before each frame was shifted to its mean.
-    largest_shift
-        The largest of these shifts, in units of mean(input).
-    bad_pixels, gap_pixels
-        Filled in from their neighbours in every frame; flagged or without a value, and kept.
-    dtype, saturated
-        Of the output's pixels, and how many lay outside the range of an integer one.
-    sigma, sigma_note
-        Where the standard deviations lie, a dataset or a file, and whether they are calibrated.
-    neighbours
-        What the model saw of the stack to denoise a frame, and why.
-    check, standing_out, smallest_defect
-        What `emdn_deploy.check.quick` says, None where there is no noise; the frames that it
-        names; and what it would have seen.
-    saturated_input, saturated_from
-        Saturated pixels of the input, of all frames, and the value from which on they are; they
-        keep it.
-    filled, missing, empty
-        Pixels that were not finite in single frames, and were filled in there; such as lie in
-        areas, which have no value; and the numbers of the frames without any value, which are left
-        as they are.
-    notes
-        What the frames show that denoising does not mend.
+    record
+        How the output came about, as it stands in the output.
+    sigma
+        Where the standard deviations lie, a dataset or a file.
+    check
+        What `emdn_deploy.check.quick` says, None where there is no noise.
     """
 
     source: Path
     output: Path
-    dataset: str
     frames: int
     resumed: int
     seconds: float
-    model: str
-    precision: str
-    device: str
     intensity: Intensity
-    ratio: float
-    bad_pixels: int
-    dtype: str
-    saturated: int
-    preview: Path | None
-    movie: Path | None
+    record: dict[str, Any]
+    sums: Sums
     sigma: str | None
-    sigma_note: str | None
-    check: str | None = None
-    standing_out: tuple[int, ...] = ()
-    net_ratio: float = 1.0
-    largest_shift: float = 0.0
-    gap_pixels: int = 0
-    saturated_input: int = 0
-    saturated_from: float | None = None
-    filled: int = 0
-    missing: int = 0
-    empty: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
-    smallest_defect: str | None = None
-    neighbours: str = ""
-    page: Path | None = None
+    check: QuickResult | None
+    notes: tuple[str, ...]
+    pictures: dict[str, Path]
 
     @property
     def frames_per_s(self) -> float:
         """Return the rate from file to file."""
         return (self.frames - self.resumed) / max(self.seconds, 1e-9)
+
+
+def facts_of(
+    ready: Prepared, options: DenoiseOptions, denoiser: Denoiser, batch: int, seen: str
+) -> Provenance:
+    """Say how an output comes about; ``seen`` is what the model sees of the stack."""
+    frames, scale, info = ready.frames, ready.scale, denoiser.session.info
+    calibration = denoiser.calibration if options.sigma else None
+    sigma: dict[str, Any] = {}
+    if options.sigma:
+        sigma = {
+            "ensemble": uncertainty.ORIENTATIONS,
+            "sigma": uncertainty.note(info, denoiser.calibration),
+        }
+    if calibration is not None:
+        sigma |= {
+            "sigma_spread": calibration.spread,
+            "sigma_noise": calibration.noise,
+            "sigma_window": uncertainty.WINDOW,
+        }
+    references = {name: str(path) for name in REFERENCES if (path := getattr(options, name))}
+    optional = {
+        "input_notes": "; ".join(frames.notes),
+        "gap_pixels": ready.gap_pixels,
+        "saturated_from": ready.recipe.flags.limit,
+        "notes": "; ".join(ready.recipe.notes),
+    }
+    return {
+        "program": "emdn-deploy",
+        "version": __version__,
+        "model": info.name,
+        "preset": info.preset,
+        "model_frames": info.frames,
+        "neighbours": seen,
+        "precision": denoiser.session.precision,
+        "model_sha256": info.sha256,
+        "weights_sha256": info.text.get("weights_sha256", ""),
+        "device": denoiser.session.device,
+        "threads": denoiser.session.threads,
+        "batch": batch,
+        "input": str(frames.path),
+        "input_dataset": frames.dataset,
+        "input_axes": options.axes or frames.order,
+        "input_dtype": str(frames.dtype),
+        "input_frames": options.frames or "all",
+        "output_dtype": options.dtype,
+        "output_compression": "zlib" if options.compress else "none",
+        "scale_e_per_px": scale.scale,
+        "gain": scale.gain,
+        "offset": scale.offset,
+        "intensity": scale.note,
+        "frame_mean": "kept: each denoised frame was shifted to the mean of its input",
+        "bad_pixels": ready.bad_pixels,
+        **{name: one for name, one in optional.items() if one},
+        **references,
+        **sigma,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def late_facts(
+    sums: Sums, offset: float, checked: QuickResult | None, denoiser: Denoiser
+) -> Provenance:
+    """Say what is known at the end only: statistics, the quick check, and lack of memory."""
+    found = sums.facts(offset)
+    if checked is not None:
+        flagged = ", ".join(spans(checked.failing, 1000)) or "none"
+        found |= {"check": checked.line, "check_frames": flagged}
+        if checked.smallest:
+            found["check_smallest_defect"] = checked.smallest.words
+    return found | ({"memory": denoiser.batching.note} if denoiser.batching.note else {})
 
 
 def intensity_words(scale: Intensity) -> str:
@@ -115,52 +163,71 @@ def intensity_words(scale: Intensity) -> str:
 
 def lines(report: Report) -> list[str]:
     """Return what is printed after a run."""
+    known, sums = report.record, report.sums
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
-    model = report.model + ("" if report.precision == "fp32" else f" in {report.precision}")
-    alone = report.neighbours in ("", "each frame by itself")
-    seen = "" if alone else f", {report.neighbours}"
-    text = [
-        f"frames     {report.frames} from {report.source} {report.dataset}".rstrip() + resumed,
-        f"speed      {report.frames_per_s:.1f} frames/s, file to file",
-        f"model      {model} on {report.device}{seen}",
-        f"intensity  {intensity_words(report.intensity)}",
-        f"mean       out/in {report.ratio:.5f} (network alone {report.net_ratio:.5f}, worst frame "
-        f"{100 * report.largest_shift:.2g} % off, corrected)",
-    ]
-    if report.check:
-        text.append(f"check      {report.check}")
-    if report.smallest_defect:
-        text.append(f"           {report.smallest_defect}")
-    if report.bad_pixels:
-        text.append(f"bad        {report.bad_pixels} pixels filled from their neighbours")
-    if report.gap_pixels:
-        text.append(
-            f"gaps       {report.gap_pixels} pixels of every frame are flagged or without a value, "
-            "and keep it"
+    model = known["model"] + ("" if known["precision"] == "fp32" else f" in {known['precision']}")
+    seen = known["neighbours"]
+    seen = "" if seen == "each frame by itself" else f", {seen}"
+    source = f"{report.source} {known['input_dataset']}".rstrip()
+    integers = np.dtype(known["output_dtype"]).kind != "f"
+    each = f"{sums.saturated / max(1, report.frames):.6g}"
+    rows = [
+        ("frames", f"{report.frames} from {source}{resumed}"),
+        ("speed", f"{report.frames_per_s:.1f} frames/s, file to file"),
+        ("model", f"{model} on {known['device']}{seen}"),
+        ("intensity", intensity_words(report.intensity)),
+        ("mean", f"out/in {known['intensity_ratio']:.5f} (network alone "
+         f"{known['net_intensity_ratio']:.5f}, worst frame {100 * known['largest_shift']:.2g} % "
+         "off, corrected)"),
+        ("check", known.get("check")),
+        ("", known.get("check_smallest_defect")),
+        ("bad", known["bad_pixels"]
+         and f"{known['bad_pixels']} pixels filled from their neighbours"),
+        ("gaps", "gap_pixels" in known
+         and f"{known['gap_pixels']} pixels of every frame are flagged or without a value, and "
+         "keep it"),
+        ("saturated", sums.saturated
+         and f"{each} pixels a frame, at {known['saturated_from']:g} or above, keep their value"),
+        ("empty", sums.empty
+         and f"{len(sums.empty)} frames are blank or hold no value, left as they are"),
+        *(("note", note) for note in report.notes),
+        ("saturated", integers
+         and f"{sums.clipped} pixels outside the range of {known['output_dtype']}"),
+        ("sigma", report.sigma and f"{known['sigma']}; in {report.sigma}"),
+        ("output", report.output),
+        *report.pictures.items(),
+    ]  # fmt: skip
+    return [f"{name:10} {words}" for name, words in rows if words]
+
+
+def warnings(report: Report) -> list[str]:
+    """Say what makes a result less than it seems."""
+    sums, integers = report.sums, np.dtype(report.record["output_dtype"]).kind != "f"
+    ratio, net = (report.record[f"{name}intensity_ratio"] for name in ("", "net_"))
+    said = list(report.notes)
+    if sums.filled:
+        said.append(
+            f"{sums.filled} pixels were not finite in some frames; filled from their neighbours"
         )
-    if report.saturated_input:
-        each = report.saturated_input / max(1, report.frames)
-        text.append(
-            f"saturated  {each:.6g} pixels a frame, at {report.saturated_from:g} or above, keep "
-            "their value"
+    if sums.missing:
+        become = "were filled in" if integers else "stay so"
+        said.append(f"{sums.missing} pixels have no value in some frames, over areas, and {become}")
+    if sums.empty:
+        said.append(
+            f"{len(sums.empty)} frames are blank or hold no value, and are left as they are "
+            f"{'NaN as 0 ' * integers}({', '.join(spans(tuple(sums.empty)))})"
         )
-    if report.empty:
-        text.append(
-            f"empty      {len(report.empty)} frames are blank or hold no value, left as they are"
+    if abs(ratio - 1) > RATIO_TOLERANCE:
+        said.append(
+            f"the mean intensity changed by {100 * (ratio - 1):.1f} %; do not use these "
+            "frames for quantitative work before you know why"
         )
-    text += [f"note       {note}" for note in report.notes]
-    if np.dtype(report.dtype).kind != "f":
-        text.append(f"saturated  {report.saturated} pixels outside the range of {report.dtype}")
-    if report.sigma:
-        text.append(f"sigma      {report.sigma_note}; in {report.sigma}")
-    text.append(f"output     {report.output}")
-    if report.preview:
-        text.append(f"preview    {report.preview}")
-    if report.movie:
-        text.append(f"movie      {report.movie}")
-    if report.page:
-        text.append(f"report     {report.page}")
-    return text
+    if abs(net - 1) > RATIO_TOLERANCE:
+        said.append(
+            f"the model changed the mean intensity by {100 * (net - 1):.1f} %; frames "
+            "were shifted back, but it may not fit them: see emdn-deploy check"
+        )
+    return said
 
 
 def planned(plan: Plan) -> list[str]:
@@ -178,8 +245,13 @@ def planned(plan: Plan) -> list[str]:
 
 
 def as_json(result: Report | Plan) -> str:
-    """Return one line of JSON."""
-    facts = asdict(result)
-    if isinstance(result, Report):
-        facts["frames_per_s"] = result.frames_per_s
-    return json.dumps(facts, default=str)
+    """Return one line of JSON; of a run it is the record of the output, and what else is known."""
+    if isinstance(result, Plan):
+        return json.dumps(asdict(result), default=str)
+    record = {**result.record, "intensity": asdict(result.intensity)}
+    known = {name: getattr(result, name) for name in
+             ("source", "output", "frames", "resumed", "seconds", "frames_per_s")}  # fmt: skip
+    if result.sigma:
+        known["sigma_in"] = result.sigma
+    flagged = list(result.check.failing) if result.check else []
+    return json.dumps({**record, **known, "flagged": flagged, **result.pictures}, default=str)

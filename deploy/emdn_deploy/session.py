@@ -8,15 +8,16 @@ that computes elsewhere than asked for is refused.
 import contextlib
 import ctypes
 import io
+import json
 import logging
 import math
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,18 +26,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from emdn_deploy import model_file
 from emdn_deploy.config import Device, Precision
-from emdn_deploy.model_file import ModelInfo
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError, ModelError, install
 
 Place = Literal["cpu", "cuda"]
 
+SCHEMA = "1"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_INPUTS = ["frames", "scale", "offset", "gain"]
 
-# A first run of a model from elsewhere: side of its frame, and the most that it may take.
-_TRIAL_SIDE, _TRIAL_SECONDS, _TRIAL_BYTES = 64, 20.0, 2**30
 # What onnxruntime's arenas, CUDA's runtime, cuDNN and cuBLAS say where memory runs out.
 _OUT_OF_MEMORY = (
     "failed to allocate memory", "bfcarena", "out of memory", "cudaerrormemoryallocation",
@@ -48,17 +47,60 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ModelInfo:
+    """The metadata of an exported ONNX file.
+
+    Attributes
+    ----------
+    sha256
+        Of the ONNX file.
+    precision
+        Numbers that it computes with, as it says itself.
+    frames
+        How many frames it sees to denoise the middle one of them, an odd number.
+    multiple
+        Step that height and width are padded to inside the graph.
+    receptive_field
+        Side, in pixels, of the largest square that an output pixel sees.
+    halo
+        Border, in pixels, that a tile needs on every inner side, a multiple of ``multiple``;
+        None in files that do not say, for which the field decides.
+    tiling_exact
+        Whether halo tiles give the whole frame's result; if not, ``text`` has the node that
+        sees more as ``whole_frame``.
+    recipe, quality
+        How the weights were trained and what they were measured to do.
+    text
+        All of it as the file has it.
+    """
+
+    path: Path
+    sha256: str
+    name: str
+    preset: str
+    precision: str
+    frames: int
+    multiple: int
+    receptive_field: int
+    halo: int | None
+    tiling_exact: bool
+    parameters: int
+    gflop_256: float
+    recipe: Mapping[str, Any]
+    quality: Mapping[str, Any]
+    text: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Session:
     """An open model.
 
     Attributes
     ----------
-    device
-        Where it runs.
     precision
         What it computes with: what the file says, or ``tf32``.
     threads
-        Threads of the CPU provider.
+        Of the CPU provider.
     handle
         Uses all threads for one batch.
     """
@@ -98,10 +140,9 @@ class Session:
         frames
             (n, H, W) in the input's own units; (n, F, H, W), each with its neighbours, for a
             model that sees F frames.
-        scale
-            Mean electrons per pixel of the stack.
-        offset, gain
-            Reading of a pixel without electrons, and units per electron.
+        scale, offset, gain
+            Mean electrons per pixel of the stack, reading of a pixel without electrons, units
+            per electron.
         out
             (n, H, W), contiguous, where the result goes; None for a new array.
         alone
@@ -166,26 +207,17 @@ def open_session(
         raise DeviceError(f"no device is called {device!r}; there are {devices}")
     if threads is not None and threads < 1:
         raise EmdnError(f"threads is {threads}, expected 1 or more")
-    path = model_file.resolve(model, precision)
-    if precision == "int8" and device != "cpu":
-        # CUDA has no convolutions of int8 in onnxruntime: it would go back to float32.
-        if device != "auto":
-            raise DeviceError("int8 variants are for the CPU; use fp32 on CUDA")
-        device = "cpu"
-        _log.info("device: cpu (int8 variants are for it)")
-    info = model_file.read(path, precision)
-    if path.parent != pretrained.WEIGHTS:  # those have the sha256 of the index
-        _try(path, info.sha256, info.frames)
-    count, computed = threads or usable_cpus(), info.precision
-    place: Place = (
-        "cpu" if device == "cpu" or (device == "auto" and not _nvidia_there()) else "cuda"
-    )
+    path, count = resolve(model, precision), threads or usable_cpus()
+    if precision == "int8" and device == "cuda":  # onnxruntime has no such convolutions there
+        raise DeviceError("int8 variants are for the CPU; use fp32 on CUDA")
+    place: Place = "cpu" if device == "cpu" or precision == "int8" else "cuda"
+    if device == "auto" and place == "cuda" and not _nvidia_there():
+        place = "cpu"
     if place == "cuda":
         try:
             if missing := cuda_obstacle():
                 raise DeviceError(f"CUDA is not available: {missing}")
             handle = _open(path, "cuda", count, precision)
-            computed = "tf32" if precision == "tf32" else computed
         except DeviceError as error:
             if device != "auto":
                 raise
@@ -198,7 +230,81 @@ def open_session(
         if precision == "tf32":
             raise DeviceError("tf32 is CUDA's, and the device is cpu; use fp32")
         handle = _open(path, "cpu", count)
-    return Session(info, place, computed, count, handle)
+    info = _info(path, handle, precision)
+    return Session(info, place, "tf32" if precision == "tf32" else info.precision, count, handle)
+
+
+def resolve(model: str | PathLike[str] | None, precision: Precision = "fp32") -> Path:
+    """Return the ONNX file of a shipped model's name or of a path.
+
+    A shipped variant's file stands in the index, that of ``NAME.onnx`` is ``NAME.int8.onnx``
+    beside it. Raises ModelError if there is no such name, file or variant.
+    """
+    if precision not in get_args(Precision):
+        raise ModelError(
+            f"no precision is called {precision!r}; there are {', '.join(get_args(Precision))}"
+        )
+    precision = stored(precision)
+    if model is None:
+        return pretrained.onnx_path(pretrained.default_model(), precision)
+    text = str(model)
+    if isinstance(model, str) and not text.endswith(".onnx") and not {"/", "\\"} & set(text):
+        return pretrained.onnx_path(text, precision)
+    path, suffix = Path(model), f".{precision}.onnx"
+    if not path.is_file():
+        raise ModelError(f"{path}: no such ONNX file")
+    if precision == "fp32" or path.name.endswith(suffix):
+        return path
+    variant = path.with_name(path.stem + suffix)
+    if not variant.is_file():
+        raise ModelError(f"{path}: has no {precision} variant; {variant} does not exist")
+    return variant
+
+
+def stored(precision: Precision) -> Precision:
+    """Return the variant whose file a precision needs: TF32 is a way to compute with float32."""
+    return "fp32" if precision == "tf32" else precision
+
+
+def _info(path: Path, handle: ort.InferenceSession, precision: Precision) -> ModelInfo:
+    """Read the metadata that ``emdn-train export`` writes; ModelError if the file has none."""
+    text = dict(handle.get_modelmeta().custom_metadata_map)
+    inputs, schema = [one.name for one in handle.get_inputs()], text.get("emdn_schema")
+    if schema is None or inputs != _INPUTS:
+        raise ModelError(
+            f"{path}: is not a model exported by emdn (inputs {', '.join(inputs)}, "
+            f"emdn_schema {schema}); export one with emdn-train export"
+        )
+    if schema != SCHEMA:
+        raise ModelError(f"{path}: has emdn_schema {schema}, this emdn reads {SCHEMA}; update emdn")
+    try:
+        info = ModelInfo(
+            path=path,
+            sha256=pretrained.sha256(path),
+            name=text["model"],
+            preset=text["preset"],
+            precision=text.get("precision", "fp32"),
+            frames=int(text.get("frames", "1")),
+            multiple=int(text["multiple"]),
+            receptive_field=int(text["receptive_field"]),
+            halo=int(text["halo"]) if "halo" in text else None,
+            tiling_exact=text["tiling_exact"] == "true",
+            parameters=int(text["parameters"]),
+            gflop_256=float(text["gflop_256"]),
+            recipe=json.loads(text["recipe"]),
+            quality=json.loads(text["quality"]),
+            text=text,
+        )
+        if min(info.multiple, info.receptive_field, info.frames % 2) < 1 or (info.halo or 0) < 0:
+            raise ValueError("sizes that no model has")
+    except (KeyError, ValueError) as error:
+        raise ModelError(
+            f"{path}: its metadata is incomplete or damaged ({str(error)[:200]!r}); "
+            "export it again with emdn-train export"
+        ) from error
+    if stored(precision) not in ("fp32", info.precision):
+        raise ModelError(f"{path}: says that it is {info.precision}, not {precision}")
+    return info
 
 
 def usable_cpus() -> int:
@@ -206,8 +312,7 @@ def usable_cpus() -> int:
 
     Slurm, ``taskset`` and ``docker --cpuset-cpus`` set an affinity mask; ``docker --cpus`` and
     Kubernetes limits set a quota of processor time instead (``cpu.max`` of a control group, of
-    version 2), which the mask does not show: 64 threads under a quota of two CPUs run for 3 ms of
-    every 100 and then wait, all of them. A share of a CPU counts as one.
+    version 2), which the mask does not show. A share of a CPU counts as one.
     """
     masked = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min([masked or 1, *map(math.ceil, _quotas())]))
@@ -219,9 +324,8 @@ def _quotas(root: Path = Path("/")) -> Iterator[float]:
         _, _, group = (root / "proc/self/cgroup").read_text(encoding="utf-8").rpartition("0::/")
     except OSError:  # not Linux
         return
-    group = group.strip()
     # In a container the tree may begin at its own group, whatever the path says.
-    for folder in (Path(group), *Path(group).parents):
+    for folder in (Path(group.strip()), *Path(group.strip()).parents):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number and no limit
             granted, period = (root / "sys/fs/cgroup" / folder / "cpu.max").read_text().split()
             yield int(granted) / int(period)
@@ -318,20 +422,17 @@ def _providers(device: Place, precision: str) -> list[Any]:
 
 def _open(path: Path, device: Place, threads: int, precision: str = "fp32") -> ort.InferenceSession:
     """Open a file on a device, and refuse a session that would compute elsewhere."""
-    handle = _load(path, session_options(device, threads), _providers(device, precision))
-    if device == "cuda":
-        _check_cuda(handle, path.name)
-    return handle
-
-
-def _load(path: Path, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+    options, providers = session_options(device, threads), _providers(device, precision)
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        handle = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime raises bare Exceptions
         raise ModelError(
             f"{path}: onnxruntime cannot load it ({_first_line(error)}); "
             "is it a complete ONNX file written by emdn-train export?"
         ) from error
+    if device == "cuda":
+        _check_cuda(handle, path.name)
+    return handle
 
 
 def _check_cuda(handle: ort.InferenceSession, name: str) -> None:
@@ -367,7 +468,7 @@ def _run(
     binding = handle.io_binding()
     given = frames if frames.ndim == 4 else frames[:, None]
     binding.bind_cpu_input("frames", np.ascontiguousarray(given))
-    for name, value in zip(("scale", "offset", "gain"), numbers, strict=True):
+    for name, value in zip(_INPUTS[1:], numbers, strict=True):
         binding.bind_cpu_input(name, np.full((len(frames), 1, 1, 1), value, np.float32))
     place = out[:, None]
     binding.bind_output("denoised", "cpu", 0, np.float32, place.shape, place.ctypes.data)
@@ -383,77 +484,3 @@ def _ran_out(error: BaseException) -> bool:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__
-
-
-@cache
-def _try(path: Path, sha256: str, frames: int) -> None:
-    """Denoise one small frame by a file from elsewhere, once, with bounds on time and memory.
-
-    Raises
-    ------
-    ModelError
-        If onnxruntime refuses the model, it takes too long or too much memory, or what it gives
-        is no frame of that size with finite numbers.
-    """
-    limits, failed, size = ort.RunOptions(), list[Exception](), f"{_TRIAL_SIDE} x {_TRIAL_SIDE}"
-
-    def run() -> None:
-        try:
-            _try_run(path, frames, limits)
-        except Exception as error:  # onnxruntime raises bare Exceptions
-            failed.append(error)
-
-    # Nothing stops an operator in its middle: then the thread is left behind.
-    thread = threading.Thread(target=run, daemon=True)
-    with _memory_limited(_TRIAL_BYTES + 4 * path.stat().st_size):
-        thread.start()
-        thread.join(_TRIAL_SECONDS)
-    if thread.is_alive():
-        limits.terminate = True
-        raise ModelError(
-            f"{path}: did not denoise a frame of {size} within {_TRIAL_SECONDS:g} s; it is no "
-            "denoiser for whole movies"
-        )
-    for error in failed:
-        if isinstance(error, ModelError):
-            raise error
-        raise ModelError(
-            f"{path}: fails on a frame of {size} ({_first_line(error)}); "
-            "export it again with emdn-train export"
-        ) from error
-
-
-def _try_run(path: Path, frames: int, limits: ort.RunOptions) -> None:
-    options = session_options("cpu", 1)
-    # Constants are then computed in the run, which can be ended, and not when it is opened.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    handle = _load(path, options, [CPU])
-    shape = 1, frames, _TRIAL_SIDE, _TRIAL_SIDE
-    given = np.random.default_rng(0).poisson(20.0, shape).astype(np.float32)
-    one = np.ones((1, 1, 1, 1), np.float32)
-    numbers = {"scale": 20 * one, "offset": 0 * one, "gain": one}
-    made = np.asarray(handle.run(["denoised"], {"frames": given, **numbers}, limits)[0])
-    if made.dtype != np.float32 or made.shape != (1, 1, *shape[2:]) or not np.isfinite(made).all():
-        raise ModelError(
-            f"{path}: makes {made.dtype} {made.shape} of frames {shape}, expected float32 "
-            f"{(1, 1, *shape[2:])} of finite numbers; export it again with emdn-train export"
-        )
-
-
-@contextlib.contextmanager
-def _memory_limited(more: int) -> Iterator[None]:
-    """Let this process grow by ``more`` bytes at most, where the system can say so."""
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    known = [one for one in before if one != resource.RLIM_INFINITY]
-    most = min([pages * resource.getpagesize() + more, *known])
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.dose import Intensity
-from emdn_deploy.model_file import ModelInfo
+from emdn_deploy.session import ModelInfo
 from emdn_models import pretrained
 from emdn_models.errors import ModelError
 

@@ -45,21 +45,33 @@ def written(path: Path) -> Iterator[Written]:
     OutputError
         At the end, or by `Written.check`, if it cannot be written; what was there stays.
     """
-    with renamed(path) as partial:
-        disk = _Disk(partial, "w+")
-        disk.target = path
-        out = Written(h5py.File(disk, "w"), disk)
+    with renamed(path) as partial, opened(partial, "w", path) as out:
+        yield out
+
+
+@contextmanager
+def opened(path: Path, mode: str, target: Path | None = None) -> Iterator[Written]:
+    """Open an HDF5 file to write to it, new (``w``) or to change it (``r+``).
+
+    Raises
+    ------
+    OutputError
+        At the end, or by `Written.check`, if it cannot be written; it names ``target``.
+    """
+    disk = _Disk(path, f"{mode[0]}+")
+    disk.target = target or path
+    out = Written(h5py.File(disk, mode), disk)
+    try:
+        yield out
+    finally:
         try:
-            yield out
-        finally:
-            try:
-                out.file.close()
-            except (OSError, RuntimeError):
-                out.check()
-                raise
-            disk.sync()
-            disk.close()
-            out.check()  # whatever the library says of a file that it cannot read again
+            out.file.close()
+        except (OSError, RuntimeError):
+            out.check()
+            raise
+        disk.sync()
+        disk.close()
+        out.check()  # whatever the library says of a file that it cannot read again
 
 
 class _Disk(io.FileIO):

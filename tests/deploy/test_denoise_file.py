@@ -8,8 +8,8 @@ import pytest
 
 from emdn_deploy import denoise_file
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.provenance import recorded
 from emdn_deploy.report import lines
+from emdn_deploy.writers import recorded
 
 
 @pytest.fixture
@@ -38,22 +38,22 @@ def record(path):
 
 def test_an_honest_run_says_so(run):
     report = run(np.random.default_rng(0).poisson(60.0, (9, 64, 80)))
-    assert report.standing_out == ()
-    assert report.check.startswith("PASS: 0 of 9 frames flagged")
+    assert report.check.failing == ()
+    assert report.record["check"].startswith("PASS: 0 of 9 frames flagged")
     assert record(report.output) == {
-        "check": report.check,
+        "check": report.record["check"],
         "check_frames": "none",
-        "check_smallest_defect": report.smallest_defect,
+        "check_smallest_defect": report.record["check_smallest_defect"],
     }
-    assert report.smallest_defect.startswith("no atoms show; a false spot of ")
+    assert report.record["check_smallest_defect"].startswith("no atoms show; a false spot of ")
 
 
 def test_a_frame_whose_structure_is_lost_is_listed(run):
     frames = np.random.default_rng(0).poisson(60.0, (9, 64, 80))
     frames[4, :, ::2] += 20  # finer than the box that the model averages over
     report = run(frames)
-    assert report.standing_out == (4,)
-    assert "1 of 9 frames flagged (4)" in report.check
+    assert report.check.failing == (4,)
+    assert "1 of 9 frames flagged (4)" in report.record["check"]
     assert record(report.output)["check_frames"] == "4"
 
 
@@ -83,17 +83,18 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     np.save(tmp_path / "a.npy", frames)
     options = DenoiseOptions(model=str(dimming), device="cpu", gain=1, offset=0, to="hspy")
     report = denoise_file.run(tmp_path / "a.npy", options)
-    assert report.ratio == pytest.approx(1, abs=1e-6)
-    assert report.net_ratio == pytest.approx(0.9, abs=0.01)
-    assert report.largest_shift == pytest.approx(0.1, abs=0.01)
+    assert report.record["intensity_ratio"] == pytest.approx(1, abs=1e-6)
+    assert report.record["net_intensity_ratio"] == pytest.approx(0.9, abs=0.01)
+    assert report.record["largest_shift"] == pytest.approx(0.1, abs=0.01)
     assert "the model changed the mean intensity by -10" in caplog.text
-    assert len(report.standing_out) == 9
-    assert "the model's mean out / mean in 0.9" in report.check
+    assert len(report.check.failing) == 9
+    assert "the model's mean out / mean in 0.9" in report.record["check"]
     with h5py.File(report.output) as file:
         (group,) = (one for one in file.values() if "frame_mean" in one.attrs)
-        assert group.attrs["net_intensity_ratio"] == report.net_ratio
+        assert group.attrs["net_intensity_ratio"] == report.record["net_intensity_ratio"]
     (line,) = (one for one in lines(report) if one.startswith("mean"))
-    assert f"(network alone {report.net_ratio:.5f}, worst frame 10 % off, corrected)" in line
+    net = report.record["net_intensity_ratio"]
+    assert f"(network alone {net:.5f}, worst frame 10 % off, corrected)" in line
 
 
 def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
@@ -101,9 +102,9 @@ def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
     np.save(tmp_path / "a.npy", frames)
     options = DenoiseOptions(model=str(box_model), device="cpu", dtype="uint8", gain=1, offset=0)
     report = denoise_file.run(tmp_path / "a.npy", options)
-    assert report.saturated
-    assert report.ratio < 0.9998
-    assert report.net_ratio == pytest.approx(1, abs=1e-4)
+    assert report.record["saturated_pixels"]
+    assert report.record["intensity_ratio"] < 0.9998
+    assert report.record["net_intensity_ratio"] == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["npy", "tif", "hspy", "h5", "zarr"])

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import output_paths
+from emdn_deploy import writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_models.errors import OutputError
 
@@ -47,7 +47,7 @@ def hdf5(tmp_path: Path, lattice) -> Path:
     ],
 )
 def test_outputs_lie_beside_their_inputs(hdf5, name, options, expected, module):
-    target, writer = output_paths.target_of(hdf5.parent / name, DenoiseOptions(**options))
+    target, writer = writers.target_of(hdf5.parent / name, DenoiseOptions(**options))
     if "out_dir" not in options:
         assert target == hdf5.parent / expected
     else:
@@ -57,22 +57,22 @@ def test_outputs_lie_beside_their_inputs(hdf5, name, options, expected, module):
 
 def test_a_folder_gives_its_name(tmp_path):
     (tmp_path / "run.1").mkdir()
-    target, _ = output_paths.target_of(tmp_path / "run.1", DenoiseOptions())
+    target, _ = writers.target_of(tmp_path / "run.1", DenoiseOptions())
     assert target == tmp_path / "run.1_denoised.hspy"
 
 
 def test_contradictions_are_named(hdf5):
     options = DenoiseOptions(output=hdf5.parent / "out.tif", to="mrc")
     with pytest.raises(OutputError, match=r"out\.tif: is no name for --to mrc"):
-        output_paths.target_of(hdf5, options)
+        writers.target_of(hdf5, options)
     with pytest.raises(OutputError, match="is a folder; give it by --out-dir"):
-        output_paths.target_of(hdf5, DenoiseOptions(output=hdf5.parent))
+        writers.target_of(hdf5, DenoiseOptions(output=hdf5.parent))
 
 
 def test_two_inputs_never_share_an_output(tmp_path):
     sources = [tmp_path / "a.tif", tmp_path / "a.btf"]
     with pytest.raises(OutputError, match="would both be written to"):
-        output_paths.each(sources, DenoiseOptions())
+        writers.targets_of(sources, DenoiseOptions())
 
 
 def test_several_inputs_and_one_that_fails(tmp_path, hdf5, box_model, lattice, call, capsys):
@@ -117,4 +117,4 @@ def test_no_output_is_another_input(tmp_path):
         (tmp_path / name).touch()
     sources = [tmp_path / "a.npy", tmp_path / "a_denoised.npy"]
     with pytest.raises(OutputError, match=r"a_denoised.npy: is the input itself"):
-        output_paths.each(sources, DenoiseOptions(overwrite=True))
+        writers.targets_of(sources, DenoiseOptions(overwrite=True))

@@ -143,7 +143,7 @@ def test_no_name_breaks_the_page() -> None:
 def test_a_run_says_what_its_check_flagged(tmp_path, lattice, dimming, run) -> None:
     np.save(tmp_path / "movie.npy", lattice(40.0, (8, 64, 64)).astype(np.uint16))
     done = run(tmp_path / "movie.npy", model=str(dimming), report=tmp_path / "run.html")
-    text = done.page.read_text(encoding="utf-8")
+    text = done.pictures["report"].read_text(encoding="utf-8")
     assert '<div class="verdict fail">FAIL: 8 of 8 frames flagged' in text
     assert data(text)["cells"] == "2" * 8
     assert "the model&#x27;s" in text

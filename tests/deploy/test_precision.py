@@ -10,8 +10,8 @@ import pytest
 from emdn_deploy import Denoiser, cli, denoise, denoise_file, inspect, session
 from emdn_deploy.check.stack import completed
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.model_file import resolve
-from emdn_deploy.provenance import recorded
+from emdn_deploy.session import resolve
+from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import DeviceError, ModelError
 
@@ -98,7 +98,7 @@ def test_a_run_says_and_records_its_precision(
     assert (options.model, options.precision) == ("unet", "int8")
     # Another precision is another result: it does not continue, or replace, this one.
     report = denoise_file.run(source, DenoiseOptions(output=tmp_path / "other.h5", device="cpu"))
-    assert (report.model, report.precision) == ("unet", "fp32")
+    assert (report.record["model"], report.record["precision"]) == ("unet", "fp32")
 
 
 def test_the_list_of_models_shows_what_can_be_asked_for(shipped: Path) -> None:

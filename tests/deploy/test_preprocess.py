@@ -68,7 +68,11 @@ def test_an_area_without_value_in_one_frame_is_said(run, lattice, caplog, dtype:
     frames = lattice(8.0, (4, 96, 96)).astype("f4")
     frames[2, 40:50, 40:50] = np.nan
     report, made = run(frames, dtype=dtype)
-    assert (report.missing, report.gap_pixels, report.filled) == (100, 0, 0)
+    assert (report.sums.missing, report.record.get("gap_pixels", 0), report.sums.filled) == (
+        100,
+        0,
+        0,
+    )
     become = {"float32": "stay so", "uint16": "were filled in"}[dtype]
     assert f"100 pixels have no value in some frames, over areas, and {become}" in caplog.text
     assert np.isnan(made).sum() == 100 * (dtype == "float32")
@@ -83,7 +87,11 @@ def test_a_gap_keeps_its_value_and_ruins_nothing(run, lattice, kind: str, count:
     frames[:, 40:50] = value
     report, made = run(frames)
     _, expected = run(clean.astype("f4"), "clean")
-    assert (report.gap_pixels, report.bad_pixels, report.saturated_input) == (960, 0, 0)
+    assert (
+        report.record.get("gap_pixels", 0),
+        report.record["bad_pixels"],
+        report.sums.saturated,
+    ) == (960, 0, 0)
     assert report.intensity.gain == 1.0
     np.testing.assert_array_equal(made[:, 40:50], np.float32(value))
     far = np.r_[0:30, 60:96]
@@ -107,7 +115,7 @@ def test_an_area_without_a_count_ruins_nothing(run, kind: str, count: int) -> No
     frames[:, off] = 0
     report, made = run(frames)
     near = ndimage.binary_dilation(off, iterations=4) & ~off
-    assert report.gap_pixels == off.sum()
+    assert report.record.get("gap_pixels", 0) == off.sum()
     assert not made[:, off].any()
     assert made[:, near].mean() == pytest.approx(frames[:, near].mean(), rel=0.03)
 
@@ -141,7 +149,7 @@ def test_flags_of_several_kinds(run, lattice) -> None:
     frames[:, 30:33] = frames[:, :, 30:33] = -1
     frames[:, 10, 10] = -2
     report, made = run(frames)
-    assert (report.gap_pixels, report.bad_pixels) == (375, 1)
+    assert (report.record.get("gap_pixels", 0), report.record["bad_pixels"]) == (375, 1)
     assert (made[:, 31] == -1).all()
     assert made[:, 10, 10].min() > 0
 
@@ -174,9 +182,9 @@ def test_saturated_areas_keep_their_value(run, kind: str, keep: bool) -> None:
     frames, level = SATURATED[kind]
     top = frames >= np.float32(level)
     report, made = run(frames, keep_bad_pixels=keep)
-    assert report.bad_pixels == report.gap_pixels == 0
-    assert report.saturated_input == pytest.approx(top.sum(), rel=0.01)
-    assert report.saturated_from == pytest.approx(level, rel=0.03)
+    assert report.record["bad_pixels"] == report.record.get("gap_pixels", 0) == 0
+    assert report.sums.saturated == pytest.approx(top.sum(), rel=0.01)
+    assert report.record["saturated_from"] == pytest.approx(level, rel=0.03)
     np.testing.assert_array_equal(made[top], frames[top])
     if kind != "spot":  # what is around is as bright as before
         for before, after, one in zip(frames, made, top, strict=True):
@@ -194,13 +202,13 @@ def test_frames_without_values_and_blank_ones_pass_through(
     _, expected = run(frames, "clean")
     frames[lost] = value
     report, made = run(frames)
-    assert report.empty == tuple(lost)
+    assert tuple(report.sums.empty) == tuple(lost)
     assert f"{len(lost)} frames are blank or hold no value" in caplog.text
     assert report.intensity.gain == 1
     rest = np.setdiff1d(np.arange(12), lost)
     np.testing.assert_array_equal(made[lost], np.float32(value))
     np.testing.assert_allclose(made[rest], expected[rest], atol=0.2)
-    assert report.ratio == pytest.approx(1)
+    assert report.record["intensity_ratio"] == pytest.approx(1)
     _, made = run(frames, "whole", dtype="uint16")
     assert (made[lost] == np.nan_to_num(value)).all()
     assert made[rest].mean() == pytest.approx(9, rel=0.05)
@@ -211,8 +219,8 @@ def test_a_frame_without_a_part_keeps_it_empty(run, lattice) -> None:
     frames[3, 40:] = np.inf
     frames[2, 5, 5] = np.nan
     report, made = run(frames)
-    assert (report.empty, report.filled) == ((), 1)
-    assert report.notes == report.standing_out == ()
+    assert (tuple(report.sums.empty), report.sums.filled) == ((), 1)
+    assert report.notes == report.check.failing == ()
     assert np.isposinf(made[3, 40:]).all()
     assert np.isfinite(made[3, :40]).all()
     assert np.isfinite(made[2]).all()
@@ -227,7 +235,12 @@ def test_blank_stacks_come_back_and_those_without_a_value_are_refused(
     report, made = run(np.full(shape, value, "f8"))
     np.testing.assert_array_equal(made, value)
     assert "no noise found" in caplog.text
-    assert report.gap_pixels == report.saturated_input == report.bad_pixels == 0
+    assert (
+        report.record.get("gap_pixels", 0)
+        == report.sums.saturated
+        == report.record["bad_pixels"]
+        == 0
+    )
     with pytest.raises(FormatError, match="no frame has a finite pixel"):
         run(np.full(shape, np.nan, "f4"), "none")
 
@@ -236,7 +249,7 @@ def test_empty_frames_of_a_sparse_stack_are_frames(run) -> None:
     frames = np.random.default_rng(0).poisson(2e-3, (6, 32, 32)).astype("u1")
     frames[3] = 0
     report, _ = run(frames)
-    assert report.empty == ()
+    assert tuple(report.sums.empty) == ()
     mean = report.intensity.offset + report.intensity.gain * report.intensity.scale
     assert mean == pytest.approx(frames.mean(), rel=1e-6)
 

@@ -13,8 +13,8 @@ from emdn_deploy import Denoiser, session
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import run
 from emdn_deploy.dose import Intensity
-from emdn_deploy.provenance import recorded
 from emdn_deploy.session import CPU, CUDA, cuda_obstacle, open_session
+from emdn_deploy.writers import recorded
 from emdn_models import MODELS, pretrained
 from emdn_models.errors import DeviceError, DeviceMemoryError, EmdnError
 
@@ -303,7 +303,7 @@ def test_a_broken_off_run_goes_on_with_another_batch(
         run(source, options("cuda", 4), breaks)
     report = run(source, options("cuda", 2))
     assert report.resumed == 8
-    assert report.device == recorded(report.output)["device"] == "cuda"
+    assert report.record["device"] == recorded(report.output)["device"] == "cuda"
     whole = run(source, options("cpu", 4)).output
     with h5py.File(report.output) as one, h5py.File(whole) as other:
         np.testing.assert_array_equal(one["frames"][()], other["frames"][()])

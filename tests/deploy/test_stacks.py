@@ -29,17 +29,3 @@ def test_a_frame_without_a_mean_is_named() -> None:
 def test_an_array_is_not_copied_for_nothing() -> None:
     frames = np.zeros((2, 3, 4), np.float32)
     assert np.shares_memory(stacks.as_stack(frames), frames)
-
-
-@pytest.mark.parametrize("dose", [0.05, 1.0, 1.6, 50.0])
-def test_one_detector_has_one_scale_at_any_dose_and_contrast(dose: float) -> None:
-    rng = np.random.default_rng(0)
-    sharp = np.where(np.indices((32, 32)).sum(axis=0) % 4 == 0, 8.0, 1.0)
-    series = np.array([1.0, 1.7, 20.0])[:, None, None, None]
-    frames = rng.poisson(dose * sharp * series, (3, 5, 32, 32)).reshape(-1, 32, 32)
-    assert stacks.odd_axis(lambda number: frames[number], [3, 5]) is None
-    frames[5:10] *= 10
-    assert stacks.odd_axis(lambda number: frames[number], [3, 5])[0] == 0
-    assert stacks.odd_axis(lambda number: frames[number], [15]) is None
-    frames[:5] = 0  # a detector that was off
-    assert stacks.odd_axis(lambda number: frames[number], [3, 5])[0] == 0

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, output, preprocess, watch
+from emdn_deploy import Denoiser, cli, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list
+from emdn_deploy.writers import recorded
 from emdn_models.errors import FormatError, OutputError
 
 
@@ -263,30 +263,26 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path, box_model, live):
 @pytest.mark.parametrize(
     "error", [FormatError("damaged"), ValueError("a bug"), OSError(28, "full")]
 )
-def test_after_an_error_it_stays_partial_and_is_continued(
-    tmp_path, box_model, live, monkeypatch, error
+def test_after_an_error_it_stays_partial_and_is_begun_anew(
+    tmp_path, box_model, live, monkeypatch, error, caplog
 ):
     follow(live, tmp_path / "whole.h5", box_model)
-    target, append = tmp_path / "out.h5", watch._Growing.append
+    target, reserve = tmp_path / "out.h5", watch._Growing._reserve
 
-    def failing(self: watch._Growing, *blocks: Any) -> None:
+    def failing(self: watch._Growing, frames: int) -> None:
         if self.done >= 12:
-            with output.disk(self.partial):
-                raise error
-        append(self, *blocks)
+            raise error
+        reserve(self, frames)
 
-    monkeypatch.setattr(watch._Growing, "append", failing)
+    monkeypatch.setattr(watch._Growing, "_reserve", failing)
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as raised:
         follow(live, target, box_model)
     monkeypatch.undo()
     assert not target.exists()
     assert (tmp_path / "out.h5.partial").exists()
-    if not isinstance(error, ValueError):
-        assert "12 frames are kept in" in str(raised.value)
-        assert "the same command goes on" in str(raised.value)
-    with pytest.raises(OutputError, match=r"interrupted run with another .*gain"):
-        follow(live, target, box_model, gain=2.0)
-    assert sum(arrival.frames for arrival in follow(live, target, box_model)) == 28
+    said = f"12 frames are in {target}.partial; the same command begins anew"
+    assert said in str(raised.value) + caplog.text
+    assert sum(arrival.frames for arrival in follow(live, target, box_model)) == 40
     with h5py.File(target) as made, h5py.File(tmp_path / "whole.h5") as whole:
         np.testing.assert_array_equal(made["frames"][:], whole["frames"][:])
         for name in ("intensity_ratio", "output_std", "largest_shift"):

@@ -20,8 +20,7 @@ from onnxruntime import InferenceSession
 from onnxscript import FLOAT, optimizer, script
 from onnxscript import opset17 as op
 
-from emdn_deploy.model_file import ModelInfo
-from emdn_deploy.session import Session, open_session
+from emdn_deploy.session import ModelInfo, Session, open_session
 from emdn_models import MissingExtraError, ModelError, ParityError, __version__
 from emdn_models.errors import install
 from emdn_models.files import renamed

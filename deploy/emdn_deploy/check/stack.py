@@ -19,12 +19,12 @@ from emdn_deploy.check.residual import Floats, Frame
 from emdn_deploy.check.verdict import OUTSIDE, PASSED, Judge, judge, judge_neighbours
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.model_file import ModelInfo, stored
 from emdn_deploy.page import RunPage, Verdicts
 from emdn_deploy.preprocess import Prepared
-from emdn_deploy.provenance import recorded
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import WHITE, Axis, SeveralStacks
+from emdn_deploy.session import ModelInfo, stored
+from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, ModelError
 

@@ -10,7 +10,6 @@ import glob
 import importlib
 import logging
 import re
-import stat
 from collections import Counter
 from os import PathLike
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import (
-    CUT_SHORT,
     INSTRUMENT,
     WHITE,
     Axis,
@@ -56,34 +54,29 @@ _PARTIAL = re.compile(r".*\.partial(\.new|\.frames|\.sigma|\.map|\.map\.new|\.lo
 _log = logging.getLogger(__name__)
 
 
-def open_frames(path: str | PathLike[str], choice: Choice = Choice()) -> Frames:  # noqa: B008
+def open_frames(
+    path: str | PathLike[str],
+    choice: Choice = Choice(),  # noqa: B008
+    *,
+    cut: bool = False,
+) -> Frames:
     """Open frames: a file by its suffix (or its content, for HDF5), a folder, a pattern.
 
-    Returns
-    -------
-    Frames
-        A context manager; nothing but the header has been read.
-
-    Raises
-    ------
-    FormatError
-        If there is no such file, its format is unknown, or it is not what its
-        name says.
+    Nothing but the header is read; what is returned is a context manager. Raises FormatError if
+    there is no such file, its format is unknown, it is not what its name says, or, unless ``cut``,
+    it is cut short.
     """
     source = Path(path)
     if (source.is_dir() and not is_zarr(source)) or is_pattern(source):
         return open_list(source, find(source), choice)
-    return _open_file(source, choice)
+    return _open_file(source, choice, cut=cut)
 
 
 def open_selected(source: Path, choice: Choice, selection: str | None) -> Frames:
     """Open frames and take some of them: slices ``start:stop:step`` or numbers; None for all."""
-    frames = open_frames(source, choice)
+    frames = open_frames(source, choice, cut=selection is not None)
     try:
-        chosen = frames if selection is None else select(frames, selection)
-        if CUT_SHORT in frames.metadata:
-            chosen.read(chosen.shape[0] - 1, chosen.shape[0])  # raises if it is not there
-        return chosen
+        return frames if selection is None else select(frames, selection)
     except BaseException:
         frames.release()
         raise
@@ -110,30 +103,7 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in _ZARR)
 
 
-def _module_of(path: Path) -> str:
-    """Return the module that reads a file, by its content or suffix."""
-    if not path.exists():
-        raise FormatError(f"{path}: no such file")
-    if is_zarr(path):
-        return "zarr"
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # from which frames cannot be read twice
-            kind = kinds.get(stat.S_IFMT(mode), "a device")
-            raise FormatError(
-                f"{path}: is {kind}, expected a file; copy its content into one first"
-            )
-        with path.open("rb") as opened:
-            head = opened.read(8)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror})") from error
-    if not head:
-        raise FormatError(f"{path}: is empty (0 bytes)")
-    return "hdf5" if head == _HDF5_SIGNATURE else _module_for(path)
-
-
-def _open_file(path: Path, choice: Choice) -> Frames:
+def _open_file(path: Path, choice: Choice, *, cut: bool = False) -> Frames:
     module = _module_of(path)
     opener = importlib.import_module(f"emdn_deploy.readers.{module}")
     try:
@@ -146,14 +116,28 @@ def _open_file(path: Path, choice: Choice) -> Frames:
             f"{path}: is cut short, damaged or no {kind.upper()} file "
             f"({type(error).__name__}: {error}); copy it again"
         ) from error
+    if frames.missing and not cut:
+        frames.release()
+        raise FormatError(f"{path}: {frames.missing}")
     return frames
 
 
-def _module_for(path: Path) -> str:
+def _module_of(path: Path) -> str:
+    """Return the module that reads a file, by its content or suffix."""
+    if is_zarr(path):
+        return "zarr"
+    if not path.is_file():  # frames of a pipe, say, cannot be read twice
+        raise FormatError(f"{path}: {'is no regular' if path.exists() else 'no such'} file")
+    try:
+        with path.open("rb") as opened:
+            head = opened.read(8)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise FormatError(f"{path}: is empty (0 bytes)")
     suffix = path.suffix.lower()
-    for module, known in READERS.items():
-        if suffix in known:
-            return module
+    if head == _HDF5_SIGNATURE:
+        return "hdf5"
     if suffix == ".npz":
         raise FormatError(f"{path}: holds several arrays; save the frames alone by numpy.save")
     if suffix in _NOT_FRAMES or not suffix:
@@ -161,7 +145,7 @@ def _module_for(path: Path) -> str:
             f"{path}: unknown kind of file {path.suffix!r}; emdn reads "
             + " ".join(sorted(SUFFIXES))
         )
-    return "vendors"
+    return next((module for module, known in READERS.items() if suffix in known), "vendors")
 
 
 def natural(path: Path) -> list[tuple[int, int, str]]:

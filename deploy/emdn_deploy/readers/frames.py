@@ -19,12 +19,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.damage import check_frame
-from emdn_deploy.stacks import channels_last, frames_last, odd_axis
+from emdn_deploy.stacks import channels_last, frames_last
 from emdn_models.errors import EmdnError, FormatError
-
-CUT_SHORT = "cut short"
-"""In `Frames.metadata`: the file promises more frames than it holds."""
 
 WHITE = "white"
 """In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
@@ -119,6 +115,8 @@ class Frames:
         Which of the file's frames these are; None for all.
     files
         Every file that pixels come from; empty where that is ``path`` alone.
+    missing
+        Of `cut_short`, where the file promises more frames than these.
     """
 
     path: Path
@@ -138,6 +136,7 @@ class Frames:
     compressed: bool = False
     numbers: Sequence[int] | None = None
     files: tuple[Path, ...] = ()
+    missing: str = ""
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return frames ``start`` to ``stop`` as writable float32 (k, H, W), in the file's units.
@@ -194,8 +193,9 @@ def array_frames(
     notes: tuple[str, ...] = (),
     release: Callable[[], None] = lambda: None,
     compressed: bool = False,
+    missing: str = "",
 ) -> Frames:
-    """Make frames of an array in a file.
+    """Make frames of an array in a file; FormatError if it is none, or ``choice`` does not fit.
 
     Parameters
     ----------
@@ -207,13 +207,6 @@ def array_frames(
         The format's own axis order; None where it has none.
     axes
         Calibration, one per axis, or empty.
-    why, metadata, notes, release, compressed
-        See `Frames`.
-
-    Raises
-    ------
-    FormatError
-        If the data are not frames, or ``choice`` does not fit them.
     """
     where = f"{path}: {dataset}" if dataset else str(path)
     shape: tuple[int, ...] = tuple(array.shape)
@@ -236,7 +229,6 @@ def array_frames(
     _check_order(where, shape, letters, said=choice.axes is not None or order is not None)
     lengths = dict(zip(letters, shape, strict=True))
     height, width = lengths.pop("y"), lengths.pop("x")
-    check_frame(where, height, width)
     return Frames(
         path=path,
         format=name,
@@ -252,6 +244,7 @@ def array_frames(
         metadata=metadata or {},
         notes=notes,
         compressed=compressed,
+        missing=missing,
     )
 
 
@@ -286,10 +279,9 @@ def _block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:
 
 
 class Pages:
-    """Frames that are read one by one, and of which some may be missing, indexed like an array.
+    """Frames that are read one by one, indexed like an array.
 
-    ``shape``: stored shape as the file promises it; the last ``inner`` axes are those of a page.
-    ``there``: how many pages the file holds; reading one beyond raises ``missing``.
+    The last ``inner`` axes of ``shape`` are those of a page; ``page`` reads one by its number.
     """
 
     def __init__(
@@ -298,12 +290,9 @@ class Pages:
         dtype: np.dtype[Any],
         inner: int,
         page: Callable[[int], NDArray[Any]],
-        there: int,
-        missing: str,
     ) -> None:
         self.shape, self.dtype = shape, dtype
-        self._lead = len(shape) - inner
-        self._page, self._there, self._missing = page, there, missing
+        self._lead, self._page = len(shape) - inner, page
 
     def __getitem__(self, where: Any) -> NDArray[Any]:
         where = where if isinstance(where, tuple) else (where,)
@@ -311,8 +300,6 @@ class Pages:
         picked = [range(length)[one] for length, one in zip(lead, where, strict=False)]
         ranges = [range(one, one + 1) if isinstance(one, int) else one for one in picked]
         steps = [math.prod(lead[i + 1 :]) for i in range(len(lead))]
-        if sum(step * one[-1] for step, one in zip(steps, ranges, strict=True)) >= self._there:
-            raise FormatError(self._missing)
         places = itertools.product(*ranges)
         pages = [self._page(sum(map(operator.mul, steps, place))) for place in places]
         shape = [len(one) for one in picked if isinstance(one, range)]
@@ -321,26 +308,20 @@ class Pages:
         return inner
 
 
-def cut_short(path: Path, there: int, promised: str) -> str:
+def cut_short(there: int, promised: object) -> str:
     """Say that a file holds fewer frames than it promises, and what to do."""
-    said = f"{path}: is cut short: {there} of {promised} frames are there; copy it again"
+    said = f"is cut short: {there} of {promised} frames are there; copy it again"
     return said + (f", or take these with --frames 0:{there}" if there > 0 else "")
 
 
 def _check_dtype(where: str, dtype: np.dtype[Any]) -> None:
     """Refuse complex, compound (RGB), text and object data."""
-    if dtype.kind == "c":
+    if dtype.names or dtype.kind not in "buif":
+        what = "compound" if dtype.names else "complex" if dtype.kind == "c" else "other"
         raise FormatError(
-            f"{where}: holds complex numbers ({dtype}); emdn denoises real frames: "
-            "store the modulus or a real image"
+            f"{where}: holds {what} values ({', '.join(dtype.names or [str(dtype)])}), expected "
+            "one real number per pixel: choose another dataset, or store a real image"
         )
-    if dtype.names:
-        raise FormatError(
-            f"{where}: holds compound values ({', '.join(dtype.names)}), such as RGB or FFT data; "
-            "emdn denoises one real number per pixel: choose another dataset"
-        )
-    if dtype.kind not in "buif":
-        raise FormatError(f"{where}: holds {dtype} values, expected numbers")
 
 
 def default_order(shape: tuple[int, ...]) -> str:
@@ -410,48 +391,47 @@ def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     return ()
 
 
-def parse_selection(text: str) -> list[slice]:
-    """Read a list, by commas, of ``start:stop:step`` or single numbers, counted as Python does.
+def parse_selection(text: str, count: int) -> list[int]:
+    """Number the frames of a list, by commas, of ``start:stop:step`` or single numbers.
 
-    Raises FormatError if a part is neither, or its step is not positive.
+    They are counted as Python does. Raises FormatError if a part is neither, takes none of
+    ``count`` frames, or one is taken twice.
     """
-    found = []
+    chosen = list[int]()
     for part in text.split(","):
+        words = part.split(":")
         try:
-            numbers = [int(word) if word.strip() else None for word in part.split(":")]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1 and (first := numbers[0]) is not None:
-            found.append(slice(first, first + 1 if first != -1 else None))
-        elif len(numbers) == 2 or (len(numbers) == 3 and (numbers[2] is None or numbers[2] > 0)):
-            found.append(slice(*numbers))
-        else:
+            numbers = [int(word) if word.strip() else None for word in words]
+            some = slice(*numbers)
+            if len(numbers) == 1 and (first := numbers[0]) is not None:
+                some = slice(first, first + 1 if first != -1 else None)
+            if numbers == [None] or (some.step or 1) < 1:
+                raise ValueError
+            found = range(count)[some]
+        except (TypeError, ValueError) as error:
             raise FormatError(
                 f"--frames {text!r} is no selection; give start:stop:step with a positive step, "
                 "such as 0:500:2, one number, or a list such as 0:57,58:60"
-            )
-    return found
+            ) from error
+        if not found:
+            raise FormatError(f"--frames {part} takes none of {count} frames")
+        chosen += found
+    if len(set(chosen)) < len(chosen):
+        raise FormatError(
+            f"--frames {text} takes some frames twice, which would count as frames without noise "
+            "between them; name each once"
+        )
+    return chosen
 
 
 def select(frames: Frames, text: str) -> Frames:
-    """Return a stack of the selected frames, reading from the same file.
-
-    Raises FormatError if the selection is empty, is not one, or takes a frame twice.
-    """
-    ranges = [range(frames.shape[0])[part] for part in parse_selection(text)]
-    for name, one in zip(text.split(","), ranges, strict=True):
-        if not one:
-            raise FormatError(
-                f"{frames.path}: --frames {name} takes none of {frames.shape[0]} frames"
-            )
-    chosen = np.concatenate([np.asarray(one) for one in ranges])
-    if len(np.unique(chosen)) < len(chosen):
-        raise FormatError(
-            f"{frames.path}: --frames {text} takes some frames twice, which would count as frames "
-            "without noise between them; name each once"
-        )
+    """Return a stack of the selected frames, reading from the same file; see `parse_selection`."""
+    try:
+        chosen = np.asarray(parse_selection(text, frames.shape[0]))
+    except FormatError as error:
+        raise FormatError(f"{frames.path}: {error}") from error
     steps = np.unique(np.diff(chosen))
-    step = 1 if len(ranges) == len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
+    step = 1 if len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
 
     def read_block(start: int, stop: int) -> NDArray[Any]:
         part = chosen[start:stop]
@@ -473,25 +453,6 @@ def select(frames: Frames, text: str) -> Frames:
         read_block=read_block,
         why=f"{frames.why}, frames {text}",
         numbers=chosen.tolist(),
-    )
-
-
-def check_one_scale(frames: Frames) -> None:
-    """Refuse a stack whose frames are of detectors or channels on scales of their own.
-
-    Raises FormatError, naming the axis and the remedy.
-    """
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
-    lengths = [frames.stored_shape[i] for i in lead]
-    odd = odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
-    if odd is None:
-        return
-    axis, order = lead[odd[0]], frames.order
-    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
-    raise FormatError(
-        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
-        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
-        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
     )
 
 
@@ -551,38 +512,44 @@ def only_stack(offers: list[Offer]) -> tuple[int | None, str]:
     return offers.index(stacks[0]), f"the only stack {stacks[0].shape}; single frames: {listed}"
 
 
-def numbered(path: Path, what: str, choice: Choice, count: int) -> int | None:
-    """Return the number that ``--dataset`` asks for, None where it does not ask.
+def choose(
+    path: Path, what: str, offers: list[Offer], choice: Choice, more: str = ""
+) -> tuple[int, str, tuple[str, ...]]:
+    """Return the number of the stack to take, why, and what the user must know of it.
 
-    Raises FormatError if there is no such image, series or stack.
+    Taken is the one that ``--dataset`` numbers; the only one with frames; the only stack beside
+    single frames; or one that is eight times as large as all others. ``what`` they are, in the
+    plural. Raises FormatError if there is none with that number, and `SeveralStacks`.
     """
-    if choice.dataset is None:
-        return None
-    if not choice.dataset.isdigit() or int(choice.dataset) >= count:
-        raise FormatError(f"{path}: has no {what} {choice.dataset!r}; it has 0 to {count - 1}")
-    return int(choice.dataset)
+    if (asked := choice.dataset) is not None:
+        if not asked.isdigit() or int(asked) >= len(offers):
+            raise FormatError(f"{path}: has {what} 0 to {len(offers) - 1}, and no {asked!r}")
+        return int(asked), "asked for by --dataset", ()
+    frames = [one for one in offers if len(one.shape) > 1]
+    if len(frames) == 1:
+        why = f"the only one of {len(offers)} {what} that holds frames"
+        return offers.index(frames[0]), "the only one in the file" if len(offers) == 1 else why, ()
+    if not frames:
+        raise FormatError(f"{path}: holds no frames (none of {len(offers)} {what})")
+    index, why = only_stack(frames)
+    if index is None:
+        sizes = [math.prod(one.shape) for one in frames]
+        index, why = int(np.argmax(sizes)), "the only large one in the file"
+        if sorted(sizes)[-1] < 8 * sorted(sizes)[-2]:
+            raise SeveralStacks(path, what, offers, more)
+    number, why = offers.index(frames[index]), f"{why}; --dataset NUMBER takes another"
+    return number, why, (f"of {len(offers)} {what}, number {number} is taken: {why}",)
 
 
-def beam(
-    *,
-    volts: float | None = None,
-    camera_length_mm: float | None = None,
-    magnification: float | None = None,
-    exposure_s: float | None = None,
-    mode: str | None = None,
-    scanning: str = "TEM",
-) -> dict[str, str]:
-    """Return metadata under the names that HyperSpy has for them (keV, mm, s).
+def beam(scanning: str = "TEM", **known: float | str | None) -> dict[str, str]:
+    """Return metadata under the names that HyperSpy has for them.
 
-    ``mode``: ``TEM`` or ``STEM``. ``scanning``: the instrument: ``TEM`` or ``SEM``.
+    ``scanning``: the instrument: ``TEM`` or ``SEM``. Known may be ``volts``, ``camera_length`` in
+    mm, ``magnification``, ``exposure`` in s and ``acquisition_mode``, ``TEM`` or ``STEM``.
     """
-    known = {
-        "beam_energy": None if volts is None else volts / 1000,
-        "camera_length": camera_length_mm,
-        "magnification": magnification,
-        "Camera.exposure": exposure_s,
-        "acquisition_mode": mode,
-    }
+    volts = known.pop("volts", None)
+    known["beam_energy"] = volts / 1000 if isinstance(volts, float) else None
+    known["Camera.exposure"] = known.pop("exposure", None)
     return {
         f"{INSTRUMENT}.{scanning}.{name}": value if isinstance(value, str) else f"{value:.10g}"
         for name, value in known.items()

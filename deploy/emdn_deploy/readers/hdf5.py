@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.readers import rechunk
-from emdn_deploy.readers.damage import check_claims, check_tree, filters_of
 from emdn_deploy.readers.frames import (
     Choice,
     Frames,
@@ -65,7 +64,7 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
     """Return the dataset to take and the reason in words."""
     if file.attrs.get("format") == hdf5.CHECKPOINT:
         raise FormatError(f"{path}: holds weights of models, not frames")
-    check_tree(path, file)
+    _check_damage(path, file)
     try:
         # All that the first convention to match offers.
         found = next(filter(None, (find(file) for find in CONVENTIONS)), [])
@@ -88,6 +87,16 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
     if convention == "plain HDF5":
         why = "the only large numeric dataset"
     return found[0], f"{why}, {len(found[0].parts)} parts in order" if found[0].parts else why
+
+
+def _check_damage(path: Path, file: h5py.File) -> None:
+    """Refuse damage on which libhdf5 crashes or goes round for ever (FormatError)."""
+    try:
+        hdf5.check_heaps(path)
+        hdf5.check_attributes(file.id)
+        h5py.h5o.visit(file.id, lambda name: hdf5.check_attributes(h5py.h5o.open(file.id, name)))
+    except ValueError as error:
+        raise FormatError(f"{path}: is damaged: {error}; copy it again") from error
 
 
 def _asked(path: Path, file: h5py.File, name: str, found: list[Candidate]) -> Candidate:
@@ -128,7 +137,7 @@ def _load_filters(path: Path, dataset: h5py.Dataset) -> None:
     """Import hdf5plugin (bitshuffle, LZ4, Blosc, zstd) only where a dataset needs it."""
 
     def missing() -> str:
-        codes = [code for code in filters_of(dataset) if not h5py.h5z.filter_avail(code)]
+        codes = [code for code in rechunk.filters_of(dataset) if not h5py.h5z.filter_avail(code)]
         known = {32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32015: "Zstandard"}
         return " and ".join(f"{code} ({known.get(code, 'unknown')})" for code in codes)
 
@@ -163,6 +172,47 @@ def _unwritten(datasets: list[h5py.Dataset]) -> tuple[str, ...]:
     )
 
 
+def _files_behind(path: Path, dataset: h5py.Dataset) -> set[Path]:
+    """List the files that pixels come from, behind links and virtual datasets too.
+
+    A source that is missing is of no concern here: HDF5 reads fill values for it. Raises
+    FormatError if a virtual dataset leads back to itself, in which libhdf5 crashes.
+    """
+    found, known = set[Path](), set[tuple[str, int]]()
+
+    def walk(one: h5py.Dataset, above: tuple[tuple[str, int], ...]) -> None:
+        folder = Path(one.file.filename).parent
+        own = os.path.realpath(one.file.filename), int(h5py.h5o.get_info(one.id).addr)
+        if own in above:
+            raise FormatError(
+                f"{path}: the virtual dataset {dataset.name} leads back to itself; it holds "
+                "no frames: write it again with the right sources"
+            )
+        if own in known:
+            return
+        known.add(own)
+        found.add(Path(one.file.filename))
+        # HDF5 takes the names of raw files from the working folder.
+        found.update(Path(name) for name, _, _ in one.external or () if Path(name).is_file())
+        sources = one.virtual_sources() if one.is_virtual else ()
+        for name, inside in {(source.file_name, source.dset_name) for source in sources}:
+            if name == ".":
+                item = one.file.get(inside)
+                if isinstance(item, h5py.Dataset):
+                    walk(item, (*above, own))
+            elif (folder / name).is_file():
+                found.add(folder / name)
+                try:
+                    with h5py.File(folder / name) as file:
+                        if isinstance(item := file.get(inside), h5py.Dataset):
+                            walk(item, (*above, own))
+                except OSError:
+                    continue
+
+    walk(dataset, ())
+    return found
+
+
 def frames_of(
     path: Path,
     file: h5py.File,
@@ -184,7 +234,7 @@ def frames_of(
     sources: set[Path] = set()
     for dataset in datasets:
         _load_filters(path, dataset)
-        sources |= check_claims(path, dataset)
+        sources |= _files_behind(path, dataset)
     metadata = {"chunks": str(array.chunks or "contiguous")}
     metadata |= {"detector": one.label} if one.label else {}
     if one.parts:
@@ -198,17 +248,15 @@ def frames_of(
     frames = array_frames(
         path, name, array, choice, order=order, axes=one.axes, dataset=one.path,
         why=why, metadata=metadata, notes=notes, release=file.close,
-        compressed=bool(filters_of(one.dataset)),
+        compressed=bool(rechunk.filters_of(one.dataset)),
     )  # fmt: skip
     # All files that pixels come from, the one that was opened first.
     names = {os.path.realpath(place): place for place in sources}
     names.pop(os.path.realpath(path), None)
     files = (path, *(names[real] for real in sorted(names)))
     frames = replace(frames, parts=one.parts, files=files)
-    if not complete:
-        return frames
     # What HDF5 itself need not decode is decoded in parts, where chunks are large.
-    return rechunk.unpacked(frames, array, letters)
+    return rechunk.unpacked(frames, array, letters) if complete else frames
 
 
 class Parts:
@@ -254,8 +302,8 @@ def _joined(path: Path, file: h5py.File, names: tuple[str, ...], order: str) -> 
             )
         datasets.append(data)
         first = datasets[0]
-        same = data.ndim == first.ndim and data.shape[1:] == first.shape[1:]
-        if not same or data.dtype != first.dtype or order[0] in "yx":
+        same = (data.dtype, data.ndim, data.shape[1:]) == (first.dtype, first.ndim, first.shape[1:])
+        if not same or order[0] in "yx":
             raise FormatError(
                 f"{path}: {name} has shape {data.shape}, {data.dtype}, axes {order}, and "
                 f"{names[0]} {first.shape}, {first.dtype}; parts of a stack need frames of one "

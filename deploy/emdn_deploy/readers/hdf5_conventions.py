@@ -13,7 +13,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from emdn_deploy.readers.damage import read
 from emdn_deploy.readers.frames import Axis, default_order
 from emdn_models.errors import FormatError
 
@@ -307,9 +306,9 @@ def _role(axis: Axis) -> str:
 def _velox_facts(group: h5py.Group) -> dict[str, Any]:
     """Return the JSON that Velox writes with the first frame, empty where it is damaged."""
     try:
-        raw = np.asarray(read(group["Metadata"], np.s_[:, 0]), dtype=np.uint8).tobytes()
+        raw = np.asarray(group["Metadata"][:, 0], dtype=np.uint8).tobytes()
         facts = json.loads(raw.split(b"\0", 1)[0])
-    except (KeyError, ValueError, TypeError, OSError, RecursionError, FormatError):
+    except (KeyError, ValueError, TypeError, OSError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -366,7 +365,7 @@ def vector_axis(vector: Any, name: str = "") -> Axis:
     units = text_of(vector.attrs.get("units")).strip("[]").replace("_", "")
     if vector.ndim != 1 or vector.size < 2:
         return Axis(name, units)
-    first, second = (float(value) for value in read(vector, slice(2)))
+    first, second = (float(value) for value in vector[:2])
     return Axis(name, units, second - first, first)
 
 

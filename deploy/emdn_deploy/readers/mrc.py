@@ -15,15 +15,7 @@ import mrcfile
 import numpy as np
 
 from emdn_deploy.readers import rechunk
-from emdn_deploy.readers.frames import (
-    CUT_SHORT,
-    Axis,
-    Choice,
-    Frames,
-    Pages,
-    array_frames,
-    cut_short,
-)
+from emdn_deploy.readers.frames import Axis, Choice, Frames, array_frames, cut_short
 from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError
 
@@ -33,11 +25,9 @@ _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
-    """Open an MRC stack; its sections are the frames.
+    """Open an MRC stack; its sections are the frames, all of them if the header promises fewer.
 
-    Of a file that is longer than its header says, all frames are taken; reading those that a
-    shorter file lacks is an error that says how many are there. Raises FormatError if it is
-    damaged, or holds transforms or numbers of 4 bits.
+    Raises FormatError if it is damaged, or holds transforms or numbers of 4 bits.
     """
     header, notes = _header(path)
     dtype, reading = _dtype(path, header)
@@ -64,27 +54,23 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         if file:
             folder = rechunk.scratch_folder(path)
             notes.append(f"is unpacked into a scratch file of {size / 1e9:.2g} GB in {folder}")
-        if (there := (size - start) // frame) <= 0:
-            raise FormatError(cut_short(path, 0, str(promised)))
+        there = max(0, (size - start) // frame)
+        missing = cut_short(there, promised) if there < max(1, promised) else ""
+        if not there:
+            raise FormatError(f"{path}: {missing}")
         if there > promised:
             notes.append(
                 f"the header promises {promised} frames, the file holds {there}, which are taken; "
                 f"--frames 0:{promised} takes those of the header"
             )
-            shape = (there, *shape[-2:])
-        whole = (there, *shape[-2:]) if there < promised else shape
-        data: Any = np.memmap(file, dtype, "r", start, whole) if file else None
-        data = Plain(path, start, whole, dtype) if data is None else data
+        shape = shape if there == promised else (there, *shape[-2:])
+        data: Any = np.memmap(file, dtype, "r", start, shape) if file else None
+        data = Plain(path, start, shape, dtype) if data is None else data
         axes, uncalibrated = _axes(header, len(shape), swapped=stored[:2] == (2, 1))
-        metadata = {"mode": reading}
-        if there < promised:
-            missing = cut_short(path, there, str(promised))
-            data = Pages(shape, dtype, 2, data.__getitem__, there, missing)
-            metadata[CUT_SHORT] = "not all frames are there"
         frames = array_frames(
-            path, "MRC", data, choice, axes=axes, metadata=metadata,
+            path, "MRC", data, choice, axes=axes, metadata={"mode": reading},
             notes=(*notes, *uncalibrated), release=file.close if file else lambda: None,
-            compressed=packed,
+            compressed=packed, missing=missing,
         )  # fmt: skip
         stack.pop_all()
     return frames

@@ -23,12 +23,23 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.damage import filters_of
 from emdn_deploy.readers.frames import Frames
 from emdn_models.errors import OutputError
 
 # Bytes of decoded chunks that may be in memory at a time, if they are more than 8 frames.
 LIMIT = 2**27
+
+
+def filters_of(array: Any) -> list[int]:
+    """List the HDF5 filters of a dataset, or of the first of joined ones, by number.
+
+    Chunks of Zarr are read as if they had one: never in part.
+    """
+    first = getattr(array, "datasets", [array])[0]
+    if not isinstance(first, h5py.Dataset):
+        return [0] if hasattr(array, "compressors") else []
+    settings = first.id.get_create_plist()
+    return [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
 
 
 def scratch_folder(path: Path) -> Path:
@@ -71,13 +82,9 @@ def cache_bytes(dataset: h5py.Dataset, order: str) -> int | None:
     ``order``: one letter or digit per stored axis (see `emdn_deploy.readers.frames.Choice`).
     """
     need = _working_set(dataset, order)
-    if (
-        not dataset.chunks
-        or not need
-        or not _frame(dataset, order) < need <= _limit(dataset, order)
-    ):
-        return None
-    return int(1.5 * need)
+    if dataset.chunks and need and _frame(dataset, order) < need <= _limit(dataset, order):
+        return int(1.5 * need)
+    return None
 
 
 def unpacked(frames: Frames, array: Any, order: str) -> Frames:

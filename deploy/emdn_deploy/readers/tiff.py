@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,19 +18,16 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import (
-    CUT_SHORT,
     WHITE,
     Axis,
     Choice,
     Frames,
     Offer,
     Pages,
-    SeveralStacks,
     array_frames,
     beam,
+    choose,
     cut_short,
-    numbered,
-    only_stack,
 )
 from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError, MissingExtraError, install
@@ -67,9 +64,7 @@ _LARGEST_M = 1e-6
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open a TIFF; ``choice.dataset`` is the number of a series where there are several.
 
-    A file that is cut short has the frames that it promises; reading those that are missing is an
-    error that says how many are there. Raises FormatError if it is damaged, holds colours or
-    electron events, or holds several series.
+    Raises FormatError if it is damaged, holds colours or electron events, or holds several series.
     """
     _complaints.said.clear()
     file = tifffile.TiffFile(path)
@@ -87,7 +82,7 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
             f"{path}: holds electron events (EER), expected frames; sum them into frames first, "
             "such as with relion_convert_to_tiff, and denoise those"
         )
-    series, number, why = _choose(path, _series(file), choice)
+    series, number, why, notes = _choose(path, _series(file), choice)
     key = series.keyframe
     order = _order(series, ours="emdn-deploy" in str((file.imagej_metadata or {}).get("Info", "")))
     if _is_colour(series) and "c" not in order and choice.axes is None:
@@ -96,19 +91,14 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
             f"{series.shape}; convert it to grey values first, or take the numbers as they are "
             f"with --axes {order}"
         )
-    notes: tuple[str, ...] = ()
-    if "--dataset NUMBER" in why:
-        notes += (f"series {number} is taken: {why}",)
-    data, order, cut = _stored(path, file, series, order, places)
+    data, order, missing = _stored(path, file, series, order, places)
     tags = {tag.code: tag.value for tag in key.tags}
     metadata = {"pages": str(len(file.pages)), **_microscope(tags)}
     metadata["stored"] = "page by page" if isinstance(data, Pages) else "plain"
     compressed = int(key.compression) > 1
     if compressed:
         metadata["stored"] += f", {key.compression.name.lower()}"
-    if cut:
-        metadata[CUT_SHORT] = "not all frames are there"
-    elif _complaints.said:
+    if _complaints.said and not missing:
         notes += (f"is damaged, some of what it says is lost ({_complaints.said[0][:200]})",)
     if key.photometric.name == "MINISWHITE":
         metadata["photometric"] = "miniswhite"
@@ -123,15 +113,12 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
     axes = tuple(steps.get(letter, Axis(letter)) for letter in order)
     return array_frames(
         path, "TIFF", data, choice, order=order, axes=axes, why=why, release=file.close,
-        metadata=metadata, notes=notes, compressed=compressed,
+        metadata=metadata, notes=notes, compressed=compressed, missing=missing,
     )  # fmt: skip
 
 
 def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
-    """List the bytes of the pages; the last is 0, or where the list leads out of the file.
-
-    tifffile follows some circles for ever.
-    """
+    """List the bytes of the pages; the last is 0, or where the list leads out of the file."""
     form, size = file.tiff, file.filehandle.size
     place, pages = int(file.pages[0].offset), dict[int, int]()
     with path.open("rb") as opened:
@@ -141,11 +128,8 @@ def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
             return int(struct.unpack(kind, opened.read(length).ljust(length, b"\0"))[0])
 
         while 0 < place < size:
-            if place in pages:
-                raise FormatError(
-                    f"{path}: its pages form a circle, the last leads back to number "
-                    f"{pages[place]}; it is a damaged TIFF file: copy it again"
-                )
+            if place in pages:  # which tifffile follows for ever
+                raise FormatError(f"{path}: is damaged, its pages form a circle: copy it again")
             pages[place] = len(pages)
             tags = number(place, form.tagnoformat, form.tagnosize)
             after = place + form.tagnosize + tags * form.tagsize
@@ -178,33 +162,23 @@ def _pages(file: tifffile.TiffFile) -> list[Any]:
     return pages
 
 
-def _choose(path: Path, series: list[Any], choice: Choice) -> tuple[Any, int, str]:
-    """Return a series, its number and why."""
-    if (asked := numbered(path, "series", choice, len(series))) is not None:
-        return series[asked], asked, "asked for by --dataset"
-    if len(series) == 1:
-        return series[0], 0, "the only series in the file"
-    if not series:
-        raise FormatError(f"{path}: holds no pictures")
-    grey = [one for one in series if not _is_colour(one)]
-    if len(grey) == 1:
-        return grey[0], series.index(grey[0]), "the only series without colours"
-    offers = [Offer.of(str(number), one) for number, one in enumerate(series)]
-    taken, why = only_stack(offers)
-    if taken is None:
-        largest = sorted(range(len(series)), key=lambda one: -series[one].size)
-        # Thumbnails are common, and small.
-        if series[largest[0]].size < 8 * series[largest[1]].size:
-            # tifffile's ``write`` makes one series a call.
-            kinds = {(one.shape, one.dtype, one.keyframe.photometric) for one in series}
-            single = len(kinds) == 1 and all(len(one.shape) == 2 for one in series)
-            if single and choice.axes is not None and len(choice.axes) == 3:
-                why = f"all {len(series)} series, of one frame each, as --axes {choice.axes} says"
-                return _stack([one.keyframe for one in series]), 0, why
-            more = ", or take all as the frames of one stack with --axes tyx" if single else ""
-            raise SeveralStacks(path, "series", offers, more)
-        taken, why = largest[0], "the only large series in the file"
-    return series[taken], taken, f"{why}; --dataset NUMBER takes another"
+def _choose(path: Path, series: list[Any], choice: Choice) -> tuple[Any, int, str, tuple[str, ...]]:
+    """Return a series, its number, why, and what the user must know of it."""
+    # tifffile's ``write`` makes one series a call.
+    kinds = {(one.shape, one.dtype, one.keyframe.photometric) for one in series}
+    single = len(series) > 1 and len(kinds) == 1 and all(len(one.shape) == 2 for one in series)
+    if single and choice.dataset is None and len(choice.axes or "") == 3:
+        why = f"all {len(series)} series, of one frame each, as --axes {choice.axes} says"
+        return _stack([one.keyframe for one in series]), 0, why, ()
+    offers = [
+        Offer(str(number), (), "colours")
+        if _is_colour(one) and len(series) > 1
+        else Offer.of(str(number), one)
+        for number, one in enumerate(series)
+    ]
+    more = ", or take all as the frames of one stack with --axes tyx" if single else ""
+    number, why, notes = choose(path, "series", offers, choice, more)
+    return series[number], number, why, notes
 
 
 def _is_colour(series: Any) -> bool:
@@ -243,8 +217,8 @@ def _free(letters: str) -> str:
 
 def _stored(
     path: Path, file: tifffile.TiffFile, series: Any, order: str, places: list[int]
-) -> tuple[Any, str, bool]:
-    """Return what is indexed like the array that a file promises, its axes, and if it is cut short.
+) -> tuple[Any, str, str]:
+    """Return what is indexed like the array, its axes, and `cut_short` where frames are missing.
 
     The text of the first page may promise more frames than there are, or the list of pages lead out
     of the file. Where the second page follows the pixels of all frames, it tells how many there
@@ -260,25 +234,26 @@ def _stored(
     elif places[-1] and not (said and math.prod(said[0]) == math.prod(lead)):
         count, order, sure = len(series) + 1, "t" + inner, "at least "
         lead = (count if start is None else max(count, (places[1] - start) // frame),)
-    shape, count = (*lead, *key.shape), math.prod(lead)
-    read: Callable[[int], NDArray[Any]]
+    count, pages = math.prod(lead), list[Any]()
     # A plain stack's pages may follow the pixels, and be lost.
     if start is not None:
         there = max(0, min(count, (size - start) // frame))
-        if there == count:
-            return Plain(path, start, shape, kind), order, False
-        read = Plain(path, start, (there, *key.shape), kind).__getitem__
     else:
         pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
         lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
         there = next(lost, len(pages))
+    missing = cut_short(there, f"{sure}{count}") if there < count else ""
+    if not there:
+        raise FormatError(f"{path}: {missing}")
+    if missing:
+        lead, order = (there,), "t" + inner
+    if start is not None:
+        return Plain(path, start, (*lead, *key.shape), kind), order, missing
 
-        def read(number: int) -> NDArray[Any]:
-            return _decoded(pages[number], path)
+    def page(number: int) -> NDArray[Any]:
+        return _decoded(pages[number], path)
 
-    missing = cut_short(path, there, f"{sure}{count}")
-    data = Pages(shape, series.dtype, key.ndim, read, there, missing)
-    return data, order, there < count
+    return Pages((*lead, *key.shape), series.dtype, key.ndim, page), order, missing
 
 
 def _described(first: Any) -> tuple[tuple[int, ...], str] | None:
@@ -334,8 +309,10 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
 
     The first of several sources that know an axis decides; ``number`` is that of the series.
     """
-    fei = _mapping(_fei(tags), "Scan")
-    tvips, olympus = _mapping(tags, 37706), _mapping(tags, 33560)
+    fei, tvips, olympus = (
+        _mapping(_fei(tags), "Scan"), _mapping(tags, 37706), _mapping(tags, 33560)
+    )  # fmt: skip
+    printed = _printed(tags)
     sources: tuple[Steps, ...] = (
         _digital_micrograph(tags),
         _ome(file, key, number),
@@ -346,7 +323,7 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
         _pair(olympus.get("pixelsizex"), olympus.get("pixelsizey"), "m"),
         _jeol(tags),
         # The common tags only where they cannot be a printer's.
-        {} if any(step > _LARGEST_M for step, _ in _printed(tags).values()) else _printed(tags),
+        {} if any(step > _LARGEST_M for step, _ in printed.values()) else printed,
     )
     found: Steps = {}
     for source in sources:
@@ -378,7 +355,7 @@ def _microscope(tags: Tags) -> dict[str, str]:
     length = _tagged(jeol, "SelectorValue") if _tagged(jeol, "ModeString") == "DIFF" else None
     return beam(
         volts=next(filter(None, map(_number, volts)), None),
-        camera_length_mm=_number(length),
+        camera_length=_number(length),
         scanning="SEM" if zeiss or _fei(tags) else "TEM",
     )
 

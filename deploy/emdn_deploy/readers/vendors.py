@@ -17,24 +17,20 @@ from ncempy.io import dm, ser
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import (
-    CUT_SHORT,
     Axis,
     Choice,
     Frames,
     Offer,
     Pages,
-    SeveralStacks,
     array_frames,
     beam,
+    choose,
     cut_short,
     default_order,
-    numbered,
-    only_stack,
 )
 from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError, MissingExtraError, install
 
-_MOST_TAGS = 30_000
 _SHOWN = (
     "Microscope Info.Voltage", "Microscope Info.Indicated Magnification", "Meta Data.Signal",
     "Acquisition.Detector.gain factor", "DataBar.Acquisition Date",
@@ -61,36 +57,31 @@ def open_frames(path: Path, choice: Choice) -> Frames:
 
 
 class _Tags(dm.fileDM):  # type: ignore[misc]
-    """ncempy's parser, with room to count the tags of a group, and an end to all of them."""
-
-    _count = 0
+    """ncempy's parser, which counts the tags of a group in 8 bits, with more room."""
 
     def parseHeader(self) -> None:
-        """Read the tags; ncempy counts those of a group in 8 bits."""
+        """Read the tags."""
         self._curGroupAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
         self._curTagAtLevelX = np.zeros(self._maxDepth + 1, np.int64)
         super().parseHeader()
-
-    def _readTagEntry(self) -> None:
-        self._count += 1
-        if self._count > _MOST_TAGS:
-            raise ValueError(f"it has more than {_MOST_TAGS} tags")
-        super()._readTagEntry()
 
 
 def _open_dm(path: Path, choice: Choice) -> Frames:
     file = _Tags(str(path), on_memory=False)
     # A thumbnail, always first where there is one, is not counted.
     thumbnails = int(bool(file.thumbnail) and file.numObjects > 1)
-    number, why, notes = _choose_image(path, file, thumbnails, choice)
-    index = number + thumbnails
-    try:
-        data = _dm_data(file, index)
-    except Exception as error:
+    count = max(1, file.numObjects - thumbnails)
+    images = [_dm_data(file, number + thumbnails) for number in range(count)]
+    offers = [
+        Offer.of(str(number), one) if isinstance(one, Plain) else Offer(str(number), (), one)
+        for number, one in enumerate(images)
+    ]
+    number, why, notes = choose(path, "images", offers, choice)
+    index, data = number + thumbnails, images[number]
+    if not isinstance(data, Plain):
         raise FormatError(
-            f"{path}: image {number} cannot be read ({_words(error)}); "
-            "it is a colour picture, or the file is truncated"
-        ) from error
+            f"{path}: image {number} is {data}; is it colours, or the file cut short?"
+        )
     prefix = f".ImageList.{index + 1}.ImageTags."
     tags = {
         key[len(prefix) :]: str(value)
@@ -123,47 +114,22 @@ def _dm_microscope(tags: Mapping[str, str]) -> dict[str, str]:
     length = known("Microscope Info.STEM Camera Length")
     return beam(
         volts=known("Microscope Info.Voltage"),
-        camera_length_mm=length if scanning else shown if pattern else None,
+        camera_length=length if scanning else shown if pattern else None,
         magnification=None if pattern and not scanning else shown,
-        exposure_s=next(filter(None, map(known, _EXPOSURES)), None),
-        mode=mode,
+        exposure=next(filter(None, map(known, _EXPOSURES)), None),
+        acquisition_mode=mode,
     )
 
 
-def _choose_image(
-    path: Path, file: Any, thumbnails: int, choice: Choice
-) -> tuple[int, str, tuple[str, ...]]:
-    """Return the number of an image, why, and what the user must know of it."""
-    count = max(1, file.numObjects - thumbnails)
-    if (asked := numbered(path, "image", choice, count)) is not None:
-        return asked, "asked for by --dataset", ()
-    if count == 1:
-        return 0, "the only image in the file", ()
-
-    def offer(number: int) -> Offer:
-        try:
-            return Offer.of(str(number), _dm_data(file, number + thumbnails))
-        except Exception as error:  # colours, say: one image must not hide the others
-            return Offer(str(number), (), f"not readable ({_words(error)})")
-
-    offers = [offer(number) for number in range(count)]
-    frames = [one for one in offers if len(one.shape) > 1]
-    if len(frames) == 1:
-        return offers.index(frames[0]), "the only image of grey values", ()
-    taken, why = only_stack(frames)
-    if taken is None:
-        raise SeveralStacks(path, "images", offers)
-    number = offers.index(frames[taken])
-    why = f"{why}; --dataset NUMBER takes another"
-    return number, why, (f"image {number} is taken: {why}",)
-
-
-def _dm_data(file: Any, index: int) -> Plain:
-    """Return the object ``index``, all of them counted, without axes of one."""
+def _dm_data(file: Any, index: int) -> Plain | str:
+    """Return the object ``index``, all of them counted, without axes of one; or why it is none."""
     sizes = (file.zSize2[index], file.zSize[index], file.ySize[index], file.xSize[index])
-    dtype = np.dtype(file._DM2NPDataType(file.dataType[index]))
     shape = tuple(int(size) for size in sizes if size > 1)
-    return Plain(Path(file.file_path), file.dataOffset[index], shape, dtype)
+    try:
+        dtype = np.dtype(file._DM2NPDataType(file.dataType[index]))
+        return Plain(Path(file.file_path), file.dataOffset[index], shape, dtype)
+    except Exception as error:  # colours, say: one image must not hide the others
+        return f"not readable ({str(error) or type(error).__name__})"
 
 
 def _dm_axes(file: Any, index: int, ndim: int) -> tuple[Axis, ...]:
@@ -219,9 +185,10 @@ def _open_ser(path: Path, choice: Choice) -> Frames:
             )
         return pixels
 
-    missing = cut_short(path, there, str(count))
-    series = Pages((count, *first.shape), first.dtype, 2, frame, there, missing)
-    cut = {CUT_SHORT: "not all frames are there"} if there < count else {}
+    missing = cut_short(there, count) if there < count else ""
+    if not there:
+        raise FormatError(f"{path}: {missing}")
+    series = Pages((there, *first.shape), first.dtype, 2, frame)
     found = [
         _ser_axis(name, float(one["CalibrationDelta"]), float(one["CalibrationOffset"]))
         for name, one in zip("xy", note["Calibration"], strict=True)
@@ -230,7 +197,7 @@ def _open_ser(path: Path, choice: Choice) -> Frames:
     notes = tuple(said for _, said in found if said)[:1]
     return array_frames(
         path, "TIA series", series, choice, order="tyx", axes=axes,
-        metadata=_ser_microscope(file._emi or {}) | cut, notes=notes,
+        metadata=_ser_microscope(file._emi or {}), notes=notes, missing=missing,
     )  # fmt: skip
 
 
@@ -270,10 +237,10 @@ def _ser_microscope(emi: Mapping[str, Any]) -> dict[str, str]:
     metres = _number(emi.get("Camera length [m]"))
     return beam(
         volts=_number(emi.get("AcceleratingVoltage")),
-        camera_length_mm=None if metres is None else 1000 * metres,
+        camera_length=None if metres is None else 1000 * metres,
         magnification=_number(emi.get("Magnification [x]")),
-        exposure_s=None if "STEM" in words else _number(emi.get("DwellTimePath")),
-        mode=imaging_mode(words),
+        exposure=None if "STEM" in words else _number(emi.get("DwellTimePath")),
+        acquisition_mode=imaging_mode(words),
     )
 
 
@@ -315,27 +282,25 @@ def _open_rsciio(path: Path, choice: Choice) -> Frames:
 
 def _choose_signal(path: Path, name: str, signals: list[dict[str, Any]], choice: Choice) -> Frames:
     found = [one for one in signals if sum(not axis["navigate"] for axis in one["axes"]) == 2]
-    if (asked := numbered(path, "stack", choice, len(found))) is not None:
-        found = [found[asked]]
-    if not found:
-        raise FormatError(f"{path}: holds no frames that RosettaSciIO reads ({name})")
-    if len(found) > 1:
-        offers = [Offer.of(str(i), one["data"]) for i, one in enumerate(found)]
-        raise SeveralStacks(path, f"stacks of frames ({name})", offers)
+    offers = [Offer.of(str(number), one["data"]) for number, one in enumerate(found)]
+    number, why, said = choose(path, f"stacks of frames ({name})", offers, choice)
+    signal = found[number]
 
     def text(value: Any) -> str:
         return value if isinstance(value, str) else ""
 
-    notes = sorted(found[0]["axes"], key=lambda axis: int(axis["index_in_array"]))
-    lead, signal = iter(default_order((2,) * len(notes))), iter("yx")
-    order = "".join(next(lead) if axis["navigate"] else next(signal) for axis in notes)
+    notes = sorted(signal["axes"], key=lambda axis: int(axis["index_in_array"]))
+    lead, frame = iter(default_order((2,) * len(notes))), iter("yx")
+    order = "".join(next(lead) if axis["navigate"] else next(frame) for axis in notes)
     axes = tuple(
         Axis(text(axis.get("name")), text(axis.get("units")), axis.get("scale"),
              float(axis.get("offset") or 0.0))
         for axis in notes
     )  # fmt: skip
-    data = _Lazy(found[0]["data"])
-    return array_frames(path, f"{name} (RosettaSciIO)", data, choice, order=order, axes=axes)
+    return array_frames(
+        path, f"{name} (RosettaSciIO)", _Lazy(signal["data"]), choice, order=order, axes=axes,
+        why=why, notes=said,
+    )  # fmt: skip
 
 
 def imaging_mode(*words: str) -> str | None:
@@ -353,7 +318,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -5,9 +5,13 @@ A format is one module with ``lay_out(target, frames, provenance, storage) -> La
 HDF5 is special: the input is mirrored.
 """
 
+import contextlib
 import importlib
+import json
 import math
+import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers import READERS, Frames
-from emdn_deploy.readers.damage import human
+from emdn_deploy.config import DenoiseOptions
+from emdn_deploy.readers import READERS, Frames, is_hdf5, is_pattern, is_zarr, split_pattern
+from emdn_models import pretrained
 from emdn_models.errors import OutputError
+from emdn_models.spec import frames_of
 
 WRITERS: dict[str, tuple[str, ...]] = {
     "hdf5": READERS["hdf5"],
@@ -38,6 +44,10 @@ SIGMA = "_sigma"
 
 Provenance = Mapping[str, str | int | float]
 """How an output came about, by name."""
+
+
+GROUP = "emdn"
+"""The group of an HDF5 file that says how it came about; ``emdn_2`` is of a second run."""
 
 
 def plain_text(text: str) -> str:
@@ -255,3 +265,117 @@ def finish(module: str, path: Path, late: Provenance) -> None:
 
 def _writer(module: str) -> ModuleType:
     return importlib.import_module(f"emdn_deploy.writers.{module}")
+
+
+def human(size: float) -> str:
+    """Return a number of bytes in words."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size = size / 1000
+    return f"{size:.3g} TB"
+
+
+def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
+    """Return the output's path and its writer's module.
+
+    Raises OutputError if ``--to`` and the output's suffix contradict each other, no writer has that
+    suffix, or it cannot store what is asked for.
+    """
+    if options.output is not None and options.output.is_dir() and not is_zarr(options.output):
+        raise OutputError(f"{options.output}: is a folder; give it by --out-dir, or a file's name")
+    some = options.frames is not None or any(letter.isdigit() for letter in options.axes or "")
+    whole = not some and is_hdf5(source)
+    target = options.output or _default(source, options, whole=whole)
+    module = module_for(target, mirror=whole)
+    if options.to is not None:
+        if module_for(Path(f"a.{options.to}"), mirror=whole) != module:
+            raise OutputError(f"{target}: is no name for --to {options.to}; leave one of them out")
+        if options.to == "hspy" and source.suffix.lower() != ".hspy":
+            module = "hdf5"
+    check(target, module, Storage(options.dtype, bool(options.compress)))
+    return target, module
+
+
+def _default(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
+    """Return ``<stem>_denoised.<kind>`` in the output folder or beside the input."""
+    own, suffix = source.suffix, source.suffix.lower()
+    stack = is_pattern(source) or (source.is_dir() and not is_zarr(source))
+    if is_pattern(source):  # the folder that it searches gives the name
+        source = split_pattern(source)[0]
+        source = source if source.name else Path("frames")
+    # Of two suffixes (.ome.tif, .mrc.gz) both go.
+    stem = source.resolve().name if stack else source.stem
+    inner = Path(stem).suffix.lower()
+    doubled = inner == ".ome" or (suffix in (".gz", ".bz2") and inner in READERS["mrc"])
+    stem = Path(stem).stem if doubled and not stack else stem
+    if options.to is not None:
+        kind = f".{options.to}"
+    elif whole:
+        kind = own if suffix in WRITERS["hdf5"] else ".h5"
+    else:
+        modules = [name for name in ("tiff", "mrc", "npy", "zarr") if suffix in READERS[name]]
+        known = WRITERS[modules[0]] if modules and not stack else (".hspy",)
+        kind = own if suffix in known else known[0]
+    folder = options.out_dir if options.out_dir is not None else source.parent
+    return folder / f"{stem}{options.suffix}{kind}"
+
+
+def targets_of(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, DenoiseOptions]]:
+    """Pair every input with its options; OutputError if two share an output."""
+    pairs, taken = [], dict[Path, Path]()
+    for source in sources:
+        target, module = target_of(source, options)
+        for written in files_of(target, module, sigma=options.sigma):
+            other = taken.setdefault(written.resolve(), source)
+            if other != source:
+                raise OutputError(
+                    f"{source} and {other} would both be written to {written}; "
+                    "denoise them in two runs with different --out-dir or --suffix"
+                )
+        if target.exists() and any(one.exists() and target.samefile(one) for one in sources):
+            raise OutputError(f"{target}: is the input itself; emdn never overwrites it, use -o")
+        pairs.append((source, replace(options, output=target)))
+    return pairs
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """Return the record of the run that made an output, empty where there is none.
+
+    Of an MRC file, the name of a shipped model is all that is known. What is wrong with a file
+    that cannot be read is for readers to say.
+    """
+    suffix, beside = path.suffix.lower(), path.with_name(path.name + ".json")
+    with contextlib.suppress(KeyError, OSError, ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if path.is_file() and is_hdf5(path):
+            import h5py
+
+            with h5py.File(path) as file:
+                # A frame that was denoised twice has two records; the last is of these pixels.
+                groups = [name for name in file if re.fullmatch(rf"{GROUP}(_\d+)?", name)]
+                last = max(groups, key=lambda name: int(name[len(GROUP) + 1 :] or 1), default="/")
+                facts = {key: getattr(one, "item", lambda one=one: one)() for key, one in
+                         file[last].attrs.items()}  # fmt: skip
+        elif suffix in WRITERS["mrc"]:
+            import mrcfile
+
+            with mrcfile.open(path, permissive=True, header_only=True) as file:
+                found = re.search(r"emdn \S+: denoised by (\S+)", " ".join(file.get_labels()))
+            name = found[1] if found else ""
+            if entry := pretrained.index()["models"].get(name):
+                return {"model": name, "model_frames": frames_of(name, entry["preset"])}
+            return {}
+        elif suffix in WRITERS["tiff"]:
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                described = tiff.imagej_metadata or next(iter(tiff.shaped_metadata or ()), {})
+                facts = json.loads(str(described.get("Info", "{}")))
+        elif suffix == ".npy":
+            facts = json.loads(beside.read_text(encoding="utf-8"))["emdn"]
+        else:
+            known = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+            facts = known["attributes"]["emdn"]
+        return facts if "model_sha256" in facts else {}
+    return {}

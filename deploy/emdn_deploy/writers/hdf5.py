@@ -3,12 +3,9 @@
 ``/Experiments`` is a HyperSpy file's list of signals, an NXentry and an EMD 1.0 root
 at once; ``/Experiments/<title>`` is the signal, its NXdata and an EMD array. The
 vectors ``dim0``, ``dim1``... serve both EMD and NeXus, the groups ``axis-0``... HyperSpy.
-Here is also what the mirroring writer shares: the frames' space on disk and the record.
+Here is also what the mirroring writer shares: the frames' datasets and the record.
 """
 
-import errno
-import os
-import shutil
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -22,15 +19,13 @@ from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import INSTRUMENT, Axis, Frames
 from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
-from emdn_deploy.writers import SIGMA, Layout, Provenance, Storage, plain_text
+from emdn_deploy.writers import GROUP, SIGMA, Layout, Provenance, Storage, plain_text
+from emdn_models.hdf5 import opened
 
-GROUP = "emdn"
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
 ERRORS = "_errors"
 # gzip's own default, 6, takes twice the time; of denoised float32 it makes 57 % instead of 60.
 LEVEL = 1
-# Room for what HDF5 writes besides pixels.
-MARGIN = 2**18
 _ROOT = "Experiments"
 
 
@@ -39,8 +34,8 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     title = _title(frames)
     shape, axes = stacked(frames)
     order = "tuvwabdefghij"[: len(shape) - 2] + "yx"
-    probe(target, 0, shape, storage)
-    with h5py.File(target, "w") as file:
+    with opened(target, "w") as out:
+        file = out.file
         file.attrs.update(
             {
                 "file_format": "HyperSpy", "file_format_version": "3.1", "default": _ROOT,
@@ -117,44 +112,6 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
                 metadata.require_group(place).attrs[name] = value
         else:
             original.attrs[key.replace("/", "_")] = value
-
-
-def reserve(path: Path, start: int, size: int) -> None:
-    """Claim the space of bytes ``start`` to ``start + size`` of a file on its disk.
-
-    HDF5 ends the process where it cannot write what it has in memory. So that space is claimed
-    before; what is left over, HDF5 cuts off when it closes the file. Raises OSError if there is no
-    such space.
-    """
-    with path.open("r+b") as file:
-        try:
-            os.posix_fallocate(file.fileno(), start, size)
-            return
-        except AttributeError:  # not on Windows and macOS
-            pass
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-    if shutil.disk_usage(path.parent).free < size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def probe(target: Path, size: int, shape: tuple[int, ...], storage: Storage) -> None:
-    """Raise OSError unless frames, and ``size`` bytes besides, would fit into a file here.
-
-    What lies besides is claimed on the disk. That a file may become so large is tried with one
-    that is as long and has no content: quotas, ``ulimit`` and file systems set limits to that.
-    """
-    scratch = target.with_name(target.name + ".new")
-    size = max(0, size) + MARGIN
-    try:
-        with scratch.open("wb") as file:
-            elsewhere = storage.compress or storage.parts
-            file.truncate(size + (0 if elsewhere else storage.total(shape)))
-            file.truncate(0)
-        reserve(scratch, 0, size)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def create_frames(
@@ -258,14 +215,14 @@ def layout_of(
         return Layout(offsets, storage.kind.str, flip)
 
     def fill(chunks: Iterator[bytes]) -> None:
-        reserve(path, path.stat().st_size, int(offsets[-1]) + MARGIN + 100 * len(offsets))
-        with h5py.File(path, "r+") as file:
-            data = file[dataset]
+        with opened(path, "r+") as out:
+            data = out.file[dataset]
             for number, chunk in enumerate(chunks):
                 place = [0] * len(shape)
                 for axis, index in zip(lead, np.unravel_index(number, lead_shape), strict=True):
                     place[axis] = int(index)
                 data.id.write_direct_chunk(tuple(place), chunk)
+                out.check()
 
     offsets = np.zeros(count + 1, np.int64)
     return Layout(offsets, storage.kind.str, flip, _encode, fill)
@@ -299,8 +256,7 @@ def record(file: h5py.File, frames: str, provenance: Provenance) -> None:
 
 def finish(path: Path, late: Provenance) -> None:
     """Add what is known at the end only to the newest provenance group."""
-    reserve(path, path.stat().st_size, MARGIN)
-    with h5py.File(path, "r+") as file:
-        group = file[list(_groups(file))[-2]]
+    with opened(path, "r+") as out:
+        group = out.file[list(_groups(out.file))[-2]]
         for key, value in late.items():
             group.attrs[key] = value

@@ -25,10 +25,10 @@ from emdn_deploy.writers.hdf5 import (
     finish,
     is_nxdata,
     layout_of,
-    probe,
     record,
 )
 from emdn_models.errors import FormatError, OutputError
+from emdn_models.hdf5 import opened
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +41,8 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     Raises FormatError if the input is damaged beside its frames.
     """
     try:
-        with open_file(frames.path) as source:
-            parts = frames.parts or (frames.dataset,)
-            pixels = sum(source[part].id.get_storage_size() for part in parts)
-            beside = frames.path.stat().st_size - pixels
-            probe(target, beside, frames.stored_shape, storage)
-        with open_file(frames.path) as source, h5py.File(target, "w") as copy:
+        with open_file(frames.path) as source, opened(target, "w") as out:
+            copy = out.file
             _copy_tree(source, copy, frames, Path(target).parent, storage)
             _copy_references(source, copy)
             if storage.sigma:
@@ -55,7 +51,6 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
-        Path(target).unlink(missing_ok=True)
         raise FormatError(
             f"{frames.path}: what it holds beside the frames is damaged and cannot be copied "
             f"({error}); --to hspy writes the frames alone"
@@ -172,7 +167,7 @@ def _copy_attributes(
     for name in item.attrs:
         low = item.attrs.get_id(name)
         kind = low.get_type()
-        if name not in leave and not _refers(item, name):
+        if name not in leave and not _refers(kind):
             # The stored type, shape and bytes, not what numpy would make of the value.
             new = h5py.h5a.create(into.id, low.name, kind, low.get_space())
             if low.get_space().get_simple_extent_type() != h5py.h5s.NULL:
@@ -182,7 +177,7 @@ def _copy_attributes(
 
 
 def _copy_references(source: h5py.File, copy: h5py.File) -> None:
-    """Point references (dimension scales, HDF5 regions of interest) at the copies."""
+    """Point dimension scales, and other references, at the copies."""
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         twin = copy.get(name) if isinstance(name, str) else None
@@ -191,21 +186,17 @@ def _copy_references(source: h5py.File, copy: h5py.File) -> None:
         if isinstance(item, h5py.Dataset) and twin.ndim == item.ndim:
             _copy_dimensions(item, twin, copy)
         for key in item.attrs:
-            value = item.attrs[key] if _refers(item, key) else None
+            value = item.attrs[key] if _refers(item.attrs.get_id(key).get_type()) else None
             if isinstance(value, h5py.Reference) and value and source[value].name in copy:
                 twin.attrs[key] = copy[source[value].name].ref
 
     source.visititems(visit)
 
 
-def _refers(item: h5py.Group | h5py.Dataset, name: str) -> bool:
+def _refers(kind: h5py.h5t.TypeID) -> bool:
     """Say whether an attribute holds references: alone, in lists or in compounds."""
-
-    def refers(kind: h5py.h5t.TypeID) -> bool:
-        if isinstance(kind, h5py.h5t.TypeVlenID | h5py.h5t.TypeArrayID):
-            return refers(kind.get_super())
-        if isinstance(kind, h5py.h5t.TypeCompoundID):
-            return any(refers(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
-        return isinstance(kind, h5py.h5t.TypeReferenceID)
-
-    return refers(item.attrs.get_id(name).get_type())
+    if isinstance(kind, h5py.h5t.TypeVlenID | h5py.h5t.TypeArrayID):
+        return _refers(kind.get_super())
+    if isinstance(kind, h5py.h5t.TypeCompoundID):
+        return any(_refers(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
+    return isinstance(kind, h5py.h5t.TypeReferenceID)

@@ -20,7 +20,7 @@ from emdn_deploy.check.stack import completed
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.evaluate import evaluate
-from emdn_deploy.provenance import recorded
+from emdn_deploy.writers import recorded
 from emdn_models.errors import EmdnError, FormatError, ModelError
 
 Array = np.ndarray[Any, Any]

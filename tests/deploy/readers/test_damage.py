@@ -2,7 +2,6 @@
 
 import os
 import struct
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy.readers import Choice, damage, open_frames, vendors
+from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.writers import Storage, lay_out
 from emdn_models.errors import FormatError
 
@@ -31,33 +30,6 @@ def reads(path: Path, choice: Choice = Choice()) -> None:  # noqa: B008
         np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
 
 
-@pytest.mark.parametrize(("shape", "chunks"), [
-    ((10**9, 64, 64), (1, 64, 64)), ((4, 10**6, 10**6), (1, 64, 64)), ((4, 10**6, 10**6), None),
-    ((10**9, 64, 64), None),
-])  # fmt: skip
-def test_hdf5_that_is_not_filled(tmp_path, shape, chunks):
-    path = tmp_path / "claims.h5"
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("images", shape, "u2", chunks=chunks)
-        if chunks:
-            data[:1, :64, :64] = 7
-    refused(path, r"claims .*TB of frames, and the file holds (0 bytes|8.19 kB) of them")
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("images", (40_000, 64, 64), "u8", chunks=(1, 64, 64))
-        data[:200] = 7
-    with open_frames(path) as frames:  # partly filled
-        assert frames.read(0, 1).mean() == 7
-
-
-def test_frames_that_no_memory_holds(tmp_path, monkeypatch):
-    path = tmp_path / "a.npy"
-    np.save(path, FRAMES)
-    monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24 - 1)
-    refused(path, r"frames of 16 x 24 pixels; one needs 6.14 kB of memory, and there are 6.14 kB")
-    monkeypatch.setattr(damage, "memory", lambda: 16 * 16 * 24)
-    reads(path)
-
-
 @pytest.mark.parametrize("options", [
     {"compression": "gzip", "shuffle": True, "fletcher32": True}, {"compression": "lzf"},
     {"scaleoffset": 0}, {"compression": "gzip", "scaleoffset": 0}, {"fletcher32": True},
@@ -71,24 +43,6 @@ def test_every_filter(tmp_path, options):
 @pytest.mark.parametrize("codec", ["LZ4", "Bitshuffle", "Blosc", "Zstd"])
 def test_every_filter_of_the_extra(tmp_path, codec):
     test_every_filter(tmp_path, getattr(pytest.importorskip("hdf5plugin"), codec)())
-
-
-def test_trees_have_a_bound(tmp_path, monkeypatch):
-    path = tmp_path / "tree.h5"
-    with h5py.File(path, "w") as file:
-        group = file
-        for _ in range(damage.DEEPEST + 1):
-            group = group.create_group("g")
-        group["images"] = FRAMES
-    refused(path, "groups inside one another, more than 100 deep")
-    with h5py.File(path, "w") as file:
-        file["images"] = FRAMES
-        for number in range(30):
-            file.create_group(f"g{number}")
-    monkeypatch.setattr(damage, "MOST_OBJECTS", 30)
-    refused(path, "more than 30 groups and datasets")
-    monkeypatch.setattr(damage, "MOST_OBJECTS", 32)
-    reads(path)
 
 
 def virtual(path: Path, source: str, name: str) -> None:
@@ -206,7 +160,7 @@ def test_tiff_pages_in_a_circle(tmp_path, bigtiff):
     after = places[-1] + form.tagnosize + tags * form.tagsize
     struct.pack_into(form.offsetformat, content, after, places[120])
     path.write_bytes(content)
-    refused(path, "its pages form a circle, the last leads back to number 120")
+    refused(path, "its pages form a circle")
 
 
 @pytest.mark.parametrize("shape", [
@@ -240,7 +194,7 @@ def test_mrc_headers(tmp_path, sizes, extended):
     (30, "<i", 2**31 - 1, "dimensions would take"), (30, "<i", -1, "dimensions would take"),
     (22, "<q", 2**62, "SER"),
 ])  # fmt: skip
-def test_headers_of_ser_and_dm(tmp_path, ser_file, dm_file, monkeypatch, place, kind, value, match):
+def test_headers_of_ser(tmp_path, ser_file, place, kind, value, match):
     path = ser_file(tmp_path / "claims.ser", FRAMES)
     content = bytearray(path.read_bytes())
     struct.pack_into(kind, content, place, value)
@@ -249,21 +203,16 @@ def test_headers_of_ser_and_dm(tmp_path, ser_file, dm_file, monkeypatch, place, 
         refused(path, match)
     else:  # how many were planned
         reads(path)
-    monkeypatch.setattr(vendors, "_MOST_TAGS", 10)
-    refused(dm_file(tmp_path / "a.dm4", FRAMES), "it has more than 10 tags")
 
 
-def test_what_is_no_file(tmp_path):
-    makers: dict[str, tuple[Callable[[Path], None], str]] = {
-        "pipe.npy": (os.mkfifo, "is a pipe, expected a file"),
-        "device.h5": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a file"),
-        "folder.tif": (Path.mkdir, "holds no files of frames"),
-        "folder.tif/pipe.npy": (os.mkfifo, "is a pipe, expected a file"),
-    }
-    for name, (make, said) in makers.items():
-        make(tmp_path / name)
-        refused(tmp_path / name, said)
-    refused(tmp_path / "folder.tif", "holds no files of frames")
+@pytest.mark.parametrize(("name", "make", "said"), [
+    ("pipe.npy", os.mkfifo, "is no regular file"),
+    ("device.h5", lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+    ("folder.tif", Path.mkdir, "holds no files of frames"),
+])  # fmt: skip
+def test_what_is_no_file(tmp_path, name, make, said):
+    make(tmp_path / name)
+    refused(tmp_path / name, said)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".tif", ".npy", ".mrc", ".dm4", ".ser"])

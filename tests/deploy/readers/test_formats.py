@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import output_paths
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, natural, npy, open_frames, split_pattern
+from emdn_deploy.writers import target_of
 from emdn_models.errors import FormatError, MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
@@ -143,7 +143,7 @@ def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path, folder, pattern):
     for source in (place / pattern, place, tmp_path / "**" / "f_*.npy"):
         expect(source, expected)
     assert split_pattern(place / pattern) == (place, pattern)
-    target, _ = output_paths.target_of(place / pattern, DenoiseOptions())
+    target, _ = target_of(place / pattern, DenoiseOptions())
     assert target.parent == place.parent
     assert target.stem == f"{place.name}_denoised"
 

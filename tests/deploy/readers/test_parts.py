@@ -127,4 +127,4 @@ def test_inspect_tells_of_the_parts_and_watch_refuses_them(master, call, box_mod
     assert "12 of 16 x 24, uint16" in printed
     assert "/entry/data/data_000001 to /entry/data/data_000003" in printed
     assert call("watch", master, "--model", box_model, "--device", "cpu") == 1
-    assert "in 3 parts; watch one of them" in capsys.readouterr().err
+    assert "has 3 parts; a dataset that grows must be one" in capsys.readouterr().err

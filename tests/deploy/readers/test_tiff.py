@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.frames import select
+from emdn_deploy.readers import Choice, open_frames, open_selected
 from emdn_models.errors import EmdnError, FormatError, MissingExtraError
 
 STACK = np.random.default_rng(0).poisson(30, (20, 24, 32)).astype(np.uint16)
@@ -49,7 +48,7 @@ def test_each_ome_image_has_its_own_sizes(tmp_path):
     assert sizes(path) == {"t": (0.5, "s"), "x": (0.02, "nm"), "y": (30.0, "pm")}
     assert sizes(path, "1") == {"x": (1.7, "µm"), "y": (1.8, "µm")}
     with open_frames(path) as frames:
-        assert frames.notes == (f"series 0 is taken: {frames.why}",)
+        assert frames.notes == (f"of 2 series, number 0 is taken: {frames.why}",)
         assert "the only stack (8, 24, 32); single frames: 1 (24, 32)" in frames.why
 
 
@@ -103,9 +102,8 @@ def test_frames_that_were_written_one_by_one(tmp_path):
     with open_frames(path, Choice("3")) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[3])
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    with open_frames(path, Choice(axes="tyx")) as frames, pytest.raises(FormatError) as caught:
-        frames.read(0, frames.shape[0])
-    assert re.search(r"at least \d+", str(caught.value))
+    with pytest.raises(FormatError, match=r"at least \d+"):
+        open_frames(path, Choice(axes="tyx"))
     with tifffile.TiffWriter(path) as file:
         file.write(STACK[0])
         file.write(STACK[1].astype(np.uint8))
@@ -134,7 +132,7 @@ def test_colours_and_series_are_refused_or_left_out(tmp_path):
         file.write(STACK[0], photometric="minisblack", metadata=None)
     with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 1), STACK[:1])
-        assert frames.why == "the only series without colours"
+        assert frames.why == "the only one of 2 series that holds frames"
     tifffile.imwrite(path, np.zeros((16, 16, 3), np.uint8), photometric="rgb")
     with pytest.raises(FormatError, match="colour"):
         open_frames(path)
@@ -267,8 +265,8 @@ def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(tmp_path, optio
                 assert place < 0.06 * len(content) or "0 of" in said or "corrupted" in said, said
                 continue
             count = int(said.partition("--frames 0:")[2])
-            with open_frames(path) as frames:
-                kept = select(frames, f"0:{count}").read(0, count)
+            with open_selected(path, Choice(), f"0:{count}") as frames:
+                kept = frames.read(0, count)
             np.testing.assert_array_equal(kept, STACK[:count])
             # The frames before the cut are not lost as well, but for what the page list takes.
             if place < 0.95 * len(content):
@@ -304,11 +302,8 @@ def test_an_ome_tiff_in_several_files(tmp_path):
     with open_frames(tmp_path / "0.ome.tif") as frames:
         np.testing.assert_array_equal(frames.read(0, 6), STACK[:6])
     (tmp_path / "1.ome.tif").unlink()
-    with (
-        open_frames(tmp_path / "0.ome.tif") as frames,
-        pytest.raises(FormatError, match="3 of 6 frames"),
-    ):
-        frames.read(0, 6)
+    with pytest.raises(FormatError, match="3 of 6 frames"):
+        open_frames(tmp_path / "0.ome.tif")
 
 
 def test_a_stack_in_a_single_directory_that_is_cut_short(tmp_path):
@@ -321,9 +316,9 @@ def test_a_stack_in_a_single_directory_that_is_cut_short(tmp_path):
     content[place : place + 4] = bytes(4)
     for cut, there in ((0, 20), (1, 19), (5 * 24 * 32 * 2, 15)):
         path.write_bytes(content[: end - cut])
-        with open_frames(path) as frames:
-            assert frames.shape[0] == 20
+        with open_frames(path, cut=True) as frames:
+            assert frames.shape[0] == there
             np.testing.assert_array_equal(frames.read(0, there), STACK[:there])
-            if cut:
-                with pytest.raises(FormatError, match=f"{there} of 20 frames are there"):
-                    frames.read(0, 20)
+        if cut:
+            with pytest.raises(FormatError, match=f"{there} of 20 frames are there"):
+                open_frames(path)

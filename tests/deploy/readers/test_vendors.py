@@ -12,8 +12,8 @@ import mrcfile
 import numpy as np
 import pytest
 
-from emdn_deploy.readers import Axis, Choice, open_frames, vendors
-from emdn_deploy.readers.frames import Offer, SeveralStacks, select
+from emdn_deploy.readers import Axis, Choice, open_frames, open_selected, vendors
+from emdn_deploy.readers.frames import Offer, SeveralStacks
 from emdn_models.errors import FormatError, OutputError
 
 STACK = np.random.default_rng(0).poisson(30, (5, 24, 32)).astype(np.int16)
@@ -65,11 +65,10 @@ def test_frames_of_mrc_that_are_missing(tmp_path, run):
     path, frame = tmp_path / "a.mrc", 24 * 32 * 2
     for cut, there in ((1, 4), (frame, 4), (2 * frame + frame // 2, 2)):
         path.write_bytes(write(path).read_bytes()[:-cut])
-        with open_frames(path) as frames:
-            taken = select(frames, f"0:{there}").read(0, there)
-            np.testing.assert_array_equal(taken, STACK[:there])
-            with pytest.raises(FormatError, match=f"{there} of 5 frames .* --frames 0:{there}"):
-                frames.read(0, 5)
+        with open_selected(path, Choice(), f"0:{there}") as frames:
+            np.testing.assert_array_equal(frames.read(0, there), STACK[:there])
+        with pytest.raises(FormatError, match=f"{there} of 5 frames .* --frames 0:{there}"):
+            open_frames(path)
     with pytest.raises(FormatError, match="is cut short: 2 of 5"):
         run(path)
     for length, said in ((1100, "is cut short: 0 of 5"), (100, "MRC")):
@@ -164,7 +163,7 @@ def test_a_movie_beside_an_overview(tmp_path, dm_file, suffix, thumbnail):
     with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
         assert frames.axis("x").step == float(np.float32(0.02))
-        assert frames.notes == (f"image 0 is taken: {frames.why}",)
+        assert frames.notes == (f"of 2 images, number 0 is taken: {frames.why}",)
         assert "the only stack (5, 24, 32); single frames: 1 (40, 30)" in frames.why
     with open_frames(path, Choice("1")) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], OVERVIEW)
@@ -172,7 +171,7 @@ def test_a_movie_beside_an_overview(tmp_path, dm_file, suffix, thumbnail):
     other = dm_file(tmp_path / f"b{suffix}", OVERVIEW, more=(STACK, *thumbnail))
     with open_frames(other) as frames:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
-        assert "image 1 is taken" in frames.notes[0]
+        assert "number 1 is taken" in frames.notes[0]
 
 
 def test_images_of_dm_are_a_choice(tmp_path, dm_file):
@@ -188,10 +187,10 @@ def test_images_of_dm_are_a_choice(tmp_path, dm_file):
     path = dm_file(tmp_path / "b.dm4", OVERVIEW, more=(STACK[0, 0], THUMBNAIL))
     with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], OVERVIEW)
-        assert frames.why == "the only image of grey values"
+        assert frames.why == "the only one of 2 images that holds frames"
     with pytest.raises(FormatError, match="holds spectrum images"):
         open_frames(dm_file(tmp_path / "si.dm4", STACK, kind="Spectrum image"))
-    with pytest.raises(FormatError, match="no image '3'; it has 0 to 0"):
+    with pytest.raises(FormatError, match="has images 0 to 0, and no '3'"):
         open_frames(dm_file(tmp_path / "c.dm4", STACK), Choice(dataset="3"))
 
 

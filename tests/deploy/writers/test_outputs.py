@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import Denoiser, denoise_file, inspect, output_paths
+from emdn_deploy import Denoiser, denoise_file, inspect, writers
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.output import Filling
 from emdn_deploy.readers import Choice, open_frames
@@ -139,10 +139,12 @@ def test_whole_numbers(source, denoise, to, dtype):
     outside = int((kept != whole).sum())
     assert (outside > 0) == (dtype in ("uint8", "int8"))
     facts = recorded(report.output)
-    assert report.saturated == facts["saturated_pixels"] == outside
+    assert report.record["saturated_pixels"] == facts["saturated_pixels"] == outside
     assert facts["output_dtype"] == dtype
     # What is lost by saturation shows in the mean.
-    assert report.ratio == pytest.approx(kept.mean() / pixels(source).mean(), rel=1e-6)
+    assert report.record["intensity_ratio"] == pytest.approx(
+        kept.mean() / pixels(source).mean(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("options", [
@@ -162,8 +164,13 @@ def test_an_interrupted_run_is_continued(source, denoise, interrupted, to, optio
         denoise(source, output=target, **{**options, "gain": 2.0})
     report = denoise(source, output=target, **options)
     assert report.resumed == 4
-    assert (report.saturated, report.check) == (whole.saturated, whole.check)
-    assert report.ratio == pytest.approx(whole.ratio, rel=1e-12)
+    assert (report.record["saturated_pixels"], report.record["check"]) == (
+        whole.record["saturated_pixels"],
+        whole.record["check"],
+    )
+    assert report.record["intensity_ratio"] == pytest.approx(
+        whole.record["intensity_ratio"], rel=1e-12
+    )
     for found, wanted in zip(both(report), both(whole), strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert not list(source.parent.glob("*.partial*"))
@@ -321,7 +328,7 @@ def test_an_output_with_sigma_is_an_input_without_a_question(source, denoise, to
     assert any(f"{dataset} (" in line for line in inspect.describe(first.output, Choice()))
     for sigma in (False, True):
         again = denoise(first.output, sigma=sigma, suffix=f"_again_{sigma}")
-        assert again.dataset == dataset
+        assert again.record["input_dataset"] == dataset
         with h5py.File(again.output) as file:
             assert (first.sigma in file) == sigma
             assert f"{dataset}_errors" not in file or sigma
@@ -369,9 +376,9 @@ def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog, monkeypatc
 def test_inputs_may_not_share_a_file_of_sigma(tmp_path):
     sources = [Path("a.npy"), Path("a_sigma.npy")]
     options = DenoiseOptions(to="npy", suffix="_sigma", out_dir=tmp_path)
-    assert len(output_paths.each(sources, options)) == 2
+    assert len(writers.targets_of(sources, options)) == 2
     with pytest.raises(OutputError, match=r"would both be written to .*a_sigma_sigma\.npy"):
-        output_paths.each(sources, replace(options, sigma=True))
+        writers.targets_of(sources, replace(options, sigma=True))
 
 
 def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):
@@ -382,8 +389,10 @@ def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):
         return printed.out + printed.err
 
     facts = json.loads(told("--dtype", "uint8", "--json"))
-    assert facts["dtype"] == "uint8"
-    assert f"{facts['saturated']} pixels outside the range of uint8" in told("--dtype", "uint8")
+    assert facts["output_dtype"] == "uint8"
+    assert f"{facts['saturated_pixels']} pixels outside the range of uint8" in told(
+        "--dtype", "uint8"
+    )
     assert "saturated" not in told()
     planned = json.loads(told("--dtype", "uint16", "--dry-run", "--json"))
     assert planned["size_bytes"] == 2 * 8 * 24 * 30
@@ -394,5 +403,5 @@ def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):
     assert f"sigma      {said}; in /set/frames_sigma" in told("--sigma", "--compress")
     assert f"warning: {source}: sigma is {said}" in caplog.text
     facts = json.loads(told("--sigma", "--json", "--to", "tif"))
-    assert facts["sigma"] == str(source.with_name("movie_denoised_sigma.tif"))
-    assert facts["sigma_note"] == said
+    assert facts["sigma_in"] == str(source.with_name("movie_denoised_sigma.tif"))
+    assert facts["sigma"] == said
