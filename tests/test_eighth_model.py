@@ -38,7 +38,7 @@ class Tiny(nn.Module):
         return y
 '''
 SPEC = """
-    ModelSpec("tiny", "Tiny", "this test", "the clean frame",
+    ModelSpec("tiny", "Tiny", "this test",
               {preset: Preset({}, 25, (5, 5), 1) for preset in ("paper", "shipped")}),
 )
 
@@ -60,8 +60,8 @@ def copy(tmp_path) -> Path:
     )
     edit(
         nets / "__init__.py",
-        "from emdn_models.nets.unet import UNet\n",
-        "from emdn_models.nets.tiny import Tiny\nfrom emdn_models.nets.unet import UNet\n",
+        "from emdn_models.spec import",
+        "from emdn_models.nets.tiny import Tiny\nfrom emdn_models.spec import",
     )
     edit(tmp_path / "emdn_models" / "spec.py", ")\n\nMODELS: dict", SPEC.lstrip("\n"))
     return tmp_path

@@ -160,12 +160,6 @@ def test_make_takes_any_file_name(checkout: Path) -> None:
         assert said.splitlines() == ["denoise", frames, "--preview", folder, "--sigma"]
 
 
-def test_make_help_lists_targets_and_variables() -> None:
-    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    words = {line.split()[0] for line in said.stdout.splitlines() if line}
-    assert words > {"denoise", "test", "test-all", "FRAMES", "DATA", "OUT", "EPOCHS", "ARGS"}
-
-
 @pytest.mark.parametrize(
     ("readme", "slow"),
     [

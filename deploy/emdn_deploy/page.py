@@ -21,7 +21,7 @@ from PIL import Image
 from emdn_deploy.dose import Intensity
 from emdn_deploy.figures import Reader, bar_length, binned, contrast, log_power, readable
 from emdn_deploy.readers.frames import Frames
-from emdn_models.metrics.frc import rings
+from emdn_models.metrics import rings
 
 _SIDE = 512  # pixels of a picture, and of the part of a frame of which the spectrum is
 _ROWS = 512  # frames of the slice through time

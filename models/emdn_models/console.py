@@ -23,10 +23,7 @@ _log = logging.getLogger(__name__)
 def app(about: str) -> typer.Typer:
     """Make a command line with ``--version``, ``-v``, ``-q`` and the completion of shells."""
     made = typer.Typer(
-        help=about,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        help=about, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     made.callback()(_every)
     return made
@@ -57,13 +54,10 @@ def _every(
 
 
 def run(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
-    """Run a command line to its end and leave the process.
+    """Run a command line to its end and leave the process by SystemExit.
 
-    Raises
-    ------
-    SystemExit
-        0 when all went well, 1 on an error that emdn or the system names,
-        2 on wrong usage, 130 when the user interrupts, 141 on a closed pipe.
+    0 when all went well, 1 on an error that emdn or the system names, 2 on wrong usage,
+    130 when the user interrupts, 141 on a closed pipe.
     """
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     for stream in (sys.stdout, sys.stderr):
@@ -104,36 +98,45 @@ def columns() -> int | None:
 
 def say(text: str) -> None:
     """Print lines; a terminal gets them broken between words, and indented under their text."""
+    width = columns()
     for line in text.splitlines():
-        width = columns()
         # "name       what is said of it" goes on below "what".
-        named = re.match(r"\s*\w+(?: \w+)*\s{2,}(?=\S)", line)
-        start = named.end() if named else len(line) - len(line.lstrip()) + 2
+        named = re.match(r"\s*\w+(?: \w+)*\s{2,}(?=\S)|\s*", line)
+        start = named.end() if named else 0
         if width and len(line) > width and " " in line[start:]:
             line = textwrap.fill(
-                line, max(width, 2 * start), subsequent_indent=" " * start,
-                break_long_words=False, break_on_hyphens=False,
-            )  # fmt: skip
+                line,
+                max(width, 2 * start),
+                subsequent_indent=" " * start,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
         typer.echo(line)
 
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table for people, as wide as the terminal if its words are not to be cut."""
+    """Lay out a table for people; on a narrow terminal titles of several words get lines."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    cells = [[row[at] for row in rows] for at in range(len(names))]
-    widths = [max(map(len, [name, *one])) for name, one in zip(names, cells, strict=True)]
-    if sum(widths) + 2 * len(widths) > (columns() or 10**6):  # titles of several words get lines
-        named = zip(names, cells, strict=True)
-        widths = [max(map(len, [*name.split(), *one])) for name, one in named]
-    for name, one, width in zip(names, cells, widths, strict=True):
-        right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in one)
-        drawn.add_column(name, justify="right" if right else "left", width=width, vertical="bottom")
+    narrowest = 0
+    for at, name in enumerate(names):
+        cells = [row[at] for row in rows]
+        right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells)
+        least = max(map(len, [*name.split(), *cells]), default=0)
+        narrowest += least + 2
+        drawn.add_column(
+            name,
+            justify="right" if right else "left",
+            vertical="bottom",
+            min_width=least,
+            no_wrap=least >= len(name),
+        )
     for row in rows:
         drawn.add_row(*row)
     text = StringIO()
-    Console(file=text, width=sum(widths) + 3 * len(widths), markup=False).print(drawn)
+    width = max(columns() or 10**4, narrowest)
+    Console(file=text, width=width, markup=False).print(drawn)
     return "\n".join(line.rstrip().replace("─", "-") for line in text.getvalue().splitlines())

@@ -1,6 +1,5 @@
 """Output files: complete or not there, with one process at a time at work on them."""
 
-import json
 import logging
 import os
 import socket
@@ -23,12 +22,8 @@ log = logging.getLogger(__name__)
 def renamed(path: Path) -> Iterator[Path]:
     """Give a name beside ``path`` to write to, and move it there once it is on disk.
 
-    After an error the file beside it is deleted, so that a full disk has its room again.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
+    After an error the file beside it is deleted, so that a full disk has its room again; what
+    cannot be written raises OutputError.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -55,21 +50,17 @@ def unwritable(path: str | os.PathLike[str], error: OSError) -> OutputError:
 def locked(path: Path, what: str | os.PathLike[str]) -> Iterator[None]:
     """Lock the file ``path`` while this process works on the output ``what``.
 
-    The file names its owner and is deleted at the end. One that a killed process leaves
-    stops nobody: the lock is the system's (flock), not the file. Where there is none,
-    as on Windows and some network drives, a warning says so and the work goes on.
-
-    Raises
-    ------
-    OutputError
-        If another process holds it; the message says which, on what machine, since when.
+    The file names its owner and is deleted at the end. One that a killed process leaves stops
+    nobody: the lock is the system's (flock), not the file. Where there is none, as on Windows and
+    some network drives, a warning says so and the work goes on. If another process holds it,
+    OutputError says which, on what machine, since when.
     """
     file = _lock_file(path, what)
-    facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%F %T}"}
+    owner = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%F %T},"
     try:
-        with suppress(OSError):  # a full disk: who holds it is not told then
+        with suppress(OSError):  # a full disk: others are not told who holds it
             os.truncate(file, 0)
-            os.write(file, json.dumps(facts).encode())
+            os.write(file, owner.encode())
         yield
     finally:
         path.unlink(missing_ok=True)  # before it is let go of: the next one makes its own
@@ -88,7 +79,7 @@ def _lock_file(path: Path, what: str | os.PathLike[str]) -> int:
         except FileNotFoundError:  # its last holder has just deleted it
             pass
         except BlockingIOError:
-            holder = _holder(os.read(file, 1000))
+            holder = os.read(file, 1000).decode(errors="replace") or "another process"
             os.close(file)
             raise OutputError(
                 f"{os.fspath(what)}: {holder} is at work on it; wait until that ends, "
@@ -98,11 +89,3 @@ def _lock_file(path: Path, what: str | os.PathLike[str]) -> int:
             log.warning("%s: not locked (%s); start nothing else on this output", path, error)
             return file
         os.close(file)
-
-
-def _holder(text: bytes) -> str:
-    try:
-        found = json.loads(text)
-        return f"process {found['pid']} on {found['host']}, since {found['since']},"
-    except (KeyError, TypeError, ValueError):  # not signed, or not yet
-        return "another process"

@@ -20,8 +20,7 @@ CHECKPOINT = "emdn-checkpoint"
 
 # Heaps lie near a file's start or its end; what is between them in a large file are data.
 _LOOKED_AT = 2**23
-# Bytes of an attribute; most files cannot have more than 65,536.
-_LARGEST = 2**24
+_LARGEST = 2**24  # bytes of an attribute; most files cannot have more than 65,536
 
 
 class Written(NamedTuple):
@@ -40,10 +39,7 @@ class Written(NamedTuple):
 def written(path: Path) -> Iterator[Written]:
     """Write a new HDF5 file beside ``path``, and move it there once it is on disk.
 
-    Raises
-    ------
-    OutputError
-        At the end, or by `Written.check`, if it cannot be written; what was there stays.
+    If it cannot be written, `Written.check` and the end raise OutputError; what was there stays.
     """
     with renamed(path) as partial, opened(partial, "w", path) as out:
         yield out
@@ -51,12 +47,9 @@ def written(path: Path) -> Iterator[Written]:
 
 @contextmanager
 def opened(path: Path, mode: str, target: Path | None = None) -> Iterator[Written]:
-    """Open an HDF5 file to write to it, new (``w``) or to change it (``r+``).
+    """Open an HDF5 file to write to it, new (``w``) or to change it (``r+``), as `written` does.
 
-    Raises
-    ------
-    OutputError
-        At the end, or by `Written.check`, if it cannot be written; it names ``target``.
+    OutputError names ``target``.
     """
     disk = _Disk(path, f"{mode[0]}+")
     disk.target = target or path
@@ -110,7 +103,6 @@ class _Disk(io.FileIO):
         return max(place, self._end) if whence == io.SEEK_END else place
 
     def sync(self) -> None:
-        """Put everything on the disk."""
         try:
             os.fsync(self.fileno())
         except OSError as error:
@@ -118,45 +110,30 @@ class _Disk(io.FileIO):
 
 
 def check_heaps(path: str | os.PathLike[str]) -> None:
-    """Refuse heaps of texts with an object that has no end, in which libhdf5 goes round for ever.
+    """Raise ValueError of heaps of texts in which libhdf5 would go round for ever.
 
-    Raises
-    ------
-    ValueError
-        Saying where.
+    An object there has no end. Of the HDF5 file format, III.E, with lengths of 8 bytes.
     """
     with Path(path).open("rb") as file:
         total = file.seek(0, os.SEEK_END)
         for start in {0, max(0, total - _LOOKED_AT)}:
             file.seek(start)
             data = file.read(_LOOKED_AT)
-            place = data.find(b"GCOL\1\0\0\0")
-            while place >= 0:
-                _check_heap(data, place, start + place)
-                place = data.find(b"GCOL\1\0\0\0", place + 8)
-
-
-def _check_heap(data: bytes, start: int, place: int) -> None:
-    # Global heap collection, of the HDF5 file format, III.E, with lengths of 8 bytes.
-    end = start + int.from_bytes(data[start + 8 : start + 16], "little")
-    at = start + 16
-    while at + 16 <= min(end, len(data)):
-        number = int.from_bytes(data[at : at + 2], "little")
-        size = int.from_bytes(data[at + 8 : at + 16], "little")
-        step = 16 + -(-size // 8) * 8 if number else size
-        if step == 0:
-            raise ValueError(f"the heap at byte {place} has an object of no size")
-        at += step
+            place = -1
+            while (place := data.find(b"GCOL\1\0\0\0", place + 1)) >= 0:
+                at = place + 16
+                end = place + int.from_bytes(data[place + 8 : at], "little")
+                while at + 16 <= min(end, len(data)):
+                    number = int.from_bytes(data[at : at + 2], "little")
+                    size = int.from_bytes(data[at + 8 : at + 16], "little")
+                    step = 16 + -(-size // 8) * 8 if number else size
+                    if step == 0:
+                        raise ValueError(f"the heap at byte {start + place} has an empty object")
+                    at += step
 
 
 def check_attributes(item: h5py.h5g.GroupID | h5py.h5d.DatasetID | h5py.h5t.TypeID) -> None:
-    """Refuse attributes that claim megabytes, or a type of no kind, on which libhdf5 crashes.
-
-    Raises
-    ------
-    ValueError
-        Naming the attribute.
-    """
+    """Raise ValueError of attributes that claim megabytes, or of a type that crashes libhdf5."""
     for number in range(h5py.h5a.get_num_attrs(item)):
         attribute = h5py.h5a.open(item, index=number)
         kind = attribute.get_type()

@@ -1,9 +1,9 @@
-"""The shipped models: name to packaged ONNX file, checked against the index.
+"""The shipped models: name to packaged ONNX file, checked against ``weights/index.json``.
 
-``weights/index.json`` is written by ``emdn-train export``. It names the default
-model and, for each model, its file, sha256, preset, size, training, what the fit
-measured on its own test frames (``validation``), and its variants of other precisions;
-``emdn-train quality`` adds the gain on the fixed test split (``quality``).
+``emdn-train export`` writes that index. It names the default model and, for each model, its file,
+sha256, preset, size, training, what the fit measured on its own test frames (``validation``), and
+its variants of other precisions; ``emdn-train quality`` adds the gain on the fixed test split
+(``quality``).
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from emdn_models.errors import ModelError
 
 WEIGHTS = Path(__file__).parent / "weights"
 CHECKPOINT = WEIGHTS / "em_denoise_model.h5"
-_MOST_INDEX = 2**24
 
 
 @cache
@@ -26,26 +25,16 @@ def index() -> dict[str, Any]:
 
 
 def read_index(path: Path, remedy: str = "write it with emdn-train export") -> dict[str, Any]:
-    """Read an ``index.json``: ``{"default": name, "models": {name: {...}}}``.
+    """Read an ``index.json``; ModelError if there is none, or it is damaged.
 
-    Raises
-    ------
-    ModelError
-        If there is none, or it is damaged: each model needs a ``file`` in the same folder.
+    Each model, and each of its variants, needs a ``file`` in the same folder.
     """
     try:
-        if path.stat().st_size > _MOST_INDEX:
-            raise ValueError(f"larger than {_MOST_INDEX} bytes")
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        entries = list(data["models"].values())
-        if not all(entry["file"] for entry in entries):
-            raise ValueError("a model has no file")
-        entries += [one for entry in entries for one in entry.get("variants", {}).values()]
-        for entry in entries:
-            if (file := entry.get("file", "")) != Path(file).name:
-                raise ValueError(f"{file!r} is no file's name")
-        if not isinstance(data.get("default"), str | None):
-            raise ValueError(f"{data['default']!r} is no name")
+        for entry in data["models"].values():
+            for one in (entry, *entry.get("variants", {}).values()):
+                if one["file"] != Path(one["file"]).name:
+                    raise ValueError(f"{one['file']!r} is no file's name")
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         words = f"{type(error).__name__}: {error}"
         raise ModelError(f"{path}: cannot be read ({words}); {remedy}") from error
@@ -66,10 +55,7 @@ def movie_model(precision: str = "fp32") -> str | None:
 def onnx_path(name: str, precision: str = "fp32") -> Path:
     """Return the packaged ONNX file of a model, or of its variant, after comparing its sha256.
 
-    Raises
-    ------
-    ModelError
-        If no such model or variant is shipped, or its file is missing or damaged.
+    ModelError says that no such model or variant is shipped, or that its file is damaged.
     """
     shipped = index()["models"]
     if name not in shipped:
@@ -77,16 +63,11 @@ def onnx_path(name: str, precision: str = "fp32") -> Path:
             f"no shipped model is called {name!r}; shipped are {', '.join(shipped)} "
             "(or give the path of an .onnx file)"
         )
-    entry = shipped[name]
-    if precision != "fp32":
-        if precision not in precisions(name):
-            others = [other for other in shipped if precision in precisions(other)]
-            raise ModelError(
-                f"{name} has no {precision} variant; "
-                + (f"those that have one: {', '.join(others)}" if others else "no model has one")
-            )
-        entry = entry["variants"][precision]
-    path = WEIGHTS / str(entry.get("file"))
+    if precision not in precisions(name):
+        others = ", ".join(other for other in shipped if precision in precisions(other)) or "none"
+        raise ModelError(f"{name} has no {precision} variant; those that have one: {others}")
+    entry = shipped[name] if precision == "fp32" else shipped[name]["variants"][precision]
+    path = WEIGHTS / str(entry["file"])
     if not path.is_file() or sha256(path) != entry.get("sha256"):
         raise ModelError(f"{path}: missing or damaged; reinstall emdn")
     return path

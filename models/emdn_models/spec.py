@@ -9,106 +9,71 @@ from emdn_models.errors import ModelError
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of a model.
+    """One size of a model."""
 
-    Attributes
-    ----------
-    options
-        Arguments of the net's constructor.
-    parameters
-        Trainable numbers.
-    receptive_field
-        Side, in pixels, of the square of input that one output pixel can see: the
-        smallest and the largest over the output positions, which differ in nets
-        that change the resolution. Papers quote the smallest, tiles need the
-        largest.
-    multiple
-        Step that height and width are padded to inside the net.
-    windows
-        Sides of the windows whose shrunk spectra the net sees beside the frame, the
-        largest first (`emdn_models.nets.spectral`); none in papers.
-    frames
-        Consecutive frames that the net sees, an odd number; it denoises the middle one.
-    halo
-        Border, in pixels, that a tile of the exported graph needs: whole cells of ``multiple``.
-        None for what follows from the receptive field if it lies evenly around a pixel's cell
-        (`emdn_deploy.batching.halo`). The export checks it.
-    whole_frame
-        What makes tiles differ from the whole frame, in a net that cannot be tiled.
-    """
-
-    options: Mapping[str, int | bool | str]
-    parameters: int
+    options: Mapping[str, int | bool | str]  # of the net's constructor
+    parameters: int  # trainable numbers
+    # Side, in pixels, of the square of input that one output pixel can see: the smallest, which
+    # papers quote, and the largest, which tiles need, over the output positions; they differ in
+    # nets that change the resolution.
     receptive_field: tuple[int, int]
-    multiple: int
+    multiple: int  # step that height and width are padded to inside the net
+    # Sides of the windows whose shrunk spectra the net sees beside the frame, the largest first
+    # (`emdn_models.nets.spectral`); none in papers.
     windows: tuple[int, ...] = ()
-    frames: int = 1
+    frames: int = 1  # consecutive ones that the net sees, odd; it denoises the middle one
+    # Border, in pixels, that a tile of the exported graph needs: whole cells of ``multiple``. None
+    # for what follows from a receptive field that lies evenly around a pixel's cell
+    # (`emdn_deploy.batching.halo`). The export checks it.
     halo: int | None = None
-    whole_frame: str = ""
+    whole_frame: str = ""  # what makes tiles differ from the frame, in a net that cannot be tiled
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What is known of a model without torch.
+    """What is known of a model without torch."""
 
-    Attributes
-    ----------
-    name
-        Key in ``MODELS`` and ``NETS``, and the stem of the ONNX file.
-    title
-        The name that its authors use.
-    source
-        The publication that defines the net.
-    predicts
-        What the last layer gives.
-    presets
-        ``paper`` follows the publication, ``shipped`` is what the packaged
-        weights use.
-    """
-
-    name: str
-    title: str
-    source: str
-    predicts: str
+    name: str  # key in ``MODELS`` and ``NETS``, and stem of the ONNX file
+    title: str  # the name that its authors use
+    source: str  # the publication that defines the net
+    # ``paper`` follows the publication; ``shipped`` is that of the packaged weights.
     presets: Mapping[str, Preset]
 
 
-_WINDOWS = (128, 64)
-
 _UNET = {"features": 32, "levels": 4, "shuffle": 2, "benchmark": False}
+
+
+def _spectral(
+    options: Mapping[str, int | bool | str],
+    parameters: int,
+    receptive_field: tuple[int, int],
+    halo: int = 320,
+    frames: int = 1,
+) -> Preset:
+    """A net behind the spectral front end; its cells are the hop of the largest window."""
+    return Preset(options, parameters, receptive_field, 64, (128, 64), frames, halo)
+
 
 _SPECS = (
     ModelSpec(
         "cafcn",
         "Class-aware fully convolutional network",
         "Remez, Litany, Giryes, Bronstein, IEEE TIP 2018, arXiv:1808.06562",
-        "input + sum of the layers' noise estimates / 10",
         {
             "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, (41, 41), 1),
-            "shipped": Preset(
-                {"features": 64, "depth": 12, "shuffle": 4},
-                312_050,
-                (512, 576),
-                64,
-                _WINDOWS,
-                halo=320,
-            ),
+            "shipped": _spectral({"features": 64, "depth": 12, "shuffle": 4}, 312_050, (512, 576)),
         },
     ),
     ModelSpec(
         "dncnn",
         "DnCNN",
         "Zhang, Zuo, Chen, Meng, Zhang, IEEE TIP 26(7), 2017, arXiv:1608.03981",
-        "the noise",
         {
             "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, (35, 35), 1),
-            "shipped": Preset(
+            "shipped": _spectral(
                 {"features": 48, "depth": 12, "shuffle": 4, "batch_norm": False},
                 235_842,
                 (512, 576),
-                64,
-                _WINDOWS,
-                halo=320,
             ),
         },
     ),
@@ -116,12 +81,9 @@ _SPECS = (
         "ffdnet",
         "FFDNet",
         "Zhang, Zuo, Zhang, IEEE TIP 27(9), 2018, arXiv:1710.04026",
-        "the clean frame",
         {
             "paper": Preset({"features": 64, "depth": 15}, 485_316, (62, 62), 2),
-            "shipped": Preset(
-                {"features": 48, "depth": 12}, 215_526, (448, 512), 64, _WINDOWS, halo=320
-            ),
+            "shipped": _spectral({"features": 48, "depth": 12}, 215_526, (448, 512)),
         },
     ),
     ModelSpec(
@@ -129,7 +91,6 @@ _SPECS = (
         "U-Net",
         "Ronneberger, Fischer, Brox, MICCAI 2015, arXiv:1505.04597; "
         "paper preset: the net of the SciML-Bench em_denoise benchmark",
-        "the clean frame",
         {
             "paper": Preset(
                 {"features": 8, "levels": 4, "shuffle": 1, "benchmark": True},
@@ -138,25 +99,17 @@ _SPECS = (
                 8,
                 whole_frame="upsampling by align_corners places pixels by the frame's size",
             ),
-            "shipped": Preset(_UNET, 1_950_886, (576, 640), 64, _WINDOWS, halo=384),
-            "movie": Preset(_UNET, 1_955_494, (576, 640), 64, _WINDOWS, frames=5, halo=384),
+            "shipped": _spectral(_UNET, 1_950_886, (576, 640), 384),
+            "movie": _spectral(_UNET, 1_955_494, (576, 640), 384, frames=5),
         },
     ),
     ModelSpec(
         "rednet",
         "Deep encoder-decoder with skip connections (RED-Net)",
         "Mao, Shen, Yang, NIPS 2016, arXiv:1603.09056",
-        "output + input",
         {
             "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, (61, 61), 1),
-            "shipped": Preset(
-                {"features": 32, "depth": 20, "shuffle": 2},
-                171_398,
-                (512, 576),
-                64,
-                _WINDOWS,
-                halo=320,
-            ),
+            "shipped": _spectral({"features": 32, "depth": 20, "shuffle": 2}, 171_398, (512, 576)),
         },
     ),
     ModelSpec(
@@ -164,16 +117,10 @@ _SPECS = (
         "Multiscale CNN",
         "Wang et al., arXiv:1810.12183 (identified by name and field: "
         "the benchmark gives no reference)",
-        "the clean frame",
         {
             "paper": Preset({"features": 64, "levels": 7}, 41_880_966, (638, 766), 128),
-            "shipped": Preset(
-                {"features": 16, "levels": 5, "widest": 4},
-                457_670,
-                (576, 640),
-                64,
-                _WINDOWS,
-                halo=384,
+            "shipped": _spectral(
+                {"features": 16, "levels": 5, "widest": 4}, 457_670, (576, 640), 384
             ),
         },
     ),
@@ -181,16 +128,10 @@ _SPECS = (
         "msdnet",
         "Mixed-scale dense network",
         "Pelt, Sethian, PNAS 115(2), 2018, doi:10.1073/pnas.1715832114",
-        "the clean frame",
         {
             "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),
-            "shipped": Preset(
-                {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2},
-                37_462,
-                (896, 960),
-                64,
-                _WINDOWS,
-                halo=512,
+            "shipped": _spectral(
+                {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2}, 37_462, (896, 960), 512
             ),
         },
     ),
@@ -200,12 +141,9 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def spec_of(name: str) -> ModelSpec:
-    """Return what is known of a model; ``MODEL@CLASS`` is a model fitted to a class of frames.
+    """Return what is known of a model; ModelError if there is none.
 
-    Raises
-    ------
-    ModelError
-        If there is no such model.
+    ``MODEL@CLASS`` is a model fitted to a class of frames.
     """
     model, at, label = name.partition("@")
     if model not in MODELS or (at and not re.fullmatch(r"[\w-]+", label)):

@@ -38,7 +38,9 @@ def graphene_atoms(rng: np.random.Generator, side: float) -> tuple[Atoms, list]:
     structure = graphene(rng, side, SIZE * 0.05, PointDefects(0.01, rng))
     inside = np.abs(structure.positions[:, :2]).max(1) < side / 2
     atoms = Atoms(structure.numbers[inside], positions=structure.positions[inside])
-    return atoms, [(d.name, d.x, d.y) for d in structure.defects]
+    return atoms, [
+        (name, *place) for name, place in zip(structure.names, structure.places, strict=True)
+    ]
 
 
 def mos2_atoms(rng: np.random.Generator, side: float) -> tuple[Atoms, list]:

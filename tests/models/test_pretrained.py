@@ -104,13 +104,14 @@ def test_unknown_and_damaged_files_are_refused(tmp_path, monkeypatch):
         pretrained.index.cache_clear()
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "3", "null", "{}", '{"models": []}', '{"models": {"a": 3}}', "[" * 100_000,
-    '{"models": {"a": {"sha256": "0"}}}', '{"models": {"a": {"file": "../a.onnx"}}}',
-    '{"models": {"a": {"file": 3}}}', '{"default": [], "models": {}}', "\udcff",
-    '{"models": {"a": {"file": "a.onnx", "variants": []}}}', '{"default": ' + "9" * 5000 + "}",
-    '{"models": {"a": {"file": "a.onnx", "variants": {"int8": 3}}}}', " " * 2**24 + "{}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", '{"models": []}', '{"models": {"a": 3}}', '{"models": {"a": {"sha256": "0"}}}',
+        '{"models": {"a": {"file": "../a.onnx"}}}', "\udcff",
+        '{"models": {"a": {"file": "a.onnx", "variants": {"int8": {}}}}}',
+    ],
+)  # fmt: skip
 def test_damaged_indexes_are_one_line(tmp_path, text):
     path = tmp_path / "index.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from emdn_models.nets import build
 from emdn_models.nets.blocks import pad_to_multiple
 from emdn_models.nets.spectral import FittedGain, SpectralShrinkage, WithSpectrum
 
@@ -108,15 +107,6 @@ def test_before_it_is_fitted_a_gain_keeps_what_many_windows_agree_on():
     assert error[False] < 0.7 * error[True]
 
 
-def test_a_gain_learns():
-    torch.manual_seed(7)
-    net = WithSpectrum(Nothing(True), (32, 16))
-    net(torch.randn(1, 1, 64, 64)).square().mean().backward()
-    used, unused = net.shrinkages
-    assert all(p.grad is not None and p.grad.any() for p in used.gain.last.parameters())
-    assert not any(p.grad is not None and p.grad.any() for p in unused.parameters())
-
-
 class Nothing(nn.Module):
     """A net that corrects nothing."""
 
@@ -141,24 +131,3 @@ def test_a_net_corrects_the_largest_window(adds):
     torch.testing.assert_close(joined[:, 1:2], x)
     torch.testing.assert_close(joined[:, 2:], other(x, noise))
     assert net.multiple == 32
-
-
-def test_a_loss_of_the_net_s_own_is_of_corrections_of_the_estimate():
-    torch.manual_seed(4)
-    net, x, judged = build("mcnn"), torch.randn(1, 1, 64, 128), []
-
-    def error(*pair):
-        judged.append(pair)
-        return torch.tensor(1.0)
-
-    with torch.no_grad():
-        joined = net.joined(x)
-        net.loss(joined, x, x, error)  # a new net corrects nothing
-        for scale, (prediction, truth) in enumerate(judged):
-            expected = nn.functional.avg_pool2d(joined[:, :1], 2**scale)
-            torch.testing.assert_close(prediction, expected)
-            torch.testing.assert_close(truth, nn.functional.avg_pool2d(x, 2**scale))
-        judged.clear()
-        nn.init.normal_(net.net.heads[0].conv.weight, std=0.1)
-        net.loss(joined, x, x, error)
-        torch.testing.assert_close(judged[0][0], net(x))

@@ -13,9 +13,8 @@ from emdn_deploy.session import open_session
 from emdn_models import MODELS, ModelError, ParityError, checkpoint
 from emdn_models.errors import OutputError
 from emdn_models.nets import NETS, build
-from emdn_models.nets.dncnn import DnCNN
+from emdn_models.nets.architectures import DnCNN, UNet
 from emdn_models.nets.scaling import BLUR
-from emdn_models.nets.unet import UNet
 from emdn_models.spec import ModelSpec, Preset
 from emdn_train import export as exporting
 from emdn_train.export import export
@@ -44,7 +43,7 @@ def tiny(monkeypatch):
 
     def declare(field: int) -> None:
         preset = Preset({"features": 4, "depth": 3, "batch_norm": False}, 228, (field, field), 1)
-        spec = ModelSpec("tiny", "Tiny", "this test", "the noise", {"paper": preset})
+        spec = ModelSpec("tiny", "Tiny", "this test", {"paper": preset})
         monkeypatch.setitem(MODELS, "tiny", spec)
 
     monkeypatch.setitem(NETS, "tiny", DnCNN)
@@ -192,7 +191,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
 
 def test_batch_norm_folds_into_the_convolutions():
     torch.manual_seed(0)
-    net = DnCNN(features=6, depth=4).eval()
+    net = DnCNN(6, 4, 1).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -1, 1)
@@ -219,7 +218,7 @@ def test_the_benchmarks_unet_is_marked_as_not_tileable(tmp_path):
 def test_a_net_that_sees_five_frames_is_exported_and_checked(tmp_path, monkeypatch):
     options = {"features": 8, "levels": 2, "shuffle": 2, "benchmark": False}
     preset = Preset(options, 0, (128, 192), 16, (16,), frames=5)
-    spec = ModelSpec("tiny", "Tiny", "this test", "the clean frame", {"movie": preset})
+    spec = ModelSpec("tiny", "Tiny", "this test", {"movie": preset})
     monkeypatch.setitem(MODELS, "tiny", spec)
     monkeypatch.setitem(NETS, "tiny", UNet)
     source = tmp_path / checkpoint.FILE_NAME

@@ -12,17 +12,15 @@ from onnx import helper, parser
 from emdn_deploy import batching
 from emdn_deploy.session import open_session
 from emdn_models import MODELS, ModelError
-from emdn_models.nets.mcnn import MCNN
-from emdn_models.nets.msdnet import MSDNet
-from emdn_models.nets.rednet import REDNet
+from emdn_models.nets.architectures import MCNN, MSDNet, REDNet
 from emdn_models.nets.scaling import BLUR
 from emdn_train.onnx_graph import REWRITES, check_field, rewritten, tiled
 
 NETS = {
     "rednet": lambda: REDNet(8, 8, 2),
     "mcnn": lambda: MCNN(4, 4, widest=2),
-    "msdnet": lambda: MSDNet(23, width=2, dilations=3, shuffle=2),
-    "msdnet, one block": lambda: MSDNet(6, dilations=3),
+    "msdnet": lambda: MSDNet(23, 2, 2, dilations=3),
+    "msdnet, one block": lambda: MSDNet(6, 1, 1, dilations=3),
 }
 
 GRAPH = """

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import polars as pl
 import pytest
 import tifffile
 
-from emdn_models import EmdnError, FormatError, OutputError
+from emdn_models import FormatError, OutputError
 from emdn_train.dataset import Split
 from emdn_train.simulate import SimulateConfig, dataset, simulate
 
@@ -63,31 +62,16 @@ def test_table_says_how_every_frame_was_made(made: Path) -> None:
         relative = split.relative(slice(None))
         spread = relative.std((1, 2)) / relative.mean((1, 2))
         np.testing.assert_allclose(spread, table["contrast"], rtol=1e-3)
-        snr = table["contrast"] * table["electrons_per_pixel"] ** 0.5
-        np.testing.assert_allclose(snr, table["snr"], rtol=1e-6)
-        area = (10 * table["pixel_size_nm"]) ** 2
-        dose = table["dose_e_per_a2"] * area
-        tem = table["mode"] == "hrtem"
-        np.testing.assert_allclose(
-            dose.filter(tem), table["electrons_per_pixel"].filter(tem), rtol=1e-6
-        )
-        assert (dose.filter(~tem) > 50 * table["electrons_per_pixel"].filter(~tem)).all()
+        electrons, tem = table["electrons_per_pixel"], table["mode"] == "hrtem"
+        np.testing.assert_allclose(table["contrast"] * electrons**0.5, table["snr"], rtol=1e-6)
+        dose = table["dose_e_per_a2"] * (10 * table["pixel_size_nm"]) ** 2
+        np.testing.assert_allclose(dose.filter(tem), electrons.filter(tem), rtol=1e-6)
+        assert (dose.filter(~tem) > 50 * electrons.filter(~tem)).all()
         clean, noisy = split.clean(slice(None)), split.noisy(slice(None))
         np.testing.assert_allclose(clean.mean((1, 2)), table["recorded_per_pixel"], rtol=1e-4)
         # noisy frames are the clean ones plus counting noise
         error = (noisy - clean).mean((1, 2)) / np.sqrt(clean.mean((1, 2)) / 64**2)
         assert np.median(np.abs(error)) < 2
-
-
-def test_beam_in_the_table_is_the_beam_in_the_frames(tmp_path: Path) -> None:
-    """What is left of a hole when the beam is divided out is flat vacuum at 1."""
-    out = make(tmp_path / "set", kind="graphene", frames=24, snr=(3.0, 3.0))
-    with Split(out, "train") as split:
-        relative = split.relative(slice(None))
-    block = relative.reshape(24, 4, 16, 4, 16)
-    smooth = block.mean((2, 4))
-    assert np.abs(smooth - 1).max() < 0.2
-    assert np.abs(relative.mean((1, 2)) - 1).max() < 0.05
 
 
 def test_atoms_lie_on_the_columns_of_the_image(tmp_path: Path) -> None:
@@ -119,28 +103,6 @@ def test_neither_another_seed_nor_another_split_shares_a_frame(made: Path, tmp_p
         with Split(made, "train") as a, Split(folder, name) as b:
             first, second = a.relative(slice(None)), b.relative(slice(None))
         assert np.abs(first[:, None] - second).mean((2, 3)).min() > 1e-4
-
-
-def test_an_interrupted_run_leaves_no_half_file_and_its_finished_splits_stay(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, seen, record = tmp_path / "set", [], dataset.record
-
-    def failing(config: SimulateConfig, split: str, number: int) -> dataset.Recorded:
-        seen.append(split)
-        if split == "test":
-            raise KeyboardInterrupt
-        return record(config, split, number)
-
-    monkeypatch.setattr(dataset, "record", failing)
-    with pytest.raises(KeyboardInterrupt):
-        make(out)
-    assert not list(out.rglob("test/graphene_img_*"))
-    seen.clear()
-    monkeypatch.setattr(dataset, "record", lambda *given: seen.append(given[1]) or record(*given))
-    make(out)
-    assert set(seen) == {"test", "inference"}
-    assert contents(out) == contents(made)
 
 
 KILLED = """
@@ -234,21 +196,12 @@ def test_a_full_disk_is_one_error_and_the_rest_is_made_when_there_is_room(
     options = {"kind": kind, "frames": 12 if kind == "movie" else 20}
     whole = contents(make(tmp_path / "whole", **options))
     largest = max(map(len, whole.values()))
-    for size in (0, 100, 3000, 20_000, largest // 2, largest - 1):
+    for size in (0, 3000, largest // 2, largest - 1):
         out = tmp_path / str(size)
         with room(size), pytest.raises(OutputError, match=r"cannot be written \(File too large"):
             make(out, **options)
         assert not [path for path in out.rglob("*.partial") if path.is_file()]
         assert contents(make(out, **options)) == whole
-
-
-def test_dead_worker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(*_: object, **__: object) -> None:
-        raise BrokenProcessPool("a process was terminated abruptly")
-
-    monkeypatch.setattr(dataset.ProcessPoolExecutor, "map", dies)
-    with pytest.raises(EmdnError, match="run the same command again"):
-        make(tmp_path / "set", workers=2)
 
 
 def test_a_finished_set_is_neither_made_again_nor_mixed_with_another(
@@ -267,12 +220,7 @@ def test_a_finished_set_is_neither_made_again_nor_mixed_with_another(
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"snr": (1.0, 0.5)},
-        {"dose_e_per_a2": (0.0, 5.0)},
-        {"states": 3},
-    ],
+    "wrong", [{"snr": (1.0, 0.5)}, {"dose_e_per_a2": (0.0, 5.0)}, {"states": 3}]
 )
 def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(FormatError):

@@ -7,16 +7,7 @@ import pytest
 
 from emdn_train.simulate import microscope
 from emdn_train.simulate.graphene import as_structure, perfect_sheet
-from emdn_train.simulate.microscope import (
-    Optics,
-    deposit,
-    draw_optics,
-    padded,
-    resize,
-    resize_half,
-    sharpen,
-    transfer,
-)
+from emdn_train.simulate.microscope import Optics, deposit, draw_optics, sharpen, transfer
 from emdn_train.simulate.structure import Structure
 
 
@@ -47,20 +38,6 @@ def test_mesh_holds_the_structure_factor() -> None:
     assert error.max() < 0.01
 
 
-def test_spectra_are_resized_without_changing_the_image() -> None:
-    rng = np.random.default_rng(0)
-    x = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-    image = sum(
-        rng.normal() * np.cos(k * x[:, None] + j * x[None] + k) for k in (0, 3) for j in (1, 5)
-    )
-    half = np.fft.rfft2(image, norm="forward").astype(np.complex64)
-    fine = np.fft.irfft2(resize_half(half, 64), s=(64, 64), norm="forward")
-    np.testing.assert_allclose(fine[::2, ::2], image, atol=1e-5)
-    full = np.fft.fft2(image, norm="forward").astype(np.complex64)
-    again = padded(resize(full, 16), 32)
-    np.testing.assert_allclose(np.fft.ifft2(again, norm="forward").real, image, atol=1e-5)
-
-
 def test_spatial_envelope_is_the_slope_of_the_phase() -> None:
     """The polynomial gradient against a numerical one of the phase itself."""
     sharp = dataclasses.replace(
@@ -82,7 +59,7 @@ def test_spatial_envelope_is_the_slope_of_the_phase() -> None:
 
 
 def graphene(side: float) -> Structure:
-    return as_structure(perfect_sheet(side, 0.0, np.zeros(2)), [], [], 0.05)
+    return as_structure(perfect_sheet(side, 0.0, np.zeros(2)), 0.05)
 
 
 def test_margin_keeps_the_wrap_around_out_of_the_frame() -> None:

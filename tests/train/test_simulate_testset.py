@@ -85,10 +85,3 @@ def test_is_not_overwritten_and_wants_the_right_file(made: Path, tmp_path: Path)
     with pytest.raises(FormatError, match="no file of multislice frames"):
         dataset.write_test_split(tmp_path, wrong, scenes=1)
     assert not (tmp_path / "test").exists()
-
-
-def test_multislice_file_is_small_and_says_its_maker() -> None:
-    assert MULTISLICE.stat().st_size < 3_000_000
-    with h5py.File(MULTISLICE) as file:
-        assert file["images"].shape == (12, 256, 256)
-        assert "make_multislice.py" in file.attrs["made_with"]

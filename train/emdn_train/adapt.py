@@ -26,7 +26,7 @@ from emdn_deploy.readers import Choice, Frames, open_selected
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse
-from emdn_models.metrics.heldout import estimate, partition
+from emdn_models.metrics.heldout import Blocks, estimate
 from emdn_models.nets import build
 from emdn_models.nets.scaling import denormalise, noise_map, normalise
 from emdn_models.spec import frames_of
@@ -297,7 +297,7 @@ def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> E
     The uMSE of both has the same term of noise, which cancels in each pair of neighbours, so that
     a few frames suffice. Stacks are (N, H, W); ``valid`` (H, W) are the pixels that count.
     """
-    blocks = partition(valid.astype(np.float64), _BLOCK)
+    blocks = Blocks(valid, _BLOCK)
     sums = [
         blocks.sums(
             np.square(f_a - b) + np.square(f_b - a) - np.square(g_a - b) - np.square(g_b - a)

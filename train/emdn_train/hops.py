@@ -21,9 +21,8 @@ from emdn_models.metrics import Sites, roc, simulated_sites, site_scores
 from emdn_train.loss import LEVELS
 from emdn_train.simulate import microscope
 from emdn_train.simulate.dataset import one_thread
-from emdn_train.simulate.graphene import perfect_sheet, warped
+from emdn_train.simulate.graphene import drawn_sheet, warped
 from emdn_train.simulate.movie import focused, with_vacancy
-from emdn_train.simulate.structure import moved
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def simulate(seed: int, frames: int = FRAMES, size: int = SIZE) -> Movie:
     steps[0] = 0
     drift = np.cumsum(steps, 0) - np.cumsum(steps, 0)[frames // 2]
     cover = field.side_a + 8.0 + 2 * pixel_a * float(np.abs(drift).max())
-    sheet = perfect_sheet(cover, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2))
+    sheet = drawn_sheet(cover, rng)
     before = int(np.argmin((sheet.xy**2).sum(1)))
     after = int(rng.choice(sheet.neighbours(before)))
     ripple, shape = rng.integers(2**62, size=2)
@@ -81,14 +80,12 @@ def simulate(seed: int, frames: int = FRAMES, size: int = SIZE) -> Movie:
     for frame in range(frames):
         y, x = drift[frame] * pixel_a
         structure, other = (
-            moved(state, (x, y, 0.0)) for state in (states if frame < hop else states[::-1])
+            state.moved((x, y, 0.0)) for state in (states if frame < hop else states[::-1])
         )
         wave = microscope.exit_wave(structure, field, _VOLTAGE_KV)
         clean.append(microscope.image(wave, field, optics))
         atoms = microscope.to_pixels(structure.positions[:, :2], field)
-        both = microscope.to_pixels(
-            np.array([[one.defects[0].x, one.defects[0].y] for one in (structure, other)]), field
-        )
+        both = microscope.to_pixels(np.concatenate([structure.places, other.places]), field)
         found = simulated_sites(atoms, structure.numbers, both[:1], ["V1"], pixel_a / 10)
         sites.append(found)
         order = both if frame < hop else both[::-1]

@@ -25,9 +25,8 @@ from torch.nn import functional
 from emdn_deploy import batching
 from emdn_deploy.session import Session, open_session
 from emdn_models import ModelError, ParityError, __version__
+from emdn_models.nets.architectures import MSDNet, Up
 from emdn_models.nets.blocks import crop_to, pad_to_multiple
-from emdn_models.nets.mcnn import Up
-from emdn_models.nets.msdnet import MSDNet
 from emdn_models.nets.scaling import denormalise, middle, noise_map, normalise
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from emdn_deploy.check.verdict import MEANINGS, OUTSIDE, beyond
 from emdn_models import __version__
 from emdn_models.errors import OutputError
 from emdn_models.files import renamed
-from emdn_models.metrics.frc import rings
+from emdn_models.metrics import rings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

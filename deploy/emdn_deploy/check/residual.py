@@ -13,8 +13,7 @@ from scipy import ndimage
 from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_model import NoiseModel
 from emdn_models.errors import EmdnError
-from emdn_models.metrics import mean_ratio
-from emdn_models.metrics.frc import rings
+from emdn_models.metrics import mean_ratio, rings
 
 SCALES = (2.0, 4.0, 8.0)  # pixels, the Gaussians that look for blobs: an atom, and larger
 BANDS = np.array([0, 0.03, 0.1, 0.2, 0.5])  # cycles/pixel, ends of the bands of spectra

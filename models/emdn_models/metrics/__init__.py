@@ -1,8 +1,15 @@
 """How good a denoised frame is: with the truth, and without it; numpy and scipy only."""
 
-from emdn_models.metrics.frc import ring_correlation
 from emdn_models.metrics.heldout import Estimate, HeldOut, umse, umse_difference
-from emdn_models.metrics.image import dose_gain, gain_db, mean_ratio, psnr, ssim
+from emdn_models.metrics.image import (
+    dose_gain,
+    gain_db,
+    mean_ratio,
+    psnr,
+    ring_correlation,
+    rings,
+    ssim,
+)
 from emdn_models.metrics.vacancies import Roc, Sites, roc, simulated_sites, site_scores
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "mean_ratio",
     "psnr",
     "ring_correlation",
+    "rings",
     "roc",
     "simulated_sites",
     "site_scores",

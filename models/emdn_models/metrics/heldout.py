@@ -1,14 +1,13 @@
-"""The squared error of denoised frames without the truth: against frames held out.
+"""The squared error of denoised frames without the truth: against frames held out (uMSE).
 
-Neighbouring raw frames of a stack show the same scene with independent noise, so the
-distance of a denoised frame from its raw neighbour is its error plus the noise, and the
-noise is known from the raw frames alone. Marcos-Morales et al., ICML 2023,
-arXiv:2210.05553.
+Neighbouring raw frames of a stack show the same scene with independent noise, so the distance of a
+denoised frame from its raw neighbour is its error plus the noise, and the noise is known from the
+raw frames alone. Marcos-Morales et al., ICML 2023, arXiv:2210.05553.
 
-The estimate holds if a denoised frame was made without the frames that it is compared
-with: a denoiser that sees several frames of the stack is compared with frames further
-``apart``, and nets that were trained on these frames cannot be judged by it. Motion of the scene
-is counted as error; see ``drift``.
+The estimate holds if a denoised frame was made without the frames that it is compared with: a
+denoiser that sees several frames of the stack is compared with frames further ``apart``, and nets
+that were trained on these frames cannot be judged by it. Motion of the scene is counted as error;
+see `HeldOut.drift`.
 """
 
 from collections.abc import Callable
@@ -16,11 +15,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from emdn_models.errors import EmdnError
-from emdn_models.metrics import accept
-from emdn_models.metrics.accept import Floats
+from emdn_models.metrics.image import Floats, as_frames, as_mask
 
 
 @dataclass(frozen=True)
@@ -43,32 +41,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What frames held out say of a denoised stack.
+    """What frames held out say of a denoised stack; intensity units squared, but for the gain."""
 
-    Attributes
-    ----------
-    error
-        uMSE, intensity units squared. It can fall below 0 by chance. ``error.se`` is the
-        standard error as an estimate of the expected squared error: that of this denoiser,
-        on this scene, over all draws of the noise.
-    gain_db
-        10 log10 of noise / error: the improvement over the raw frames; NaN if the error
-        is not above 0. Its standard error is to first order, the noise taken as known.
-    noise
-        Variance of the noise: half the mean square difference of neighbouring frames, with
-        what motion adds.
-    drift
-        Half the mean square difference of frames two apart, less that of neighbours: 0
-        where the scene stands still, whatever the noise. None for fewer than 3 frames.
-    comparisons
-        Pairs of neighbours, or triples, that were averaged.
-    """
-
+    # uMSE, which can fall below 0 by chance. Its standard error is that of an estimate of the
+    # expected squared error: of this denoiser, on this scene, over all draws of the noise.
     error: Estimate
-    gain_db: Estimate
-    noise: float
+    gain_db: Estimate  # improvement over the raw frames, see `Estimate.below`
+    noise: float  # half the mean square difference of neighbouring frames: with what motion adds
+    # Half the mean square difference of frames two apart, less that of neighbours: 0 where the
+    # scene stands still, whatever the noise. None for fewer than 3 frames.
     drift: Estimate | None
-    comparisons: int
+    comparisons: int  # pairs of frames that were averaged
 
 
 def umse(
@@ -80,38 +63,19 @@ def umse(
 ) -> HeldOut:
     """Estimate the mean squared error of a denoised stack whose noise is equal in all frames.
 
-    Each pair of frames A, B, neighbours or further ``apart``, gives
-    mean((f(A) - B)**2) - mean((A - B)**2) / 2 and the same with A and B exchanged; their mean
-    has half the variance of either. Half the mean square, as in the paper, and not half the
-    variance: brightness that changes from frame to frame then adds half its square to the
-    estimate, like motion.
+    Each pair of frames A, B, neighbours or further ``apart`` (by more than the denoiser sees to
+    either side), gives mean((f(A) - B)**2) - mean((A - B)**2) / 2 and the same with A and B
+    exchanged; their mean has half the variance of either. Brightness that changes from frame to
+    frame adds half the square of its change. Motion adds ``drift`` / 3 if the scene moves steadily
+    by steps that are small against its details (``apart`` squared times as much between frames
+    further apart), ``drift`` if it jumps about at random.
 
-    Parameters
-    ----------
-    raw, denoised
-        (N, H, W), at least two frames, neighbours in time; ``denoised[i]`` from ``raw[i]``.
-    block
-        Side in pixels, about, of the blocks that the standard error takes as independent;
-        larger than the denoiser blurs. At least four blocks along each axis are made.
-    valid
-        (H, W) or (N, H, W), the pixels that count; a pixel that is bad in one frame is
-        left out of all. Leave out pixels that were filled from others.
-    apart
-        How many frames a denoised frame and that which it is compared with lie apart: more than
-        the denoiser sees to either side.
-
-    Raises
-    ------
-    EmdnError
-        If the shapes differ or are no stacks, or there is no valid pixel.
-
-    Notes
-    -----
-    Motion adds a positive bias: ``drift`` / 3 if the scene moves steadily by steps that are
-    small against its details (``apart`` squared times as much between frames further apart),
-    ``drift`` if it jumps about at random.
+    Both stacks are (N, H, W), at least 1 + ``apart`` frames in time order, else EmdnError. The
+    standard error takes blocks of about ``block`` pixels a side, larger than the denoiser blurs, as
+    independent. ``valid``, (H, W) or (N, H, W), are the pixels that count; one that is bad in one
+    frame is left out of all. Leave out pixels that were filled from others.
     """
-    noisy, clean, good = _stacks(raw, denoised, valid, 1 + apart)
+    noisy, clean, blocks = _stacks(raw, denoised, valid, 1 + apart, block)
 
     def compare(at: int) -> Floats:
         a, b = noisy[at], noisy[at + apart]
@@ -121,7 +85,7 @@ def umse(
         across *= 0.5
         return across
 
-    return _summary(compare, len(noisy) - apart, 2 * apart - 1, noisy, good, block)
+    return _summary(compare, len(noisy) - apart, 2 * apart - 1, noisy, blocks)
 
 
 def umse_difference(
@@ -135,123 +99,94 @@ def umse_difference(
     """Estimate by how much the squared error of one denoised stack exceeds that of another.
 
     Each frame but the first and last gives mean((f(A) - B) * (f(A) - C)), B and C being the frames
-    ``apart`` before and after, whose noise is independent: nothing needs to be subtracted, and the
-    noise may differ from frame to frame. Of the difference, most of the noise of B and C cancels,
-    and so does steady motion. Parameters and errors as of `umse`, for 1 + 2 ``apart`` frames or
-    more; ``other`` was made from the same ``raw``. Where the scene jumps about at random, the
-    smoother of the two comes out too well.
+    ``apart`` before and after, whose noise is independent and may differ from frame to frame. Of
+    the difference, most of the noise of B and C cancels, and so does steady motion; where the scene
+    jumps about at random, the smoother of the two comes out too well. Parameters and errors as of
+    `umse`, for 1 + 2 ``apart`` frames or more.
     """
-    noisy, clean, good = _stacks(raw, denoised, valid, 1 + 2 * apart)
-    second = accept.frames(raw=raw, other=other)[1]
+    noisy, clean, blocks = _stacks(raw, denoised, valid, 1 + 2 * apart, block)
+    second = as_frames(raw=raw, other=other)[1]
 
     def compare(at: int) -> Floats:
         one, two = clean[at + apart], second[at + apart]
         return np.asarray((one - two) * (one + two - noisy[at] - noisy[at + 2 * apart]))
 
-    return _summary(compare, len(noisy) - 2 * apart, 4 * apart - 2, noisy, good, block).error
+    return _summary(compare, len(noisy) - 2 * apart, 4 * apart - 2, noisy, blocks).error
+
+
+class Blocks:
+    """Frames cut into blocks of about ``side`` pixels, four or more along each axis if they fit.
+
+    ``good``, (H, W), are the pixels that count, and ``pixels``, (B,), their number in each block.
+    """
+
+    def __init__(self, good: ArrayLike, side: int) -> None:
+        self.good = np.asarray(good, np.float64)
+        self._first = [
+            np.linspace(0, n, min(n, max(4, round(n / side))), endpoint=False).astype(np.intp)
+            for n in self.good.shape
+        ]
+        self.pixels = self.sums(np.ones_like(self.good))
+
+    def sums(self, values: Floats) -> Floats:
+        """Sum the pixels that count of a frame (H, W) over each block: (B,)."""
+        rows = np.add.reduceat(values * self.good, self._first[0], axis=0)
+        return np.asarray(np.add.reduceat(rows, self._first[1], axis=1).ravel())
 
 
 def _stacks(
-    raw: ArrayLike, denoised: ArrayLike, valid: ArrayLike | None, least: int
-) -> tuple[Floats, Floats, Floats]:
-    noisy, clean = accept.frames(raw=raw, denoised=denoised)
+    raw: ArrayLike, denoised: ArrayLike, valid: ArrayLike | None, least: int, block: int
+) -> tuple[Floats, Floats, Blocks]:
+    noisy, clean = as_frames(raw=raw, denoised=denoised)
     if noisy.ndim != 3 or len(noisy) < least:
         raise EmdnError(
             f"raw: found shape {noisy.shape}, expected a stack (N, H, W) of {least} frames or more"
         )
-    good = np.where(accept.mask(valid, noisy.shape).all(axis=0), 1.0, 0.0)
+    good = as_mask(valid, noisy.shape).all(axis=0)
     if not good.any():
         raise EmdnError("valid: found no pixel that is good in every frame, expected some")
-    return noisy, clean, good
+    return noisy, clean, Blocks(good, block)
 
 
 def _summary(
-    compare: Callable[[int], Floats],
-    count: int,
-    reach: int,
-    noisy: Floats,
-    good: Floats,
-    block: int,
+    compare: Callable[[int], Floats], count: int, reach: int, noisy: Floats, blocks: Blocks
 ) -> HeldOut:
     """Average comparisons; those more than ``reach`` apart share no frame."""
-    blocks = partition(good, block)
     error = estimate(np.stack([blocks.sums(compare(at)) for at in range(count)]), blocks, reach)
     near = np.stack([blocks.sums(np.square(b - a)) for a, b in pairwise(noisy)])
     drift = None
     if len(noisy) > 2:
-        far = np.stack(
-            [blocks.sums(np.square(b - a)) for a, b in zip(noisy, noisy[2:], strict=False)]
-        )
+        pairs = zip(noisy, noisy[2:], strict=False)
+        far = np.stack([blocks.sums(np.square(b - a)) for a, b in pairs])
         drift = estimate(far / 2 - (near[1:] + near[:-1]) / 4, blocks, 2)
     noise = float(near.sum() / len(near) / 2 / blocks.pixels.sum())
     return HeldOut(error, error.below(noise), noise, drift, count)
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Frames cut into rectangles of nearly equal size.
-
-    Attributes
-    ----------
-    good
-        (H, W), 1 for pixels that count and 0 for others.
-    pixels
-        (B,) pixels that count, in each block.
-    down, right
-        First row and first column of the blocks.
-    """
-
-    good: Floats
-    pixels: Floats
-    down: NDArray[np.intp]
-    right: NDArray[np.intp]
-
-    def sums(self, values: Floats) -> Floats:
-        """Sum the pixels that count of a frame (H, W) over each block: (B,)."""
-        return _sums(values * self.good, self.down, self.right)
-
-
-def partition(good: Floats, side: int) -> Blocks:
-    """Cut frames into blocks of about ``side``, four or more along each axis if they fit."""
-    down, right = (
-        np.linspace(0, length, min(length, max(4, round(length / side))), endpoint=False)
-        .astype(np.intp) for length in good.shape
-    )  # fmt: skip
-    return Blocks(good, _sums(good, down, right), down, right)
-
-
-def _sums(values: Floats, down: NDArray[np.intp], right: NDArray[np.intp]) -> Floats:
-    rows = np.add.reduceat(values, down, axis=0)
-    return np.asarray(np.add.reduceat(rows, right, axis=1).ravel())
-
-
 def estimate(sums: Floats, blocks: Blocks, reach: int) -> Estimate:
     """Average sums over blocks (P, B) of P comparisons in time order.
 
-    The standard error is that of the mean over all noise with the scene as it is: from the
-    scatter of each block in time, so that parts of the scene that are harder than others do
-    not count as chance. Comparisons share frames with the next ``reach`` ones, and are
-    correlated with those only. With fewer than ``reach`` + 4 comparisons the scatter between
-    blocks is taken instead, which is too large where the scene is uneven.
+    The standard error is from the scatter of each block in time, so that harder parts of the scene
+    do not count as chance; comparisons are correlated with the next ``reach`` ones, with which they
+    share frames. With fewer than ``reach`` + 4 of them it is from the scatter
+    between blocks, and too large where the scene is uneven.
     """
-    weight = blocks.pixels / blocks.pixels.sum()
-    used = blocks.pixels > 0
-    value = float(sums.sum() / len(sums) / blocks.pixels.sum())
-    if len(sums) < reach + 4:
-        if used.sum() < 2:
-            return Estimate(value, float("nan"))
-        over = (sums.mean(axis=0) / blocks.pixels.sum() - value * weight)[used]
-        return Estimate(value, float(np.sqrt(np.square(over).sum() * over.size / (over.size - 1))))
-    series = (sums / blocks.pixels.sum())[:, used]
-    return Estimate(value, float(np.sqrt(_variance_of_mean(series, reach))))
+    pixels, used = blocks.pixels.sum(), blocks.pixels > 0
+    value = float(sums.sum() / len(sums) / pixels)
+    if len(sums) >= reach + 4:
+        return Estimate(value, float(np.sqrt(_variance_of_mean((sums / pixels)[:, used], reach))))
+    if used.sum() < 2:
+        return Estimate(value, float("nan"))
+    over = (sums.mean(axis=0) / pixels - value * (blocks.pixels / pixels))[used]
+    return Estimate(value, float(np.sqrt(np.square(over).sum() * over.size / (over.size - 1))))
 
 
 def _variance_of_mean(series: Floats, reach: int) -> float:
     """Variance of the sum over B of means over P of series (P, B), correlated up to a lag.
 
-    Subtracting the mean of a short series hides part of its correlation. What is left of
-    each autocovariance c_k is linear in all of them, E[x' M T_j M x] = sum over k of
-    c_k tr(M T_j M T_k), with T_k the ones at lag k and M = 1 - 11'/P; solved for c.
+    Subtracting the mean of a short series hides part of its correlation. What is left of each
+    autocovariance c_k is linear in all, E[x' M T_j M x] = sum over k of c_k tr(M T_j M T_k),
+    with T_k the ones at lag k and M = 1 - 11'/P; solved for c.
     """
     count = len(series)
     centred = series - series.mean(axis=0)

@@ -1,64 +1,85 @@
-"""Frames against the truth: PSNR, SSIM, and the gain over the noisy frame; means out and in."""
+"""Metrics of denoised frames: PSNR, SSIM and gains by the truth; Fourier ring correlation.
+
+All take frames (H, W) or stacks (N, H, W) of finite pixels and give a number or (N,) numbers;
+`EmdnError` names an argument that is of another shape, has a pixel that is not finite or, as a
+range, is not positive. ``valid``, (H, W) or (N, H, W), are the pixels that count; all if not given.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from emdn_models.errors import EmdnError
-from emdn_models.metrics import accept
-from emdn_models.metrics.accept import Floats
 
-SIGMA = 1.5
-RADIUS = 5  # pixels at which the window of SSIM ends: 3.5 sigma
+Floats = NDArray[np.float64]
+
+_SIGMA = 1.5
+_RADIUS = 5  # pixels at which the window of SSIM ends: 3.5 sigma
+
+
+def as_frames(**named: ArrayLike) -> list[Floats]:
+    """Return arrays (H, W) or (N, H, W), all of one shape and finite, as float64."""
+    arrays = [np.asarray(given, dtype=np.float64) for given in named.values()]
+    first = arrays[0].shape
+    for name, array in zip(named, arrays, strict=True):
+        wrong = np.count_nonzero(~np.isfinite(array))
+        if array.ndim not in (2, 3) or array.size == 0 or array.shape != first or wrong:
+            raise EmdnError(
+                f"{name}: found shape {array.shape} with {wrong} pixels that are not finite, "
+                f"expected (H, W) or (N, H, W) of finite pixels, as {next(iter(named))} {first}; "
+                "fill bad pixels, or leave them out with valid after filling"
+            )
+    return arrays
+
+
+def as_mask(valid: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return which pixels count, of ``shape``; every frame must have one."""
+    good = np.asarray(True if valid is None else valid, dtype=np.bool_)
+    if valid is not None and good.shape not in (shape, shape[-2:]):
+        raise EmdnError(f"valid: found shape {good.shape}, expected {shape[-2:]} or {shape}")
+    good = np.broadcast_to(good, shape)
+    if not good.any(axis=(-2, -1)).all():
+        raise EmdnError("valid: found a frame without a good pixel, expected at least one")
+    return good
+
+
+def _ranges(data_range: ArrayLike, count: tuple[int, ...]) -> Floats:
+    ranges = np.asarray(data_range, dtype=np.float64)
+    if ranges.shape not in ((), count) or not ((ranges > 0) & np.isfinite(ranges)).all():
+        raise EmdnError(
+            f"data_range: found {data_range!r}, expected finite numbers above 0, one or one a frame"
+        )
+    return np.broadcast_to(ranges, count)
 
 
 def psnr(frame: ArrayLike, truth: ArrayLike, data_range: ArrayLike) -> Floats:
-    """Peak signal-to-noise ratio of each frame.
+    """Peak signal-to-noise ratio in dB; infinite for frames that are equal.
 
-    Parameters
-    ----------
-    frame, truth
-        (H, W) or (N, H, W).
-    data_range
-        Largest minus smallest possible value, (N,) or one number, in the frames' units.
-        Of electron counts it is a choice: state it beside the result.
-
-    Returns
-    -------
-    (N,) or (), dB; infinite for frames that are equal.
-
-    Raises
-    ------
-    EmdnError
-        If the frames differ in shape or the range is not positive.
+    ``data_range`` is the largest minus the smallest possible value, one number or (N,), in the
+    frames' units. Of electron counts it is a choice: state it beside the result.
     """
-    found, clean = accept.frames(frame=frame, truth=truth)
-    peak = accept.positive("data_range", data_range, found.shape[:-2])
+    found, clean = as_frames(frame=frame, truth=truth)
+    peak = _ranges(data_range, found.shape[:-2])
     with np.errstate(divide="ignore"):
         return np.asarray(10 * np.log10(peak**2 / np.square(found - clean).mean(axis=(-2, -1))))
 
 
 def ssim(frame: ArrayLike, truth: ArrayLike, data_range: ArrayLike) -> Floats:
-    """Structural similarity of each frame.
+    """Structural similarity, at most 1, of frames of at least 11 x 11.
 
-    Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 13(4), 2004, equation 13 with K1 = 0.01,
-    K2 = 0.03 and an 11 x 11 Gaussian window of 1.5 pixels, averaged over the pixels
-    whose window lies in the frame. The constants hang on the data range: values of
-    different ranges cannot be compared.
-
-    Returns
-    -------
-    (N,) or (), at most 1, of frames as for `psnr`, at least 11 x 11; else EmdnError.
+    Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 13(4), 2004, equation 13 with K1 = 0.01, K2 = 0.03
+    and an 11 x 11 Gaussian window of 1.5 pixels, averaged over the pixels whose window lies in the
+    frame. The constants hang on the data range (see `psnr`): values of different ranges cannot be
+    compared.
     """
-    found, clean = accept.frames(frame=frame, truth=truth)
-    if min(found.shape[-2:]) < 2 * RADIUS + 1:
-        raise EmdnError(
-            f"frame: found {found.shape[-2]} x {found.shape[-1]} pixels, expected at least "
-            f"{2 * RADIUS + 1} x {2 * RADIUS + 1} for SSIM"
-        )
+    found, clean = as_frames(frame=frame, truth=truth)
+    if min(found.shape[-2:]) < 2 * _RADIUS + 1:
+        raise EmdnError(f"frame: found shape {found.shape}, expected at least 11 x 11 for SSIM")
     count = found.shape[:-2]
-    ranges = accept.positive("data_range", data_range, count)
-    values = np.empty(count)
+    ranges, values = _ranges(data_range, count), np.empty(count)
     for at in np.ndindex(count):
         values[at] = _similarity(found[at], clean[at], float(ranges[at]))
     return values
@@ -75,8 +96,8 @@ def _similarity(x: Floats, y: Floats, data_range: float) -> float:
 
 def _window(field: Floats) -> Floats:
     """Gaussian mean of a field (H, W) where the window fits: (H - 10, W - 10)."""
-    smooth = ndimage.gaussian_filter(field, SIGMA, radius=RADIUS)
-    return np.asarray(smooth[RADIUS:-RADIUS, RADIUS:-RADIUS])
+    smooth = ndimage.gaussian_filter(field, _SIGMA, radius=_RADIUS)
+    return np.asarray(smooth[_RADIUS:-_RADIUS, _RADIUS:-_RADIUS])
 
 
 def dose_gain(
@@ -84,28 +105,13 @@ def dose_gain(
 ) -> Floats:
     """How many times the dose a raw frame would need to be as near to the truth.
 
-    MSE(noisy) / MSE(denoised): the squared error of counts, relative to the dose, falls
-    as 1 / dose. It is also the number of frames whose average is as good.
-
-    Parameters
-    ----------
-    noisy, denoised, truth
-        (H, W) or (N, H, W), in the same units; ``truth`` is the expected value of
-        ``noisy``, and not a frame of higher dose scaled to it.
-    valid
-        (H, W) or (N, H, W), the pixels that count; None for all.
-
-    Returns
-    -------
-    (N,) or (); infinite where ``denoised`` is exact.
-
-    Raises
-    ------
-    EmdnError
-        If the shapes differ, or a frame has no valid pixel.
+    MSE(noisy) / MSE(denoised): the squared error of counts, relative to the dose, falls as
+    1 / dose. It is also the number of frames whose average is as good; infinite where ``denoised``
+    is exact. ``truth`` is the expected value of ``noisy``, and not a frame of higher dose scaled
+    to it.
     """
-    before, after, clean = accept.frames(noisy=noisy, denoised=denoised, truth=truth)
-    good = accept.mask(valid, clean.shape)
+    before, after, clean = as_frames(noisy=noisy, denoised=denoised, truth=truth)
+    good = as_mask(valid, clean.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(
             np.square(before - clean).mean(axis=(-2, -1), where=good)
@@ -116,22 +122,86 @@ def dose_gain(
 def gain_db(
     noisy: ArrayLike, denoised: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None
 ) -> Floats:
-    """10 log10 of `dose_gain`: the improvement in dB of the squared error, (N,) or ()."""
+    """10 log10 of `dose_gain`: the improvement in dB of the squared error."""
     with np.errstate(divide="ignore"):
         return np.asarray(10 * np.log10(dose_gain(noisy, denoised, truth, valid)))
 
 
 def mean_ratio(denoised: ArrayLike, raw: ArrayLike, valid: ArrayLike | None = None) -> Floats:
-    """Mean out over mean in, of each frame: (N,) or (), 1 where no intensity is made or lost.
-
-    Raises
-    ------
-    EmdnError
-        If the shapes differ, a frame has no valid pixel, or the mean of a raw frame is 0.
-    """
-    out, given = accept.frames(denoised=denoised, raw=raw)
-    good = accept.mask(valid, given.shape)
+    """Mean out over mean in: 1 where no intensity is made or lost."""
+    out, given = as_frames(denoised=denoised, raw=raw)
+    good = as_mask(valid, given.shape)
     below = given.mean(axis=(-2, -1), where=good)
     if np.any(below == 0):
         raise EmdnError("raw: found a frame whose mean is 0, expected intensities to compare with")
     return np.asarray(out.mean(axis=(-2, -1), where=good) / below)
+
+
+class Rings(NamedTuple):
+    """Which ring each Fourier pixel of ``numpy.fft.rfft2`` lies in.
+
+    Rings are circles in cycles/pixel, as wide as the coarser of the two steps 1 / H and 1 / W, so
+    that a rectangular frame, whose Fourier pixels are not square, is treated alike in all
+    directions.
+    """
+
+    # (H * (W // 2 + 1),) ring of each pixel, from 1; 0 for the zero frequency and for those beyond
+    # the last ring, which ends at 0.5.
+    labels: NDArray[np.intp]
+    weights: Floats  # (H, W // 2 + 1), 2 for pixels that stand for their Hermitian partner too
+    frequency: Floats  # (R,) mean of each ring's spatial frequencies, cycles/pixel
+    pixels: Floats  # (R,) Fourier pixels, both of each Hermitian pair
+
+    def total(self, values: Floats) -> Floats:
+        """Sum values (H, W // 2 + 1) over both halves of each ring: (R,)."""
+        weighted = (values * self.weights).ravel()
+        return np.asarray(np.bincount(self.labels, weighted, self.pixels.size + 1)[1:], np.float64)
+
+
+@lru_cache(maxsize=16)
+def rings(height: int, width: int) -> Rings:
+    """Divide the transform of a frame (H, W) into rings; H and W at least 4."""
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    step = 1 / min(height, width)
+    labels = np.rint(radius / step).astype(np.intp)
+    labels[labels > int(0.5 / step - 0.5)] = 0
+    weights = np.full(radius.shape, 2.0)
+    weights[:, 0] = 1
+    if width % 2 == 0:
+        weights[:, -1] = 1
+    pixels = np.bincount(labels.ravel(), weights.ravel())[1:].astype(np.float64)
+    frequency = np.bincount(labels.ravel(), (weights * radius).ravel())[1:] / pixels
+    found = Rings(labels.ravel(), weights, frequency, pixels)
+    for array in found:
+        array.flags.writeable = False
+    return found
+
+
+def ring_correlation(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
+    """Correlate the Fourier transforms of two frames (H, W), at least 4 x 4, ring by ring.
+
+    Fourier ring correlation (Saxton, Baumeister, Journal of Microscopy 127, 1982): the sum of
+    F conj(G) over a ring, over the root of the product of the sums of abs(F)**2 and abs(G)**2. A
+    Hann window fades the frames out towards their edges, which removes the cross that unequal
+    opposite edges leave. Returns (R,) mean spatial frequencies, cycles/pixel, up to 0.5, and (R,)
+    correlations from -1 to 1, NaN where a frame has no power.
+
+    Between two denoised frames it is never a resolution: a denoiser that draws the same lattice
+    into both makes them agree. Compare FRC(denoised A, raw B) with FRC(raw A, raw B), for frames A
+    and B with independent noise. Of a lattice only a few rings hold signal, so that "the first
+    crossing of a threshold" says nothing.
+    """
+    one, two = as_frames(first=first, second=second)
+    if one.ndim != 2 or min(one.shape) < 4:
+        raise EmdnError(f"first: found shape {one.shape}, expected a frame of at least 4 x 4")
+    circles = rings(*one.shape)
+    window = np.outer(
+        *(0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(n) + 0.5) / n) for n in one.shape)
+    )
+    f, g = (np.fft.rfft2((frame - frame.mean()) * window) for frame in (one, two))
+    cross, power_one, power_two = (
+        circles.total(part)
+        for part in ((f * g.conj()).real, f.real**2 + f.imag**2, g.real**2 + g.imag**2)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return circles.frequency, cross / np.sqrt(power_one * power_two)

@@ -1,11 +1,10 @@
 """Vacant and foreign sites of a crystal against full ones: how well a frame tells them apart.
 
-The sites are known from the simulation. A site's score is the frame's Gaussian-weighted
-intensity there, less that of the nearest sites of its own sublattice, in units of the spread of
-full sites: what a matched filter sees (intensities at lattice sites are how defects are counted in
-micrographs: Krivanek et al., Nature 464, 571, 2010). From the scores follow the receiver operating
-characteristic (Fawcett, Pattern Recognit. Lett. 27, 861, 2006): the area under it, and how many
-of the vacancies are found at a number of false sites a frame. A raw frame is scored in the same
+The sites are known from the simulation. A site's score is the frame's Gaussian-weighted intensity
+there, less that of the nearest sites of its own sublattice, in units of the spread of full sites:
+what a matched filter sees (intensities at lattice sites are how defects are counted in
+micrographs: Krivanek et al., Nature 464, 571, 2010). From the scores follows the receiver operating
+characteristic (Fawcett, Pattern Recognit. Lett. 27, 861, 2006). A raw frame is scored in the same
 way; a denoised frame below it has destroyed information.
 """
 
@@ -22,21 +21,16 @@ from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
 from emdn_models.errors import EmdnError
-from emdn_models.metrics import accept
+from emdn_models.metrics.image import Floats, as_frames
 
-WIDTHS_NM = (0.02, 0.03, 0.045, 0.065, 0.09)
-"""Standard deviations of the Gaussian weights; the best of them counts."""
-FALSE_SITES = (0.1, 1.0)
-"""False sites a frame at which the recall is given."""
-
+_WIDTHS_NM = (0.02, 0.03, 0.045, 0.065, 0.09)
+_FALSE_SITES = (0.1, 1.0)
 _BOND_NM = 0.142
 _MERGE_NM = 0.05
 _MARGIN_NM = 0.25
 _FEWEST = 12  # sites of a kind
 _NEIGHBOURS = 12
 _VACANT = 0.6  # of a column's atoms
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +41,7 @@ class Sites:
     kinds: NDArray[np.int64]  # (n,) 0, 1, ...: sublattices, columns of the same elements
     names: tuple[str, ...]  # of the kinds: the number of the heaviest element, as Z=42
     # (n,) share of the column's atoms that are there, 0 for an empty site; NaN where that is not
-    # to be told: adatoms, and elements of fewer than 12 columns.
+    # known: adatoms, and elements of fewer than 12 columns.
     amplitudes: Floats
     foreign: NDArray[np.bool_]  # (n,) whether another element is where the sublattice has its own
 
@@ -63,15 +57,11 @@ class Sites:
 
 
 class Roc(NamedTuple):
-    """How well sites are distinguished from full ones.
+    """How well sites are distinguished from full ones."""
 
-    ``auc`` is the area under the curve, 0.5 for chance; ``recall`` the share found at 0.1 and at
-    1 false site a frame; ``sites`` how many there were to find.
-    """
-
-    auc: float
-    recall: tuple[float, float]
-    sites: int
+    auc: float  # area under the curve, 0.5 for chance
+    recall: tuple[float, float]  # share found at 0.1 and at 1 false site a frame
+    sites: int  # how many there were to find
 
 
 def simulated_sites(
@@ -83,26 +73,15 @@ def simulated_sites(
 ) -> Sites:
     """Merge atoms into columns and add the sites that defects have emptied.
 
-    Parameters
-    ----------
-    atoms, defects
-        (n, 2) and (d, 2) **x and y** in pixels, as in ``*_structures.h5``.
-    numbers
-        (n,) atomic numbers.
-    names
-        Of the defects: ``V1...`` is one empty site of graphene, ``V2...`` two, ``vacancy of
-        Z=16`` an atom of a column; ``Z=8 on Z=22`` and ``nitrogen``, ``boron``, ``silicon`` are
-        another element at a site; ``... adatom`` lies on top. Others change no site.
-
-    Raises
-    ------
-    EmdnError
-        If there are no atoms or the arrays do not fit one another.
+    ``atoms`` (n, 2) and ``defects`` (d, 2) are **x and y** in pixels, as in ``*_structures.h5``;
+    ``numbers`` (n,) atomic numbers. Of the defects' names, ``V1...`` is one empty site of graphene,
+    ``V2...`` two, ``vacancy of Z=16`` an atom of a column; ``Z=8 on Z=22`` and ``nitrogen``,
+    ``boron``, ``silicon`` are another element at a site; ``... adatom`` lies on top. Others change
+    no site. EmdnError if there are no atoms, or the arrays do not fit one another.
     """
     xy = np.asarray(atoms, float).reshape(-1, 2)[:, ::-1]
     number = np.asarray(numbers).astype(np.int64)
     faults = np.asarray(defects, float).reshape(-1, 2)[:, ::-1]
-    accept.positive("pixel_size_nm", pixel_size_nm, ())
     if not len(xy) or number.shape != (len(xy),) or len(faults) != len(names):
         raise EmdnError(
             f"atoms: found {len(xy)} with {number.size} numbers and {len(faults)} defects with "
@@ -120,9 +99,8 @@ def simulated_sites(
     heaviest = np.zeros(count, np.int64)
     np.maximum.at(heaviest, group, element)
     foreign, adatom = np.zeros(count, bool), np.zeros(count, bool)
-    tree = cKDTree(places)
-    for fault, name in zip(faults, names, strict=True):
-        near = tree.query_ball_point(fault, reach)
+    near_faults = cKDTree(places).query_ball_point(faults, reach)
+    for near, name in zip(near_faults, names, strict=True):
         if name.endswith("adatom"):
             adatom[near] = True
         elif " on Z=" in name:
@@ -142,21 +120,40 @@ def simulated_sites(
     return Sites(places, kinds, tuple(f"Z={one}" for one in common), amplitudes, foreign)
 
 
-def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
-    """Score every site of a frame (H, W) by its intensity against its neighbours', for each width.
+def _emptied(
+    xy: Floats, faults: Floats, names: Sequence[str], pixel_size_nm: float
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Places (m, 2) of the atoms that defects have removed, and their numbers (m,)."""
+    places: list[Floats] = []
+    lost: list[int] = []
+    for fault, name in zip(faults, names, strict=True):
+        if name.startswith(("vacancy of Z=", "V1", "V2")):
+            places.append(fault)
+            lost.append(int(name.rpartition("vacancy of Z=")[2]) if name[0] == "v" else 6)
+        if name.startswith("V2"):
+            # The two bonds that are left point away from the partner that is gone.
+            apart = xy - fault
+            ends = np.argsort((apart**2).sum(1))[:2]
+            away = -apart[ends].sum(0)
+            places.append(fault + away * (_BOND_NM / pixel_size_nm / np.hypot(*away)))
+            lost.append(6)
+    return np.array(places).reshape(-1, 2), np.array(lost, np.int64)
 
-    Returns
-    -------
-    (5, n) float64, one row for each of ``WIDTHS_NM``: positive where a site is brighter than the
-    12 nearest of its sublattice, in units of the standard deviation of full sites (from the median
-    absolute deviation). NaN nearer to the edge than 0.25 nm and for kinds of few sites.
+
+def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
+    """Score every site of a frame (H, W) by its intensity against its neighbours'.
+
+    Returns (5, n), a row for each width of the Gaussian weights, 0.02 to 0.09 nm (standard
+    deviation): positive where a site is brighter than the 12 nearest of its sublattice, in units of
+    the standard deviation of full sites (from the median absolute deviation). NaN nearer to the
+    edge than 0.25 nm and for kinds of few sites.
     """
-    (image,) = accept.frames(frame=frame)
+    (image,) = as_frames(frame=frame)
     margin = _MARGIN_NM / pixel_size_nm
     inside = (sites.places >= margin) & (sites.places <= np.array(image.shape[-2:]) - 1 - margin)
     judged = inside.all(1) & np.isfinite(sites.amplitudes)
-    scores = np.full((len(WIDTHS_NM), len(judged)), np.nan)
-    for row, width in zip(scores, WIDTHS_NM, strict=True):
+    scores = np.full((len(_WIDTHS_NM), len(judged)), np.nan)
+    for row, width in zip(scores, _WIDTHS_NM, strict=True):
         smooth = ndimage.gaussian_filter(image, width / pixel_size_nm, mode="reflect")
         for kind in range(len(sites.names)):
             own = np.flatnonzero(judged & (sites.kinds == kind))
@@ -173,6 +170,14 @@ def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
     return scores
 
 
+def _expected(places: Floats, value: Floats, near: NDArray[np.int64]) -> Floats:
+    """Level of each site's neighbours (n, k): their median, their common slope taken out."""
+    offset = places[near] - places[:, None]
+    centred = offset - offset.mean(1, keepdims=True)
+    slope = np.linalg.pinv(centred) @ value[near][..., None]
+    return np.asarray(np.median(value[near] - (offset @ slope)[..., 0], axis=1))
+
+
 def roc(found: ArrayLike, full: ArrayLike, frames: int) -> Roc:
     """Compare scores (m,) of sites to be found, which are high, with those (n,) of full sites.
 
@@ -185,40 +190,9 @@ def roc(found: ArrayLike, full: ArrayLike, frames: int) -> Roc:
     auc = (ranks.sum() / len(high) - (len(high) + 1) / 2) / len(low)
     falling = -np.sort(-low)
     recall = []
-    for rate in FALSE_SITES:
+    for rate in _FALSE_SITES:
         allowed = int(rate * frames)
         # As many full sites as are allowed lie above the threshold, at the most.
         limit = falling[allowed] if allowed < len(falling) else -np.inf
         recall.append(float((high > limit).mean()))
     return Roc(float(auc), (recall[0], recall[1]), len(high))
-
-
-def _expected(places: Floats, value: Floats, near: NDArray[np.int64]) -> Floats:
-    """Level of each site's neighbours (n, k): their median, their common slope taken out."""
-    offset = places[near] - places[:, None]
-    centred = offset - offset.mean(1, keepdims=True)
-    slope = np.linalg.pinv(centred) @ value[near][..., None]
-    return np.asarray(np.median(value[near] - (offset @ slope)[..., 0], axis=1))
-
-
-def _emptied(
-    xy: Floats, faults: Floats, names: Sequence[str], pixel_size_nm: float
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Places (m, 2) of the atoms that defects have removed, and their numbers (m,)."""
-    places: list[Floats] = []
-    lost: list[int] = []
-    for fault, name in zip(faults, names, strict=True):
-        if name.startswith("vacancy of Z="):
-            places.append(fault)
-            lost.append(int(name.removeprefix("vacancy of Z=")))
-        elif name.startswith(("V1", "V2")):
-            places.append(fault)
-            lost.append(6)
-        if name.startswith("V2"):
-            # The two bonds that are left point away from the partner that is gone.
-            apart = xy - fault
-            ends = np.argsort((apart**2).sum(1))[:2]
-            away = -apart[ends].sum(0)
-            places.append(fault + away * (_BOND_NM / pixel_size_nm / np.hypot(*away)))
-            lost.append(6)
-    return np.array(places).reshape(-1, 2), np.array(lost, np.int64)

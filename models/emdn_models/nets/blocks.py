@@ -1,4 +1,4 @@
-"""The few layers that several nets share."""
+"""Layers, initial weights and padding that several nets share."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,10 @@ def conv3x3(inputs: int, outputs: int, *, bias: bool = True, dilation: int = 1) 
     return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
 
 
-def initialise(net: nn.Module, last: nn.Conv2d | nn.ConvTranspose2d | None = None) -> None:
-    """Draw the weights for ReLU layers and set the last layer to zero.
+def initialise(net: nn.Module, last: nn.Module | None = None) -> None:
+    """Draw weights for ReLU layers (He, Zhang, Ren, Sun, ICCV 2015, eq. 10), 0 for ``last``.
 
-    He, Zhang, Ren, Sun, ICCV 2015, eq. 10. With a last layer of zeros, a net that
-    predicts the frame starts at its mean.
+    With a last layer of zeros, a net that predicts the frame starts at its mean.
     """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -23,7 +22,7 @@ def initialise(net: nn.Module, last: nn.Conv2d | nn.ConvTranspose2d | None = Non
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     if last is not None:
-        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
 
 def pass_through(
@@ -31,15 +30,10 @@ def pass_through(
 ) -> None:
     """Let a chain of 3 x 3 ReLU layers start as its input times ``gain``.
 
-    The input's ``channels`` and their negatives travel through 2 x ``channels``
-    features that each layer hands on unchanged; all other features keep their
-    weights. A net that adds the chain's output to its input then starts at the mean
-    frame and need not first learn to cancel the noise.
-
-    Parameters
-    ----------
-    first_output
-        Number of leading outputs of each layer that the next one does not see.
+    The input's ``channels`` and their negatives travel through 2 x ``channels`` features that each
+    layer hands on unchanged; the first ``first_output`` outputs of each layer are not seen by the
+    next, and all other features keep their weights. A net that adds the chain's output to its
+    input then starts at the mean frame and need not first learn to cancel the noise.
     """
     for number, layer in enumerate(layers):
         assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
@@ -60,18 +54,11 @@ def pass_through(
 
 
 def pad_to_multiple(x: Tensor, multiple: int, margin: int = 0) -> Tensor:
-    """Mirror the right and bottom edges until both sides are a multiple.
+    """Mirror (N, C, H, W) at its right and bottom until both sides are a multiple.
 
-    The edge pixel is repeated (``a b c d | d c b a``) and the mirrored indices
-    are gathered, so that a side may be shorter than its padding: a plain
-    reflection pad fails there. What is inside stays where it is.
-
-    Parameters
-    ----------
-    x
-        (N, C, H, W).
-    margin
-        Pixels that are added in the same way at all four edges, beyond the multiple.
+    ``margin`` pixels are added in the same way at all four edges, beyond the multiple. The edge
+    pixel is repeated (``a b c d | d c b a``) and the mirrored indices are gathered, so that a side
+    may be shorter than its padding: a plain reflection pad fails there.
     """
     if multiple == 1 and not margin:
         return x

@@ -1,9 +1,8 @@
-"""Between electrons and the numbers that a net works on.
+"""Between electrons and the numbers that a net works on, in training as in the exported graph.
 
-A stack is described by ``scale``, its mean number of electrons per pixel m. A net
-sees (e - m) / sqrt(m): the noise of a frame of electrons e has unit variance there
-at every dose, and only the amplitude of the signal varies. The same functions serve
-training and the exported graph.
+A stack is described by ``scale``, its mean number of electrons per pixel m, (N, 1, 1, 1). A net
+sees (e - m) / sqrt(m): the noise of a frame of electrons e has unit variance there at every dose,
+and only the amplitude of the signal varies.
 """
 
 import torch
@@ -15,12 +14,12 @@ BLUR = 9
 
 
 def normalise(electrons: Tensor, scale: Tensor) -> Tensor:
-    """Turn electrons (N, 1, H, W) into noise units; ``scale`` is (N, 1, 1, 1)."""
+    """Turn electrons (N, 1, H, W) into noise units."""
     return (electrons - scale) / torch.sqrt(scale)
 
 
 def denormalise(x: Tensor, scale: Tensor) -> Tensor:
-    """Turn noise units (N, 1, H, W) into electrons; ``scale`` is (N, 1, 1, 1)."""
+    """Turn noise units (N, 1, H, W) into electrons."""
     return x * torch.sqrt(scale) + scale
 
 
@@ -30,18 +29,11 @@ def middle(frames: Tensor) -> Tensor:
 
 
 def noise_map(electrons: Tensor, scale: Tensor) -> Tensor:
-    """Estimate the standard deviation of Poisson noise, in noise units.
+    """Estimate the standard deviation of Poisson noise, in noise units, of counts (N, 1, H, W).
 
-    sigma**2 = blur(e) / m, since the variance of a count is its expectation. A
-    box of ``BLUR`` pixels estimates the expectation, at the frame's edges over the
-    pixels that there are; one electron per box is the least that is assumed.
-
-    Parameters
-    ----------
-    electrons
-        (N, 1, H, W) noisy counts.
-    scale
-        (N, 1, 1, 1) mean electrons per pixel.
+    sigma**2 = blur(e) / m, since the variance of a count is its expectation. A box of ``BLUR``
+    pixels estimates the expectation, at the frame's edges over the pixels that there are; one
+    electron per box is the least that is assumed.
     """
     local = functional.avg_pool2d(
         electrons, BLUR, stride=1, padding=BLUR // 2, count_include_pad=False

@@ -1,7 +1,11 @@
-"""Spectra of windows, shrunk: a lattice averaged over its cells before a net sees it."""
+"""The spectral front end: local Fourier (Wiener-type) estimates of a frame that nets refine.
+
+A crystal's signal lies in few coefficients of a window's spectrum and its noise in all, so that
+the window averages the lattice over as many cells as it holds.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +18,10 @@ from emdn_models.nets.scaling import middle
 class Garrote(nn.Module):
     """Judge a coefficient by its own power: what needs no fitting.
 
-    One of power p, in units of the noise's, is multiplied by 1 - (t / p)**4, or by 0 where
-    p is less than t: a steep garrote (Gao, J. Comput. Graph. Stat. 7, 1998), nearly a hard
-    threshold but without its jump, at which rounding would show. t is three quarters
-    (measured: the best of 0.65 to 0.8) of the universal threshold (Donoho, Johnstone,
-    Biometrika 81, 1994), which is ln(n) times the power of the noise for n complex
-    coefficients.
-
-    Parameters
-    ----------
-    window
-        Side of a window in pixels, even.
+    One of power p, in units of the noise's, is multiplied by 1 - (t / p)**4, or by 0 where p is
+    less than t: a steep garrote (Gao, J. Comput. Graph. Stat. 7, 1998), without the jump of a hard
+    threshold. t is three quarters (measured: the best of 0.65 to 0.8) of ln(n) for the n complex
+    coefficients of a ``window`` (Donoho, Johnstone, Biometrika 81, 1994).
     """
 
     def __init__(self, window: int) -> None:
@@ -41,19 +38,11 @@ class Garrote(nn.Module):
 class FittedGain(nn.Module):
     """Judge a coefficient by its power and that of its neighbours: fitted with the net.
 
-    A lattice goes on in the windows beside and spreads over neighbouring frequencies, as
-    noise does not, so that their mean powers tell a faint peak from chance (as block
-    thresholds do: Cai, Ann. Stat. 27, 1999). From the logarithms of these, the frequency and
-    the power of the whole window, two small layers decide, the same for every coefficient.
-    Means are over those neighbours that there are: nothing depends on the frame's size. It
-    begins as a steep threshold on the mean over 3 x 3 windows.
-
-    Parameters
-    ----------
-    window
-        Side of a window in pixels, even.
-    features
-        Width of the two layers.
+    A lattice goes on in the windows beside and spreads over neighbouring frequencies, as noise
+    does not (as block thresholds use: Cai, Ann. Stat. 27, 1999). From the logarithms of the mean
+    powers there, the frequency and the power of the whole window, two small layers decide, the same
+    for every coefficient. Means are over those neighbours that there are: nothing depends on the
+    frame's size. It begins as a steep threshold on the mean over 3 x 3 windows.
     """
 
     radius: Tensor
@@ -86,14 +75,10 @@ class FittedGain(nn.Module):
         # where it lies depends on the frame's size.
         whole = power.mean((2, 4), keepdim=True).expand(-1, -1, self.radius.shape[0], -1, -1)
         planes = [*(torch.log(one) for one in (*evidence, whole)), self.radius]
-        return torch.sigmoid(self.judge([one.expand_as(power) for one in planes])).view_as(power)
-
-    def judge(self, planes: list[Tensor]) -> Tensor:
-        """Map features, each (N, I, w, J, L), to as many numbers as one of them has."""
-        flow = torch.stack(planes, 1).flatten(2)
+        flow = torch.stack([one.expand_as(power) for one in planes], 1).flatten(2)
         for layer in (self.first, self.second):
             flow = (layer.weight @ flow).add_(layer.bias[:, None]).relu_()
-        return self.last.weight @ flow + self.last.bias
+        return torch.sigmoid(self.last.weight @ flow + self.last.bias).view_as(power)
 
 
 def _beside(power: Tensor) -> list[Tensor]:
@@ -127,22 +112,14 @@ def _mean(x: Tensor, kernel: tuple[int, int]) -> Tensor:
 
 
 class SpectralShrinkage(nn.Module):
-    """Keep the Fourier coefficients of overlapping windows that stand out of the noise.
+    """Shrink the Fourier coefficients of overlapping windows that do not stand out of the noise.
 
-    A crystal's signal lies in few coefficients of a window and its noise in all, so that
-    the window averages the lattice over as many cells as it holds. The windows are sines
-    (square roots of Hann's), before and after, and overlap by half in both axes, where
-    their squares add up to 1; the frame's edges are mirrored. The transforms are products
-    with constant matrices: plain operators, and near the machine's peak.
-
-    Parameters
-    ----------
-    window
-        Side of a window in pixels, even.
-    gain
-        Maps powers in units of the noise's, (N, I, w, J, L) of I x J windows of w x L
-        frequencies, rows from the most negative and columns from 0, to factors. None for a
-        `Garrote`.
+    The windows, of an even number of pixels a side, are sines (square roots of Hann's), before and
+    after, and overlap by half in both axes, where their squares add up to 1; the frame's edges are
+    mirrored. The transforms are products with constant matrices: plain operators, and near the
+    machine's peak. ``gain`` maps powers in units of the noise's, (N, I, w, J, L) of I x J windows
+    of w x L frequencies, rows from the most negative and columns from 0, to factors; a `Garrote`
+    if not given.
     """
 
     row: Tensor
@@ -175,9 +152,7 @@ class SpectralShrinkage(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) to the same, ``noise`` being its standard deviation or None for 1."""
-        noise = torch.ones_like(x) if noise is None else noise
-        padded, noise = (pad_to_multiple(part, self.hop, self.hop) for part in (x, noise))
-        return crop_to(self.shrink(padded, noise * noise), x)
+        return shrunk([self], x, noise)
 
     def shrink(self, x: Tensor, variance: Tensor) -> Tensor:
         """Map (N, 1, H, W), multiples of the hop, to all but its outermost hop at each edge."""
@@ -215,21 +190,28 @@ class SpectralShrinkage(nn.Module):
         return second.narrow(axis, 0, count) + first.narrow(axis, 1, count)
 
 
+def shrunk(shrinkages: Iterable[SpectralShrinkage], x: Tensor, noise: Tensor | None) -> Tensor:
+    """Map (N, 1, H, W) to what each window size makes of it, (N, windows, H, W)."""
+    shrinkages = list(shrinkages)
+    margin = max(one.hop for one in shrinkages)
+    noise = torch.ones_like(x) if noise is None else noise
+    padded, noise = (pad_to_multiple(part, margin, margin) for part in (x, noise))
+    variance, planes = noise * noise, []
+    for one in shrinkages:
+        rows, columns = (slice(margin - one.hop, s - margin + one.hop) for s in padded.shape[2:])
+        planes.append(
+            crop_to(one.shrink(padded[:, :, rows, columns], variance[:, :, rows, columns]), x)
+        )
+    return torch.cat(planes, 1)
+
+
 class WithSpectrum(nn.Module):
     """A net that corrects what the shrinkage of the largest window gives.
 
-    Its channels are that, the noisy frame and what the other windows give: where the
-    shrinkage is wrong, at edges, defects and gradual changes, the frame says so. Nets
-    that add something to their input add it to the first channel (``adds_to_input``); the output
-    of others is added here.
-
-    Parameters
-    ----------
-    net
-        Maps (N, windows + F, H, W) to (N, 1, H, W), F being 1 or, for a net that sees
-        neighbouring frames, another odd number.
-    windows
-        Sides of the windows, the largest first.
+    Where that is wrong, at edges, defects and gradual changes, the frame says so. ``net`` maps what
+    `joined` gives, with F an odd number of frames, to (N, 1, H, W); one that adds something to its
+    input (``adds_to_input``) adds it to the first channel, the output of others is added here.
+    ``windows`` are the sides, the largest first.
     """
 
     uses_noise = True
@@ -240,8 +222,8 @@ class WithSpectrum(nn.Module):
         self.shrinkages = nn.ModuleList(
             SpectralShrinkage(window, FittedGain(window)) for window in windows
         )
-        self.hops = [window // 2 for window in windows]
-        self.multiple = math.lcm(int(net.multiple), *self.hops)  # type: ignore[arg-type]
+        hops = [window // 2 for window in windows]
+        self.multiple = math.lcm(int(net.multiple), *hops)  # type: ignore[arg-type]
         self.adds_to_input = getattr(net, "adds_to_input", False)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -251,19 +233,12 @@ class WithSpectrum(nn.Module):
     def joined(
         self, x: Tensor, noise: Tensor | None = None, spectra: Tensor | None = None
     ) -> Tensor:
-        """Map (N, F, H, W), a frame with its neighbours, to what the net sees.
+        """Map a frame with its neighbours, (N, F, H, W), to what the net sees.
 
-        Parameters
-        ----------
-        noise
-            (N, 1, H, W) standard deviation of the middle frame's noise; None for 1.
-        spectra
-            What `spectra` gives of the middle frame; None to calculate it.
-
-        Returns
-        -------
-        (N, windows + F, H, W): the largest window's estimate, the middle frame, the other
-        windows' estimates, the frames before and those after.
+        That is (N, windows + F, H, W): the largest window's estimate, the middle frame, the other
+        windows' estimates, the frames before and those after. ``noise`` is the standard deviation
+        of the middle frame's noise, (N, 1, H, W), 1 if not given; ``spectra`` what `spectra` gives
+        of that frame, if it is known.
         """
         frame, half = middle(x), x.shape[1] // 2
         planes = self.spectra(frame, noise) if spectra is None else spectra
@@ -272,17 +247,7 @@ class WithSpectrum(nn.Module):
 
     def spectra(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map (N, 1, H, W) to the windows' estimates, (N, windows, H, W)."""
-        margin = max(self.hops)
-        noise = torch.ones_like(x) if noise is None else noise
-        padded, noise = (pad_to_multiple(part, margin, margin) for part in (x, noise))
-        variance = noise * noise
-        planes = []
-        for hop, shrinkage in zip(self.hops, self.shrinkages, strict=True):
-            rows, columns = (slice(margin - hop, side - margin + hop) for side in padded.shape[2:])
-            parts = padded[:, :, rows, columns], variance[:, :, rows, columns]
-            assert isinstance(shrinkage, SpectralShrinkage)
-            planes.append(crop_to(shrinkage.shrink(*parts), x))
-        return torch.cat(planes, 1)
+        return shrunk(self.shrinkages, x, noise)  # type: ignore[arg-type]
 
     def corrected(self, joined: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map what `joined` gives to (N, 1, H, W) clean."""

@@ -9,11 +9,10 @@ from emdn_models.metrics import ring_correlation
 
 def direct(first, second):
     """Take the same sums over the full transform, coefficient by coefficient."""
-    height, width = first.shape
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in first.shape))
     f, g = (np.fft.fft2((frame - frame.mean()) * window) for frame in (first, second))
-    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij"))
-    step = 1 / min(height, width)
+    radius = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, first.shape), indexing="ij"))
+    step = 1 / min(first.shape)
     rings = np.rint(radius / step)
     curve, frequency = [], []
     for ring in range(1, int(0.5 / step - 0.5 + 1e-12) + 1):
@@ -50,11 +49,7 @@ def test_an_invented_lattice_fools_two_denoised_frames_but_not_a_raw_one():
     assert abs(ring_correlation(invented[0], raw[1])[1][ring]) < 0.4
 
 
-def test_unequal_edges_leave_no_cross_and_small_frames_are_refused():
-    rng = np.random.default_rng(0)
-    ramp = 3 * np.arange(64) * np.ones((64, 1))
-    found = [ring_correlation(*(ramp + rng.normal(size=(2, 64, 64)))) for _ in range(20)]
-    assert abs(np.mean([curve[frequency > 0.2] for frequency, curve in found])) < 0.03
+def test_small_frames_are_refused_and_flat_ones_agree_on_nothing():
     frame = np.ones((8, 8))
     with pytest.raises(EmdnError, match=r"found shape \(3, 8\), expected a frame of at least 4"):
         ring_correlation(frame[:3], frame[:3])

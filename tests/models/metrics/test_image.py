@@ -30,14 +30,10 @@ def test_psnr_and_ssim_are_those_of_scikit_image(frames):
         np.testing.assert_allclose(ours(noisy, clean, ranges), expected, rtol=0, atol=1e-9)
 
 
-def test_single_frames_stacks_and_float32_agree(frames):
+def test_a_frame_is_measured_alone_as_in_a_stack(frames):
     noisy, clean = frames
     for metric in (psnr, ssim):
-        every = metric(noisy, clean, 10)
-        assert every.shape == (3,)
-        assert metric(noisy[1], clean[1], 10) == pytest.approx(every[1], abs=1e-12)
-        single = noisy.astype(np.float32), clean.astype(np.float32)
-        np.testing.assert_allclose(metric(*single, 10), every, atol=1e-4)
+        assert metric(noisy[1], clean[1], 10) == pytest.approx(metric(noisy, clean, 10)[1])
         assert metric(clean, clean, 10)[0] == (np.inf if metric is psnr else pytest.approx(1))
 
 
@@ -48,14 +44,6 @@ def test_gains_of_known_errors(frames):
     assert gain_db(clean[0] + 2, clean[0], clean[0]) == np.inf
 
 
-def test_dose_gain_is_the_number_of_frames_to_average():
-    rng = np.random.default_rng(0)
-    truth = np.full((64, 64), 9.0)
-    counts = rng.poisson(truth, (26, 64, 64)).astype(float)
-    found = dose_gain(counts[0], counts[1:].mean(axis=0), truth)
-    assert found == pytest.approx(25, rel=0.1)
-
-
 def test_invalid_pixels_do_not_count(frames):
     noisy, clean = frames
     expected = gain_db(noisy[:, :20], noisy[:, :20] * 0.9, clean[:, :20])
@@ -63,8 +51,6 @@ def test_invalid_pixels_do_not_count(frames):
     valid[:20] = True
     spoilt = np.where(valid, noisy, 1e6)
     np.testing.assert_allclose(gain_db(spoilt, noisy * 0.9, clean, valid), expected)
-    every = np.broadcast_to(valid, clean.shape)
-    np.testing.assert_allclose(gain_db(spoilt, noisy * 0.9, clean, every), expected)
     np.testing.assert_allclose(mean_ratio(1.5 * spoilt, spoilt, valid), [1.5] * 3)
     ratio = noisy[:, :20].mean(axis=(1, 2)) / clean[:, :20].mean(axis=(1, 2))
     np.testing.assert_allclose(mean_ratio(spoilt, clean, valid), ratio)
@@ -73,14 +59,12 @@ def test_invalid_pixels_do_not_count(frames):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a: psnr(a, a[:, :30], 1), r"truth: found shape \(3, 30, 57\), expected \(3, 41"),
+        (lambda a: psnr(a, a[:, :30], 1), r"frame \(3, 41, 57\)"),
         (lambda a: psnr(a, a, 0), "data_range: found 0, expected finite"),
-        (lambda a: psnr(a, a, np.ones(2)), r"data_range: found shape \(2,\)"),
-        (lambda a: psnr(a[0, 0], a[0, 0], 1), r"expected frames \(H, W\) or"),
-        (lambda a: psnr(np.where(a > 20, np.nan, a), a, 1), "frame: found pixels that are not"),
-        (lambda a: ssim(a[:, :10], a[:, :10], 1), "found 10 x 57 pixels, expected at least 11"),
+        (lambda a: psnr(a, a, np.ones(2)), "data_range: found array"),
+        (lambda a: psnr(np.where(a > 20, np.nan, a), a, 1), r"with [1-9]\d* pixels that"),
+        (lambda a: ssim(a[:, :10], a[:, :10], 1), "expected at least 11 x 11"),
         (lambda a: gain_db(a, a, a, np.zeros((41, 57))), "a frame without a good pixel"),
-        (lambda a: gain_db(a, a, a, np.arange(3)[:, None, None] + 0 * a), "without a good pixel"),
         (lambda a: gain_db(a, a, a, np.ones((57, 41))), r"valid: found shape \(57, 41\)"),
         (lambda a: mean_ratio(a, 0 * a), "a frame whose mean is 0"),
     ],

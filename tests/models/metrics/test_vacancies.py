@@ -6,7 +6,6 @@ from scipy import ndimage
 
 from emdn_models import EmdnError
 from emdn_models.metrics import roc, simulated_sites, site_scores
-from emdn_models.metrics.vacancies import Sites
 
 PIXEL_NM = 0.02
 SIZE = 160
@@ -18,32 +17,18 @@ def lattice(step: float = 14.0) -> np.ndarray:
     return np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2) + 0.3
 
 
-def drawn(places: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+def drawn(places: np.ndarray) -> np.ndarray:
     """Bright blobs of 3 pixels on a sloping background."""
     y, x = np.mgrid[:SIZE, :SIZE]
-    frame = 5 + 0.02 * x
-    for (px, py), weight in zip(places, np.broadcast_to(weights, len(places)), strict=True):
-        frame += weight * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 18)
-    return frame
+    return 5 + 0.02 * x + sum(np.exp(-((x - px) ** 2 + (y - py) ** 2) / 18) for px, py in places)
 
 
-def sites_of(atoms: np.ndarray, lost: np.ndarray) -> Sites:
-    names = ["vacancy of Z=14"] * len(lost)
-    return simulated_sites(atoms, np.full(len(atoms), 14), lost, names, PIXEL_NM)
-
-
-@pytest.fixture
-def crystal() -> tuple[np.ndarray, np.ndarray, Sites]:
-    """Atoms, five vacancies and all sites."""
+def test_vacancies_score_below_full_sites_by_what_the_noise_is():
     places = lattice()
     inside = np.flatnonzero((np.abs(places - SIZE / 2) < SIZE / 2 - 25).all(1))
     gone = inside[[3, 17, 31, 40, 55]]
-    atoms = np.delete(places, gone, 0)
-    return atoms, places[gone], sites_of(atoms, places[gone])
-
-
-def test_vacancies_score_below_full_sites_by_what_the_noise_is(crystal) -> None:
-    atoms, _, sites = crystal
+    atoms, names = np.delete(places, gone, 0), ["vacancy of Z=14"] * 5
+    sites = simulated_sites(atoms, np.full(len(atoms), 14), places[gone], names, PIXEL_NM)
     assert sites.vacant.sum() == 5
     noise = np.random.default_rng(0).normal(0, 1, (SIZE, SIZE))
     frame = drawn(atoms) + noise
@@ -63,7 +48,7 @@ def test_vacancies_score_below_full_sites_by_what_the_noise_is(crystal) -> None:
         assert abs(row[judged & sites.full].mean()) < 0.3
 
 
-def test_the_curve_of_known_scores() -> None:
+def test_the_curve_of_known_scores():
     full = np.arange(100.0)
     perfect = roc([200.0, 300.0], full, 10)
     assert perfect == (1.0, (1.0, 1.0), 2)
@@ -73,13 +58,9 @@ def test_the_curve_of_known_scores() -> None:
     assert some.recall == (0.5, 0.5)
     assert roc([98.5], full, 1).recall == (0.0, 1.0)
     assert np.isnan(roc([], full, 1).auc)
-    chance = np.random.default_rng(2)
-    assert roc(chance.normal(size=4000), chance.normal(size=4000), 50).auc == pytest.approx(
-        0.5, abs=0.03
-    )
 
 
-def test_dichalcogenide_columns_and_their_sublattices() -> None:
+def test_dichalcogenide_columns_and_their_sublattices():
     metal = lattice(16.0)
     sulphur = metal + 8.0
     atoms = np.concatenate([metal, sulphur, sulphur])
@@ -106,7 +87,7 @@ def test_dichalcogenide_columns_and_their_sublattices() -> None:
     assert not sites.full[list(at.values())].any()
 
 
-def test_a_divacancy_empties_two_sites_and_an_adatom_hides_one() -> None:
+def test_a_divacancy_empties_two_sites_and_an_adatom_hides_one():
     bond = 0.142 / PIXEL_NM
     i, j = (one.ravel() for one in np.mgrid[-9:10, -9:10])
     cell = np.stack([bond * 3**0.5 * (i + j / 2), bond * 1.5 * j], 1) + SIZE / 2
@@ -128,7 +109,6 @@ def test_a_divacancy_empties_two_sites_and_an_adatom_hides_one() -> None:
     assert np.hypot(*(sites.places[hidden][:, ::-1] - sheet[other]).T).min() < 0.5
 
 
-@pytest.mark.parametrize("names", [["V1"], []])
-def test_what_does_not_fit_is_an_error(names) -> None:
+def test_what_does_not_fit_is_an_error():
     with pytest.raises(EmdnError, match="expected as many of each"):
-        simulated_sites(np.empty((0, 2)), [], np.empty((len(names), 2)), names, 0.02)
+        simulated_sites(np.empty((0, 2)), [], np.empty((1, 2)), ["V1"], 0.02)

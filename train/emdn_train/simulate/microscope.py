@@ -64,14 +64,6 @@ _ELECTRON_REST_KEV = 510.99895
 _HC_KEV_ANGSTROM = 12.398420
 
 
-def scattering_factor(number: int, q2: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Electron scattering factor in angstrom at squared frequencies ``q2`` (1/angstrom^2)."""
-    result = np.zeros_like(q2)
-    for a, b in zip(*_PENG[number], strict=True):
-        result += np.float32(a) * np.exp(np.float32(-b / 4) * q2)
-    return result
-
-
 def wavelength(voltage_kv: float) -> float:
     """Relativistic wavelength of the electron, in angstrom."""
     return float(_HC_KEV_ANGSTROM / np.sqrt(voltage_kv * (2 * _ELECTRON_REST_KEV + voltage_kv)))
@@ -145,18 +137,13 @@ def transfer(
     k = 2 * math.pi / lam
     damping = (math.pi / lam * optics.focal_spread_a) ** 2 / 2 * (a2 * a2)
     damping += (k * optics.convergence_mrad * 1e-3 / 2) ** 2 * (slope_x**2 + slope_y**2)
-    phase = np.float32(k) * chi
-    amplitude = np.exp(-damping).astype(np.float32)
-    result = np.empty(phase.shape, np.complex64)
-    result.real = amplitude * np.cos(phase)
-    result.imag = -amplitude * np.sin(phase)
-    return result
+    return _turned(np.float32(-k) * chi, np.exp(-damping).astype(np.float32))
 
 
-def information_limit(optics: Optics, least: float = 1e-4) -> float:
-    """Frequency, 1/angstrom, beyond which the focal spread lets less than ``least`` pass."""
+def _information_limit(optics: Optics) -> float:
+    """Frequency, 1/angstrom, beyond which the focal spread lets less than 1e-4 pass."""
     lam = wavelength(optics.voltage_kv)
-    exponent = 2 * math.log(1 / least)
+    exponent = 2 * math.log(1e4)
     return math.sqrt(math.sqrt(exponent) / (math.pi * lam * max(optics.focal_spread_a, 1.0)))
 
 
@@ -210,6 +197,12 @@ class Field:
         return np.asarray(full[start : start + self.size, start : start + self.size])
 
 
+def _frequencies(n: int, side: float) -> tuple[Image, Image, Image]:
+    """Frequencies of a half spectrum, 1/angstrom: of rows, of columns, and squared, (n, n/2+1)."""
+    q, half = (f(n, side / n).astype(np.float32) for f in (np.fft.fftfreq, np.fft.rfftfreq))
+    return q, half, half[None, :] ** 2 + q[:, None] ** 2
+
+
 def make_field(size: int, pixel_a: float, margin_a: float = MARGIN_A) -> Field:
     """Surround a frame by at least ``margin_a`` angstrom on every side."""
     return Field(size, pixel_a, fast_even(size + 2 * margin_a / pixel_a))
@@ -240,27 +233,21 @@ def exit_wave(
     if np.isfinite(slice_a) and inside.any():
         layer = ((z - z[inside].min()) / slice_a).astype(np.int64)
     layers = np.unique(layer[inside])
-    wave: Spectrum | None = None
+    wave = np.zeros((n, n), np.complex64)
+    wave[0, 0] = n * n
     height = 0.0
-    for index in layers:
+    for number, index in enumerate(layers):
         chosen = inside & (layer == index)
-        phase = _phase(structure, chosen, field.side_a, n, voltage_kv)
-        transmission = np.empty((n, n), np.complex64)
-        transmission.real, transmission.imag = np.cos(phase), np.sin(phase)
+        transmission = _turned(_phase(structure, chosen, field.side_a, n, voltage_kv))
         mean_height = float(z[chosen].mean())
-        if wave is None:
-            wave = scipy.fft.fft2(transmission, overwrite_x=True)
-        else:
-            wave *= _propagator(q2, lam, mean_height - height)
-            if len(layers) > 1:
-                wave[q2 > (2 / 3 * q.max()) ** 2] = 0
-            wave = scipy.fft.fft2(scipy.fft.ifft2(wave) * transmission, overwrite_x=True)
+        if number:
+            wave *= _turned(np.float32(-np.pi * lam * (mean_height - height)) * q2)
+            wave[q2 > (2 / 3 * q.max()) ** 2] = 0
+            transmission = scipy.fft.ifft2(wave) * transmission
+        wave = scipy.fft.fft2(transmission, overwrite_x=True)
         height = mean_height
-    if wave is None:
-        wave = np.zeros((n, n), np.complex64)
-        wave[0, 0] = n * n
     if height:
-        wave *= _propagator(q2, lam, -height)
+        wave *= _turned(np.float32(np.pi * lam * height) * q2)
     return np.asarray(wave / np.float32(n * n))
 
 
@@ -268,10 +255,10 @@ def image(wave: Spectrum, field: Field, optics: Optics) -> Image:
     """Relative intensity of the frame, (size, size), vacuum = 1, of an `exit_wave`."""
     n = min(fast_even(field.side_a / _IMAGE_A), wave.shape[0])
     q = np.fft.fftfreq(n, field.side_a / n).astype(np.float32)
-    m = min(n, fast_even(2 * information_limit(optics) * field.side_a))
+    m = min(n, fast_even(2 * _information_limit(optics) * field.side_a))
     passing = np.fft.fftfreq(m, field.side_a / m).astype(np.float32)
     passed = resize(wave, m) * transfer(optics, passing, passing)
-    psi = scipy.fft.ifft2(padded(passed, n), norm="forward", overwrite_x=True)
+    psi = scipy.fft.ifft2(resize(passed, n), norm="forward", overwrite_x=True)
     intensity = psi.real**2 + psi.imag**2
     spectrum = scipy.fft.rfft2(intensity, norm="forward")
     damping = np.exp(-2 * (np.pi * optics.blur_a * q) ** 2)
@@ -296,15 +283,15 @@ def _phase(
     structure: Structure, chosen: NDArray[np.bool_], side: float, n: int, voltage_kv: float
 ) -> Image:
     """Phase shift of the chosen atoms, (n, n), rad, with Debye-Waller factors."""
-    q = np.fft.fftfreq(n, side / n).astype(np.float32)
-    half = np.fft.rfftfreq(n, side / n).astype(np.float32)
-    q2 = half[None, :] ** 2 + q[:, None] ** 2
+    _, _, q2 = _frequencies(n, side)
     total = np.zeros(q2.shape, np.complex64)
     kinds = np.stack([structure.numbers, np.round(structure.vibration, 4)], 1)[chosen]
     xy = structure.positions[chosen, :2]
     for number, u in np.unique(kinds, axis=0):
         mesh = deposit(xy[(kinds[:, 0] == number) & (kinds[:, 1] == u)], side, n)
-        factor = scattering_factor(int(number), q2)
+        factor = np.zeros_like(q2)
+        for a, b in zip(*_PENG[int(number)], strict=True):
+            factor += np.float32(a) * np.exp(np.float32(-b / 4) * q2)
         factor *= np.exp(np.float32(-2 * (np.pi * u) ** 2) * q2)
         total += scipy.fft.rfft2(mesh) * factor
     sharpen(total, n)
@@ -312,10 +299,10 @@ def _phase(
     return np.asarray(scipy.fft.irfft2(total, s=(n, n)), np.float32)
 
 
-def _propagator(q2: Image, lam: float, distance: float) -> Spectrum:
-    phase = np.float32(np.pi * lam * distance) * q2
-    result = np.empty(q2.shape, np.complex64)
-    result.real, result.imag = np.cos(phase), -np.sin(phase)
+def _turned(phase: Image, amplitude: Image | float = 1.0) -> Spectrum:
+    """Complex numbers of these phases in rad, in single precision throughout."""
+    result = np.empty(phase.shape, np.complex64)
+    result.real, result.imag = amplitude * np.cos(phase), amplitude * np.sin(phase)
     return result
 
 
@@ -361,45 +348,30 @@ def fast_even(least: float) -> int:
 
 
 def resize(spectrum: Spectrum, n: int) -> Spectrum:
-    """Keep the lowest n frequencies of a full spectrum (n at most its side)."""
-    h = n // 2
-    rows = np.concatenate([spectrum[:h], spectrum[-h:]])
-    return np.concatenate([rows[:, :h], rows[:, -h:]], axis=1)
-
-
-def padded(spectrum: Spectrum, n: int) -> Spectrum:
-    """Fill a full spectrum with zeros up to n frequencies a side (n at least its own)."""
-    h = spectrum.shape[0] // 2
+    """Crop a full spectrum to its lowest n frequencies, or fill it with zeros up to n, a side."""
+    low = np.r_[: min(n, len(spectrum)) // 2, -(min(n, len(spectrum)) // 2) : 0]
     result = np.zeros((n, n), np.complex64)
-    for rows in (slice(None, h), slice(-h, None)):
-        for columns in (slice(None, h), slice(-h, None)):
-            result[rows, columns] = spectrum[rows, columns]
+    result[np.ix_(low, low)] = spectrum[np.ix_(low, low)]
     return result
 
 
 def resize_half(spectrum: Spectrum, n: int) -> Spectrum:
     """Crop or zero-pad a half spectrum to the one of an n x n image, Nyquist left out."""
-    m = spectrum.shape[0]
-    h = min(m, n) // 2
+    h = min(len(spectrum), n) // 2
+    low = np.r_[:h, 1 - h : 0]
     result = np.zeros((n, n // 2 + 1), np.complex64)
-    result[:h, :h] = spectrum[:h, :h]
-    result[-h + 1 :, :h] = spectrum[-h + 1 :, :h]
+    result[low, :h] = spectrum[low, :h]
     return result
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One setting of the scanned probe.
+    """One setting of the scanned probe."""
 
-    ``aperture_mrad`` is the semi-angle of convergence, ``source_a`` the standard deviation of
-    the source's image, ``exponent`` that of the atomic number in the signal of an atom, and
-    ``background`` the signal with no specimen, as a share of graphene's.
-    """
-
-    aperture_mrad: float
-    source_a: float
-    exponent: float
-    background: float
+    aperture_mrad: float  # semi-angle of convergence
+    source_a: float  # standard deviation of the source's image
+    exponent: float  # of the atomic number in the signal of an atom
+    background: float  # signal with no specimen, as a share of graphene's
 
 
 def draw_scan(rng: np.random.Generator) -> Scan:
@@ -417,8 +389,7 @@ def element_spectra(structure: Structure, field: Field, voltage_kv: float) -> El
     # Fine enough that the intensity of the widest aperture's probe does not alias.
     n = fast_even(field.side_a / min(0.22, wavelength(voltage_kv) / (4.4 * _WIDEST_MRAD * 1e-3)))
     inside = np.abs(structure.positions[:, :2]).max(1) < field.side_a / 2
-    q, half = (f(n, field.side_a / n).astype(np.float32) for f in (np.fft.fftfreq, np.fft.rfftfreq))
-    q2 = half[None, :] ** 2 + q[:, None] ** 2
+    _, _, q2 = _frequencies(n, field.side_a)
     spectra = {}
     for number in np.unique(structure.numbers[inside]):
         chosen = inside & (structure.numbers == number)
@@ -440,7 +411,7 @@ def scanned(elements: Elements, field: Field, optics: Optics, scan: Scan) -> Ima
     total = np.zeros((n, n // 2 + 1), np.complex64)
     for number, spectrum in elements.items():
         total += spectrum * np.float32((number / 6) ** scan.exponent)
-    q, half = (f(n, field.side_a / n).astype(np.float32) for f in (np.fft.fftfreq, np.fft.rfftfreq))
+    q, half, _ = _frequencies(n, field.side_a)
     total *= _probe_transfer(optics, scan, q)
     rows, columns = (np.exp(-2 * (math.pi * scan.source_a * k) ** 2) for k in (q, half))
     total *= rows[:, None] * columns[None, :]

@@ -22,10 +22,10 @@ from emdn_train import noise
 from emdn_train.config import SimulateConfig
 from emdn_train.simulate import microscope
 from emdn_train.simulate.dataset import claimed, one_thread, stamp
-from emdn_train.simulate.graphene import as_structure, monovacancy, perfect_sheet, warped
+from emdn_train.simulate.graphene import as_structure, drawn_sheet, monovacancy, warped
 from emdn_train.simulate.microscope import Optics, draw_optics
 from emdn_train.simulate.scene import draw_electrons
-from emdn_train.simulate.structure import Defect, Sheet, Structure, moved, relax
+from emdn_train.simulate.structure import Points, Sheet, Structure, relax
 
 _log = logging.getLogger(__name__)
 
@@ -38,9 +38,7 @@ _HOP = 0.3
 def simulate_movie(config: SimulateConfig) -> Path:
     """Write ``movie.h5`` (counts, as a camera would) and ``movie_truth.h5``, frame by frame.
 
-    Returns
-    -------
-    The folder.
+    Returns the folder.
     """
     out = Path(config.out)
     with claimed(out, config):
@@ -67,17 +65,20 @@ def _simulate(config: SimulateConfig, out: Path) -> None:
     shape = (config.size, config.size)
     beam = noise.profile_map(noise.draw_profile(1, generator), shape, config.size)
     bad, level = noise.draw_defects(1, shape, generator)
+    # The truth is in place before the movie, which means: finished.
     with written(out / "movie.h5") as movie_out, written(out / "movie_truth.h5") as truth_out:
         truth = truth_out.file
-        stamp(movie_out.file, settings=config.identity())
-        stamp(truth, settings=config.identity())
+        for one in (movie_out, truth_out):
+            stamp(one.file, settings=config.identity())
         frames = _movie_frames(
             movie_out.file, config, pixel_a / 10, electrons / pixel_a**2, voltage_kv
         )
-        truth.attrs["contrast"] = contrast
-        truth.attrs["snr"] = contrast * electrons**0.5
-        truth.attrs["electrons_per_pixel"] = electrons
-        for name, value in vars(optics).items():
+        facts = {
+            "contrast": contrast,
+            "snr": contrast * electrons**0.5,
+            "electrons_per_pixel": electrons,
+        }
+        for name, value in (facts | vars(optics)).items():
             truth.attrs[name] = value
         expected = _stack(truth, "expected", config, np.float32)
         truth.create_dataset("valid", data=~bad[0, 0].numpy())
@@ -86,9 +87,8 @@ def _simulate(config: SimulateConfig, out: Path) -> None:
         console = Console(stderr=True)
         every = track(chain([first], structures), "simulating", config.frames, console=console)
         for index, structure in enumerate(every):
-            clean = microscope.image(
-                microscope.exit_wave(structure, field, voltage_kv), field, optics
-            )
+            wave = microscope.exit_wave(structure, field, voltage_kv)
+            clean = microscope.image(wave, field, optics)
             signal = electrons * beam * torch.from_numpy(clean)[None, None]
             noisy, target = noise.record(signal, config.detector, generator)
             frames[index] = noise.apply_defects(noisy, bad, level)[0, 0].numpy()
@@ -98,7 +98,7 @@ def _simulate(config: SimulateConfig, out: Path) -> None:
             movie_out.check()
             truth_out.check()
         _dataset(truth, "defect", microscope.to_pixels(np.array(places), field), "pixels")
-        truth["defect"].attrs["name"] = first.defects[0].name
+        truth["defect"].attrs["name"] = first.names[0]
 
 
 def draw_drift(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -112,11 +112,10 @@ def draw_drift(frames: int, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _specimens(
-    frames: int, field: microscope.Field, drift_a: NDArray[np.float64], rng: np.random.Generator
+    frames: int, field: microscope.Field, drift_a: Points, rng: np.random.Generator
 ) -> Iterator[Structure]:
-    """Yield the specimen at every frame, its moving defect first in ``defects``."""
-    cover = field.side_a + 6.0 + 2 * float(np.abs(drift_a).max())
-    sheet = perfect_sheet(cover, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1, 2))
+    """Yield the specimen at every frame; its one defect moves."""
+    sheet = drawn_sheet(field.side_a + 6.0 + 2 * float(np.abs(drift_a).max()), rng)
     vibration = float(rng.uniform(0.04, 0.07))
     reach = 0.3 * field.size * field.pixel_a
     near = np.flatnonzero(np.abs(sheet.xy).max(1) < reach)
@@ -129,10 +128,14 @@ def _specimens(
             choices = [atom for atom in sheet.neighbours(site) if atom in near]
             site = int(rng.choice(choices)) if choices else site
         if current is None or hop:
-            make = _with_adatom if adatom else with_vacancy
-            flat = make(sheet, site, vibration, np.random.default_rng(shape_seed))
+            if adatom:
+                place = sheet.xy[site]
+                silicon = np.array([[14, *place, 2.1]])
+                flat = as_structure(sheet, vibration, [("silicon adatom", place)], silicon)
+            else:
+                flat = with_vacancy(sheet, site, vibration, np.random.default_rng(shape_seed))
             current = warped(flat, np.random.default_rng(ripple_seed))
-        yield moved(current, (drift_a[frame, 0], drift_a[frame, 1], 0.0))
+        yield current.moved((*drift_a[frame], 0.0))
 
 
 def with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Generator) -> Structure:
@@ -141,12 +144,7 @@ def with_vacancy(sheet: Sheet, site: int, vibration: float, rng: np.random.Gener
     place = sheet.xy[site]
     monovacancy(faulty, site, rng)
     relax(faulty, place[None])
-    return as_structure(faulty, [], [Defect.at("V1(5-9)", place)], vibration)
-
-
-def _with_adatom(sheet: Sheet, site: int, vibration: float, _: np.random.Generator) -> Structure:
-    defect = Defect.at("silicon adatom", sheet.xy[site])
-    return as_structure(sheet, [(14, defect.x, defect.y, 2.1)], [defect], vibration)
+    return as_structure(faulty, vibration, [("V1(5-9)", place)])
 
 
 def focused(
@@ -162,11 +160,9 @@ def _movie_frames(
     file: h5py.File, config: SimulateConfig, pixel_nm: float, dose_e_per_a2: float, kv: float
 ) -> h5py.Dataset:
     """Prepare a NeXus file for frames: unsigned counts where the detector counts."""
-    file.attrs["NX_class"] = "NXroot"
-    file.attrs["default"] = "entry"
+    file.attrs.update({"NX_class": "NXroot", "default": "entry"})
     entry = file.create_group("entry")
-    entry.attrs["NX_class"] = "NXentry"
-    entry.attrs["default"] = "data"
+    entry.attrs.update({"NX_class": "NXentry", "default": "data"})
     entry["title"] = "Simulated in-situ movie of graphene"
     data = entry.create_group("data")
     facts = {
@@ -179,8 +175,7 @@ def _movie_frames(
         "voltage_kv": kv,
         "detector": config.detector,
     }
-    for name, value in facts.items():
-        data.attrs[name] = value
+    data.attrs.update(facts)
     _dataset(data, "time", np.arange(config.frames) * FRAME_S, "s")
     for axis in ("y", "x"):
         _dataset(data, axis, np.arange(config.size) * pixel_nm, "nm")

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 
@@ -35,19 +34,24 @@ class Scene:
     mode: str
     voltage_kv: float
 
+    def in_frame(self) -> dict[str, Any]:
+        """Return the atoms and defects that lie in the frame, x and y in pixels, by name."""
+        atoms, seen = microscope.seen(self.structure, self.field)
+        return {
+            "atoms": atoms,
+            "numbers": self.structure.numbers[seen].astype(np.uint8),
+            "defects": microscope.to_pixels(self.structure.places, self.field),
+            "names": list(self.structure.names),
+        }
+
 
 class Shot(NamedTuple):
-    """One clean image and how it was taken.
+    """One clean image and how it was taken."""
 
-    ``clean`` is (size, size) float32, mean = 1 for STEM, vacuum = 1 otherwise; ``contrast``
-    its standard deviation over its mean; ``share`` the electrons that reach the detector, of
-    those that meet the specimen; ``optics`` every number of the lens and, for STEM, of the scan.
-    """
-
-    clean: Image
-    contrast: float
-    share: float
-    optics: dict[str, float]
+    clean: Image  # (size, size) float32, mean = 1 for STEM, vacuum = 1 otherwise
+    contrast: float  # standard deviation over mean
+    share: float  # electrons that reach the detector, of those that meet the specimen
+    optics: dict[str, float]  # every number of the lens and, for STEM, of the scan
 
 
 class Exposure(NamedTuple):
@@ -67,10 +71,8 @@ def make_scene(
     state: int = 0,
 ) -> Scene:
     """Draw what to look at, how, and the specimen itself; see `specimen_scene`."""
-    shares = SHARES[kind]
-    mode = "hrtem"
-    if kind == "stem" or (kind == "mixed" and rng.random() < 0.15):
-        mode, shares = "stem", SHARES["stem"]
+    mode = "stem" if kind == "stem" or (kind == "mixed" and rng.random() < 0.15) else "hrtem"
+    shares = SHARES["stem" if mode == "stem" else kind]
     weights = np.array(list(shares.values()))
     recipe = str(rng.choice(list(shares), p=weights / weights.sum()))
     return specimen_scene(recipe, mode, size, pixel_size_nm, rng, defects, state)
@@ -87,13 +89,8 @@ def specimen_scene(
 ) -> Scene:
     """Draw a specimen of one recipe, its pixel size and its voltage.
 
-    Parameters
-    ----------
-    defects
-        Range of the point defects per site, drawn log-uniformly; three specimens in twenty
-        have none whatever the range.
-    state
-        With another number the same specimen has other point defects.
+    ``defects`` is the range of the point defects per site, drawn log-uniformly; three specimens in
+    twenty have none whatever the range. With another ``state`` the same specimen has other ones.
     """
     light = recipe in ("graphene", "dichalcogenide", "amorphous carbon")
     pixel_a = 10 * float(rng.uniform(*pixel_size_nm))
@@ -109,18 +106,13 @@ def specimen_scene(
 
 def shots(scene: Scene, count: int, rng: np.random.Generator) -> Iterator[Shot]:
     """Take ``count`` images, each at its own optics, none of nearly no contrast."""
+    given = scene.structure, scene.field, scene.voltage_kv
     if scene.mode == "stem":
-        elements = microscope.element_spectra(scene.structure, scene.field, scene.voltage_kv)
+        elements = microscope.element_spectra(*given)
         take: Callable[[], Shot] = partial(_stem_shot, scene, elements, rng)
     else:
         recipe = RECIPES[scene.recipe]
-        wave = microscope.exit_wave(
-            scene.structure,
-            scene.field,
-            scene.voltage_kv,
-            sampling_a=recipe.sampling_a,
-            slice_a=recipe.slice_a,
-        )
+        wave = microscope.exit_wave(*given, sampling_a=recipe.sampling_a, slice_a=recipe.slice_a)
         take = partial(_hrtem_shot, scene, wave, rng)
     for _ in range(count):
         best = take()
@@ -153,14 +145,18 @@ def _stem_shot(scene: Scene, elements: Elements, rng: np.random.Generator) -> Sh
     return Shot(clean, float(clean.std() / clean.mean()), mean, asdict(optics) | asdict(scan))
 
 
+def electrons_for(snr: float, contrast: float) -> float:
+    """Return the mean electrons per pixel for a signal to noise per pixel, at least 0.05."""
+    return max((snr / contrast) ** 2, LEAST_ELECTRONS)
+
+
 def draw_electrons(
     config: SimulateConfig, contrast: float, share: float, pixel_a: float, rng: np.random.Generator
 ) -> float:
     """Draw the mean electrons per pixel that meet the detector, at least 0.05; see `Shot`."""
-    low, high = np.log(config.snr if config.dose_e_per_a2 is None else config.dose_e_per_a2)
-    drawn = float(np.exp(rng.uniform(low, high)))
+    drawn = float(np.exp(rng.uniform(*np.log(config.dose_e_per_a2 or config.snr))))
     if config.dose_e_per_a2 is None:
-        return max((drawn / contrast) ** 2, LEAST_ELECTRONS)
+        return electrons_for(drawn, contrast)
     return max(drawn * pixel_a**2 * share, LEAST_ELECTRONS)
 
 
@@ -170,7 +166,7 @@ def expose(clean: Image, electrons: float, detector: str, seed: int) -> Exposure
     image = torch.from_numpy(clean)[None, None]
     mean = torch.tensor([electrons])
     shape = (clean.shape[0], clean.shape[1])
-    beam, valid = _EVEN, torch.ones_like(image, dtype=torch.bool)
+    beam, faulty = _EVEN, 0
     if noise.DETECTORS[detector].scanned:
         noisy, target = noise.scan(image, mean, detector, generator)
     else:
@@ -178,46 +174,39 @@ def expose(clean: Image, electrons: float, detector: str, seed: int) -> Exposure
         signal = mean * noise.profile_map(beam, shape, max(shape)) * image
         noisy, target = noise.record(signal, detector, generator)
         bad, level = noise.draw_defects(1, shape, generator)
-        noisy, valid = noise.apply_defects(noisy, bad, level), ~bad
+        noisy, faulty = noise.apply_defects(noisy, bad, level), int(bad.sum())
     row = {
         "detector": detector,
         "electrons_per_pixel": electrons,
         "recorded_per_pixel": float(target.mean()),
         "noise_seed": seed,
-        "bad_pixels": int((~valid).sum()),
+        "bad_pixels": faulty,
         **{f"beam_{name}": float(value) for name, value in beam._asdict().items()},
     }
     return Exposure(target[0, 0].numpy(), noisy[0, 0].numpy(), row)
 
 
 def expose_shot(
-    scene: Scene, shot: Shot, electrons: float, detector: str, rng: np.random.Generator
+    scene: Scene,
+    shot: Shot,
+    electrons: float,
+    detector: str,
+    rng: np.random.Generator,
+    **columns: Any,
 ) -> Exposure:
-    """Record one image of a scene, and say in its row how it was made."""
+    """Record one image of a scene, and say in its row how it was made, after ``columns``."""
     detector = "stem" if scene.mode == "stem" else detector
     exposure = expose(shot.clean, electrons, detector, int(rng.integers(2**62)))
     pixel_a = scene.field.pixel_a
-    row = {
+    row = columns | {
         "kind": scene.recipe,
         "material": scene.structure.material,
         "mode": scene.mode,
         "crystalline": scene.structure.crystalline,
-        "defects": len(scene.structure.defects),
+        "defects": len(scene.structure.names),
         "contrast": shot.contrast,
         "snr": shot.contrast * electrons**0.5,
         "pixel_size_nm": pixel_a / 10,
         "dose_e_per_a2": electrons / shot.share / pixel_a**2,
-        **exposure.row,
-        **shot.optics,
     }
-    return exposure._replace(row=row)
-
-
-def write_scene(group: h5py.Group, scene: Scene) -> None:
-    """Write the atoms and defects that lie in the frame, in pixels."""
-    places, seen = microscope.seen(scene.structure, scene.field)
-    group["atoms"] = places
-    group["numbers"] = scene.structure.numbers[seen].astype(np.uint8)
-    group["defects"] = microscope.to_pixels(scene.structure.places, scene.field)
-    names = [defect.name for defect in scene.structure.defects]
-    group.create_dataset("names", data=names, dtype=h5py.string_dtype())
+    return exposure._replace(row=row | exposure.row | shot.optics)

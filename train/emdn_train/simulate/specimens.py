@@ -3,8 +3,8 @@
 There are several so that no model learns one lattice by heart.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,12 @@ from scipy.spatial import cKDTree
 from emdn_train.simulate.graphene import edge, graphene, hole
 from emdn_train.simulate.microscope import ELEMENTS
 from emdn_train.simulate.structure import (
-    Defect,
+    Mark,
     PointDefects,
     Points,
     Structure,
     honeycomb,
     lattice_points,
-    moved,
     rotation,
     stacked,
 )
@@ -30,11 +29,10 @@ _COLUMN_A = 0.3
 _APART_A = 1.3
 
 Chance = np.random.Generator
-Marks = list[Defect]
+Numbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """How one kind of specimen is made and imaged.
 
     ``make`` is called with the generator, the side to cover and the reach of the frame (half its
@@ -57,9 +55,9 @@ def dichalcogenide(rng: Chance, side: float, reach: float, defects: PointDefects
     basis = np.array([[0, 0, 0], [1 / 3, 1 / 3, -1.56], [1 / 3, 1 / 3, 1.56]], float)
     basis[:, :2] += rng.uniform(0, 1, 2)
     points = lattice_points(cell, basis, side)
-    keep = _outline(points[:, :2], reach, rng, holes=0.15, edges=0.15)
-    points, numbers = points[keep, :3], np.where(points[keep, 3] == 0, metal, 16)
-    points, numbers, faults = point_defects(points, numbers, reach, defects)
+    points = points[_outline(points[:, :2], reach, rng, holes=0.15, edges=0.15)]
+    numbers = np.where(points[:, 3] == 0, metal, 16)
+    points, numbers, faults = point_defects(points[:, :3], numbers, reach, defects)
     return _structure("MoS2" if metal == 42 else "WS2", points, numbers, 0.06, faults)
 
 
@@ -73,10 +71,8 @@ def amorphous_carbon(rng: Chance, side: float, thickness: float | None = None) -
         extra = rng.uniform(-0.5, 0.5, (wanted - len(points), 3)) * [side, side, thickness]
         points = np.concatenate([points, extra])
         pairs = cKDTree(points).query_pairs(1.35, output_type="ndarray")
-        keep = np.ones(len(points), bool)
-        keep[pairs.max(1)] = False
-        points = points[keep]
-    return _structure("amorphous carbon", points, np.full(len(points), 6), 0.08, [])
+        points = np.delete(points, pairs.max(1), 0)
+    return _structure("amorphous carbon", points, np.full(len(points), 6), 0.08)
 
 
 def particle(rng: Chance, side: float, reach: float, defects: PointDefects) -> Structure:
@@ -85,7 +81,7 @@ def particle(rng: Chance, side: float, reach: float, defects: PointDefects) -> S
     Face-centred cubic (4.078 and 3.924 angstrom), cut by {111} and {100} planes, seen
     near a [110] or [100] axis or at random, sometimes twinned on (111).
     """
-    number, a = ((79, 4.078), (78, 3.924))[int(rng.integers(2))]
+    metal, number, a = (("gold", 79, 4.078), ("platinum", 78, 3.924))[int(rng.integers(2))]
     radius = rng.uniform(7.0, max(8.0, min(20.0, 0.8 * reach)))
     count = int(np.ceil(2.2 * radius / a))
     i = np.arange(-count, count + 1)
@@ -95,52 +91,41 @@ def particle(rng: Chance, side: float, reach: float, defects: PointDefects) -> S
     octahedron = np.abs(points).sum(1) / np.sqrt(3) < radius
     cube = np.abs(points).max(1) < radius * rng.uniform(0.9, 1.15)
     points = points[octahedron & cube]
-    twins: Marks = []
+    marks: list[Mark] = []
     if rng.random() < 0.3:
         axis = np.array([1.0, 1.0, 1.0]) / np.sqrt(3)
-        spacing = a / np.sqrt(3)
-        height = points @ axis
         # Half a turn about the plane's normal is the mirror twin of a centrosymmetric crystal.
         anchor = points[np.argmin((points**2).sum(1))]
-        above = height > anchor @ axis + 0.1 * spacing
+        above = points @ axis > anchor @ axis + 0.1 * (a / np.sqrt(3))
         d = points[above] - anchor
         points[above] = 2 * (d @ axis)[:, None] * axis - d + anchor
-        twins.append(Defect("twin", 0.0, 0.0))
+        marks.append(("twin", np.zeros(2)))
     points = points @ _zone(rng).T
     if rng.random() < 0.5:
         points = points @ _small_tilt(rng, 0.06).T
     points[:, :2] = points[:, :2] @ rotation(rng.uniform(0, 2 * np.pi)).T
-    numbers = np.full(len(points), number)
-    points, numbers, faults = point_defects(points, numbers, np.inf, defects)
+    points, numbers, faults = point_defects(points, np.full(len(points), number), np.inf, defects)
     film = amorphous_carbon(rng, side, float(rng.uniform(5.0, 20.0)))
-    bottom = film.positions[:, 2].min()
-    material = ("gold" if number == 79 else "platinum") + " particle"
-    crystal = _structure(material, points, numbers, 0.08, twins + faults)
-    place = rng.uniform(-0.4, 0.4, 2) * reach
-    crystal = moved(crystal, (place[0], place[1], bottom - points[:, 2].max() - 2.0))
-    return stacked(crystal.material, [crystal, film])
+    x, y = rng.uniform(-0.4, 0.4, 2) * reach
+    above_film = film.positions[:, 2].min() - points[:, 2].max() - 2.0
+    crystal = _structure(f"{metal} particle", points, numbers, 0.08, marks + faults)
+    return stacked(crystal.material, [crystal.moved((x, y, above_film)), film])
 
 
 def strontium_titanate(rng: Chance, side: float, reach: float, defects: PointDefects) -> Structure:
     """Cubic SrTiO3 along [001], 3.905 angstrom, 1-5 nm thick, with oxygen and point defects."""
     a = 3.905
     layers = int(rng.integers(3, 13))
-    turn = rng.uniform(0, 2 * np.pi)
-    cell = a * rotation(turn)
+    cell = a * rotation(rng.uniform(0, 2 * np.pi))
     basis = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
     basis[:, 2] *= a
     basis[:, :2] += rng.uniform(0, 1, 2)
-    column = lattice_points(cell, basis, side)
-    heights = (np.arange(layers) - (layers - 1) / 2) * a
-    points = np.concatenate([column[:, :3] + [0, 0, z] for z in heights])
-    numbers = np.tile(np.array([38, 22, 8, 8, 8])[column[:, 3].astype(int)], layers)
-    keep = np.ones(len(points), bool)
-    keep[(numbers == 8) & (rng.random(len(points)) < rng.uniform(0, 0.03))] = False
+    kinds = np.array([38, 22, 8, 8, 8])
+    points, numbers = _layered(lattice_points(cell, basis, side), kinds, layers, a)
+    keep = (numbers != 8) | (rng.random(len(points)) >= rng.uniform(0, 0.03))
     keep &= _outline(points[:, :2], reach, rng, edges=0.25)
-    points, numbers = points[keep], numbers[keep]
-    points, numbers, faults = point_defects(points, numbers, reach, defects)
-    tilt = rng.normal(0, 0.004, 2)
-    points[:, :2] += points[:, 2:] * tilt
+    points, numbers, faults = point_defects(points[keep], numbers[keep], reach, defects)
+    points[:, :2] += points[:, 2:] * rng.normal(0, 0.004, 2)
     return _structure("SrTiO3", points, numbers, 0.08, faults)
 
 
@@ -154,26 +139,23 @@ def random_lattice(rng: Chance, side: float, reach: float, defects: PointDefects
     area = abs(np.linalg.det(cell))
     atoms = int(rng.integers(1, 1 + min(3, max(1, int(area / 4.0)))))
     layers = int(rng.integers(1, 7))
-    basis = _spaced_basis(rng, cell, atoms)
-    column = lattice_points(cell, basis, side)
+    column = lattice_points(cell, _spaced_basis(rng, cell, atoms), side)
     kinds = rng.choice(ELEMENTS, atoms)
-    heights = (np.arange(layers) - (layers - 1) / 2) * rng.uniform(2.5, 4.0)
-    points = np.concatenate([column[:, :3] + [0, 0, z] for z in heights])
-    numbers = np.tile(kinds[column[:, 3].astype(int)], layers)
+    points, numbers = _layered(column, kinds, layers, rng.uniform(2.5, 4.0))
     keep = _outline(points[:, :2], reach, rng, holes=0.2, edges=0.2)
-    points, numbers = points[keep], numbers[keep]
-    points, numbers, faults = point_defects(points, numbers, reach, defects)
-    vibration = float(rng.uniform(0.05, 0.1))
-    return _structure("random lattice", points, numbers, vibration, faults)
+    points, numbers, faults = point_defects(points[keep], numbers[keep], reach, defects)
+    return _structure("random lattice", points, numbers, float(rng.uniform(0.05, 0.1)), faults)
+
+
+def _layered(column: Points, kinds: Numbers, layers: int, height: float) -> tuple[Points, Numbers]:
+    """Repeat a layer of `lattice_points` along the beam, centred: points (n, 3) and numbers."""
+    heights = (np.arange(layers) - (layers - 1) / 2) * height
+    points = np.concatenate([column[:, :3] + [0, 0, z] for z in heights])
+    return points, np.tile(kinds[column[:, 3].astype(int)], layers)
 
 
 def _outline(
-    xy: Points,
-    reach: float,
-    rng: Chance,
-    *,
-    holes: float = 0.0,
-    edges: float = 0.0,
+    xy: Points, reach: float, rng: Chance, *, holes: float = 0.0, edges: float = 0.0
 ) -> NDArray[np.bool_]:
     """Mark the atoms that are left by a hole or an edge, each drawn as often as is said."""
     shape = rng.random()
@@ -200,29 +182,22 @@ def _spaced_basis(rng: Chance, cell: Points, atoms: int) -> Points:
 
 
 def _structure(
-    material: str, points: Points, numbers: NDArray[np.int64], vibration: float, defects: Marks
+    material: str, points: Points, numbers: Numbers, vibration: float, marks: Sequence[Mark] = ()
 ) -> Structure:
     every = np.full(len(points), vibration)
     crystalline = material != "amorphous carbon"
-    return Structure(material, points, numbers, every, tuple(defects), crystalline)
+    return Structure(material, points, numbers, every, crystalline=crystalline).marked(marks)
 
 
 def point_defects(
-    points: Points,
-    numbers: NDArray[np.int64],
-    reach: float,
-    asked: PointDefects,
-) -> tuple[Points, NDArray[np.int64], Marks]:
+    points: Points, numbers: Numbers, reach: float, asked: PointDefects
+) -> tuple[Points, Numbers, list[Mark]]:
     """Put point defects at a share of a crystal's sites: columns of atoms along the beam.
 
-    Seven in ten are vacancies of any sublattice, half of them of the whole column; two in ten
-    have another element there, half of those one of the crystal's own (an antisite); one in
-    ten is an extra atom beside the column or on top of it. They lie within ``reach`` of the
-    centre in x and in y.
-
-    Returns
-    -------
-    The points (n, 3) and numbers that are left, extra atoms last, and the defects.
+    Seven in ten are vacancies of any sublattice, half of them of the whole column; two in ten have
+    another element there, half of those one of the crystal's own (an antisite); one in ten is an
+    extra atom beside the column or on top of it. They lie within ``reach`` of the centre in x and
+    in y. Returns the points (n, 3) and numbers that are left, extra atoms last, and the defects.
     """
     rng = asked.rng
     near = np.flatnonzero(np.abs(points[:, :2]).max(1) < reach)
@@ -232,7 +207,7 @@ def point_defects(
     own, changed = np.unique(numbers), numbers.copy()
     keep = np.ones(len(points), bool)
     extra: list[Points] = []
-    defects: Marks = []
+    marks: list[Mark] = []
     for one in rng.integers(len(near), size=rng.poisson(expected)) if len(near) else ():
         atom, choice = int(near[one]), rng.random()
         place, number = points[atom], int(numbers[atom])
@@ -257,12 +232,12 @@ def point_defects(
                 new[2] = points[:, 2].min() - 2.0
             extra.append(np.append(new, number))
             name, place = f"Z={number} adatom", new
-        defects.append(Defect.at(name, place))
+        marks.append((name, place))
     more = np.array(extra).reshape(-1, 4)
     return (
         np.concatenate([points[keep], more[:, :3]]),
         np.concatenate([changed[keep], more[:, 3].astype(np.int64)]),
-        defects,
+        marks,
     )
 
 
@@ -306,5 +281,4 @@ SHARES: Mapping[str, Mapping[str, float]] = {
         "random lattice": 0.16,
     },
     "stem": {"graphene": 0.5, "dichalcogenide": 0.3, "particle": 0.1, "random lattice": 0.1},
-    "movie": {"graphene": 1.0},
 }

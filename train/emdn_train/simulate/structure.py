@@ -2,20 +2,22 @@
 
 Sheets relax in their plane by a harmonic Keating field (Phys. Rev. 145, 637, 1966; for carbon
 sheets Perebeinos and Tersoff, Phys. Rev. B 79, 241409, 2009) on a fixed list of bonds:
-E = sum_bonds k_r (r - r0)^2 / 2 + sum_angles k_t (cos t + 1/2)^2 / 2.
-A bond-order potential needs seconds a sheet in the packages at hand (ASE's Tersoff 1 s
-an evaluation of 264 atoms); this needs milliseconds, and the bonds of every defect made
-here are known beforehand, so nothing has to find them.
+E = sum_bonds k_r (r - r0)^2 / 2 + sum_angles k_t (cos t + 1/2)^2 / 2. A bond-order potential needs
+seconds a sheet in the packages at hand (ASE's Tersoff 1 s an evaluation of 264 atoms); this needs
+milliseconds, and the bonds of every defect made here are known beforehand.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
+Mark = tuple[str, Points]
+"""A defect's name, and where it is: at x and y, the first two of its point, in angstrom."""
 
 BOND_A = 2.46 / np.sqrt(3.0)
 
@@ -26,20 +28,6 @@ BEND = 11.0
 
 
 @dataclass(frozen=True)
-class Defect:
-    """One defect by name, at ``x``, ``y`` in angstrom from the centre of the field."""
-
-    name: str
-    x: float
-    y: float
-
-    @classmethod
-    def at(cls, name: str, place: Points) -> "Defect":
-        """Put a defect at x and y, the first two of ``place``."""
-        return cls(name, float(place[0]), float(place[1]))
-
-
-@dataclass(frozen=True)
 class Structure:
     """Atoms that cover a field and its surroundings; the field's centre is the origin."""
 
@@ -47,17 +35,22 @@ class Structure:
     positions: Points  # (n, 3) float64, angstrom; the beam travels towards +z
     numbers: NDArray[np.int64]  # (n,) atomic numbers
     vibration: NDArray[np.float64]  # (n,) root mean square along one axis, angstrom
-    defects: Sequence[Defect] = ()  # every deliberate fault
+    names: tuple[str, ...] = ()  # of every deliberate fault
+    places: Points = field(default_factory=lambda: np.empty((0, 2)))  # (d, 2) angstrom, of those
     crystalline: bool = True  # whether columns of atoms can be told apart
 
-    @property
-    def places(self) -> Points:
-        """Where the defects are, (d, 2) angstrom."""
-        return np.array([[defect.x, defect.y] for defect in self.defects]).reshape(-1, 2)
+    def marked(self, marks: Sequence[Mark]) -> "Structure":
+        """Return it with these defects."""
+        places = np.array([place[:2] for _, place in marks], float).reshape(-1, 2)
+        return replace(self, names=tuple(name for name, _ in marks), places=places)
+
+    def moved(self, shift: Sequence[float]) -> "Structure":
+        """Return it shifted by (x, y, z) angstrom, defects included."""
+        by = np.array(shift)
+        return replace(self, positions=self.positions + by, places=self.places + by[:2])
 
 
-@dataclass(frozen=True)
-class PointDefects:
+class PointDefects(NamedTuple):
     """The point defects per site that a specimen gets, and what draws their kinds and places.
 
     With another generator, the same specimen has other defects.
@@ -65,6 +58,17 @@ class PointDefects:
 
     density: float
     rng: np.random.Generator
+
+
+def stacked(material: str, parts: Sequence[Structure]) -> Structure:
+    """Put several specimens into one field, one behind the other."""
+    positions, numbers, vibration, places = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("positions", "numbers", "vibration", "places")
+    )
+    names = sum((part.names for part in parts), ())
+    crystalline = any(part.crystalline for part in parts)
+    return Structure(material, positions, numbers, vibration, names, places, crystalline)
 
 
 def rotation(angle: float) -> Points:
@@ -81,51 +85,20 @@ def honeycomb(a: float, angle: float) -> Points:
 def lattice_points(cell: Points, basis: Points, side: float) -> Points:
     """Fill a square of ``side`` angstrom about the origin with a plane lattice.
 
-    Parameters
-    ----------
-    cell
-        (2, 2) rows are the cell vectors in angstrom.
-    basis
-        (m, 3) fractional in the plane, angstrom along z.
-
-    Returns
-    -------
-    (n, 4) array: x, y, z in angstrom and the index of the basis atom.
+    The rows of ``cell`` (2, 2) are its vectors in angstrom; ``basis`` (m, 3) is fractional in the
+    plane, angstrom along z. Returns (n, 4): x, y, z in angstrom and the index of the basis atom.
     """
     corners = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) * (side / 2)
     indices = corners @ np.linalg.inv(cell)
     low, high = np.floor(indices.min(0)) - 1, np.ceil(indices.max(0)) + 1
     i, j = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]), indexing="ij")
     origins = np.stack([i.ravel(), j.ravel()], 1)
-    count = np.ones(len(origins))
-    points = np.concatenate([
-        np.column_stack([(origins + atom[:2]) @ cell, atom[2] * count, index * count])
-        for index, atom in enumerate(basis)
-    ])  # fmt: skip
-    inside = np.abs(points[:, :2]).max(1) <= side / 2
-    return np.asarray(points[inside])
-
-
-def stacked(material: str, parts: Sequence[Structure]) -> Structure:
-    """Put several specimens into one field, one behind the other."""
-    return Structure(
-        material=material,
-        positions=np.concatenate([part.positions for part in parts]),
-        numbers=np.concatenate([part.numbers for part in parts]),
-        vibration=np.concatenate([part.vibration for part in parts]),
-        defects=tuple(defect for part in parts for defect in part.defects),
-        crystalline=any(part.crystalline for part in parts),
-    )
-
-
-def moved(structure: Structure, shift: Sequence[float]) -> Structure:
-    """Return the specimen shifted by (x, y, z) angstrom, defects included."""
-    dx, dy, dz = shift
-    return replace(
-        structure,
-        positions=structure.positions + np.array([dx, dy, dz]),
-        defects=tuple(Defect(d.name, d.x + dx, d.y + dy) for d in structure.defects),
-    )
+    parts = []
+    for index, atom in enumerate(basis):
+        xy = (origins + atom[:2]) @ cell
+        parts.append(np.column_stack([xy, np.full(len(xy), atom[2]), np.full(len(xy), index)]))
+    points = np.concatenate(parts)
+    return np.asarray(points[np.abs(points[:, :2]).max(1) <= side / 2])
 
 
 @dataclass
@@ -147,12 +120,14 @@ class Sheet:
         rows = self.bonds[(self.bonds == atom).any(1)]
         return [int(b if a == atom else a) for a, b in rows]
 
-    def keep(self, mask: NDArray[np.bool_]) -> None:
-        """Drop the atoms outside ``mask`` with their bonds."""
-        index = np.cumsum(mask) - 1
-        both = mask[self.bonds].all(1)
+    def remove(self, gone: NDArray[np.bool_] | list[int]) -> None:
+        """Drop atoms, given as a mask or by index, with their bonds."""
+        left = np.ones(len(self.xy), bool)
+        left[gone] = False
+        index = np.cumsum(left) - 1
+        both = left[self.bonds].all(1)
         self.bonds, self.rest = index[self.bonds[both]], self.rest[both]
-        self.xy, self.numbers = self.xy[mask], self.numbers[mask]
+        self.xy, self.numbers = self.xy[left], self.numbers[left]
 
     def bond(self, pairs: list[tuple[int, int]], rest: float) -> None:
         """Add bonds of one rest length."""
@@ -181,13 +156,9 @@ def angles(bonds: NDArray[np.int64], atoms: int) -> NDArray[np.int64]:
 
 
 def energy(
-    xy: NDArray[np.float64],
-    bonds: NDArray[np.int64],
-    rest: NDArray[np.float64],
-    triples: NDArray[np.int64],
-) -> tuple[float, NDArray[np.float64]]:
+    xy: Points, bonds: NDArray[np.int64], rest: Points, triples: NDArray[np.int64]
+) -> tuple[float, Points]:
     """Energy in eV and its gradient, (n, 2) eV/angstrom."""
-    n = len(xy)
     vector = xy[bonds[:, 1]] - xy[bonds[:, 0]]
     length = np.sqrt((vector**2).sum(1))
     stretch = length - rest
@@ -202,43 +173,33 @@ def energy(
     slope_v = (BEND * bend)[:, None] * (u / norm[:, None] - (cosine / vv)[:, None] * v)
     index = np.concatenate([bonds[:, 1], bonds[:, 0], triples[:, 1], triples[:, 2], triples[:, 0]])
     parts = np.concatenate([force, -force, slope_u, slope_v, -slope_u - slope_v])
-    gradient = np.stack([np.bincount(index, parts[:, k], minlength=n) for k in (0, 1)], 1)
+    gradient = np.stack([np.bincount(index, parts[:, k], minlength=len(xy)) for k in (0, 1)], 1)
     total = float(STRETCH * (stretch**2).sum() / 2 + BEND * (bend**2).sum() / 2)
     return total, gradient.astype(np.float64, copy=False)
 
 
-def relax(
-    sheet: Sheet, sites: NDArray[np.float64], *, reach_a: float = 12.0, steps: int = 40
-) -> None:
+def relax(sheet: Sheet, sites: Points, *, reach_a: float = 12.0, steps: int = 40) -> None:
     """Relax the atoms within ``reach_a`` of any of the sites (m, 2); the others hold still."""
     if not len(sites):
         return
     distance2 = ((sheet.xy[:, None] - sites[None]) ** 2).sum(2).min(1)
-    free = distance2 < reach_a**2
     near = distance2 < (reach_a + 3.5) ** 2
-    local = np.cumsum(near) - 1
     inside = near[sheet.bonds].all(1)
-    bonds, rest = local[sheet.bonds[inside]], sheet.rest[inside]
-    triples = angles(bonds, int(near.sum()))
-    movable = free[near]
+    bonds, rest = (np.cumsum(near) - 1)[sheet.bonds[inside]], sheet.rest[inside]
+    movable = (distance2 < reach_a**2)[near]
     # Atoms at the rim of the cut have lost bonds: no angle there may pull.
+    triples = angles(bonds, int(near.sum()))
     triples = triples[movable[triples].any(1)]
-    start = sheet.xy[near]
+    xy = sheet.xy[near]
 
-    def evaluate(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        xy = start.copy()
+    def evaluate(flat: Points) -> tuple[float, Points]:
         xy[movable] = flat.reshape(-1, 2)
         value, gradient = energy(xy, bonds, rest, triples)
         return value, gradient[movable].ravel()
 
-    result = scipy.optimize.minimize(
-        evaluate,
-        start[movable].ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": steps, "ftol": 1e-7, "gtol": 0.02},
-    )
-    moved = start.copy()
-    moved[movable] = result.x.reshape(-1, 2)
+    options = {"maxiter": steps, "ftol": 1e-7, "gtol": 0.02}
+    start = xy[movable].ravel()
+    found = scipy.optimize.minimize(evaluate, start, jac=True, method="L-BFGS-B", options=options)
+    xy[movable] = found.x.reshape(-1, 2)
     sheet.xy = sheet.xy.copy()
-    sheet.xy[near] = moved
+    sheet.xy[near] = xy
