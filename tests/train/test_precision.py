@@ -114,7 +114,10 @@ def test_a_good_one_is_written_entered_and_used(folder: Path, frames, kind: str)
 def test_a_bad_one_is_refused_and_nothing_is_kept(folder: Path, monkeypatch, capsys) -> None:
     (folder / "unet.fp16.onnx").write_bytes(b"of an earlier run")
     index = json.loads((folder / "index.json").read_text())
-    index["models"]["unet"]["variants"] = {"fp16": {"file": "unet.fp16.onnx"}, "other": {"file": "a.onnx"}}
+    index["models"]["unet"]["variants"] = {
+        "fp16": {"file": "unet.fp16.onnx"},
+        "other": {"file": "a.onnx"},
+    }
     write(folder, index)
     done = export.Exported("unet", folder / "unet.onnx", 1, 0.1, 0.0)
     monkeypatch.setattr(export, "export", lambda *_, **__: [done])
