@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,14 +22,13 @@ from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.report import (
     PICTURES,
     REFERENCES,
-    Plan,
     Report,
     facts_of,
     late_facts,
     lines,
     warnings,
 )
-from emdn_deploy.stacks import Answer
+from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
@@ -37,7 +36,6 @@ from emdn_models.files import renamed
 
 if TYPE_CHECKING:  # only a run with --report, or by workers, needs it
     from emdn_deploy.cluster import Cluster
-    from emdn_deploy.page import Verdicts
 
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
@@ -56,8 +54,11 @@ class Work:
     given: Stamps
 
 
-def plan(source: Path, options: DenoiseOptions) -> Plan:
-    """Say what `run` would do, and raise what it would raise before reading pixels."""
+def plan(source: Path, options: DenoiseOptions) -> dict[str, Any]:
+    """Say what `run` would do, and raise what it would raise before reading pixels.
+
+    ``size_bytes`` is that of all pixels before any compression.
+    """
     target, module = writers.target_of(source, options)
     with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
         files, others = _outputs(target, module, frames, options)
@@ -65,11 +66,12 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
         compress = writers.compressed(module, frames, options.compress)
         storage = Storage(options.dtype, compress, options.sigma)
         writers.check_room(target, frames.shape, storage)
-        return Plan(
-            source, target, frames.format, frames.dataset, frames.why, frames.shape,
-            str(frames.dtype), storage.total(frames.shape),
-            writers.sigma_place(target, module, frames) if options.sigma else None, compress,
-        )  # fmt: skip
+        sigma = writers.sigma_place(target, module, frames) if options.sigma else None
+        return {
+            "source": source, "output": target, "format": frames.format, "dataset": frames.dataset,
+            "why": frames.why, "shape": frames.shape, "dtype": str(frames.dtype),
+            "size_bytes": storage.total(frames.shape), "sigma": sigma, "compress": compress,
+        }  # fmt: skip
 
 
 def _outputs(
@@ -320,24 +322,24 @@ def _draw(work: Work, report: Report) -> None:
         if (place := places.get("report")) is not None:
             from emdn_deploy.page import RunPage
 
-            page, verdicts = RunPage(frames, scale), _verdicts(report.check, count)
-            page.take(page.numbers, ready.read, shown)
-            page.take(page.more(verdicts), ready.read, shown)
-            text = page.html(report.source.name, verdicts, lines(report))
+            def both(number: int) -> tuple[Stack, Stack]:
+                return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
+
+            checked = report.check
+            unjudged = set(range(count)).difference(checked.frames if checked else ())
+            page = RunPage(frames, scale, both, _flagged(checked) if checked else {}, unjudged)
+            text = page.html(report.source.name, checked.line if checked else "", lines(report))
             place.write_text(text, encoding="utf-8")
 
 
-def _verdicts(checked: QuickResult | None, count: int) -> "Verdicts":
-    """Say what the quick check found in each frame."""
-    from emdn_deploy.page import Verdicts
-
-    if checked is None:
-        return Verdicts()
-    flagged = {
+def _flagged(checked: QuickResult) -> dict[int, str]:
+    """Say what the quick check found in frames that it flagged."""
+    rows = zip(*checked.numbers.values(), strict=True)
+    return {
         number: "; ".join(
-            f"{BOUNDS[name].words} {checked.numbers[name][at]:.4g}" for name in BOUNDS
+            f"{BOUNDS[name].words} {value:.4g}"
+            for name, value in zip(checked.numbers, row, strict=True)
         )
-        for at, number in enumerate(checked.frames)
+        for number, row in zip(checked.frames, rows, strict=True)
         if number in checked.failing
     }
-    return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))
