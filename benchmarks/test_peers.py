@@ -42,7 +42,7 @@ def test_peers(benchmark, ring, case):
         table="ratios",
         row=case.about(1) | {
             "GFLOP": round(case.gflop, 2),
-            "ms": bench.milliseconds(float(np.median(times["emdn"]))),
+            "ms": bench.digits(1e3 * float(np.median(times["emdn"]))),
             "GFLOP/s": bench.digits(float(np.median(gflops))),
             "roofline": ratio(gflops, peers.CONV_GFLOP / np.array(times["conv"])),
             **dict.fromkeys(peers.PEERS), **ratios, "rounds": len(times["emdn"]),

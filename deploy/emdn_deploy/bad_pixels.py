@@ -1,19 +1,19 @@
 """Bad pixels: gaps, flags, saturated areas, dead and hot pixels, and how they are filled in.
 
 Dead and hot pixels change from one acquisition to the next, so they are looked for in the frames
-themselves: in the mean of the sampled frames, a pixel is bad when it stands out from its eight
-neighbours by far more than counting noise and than they differ among each other, and does so in
-most of these frames. A small bright spot of the image, which has a rim, is none.
+themselves: in the medians of neighbouring frames, a pixel is bad when it stands out from its eight
+neighbours by far more than counting noise and than they differ among each other. A small bright
+spot of the image, which has a rim, is none.
 
 A flag is a value that an area has in all frames, as the file holds them, and that lies far outside
 of the rest or amid pixels that count, what is never finite, a negative whole number among counts,
-or the largest 32-bit number. Saturated are connected pixels at the largest value of the type, or
-at a largest value that a large area of a frame shares. Both keep their value in the output.
+or the largest 32-bit number. Saturated are connected pixels at the largest value of a type of 8 or
+16 bits, or at a largest value that a large area of a frame shares. Both keep their value in the
+output.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,7 @@ _TOUCHING = np.ones((3, 3), int)
 _AROUND = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 
 
-@dataclass(frozen=True)
-class Fill:
+class Fill(NamedTuple):
     """How to replace the bad pixels of a frame, by flat positions.
 
     ``bad``: (B,) with good pixels near; ``sources``: (S,) those of each together; ``counts``: (B,)
@@ -64,14 +63,11 @@ class Fill:
         """Replace, in place, each bad pixel of (k, H, W) by the mean of its neighbours."""
         flat = frames.reshape(len(frames), -1)
         if self.bad.size:
-            flat[:, self.bad] = self.around(flat)
+            starts = np.cumsum(self.counts) - self.counts
+            around = np.add.reduceat(flat[:, self.sources], starts, axis=1)
+            flat[:, self.bad] = around / self.counts
         if self.far.size:
             flat[:, self.far] = flat[:, self.anywhere].mean(axis=1, keepdims=True)
-
-    def around(self, flat: NDArray[Any]) -> NDArray[Any]:
-        """Return the mean (k, B) of the bad pixels' neighbours in (k, pixels)."""
-        starts = np.cumsum(self.counts) - self.counts
-        return np.asarray(np.add.reduceat(flat[:, self.sources], starts, axis=1) / self.counts)
 
 
 def plan(mask: Mask) -> Fill:
@@ -123,32 +119,13 @@ def widened(mask: Mask, pixels: int) -> Mask:
     return np.asarray(ndimage.binary_dilation(mask, _TOUCHING, iterations=pixels))
 
 
-@dataclass(frozen=True)
-class Flagged:
-    """Pixels whose value is no measurement.
+class Flagged(NamedTuple):
+    """Pixels (H, W) whose value is no measurement."""
 
-    Attributes
-    ----------
-    masked
-        (H, W), areas whose value says nothing of the pixels around: the network does not see them.
-    single
-        (H, W), single pixels that are never finite or that the detector flags.
-    saturated
-        (H, W), saturated in one of the frames looked at, or more.
-    level
-        The value from which on connected pixels are saturated: one number, or (H, W) after a gain
-        correction, where pixels that are not constant have infinity; None where none are.
-    """
-
-    masked: Mask
-    single: Mask
-    saturated: Mask
-    level: float | Stack | None = None
-
-    @property
-    def limit(self) -> float | None:
-        """Return the value that saturated pixels have, at least; None where none are."""
-        return None if self.level is None else float(np.min(self.level))
+    masked: Mask  # areas whose value says nothing of those around: the network does not see them
+    single: Mask  # single pixels that are never finite or that the detector flags
+    saturated: Mask  # saturated in one of the frames looked at, or more
+    limit: float | None = None  # the value that saturated pixels have, at least; None for none
 
     @property
     def gaps(self) -> Mask:
@@ -157,7 +134,7 @@ class Flagged:
 
     def saturated_in(self, frames: Stack) -> Mask:
         """Return where (k, H, W), as the file holds them, are saturated."""
-        if self.level is None or not (top := frames >= self.level).any():
+        if self.limit is None or not (top := frames >= self.limit).any():
             return np.zeros(frames.shape, bool)
         return np.stack([thick(one) for one in top]) & ~self.masked
 
@@ -180,23 +157,15 @@ def find_flagged(runs: Sequence[Stack], dtype: np.dtype[Any]) -> Flagged:
     masked = areas(marks) | _far(value, low, high, still, certain=certain)
     if certain or seen == 1:
         masked |= _silent(value, high, still, seen)
-    level: float | Stack | None = None
-    if dtype.kind in "iu" and dtype.itemsize <= 2 and masked.any():
-        most = float(np.nanmax(value))
-        top = _unlike_gaps(masked & (value == most))
-        level, masked = most if top.any() else None, masked & ~top
+    largest = float(np.iinfo(dtype).max) if dtype.kind in "iu" else np.inf
+    limit = None
+    if dtype.itemsize <= 2 and (top := masked & (value == largest)).any():
+        limit, masked = largest, masked & ~top
     single = marks & ~masked
-    rest = ~(masked | single)
-    if level is None:
-        largest = float(np.iinfo(dtype).max) if dtype.kind in "iu" else np.inf
-        level = _level(frames, rest, largest)
-    flat = same & rest
-    if level is None and dtype.kind == "f" and seen >= _PLATEAU and 0 < flat.mean() < 0.5:
-        # After a gain correction: areas that are constant in time, and bright.
-        flat = thick(flat & (value > np.median(high[~same])), 3)
-        level = np.where(flat, value, np.float32(np.inf)) if flat.any() else None
-    found = Flagged(masked, single, np.zeros(size, bool), level)
-    for run in runs if level is not None else ():
+    if limit is None:
+        limit = _limit(frames, ~(masked | single), largest)
+    found = Flagged(masked, single, np.zeros(size, bool), limit)
+    for run in runs if limit is not None else ():
         found.saturated[found.saturated_in(run).any(axis=0)] = True
     return found
 
@@ -265,25 +234,13 @@ def _silent(value: Stack, high: Stack, still: Mask, seen: int) -> Mask:
         near, far = widened(core, 2), widened(core, 4)
         around, level = far & ~near & np.isfinite(values), np.median(values[core])
         one = near & still[part] & (values == level)
-        if one.sum() > _VACUUM * still.size or (values[core] == level).mean() < _SAME:
-            continue
-        if around.any() and np.median(high[part][around]) > level:
-            found[part] |= one & ((values[around] == level).mean() < _DIM)
+        if one.sum() <= _VACUUM * still.size and around.any():
+            amid = np.median(high[part][around]) > level
+            found[part] |= one & amid & ((values[around] == level).mean() < _DIM)
     return found
 
 
-def _unlike_gaps(mask: Mask) -> Mask:
-    """Return the areas of (H, W) that are no rectangle, nor go from edge to edge."""
-    labels, count = ndimage.label(mask, _TOUCHING)
-    found = np.zeros(count + 1, bool)
-    for number, box in enumerate(ndimage.find_objects(labels), 1):
-        inside = labels[box] == number
-        across = any(length == full for length, full in zip(inside.shape, mask.shape, strict=True))
-        found[number] = not across and float(inside.mean()) < 0.95
-    return np.asarray(found[labels])
-
-
-def _level(frames: Sequence[Stack], rest: Mask, top: float) -> float | None:
+def _limit(frames: Sequence[Stack], rest: Mask, top: float) -> float | None:
     """Return the value at which the stack saturates, None for none; ``top``: that of the type."""
     good = [rest & np.isfinite(frame) for frame in frames]
     most = max(
@@ -311,15 +268,17 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     size, number = runs[0].shape[1:], sum(len(run) for run in runs)
     if min(size) < 3:
         return np.zeros(size, bool)
-    total = sum(run.sum(axis=0, dtype=np.float64) for run in runs)
-    electrons = ((total - offset * number) / gain).astype(np.float32)
-    electrons /= np.float32(_excess(electrons))
+    # What flares up in one frame of a run is not in its median.
+    sums = [
+        len(run) * np.median(run, axis=0) if len(run) > 2 else run.sum(axis=0, dtype=np.float64)
+        for run in runs
+    ]
+    total = np.asarray(np.sum(sums, axis=0, dtype=np.float64))
+    electrons = np.asarray((total - offset * number) / gain, dtype=np.float32)
     if number < _FEW:
         electrons /= 4  # ask for twice the distance
     mask = _suspects(electrons)
     mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
-    if number > 1 and mask.any():
-        mask = _steady(runs, mask, gain, offset)
     mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
 
@@ -341,20 +300,6 @@ def _suspects(electrons: Stack) -> Mask:
 
 def _noise(electrons: Stack) -> Stack:
     return np.asarray(_SIGMAS * np.sqrt(np.maximum(electrons, 0)) + _ELECTRONS)
-
-
-def _excess(electrons: Stack) -> float:
-    """Say how many times the variance exceeds that of counts, 1 or more.
-
-    Frames that repeat, as some cameras' videos do, average less than they should.
-    """
-    # Every so many rows and columns are enough to tell a median.
-    rows = np.arange(1, electrons.shape[0] - 1, max(1, electrons.shape[0] // 512))
-    few = electrons[:, :: max(1, electrons.shape[1] // 512)]
-    bend = (few[rows - 1] - 2 * few[rows] + few[rows + 1]) / np.sqrt(6)
-    level = float(np.median(few[rows]))
-    deviation = 1.4826 * float(np.median(np.abs(bend)))
-    return max(1.0, deviation * deviation / level) if level >= 1 else 1.0
 
 
 def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
@@ -382,25 +327,6 @@ def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
     mask = np.zeros_like(suspects)
     mask[suspects] = dead | (_stands_out(values, around, (6, 18)) & ~spot)
     return mask
-
-
-def _steady(runs: Sequence[Stack], mask: Mask, gain: float, offset: float) -> Mask:
-    """Say which of the pixels of ``mask`` (H, W) stand out in most frames, and not in a few only.
-
-    Of n frames, ((sum of d)^2 / sum of d^2) is how many share the distance d to the good pixels
-    around, beyond what counting adds to the squares.
-    """
-    fill, distance, squares, number = plan(mask), 0.0, 0.0, 0
-    for run in runs:
-        flat = (run.reshape(len(run), -1).astype(np.float64) - offset) / gain
-        own, near = flat[:, fill.bad], fill.around(flat)
-        away = own - near
-        distance = distance + away.sum(axis=0)
-        squares = squares + (away**2 - np.maximum(own, near)).sum(axis=0)
-        number += len(run)
-    steady = np.zeros(mask.shape, bool)
-    steady.ravel()[fill.bad] = distance**2 > number / 2 * squares
-    return steady
 
 
 def _lines(electrons: Stack) -> Mask:

@@ -35,7 +35,8 @@ Call = Callable[[], object]
 ELECTRONS = 40.0
 SCALE = Intensity(ELECTRONS, 1.0, 0.0, ELECTRONS**0.5, "known")
 """The intensity scale of `noisy` frames."""
-RING_PIXELS, ROUNDS = 2**23, 100
+ROUNDS = 100
+_RING_PIXELS = 2**23
 _CONDITIONS = ("precision", "asked", "got", "threads", "batch", "size")
 
 _log = logging.getLogger(__name__)
@@ -46,8 +47,7 @@ class Bench(NamedTuple):
 
     A row has the columns of `about` and `speed` for frames one by one, then ``stack frames/s``,
     array to array; ``peak MB`` and ``gain dB``; and with a rate ``keeps up``: whether the faster of
-    the two is at least that. One of 0 ``rounds`` follows from frames of 256 x 256: the model is
-    too slow for these to be timed.
+    the two is at least that.
     """
 
     machine: dict[str, object]
@@ -64,51 +64,43 @@ def bench(
     precision: Precision = "fp32",
     seconds: float = 35.0,
 ) -> Bench:
-    """Time models on this machine, in less than two minutes.
+    """Time models on this machine, on frames of ``size`` x ``size``.
 
-    Parameters
-    ----------
-    models
-        Shipped names or .onnx files; None for all seven.
-    size
-        Side of a frame in pixels.
-    rate
-        Frames a second of a camera.
-    seconds
-        For frames one by one, all models together; stacks and memory take about as much.
-
-    Raises
-    ------
-    EmdnError
-        If size or rate make no sense; or as `emdn_deploy.session.open_session`.
+    ``models``: shipped names or .onnx files, None for all; ``rate``: frames a second of a camera;
+    ``seconds``: for frames one by one, all models together, but for three frames of each at least;
+    stacks and memory take about as much. EmdnError if size or rate make no sense, or a model
+    cannot be opened.
     """
-    if size < 8:
-        raise EmdnError(f"size is {size}, expected 8 pixels or more")
-    if rate is not None and not 0 < rate < 1e6:
-        raise EmdnError(f"rate is {rate}, expected frames a second, more than 0")
+    if size < 8 or (rate is not None and not 0 < rate < 1e6):
+        raise EmdnError(
+            f"size is {size} and rate {rate}, expected 8 pixels or more, 0 < rate < 1e6"
+        )
     denoisers: dict[str, Denoiser] = {}
     asked, shape = device, (size, size)
     for name in models or MODELS:  # where the first one went: ``auto`` is asked once
         denoisers[name] = Denoiser(name, device, threads, precision)
         device = denoisers[name].session.device
     facts, budget = machine(), seconds / len(denoisers)
-    slow = _too_slow(denoisers, size, seconds)
-    timed = {name: one for name, one in denoisers.items() if name not in slow}
-    frames = noisy(int(np.clip(RING_PIXELS // (size * size), 2, 16)), *shape)
-    times = _one_by_one(timed, frames, seconds)
+    frames = noisy(int(np.clip(_RING_PIXELS // (size * size), 2, 16)), *shape)
+    ring = itertools.cycle(range(len(frames)))
+
+    def single(one: Denoiser) -> object:
+        number = next(ring)
+        return one.run(frames[number : number + 1], SCALE)
+
+    calls = {name: lambda one=one: single(one) for name, one in denoisers.items()}
+    for call in calls.values():
+        warm(call, budget / 4)
+    times = in_turn(calls, ROUNDS, seconds)
     rows = []
     for name, one in denoisers.items():
-        session = one.session
+        session, each = one.session, float(np.median(times[name]))
         row = about(session, asked, 1, shape)
-        row |= speed(times.get(name, [slow.get(name, 0)]), 1, shape, gflop_of(session, shape))
-        if name in timed:
-            each = float(np.median(times[name]))
+        row |= speed(times[name], 1, shape, gflop_of(session, shape))
+        if each < budget / 4:
             row["stack frames/s"] = digits(stack_rate(one, frames, each, budget / 2))
-            row["peak MB"] = peak_mb(
-                str(session.info.path), session.device, session.threads, 1, shape
-            )
-        else:
-            row["rounds"] = 0
+        path = str(session.info.path)
+        row["peak MB"] = peak_mb(path, session.device, session.threads, 1, shape)
         row["gain dB"] = gain_db(session)
         if rate is not None:
             row["keeps up"] = max(row["frames/s"], row.get("stack frames/s", 0.0)) >= rate
@@ -120,51 +112,11 @@ def bench(
 def text(found: Bench) -> list[str]:
     """Return what ``emdn-deploy bench`` prints."""
     lines = [machine_line(found.machine), table(found.rows)]
-    if slow := [row["model"] for row in found.rows if not row["rounds"]]:
-        lines.append(f"too slow to time, estimated from 256 x 256: {', '.join(slow)}")
     if found.rate is not None:
         able = ", ".join(row["model"] for row in found.rows if row["keeps up"])
         size = found.rows[0]["size"]
         lines.append(f"keep up with {found.rate:g} frames/s of {size}: {able or 'none'}")
     return lines
-
-
-def _too_slow(denoisers: dict[str, Denoiser], side: int, limit_s: float) -> dict[str, float]:
-    """Name the models that cannot all be timed in so long, with the seconds that a frame takes.
-
-    A model that is timed denoises ten frames or more in all, warming up and memory counted.
-    """
-    if side <= 256:
-        return {}
-    expected = {name: (side / 256) ** 2 * _once(one) for name, one in denoisers.items()}
-    left, slow = limit_s, {}
-    for name in sorted(expected, key=expected.__getitem__):
-        left -= 10 * expected[name]
-        if left < 0:
-            slow[name] = expected[name]
-    return slow
-
-
-def _once(one: Denoiser) -> float:
-    """Return the seconds that a frame of 256 x 256 takes."""
-    frame = noisy(1, 256, 256)
-    return in_turn({"": lambda: one.run(frame, SCALE)}, 2)[""][1]
-
-
-def _one_by_one(
-    denoisers: dict[str, Denoiser], frames: Stack, limit_s: float
-) -> dict[str, list[float]]:
-    """Denoise frame by frame, the models in turn; name to seconds."""
-    ring = itertools.cycle(range(len(frames)))
-
-    def single(one: Denoiser) -> object:
-        number = next(ring)
-        return one.run(frames[number : number + 1], SCALE)
-
-    calls = {name: lambda one=one: single(one) for name, one in denoisers.items()}
-    for call in calls.values():
-        warm(call, limit_s / (4 * len(calls)))
-    return in_turn(calls, ROUNDS, limit_s)
 
 
 def noisy(count: int, height: int, width: int, seed: int = 0) -> Stack:
@@ -186,10 +138,10 @@ def noisy(count: int, height: int, width: int, seed: int = 0) -> Stack:
 def warm(call: Call, limit_s: float = 2.0) -> int:
     """Call until it is stable: until two calls in a row are under 5 % faster than the best.
 
-    At least two calls are made, and none is begun after ``limit_s``. Returns their number.
+    None but the first is begun after ``limit_s``. Returns the number of calls.
     """
     began, best, quiet, calls = time.perf_counter(), math.inf, 0, 0
-    while calls < 2 or (quiet < 2 and time.perf_counter() - began < limit_s):
+    while not calls or (quiet < 2 and time.perf_counter() - began < limit_s):
         start = time.perf_counter()
         call()
         took = time.perf_counter() - start
@@ -204,12 +156,9 @@ def in_turn(
     """Time several calls, one of each a round, so that what slows the machine slows all.
 
     The order of each round is drawn, always the same way, so that none always follows the
-    same one: threads that still spin, or a cache just filled, meet all of them.
-
-    Returns
-    -------
-    Name to seconds, one number a round: ``rounds`` or fewer, as none but the first is begun
-    after ``limit_s``.
+    same one: threads that still spin, or a cache just filled, meet all of them. Returns name to
+    seconds, one number a round: ``rounds`` or fewer, as none but the first is begun after
+    ``limit_s``.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     began, chance = time.perf_counter(), random.Random(0)
@@ -223,16 +172,9 @@ def in_turn(
     return times
 
 
-def percentile(seconds: Sequence[float], share: float) -> float | None:
-    """Return a quantile, None where the rounds are too few: a p90 needs 10, a p99 100."""
-    enough = len(seconds) >= round(1 / (1 - share))
-    return float(np.quantile(seconds, share)) if enough else None
-
-
 def ratio(above: Sequence[float], below: Sequence[float]) -> str:
     """Divide the times of two calls of `in_turn` round by round: the median and the quartiles."""
-    shares = np.asarray(above) / np.asarray(below)
-    low, middle, high = np.quantile(shares, (0.25, 0.5, 0.75))
+    low, middle, high = np.quantile(np.asarray(above) / np.asarray(below), (0.25, 0.5, 0.75))
     return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
@@ -254,9 +196,7 @@ from emdn_deploy.denoiser import Denoiser
 
 model, device, threads, batch, height, width = sys.argv[1:]
 frames = noisy(int(batch), int(height), int(width))
-denoiser = Denoiser(model, device, int(threads))
-for _ in range(2):
-    denoiser.run(frames, SCALE)
+Denoiser(model, device, int(threads)).run(frames, SCALE)
 """
 _COMMAND = """
 from emdn_deploy.cli import main
@@ -267,24 +207,19 @@ except SystemExit as end:
     if end.code:
         raise
 """
+# Of Linux; ru_maxrss keeps the peak of the process that started this one.
 _PEAK = """
 from pathlib import Path
 
-status = Path("/proc/self/status")
-if status.exists():  # ru_maxrss keeps the peak of the process that started this one
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    print(float(peak.split()[1]) / 1024)
-else:
-    import resource
-
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+lines = Path("/proc/self/status").read_text().splitlines()
+print(int(next(one for one in lines if one.startswith("VmHWM")).split()[1]) / 1024)
 """
 
 
 def peak_mb(
     model: str, device: Device, threads: int, batch: int, size: tuple[int, int]
 ) -> int | None:
-    """Return the peak memory of a process that opens a model and denoises (batch, H, W) twice.
+    """Return the peak memory of a process that opens a model and denoises (batch, H, W).
 
     In MiB, the interpreter's among them; None where the system does not tell. A process of its
     own: the peak of this one would be its hungriest model's.
@@ -310,8 +245,8 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def machine(*more: str) -> dict[str, Any]:
@@ -380,7 +315,7 @@ def speed(
 
     With the ``gflop`` of a frame and the machine's ``roofline`` in GFLOP/s, what was reached of
     them. ``frames/s`` and what follows from it are of the median round; ``p90`` and ``p99``, in
-    milliseconds a frame, are None where the rounds are too few to say them.
+    milliseconds a frame, are None for fewer than 10 and 100 rounds.
     """
     each = np.asarray(seconds) / frames
     median = float(np.median(each))
@@ -388,8 +323,8 @@ def speed(
         "frames/s": digits(1 / median),
         "Mpx/s": digits(size[0] * size[1] / median / 1e6),
         "ms p50": digits(1e3 * median),
-        "p90": milliseconds(percentile(each.tolist(), 0.9)),
-        "p99": milliseconds(percentile(each.tolist(), 0.99)),
+        "p90": digits(1e3 * float(np.quantile(each, 0.9))) if len(each) >= 10 else None,
+        "p99": digits(1e3 * float(np.quantile(each, 0.99))) if len(each) >= 100 else None,
         "rounds": len(each),
     }
     if gflop is not None:
@@ -399,13 +334,8 @@ def speed(
     return row
 
 
-def milliseconds(seconds: float | None) -> float | None:
-    """Return milliseconds to three digits; None stays None."""
-    return None if seconds is None else digits(1e3 * seconds)
-
-
 def digits(value: float) -> float:
-    """Keep three significant digits."""
+    """Round to three significant digits."""
     return float(f"{value:.3g}")
 
 
@@ -422,8 +352,9 @@ def cells(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
     """
     every = dict.fromkeys(name for row in rows for name in row)
     names = [name for name in every if any(row.get(name) is not None for row in rows)]
-    same = [name for name in names if name in _CONDITIONS]
-    same = [name for name in same if len({row.get(name) for row in rows}) == 1]
+    same = [
+        name for name in names if name in _CONDITIONS and len({row.get(name) for row in rows}) == 1
+    ]
     head = ", ".join(f"{name} {rows[0][name]}" for name in same)
     names = [name for name in names if name not in same]
     return head, names, [[_text(row.get(name)) for name in names] for row in rows]

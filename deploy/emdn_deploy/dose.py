@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from emdn_deploy.noise_level import NoiseLevel, trimmed_mean
 from emdn_models.errors import EmdnError
 
-# Estimated gains this close to 1 are counts, when the data are whole numbers; gains this close
-# to a number that all data are multiples of are counts in another unit.
+# Estimated gains this close to 1 are counts, when the data are whole numbers.
 _COUNTS_TOLERANCE = 0.2
 # Noise of this part of the mean is the rounding of float32.
 _ROUNDING = 1e-7
@@ -34,27 +33,13 @@ _MOVED = 1.1  # times a frame's noise, from which on differences of frames that 
 
 @dataclass(frozen=True)
 class Intensity:
-    """The affine scale of a stack and where it comes from.
+    """The affine scale of a stack and where it comes from."""
 
-    Attributes
-    ----------
-    scale
-        Mean electrons per pixel.
-    gain
-        Intensity units per electron.
-    offset
-        Intensity of a pixel without electrons.
-    sigma
-        Standard deviation of a pixel's noise at the mean, in intensity units.
-    note
-        What was measured and what was assumed, for people.
-    """
-
-    scale: float
-    gain: float
-    offset: float
-    sigma: float
-    note: str
+    scale: float  # mean electrons per pixel
+    gain: float  # intensity units per electron
+    offset: float  # intensity of a pixel without electrons
+    sigma: float  # standard deviation of a pixel's noise at the mean, intensity units
+    note: str  # what was measured and what was assumed, for people
 
     @property
     def numbers(self) -> tuple[float, float, float]:
@@ -77,12 +62,8 @@ class Intensity:
 
     def scaled(self, factor: float) -> "Intensity":
         """Return the scale of the stack times ``factor``."""
-        return replace(
-            self,
-            gain=self.gain * factor,
-            offset=self.offset * factor,
-            sigma=self.sigma * factor,
-        )
+        gain, offset, sigma = (factor * one for one in (self.gain, self.offset, self.sigma))
+        return replace(self, gain=gain, offset=offset, sigma=sigma)
 
     @property
     def pixel_gain(self) -> float:
@@ -120,9 +101,6 @@ def estimate(
         if level.integers and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
             gain = 1.0
             note += ", whole numbers with the noise of counts"
-        elif level.step and offset == 0 and abs(gain / level.step - 1) <= _COUNTS_TOLERANCE:
-            gain = level.step
-            note += f", multiples of {gain:.6g} with the noise of counts"
         else:
             note += f", gain from {found.method}"
     scale = (mean - offset) / gain
@@ -180,10 +158,9 @@ def _offset(level: NoiseLevel, found: Noise) -> tuple[float, str]:
     That is, unless variance = gain * (mean - offset) over the blocks says so, which it cannot
     where the frames are too even or too few.
     """
-    relation = relate(level.blocks.mean, found.blocks)
-    least = max(5 * relation.constant_error, 1e-3 * found.variance) if relation else 0.0
-    if relation and abs(relation.constant) >= least:
-        fitted = -relation.constant / relation.slope
+    slope, constant, error = _relate(level.blocks.mean, found.blocks) or (1.0, 0.0, 1.0)
+    if abs(constant) >= max(5 * error, 1e-3 * found.variance):
+        fitted = -constant / slope
         # Moving structure and saturation bend the relation; electrons are not negative. What the
         # filter leaves of the motion adds to the constant.
         if fitted < min(level.low, level.level) and not (found.filtered and fitted < 0):
@@ -195,18 +172,13 @@ def _offset(level: NoiseLevel, found: Noise) -> tuple[float, str]:
     return min(level.low, level.level - sigma), "offset taken from the darkest pixels"
 
 
-class Relation(NamedTuple):
-    """The line variance = slope * mean + constant over blocks, with errors and their covariance."""
+def _relate(
+    means: NDArray[np.float64], variances: NDArray[np.float64]
+) -> tuple[float, float, float] | None:
+    """Fit variance = slope * mean + constant through 12 bins of blocks (B,).
 
-    slope: float
-    slope_error: float
-    constant: float
-    constant_error: float
-    mixed: float
-
-
-def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relation | None:
-    """Fit the line through 12 bins of blocks (B,); None for few blocks or an unknown slope."""
+    Returns slope, constant and its standard error; None for few blocks or an unknown slope.
+    """
     if variances.size < 256:
         return None
     edges = np.quantile(means, np.linspace(0, 1, 13))
@@ -232,6 +204,4 @@ def relate(means: NDArray[np.float64], variances: NDArray[np.float64]) -> Relati
     covariance *= max(1.0, chi) * np.outer(units, units)
     slope_error, constant_error = np.sqrt(np.diag(covariance)).tolist()
     slope, constant = (np.array([slope, constant]) * units).tolist()
-    if slope < 10 * slope_error:
-        return None
-    return Relation(slope, slope_error, constant, constant_error, float(covariance[0, 1]))
+    return None if slope < 10 * slope_error else (slope, constant, constant_error)

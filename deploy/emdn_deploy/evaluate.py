@@ -1,7 +1,6 @@
 """Denoised frames against the truth, frame by frame: ``emdn-deploy evaluate``."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -15,23 +14,6 @@ from emdn_models.files import renamed
 from emdn_models.metrics import dose_gain, gain_db, mean_ratio, psnr, ssim
 
 _SHOWN = 20  # rows that are printed
-# Smaller is worse for all but the ratio, of which the one farthest from 1 is.
-_LEAST = ("psnr_db", "ssim", "noisy_psnr_db", "noisy_ssim", "gain_db", "dose_gain")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Denoised frames against the truth.
-
-    ``table`` has one row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim``, ``mean_ratio``
-    and, where noisy frames were given, ``noisy_psnr_db``, ``noisy_ssim``, ``gain_db``,
-    ``dose_gain``. ``summary`` has ``quantity``, ``mean``, ``spread`` (standard deviation over
-    frames), ``worst`` and the ``frame`` that is worst.
-    """
-
-    table: pl.DataFrame
-    summary: pl.DataFrame
-    range_from: str  # where the data range comes from, in words
 
 
 def evaluate(
@@ -40,7 +22,7 @@ def evaluate(
     noisy: str | PathLike[str] | None = None,
     data_range: float | None = None,
     choice: Choice = Choice(),  # noqa: B008
-) -> Evaluation:
+) -> pl.DataFrame:
     """Compare denoised frames with the truth, one at a time.
 
     Parameters
@@ -54,38 +36,33 @@ def evaluate(
     choice
         Which frames, in files that hold more than one stack.
 
+    Returns
+    -------
+    DataFrame
+        A row a frame: ``frame``, ``data_range``, ``psnr_db``, ``ssim`` (NaN below 11 pixels a
+        side), ``mean_ratio`` and, where noisy frames were given, ``noisy_psnr_db``,
+        ``noisy_ssim``, ``gain_db``, ``dose_gain``.
+
     Raises
     ------
-    FormatError
-        If sizes or numbers of frames differ, or a pixel is not finite.
     EmdnError
-        If the data range is not above 0, or a frame of the truth is constant and no data
-        range is given.
+        If sizes or numbers of frames differ, a pixel is not finite, or a range is not above 0.
     """
     if data_range is not None and not (np.isfinite(data_range) and data_range > 0):
         raise EmdnError(f"data range is {data_range}, expected a number above 0")
     with ExitStack() as opened:
-        clean = opened.enter_context(open_frames(truth, choice))
-        found = opened.enter_context(open_frames(denoised, choice))
+        clean, found = (opened.enter_context(open_frames(one, choice)) for one in (truth, denoised))
         before = opened.enter_context(open_frames(noisy, choice)) if noisy is not None else None
-        _refuse(clean, found, before)
+        for other in filter(None, (clean, before)):
+            counts = (found.shape[0], 1) if other is clean else (found.shape[0],)
+            if other.shape[1:] != found.shape[1:] or other.shape[0] not in counts:
+                has, wanted = ("{} frames of {} x {}".format(*one.shape) for one in (other, found))
+                raise FormatError(
+                    f"{other.path}: found {has}, expected {wanted} as in {found.path}; compare "
+                    "stacks of the same frames"
+                )
         rows = [_row(number, clean, found, before, data_range) for number in range(found.shape[0])]
-    table = pl.DataFrame(rows)
-    range_from = "as given" if data_range is not None else "that of each frame of the truth"
-    return Evaluation(table, _summary(table), range_from)
-
-
-def _refuse(clean: Frames, found: Frames, before: Frames | None) -> None:
-    for other in (clean, before):
-        if other is None:
-            continue
-        single = other is clean and clean.shape[0] == 1
-        if other.shape[1:] != found.shape[1:] or not (single or other.shape[0] == found.shape[0]):
-            told, wanted = ("{} frames of {} x {}".format(*one.shape) for one in (other, found))
-            raise FormatError(
-                f"{other.path}: found {told}, expected {wanted} as in {found.path}; compare "
-                "stacks of the same frames"
-            )
+    return pl.DataFrame(rows)
 
 
 def _row(
@@ -99,22 +76,20 @@ def _row(
             f"{clean.path}: found frame {at} constant, expected structure; state a data range "
             "with --range"
         )
-    row = {"frame": number, "data_range": peak, **_likeness(frame, truth, peak)}
+
+    def likeness(one: NDArray[np.float32], name: str) -> dict[str, float]:
+        # The window of SSIM is 11 pixels wide.
+        similar = float(ssim(one, truth, peak)) if min(one.shape) >= 11 else float("nan")
+        return {f"{name}psnr_db": float(psnr(one, truth, peak)), f"{name}ssim": similar}
+
+    row = {"frame": number, "data_range": peak, **likeness(frame, "")}
     row["mean_ratio"] = float(mean_ratio(frame, truth))
     if before is not None:
         raw = _finite(before, number)
-        row |= {f"noisy_{name}": one for name, one in _likeness(raw, truth, peak).items()}
+        row |= likeness(raw, "noisy_")
         row["gain_db"] = float(gain_db(raw, frame, truth))
         row["dose_gain"] = float(dose_gain(raw, frame, truth))
     return row
-
-
-def _likeness(
-    frame: NDArray[np.float32], truth: NDArray[np.float32], peak: float
-) -> dict[str, float]:
-    # The window of SSIM is 11 pixels wide.
-    similar = float(ssim(frame, truth, peak)) if min(frame.shape) >= 11 else float("nan")
-    return {"psnr_db": float(psnr(frame, truth, peak)), "ssim": similar}
 
 
 def _finite(frames: Frames, number: int) -> NDArray[np.float32]:
@@ -127,32 +102,29 @@ def _finite(frames: Frames, number: int) -> NDArray[np.float32]:
     return frame
 
 
-def _summary(table: pl.DataFrame) -> pl.DataFrame:
+def summary(table: pl.DataFrame) -> pl.DataFrame:
+    """Return of every number of `evaluate` the mean, spread over frames, and the worst frame."""
     rows = []
-    for name in (one for one in (*_LEAST, "mean_ratio") if one in table.columns):
+    for name in (one for one in table.columns if one not in ("frame", "data_range")):
         values = table[name].to_numpy()
-        badness = -values if name in _LEAST else np.abs(values - 1)
         if np.isnan(values).all():
             continue
-        at = int(np.nanargmax(badness))
+        at = int(np.nanargmax(np.abs(values - 1) if name == "mean_ratio" else -values))
         with np.errstate(invalid="ignore"):  # equal frames have an infinite PSNR
             spread = float(values.std(ddof=1)) if len(values) > 1 else None
-        rows.append(
-            (name, float(values.mean()), spread, float(values[at]), int(table["frame"][at]))
-        )
-    schema = {"quantity": pl.String, "mean": pl.Float64, "spread": pl.Float64, "worst": pl.Float64}
-    return pl.DataFrame(rows, {**schema, "frame": pl.Int64}, orient="row")
+        rows.append((name, float(values.mean()), spread, float(values[at]), table["frame"][at]))
+    names = ["quantity", "mean", "spread", "worst", "frame"]
+    return pl.DataFrame(rows, names, orient="row")
 
 
-def lines(result: Evaluation) -> list[str]:
+def lines(table: pl.DataFrame) -> list[str]:
     """Return what ``emdn-deploy evaluate`` prints."""
-    ranges = result.table["data_range"].to_numpy()
+    ranges = table["data_range"].to_numpy()
     low, high = (f"{float(one):.6g}" for one in (ranges.min(), ranges.max()))
-    between = low if low == high else f"{low} to {high}"
     return [
-        *([_text(result.table)] if result.table.height <= _SHOWN else []),
-        _text(result.summary),
-        f"data range of PSNR and SSIM: {result.range_from}, {between}",
+        *([_text(table)] if table.height <= _SHOWN else []),
+        _text(summary(table)),
+        f"data range of PSNR and SSIM: {low if low == high else f'{low} to {high}'}",
     ]
 
 
@@ -166,13 +138,7 @@ def _text(table: pl.DataFrame) -> str:
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:
-    """Write a table as Parquet, or as CSV, by the suffix.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
+    """Write a table as Parquet, or as CSV, by the suffix; OutputError if it cannot be written."""
     with renamed(path) as partial:
         if path.suffix.lower() == ".parquet":
             table.write_parquet(partial)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +20,12 @@ _ALIKE = 0.5
 _PAIRS, _SIDE = 6, 512
 
 
-@dataclass(frozen=True)
-class Scene:
-    """How alike neighbouring frames of a stack are.
+class Scene(NamedTuple):
+    """How alike neighbouring frames of a stack are, medians of several pairs.
 
-    Attributes
-    ----------
-    likeness
-        Share of one frame's structure that the next one shows, shifted by up to `DRIFT` pixels:
-        1 for the same scene, 0 for another. The median of several pairs.
-    error
-        Its standard deviation by counting noise.
-    drift
-        Median shift in pixels a frame.
+    ``likeness``: the share of one frame's structure that the next one shows, shifted by up to
+    `DRIFT` pixels, 1 for the same scene and 0 for another; ``error``: its standard deviation by
+    counting noise; ``drift``: the shift in pixels.
     """
 
     likeness: float
@@ -44,7 +38,6 @@ class Scene:
         return self.likeness + 2 * self.error > _ALIKE
 
     def __str__(self) -> str:
-        """Say what was found, for people."""
         share = f"{100 * self.likeness:.0f} ± {100 * self.error:.1f} % alike"
         if self.movie:
             return f"neighbouring frames are {share}, drift {self.drift:.1f} pixels a frame"
@@ -54,16 +47,12 @@ class Scene:
 def beside(
     first: int, stop: int, count: int, frames: int, usable: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """Number the frames that a model sees of a stack, for frames ``first`` to ``stop`` each.
+    """Number the ``frames`` that a model sees for each of the frames ``first`` to ``stop``.
 
-    Where there is no neighbour, at the ends of the stack, or it is not usable, the one on the
-    other side stands in for it, or else the nearest usable one that the model would see, or else
-    the frame itself. So frames further away, which another block of the stack may hold, change
-    nothing.
-
-    The stack has ``count`` frames, of which those may stand beside others that are ``usable``,
-    (count,), None for all; the model sees ``frames``, an odd number. Returns
-    (stop - first, frames), in order of time, each frame itself in the middle.
+    Where there is no neighbour, at the ends of the stack of ``count`` frames, or it is not
+    ``usable`` (count,), the one on the other side stands in for it, or else the nearest usable one
+    that the model would see, or else the frame itself. So what other blocks of the stack hold
+    changes nothing. Returns (stop - first, frames), each frame itself in the middle.
     """
     good = np.ones(count, bool) if usable is None else usable
     half = frames // 2
@@ -127,14 +116,11 @@ def reader(
 def compare(
     read: Callable[[int], Stack], denoise: Callable[[Stack], Stack], count: int, offset: float
 ) -> Scene:
-    """Compare frames of a stack with the next ones.
+    """Compare frames of a stack of two or more with the next ones.
 
     A denoised frame is the template that is looked for in its noisy neighbour: the correlation is
-    an unbiased estimate of what both share, with a known error.
-
-    ``read`` gives a frame (H, W) by its number, ``denoise`` maps frames (n, H, W) to the same, one
-    by one. The stack has ``count`` frames, 2 or more, and the ``offset`` as its reading without
-    electrons.
+    an unbiased estimate of what both share, with a known error. ``read`` gives a frame (H, W) by
+    its number, ``denoise`` maps (n, H, W) to the same; ``offset``: the reading without electrons.
     """
     found = []
     for number in np.unique(np.linspace(0, count - 2, _PAIRS).astype(int)).tolist():
@@ -163,8 +149,6 @@ def compare(
 
 
 def _middle(frame: Stack) -> Stack:
-    """Cut the middle out of a large frame."""
-    rows, columns = (
-        slice(max(0, side - _SIDE) // 2, max(0, side - _SIDE) // 2 + _SIDE) for side in frame.shape
-    )
+    starts = [max(0, side - _SIDE) // 2 for side in frame.shape]
+    rows, columns = (slice(start, start + _SIDE) for start in starts)
     return np.ascontiguousarray(frame[rows, columns])

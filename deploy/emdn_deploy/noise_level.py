@@ -3,11 +3,9 @@
 White noise, as that of counts, has the same power at every frequency, and as much after a
 high-pass filter as before it; a lattice is a few spots, and smooth structure lies at low
 frequencies. Differences of neighbouring frames hold no fixed structure. Where they are not white,
-the specimen moves, lines of a scan change, or the noise is correlated from pixel to pixel. Frames
-two apart differ more than neighbours where the specimen drifts slowly. Where it has moved by more
-than its own structure within one frame, or shakes, they do not; what that leaves in differences
-lies within `INSIDE` along x, so that further out only the camera, or what has resampled the
-frames, makes the power uneven.
+the specimen moves, lines of a scan change, or the noise is correlated from pixel to pixel. What
+motion leaves in differences lies within `INSIDE` along x, so that further out only the camera, or
+what has resampled the frames, makes the power uneven.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,26 +23,25 @@ MAX_FRAMES = 64
 MAX_PIXELS = 8 * 2**20
 RUN = 3  # neighbouring frames of a sample: lags 1 and 2
 BLOCK = 16
-_MAX_DIFFERENCES = 2**20  # pixels of the frames whose differences' spectra are added up
-_MANY = 2**17  # pixels, of all runs, that tell a quantile
 # Pixels that tell the noise to 0.3 %, and the share of a stack that more of them may be.
 _LEAST, _SHARE = 2**18, 16
+_MANY = 2**17  # pixels, of all runs, that tell a quantile
 _GOLDEN = 0.5 * (5**0.5 - 1)
 _HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1]) / 6  # of unit gain for white noise
 
 SMALLEST = 32  # side of a frame that has a spectrum
 INSIDE = 0.25  # cycles per pixel: below, structure
+_LARGEST = 1024  # side of the part of a single frame that has a spectrum
+_MAX_DIFFERENCES = 2**20  # pixels of the frames whose differences' spectra are added up
 _CORNER = 0.4  # beyond, neither an image's tail nor motion reaches
-_SKIP = 3  # frequencies next to an axis that the taper mixes with it
+_SKIP = 3  # frequencies next to an axis that the window mixes with it
 _MEDIAN = 0.45  # of a mean's precision, that of the median of few spectra
 _RANK = 0.8  # of two differences that share a frame, as if independent
 _HANN_RANK = 0.55  # of a spectrum in a Hann window, against one in `_taper`
-_LARGEST = 1024  # of a single frame's sides
 _RING = 0.03  # cycles per pixel
 # Where a fall of a frame's noise is looked for, and by how much, at least and beyond chance.
 _FALL = (INSIDE, 0.35), (0.4, 0.5)
 _FALLS, _CLEAR = 1.25, 8.0
-_GOOD = 0.98  # share of good pixels, from which on the others are single ones and do not matter
 _IMAGE = 0.1, 0.15  # where images are, but little of what is smooth in them
 _CELLS = 16  # per cycle per pixel
 _CORRELATION_F, _LEAST_CORRELATION = 12.0, 0.02  # from where it is no chance, and matters
@@ -100,46 +97,37 @@ class NoiseLevel:
 
     Attributes
     ----------
-    level
-        Mean intensity of all pixels.
+    level, low
+        Mean intensity of all pixels, and their 0.1 % quantile.
     blocks
         Means and variances of small blocks; none for one frame.
     repeats
         Pairs of neighbouring frames that are equal; these do not count.
-    low
-        0.1 % quantile of the pixels.
     integers
         Whether every pixel that was looked at is a whole number.
-    step
-        The largest number that all of them are multiples of; 0 where there is none.
     """
 
     def __init__(self, sample: Sample, bad: Mask | None = None) -> None:
         self._runs = runs = sample.runs
         run, *size = runs[0].shape
         self._good = good = np.ones(size, bool) if bad is None else ~bad
-        part = _middle(size, MAX_PIXELS // run)
-        height, width = (side.stop - side.start for side in part)
-        rows, every = _bands(height, width * run, len(runs), sample.count * good.size)
+        wanted = max(_LEAST, sample.count * good.size // _SHARE) // (len(runs) * run * size[1])
+        rows = min(size[0], max(2 * BLOCK, wanted))
         thin = max(1, round((len(runs) * run * good.size / _MANY) ** 0.5))
         thin = thin if good[::thin, ::thin].any() else 1
         counted = True if good.all() else good
-        levels, lows, values, parts, self.repeats = [], [], [], list[Blocks](), 0
+        levels, lows, parts, self.repeats, self.integers = [], [], list[Blocks](), 0, True
         for number, frames in enumerate(runs):
             levels.append(frames.mean(where=counted, dtype=np.float64))
             self.repeats += sum(_repeats(*pair) for pair in pairwise(frames))
-            if number % every == 0:
-                top = part[0].start + round((height - rows) * (number * _GOLDEN % 1))
-                band = slice(top, top + rows), part[1]
-                parts.append(blocks(frames[:, *band].astype(np.float64), good[band]))
+            top = round((size[0] - rows) * (number * _GOLDEN % 1))
+            band = slice(top, top + rows)
+            parts.append(blocks(frames[:, band].astype(np.float64), good[band]))
             pixels = frames[:, ::thin, ::thin][:, good[::thin, ::thin]].astype(np.float64)
             lows.append(np.quantile(pixels, 0.001))
-            values.append(np.unique(pixels))
-        pixels = np.unique(np.concatenate(values))
+            self.integers &= bool(np.equal(pixels, np.rint(pixels)).all())
         self.blocks = Blocks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
         self.level, self.low = float(np.mean(levels)), float(np.median(lows))
-        self.integers = bool(np.equal(pixels, np.rint(pixels)).all())
-        self.step = common_step(pixels)
 
     @cached_property
     def single(self) -> tuple[float, float]:
@@ -163,15 +151,21 @@ class NoiseLevel:
     def spectrum(self) -> "Spectrum | None":
         """Return that of differences, or of a lone frame; None for small frames and for repeats."""
         run, runs = len(self._runs[0]), self._runs
-        part = _middle(self._good.shape, _MAX_DIFFERENCES // run)
-        good = self._good[part]
-        if min(self._good.shape) < SMALLEST or not good.any():
+        if min(self._good.shape) < SMALLEST:
             return None
         if run == 1:
             return frame_spectrum(runs[0][0], self._good)
+        part = _middle(self._good.shape, int(sqrt(_MAX_DIFFERENCES / run)))
+        good = self._good[part]
         step = max(1, -(-len(runs) * run * good.size // _MAX_DIFFERENCES))
-        parts = [frames[:, *part].astype(np.float64) for frames in runs[::step]]
-        return difference_spectrum(parts, good)
+        counted, changes = True if good.all() else good, []
+        for frames in runs[::step]:
+            for pair in pairwise(frames[:, *part].astype(np.float64)):
+                if good.any() and not _repeats(*pair):
+                    before, after = ((one - one.mean(where=counted)) * good for one in pair)
+                    changes.append(difference(before, after))
+        rank = len(changes) * (_RANK if run > 2 else 1.0)
+        return _spectrum(changes, good, _taper, rank) if changes else None
 
     @cached_property
     def whiteness(self) -> "Whiteness | None":
@@ -190,6 +184,14 @@ class NoiseLevel:
         return least if least < 0.97 * high else high
 
 
+def trimmed_mean(values: Array) -> float:
+    """Average all but the upper and lower 2 %: a few hot or dead pixels do no harm."""
+    if not values.size:
+        return 0.0
+    cut = int(0.02 * values.size)
+    return float(np.sort(values)[cut : values.size - cut].mean())
+
+
 def _exceeds(values: Array, others: Array, factor: float) -> bool:
     """Say whether values are on average more than so many times the others, beyond chance."""
     if not (values.size and others.size):
@@ -198,46 +200,10 @@ def _exceeds(values: Array, others: Array, factor: float) -> bool:
     return trimmed_mean(values) > factor * trimmed_mean(others) + 3 * chance
 
 
-def _middle(size: Sequence[int], pixels: int) -> tuple[slice, slice]:
-    """Return the middle of a frame (H, W), about ``pixels`` large, or all of it."""
-    shrink = min(1.0, (pixels / (size[0] * size[1])) ** 0.5)
-    sides = [max(min(length, 3), int(length * shrink)) for length in size]
-    low = [(length - side) // 2 for length, side in zip(size, sides, strict=True)]
-    return slice(low[0], low[0] + sides[0]), slice(low[1], low[1] + sides[1])
-
-
-def _bands(rows: int, width: int, runs: int, stack: int) -> tuple[int, int]:
-    """Choose how many of the rows, of ``width`` pixels, to measure noise on, and in each n-th run.
-
-    More of them for a large ``stack``, in pixels.
-    """
-    wanted = max(_LEAST, stack // _SHARE)
-    # Few wide bands take less time than many narrow ones.
-    every = max(1, runs * 4 * BLOCK * width // wanted)
-    count = -(-wanted // (-(-runs // every) * BLOCK * width))
-    return min(rows, max(2, count) * BLOCK), every
-
-
-def common_step(values: Array) -> float:
-    """Return the largest number that all ``values``, sorted, are multiples of to rounding, or 0."""
-    marks = np.union1d(values, 0.0)
-    rounding = 2.0**-22 * float(np.abs(marks).max())
-    marks = marks[np.append(True, np.diff(marks) > rounding)]
-    gaps = np.diff(marks)
-    if not gaps.size or float(gaps.min()) < 100 * rounding:
-        return 0.0
-    counts = np.append(0.0, np.cumsum(np.rint(gaps / gaps.min())))
-    counts -= counts[np.argmin(np.abs(marks))]
-    step = float(marks @ counts / (counts @ counts))
-    return step if np.abs(marks - step * counts).max() <= rounding else 0.0
-
-
-def trimmed_mean(values: Array) -> float:
-    """Average all but the upper and lower 2 %: a few hot or dead pixels do no harm."""
-    if not values.size:
-        return 0.0
-    cut = int(0.02 * values.size)
-    return float(np.sort(values)[cut : values.size - cut].mean())
+def _middle(size: tuple[int, ...], side: int) -> tuple[slice, slice]:
+    """Return the middle of a frame (H, W), at most ``side`` pixels a side."""
+    top, left = (max(0, length - side) // 2 for length in size)
+    return slice(top, top + side), slice(left, left + side)
 
 
 def _repeats(before: NDArray[np.floating], after: NDArray[np.floating]) -> bool:
@@ -297,7 +263,7 @@ def difference(before: Array, after: Array, used: Mask | slice = slice(None)) ->
 
 
 class Spectrum(NamedTuple):
-    """The power spectrum (h, w // 2 + 1) of an image (h, w), for white noise its variance.
+    """The power spectrum (h, w // 2 + 1) of images (h, w), for white noise its variance.
 
     ``rank``: how many independent ones it is the mean of. ``edges``: (h,) and (w,), the window.
     """
@@ -314,34 +280,12 @@ def _spectrum(
     height, width = good.shape
     edges = taper(height), taper(width)
     window = np.outer(*edges)
-    if np.average(good, weights=window**2) < _GOOD:  # what is filled in has no white noise
+    if np.average(good, weights=window**2) < 0.98:  # what is filled in has no white noise
         window *= good
     power: Array = np.zeros((height, width // 2 + 1))
     for image in images:
         power += np.abs(np.fft.rfft2((image - np.average(image, weights=window)) * window)) ** 2
     return Spectrum(power / len(images) / (window**2).sum(), (height, width), rank, edges)
-
-
-def difference_spectrum(runs: Sequence[Array], good: Mask) -> Spectrum | None:
-    """Return that of the differences of neighbours in runs (k, h, w); None without any."""
-    images, counted = [], True if good.all() else good
-    for frames in runs:
-        for pair in pairwise(frames):
-            if not _repeats(*pair):
-                before, after = ((one - one.mean(where=counted)) * good for one in pair)
-                images.append(difference(before, after))
-    rank = len(images) * (_RANK if len(runs[0]) > 2 else 1.0)
-    return _spectrum(images, good, _taper, rank) if images else None
-
-
-def frame_spectrum(frame: Stack, good: Mask) -> Spectrum | None:
-    """Return that of the middle of one frame, whose spots are far above the noise; None if bad."""
-    top, left = (max(0, (length - _LARGEST) // 2) for length in frame.shape)
-    part = np.s_[top : top + _LARGEST, left : left + _LARGEST]
-    if not np.average(good[part], weights=np.outer(*(np.hanning(n) for n in good[part].shape))):
-        return None
-    flat = _without_outliers(frame[part].astype(np.float64), good[part])
-    return _spectrum([flat], good[part], np.hanning, _HANN_RANK)
 
 
 def _taper(length: int) -> Array:
@@ -351,20 +295,26 @@ def _taper(length: int) -> Array:
     return np.concatenate([rise, np.ones(length - 2 * edge), rise[::-1]])
 
 
-def _without_outliers(frame: Array, good: Mask) -> Array:
-    """Replace hot and dead pixels of (H, W), whose spectrum is white, by their surroundings.
+def frame_spectrum(frame: Stack, good: Mask) -> Spectrum | None:
+    """Return that of the middle of one frame, whose spots are far above the noise; None if bad.
 
-    Far off is what differs from its neighbours by more than most ``good`` pixels do.
+    Hot and dead pixels, whose spectrum is white, are replaced by their surroundings: what differs
+    from its neighbours by more than most ``good`` pixels do.
     """
-    wide = np.pad(frame, 1, mode="reflect")
+    part = _middle(good.shape, _LARGEST)
+    good, image = good[part], frame[part].astype(np.float64)
+    if not np.average(good, weights=np.outer(*(np.hanning(n) for n in good.shape))):
+        return None
+    wide = np.pad(image, 1, mode="reflect")
     up, down, left, right = wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]
     # The middle two of four are what the pairs' extremes leave: one bad one does not count.
     low = np.maximum(np.minimum(up, down), np.minimum(left, right))
     near = (low + np.minimum(np.maximum(up, down), np.maximum(left, right))) / 2
-    distance = frame - near
+    distance = image - near
     most = distance[good]
-    limit = 8 * 1.4826 * float(np.median(np.abs(most - np.median(most))))
-    return np.where(np.abs(distance) > limit, near, frame) if limit else frame
+    if limit := 8 * 1.4826 * float(np.median(np.abs(most - np.median(most)))):
+        image = np.where(np.abs(distance) > limit, near, image)
+    return _spectrum([image], good, np.hanning, _HANN_RANK)
 
 
 def _frequencies(shape: tuple[int, int]) -> tuple[Array, Array]:
@@ -384,6 +334,11 @@ def _corner(shape: tuple[int, int]) -> Mask:
     """Return the frequencies that neither motion nor jitter reach."""
     qy, qx = _frequencies(shape)
     return np.asarray(_free(shape) & (np.hypot(qy, qx) >= _CORNER) & (qx >= INSIDE))
+
+
+def _mean_power(power: Array) -> float:
+    """Return the mean power of noise: it is distributed exponentially, its median is ln 2 of it."""
+    return float(np.median(power) / np.log(2))
 
 
 def frame_noise(frame: Stack, good: Mask) -> tuple[float, float]:
@@ -412,12 +367,10 @@ def frame_noise(frame: Stack, good: Mask) -> tuple[float, float]:
     # The first ring stands for what lies further inside.
     total = levels[ring[outside]] @ weight[outside] + levels[0] * weight[~outside].sum()
     variance = float(total / weight.sum())
-    if variance <= 0:
-        return 0.0, 1.0
     near, far = (power[(radius >= low) & (radius < high)] for low, high in _FALL)
     chance = 1 + _CLEAR * np.sqrt(1 / near.size + 1 / far.size) / np.log(2)
-    if _mean_power(near) < max(_FALLS, chance) * _mean_power(far):
-        return variance, 1.0
+    if variance <= 0 or _mean_power(near) < max(_FALLS, chance) * _mean_power(far):
+        return max(variance, 0.0), 1.0
     # Followed inwards as a Lorentz function, which a camera's resolution nearly is. Where an image
     # without spots reaches far out, this is less than what lies between the spots there; where it
     # does not, that is less: of a CCD's noise, half.
@@ -427,11 +380,6 @@ def frame_noise(frame: Stack, good: Mask) -> tuple[float, float]:
     if slope > 0 and least > 0:
         inner = min(inner, float(1 / least))
     return variance, max(1.0, inner / variance)
-
-
-def _mean_power(power: Array) -> float:
-    """Return the mean power of noise: it is distributed exponentially, its median is ln 2 of it."""
-    return float(np.median(power) / np.log(2))
 
 
 class Whiteness(NamedTuple):
@@ -487,22 +435,12 @@ def whiteness(spectrum: Spectrum) -> Whiteness:
     return Whiteness(x, y, correlated, share, bool(uneven), spread or 1.0)
 
 
-class Lines(NamedTuple):
-    """Offsets of rows or of columns from what is beside them, beyond the pixels' noise.
-
-    ``sigma``, ``error``: RMS in intensity units, 0 where there is no excess, and its standard
-    error. ``clear``: whether it is beyond chance, and strong enough to matter.
-    """
-
-    sigma: float
-    error: float
-    clear: bool
-
-
-def line_noise(spectrum: Spectrum, axis: int) -> Lines:
+def line_noise(spectrum: Spectrum, axis: int) -> tuple[float, float] | None:
     """Compare the power of rows' offsets (axis 0) or columns' (axis 1) with that beside them.
 
     Only from `INSIDE` outwards: structure is smoother. In a lone frame, not where it is not.
+    Returns the RMS of the offsets beyond the pixels' noise, in intensity units, and its standard
+    error; None where they are not beyond chance, or too weak to matter.
     """
     power, shape, rank, edges = spectrum
     plane = power if axis == 0 else power.T
@@ -512,16 +450,15 @@ def line_noise(spectrum: Spectrum, axis: int) -> Lines:
     mirrored = band if axis else np.concatenate([band, -band])
     beside = plane[np.ix_(mirrored, np.concatenate([near, -near]) if axis else near)]
     level = float(np.median(beside))
-    reaches = rank == _HANN_RANK and level > _HIDDEN * np.median(power[_corner(shape)])
-    if level <= 0 or reaches:
-        return Lines(0.0, 0.0, clear=False)
+    lone = rank == _HANN_RANK
+    if level <= 0 or (lone and level > _HIDDEN * np.median(power[_corner(shape)])):
+        return None
     ratio = float(np.median(plane[band, 0])) / level
+    spread = 1 / (3 * sqrt(band.size * rank * _MEDIAN))
     edge = edges[1 - axis]
     unit = level * float((edge**2).sum() / edge.sum() ** 2)  # variance of a line's mean
-    spread = 1 / (3 * np.sqrt(band.size * rank * _MEDIAN))
     sigma = sqrt(max(0.0, ratio - 1) * unit)
-    deviation = 3 * spread * max(1.0, ratio) * unit
-    error = deviation / (2 * max(sigma, sqrt(deviation)))
     # Wilson and Hilferty, PNAS 17 (1931) 684: the cube root is nearly normal.
-    clear = (ratio ** (1 / 3) - 1) / spread > _LINE_Z and sigma > _LINE_SHARE * sqrt(level)
-    return Lines(sigma, error, bool(clear))
+    if (ratio ** (1 / 3) - 1) / spread <= _LINE_Z or sigma <= _LINE_SHARE * sqrt(level):
+        return None
+    return sigma, 3 * spread * ratio * unit / (2 * sigma)

@@ -1,6 +1,6 @@
 """From what a file holds to frames that can be denoised: references, bad pixels, gaps, scale."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ Stack = NDArray[np.float32]
 Read = Callable[[int, int], Stack]
 
 _RIM = 2  # pixels around gaps and saturated areas, of which a network saw one side only
-# How many times the variance of some frames is that of others, for a word about it.
-_UNEVEN = 4
 # Pixels that differ from most of a frame, for none to do so in another to be no chance.
 _EVENTS = 30
 _COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good as others
@@ -31,28 +29,16 @@ _COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good a
 
 @dataclass(frozen=True)
 class Part:
-    """Some frames of a stack, ready for a network.
+    """Some frames of a stack, ready for a network."""
 
-    Attributes
-    ----------
-    frames
-        (k, H, W), finite, corrected.
-    preserved
-        (k, H, W), the pixels whose value stays: gaps, saturated areas, frames without any
-        value. None where there are none.
-    values
-        (k, H, W), where these pixels have it.
-    saturated, filled, missing
-        How many pixels are saturated; how many were filled in in these frames only; and how many
-        have no value in these frames only, in areas that are preserved.
-    """
-
-    frames: Stack
+    frames: Stack  # (k, H, W), finite, corrected
+    # (k, H, W), the pixels whose value stays: gaps, saturated areas, frames without any value; and
+    # arrays in which these pixels have it. None where there are none.
     preserved: Mask | None = None
     values: Stack | None = None
-    saturated: int = 0
-    filled: int = 0
-    missing: int = 0
+    saturated: int = 0  # pixels
+    filled: int = 0  # pixels that were filled in in these frames only
+    missing: int = 0  # pixels that have no value in these frames only, in areas
 
     @property
     def empty(self) -> NDArray[np.bool_]:
@@ -101,35 +87,18 @@ class Part:
 class Recipe:
     """What is done to every frame of a stack before it is denoised, and its scale.
 
-    Attributes
-    ----------
-    dark, gain_map
-        (H, W), frames become (frames - dark) * gain_map; None for neither.
-    faulty
-        (H, W), the pixels that are filled in from their neighbours.
-    flags
-        Gaps and saturated areas, whose value is preserved.
-    bad
-        (H, W), all of these, and the rims of areas: the pixels that tell nothing of the noise.
-    fill
-        Fills in what is faulty, and what the network is not to see.
-    scale
-        Gain, offset and electrons of a pixel.
-    blank
-        Whether frames of one value are no chance, and pass as they are.
-    notes
-        What the frames show that denoising does not mend, for people.
+    Frames become (frames - dark) * gain_map. All arrays are (H, W).
     """
 
     dark: Stack | None
     gain_map: Stack | None
-    faulty: Mask
-    flags: Flagged
-    bad: Mask
-    fill: Fill
+    faulty: Mask  # the pixels that are filled in from their neighbours
+    flags: Flagged  # gaps and saturated areas, whose value is preserved
+    bad: Mask  # all of these, and the rims of areas: the pixels that tell nothing of the noise
+    fill: Fill  # fills in what is faulty, and what the network is not to see
     scale: Intensity
-    blank: bool = False
-    notes: tuple[str, ...] = ()
+    blank: bool = False  # whether frames of one value are no chance, and pass as they are
+    notes: tuple[str, ...] = ()  # what the frames show that denoising does not mend, for people
 
     def apply(self, block: Stack) -> Part:
         """Correct frames (k, H, W), as the file holds them, in place and make them finite."""
@@ -227,7 +196,7 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
     flags = bad_pixels.find_flagged(raw.runs, frames.dtype)
     faulty = np.zeros(size, bool) if marked is None else marked != 0
     if options.keep_bad_pixels:
-        flags = replace(flags, masked=flags.masked | flags.single)
+        flags = flags._replace(masked=flags.masked | flags.single)
     else:
         faulty |= flags.single
 
@@ -253,7 +222,8 @@ def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
     if found.any():  # those that stay as they are tell nothing of the noise either
         keep = options.keep_bad_pixels
         recipe, sample, level = measured(faulty if keep else faulty | found, found)
-    return replace(recipe, notes=_notes(recipe.scale, sample, level))
+    above = abs(recipe.scale.gain * recipe.scale.scale)
+    return replace(recipe, notes=tuple(noise_model.line_notes(level, above)))
 
 
 def recipe_of_array(
@@ -290,75 +260,34 @@ def _measure(
     return scale, level
 
 
-def _notes(scale: Intensity, sample: Sample, level: NoiseLevel) -> tuple[str, ...]:
-    """Say what of the frames looked at one scale, and a network, do not fit."""
-    said = noise_model.line_notes(level, abs(scale.gain * scale.scale))
-    frames = [frame[:: max(1, frame.size // 2**17)] for run in sample.runs for frame in run]
-    if frames[0].shape[1] < 2:
-        return tuple(said)
-    squares = np.array([np.diff(frame.astype(np.float64), axis=1) ** 2 / 2 for frame in frames])
-    noise, errors = squares.mean(axis=(1, 2)), squares.std(axis=(1, 2)) / squares[0].size ** 0.5
-    (low, high), error = np.quantile(noise, (0.1, 0.9), method="nearest"), errors.max()
-    if high > _UNEVEN * low + 6 * error:
-        said.append(
-            f"the noise of the frames differs, from {low**0.5:.3g} to {high**0.5:.3g}, and one "
-            "scale is taken for all: denoise frames of different detectors or exposures apart, as "
-            "by --frames ::2"
-        )
-    return tuple(said)
-
-
 def _sample(frames: Frames) -> tuple[Sample, bool]:
     """Read the frames that are looked at, as the file holds them.
 
-    Frames with fewer values than others, as an acquisition may drop, and blank ones are passed
-    over for the next. Also returned is whether blank ones are: there are others, and not sparse
-    ones. FormatError if no frame has a value.
+    Runs with blank frames, or such with fewer values than others, as an acquisition may drop, are
+    left out; where all are, the other frames are taken together. Also returned is whether blank
+    ones are left out: there are others, and not sparse ones. FormatError if no frame has a value.
     """
-    count = frames.shape[0]
-    starts, run = sample_starts(count, frames.shape[1:])
+    count, size = frames.shape[0], frames.shape[1:]
+    starts, length = sample_starts(count, size)
+    runs = [frames.read(start, start + length) for start in starts]
+    shares = [np.isfinite(run).mean(axis=(1, 2)) for run in runs]
+    most = max(float(share.max()) for share in shares)
     for blank in (True, False):
-        runs = _runs(frames, starts, run, blank=blank)
-        first = next(runs)
-        if len(first) and (
-            not blank or np.count_nonzero(first[0] != np.nanmedian(first[0])) >= _EVENTS
-        ):
-            break
-    else:
-        raise FormatError(
-            f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
-            "with --frames, or another --dataset"
-        )
-    if len(first) < run:
-        return Sample([first], len(first)), blank
-    return Sample([first, *runs], count), blank
-
-
-def _runs(frames: Frames, starts: list[int], length: int, *, blank: bool) -> Iterator[Stack]:
-    """Read runs of neighbouring frames, fewer than asked for only where so few have a value."""
-    count, most = frames.shape[0], 0.0  # the largest share of pixels with a value so far
-
-    def usable(block: Stack) -> NDArray[np.bool_]:
-        nonlocal most
-        finite = np.isfinite(block)
-        share = finite.mean(axis=(1, 2))
-        most = max(most, float(share.max()))
-        found = (share > 0) & (share > _COMPLETE * most)
-        return np.asarray(found & ~_constant(block, finite) if blank else found)
-
-    for start in starts:
-        block = frames.read(start, start + length)
-        if not usable(block).all():
-            found = [np.zeros((0, *frames.shape[1:]), np.float32)]
-            for step in range(count):
-                number = (start + step) % count
-                one = frames.read(number, number + 1)
-                if usable(one)[0]:
-                    found.append(one)
-                if len(found) > length:
-                    break
-            block = np.concatenate(found)
-        yield block
+        usable = [
+            (share > 0) & (share > _COMPLETE * most) & ~(blank & _constant(run, np.isfinite(run)))
+            for run, share in zip(runs, shares, strict=True)
+        ]
+        some = np.concatenate([run[one] for run, one in zip(runs, usable, strict=True)])[:length]
+        if not len(some):
+            continue
+        if blank and np.count_nonzero(some[0] != np.nanmedian(some[0])) < _EVENTS:
+            continue
+        whole = [run for run, one in zip(runs, usable, strict=True) if one.all()]
+        return Sample(whole or [some], count if whole else len(some)), blank
+    raise FormatError(
+        f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
+        "with --frames, or another --dataset"
+    )
 
 
 def _constant(block: Stack, good: Mask) -> NDArray[np.bool_]:

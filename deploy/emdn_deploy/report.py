@@ -149,8 +149,6 @@ def late_facts(
     if checked is not None:
         flagged = ", ".join(spans(checked.failing, 1000)) or "none"
         found |= {"check": checked.line, "check_frames": flagged}
-        if checked.smallest:
-            found["check_smallest_defect"] = checked.smallest.words
     return found | ({"memory": denoiser.batching.note} if denoiser.batching.note else {})
 
 
@@ -180,7 +178,6 @@ def lines(report: Report) -> list[str]:
          f"{known['net_intensity_ratio']:.5f}, worst frame {100 * known['largest_shift']:.2g} % "
          "off, corrected)"),
         ("check", known.get("check")),
-        ("", known.get("check_smallest_defect")),
         ("bad", known["bad_pixels"]
          and f"{known['bad_pixels']} pixels filled from their neighbours"),
         ("gaps", "gap_pixels" in known

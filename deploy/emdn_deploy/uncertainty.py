@@ -17,7 +17,7 @@ weights of a model and stand in the ``index.json`` beside its file.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import ModelInfo
 from emdn_models import pretrained
-from emdn_models.errors import ModelError
 
 Stack = NDArray[np.float32]
 
@@ -35,24 +34,15 @@ WINDOW = 9
 _LEAST_LEVEL = 0.05
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How the error of a model depends on spread and noise (see the module's head).
-
-    Attributes
-    ----------
-    model
-        For which it was measured.
-    spread, noise
-        Factors of the two variances.
-    """
+class Calibration(NamedTuple):
+    """How the error of a ``model`` depends on spread and noise: the factors of both variances."""
 
     model: str
     spread: float
     noise: float
 
     def sigma(self, variances: tuple[Stack, Stack]) -> Stack:
-        """Turn the two variances that `variances` gives into a standard deviation, (n, H, W)."""
+        """Turn what `variances` gives into a standard deviation, (n, H, W)."""
         spread, noise = variances
         root: Stack = np.sqrt(np.float32(self.spread) * spread + np.float32(self.noise) * noise)
         return root
@@ -61,18 +51,9 @@ class Calibration:
 def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack]:
     """Denoise in all eight orientations, one at a time.
 
-    Parameters
-    ----------
-    run
-        Denoises (n, H, W), and (n, W, H).
-    frames
-        (n, H, W), or (n, F, H, W), each with its neighbours.
-
-    Returns
-    -------
-    ndarray, ndarray
-        (n, H, W) each: the mean over the orientations and their variance, with 7 degrees of
-        freedom, in the frames' units and their square.
+    ``run`` denoises (n, H, W), and (n, W, H); ``frames``: (n, H, W), or (n, F, H, W), each with its
+    neighbours. Returns (n, H, W) each: the mean over the orientations and their variance, with 7
+    degrees of freedom.
     """
     first = run(frames)
     total, squares = np.zeros_like(first), np.zeros_like(first)
@@ -88,13 +69,7 @@ def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack
 
 
 def variances(mean: Stack, variance: Stack, scale: Intensity) -> tuple[Stack, Stack]:
-    """Return the smoothed spread and the expected noise, both variances in squared units.
-
-    Parameters
-    ----------
-    mean, variance
-        (n, H, W), from `ensemble`.
-    """
+    """Return the smoothed spread and the expected noise, of (n, H, W) from `ensemble`."""
     level = (mean - np.float32(scale.offset)) / np.float32(scale.gain * scale.scale)
     # Through scale.sigma, which is 0 where a stack shows no noise at all.
     noise = np.float32(scale.sigma**2) * np.maximum(level, np.float32(_LEAST_LEVEL))
@@ -121,34 +96,19 @@ def note(info: ModelInfo, calibration: Calibration | None) -> str:
 
 
 def calibration_of(info: ModelInfo) -> Calibration | None:
-    """Look a model's weights up in the index beside its file, then in the shipped one.
-
-    Raises
-    ------
-    ModelError
-        If the entry of these very weights is damaged.
-    """
-    beside = info.path.parent / "index.json"
+    """Look a model's weights up in the index beside its file, then in the shipped one."""
     try:
-        own = json.loads(beside.read_text(encoding="utf-8"))
+        own = json.loads((info.path.parent / "index.json").read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError):
         own = None  # none, or somebody else's file
     for index in (own, pretrained.index()):
         try:
             entry = index["models"][info.name]["sigma"]
+            found = Calibration(info.name, float(entry["spread"]), float(entry["noise"]))
             same = entry["weights_sha256"] == info.text["weights_sha256"]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             continue
-        if same:
-            try:
-                found = Calibration(info.name, float(entry["spread"]), float(entry["noise"]))
-            except (KeyError, TypeError, ValueError):
-                found = Calibration(info.name, np.nan, np.nan)
-            if not min(found.spread, found.noise) >= 0:
-                raise ModelError(
-                    f"{beside}: the calibration of {info.name} is damaged: expected a spread and "
-                    f"a noise of 0 or more, found {entry}; repeat emdn-train calibrate"
-                )
+        if same and min(found.spread, found.noise) >= 0:
             return found
     return None
 
@@ -162,7 +122,6 @@ def _turn(frames: Stack, orientation: int) -> Stack:
 
 
 def _turn_back(frames: Stack, orientation: int) -> Stack:
-    """Undo `_turn`."""
     turned = frames[:, :, ::-1] if orientation & 2 else frames
     turned = turned[:, ::-1] if orientation & 1 else turned
     return turned.transpose(0, 2, 1) if orientation >= 4 else turned
@@ -174,12 +133,9 @@ def _smooth(frames: Stack) -> Stack:
 
 
 def _running_mean(frame: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Average along the last axis over `WINDOW` pixels, fewer at both ends."""
     sums = np.pad(np.cumsum(frame, axis=-1, dtype=np.float64), ((0, 0), (1, 0)))
     place = np.arange(frame.shape[-1])
-    start, stop = (
-        np.maximum(place - WINDOW // 2, 0),
-        np.minimum(place + WINDOW // 2 + 1, place.size),
-    )
+    start = np.maximum(place - WINDOW // 2, 0)
+    stop = np.minimum(place + WINDOW // 2 + 1, place.size)
     averages: NDArray[np.float64] = np.maximum(sums[:, stop] - sums[:, start], 0) / (stop - start)
     return averages

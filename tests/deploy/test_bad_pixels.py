@@ -46,7 +46,7 @@ def test_hot_and_dead_pixels_groups_and_columns_are_found(lattice) -> None:
     frames = lattice(40.0, (24, 128, 128)) * 3.0 + 50
     hot, dead = np.zeros((2, 128, 128), bool)
     hot[[5, 40, 0, 127, 90], [7, 64, 0, 127, 30]] = hot[100:102, 40:42] = hot[2:4, 71:73] = True
-    frames[:, hot] += 900
+    frames[:, hot] += 1500
     dead[:, 77] = dead[20, 20] = dead[30:32, 40:42] = dead[120:122, 100:102] = True
     frames[:, dead] = 50
     assert (find(frames, 3.0, 50.0) == (hot | dead)).all()

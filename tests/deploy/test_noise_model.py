@@ -1,6 +1,5 @@
 """The noise model on simulated stacks whose camera, and whose faults, are known."""
 
-import json
 import runpy
 from pathlib import Path
 
@@ -52,19 +51,16 @@ def test_white_counts_have_no_fault(dose: float, count: int, drift: float) -> No
         assert found.findings == ()
 
 
-def test_a_camera_with_a_known_offset_has_its_read_noise() -> None:
+def test_read_noise_lowers_an_offset_that_is_not_given() -> None:
     rng = np.random.default_rng(4)
     clean = 40 * np.linspace(0.2, 1.8, 160)[None, None, :] * np.ones((12, 160, 1))
     frames = 7.0 * rng.poisson(clean) + rng.normal(0, 28, clean.shape) + 500
-    found = estimate(frames, offset=500.0)
-    assert abs(found.gain - 7) < 4 * found.gain_error < 1
-    assert found.read_noise_electrons == pytest.approx(4, abs=0.8)
-    assert not found.counting
-    unknown = estimate(frames)
-    assert np.isnan(unknown.read_noise_electrons)
+    found = estimate(frames)
     # Read noise of 16 electrons^2 hides 7 * 16 of the offset.
-    assert unknown.offset == pytest.approx(500 - 7 * 16, abs=20)
-    assert any("cannot be told apart" in text for text in unknown.not_identifiable)
+    assert found.offset == pytest.approx(500 - 7 * 16, abs=20)
+    assert found.gain == pytest.approx(7, rel=0.1)
+    assert not found.counting
+    assert estimate(frames, offset=500.0).offset == 500
     with pytest.raises(EmdnError, match="is not below the mean"):
         estimate(frames, offset=900.0)
 
@@ -93,9 +89,8 @@ def test_the_correlation_is_that_of_the_blur(share: float, moving: bool) -> None
     square = own**2 + 4 * near**2
     found = estimate(BLUR(clean, rng, share))
     assert found.correlated
-    x, y, *area = numbers(found.findings[0])
+    x, y = numbers(found.findings[0])
     assert (x, y) == pytest.approx((2 * own * near / square,) * 2, abs=0.04)
-    assert area == ([] if moving else [pytest.approx(1 / square, rel=0.15)])
 
 
 @pytest.mark.parametrize(("share", "seen"), [(0.015, True), (0.06, False)])
@@ -113,9 +108,7 @@ def test_one_frame_says_what_it_cannot_tell() -> None:
     found = estimate(frame)
     # as it is denoised
     assert found.gain == pytest.approx(dose.estimate(NoiseLevel(Sample([frame], 1))).gain)
-    parts = json.loads(json.dumps(found.as_dict()))
-    assert parts["read_noise_electrons"] is parts["gain_error"] is None
-    assert any("one frame" in text for text in found.not_identifiable)
+    assert np.isnan(found.gain_error)
     wide = np.repeat(np.repeat(frame, 2, axis=1), 2, axis=2)
     assert estimate((wide + np.roll(wide, 1, 1) + np.roll(wide, 1, 2)) / 3).correlated
 
@@ -127,9 +120,7 @@ def test_frames_without_noise_repeats_and_tiny_frames_are_named() -> None:
     assert "no noise" in flat.findings[0]
     twice = estimate(np.repeat(rng.poisson(rate(20.0, 4)), 2, axis=0))
     assert any("repeat the one before" in text for text in twice.findings)
-    tiny = estimate(rng.poisson(20.0, (6, 12, 20)))
-    assert tiny.counting
-    assert any("below 32 pixels" in text for text in tiny.not_identifiable)
+    assert estimate(rng.poisson(20.0, (6, 12, 20))).counting
 
 
 def test_bad_pixels_and_read_noise_are_no_counts() -> None:

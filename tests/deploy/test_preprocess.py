@@ -53,7 +53,6 @@ GAPS = {
     "65535 in float32": ("f4", 65535),
     "65535 in uint32": ("u4", 65535),
     "largest uint32": ("u4", 2**32 - 1),
-    "largest uint16": ("u2", 65535),
     "-1 in int32": ("i4", -1),
     "-2 in int32": ("i4", -2),
     "-1 in float32": ("f4", -1),
@@ -169,10 +168,6 @@ SATURATED = {
     "uint8": (np.minimum(DISC // 3, 255).astype("u1"), 255),
     "far above": (np.where(STILL, 65535, RNG.poisson(10, STILL.shape)).astype("u2"), 65535),
     "spot": (np.minimum(SPOT, 65535).astype("u2"), 65535),
-    "gain-corrected": (
-        np.minimum(DISC * 6, 4095).astype("f4") * RNG.normal(1, 0.03, (96, 96)).astype("f4"),
-        3600,
-    ),
 }
 
 
@@ -184,7 +179,7 @@ def test_saturated_areas_keep_their_value(run, kind: str, keep: bool) -> None:
     report, made = run(frames, keep_bad_pixels=keep)
     assert report.record["bad_pixels"] == report.record.get("gap_pixels", 0) == 0
     assert report.sums.saturated == pytest.approx(top.sum(), rel=0.01)
-    assert report.record["saturated_from"] == pytest.approx(level, rel=0.03)
+    assert report.record["saturated_from"] == pytest.approx(level)
     np.testing.assert_array_equal(made[top], frames[top])
     if kind != "spot":  # what is around is as bright as before
         for before, after, one in zip(frames, made, top, strict=True):
@@ -252,18 +247,6 @@ def test_empty_frames_of_a_sparse_stack_are_frames(run) -> None:
     assert tuple(report.sums.empty) == ()
     mean = report.intensity.offset + report.intensity.gain * report.intensity.scale
     assert mean == pytest.approx(frames.mean(), rel=1e-6)
-
-
-def test_frames_on_two_scales_are_noted(prepare, lattice) -> None:
-    frames = lattice(20.0, (12, 64, 64))
-    stacks = {
-        "two detectors": np.stack([frames[::2] / 4, 300 * frames[1::2]], 1).reshape(frames.shape),
-        "nearly blanked": frames * np.array([0.02, 1] * 6)[:, None, None].round(2),
-        "fading": np.random.default_rng(0).poisson(frames * np.linspace(1, 0.5, 12)[:, None, None]),
-    }
-    for name, stack in stacks.items():
-        notes = prepare(stack)[0].recipe.notes
-        assert any("one scale is taken for all" in one for one in notes) == (name != "fading"), name
 
 
 @pytest.mark.parametrize(("count", "word"), [(8, "rows flicker"), (1, "rows differ")])

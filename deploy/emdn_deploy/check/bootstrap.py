@@ -12,17 +12,17 @@ is a quantile of the same maximum over the replicates (Westfall, Young, Resampli
 Testing, 1993), continued by a Gumbel distribution.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import pi, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import ndimage, special
 
 from emdn_deploy import noise_model
-from emdn_deploy.check.quick import POWER, SHARE, SIDE, WIDTH, Smallest, atom_of
+from emdn_deploy.check.quick import SHARE
 from emdn_deploy.check.residual import (
     RUNS,
     SCALES,
@@ -46,10 +46,13 @@ LEVEL = 0.05  # false alarms among sound frames, all statistics together, that a
 REASONS = 3  # that residuals can fail a stack for (`emdn_deploy.check.verdict.judge`)
 DRAWS, BASES, RUN = 32, 4, 8  # replicates, frames that they are drawn on, frames of a run
 LARGEST = 640  # side of a frame that is judged in one piece
+POWER = 0.9  # share of the spots of the smallest size that are found
 _PILOTS = 2  # denoisings of each base frame that say what the model removes of it
 _SAFETY = 1.15  # times the scatter of the model's replicates, which are smoother than the scene
 _MOST = 3.0  # standard deviations that a frame counts for at most in a run
 _CLIPPED = 1.1  # what a run loses by that
+# Share of an atom that nine in ten vacancies in simulated graphene show: their neighbours move.
+_SURE = 0.75
 
 
 class Limits(NamedTuple):
@@ -91,18 +94,11 @@ class Population:
     """The statistics of replicates, as one denoiser leaves them."""
 
     values: list[Floats] = field(default_factory=list)  # in the order of `SINGLE`
-    strength: list[Floats] = field(default_factory=list)  # of `Measured`, as are the spectra
-    spectra: list[Floats] = field(default_factory=list)
+    strength: list[Floats] = field(default_factory=list)  # of `Measured`
     # Of the average over each run of replicates, in the order of `RUNS`.
     runs: list[Floats] = field(default_factory=list)
     # Of what the model first makes of a base, before twicing.
     pilots: list[Floats] = field(default_factory=list)
-
-    def add(self, found: Measured) -> None:
-        """Add a replicate."""
-        self.values.append(_single(found))
-        self.strength.append(found.strength)
-        self.spectra.append(found.spectrum)
 
     @property
     def maxima(self) -> Floats:
@@ -136,9 +132,7 @@ class Population:
         extent = reach * spread * sqrt(1 + 1 / len(values)) + own.tolerance
         # Power is the square of a deviation.
         extent += 3 * error * {"std": 1, "radial": 2}.get(name.partition("_")[0], 0)
-        high = typical + extent
-        if own.least:
-            high = max(high, z)
+        high = max(typical + extent, z) if own.least else typical + extent
         if not own.below:
             return Limits(-np.inf, high, typical)
         # The model leaves some noise in a base, of which it takes a part out again: what twicing
@@ -163,7 +157,6 @@ class Thresholds:
     perfect: Population  # as a perfect denoiser would
     length: int  # frames of a run; 0 for no runs
     error: float  # mean squared error of the model on replicates, intensity units squared
-    seed: int  # of the noise that was drawn
 
     @classmethod
     def of(
@@ -181,7 +174,7 @@ class Thresholds:
         """
         count, size, good = frames.shape[0], frames.shape[1:], ~ready.recipe.bad
         noise = noise_model.estimate(Sample.of(ready.read, count, size), ready.recipe.bad, offset)
-        camera = Camera.of(noise, ready.scale, frames.dtype.kind in "iub")
+        camera = Camera.of(noise, frames.dtype.kind in "iub")
         panels, chance = panels_of(*size), np.random.default_rng(seed)
         numbers = np.linspace(0, count - 1, min(BASES, count)).astype(int).tolist()
         length = min(RUN, count, DRAWS // len(numbers)) if count > 1 else 0
@@ -202,23 +195,22 @@ class Thresholds:
                     ]
                 truth = truth + (first - np.mean(made, axis=0)) / step
                 truth = np.maximum(truth, camera.offset).astype(np.float32)
-            fields: dict[bool, list[Frame]] = {True: [], False: []}
-            for _ in range(DRAWS // len(numbers)):
-                noisy = camera.draw(truth, chance)
-                clean = denoise(noisy[None])[0]
-                errors.append(float(np.square(clean - truth).mean(where=usable)))
-                for population, result in ((model, clean), (perfect, truth)):
+            drawn = [camera.draw(truth, chance) for _ in range(DRAWS // len(numbers))]
+            made = [denoise(noisy[None])[0] for noisy in drawn]
+            errors += [float(np.square(clean - truth).mean(where=usable)) for clean in made]
+            for population, results in ((model, made), (perfect, [truth] * len(drawn))):
+                fields: list[Frame] = []
+                for noisy, result in zip(drawn, results, strict=True):
                     found = measure(noisy, result, camera, usable)
-                    population.add(found)
-                    waiting = fields[population is model]
-                    waiting.append(share(found.fields))
-                    if len(waiting) == length:
-                        total = np.sum(waiting, axis=0) / np.float32(length**0.5)
-                        spots = spots_of(total, "run_blob")
-                        population.runs.append(np.array([one.contrast for one in spots.values()]))
-                        waiting.clear()
-        error = float(np.mean(errors))
-        return cls(good, noise, camera, model, perfect, length, error, seed)
+                    population.values.append(_single(found))
+                    population.strength.append(found.strength)
+                    fields.append(share(found.fields))
+                    if len(fields) == length:
+                        total = np.sum(fields, axis=0) / np.float32(length**0.5)
+                        spots = spots_of(total, "run_blob").values()
+                        population.runs.append(np.array([one.contrast for one in spots]))
+                        fields.clear()
+        return cls(good, noise, camera, model, perfect, length, float(np.mean(errors)))
 
     @property
     def outside(self) -> tuple[str, ...]:
@@ -231,11 +223,11 @@ class Thresholds:
         return panels_of(*self.good.shape)
 
     @cached_property
-    def limits(self) -> Mapping[str, Limits]:
+    def limits(self) -> dict[str, Limits]:
         """Return the range of every statistic of a frame, by name."""
         return self._limits(LEVEL)
 
-    def farthest(self, count: int) -> Mapping[str, Limits]:
+    def farthest(self, count: int) -> dict[str, Limits]:
         """Return the range of the farthest of so many frames."""
         return self._limits(SHARE / count)
 
@@ -251,7 +243,7 @@ class Thresholds:
         return found
 
     @property
-    def judged(self) -> Sequence[str]:
+    def judged(self) -> list[str]:
         """Return the statistics that say something: of correlated noise only the intensity's."""
         return ["ratio"] if self.noise.correlated else list(self.limits)
 
@@ -261,26 +253,60 @@ class Thresholds:
         known = [np.mean(part.strength, axis=0)[band] for part in (self.model, self.perfect)]
         return bool(strength[band] > max(known))
 
-    def smallest(self, raw: Frame, denoised: Frame) -> Smallest:
-        """Find the smallest defect that is flagged, from one frame (H, W)."""
+    def smallest(self, raw: Frame, denoised: Frame) -> "Smallest":
+        """Find the smallest false spot that is flagged in `POWER` of cases, in one frame (H, W)."""
         if self.noise.correlated:
-            words = "a filled atom cannot be seen: in correlated noise no place is judged"
-            return Smallest(None, None, words)
-        side = tuple(slice(0, min(n, SIDE)) for n in raw.shape)
-        noise, atom = self.camera.noise(denoised), atom_of(denoised)
-        spread = smoothed(((raw - denoised) / noise)[side]).std(axis=(1, 2))
+            return Smallest(None, None, 0.0, 0)
+        noise = self.camera.noise(denoised)
+        spread = smoothed((raw - denoised) / noise).std(axis=(1, 2))
         level = float(np.quantile(noise, POWER))  # where the beam is bright, less is seen
-        width = atom.width if atom else WIDTH
+        detail = denoised - ndimage.gaussian_filter(denoised, 0.1 * min(raw.shape))
+        slopes = sum(float(one.var()) for one in np.gradient(detail))
+        width = float(np.clip((detail.var() / max(slopes, 1e-30)) ** 0.5, 1, SCALES[-1]))
+        middle, *ends = np.quantile(detail, (0.5, 0.01, 0.99))
+        height = max(_SURE * float(np.abs(np.array(ends) - middle).max()), 1e-6 * level)
 
-        def norm(prefix: str) -> float:
-            """Return the norm of the faintest spot that rises above the limits of blobs."""
-            power = float(special.ndtri(POWER))
-            return level * min(
-                (self.limits[f"{prefix}blob_{scale:g}"].high + power) * float(one)
+        def percent(prefix: str) -> float:
+            """Compare the faintest spot that rises above the limits of blobs with ``height``."""
+            norm = min(
+                (self.limits[f"{prefix}blob_{scale:g}"].high + special.ndtri(POWER)) * float(one)
                 * (width**2 + scale**2) / (2 * width * scale)
                 for scale, one in zip(SCALES, spread, strict=True)
             )  # fmt: skip
+            return float(100 * level * norm / (sqrt(pi) * width * height))
 
-        run = _CLIPPED * norm("run_") / sqrt(self.length) if self.length else None
-        mean = float(denoised.mean()) - self.camera.offset
-        return Smallest.of(norm(""), atom, mean, run, self.length)
+        run = _CLIPPED * percent("run_") / sqrt(self.length) if self.length > 1 else None
+        return Smallest(percent(""), run, width, self.length)
+
+
+class Smallest(NamedTuple):
+    """The smallest false spot that is found, in per cent of the contrast of the frame's detail.
+
+    That is the distance of its 1 % or 99 % quantile from the median, whichever is larger: of atoms,
+    about their height; and of that `_SURE`. The spot is a Gaussian as wide as the detail.
+    """
+
+    percent: float | None  # None in correlated noise, where no place is judged
+    run_percent: float | None  # of one that stays for a ``run`` of frames; None without runs
+    width_px: float
+    run: int
+
+    @property
+    def words(self) -> str:
+        """Say what a pass does not."""
+
+        def rounded(percent: float) -> str:
+            return f"{float(f'{percent:.2g}'):g}"
+
+        if self.percent is None:
+            return "a false atom cannot be seen: in correlated noise no place is judged"
+        words = (
+            f"a filled vacancy, or other false spot of {self.width_px:.2g} px, is noticed above "
+            f"{rounded(self.percent)} % of the contrast of atoms"
+        )
+        if self.run_percent is not None:
+            run = rounded(self.run_percent)
+            words += f" in one frame, {run} % if it stays for {self.run} frames"
+        if self.percent > 100:
+            words += ": single vacancies can be filled unseen at this dose"
+        return words

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_model import NoiseModel
 from emdn_models.errors import EmdnError
 from emdn_models.metrics import mean_ratio, rings
@@ -32,31 +31,26 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Camera:
-    """Counting noise times gain, and read noise."""
+    """Counting noise times gain."""
 
-    gain: float  # intensity units per electron; below 0 where electrons darken the picture
-    offset: float  # intensity of a pixel without electrons
-    read: float  # standard deviation of the read noise, intensity units
+    gain: float  # intensity units per electron
+    offset: float  # intensity of a pixel without electrons, lower where there is read noise
     uncertainty: float  # relative standard error of the noise's standard deviation
     integer: bool  # whether pixels are whole numbers
 
     @classmethod
-    def of(cls, noise: NoiseModel, scale: Intensity, integer: bool) -> "Camera":
-        """Take from a noise model what the noise's size depends on, or else from ``scale``."""
+    def of(cls, noise: NoiseModel, integer: bool) -> "Camera":
+        """Take from a noise model what the noise's size depends on."""
+        known = isfinite(noise.gain_error)
         if noise.counting:
-            error = noise.gain_error if isfinite(noise.gain_error) else 0.0
-            return cls(1.0, 0.0, 0.0, error / 2, integer)
-        if not (isfinite(noise.gain) and noise.gain > 0):
-            return cls(scale.gain, scale.offset, 0.0, _UNKNOWN, integer)
-        error = noise.gain_error / noise.gain / 2 if isfinite(noise.gain_error) else _UNKNOWN
-        read = noise.read_noise_electrons
-        read = noise.gain * read if isfinite(read) else 0.0
-        return cls(noise.gain, noise.offset, read, error, integer)
+            return cls(1.0, 0.0, noise.gain_error / 2 if known else 0.0, integer)
+        error = noise.gain_error / noise.gain / 2 if known else _UNKNOWN
+        return cls(noise.gain, noise.offset, error, integer)
 
     def noise(self, expected: Frame) -> Frame:
         """Return the noise's standard deviation at expected values, intensity units."""
         electrons = np.maximum((expected - self.offset) / self.gain, 0.01)
-        return np.asarray(np.sqrt(self.gain**2 * electrons + self.read**2), np.float32)
+        return np.asarray(self.gain * np.sqrt(electrons), np.float32)
 
     def in_sigma(self, raw: Frame, denoised: Frame) -> Floats:
         """Divide raw - denoised (H, W) by the noise that is expected there.
@@ -67,7 +61,7 @@ class Camera:
             If the denoised frame is on average not brighter than the offset.
         """
         clean = denoised.astype(np.float64)
-        variance = self.gain * (clean - self.offset) + self.read**2
+        variance = self.gain * (clean - self.offset)
         level = float(variance.mean())
         if not level > 0:
             raise EmdnError(
@@ -80,8 +74,6 @@ class Camera:
         """Draw a frame of which ``truth`` (H, W) is the expected value."""
         electrons = np.maximum((truth.astype(np.float64) - self.offset) / self.gain, 0)
         drawn = self.gain * chance.poisson(electrons) + self.offset
-        if self.read:
-            drawn = drawn + self.read * chance.standard_normal(truth.shape)
         return np.asarray(np.rint(drawn) if self.integer else drawn, dtype=np.float32)
 
 
@@ -115,13 +107,8 @@ STATISTICS = {
     "std": Statistic(
         "standard deviation of the residual", "", REMOVED, NOISE, tolerance=0.004
     ),
-    "lag": Statistic(
-        "correlation of neighbouring pixels of the residual", "", SMOOTHED, NOISE, tolerance=0.005
-    ),
-    "columns": Statistic("largest column mean of the residual", "sigma", REMOVED, largest=True),
-    "rows": Statistic("largest row mean of the residual", "sigma", REMOVED, largest=True),
-    "columns_rms": Statistic("RMS of the residual's column means", "sigma", REMOVED),
-    "rows_rms": Statistic("RMS of the residual's row means", "sigma", REMOVED),
+    "columns": Statistic("RMS of the residual's column means", "sigma", REMOVED),
+    "rows": Statistic("RMS of the residual's row means", "sigma", REMOVED),
     "peak": Statistic(
         "largest peak in the residual's power", "times the noise's", SMOOTHED, largest=True
     ),
@@ -196,70 +183,50 @@ class Spot(NamedTuple):
     contrast: float
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """The statistics of a frame, or of a panel of a large one."""
 
     values: dict[str, float]  # by the names of `SINGLE`
-    added: frozenset[str]  # those of which the denoised frame has more, or where it is brighter
+    added: set[str]  # those of which the denoised frame has more, or where it is brighter
     strength: Floats  # (4,) amplitude of the denoised frame in the bands
     spots: dict[str, Spot]  # the largest, by ``blob_2`` and so on
     peak: tuple[float, float]  # where it is, (y, x) in cycles/pixel
     fields: Frame  # (S, H, W) the smoothed residual, in standard deviations of white noise
-    spectrum: Floats  # (R,) power on rings; 1 is the expected noise's
 
 
 def measure(raw: Frame, denoised: Frame, camera: Camera, good: Mask) -> Measured:
-    """Measure the residual of a frame.
+    """Measure the residual of a frame (H, W), at least 16 x 16, by its ``good`` pixels.
 
-    Parameters
-    ----------
-    raw, denoised
-        (H, W), at least 16 x 16, in the same units.
-    good
-        (H, W), the pixels that count.
-
-    Raises
-    ------
-    EmdnError
-        If the denoised frame is on average not brighter than the camera's offset.
+    EmdnError if the denoised frame is on average not brighter than the camera's offset.
     """
     scaled = camera.in_sigma(raw, denoised)
     # A change of the mean is judged as such and not as a blob.
     about = np.where(good, scaled - scaled.mean(where=good), 0)
-    variance = float(np.square(about).sum() / good.sum())
-    lags = [
-        (about[a] * about[b]).sum() / max((good[a] & good[b]).sum(), 1)
-        for a, b in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:]))
-    ]
     values = {
         "ratio": float(mean_ratio(denoised - camera.offset, raw - camera.offset, good)),
-        "std": variance**0.5,
-        "lag": float(np.mean(lags) / (variance or 1)),
+        "std": float(np.square(about).sum() / good.sum()) ** 0.5,
     }
     added = set()
     for axis, name in enumerate(("columns", "rows")):
         means = about.sum(axis=axis) / np.sqrt(np.maximum(good.sum(axis=axis), 1))
-        values |= {name: np.abs(means).max(), f"{name}_rms": float(np.sqrt(np.mean(means**2)))}
+        values[name] = float(np.sqrt(np.mean(means**2)))
         if means[np.abs(means).argmax()] < 0:
-            added |= {name, f"{name}_rms"}
-    own, circles, size = filters(*raw.shape), rings(*raw.shape), float(good.sum())
-    power = np.square(np.abs(np.fft.rfft2(about))) / size
+            added.add(name)
+    own, power = filters(*raw.shape), np.square(np.abs(np.fft.rfft2(about))) / float(good.sum())
     radial = own.sums(power) / np.maximum(own.sums(np.ones_like(power)), 1)
     values |= {f"radial_{n}": float(one) for n, one in enumerate(radial, 1)}
     unit = np.float32(camera.gain)  # float32 does not hold the square of every unit
     level = np.sqrt(max(float(np.var((raw - denoised) / unit)), 1e-30))
     detail = (denoised - denoised.mean()) / unit / np.float32(level)
     single = about.astype(np.float32)
-    spectra, strength, peak = _compare(single, detail, own, circles.labels)
+    spectra, strength, peak = _compare(single, detail, own, rings(*raw.shape).labels)
     fields = smoothed(single)
     spots = spots_of(fields, "blob")
     values |= spectra | {name: spot.contrast for name, spot in spots.items()}
     added |= {name for name, spot in spots.items() if spot.z < 0}
     if peak[0]:
         added.add("peak")
-    spectrum = circles.total(power) / circles.pixels
-    return Measured(values, frozenset(added), strength, spots, peak[1:], fields, spectrum)
+    return Measured(values, added, strength, spots, peak[1:], fields)
 
 
 def _compare(
@@ -267,16 +234,10 @@ def _compare(
 ) -> tuple[dict[str, float], Floats, tuple[bool, float, float]]:
     """Compare the spectra of residual and denoised frame, in the same units, through a window.
 
-    Returns
-    -------
-    dict
-        ``match_1`` and so on: projection of the residual on the denoised frame, in units of the
-        residual's own scatter, white noise's at most; ``peak``, the largest power of the residual;
-        ``lattice``, the largest projection on a sharp peak of the denoised frame's negative.
-    ndarray
-        ``strength`` of `Measured`.
-    tuple
-        Whether the denoised frame has more of the peak, and where it is, cycles/pixel.
+    Returns ``match_1`` and so on: projection of the residual on the denoised frame, in units of the
+    residual's own scatter, white noise's at most; ``peak``, the largest power of the residual;
+    ``lattice``, the largest projection on a sharp peak of the denoised frame's negative; then
+    ``strength`` of `Measured`; whether the denoised frame has more of the peak; and where it is.
     """
     left, after = (np.fft.rfft2(one * own.window) for one in (scaled, detail))
     across = (left * after.conj()).real

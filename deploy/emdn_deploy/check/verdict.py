@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import special
 
 from emdn_deploy.check.bootstrap import LEVEL, Limits, Thresholds, share
-from emdn_deploy.check.heldout import Correlations, HeldOutError
+from emdn_deploy.check.heldout import moves
 from emdn_deploy.check.quick import allowed
 from emdn_deploy.check.residual import (
     ADDED,
@@ -21,13 +20,13 @@ from emdn_deploy.check.residual import (
     SINGLE,
     SMOOTHED,
     STATISTICS,
-    Floats,
     Frame,
     Mask,
     Spot,
     measure,
     spots_of,
 )
+from emdn_models.metrics import HeldOut
 
 PASSED, OUTSIDE = "within noise", "outside training"
 MEANINGS = {
@@ -43,7 +42,6 @@ MEANINGS = {
 
 _MOST = 4  # pieces of evidence that are shown
 _CLEAR = 5.0  # standard errors
-_PAIRS = 8  # fewer do not tell the scatter of a correlation
 _ERROR = 1.5  # squared error, over that of replicates, that is not worth one
 
 
@@ -63,10 +61,8 @@ class Judge:
     """Measures the frames of a stack and judges them, as they pass."""
 
     def __init__(self, thresholds: Thresholds) -> None:
-        self.power: Floats = np.zeros(1)  # sum of the residuals' power on rings
         self._own = thresholds
-        self._rows: list[tuple[Any, ...]] = []
-        self._values: list[Floats] = []
+        self._rows: list[dict[str, Any]] = []
         self._waiting: list[Found] = []  # for the run that they belong to
         self._sums: list[Frame] = []
 
@@ -74,7 +70,6 @@ class Judge:
         """Measure the next frame."""
         own = self._own
         panels = [measure(raw[at], denoised[at], own.camera, own.good[at]) for at in own.panels]
-        self.power = self.power + np.mean([one.spectrum for one in panels], axis=0)
         found = Found(number)
         for name in SINGLE:
             low, _, typical = own.limits[name]
@@ -113,12 +108,11 @@ class Judge:
             found.spots |= run
             found.values |= {name: spot.contrast for name, spot in run.items()}
             found.added |= {name for name, spot in run.items() if spot.z < 0}
-            farthest = max(
-                found.spots, key=lambda name: found.spots[name].contrast / own.limits[name].high
-            )
-            place = found.spots[farthest][:4]
-            self._rows.append((found.number, *verdict_of(found, own), *place))
-            self._values.append(np.array([found.values[name] for name in own.limits]))
+            far = max((spot.contrast / own.limits[n].high, n) for n, spot in found.spots.items())
+            spot, (verdict, evidence) = found.spots[far[1]], verdict_of(found, own)
+            row = {"frame": found.number, "verdict": verdict, "evidence": evidence}
+            row |= {"y": spot.y, "x": spot.x, "scale_px": spot.scale, "z": spot.z}
+            self._rows.append(row | {name: found.values[name] for name in own.limits})
         self._waiting.clear()
         self._sums = []
 
@@ -126,15 +120,10 @@ class Judge:
         """Judge the frames of a last, shorter run, and return the table of `CheckResult`."""
         if self._waiting:
             self._complete()
-        schema = ["frame", "verdict", "evidence", "y", "x", "scale_px", "z"]
-        table = pl.DataFrame(self._rows, schema, orient="row")
-        columns: list[pl.Series | pl.Expr] = []
-        for (name, limit), values in zip(
-            self._own.limits.items(), np.array(self._values).T, strict=True
-        ):
-            low = [pl.lit(limit.low).alias(f"{name}_low")] if isfinite(limit.low) else []
-            columns += [pl.Series(name, values), *low, pl.lit(limit.high).alias(f"{name}_high")]
-        return table.with_columns(columns)
+        limits = self._own.limits.items()
+        ends = {f"{name}_low": one.low for name, one in limits if isfinite(one.low)}
+        ends |= {f"{name}_high": one.high for name, one in limits}
+        return pl.DataFrame(self._rows).with_columns(**{n: pl.lit(one) for n, one in ends.items()})
 
 
 def verdict_of(found: Found, own: Thresholds) -> tuple[str, str]:
@@ -178,12 +167,13 @@ def verdict_of(found: Found, own: Thresholds) -> tuple[str, str]:
     return "; ".join(verdicts) or PASSED, "; ".join(evidence[:_MOST] or own.outside)
 
 
-def judge(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
-    """Say why the residuals of a stack fail it; nothing if they do not.
+def judge(table: pl.DataFrame, own: Thresholds, error: HeldOut | None = None) -> tuple[str, ...]:
+    """Say why a stack fails; nothing if it does not.
 
     Of sound frames `LEVEL` may stand out each for itself, so that of a long stack some do. A stack
     fails for more of them than that, for more runs, and for a frame or run so far out that hardly
-    any sound stack has one. Each of these three has `quick.SHARE` of false alarms.
+    any sound stack has one. Each of these three has `quick.SHARE` of false alarms. It also fails
+    for noise that no model has seen, and for a squared error clearly above that of replicates.
     """
     found = []
     if own.outside:
@@ -213,6 +203,13 @@ def judge(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
                 f"{statistic.words}: {statistic.written(value)} in {where}{more}; in 99 % of sound "
                 f"stacks no frame is beyond {statistic.written(bound)}"
             )
+    if error and not moves(error) and isfinite(error.error.se):
+        value, se = error.error.value, error.error.se
+        if value - _CLEAR * se > _ERROR * own.error:
+            found.append(
+                f"the squared error against neighbouring frames, {value:.4g} ± {se:.2g}, is above "
+                f"that of replicates, {own.error:.4g}"
+            )
     return tuple(found)
 
 
@@ -223,27 +220,3 @@ def beyond(table: pl.DataFrame, limits: Mapping[str, Limits], names: Iterable[st
         values = table[name].to_numpy()
         out |= (values < limits[name].low) | (values > limits[name].high)
     return out
-
-
-def judge_neighbours(error: HeldOutError | None, curves: Correlations | None) -> tuple[str, ...]:
-    """Say what neighbouring frames show to be wrong with a stack, beyond chance."""
-    found = []
-    if error and not error.moves and isfinite(error.error.se):
-        least = error.error.value - _CLEAR * error.error.se
-        if least > _ERROR * error.expected:
-            found.append(
-                f"the squared error against neighbouring frames, {error.error.value:.4g} ± "
-                f"{error.error.se:.2g}, is above that of replicates, {error.expected:.4g}"
-            )
-    if curves and curves.pairs >= _PAIRS:
-        # As many standard errors as have the same chance in so few pairs (Student).
-        clear = -float(special.stdtrit(curves.pairs - 1, special.ndtr(-_CLEAR)))
-        chance = np.hypot(curves.raw_se, curves.denoised_se)
-        worse = curves.denoised < curves.raw - clear * chance
-        if worse.any():
-            at = ", ".join(f"{one:.3f}" for one in curves.frequency[worse][:4])
-            found.append(
-                "denoised frames agree less with the neighbouring raw frame than raw ones do "
-                f"(FRC) at {at} cycles/pixel"
-            )
-    return tuple(found)

@@ -6,7 +6,6 @@ from emdn_models.metrics.image import (
     gain_db,
     mean_ratio,
     psnr,
-    ring_correlation,
     rings,
     ssim,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "gain_db",
     "mean_ratio",
     "psnr",
-    "ring_correlation",
     "rings",
     "roc",
     "simulated_sites",

@@ -1,4 +1,4 @@
-"""Metrics of denoised frames: PSNR, SSIM and gains by the truth; Fourier ring correlation.
+"""Metrics of denoised frames: PSNR, SSIM and gains by the truth; rings of spectra.
 
 All take frames (H, W) or stacks (N, H, W) of finite pixels and give a number or (N,) numbers;
 `EmdnError` names an argument that is of another shape, has a pixel that is not finite or, as a
@@ -175,33 +175,3 @@ def rings(height: int, width: int) -> Rings:
     for array in found:
         array.flags.writeable = False
     return found
-
-
-def ring_correlation(first: ArrayLike, second: ArrayLike) -> tuple[Floats, Floats]:
-    """Correlate the Fourier transforms of two frames (H, W), at least 4 x 4, ring by ring.
-
-    Fourier ring correlation (Saxton, Baumeister, Journal of Microscopy 127, 1982): the sum of
-    F conj(G) over a ring, over the root of the product of the sums of abs(F)**2 and abs(G)**2. A
-    Hann window fades the frames out towards their edges, which removes the cross that unequal
-    opposite edges leave. Returns (R,) mean spatial frequencies, cycles/pixel, up to 0.5, and (R,)
-    correlations from -1 to 1, NaN where a frame has no power.
-
-    Between two denoised frames it is never a resolution: a denoiser that draws the same lattice
-    into both makes them agree. Compare FRC(denoised A, raw B) with FRC(raw A, raw B), for frames A
-    and B with independent noise. Of a lattice only a few rings hold signal, so that "the first
-    crossing of a threshold" says nothing.
-    """
-    one, two = as_frames(first=first, second=second)
-    if one.ndim != 2 or min(one.shape) < 4:
-        raise EmdnError(f"first: found shape {one.shape}, expected a frame of at least 4 x 4")
-    circles = rings(*one.shape)
-    window = np.outer(
-        *(0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(n) + 0.5) / n) for n in one.shape)
-    )
-    f, g = (np.fft.rfft2((frame - frame.mean()) * window) for frame in (one, two))
-    cross, power_one, power_two = (
-        circles.total(part)
-        for part in ((f * g.conj()).real, f.real**2 + f.imag**2, g.real**2 + g.imag**2)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return circles.frequency, cross / np.sqrt(power_one * power_two)

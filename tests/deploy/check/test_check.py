@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from emdn_deploy import Denoiser, denoise_file
 from emdn_deploy.check import bootstrap, check
-from emdn_deploy.check.heldout import FRAMES, Neighbours
+from emdn_deploy.check.heldout import FRAMES, Neighbours, moves
 from emdn_deploy.check.residual import Camera
 from emdn_deploy.check.stack import completed
 from emdn_deploy.config import DenoiseOptions
@@ -26,7 +26,7 @@ from emdn_models.errors import EmdnError, FormatError, ModelError
 Array = np.ndarray[Any, Any]
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 SCALE = Intensity(68.0, 1.0, 0.0, 8.2, "")
-CAMERA = Camera(1.0, 0.0, 0.0, 0.002, True)
+CAMERA = Camera(1.0, 0.0, 0.002, True)
 SIGMA = 60**0.5  # of the noise of the scene, at its mean
 
 
@@ -44,12 +44,8 @@ def test_sound_frames_pass(stacks, saved, options: DenoiseOptions, scene) -> Non
     assert abs(result.heldout.error.value - true) < 4 * result.heldout.error.se
     assert result.heldout.error.value == pytest.approx(true, rel=0.3)
     # What is drawn from keeps some noise, of which the blur takes the most.
-    assert true < result.heldout.expected < 1.7 * true
-    assert not result.heldout.moves
-    # A denoised frame agrees better with the next raw one than a raw frame does.
-    assert result.correlations is not None
-    low = result.correlations.frequency < 0.05
-    assert (result.correlations.denoised > result.correlations.raw)[low].all()
+    assert true < result.thresholds.error < 1.7 * true
+    assert not moves(result.heldout)
 
 
 def _smoothed(frames: Array) -> Array:
@@ -99,7 +95,6 @@ def test_an_invented_atom_is_found_where_it_is(
     assert ("structure added" if sign > 0 else "structure removed") in row["verdict"]
     assert np.hypot(row["y"] - 30, row["x"] - 52) < 3
     assert np.sign(row["z"]) == -sign
-    assert result.shown.number == 5
 
 
 def test_a_faint_atom_adds_up_over_neighbouring_frames(
@@ -122,8 +117,7 @@ def test_a_faint_atom_adds_up_over_neighbouring_frames(
 def test_one_frame_says_what_cannot_be_said(stacks, saved, options: DenoiseOptions) -> None:
     result = check(*saved(*stacks(1)), options)
     assert result.heldout is None
-    assert result.correlations is None
-    assert any(note.startswith("one frame: no squared error") for note in result.notes)
+    assert any(note.startswith("too few frames for a squared error") for note in result.notes)
     assert "run_blob_2" not in result.thresholds.limits
     assert result.table.height == 1
 
@@ -164,17 +158,15 @@ def test_an_mrc_file_brings_the_name_of_its_model(stacks, tmp_path: Path) -> Non
     assert (
         "the frames were denoised by unet@movie, the thresholds are those of unet" in result.notes
     )
-    assert result.comparison.frames == 0  # none is far enough away
+    assert "too few frames" in result.comparison.words  # none is far enough away
 
 
-@pytest.mark.parametrize("suffix", ["h5", "mrc", "npy", "tif", "zarr"])
-@pytest.mark.parametrize("content", [None, b"II*\0 no such file", 600 * b"\xfe9"])
+@pytest.mark.parametrize("suffix", ["h5", "mrc", "tif"])
 def test_a_result_that_cannot_be_read_is_one_line(
-    suffix: str, content: bytes | None, stacks, saved, tmp_path: Path, options: DenoiseOptions
+    suffix: str, stacks, saved, tmp_path: Path, options: DenoiseOptions
 ) -> None:
     target = tmp_path / f"b.{suffix}"
-    if content is not None:
-        target.write_bytes(content)
+    target.write_bytes(600 * b"\xfe9")
     with pytest.raises(FormatError, match=f"b.{suffix}: "):
         check(saved(stacks(3)[0])[0], target, options)
 
@@ -212,6 +204,10 @@ def test_refusals_name_the_remedy(stacks, saved, options: DenoiseOptions) -> Non
         check(*saved(np.full((2, 32, 32), 7.0), np.full((2, 32, 32), 7.0)), options)
     with pytest.raises(FormatError, match="16 x 16 or more"):
         check(*saved(raw[:, :8], clean[:, :8]), options)
+    path = saved(raw)[0].with_suffix(".tif")
+    tifffile.imwrite(path, raw, photometric="miniswhite")
+    with pytest.raises(FormatError, match="found min-is-white frames"):
+        check(path, None, options)
     clean[1, 2, 3] = np.nan
     with pytest.raises(FormatError, match="not finite"):
         check(*saved(raw, clean), options)
@@ -226,6 +222,7 @@ def _peak(work: Callable[..., Any], *arguments: Any) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_longer_stack_takes_no_more(
     stacks, tmp_path: Path, options: DenoiseOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,11 +285,11 @@ def test_a_bad_result_is_far_worse_than_the_default_and_a_good_one_is_not(exampl
     assert compared(raw, blurred(raw, 2.5)).verdict == "worse"
     assert compared(raw, truth).verdict == "no worse"
     # The default is not compared with itself; but a file that says so is.
-    assert compared(raw, raw, here=True).verdict == "same"
+    assert compared(raw, raw, here=True).worse is None
     assert compared(raw, default).worse.value == 0
     few = compared(raw[:2], raw[:2])
-    assert few.words == "cannot be compared with unet, the default: too few frames"
-    assert compared(raw[:6], raw[:6], apart=3).verdict == "too few frames"
+    assert few.words == "too few frames to compare with unet, the default"
+    assert compared(raw[:6], raw[:6], apart=3).worse is None
 
 
 def test_motion_is_no_excuse_for_noise(example) -> None:
@@ -301,7 +298,7 @@ def test_motion_is_no_excuse_for_noise(example) -> None:
     moved = [np.roll(one, rng.integers(-9, 10, 2), (0, 1)) for one in truth]
     jumping = rng.poisson(moved).astype(np.float32)
     result = compared(jumping, blurred(jumping, 2.5))
-    assert result.verdict == "moves"
+    assert result.verdict == "unknown"
     assert result.words.endswith("which cannot be told from motion")
     assert compared(jumping, jumping).verdict == "far worse"
 

@@ -1,4 +1,4 @@
-"""The quick check of every run, and the smallest defect that a check can see."""
+"""The quick check of every run, and the smallest false spot that a check can see."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,24 +6,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from emdn_deploy import Denoiser, preprocess
 from emdn_deploy.check.bootstrap import Thresholds
-from emdn_deploy.check.quick import BOUNDS, Quick, atom_of
+from emdn_deploy.check.quick import BOUNDS, Quick
 from emdn_deploy.check.verdict import Judge
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"
-A = 20.0  # pixels, of the lattices
-
-BASES = {
-    "square": ([[A, 0], [0, A]], [[0, 0]], 1.0),
-    # One atom a spot that has six neighbours is taken for two.
-    "close-packed": ([[A, 0], [A / 2, A * 3**0.5 / 2]], [[0, 0]], 0.5**0.5),
-    # Its neighbours overlap so far that a part of an atom does not vary: it does not count.
-    "honeycomb": ([[A, 0], [A / 2, A * 3**0.5 / 2]], [[0, 0], [A / 2, A / 12**0.5]], 0.65),
-}
 
 
 def test_the_numbers_are_those_of_their_definitions() -> None:
@@ -102,39 +94,6 @@ def test_filled_pixels_do_not_count(stacks, scene) -> None:
     assert without.result().numbers["std"].min() > BOUNDS["std"][0]
 
 
-def lattice(name: str, width: float, height: float, atom) -> np.ndarray:
-    vectors, basis, _ = BASES[name]
-    steps = np.array([(i, j) for i in range(-16, 17) for j in range(-16, 17)]) @ np.array(vectors)
-    frame = np.full((160, 160), 100.0)
-    for x, y in (steps[:, None] + np.array(basis)).reshape(-1, 2) + 80:
-        if -20 < x < 180 and -20 < y < 180:
-            frame += height * atom(frame.shape, y, x, width)
-    return frame.astype(np.float32)
-
-
-@pytest.mark.parametrize("height", [5.0, -5.0])
-@pytest.mark.parametrize("name", BASES)
-def test_an_atom_is_measured_in_a_lattice(name: str, height: float, atom) -> None:
-    ramp = np.linspace(0, 30, 160, dtype=np.float32)  # no structure of atoms
-    found = atom_of(lattice(name, 3.0, height, atom) + ramp)
-    true = 5 * np.sqrt(np.pi) * 3
-    assert found is not None
-    assert found.norm == pytest.approx(0.75 * BASES[name][2] * true, rel=0.2)
-    assert found.width == pytest.approx(3, rel=0.3)
-
-
-def test_no_atoms_no_percent(atom) -> None:
-    flat = np.full((64, 64), 60, np.float32)
-    noisy = flat + np.random.default_rng(0).normal(0, 0.3, flat.shape).astype(np.float32)
-    for frame in (flat, noisy, flat + 20 * atom(flat.shape, 30, 30, 3), flat[:8, :8]):
-        quick = Quick(1, 0)
-        quick.add(0, frame[None].astype(np.float32), frame[None].astype(np.float32))
-        found = quick.result().smallest
-        assert found is not None
-        assert found.percent is None
-        assert found.words.startswith("no atoms show; a false spot of ")
-
-
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
     """Find what results for a part of the example are judged by, and make sound results."""
@@ -160,33 +119,23 @@ def test_nine_in_ten_of_the_smallest_are_found(example, atom) -> None:
     found = thresholds.smallest(raw[0], clean[0])
     assert "single vacancies can be filled unseen at this dose" in found.words
     assert found.run_percent < found.percent
-    scale = thresholds.camera.gain
-    quick = Quick(scale, 0)
-    quick.add(0, raw, clean)
-    least = quick.result().smallest
-    assert least.percent > found.percent  # it looks less closely
-    spot = atom_of(clean[0])
+    detail = clean[0] - ndimage.gaussian_filter(clean[0], 12.8)
+    middle, *ends = np.quantile(detail, (0.5, 0.01, 0.99))
+    height = 0.75 * found.percent / 100 * max(abs(end - middle) for end in ends)
     rng = np.random.default_rng(2)
-    seen, told = [], []
+    seen = []
     for number in range(30):
         y, x = rng.uniform(10, 117, 2)
-        one = atom(raw.shape[1:], y, x, spot.width) * spot.norm / (np.sqrt(np.pi) * spot.width)
-        one *= rng.choice([-1, 1]) / 100
-        at = slice(number % 2, number % 2 + 1)
+        one = atom(raw.shape[1:], y, x, found.width_px) * height * rng.choice([-1, 1])
         judged = Judge(thresholds)
-        judged.add(0, raw[at][0], (clean[at][0] + found.percent * one).astype(np.float32))
+        judged.add(0, raw[number % 2], (clean[number % 2] + one).astype(np.float32))
         seen.append(judged.finish()["verdict"][0] != "within noise")
-        quick = Quick(scale, 0)
-        quick.add(0, raw[at], (clean[at] + least.percent * one).astype(np.float32))
-        told.append(quick.result().failing != ())
     # Of 30, at 90 %: fewer than 23 by a chance of 1 %.
-    assert sum(seen) >= 23
-    assert sum(told) >= 23
-    assert sum(seen) + sum(told) < 60
-    correlated = replace(thresholds, noise=replace(thresholds.noise, correlated=True))
+    assert 23 <= sum(seen) < 30
+    correlated = replace(thresholds, noise=thresholds.noise._replace(correlated=True))
     found = correlated.smallest(raw[0], clean[0])
     assert found.percent is None
-    assert found.words.startswith("a filled atom cannot be seen")
+    assert found.words.startswith("a false atom cannot be seen")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 50), (15, 400), (16, 16), (64, 64)])
@@ -195,5 +144,5 @@ def test_odd_frames_have_an_answer(shape: tuple[int, int]) -> None:
     for made in (raw, np.full_like(raw, 9), np.full_like(raw, np.nan)):  # nothing was done; all was
         quick = Quick(1, 0)
         quick.add(0, raw, made)
-        assert quick.result().smallest.words
+        assert quick.result().line
     assert Quick(1, 0).result().line == "no frames"

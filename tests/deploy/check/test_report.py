@@ -1,10 +1,8 @@
 """The command and its report: what it prints and returns, and a page that stands alone."""
 
-import base64
 import json
 import re
 from html.parser import HTMLParser
-from io import BytesIO
 from pathlib import Path
 
 import h5py
@@ -12,10 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 import tifffile
-from PIL import Image
 
 from emdn_deploy import cli
-from emdn_deploy.check import check, report, stack, verdict
+from emdn_deploy.check import check, report, verdict
 from emdn_deploy.evaluate import write_table
 from emdn_models.errors import OutputError
 
@@ -63,53 +60,21 @@ def test_the_page_stands_alone_and_names_the_frame(faulty):
     assert "structure added" in faulty.flagged[5]
     assert faulty.flagged[5] in page.text
     assert verdict.MEANINGS["structure added"] in page.text
-    [source] = page.sources
-    assert source.startswith("data:image/png;base64,")
-    picture = Image.open(BytesIO(base64.b64decode(source.split(",")[1])))
-    assert min(picture.size) > 500
-    assert np.asarray(picture.convert("L")).std() > 5
-    rows = {row[0]: row for row in report.numbers(faulty)}
-    assert rows["frames flagged"][2] == "up to 2"
-    assert rows["largest column mean of the residual"][2].startswith("at most ")
-    assert rows["standard deviation of the residual"][2].count(" to ") == 1
-    assert all(one and one in page.text for row in rows.values() for one in row)
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert [one["number"] for one in data["frames"] if one["flagged"]] == faulty.failing
     assert {one["number"] for one in data["frames"]} == set(range(8))
 
 
-def test_what_stands_out_is_shown(faulty):
-    assert faulty.shown.number == 5
-    # The planted spot: the denoised frame is brighter there, so the residual is negative.
-    assert faulty.shown.residual[20:27, 30:37].mean() < -2
-    assert abs(faulty.shown.residual[40:].mean()) < 0.1
-    table = pl.DataFrame({
-        "frame": range(5), "z": [1.0, -9.0, 2.0, 7.0, 20.0],
-        "verdict": ["within noise", "structure added", "within noise", "structure removed",
-                    "within noise"],
-    })  # fmt: skip
-    assert stack.chosen(table) == 1
-    assert stack.chosen(table.filter(pl.col("verdict") == "within noise")) == 2
-
-
-def test_kinds_of_report(faulty, tmp_path):
-    report.write(tmp_path / "check.png", faulty)
-    with Image.open(tmp_path / "check.png") as picture:
-        assert picture.format == "PNG"
-    with pytest.raises(OutputError, match=r"'\.pdf'; give \.html or \.png"):
-        report.write(tmp_path / "check.pdf", faulty)
-    with pytest.raises(OutputError, match="cannot be written"):
-        report.write(tmp_path / "missing" / "check.html", faulty)
-
-
 def test_files_are_not_written_through_a_link(faulty, tmp_path):
     precious = tmp_path / "movie.npy"
     precious.write_text("frames")
-    for name in ("check.png", "check.csv"):
+    for name in ("check.html", "check.csv"):
         (tmp_path / name).symlink_to(precious)
-    report.write(tmp_path / "check.png", faulty)
+    report.write(tmp_path / "check.html", faulty)
     write_table(faulty.table, tmp_path / "check.csv")
     assert precious.read_text() == "frames"
+    with pytest.raises(OutputError, match="cannot be written"):
+        report.write(tmp_path / "missing" / "check.html", faulty)
 
 
 def call(*arguments: object) -> int:
@@ -157,7 +122,7 @@ def test_check_is_one_line_of_json(files: Path, box_model: Path, capsys) -> None
     facts = json.loads(line)
     assert facts["passed"] == (status == 0)
     assert facts["verdict"] in (("PASS", "WARN") if status == 0 else ("FAIL",))
-    assert facts["comparison"]["name"] == "unet"
+    assert "unet (the default)" in facts["comparison"]["words"]
     assert facts["smallest_defect"]["words"]
     assert facts["model"] == "box"
     assert facts["limits"]["std"][0] < 1
@@ -176,7 +141,7 @@ def test_errors_and_usage_have_their_own_status(files: Path, box_model: Path, ca
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [("--csv", "a.csv"), ("--table", "a.parquet"), ("--report", "a.png")]
+    ("option", "name"), [("--csv", "a.csv"), ("--table", "a.parquet"), ("--report", "a.html")]
 )
 def test_no_file_is_replaced_unasked(
     files: Path, box_model: Path, tmp_path: Path, capsys, option: str, name: str
@@ -198,7 +163,7 @@ def test_evaluate_prints_and_writes(files: Path, tmp_path: Path, capsys) -> None
     own = files / "clean.h5", files / "truth.npy", "--noisy", files / "raw.tif", "--csv", out
     assert call("evaluate", *own) == 0
     printed = capsys.readouterr().out
-    assert "data range of PSNR and SSIM: that of each frame of the truth" in printed
+    assert "data range of PSNR and SSIM: " in printed
     rows = pl.read_csv(out)
     assert rows.columns[:4] == ["frame", "data_range", "psnr_db", "ssim"]
     assert rows["gain_db"].min() > 5

@@ -19,14 +19,14 @@ from emdn_deploy.readers import open_frames
 from emdn_models.errors import EmdnError
 
 SIZE = 96, 130
-CAMERA = Camera(2.5, 40.0, 3.0, 0.0, False)
+CAMERA = Camera(2.5, 40.0, 0.0, False)
 EVERY = np.ones(SIZE, bool)
 SIDE, FRAMES = 64, 24
 
 
 @pytest.fixture(scope="module")
 def frames():
-    """Ideal denoising: raw (40, 96, 130) with counting and read noise, and their scene."""
+    """Ideal denoising: raw (40, 96, 130) with counting noise, and their scene."""
     rng = np.random.default_rng(0)
     truth = 60 + 12.5 * np.sin(np.arange(SIZE[1]) / 20) * np.ones((SIZE[0], 1), np.float32)
     truth = truth.astype(np.float32)
@@ -47,14 +47,11 @@ def test_an_ideal_residual_is_white_with_unit_variance(frames, share) -> None:
     good = np.random.default_rng(1).random(SIZE) <= share
     found = measured(np.where(good, raw, 1e6), truth, good)
     root = np.sqrt(good.sum())
-    for name, expected, spread in (("std", 1, 1 / (2**0.5 * root)), ("lag", 0, 1 / root)):
-        scores = (values(found, name) - expected) / spread
-        assert abs(scores.mean()) < 4 / 40**0.5 + 0.1
+    assert abs(values(found, "std").mean() - 1) < (4 / 40**0.5 + 0.1) / (2**0.5 * root)
     for band in (2, 3, 4):
         assert values(found, f"radial_{band}").mean() == pytest.approx(1, abs=0.05)
-    for name in ("columns", "rows"):  # the largest of about a hundred normal numbers
-        assert 2 < values(found, name).mean() < 3.3
-        assert values(found, f"{name}_rms").mean() == pytest.approx(1, abs=0.05)
+    for name in ("columns", "rows"):
+        assert values(found, name).mean() == pytest.approx(1, abs=0.05)
     fields = np.stack([one.fields for one in found])
     assert fields.std(axis=(0, 2, 3)) == pytest.approx(share**0.5, abs=0.1)
 
@@ -67,16 +64,16 @@ def test_each_wrong_raises_its_statistic(frames) -> None:
     assert values(left, "std").mean() == pytest.approx(0.7, abs=0.02)
     assert values(left, "match_4").min() > 5 * np.abs(values(ideal, "match_4")).max()
     smeared = measured(truth + (noise + np.roll(noise, 1, 2)) / np.sqrt(2), truth)
-    assert values(smeared, "lag").mean() == pytest.approx(0.25, abs=0.04)
+    assert values(smeared, "radial_2").mean() > 1.5
     for name, at in (("columns", np.s_[:, 17]), ("rows", np.s_[17])):
         stripe = np.zeros(SIZE, np.float32)
         stripe[at] = 10
         found = measured(raw + stripe, truth)
-        assert values(found, name).min() > 5
+        assert values(found, name).min() > 1.2
         assert not any(name in one.added for one in found)
         stripes = np.random.default_rng(2).normal(0, 2, SIZE).astype(np.float32)
         stripes[:] = stripes[:1] if name == "columns" else stripes[:, :1]
-        assert values(measured(raw, truth + stripes), f"{name}_rms").min() > 1.3
+        assert values(measured(raw, truth + stripes), name).min() > 1.3
     lattice = 3 * np.cos(2 * np.pi * np.arange(SIZE[1]) / 5).astype(np.float32)
     removed, added = measured(raw + lattice, truth), measured(raw, truth + lattice)
     assert values(removed, "peak").min() > 3 * values(ideal, "peak").max()
@@ -95,7 +92,7 @@ def test_dark_pixels_and_a_wrong_offset(frames) -> None:
     raw = np.full((16, 16), 4, np.float32)
     denoised = raw.copy()
     denoised[:4] = -1
-    scaled = Camera(1.0, 0.0, 0.0, 0.0, True).in_sigma(raw, denoised)
+    scaled = Camera(1.0, 0.0, 0.0, True).in_sigma(raw, denoised)
     assert scaled[0, 0] == pytest.approx(5 / np.sqrt(0.01 * denoised.mean()))
     assert (scaled[4:] == 0).all()
     with pytest.raises(EmdnError, match="expected more than the offset, 500"):
@@ -117,7 +114,7 @@ def test_the_farthest_of_all_statistics_has_the_chance_that_is_asked_for() -> No
     for _ in range(150):
         drawn = rng.normal(3, 0.1, (96, len(SINGLE)))
         for at, name in enumerate(SINGLE):
-            if name in ("columns", "rows", "peak") or name.startswith("blob"):
+            if name == "peak" or name.startswith("blob"):
                 drawn[:, at] = rng.gumbel(4, 0.3, 96)
         known = Population(list(drawn[:32]), pilots=[], runs=[])
         maxima = known.maxima
@@ -174,7 +171,7 @@ def test_a_lattice_that_is_left_whole_is_not_missed(lattice, made: str) -> None:
 
 def own_of(limits, far=None, outside=(), correlated=False) -> Any:
     return SimpleNamespace(
-        limits=limits, farthest=lambda count: far, outside=outside, length=8,
+        limits=limits, farthest=lambda count: far, outside=outside, length=8, error=1.0,
         judged=["ratio"] if correlated else list(limits),
     )  # fmt: skip
 
@@ -194,8 +191,8 @@ def test_a_place_is_told_once_and_by_the_scale_that_shows_it_best() -> None:
 
 
 def test_the_noise_outside_training_is_said_and_residuals_left_alone() -> None:
-    limits = dict.fromkeys(("lag", "ratio"), Limits(-0.1, 0.1, 0.0))
-    bad, good = (Found(0, {"lag": one, "ratio": one / 2}) for one in (0.3, 0.0))
+    limits = dict.fromkeys(("radial_1", "ratio"), Limits(-0.1, 0.1, 0.0))
+    bad, good = (Found(0, {"radial_1": one, "ratio": one / 2}) for one in (0.3, 0.0))
     assert verdict_of(bad, own_of(limits))[0] == "over-smoothed; intensity changed"
     outside = own_of(limits, outside=("correlated",), correlated=True)
     assert verdict_of(bad, outside) == (
