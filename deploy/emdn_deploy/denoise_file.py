@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.report import (
     PICTURES,
     REFERENCES,
-    Plan,
     Report,
     facts_of,
     late_facts,
@@ -56,8 +55,11 @@ class Work:
     given: Stamps
 
 
-def plan(source: Path, options: DenoiseOptions) -> Plan:
-    """Say what `run` would do, and raise what it would raise before reading pixels."""
+def plan(source: Path, options: DenoiseOptions) -> dict[str, Any]:
+    """Say what `run` would do, and raise what it would raise before reading pixels.
+
+    ``size_bytes`` is that of all pixels before any compression.
+    """
     target, module = writers.target_of(source, options)
     with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
         files, others = _outputs(target, module, frames, options)
@@ -65,11 +67,12 @@ def plan(source: Path, options: DenoiseOptions) -> Plan:
         compress = writers.compressed(module, frames, options.compress)
         storage = Storage(options.dtype, compress, options.sigma)
         writers.check_room(target, frames.shape, storage)
-        return Plan(
-            source, target, frames.format, frames.dataset, frames.why, frames.shape,
-            str(frames.dtype), storage.total(frames.shape),
-            writers.sigma_place(target, module, frames) if options.sigma else None, compress,
-        )  # fmt: skip
+        sigma = writers.sigma_place(target, module, frames) if options.sigma else None
+        return {
+            "source": source, "output": target, "format": frames.format, "dataset": frames.dataset,
+            "why": frames.why, "shape": frames.shape, "dtype": str(frames.dtype),
+            "size_bytes": storage.total(frames.shape), "sigma": sigma, "compress": compress,
+        }  # fmt: skip
 
 
 def _outputs(

@@ -36,26 +36,11 @@ def draw(
     title: str = "",
     kind: str = "png",
 ) -> None:
-    """Write a picture: before and after, each in its own contrast, and their difference.
+    """Write a picture: (H, W) before and after, each in its own contrast, and their difference.
 
-    Below are the power spectra of the three at the same limits, cut to the frequencies that hold
-    signal.
-
-    Parameters
-    ----------
-    before, after
-        (H, W), same units.
-    scale
-        Of the stack; the difference is drawn in units of the expected noise.
-    axis
-        Calibration along x; a scale bar is drawn where it has a step.
-    kind
-        Of file, as Matplotlib names it.
-
-    Raises
-    ------
-    OutputError
-        If the picture cannot be written.
+    That is in units of the noise which ``scale`` expects. Below are the power spectra of the three
+    at the same limits. A scale bar is drawn where ``axis`` along x is calibrated; ``kind`` of file
+    is named as Matplotlib does. Raises OutputError.
     """
     from matplotlib.figure import Figure
 
@@ -74,13 +59,11 @@ def draw(
         panel.set_title(name.format(bottom, top), fontsize=10)
         scale_bar(panel, frame.shape[1], axis)
     spectra = [log_power(frame) for frame in (before, after, before - after)]
-    shown = signal_reach(spectra[1], float(np.median(spectra[0])))
-    spectra = [_middle(spectrum, shown) for spectrum in spectra]
     bottom, top = np.quantile(spectra[0], (0.01, 0.9999))
-    reach = f"to {0.5 * shown:.2g} / pixel"
+    reach = "to 0.5 / pixel"
     if axis.step and axis.step > 0 and axis.units:
         step, units = readable(axis.step, axis.units, before.shape[1])
-        reach = f"to {0.5 * shown / step:.3g} / {units}"
+        reach = f"to {0.5 / step:.3g} / {units}"
     names = (f"power before, {reach}", "power after, same limits", "power of the difference")
     for panel, spectrum, name in zip(grid[1], spectra, names, strict=True):
         panel.imshow(spectrum, cmap="magma", vmin=bottom, vmax=max(top, bottom + 1e-6))
@@ -97,29 +80,6 @@ def contrast(frame: NDArray[Any]) -> tuple[float, float]:
     """Return the limits to show a frame at, all but the outermost 0.5 % of its pixels each way."""
     low, high = np.quantile(frame, (0.005, 0.995))
     return float(low), float(max(high, low + np.finfo(np.float32).tiny))
-
-
-def signal_reach(spectrum: NDArray[np.float64], floor: float) -> float:
-    """Return up to which share of the Nyquist frequency a spectrum holds signal, 0.25 at least.
-
-    ``spectrum``: `log_power` of the denoised frame. ``floor``: typical log power of the noise; what
-    is ten times above it is signal.
-    """
-    rows, columns = (
-        np.abs(np.arange(size) - size // 2) / max(1, size / 2) for size in spectrum.shape
-    )
-    reach = np.maximum(rows[:, None], columns[None, :])[spectrum > floor + 1]
-    return float(np.clip(1.25 * reach.max(initial=0.0), 0.25, 1.0))
-
-
-def _middle(spectrum: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """Cut the lowest frequencies out of a spectrum."""
-    halves = [max(1, round(share * size / 2)) for size in spectrum.shape]
-    middles = [size // 2 for size in spectrum.shape]
-    pairs = zip(middles, halves, strict=True)
-    return spectrum[
-        tuple(slice(max(0, middle - half), middle + half + 1) for middle, half in pairs)
-    ]
 
 
 def log_power(frame: NDArray[Any]) -> NDArray[np.float64]:
@@ -176,18 +136,9 @@ def movie(
 ) -> None:
     """Write an animated GIF of at most `MAX_FRAMES` frames, spread over the stack, side by side.
 
-    Parameters
-    ----------
-    before, after
-        ``read(start, stop)`` gives (k, H, W), both in the same units; each side is shown in the
-        contrast of its middle frame.
-    time, length
-        Calibration of the frames and of their x axis, where known.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    ``read(start, stop)`` of both sides gives (k, H, W) in the same units; each is shown in the
+    contrast of its middle frame. ``time`` and ``length`` calibrate the frames and their x axis,
+    where known. Raises OutputError.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -116,10 +116,8 @@ def _row(name: str, value: str) -> str:
 def models_table() -> list[dict[str, str]]:
     """Return a row of text per shipped model.
 
-    The columns are ``name`` (the default marked by ``*``), ``preset``, ``precision``, what
-    ``--precision`` can ask for, ``MB`` of the first of them, ``parameters``, ``GFLOP`` (for one
-    256 x 256 frame), and ``dB at 0.12`` and so on: the improvement over the noisy frame at a
-    signal to noise per pixel, on the fixed test split (``make quality``).
+    The default is marked by ``*``, GFLOP are those of one 256 x 256 frame, and ``dB at 0.12`` is
+    the improvement at that signal to noise per pixel on the fixed test split (``make quality``).
     """
     try:
         default, rows = pretrained.default_model(), []
@@ -127,7 +125,6 @@ def models_table() -> list[dict[str, str]]:
             gains = entry.get("quality", {}).get("gain_db", {})
             row = {
                 "name": name + (" *" if name == default else ""),
-                "preset": str(entry["preset"]),
                 "precision": ", ".join(pretrained.precisions(name)),
                 "MB": f"{(pretrained.WEIGHTS / entry['file']).stat().st_size / 1e6:.2f}",
                 "parameters": f"{entry['parameters']:,}",
@@ -145,9 +142,6 @@ def models() -> str:
     """Return the table of shipped models as printed; what all have in common stands below."""
     rows = models_table()
     notes = ["* the default; NAME@movie sees five frames of a movie, its dB are of a scene at rest"]
-    if len(presets := {row["preset"] for row in rows}) == 1:
-        notes.append(f"preset of all: {presets.pop()}")
-        rows = [{name: cell for name, cell in row.items() if name != "preset"} for row in rows]
     notes.append(
         "GFLOP for one frame of 256 x 256; dB: gain over the noisy frame at that signal to noise "
         "a pixel"

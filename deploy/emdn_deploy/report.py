@@ -27,26 +27,6 @@ PICTURES = {"preview": (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif",
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run would do (``--dry-run``).
-
-    ``shape`` is (N, H, W), ``dtype`` the input's, ``size_bytes`` that of the output's pixels and
-    their standard deviations before any compression; ``sigma`` as of `Report`.
-    """
-
-    source: Path
-    output: Path
-    format: str
-    dataset: str
-    why: str
-    shape: tuple[int, int, int]
-    dtype: str
-    size_bytes: int
-    sigma: str | None
-    compress: bool = False
-
-
-@dataclass(frozen=True)
 class Report:
     """What a run did.
 
@@ -227,24 +207,24 @@ def warnings(report: Report) -> list[str]:
     return said
 
 
-def planned(plan: Plan) -> list[str]:
-    """Return what is printed by a dry run."""
-    count, height, width = plan.shape
-    what = f"{plan.format} {plan.dataset}".rstrip()
+def planned(plan: dict[str, Any]) -> list[str]:
+    """Return what is printed by a dry run, of what `emdn_deploy.denoise_file.plan` says."""
+    count, height, width = plan["shape"]
+    what = f"{plan['format']} {plan['dataset']}".rstrip()
     text = [
-        f"{plan.source} -> {plan.output}",
-        f"  {count} frames of {height} x {width}, {plan.dtype}, {what} ({plan.why})",
-        f"  {human(plan.size_bytes)} to write{', before compression' * plan.compress}",
+        f"{plan['source']} -> {plan['output']}",
+        f"  {count} frames of {height} x {width}, {plan['dtype']}, {what} ({plan['why']})",
+        f"  {human(plan['size_bytes'])} to write{', before compression' * plan['compress']}",
     ]
-    if plan.sigma:
-        text.append(f"  standard deviations in {plan.sigma}, at about eight times the time")
+    if plan["sigma"]:
+        text.append(f"  standard deviations in {plan['sigma']}, at about eight times the time")
     return text
 
 
-def as_json(result: Report | Plan) -> str:
+def as_json(result: Report | dict[str, Any]) -> str:
     """Return one line of JSON; of a run it is the record of the output, and what else is known."""
-    if isinstance(result, Plan):
-        return json.dumps(asdict(result), default=str)
+    if isinstance(result, dict):
+        return json.dumps(result, default=str)
     record = {**result.record, "intensity": asdict(result.intensity)}
     known = {name: getattr(result, name) for name in
              ("source", "output", "frames", "resumed", "seconds", "frames_per_s")}  # fmt: skip

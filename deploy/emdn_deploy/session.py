@@ -48,30 +48,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The metadata of an exported ONNX file.
+    """The metadata of an exported ONNX file; ``text`` is all of it as the file has it.
 
-    Attributes
-    ----------
-    sha256
-        Of the ONNX file.
-    precision
-        Numbers that it computes with, as it says itself.
-    frames
-        How many frames it sees to denoise the middle one of them, an odd number.
-    multiple
-        Step that height and width are padded to inside the graph.
-    receptive_field
-        Side, in pixels, of the largest square that an output pixel sees.
-    halo
-        Border, in pixels, that a tile needs on every inner side, a multiple of ``multiple``;
-        None in files that do not say, for which the field decides.
-    tiling_exact
-        Whether halo tiles give the whole frame's result; if not, ``text`` has the node that
-        sees more as ``whole_frame``.
-    recipe, quality
-        How the weights were trained and what they were measured to do.
-    text
-        All of it as the file has it.
+    ``frames``: how many it sees to denoise the middle one of them, an odd number. ``multiple``:
+    step that height and width are padded to inside the graph. ``receptive_field``: side, in pixels,
+    of the largest square that an output pixel sees. ``halo``: border, in pixels, that a tile needs
+    on every inner side; None in files that do not say, for which the field decides.
+    ``tiling_exact``: whether halo tiles give the whole frame's result; if not, ``text`` has the
+    node that sees more as ``whole_frame``. ``recipe``, ``quality``: how the weights were trained
+    and what they were measured to do.
     """
 
     path: Path
@@ -93,16 +78,9 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Session:
-    """An open model.
+    """An open model; ``handle`` uses all threads for one batch.
 
-    Attributes
-    ----------
-    precision
-        What it computes with: what the file says, or ``tf32``.
-    threads
-        Of the CPU provider.
-    handle
-        Uses all threads for one batch.
+    ``precision``: what it computes with, as the file says, or ``tf32``.
     """
 
     info: ModelInfo
@@ -156,10 +134,9 @@ class Session:
 
         Raises
         ------
-        DeviceMemoryError
-            If the device's memory does not suffice: fewer frames, or tiles, may do.
         DeviceError
-            If the device gives up for another reason.
+            If the device gives up; DeviceMemoryError if its memory does not suffice, where fewer
+            frames, or tiles, may do.
         """
         if out is None:
             out = np.empty((len(frames), *frames.shape[-2:]), np.float32)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, batching, session
-from emdn_deploy.batching import Batching, blocks, ordered, stream
+from emdn_deploy.batching import Batching, blocks, stream
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import run
 from emdn_deploy.session import open_session
@@ -121,52 +120,6 @@ def test_the_first_error_stops_all(stage: str, kind: type[BaseException], parall
     assert threading.active_count() == before
 
 
-def test_stages_overlap() -> None:
-    """Block 2 is read while block 1 is computed and block 0 written, or the barrier breaks."""
-    together = threading.Barrier(3, timeout=300)
-
-    def meet(frames: np.ndarray, number: int) -> np.ndarray:
-        if frames[0, 0, 0] == number:
-            together.wait()
-        return frames
-
-    stream(
-        lambda start, stop: meet(block(start, stop), 2),
-        lambda frames: meet(frames, 1),
-        lambda start, frames, _: meet(frames, 0),
-        blocks(0, 5, 1),
-    )
-
-
-@pytest.mark.parametrize("width", [1, 3, 5])
-def test_results_come_in_order_and_items_as_they_are_needed(width: int) -> None:
-    before, asked, ahead = threading.active_count(), 0, []
-
-    def items() -> Iterator[int]:
-        nonlocal asked
-        for item in range(40):
-            asked = item + 1
-            yield item
-
-    def work(item: int) -> int:
-        time.sleep(0.004 if item % 3 == 0 else 0)
-        return item * item
-
-    for number, result in enumerate(ordered(work, items(), width)):
-        assert result == number**2
-        ahead.append(asked - number)
-    assert max(ahead) <= (2 * width if width > 1 else 1)
-    results = ordered(work, range(1000), width)
-    assert next(results) == 0
-    results.close()
-    assert threading.active_count() == before
-
-
-def test_items_are_worked_on_at_the_same_time() -> None:
-    together = threading.Barrier(3, timeout=300)  # breaks unless three are there at once
-    assert list(ordered(lambda item: together.wait() >= 0 and item, range(9), 3)) == [*range(9)]
-
-
 @pytest.mark.parametrize(
     ("threads", "count", "side", "expected"),
     [
@@ -194,16 +147,6 @@ def test_a_device_takes_few_shapes_of_powers_of_two() -> None:
     sides = (256, 256), (200, 300), (3000, 3000)
     assert [device.frames_per_run(size) for size in sides] == [64, 64, 1]
     assert [device.parallel_runs(count, (256, 256)) for count in (64, 65)] == [1, 2]
-
-
-def test_runs_that_fail_together_halve_once() -> None:
-    cpu = on("cpu")
-    assert cpu._that_fit((4096, 4096), 64) == 64
-    for _ in range(3):
-        cpu._shrink(4000)
-    assert cpu.pixels == 2000
-    assert [cpu._that_fit((10, 10), most) for most in (1, 7, 40)] == [1, 7, 20]
-    assert cpu._that_fit((100, 100), 5) == 1  # by tiles
 
 
 def test_frames_that_fit_are_run_whole_and_others_by_tiles(
@@ -236,14 +179,6 @@ def test_tiles_equal_the_whole_frame_bit_for_bit(
     assert len(shapes) > 2
     assert all(height * width <= pixels for height, width in shapes)
     np.testing.assert_array_equal(tiled, opened.run(frames, 5.0, 0.0, 1.0))
-
-
-def test_a_smaller_halo_would_not_do(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, frames = open_session(box_model, "cpu", threads=1), noisy(1, 96, 96)
-    monkeypatch.setattr(batching, "halo", lambda info: 2)
-    tiled = np.empty_like(frames)
-    batching.by_tiles(lambda f: opened.run(f, 5, 0, 1), frames, opened.info, tiled, 2500)
-    assert not np.array_equal(tiled, opened.run(frames, 5, 0, 1))
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -292,20 +227,6 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     cramped.tried.clear()
     denoiser.denoise(frames, batch=8)
     assert all(height * width <= 3000 for _, height, width in cramped.tried)
-
-
-@pytest.mark.parametrize(("threads", "with_sigma"), [(3, False), (1, True)])
-def test_parallel_runs_and_sigma_back_off_too(
-    box_model: Path, threads: int, with_sigma: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made(threads: int) -> object:
-        denoiser = Denoiser(box_model, threads=threads)
-        return denoiser.denoise_with_sigma(frames) if with_sigma else denoiser.denoise(frames)
-
-    frames = noisy(6, 48, 64)
-    expected = made(1)
-    Cramped(monkeypatch, 2000)
-    np.testing.assert_array_equal(made(threads), expected)
 
 
 def test_a_model_without_exact_tiles_is_named_when_a_frame_does_not_fit(

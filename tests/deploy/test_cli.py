@@ -109,30 +109,6 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
     ]  # fmt: skip
 
 
-def test_pixels_that_are_not_finite_are_filled_and_told(tmp_path, box_model, capsys, caplog, call):
-    path = tmp_path / "nan.h5"
-    frames = np.random.default_rng(0).poisson(9, (4, 16, 16)).astype(np.float32)
-    frames[3, 2, 2] = np.nan
-    frames[:, 9, 9] = np.nan
-    with h5py.File(path, "w") as file:
-        file["frames"] = frames
-    assert call("denoise", path, "--model", box_model, "--device", "cpu") == 0
-    assert "bad        1 pixels" in capsys.readouterr().out
-    assert "1 pixels were not finite in some frames" in caplog.text
-    with h5py.File(tmp_path / "nan_denoised.h5") as file:
-        assert np.isfinite(file["frames"][()]).all()
-    frames[2] = np.nan
-    with h5py.File(path, "r+") as file:
-        file["frames"][()] = frames
-    assert call("denoise", path, "--overwrite", "--model", box_model, "--device", "cpu") == 0
-    assert "1 frames are blank or hold no value, and are left as they are (2)" in caplog.text
-    assert "empty      1 frames" in capsys.readouterr().out
-    with h5py.File(tmp_path / "nan_denoised.h5") as file:
-        assert np.isnan(file["frames"][2]).all()
-        record = next(one for one in file.values() if "frame_mean" in one.attrs)
-        assert record.attrs["frames_without_values"] == "2"
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [("den", "denoise"), ("denoise --mod", "--model"), ("denoise --model ff", "ffdnet")],
@@ -220,21 +196,6 @@ def test_models_are_listed_and_the_default_is_used(shipped, source, capsys, call
     assert call("denoise", source, "--device", "cpu") == 0
     line = failure("denoise", source, "--overwrite", "--model", "nonet")
     assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
-
-
-def test_a_model_for_a_class_of_frames_is_a_model_as_any(
-    source, tmp_path, make_model, monkeypatch, capsys, call
-):
-    path = make_model(tmp_path / "cafcn@stem.onnx", model="cafcn@stem")
-    entry = {"file": path.name, "sha256": pretrained.sha256(path)}
-    index = {"default": "unet", "models": {"cafcn@stem": entry}}
-    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(pretrained, "index", lambda: index)
-    for model in ("cafcn@stem", path):
-        assert call("denoise", source, "--model", model, "--device", "cpu", "--overwrite") == 0
-        assert "model      cafcn@stem on cpu\n" in capsys.readouterr().out
-        with h5py.File(tmp_path / "movie_denoised.h5") as file:
-            assert file["emdn"].attrs["model"] == "cafcn@stem"
 
 
 def test_models_and_help_fit_80_columns(monkeypatch, capsys, call):

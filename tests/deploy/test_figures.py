@@ -38,26 +38,9 @@ def test_bars_have_round_lengths_in_readable_units():
     assert figures.readable(0.1, "Å", 256) == (0.1, "Å")
 
 
-def test_spectra_are_cut_to_what_holds_signal():
-    x = np.arange(160) * np.ones((128, 1))
-    truth = 20 + 3 * np.cos(2 * np.pi * x / 8)  # a quarter of the Nyquist frequency
-    noisy = np.random.default_rng(0).poisson(truth).astype(np.float32)
-    power = figures.log_power(noisy)
-    assert abs(power[:32].mean() - power[48:64, :60].mean()) < 0.05  # white noise is flat
-    floor = float(np.median(power))
-    reach = figures.signal_reach(figures.log_power(truth + 1e-3 * (noisy - truth)), floor)
-    assert reach == pytest.approx(1.25 * 0.25, abs=0.03)
-    assert figures.signal_reach(power, floor) > 0.9
-
-
-def test_a_weak_result_is_shown_in_its_own_contrast(tmp_path):
-    noisy = np.random.default_rng(0).poisson(20, (64, 64)).astype(np.float32)
-    flat = np.full((64, 64), 20, np.float32)
-    flat[:, 32:] = 20.5
-    assert figures.contrast(flat) == (20, 20.5)
-    figures.draw(tmp_path / "p.png", noisy, flat, SCALE, Axis())
-    after = matplotlib.image.imread(tmp_path / "p.png")[100:300, 450:750, 0]
-    assert (after.min(), after.max()) == (0, 1)
+def test_the_spectrum_of_white_noise_is_flat():
+    power = figures.log_power(np.random.default_rng(0).poisson(20, (128, 160)))
+    assert abs(power[:32].mean() - power[48:64, :60].mean()) < 0.05
 
 
 def film(path: Path, frames: np.ndarray, *axes: Axis) -> None:
@@ -96,18 +79,3 @@ def test_each_side_has_its_own_limits_and_large_frames_are_binned(tmp_path, shap
     half = (width - 4) // 2
     before, after = grey[:, :half], grey[:, -half:]
     assert np.abs(before.astype(int) - after).mean() < 40 > abs(before.mean() - 128)
-
-
-def test_a_movie_has_the_time_and_a_bar(tmp_path):
-    def picture(*axes: Axis) -> np.ndarray:
-        film(tmp_path / "m.gif", np.full((3, 256, 256), 7.0), *axes)
-        with Image.open(tmp_path / "m.gif") as opened:
-            return np.asarray(opened.convert("L")).astype(int)
-
-    bare, barred = picture(), picture(Axis("t", "s", 0.001), Axis("x", "nm", 0.02))
-    changed = bare != barred
-    assert changed[: figures.STRIP, :256].any()  # the time
-    assert not changed[figures.STRIP :, :256].any()
-    # 1 nm of 5.12 is 50 of 256 pixels.
-    row = changed[figures.STRIP :, 260:][int(0.935 * 256)]
-    assert row.sum() == pytest.approx(51, abs=3)

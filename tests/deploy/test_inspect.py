@@ -53,11 +53,6 @@ def test_denoise_still_refuses(two, box_model, call, capsys):
     assert sorted(two.parent.iterdir()) == before
 
 
-def test_inspect_takes_the_chosen_one(two, call, capsys):
-    assert call("inspect", two, "--dataset", "/b/frames") == 0
-    assert "/b/frames (asked for by --dataset)" in capsys.readouterr().out
-
-
 def test_two_series_of_a_tiff(tmp_path, call, capsys):
     path = tmp_path / "two.tif"
     with tifffile.TiffWriter(path) as file:
@@ -69,12 +64,6 @@ def test_two_series_of_a_tiff(tmp_path, call, capsys):
     assert lines[0].endswith("3 series, none of which is marked as the frames")
     assert lines[1:3] == ["  0  (5, 16, 24)  uint16", "  1  (2, 8, 24)  float32"]
     assert lines[-1].endswith("--dataset 0")
-
-
-def test_damage_is_still_an_error(tmp_path, call, capsys):
-    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    assert call("inspect", tmp_path / "a.h5") == 1
-    assert "a.h5" in capsys.readouterr().err
 
 
 def test_a_quoted_tilde_is_the_home(tmp_path, monkeypatch, call, capsys):

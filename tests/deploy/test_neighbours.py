@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, batching, denoise_file, neighbours, preprocess, watch
+from emdn_deploy import Denoiser, denoise_file, neighbours, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Recipe
@@ -18,7 +18,7 @@ from emdn_deploy.readers import open_frames
 from emdn_deploy.readers.frames import select
 from emdn_deploy.writers import recorded
 from emdn_models import pretrained
-from emdn_models.errors import FormatError, ModelError
+from emdn_models.errors import FormatError
 
 WEIGHTS = np.array([1.0, 2.0, 4.0, 2.0, 1.0]) / 10
 BLUR = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
@@ -69,13 +69,6 @@ def test_an_array_is_denoised_frame_by_frame_amid_its_neighbours(
     np.testing.assert_allclose(eight, answer.frames, rtol=2e-6)
 
 
-def test_tiles_give_the_whole_frame(movie_model: Path, stack: Any, monkeypatch: Any) -> None:
-    model = Denoiser(movie_model, threads=1)
-    whole = model.run(stack, SCALE)
-    monkeypatch.setattr(batching, "TILE_PIXELS", 900)
-    np.testing.assert_array_equal(model.run(stack, SCALE), whole)
-
-
 def test_an_empty_frame_stands_beside_none(movie_model: Path, stack: NDArray[np.float32]) -> None:
     stack = stack.copy()
     stack[6] = np.nan
@@ -84,15 +77,6 @@ def test_an_empty_frame_stands_beside_none(movie_model: Path, stack: NDArray[np.
     good = np.arange(13) != 6
     filled = np.where(np.isnan(stack), 20, stack)
     np.testing.assert_allclose(made[good], expected(filled, good)[good], atol=0.03)
-
-
-@pytest.mark.parametrize("frames", ["4", "0", "x"])
-def test_a_number_of_frames_that_cannot_be_is_refused(
-    make_model: Any, tmp_path: Path, frames: str
-) -> None:
-    path = make_model(tmp_path / "odd.onnx", frames=frames)
-    with pytest.raises(ModelError, match="incomplete or damaged"):
-        Denoiser(path)
 
 
 def saved(stack: NDArray[np.float32], folder: Path) -> Path:

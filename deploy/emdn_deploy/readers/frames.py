@@ -41,14 +41,10 @@ _LISTED = 8  # in an error, which is one line
 class Choice:
     """What the user said about which frames to take.
 
-    Attributes
-    ----------
-    dataset
-        Path inside the file, for formats that hold more than one dataset.
-    axes
-        One letter per stored axis: ``y`` and ``x`` for the frame, ``c`` for a
-        channel axis of length one, any other letter for time or scan axes. A digit
-        instead takes that index of the axis: ``t1yx`` is channel 1 of (T, C, Y, X).
+    ``dataset``: path, or number, inside a file that holds several stacks. ``axes``: one letter per
+    stored axis: ``y`` and ``x`` for the frame, ``c`` for a channel axis of length one, any other
+    for time or scan axes. A digit instead takes that index of the axis: ``t1yx`` is channel 1 of
+    (T, C, Y, X).
     """
 
     dataset: str | None = None
@@ -61,16 +57,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Axis:
-    """One stored axis.
+    """One stored axis, of the name that the file uses, ``""`` when it gives none.
 
-    Attributes
-    ----------
-    name
-        Letter or word that the file uses, ``""`` when it gives none.
-    step
-        Distance of two neighbours in ``units``; None when uncalibrated.
-    origin
-        Coordinate of the first element in ``units``.
+    ``step``: distance of two neighbours in ``units``, None when uncalibrated. ``origin``:
+    coordinate of the first element.
     """
 
     name: str = ""
@@ -197,16 +187,8 @@ def array_frames(
 ) -> Frames:
     """Make frames of an array in a file; FormatError if it is none, or ``choice`` does not fit.
 
-    Parameters
-    ----------
-    name
-        Of the format, for the user.
-    array
-        Has ``shape``, ``dtype`` and basic indexing; at least two axes.
-    order
-        The format's own axis order; None where it has none.
-    axes
-        Calibration, one per axis, or empty.
+    The array has ``shape``, ``dtype`` and basic indexing. ``name``: of the format, for the user.
+    ``order``, ``axes``: the format's own axis order, None where it has none, and the calibration.
     """
     where = f"{path}: {dataset}" if dataset else str(path)
     shape: tuple[int, ...] = tuple(array.shape)

@@ -34,23 +34,16 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     file = open_file(path)
     try:
         candidate, why = choose(path, file, choice)
-        cache = rechunk.cache_bytes(candidate.dataset, choice.axes or order_in(file, candidate))
-        if cache is not None:
-            # HDF5 sizes its chunk cache when a file is opened.
-            file.close()
-            file = open_file(path, cache)
-            candidate, why = choose(path, file, choice)
         return frames_of(path, file, candidate, choice, why, complete=True)
     except BaseException:
         file.close()
         raise
 
 
-def open_file(path: Path, cache_bytes: int | None = None) -> h5py.File:
+def open_file(path: Path) -> h5py.File:
     """Open an HDF5 file for reading, with its errors in plain words."""
-    slots = {} if cache_bytes is None else {"rdcc_nbytes": cache_bytes, "rdcc_nslots": 100_003}
     try:
-        return h5py.File(path, "r", **slots)
+        return h5py.File(path, "r")
     except OSError as error:
         text = str(error)
         if "signature not found" in text:
@@ -225,7 +218,7 @@ def frames_of(
     """Wrap a chosen dataset; releasing the frames closes the file.
 
     ``complete``: whether nothing more is appended: the shape is judged, and frames that are stored
-    far apart are read through a scratch file.
+    far apart are remembered.
     """
     order = one.order or _recorded(file, one)
     letters = choice.axes or order or default_order(one.dataset.shape)
@@ -255,8 +248,7 @@ def frames_of(
     names.pop(os.path.realpath(path), None)
     files = (path, *(names[real] for real in sorted(names)))
     frames = replace(frames, parts=one.parts, files=files)
-    # What HDF5 itself need not decode is decoded in parts, where chunks are large.
-    return rechunk.unpacked(frames, array, letters) if complete else frames
+    return rechunk.remembered(frames, array, letters) if complete else frames
 
 
 class Parts:

@@ -4,6 +4,7 @@ Each finder lists what a file offers under one convention; `CONVENTIONS` is the
 order in which they are asked, and the first that offers anything decides.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -70,10 +71,8 @@ def velox(file: h5py.File) -> list[Candidate]:
         data = group.get("Data") if isinstance(group, h5py.Group) else None
         if data is not None and _is_image(data) and data.ndim == 3:
             path = f"/Data/Image/{name}/Data"
-            facts = _velox_facts(group)
-            found.append(
-                Candidate(path, data, "Velox", _velox_axes(facts), "yxt", velox_detector(facts))
-            )
+            axes, detector = _velox_facts(group)
+            found.append(Candidate(path, data, "Velox", axes, "yxt", detector))
     return found
 
 
@@ -303,39 +302,21 @@ def _role(axis: Axis) -> str:
     return "l" if units in _LENGTHS else "?"
 
 
-def _velox_facts(group: h5py.Group) -> dict[str, Any]:
-    """Return the JSON that Velox writes with the first frame, empty where it is damaged."""
-    try:
+def _velox_facts(group: h5py.Group) -> tuple[tuple[Axis, ...], str]:
+    """Return the axes and the detector's name by the JSON that Velox writes with each frame."""
+    axes, detector = (Axis("y"), Axis("x"), Axis("frame")), ""
+    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError, OSError):
         raw = np.asarray(group["Metadata"][:, 0], dtype=np.uint8).tobytes()
         facts = json.loads(raw.split(b"\0", 1)[0])
-    except (KeyError, ValueError, TypeError, OSError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _velox_axes(facts: dict[str, Any]) -> tuple[Axis, ...]:
-    """Read the pixel size, in metres."""
-    try:
-        result = facts["BinaryResult"]
-        size, units = result["PixelSize"], str(result.get("PixelUnitX", "m"))
-        y, x = float(size["height"]), float(size["width"])
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return Axis("y"), Axis("x"), Axis("frame")
-    return Axis("y", units, y), Axis("x", units, x), Axis("frame")
-
-
-def velox_detector(facts: dict[str, Any]) -> str:
-    """Return the name of the detector that recorded the frames, empty where it is not said."""
-    result, detectors = facts.get("BinaryResult"), facts.get("Detectors")
-    if not isinstance(result, dict):
-        return ""
-    if isinstance(detectors, dict):
-        own = detectors.get(f"Detector-{result.get('DetectorIndex')}")
+        detectors, index = facts.get("Detectors") or {}, facts["BinaryResult"].get("DetectorIndex")
         # Where no detector is named there is only one.
-        own = next(iter(detectors.values())) if own is None and len(detectors) == 1 else own
-        if isinstance(own, dict) and own.get("DetectorName"):
-            return str(own["DetectorName"])
-    return str(result.get("Detector") or "")
+        only = next(iter(detectors.values())) if len(detectors) == 1 else {}
+        own = detectors.get(f"Detector-{index}", only)
+        detector = str(own.get("DetectorName") or facts["BinaryResult"].get("Detector") or "")
+        size, units = facts["BinaryResult"]["PixelSize"], facts["BinaryResult"].get("PixelUnitX")
+        y, x = (float(size[side]) for side in ("height", "width"))
+        axes = Axis("y", str(units or "m"), y), Axis("x", str(units or "m"), x), axes[2]
+    return axes, detector
 
 
 def nexus_axes(group: h5py.Group, data: h5py.Dataset) -> tuple[Axis, ...]:

@@ -1,10 +1,12 @@
 """MRC2014 and its relatives; ``.gz`` and ``.bz2`` through a scratch file."""
 
 import bz2
+import errno
 import gzip
 import math
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,10 +16,9 @@ from typing import IO, Any
 import mrcfile
 import numpy as np
 
-from emdn_deploy.readers import rechunk
 from emdn_deploy.readers.frames import Axis, Choice, Frames, array_frames, cut_short
 from emdn_deploy.readers.npy import Plain
-from emdn_models.errors import FormatError
+from emdn_models.errors import FormatError, OutputError
 
 _IMOD_STAMP = 1146047817
 _HEADER = 1024
@@ -49,11 +50,12 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     with ExitStack() as stack:
         file = None
         if packed:
-            file = stack.enter_context(rechunk.scratch_file(path, lambda into: _unpack(path, into)))
+            file = stack.enter_context(_unpacked(path))
         size = file.seek(0, os.SEEK_END) if file else path.stat().st_size
         if file:
-            folder = rechunk.scratch_folder(path)
-            notes.append(f"is unpacked into a scratch file of {size / 1e9:.2g} GB in {folder}")
+            notes.append(
+                f"is unpacked into a scratch file of {size / 1e9:.2g} GB, in its folder or TMPDIR"
+            )
         there = max(0, (size - start) // frame)
         missing = cut_short(there, promised) if there < max(1, promised) else ""
         if not there:
@@ -127,6 +129,22 @@ def _axes(header: Any, ndim: int, *, swapped: bool) -> tuple[tuple[Axis, ...], l
     return (*(Axis("frame"),) * (ndim - 2), *axes), notes
 
 
-def _unpack(path: Path, into: IO[bytes]) -> None:
-    with _PACKED[path.suffix.lower()](path) as packed:
-        shutil.copyfileobj(packed, into)
+def _unpacked(path: Path) -> IO[bytes]:
+    """Unpack into a file without a name, beside the input unless TMPDIR says otherwise."""
+    here = "TMPDIR" not in os.environ and os.access(path.resolve().parent, os.W_OK)
+    folder = path.resolve().parent if here else Path(tempfile.gettempdir())
+    file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    try:
+        with _PACKED[path.suffix.lower()](path) as packed:
+            shutil.copyfileobj(packed, file)
+        file.flush()
+    except BaseException as error:
+        file.close()
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not isinstance(error, OSError) or error.errno not in full:
+            raise
+        raise OutputError(
+            f"{path}: needs a scratch file in {folder} ({error.strerror}); choose another folder "
+            "with TMPDIR"
+        ) from error
+    return file

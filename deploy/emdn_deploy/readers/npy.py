@@ -24,7 +24,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     last = array.flags.f_contiguous and not array.flags.c_contiguous
     plain = Plain(path, array.offset, array.shape, array.dtype, fortran=last)
     frames = array_frames(path, "NumPy array", plain, choice, notes=notes)
-    return rechunk.unpacked(frames, plain, choice.axes or frames.order)
+    return rechunk.remembered(frames, plain, choice.axes or frames.order)
 
 
 class Plain:

@@ -7,7 +7,6 @@ so it is never required: the extra ``rsciio`` is the user's choice.
 import importlib
 import math
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,6 @@ class _Alone(ser.fileSER):  # type: ignore[misc]
 
 
 def _open_ser(path: Path, choice: Choice) -> Frames:
-    _check_ser(path)
     try:
         file: Any = ser.fileSER(str(path))
     except Exception:
@@ -199,26 +197,6 @@ def _open_ser(path: Path, choice: Choice) -> Frames:
         path, "TIA series", series, choice, order="tyx", axes=axes,
         metadata=_ser_microscope(file._emi or {}), notes=notes, missing=missing,
     )  # fmt: skip
-
-
-def _check_ser(path: Path) -> None:
-    """Refuse counts that are larger than the file: ncempy would make room for them."""
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(34)
-        if len(head) < 34:
-            raise FormatError(f"{path}: is a truncated SER file ({total} bytes)")
-        version, count = struct.unpack_from("<h12xi", head, 4)
-        wide = version == 0x220
-        file.seek(30 if wide else 26)
-        (dimensions,) = struct.unpack("<i", file.read(4))
-    # Each frame has its place and its tag's place in the offset arrays.
-    counts = {"frames": count * (16 if wide else 8), "dimensions": 32 * dimensions}
-    for kind, need in counts.items():
-        if not 0 <= need <= total:
-            raise FormatError(
-                f"{path}: is a damaged SER file (its {kind} would take {need} bytes of {total})"
-            )
 
 
 def _ser_axis(name: str, step: float, origin: float) -> tuple[Axis, str]:

@@ -1,14 +1,12 @@
 """Zarr stores, versions 2 and 3: OME-Zarr images with their calibration, or plain arrays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from emdn_deploy.readers import rechunk
 from emdn_deploy.readers.frames import (
@@ -57,27 +55,8 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         path, f"Zarr {array.metadata.zarr_format}", array, choice, order=order, axes=axes,
         dataset=array.path, why=why, notes=notes, compressed=bool(array.compressors),
     )  # fmt: skip
-    order = choice.axes or frames.order
-    sizes = zip(array.chunks, order, strict=True)
-    depth = max((size for size, letter in sizes if letter not in "yx"), default=1)
     stored = tuple(sorted(one for one in (path / array.path).rglob("*") if one.is_file()))
-    frames = replace(frames, read_block=_by_chunks(frames, depth), files=stored)
-    return rechunk.unpacked(frames, array, order)
-
-
-def _by_chunks(frames: Frames, depth: int) -> Callable[[int, int], NDArray[Any]]:
-    """Read so many frames at a time, so that a chunk of them is decoded once."""
-
-    @lru_cache(maxsize=2)
-    def part(number: int) -> NDArray[Any]:
-        return frames.read_block(number * depth, min(frames.shape[0], (number + 1) * depth))
-
-    def read(start: int, stop: int) -> NDArray[Any]:
-        first = start // depth
-        block = np.concatenate([part(number) for number in range(first, -(-stop // depth))])
-        return block[start - first * depth : stop - first * depth]
-
-    return read if depth > 1 else frames.read_block
+    return rechunk.remembered(replace(frames, files=stored), array, choice.axes or frames.order)
 
 
 def _choose(

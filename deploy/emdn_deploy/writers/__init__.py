@@ -45,7 +45,6 @@ SIGMA = "_sigma"
 Provenance = Mapping[str, str | int | float]
 """How an output came about, by name."""
 
-
 GROUP = "emdn"
 """The group of an HDF5 file that says how it came about; ``emdn_2`` is of a second run."""
 
@@ -64,17 +63,9 @@ def partial_of(target: Path) -> Path:
 class Storage:
     """How the pixels of an output are stored.
 
-    Attributes
-    ----------
-    dtype
-        NumPy's name of it, without endianness.
-    compress
-        Whether frames are compressed, losslessly.
-    sigma
-        Whether standard deviations are stored as well, always as float32.
-    parts
-        Files that hold the pixels instead, for HDF5: numbers of the first frame and of that after
-        the last one, path as seen from the output's folder, and dataset in it, of each.
+    ``sigma``: whether standard deviations are stored as well, always as float32. ``parts``: files
+    that hold the pixels instead, for HDF5: numbers of the first frame and of that after the last
+    one, path as seen from the output's folder, and dataset in it, of each.
     """
 
     dtype: str = "float32"

@@ -1,5 +1,6 @@
 """MRC2014, mode 2 unless integers are asked for, voxel size in angstrom."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 
 from emdn_deploy.readers import READERS, Frames
 from emdn_deploy.writers import Layout, Provenance, Storage
+
+_log = logging.getLogger(__name__)
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
@@ -39,7 +42,7 @@ def finish(path: Path, late: Provenance) -> None:
 
 
 def _keep_extended_header(file: Any, frames: Frames) -> None:
-    """Copy what the input says of each frame; of those taken, where only some are."""
+    """Copy what the input says of each frame, such as tilts, where all frames are taken."""
     if not (frames.path.is_file() and frames.path.suffix.lower() in READERS["mrc"]):
         return
     with warnings.catch_warnings():
@@ -48,31 +51,14 @@ def _keep_extended_header(file: Any, frames: Frames) -> None:
             header, extended = original.header, original.extended_header
     if extended is None or not extended.nbytes:
         return
-    content, size = extended.tobytes(), _record_size(header, extended.tobytes())
-    if frames.numbers is not None and size:
-        content = b"".join(content[size * i : size * (i + 1)] for i in frames.numbers)
+    if frames.numbers is not None:
+        _log.warning("warning: %s: tilts and the like of some frames are left out", frames.path)
+        return
+    content = extended.tobytes()
     file.set_extended_header(np.frombuffer(content, f"V{len(content)}"))
     file.header.exttyp = header.exttyp
     # Bytes 128 to 132 of the header tell how long SerialEM's and Agard's records are.
+    lengths = np.frombuffer(header.extra2.tobytes()[16:20], f"{header.mode.dtype.str[0]}i2")
     own = bytearray(file.header.extra2.tobytes())
-    own[16:20] = np.array(_lengths(header), "<i2").tobytes()
+    own[16:20] = lengths.astype("<i2").tobytes()
     file.header.extra2 = bytes(own)
-
-
-def _lengths(header: Any) -> tuple[int, int]:
-    kind = f"{header.mode.dtype.str[0]}i2"
-    first, second = np.frombuffer(header.extra2.tobytes()[16:20], kind)
-    return int(first), int(second)
-
-
-def _record_size(header: Any, content: bytes) -> int:
-    """Return the bytes that an extended header has for each frame, 0 if not known."""
-    kind, (integers, reals) = bytes(header.exttyp), _lengths(header)
-    size = 0
-    if kind in (b"FEI1", b"FEI2"):
-        size = int(np.frombuffer(content[:4], f"{header.mode.dtype.str[0]}i4")[0])
-    elif kind == b"SERI":
-        size = integers
-    elif kind in (b"AGAR", b"") and max(integers, reals) <= 32:
-        size = 4 * (integers + reals)
-    return size if 0 < size * int(header.nz) <= len(content) else 0

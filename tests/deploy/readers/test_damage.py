@@ -10,7 +10,6 @@ import pytest
 import tifffile
 
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.writers import Storage, lay_out
 from emdn_models.errors import FormatError
 
 FRAMES = np.arange(4 * 16 * 24, dtype=np.uint16).reshape(4, 16, 24)
@@ -103,48 +102,6 @@ def test_all_files_behind_a_dataset_are_inputs(tmp_path, monkeypatch):
     assert sorted(names[1:]) == ["inner.h5", "last.h5", "links.h5", "raw.dat"]
 
 
-def test_attributes_and_links_of_any_kind_are_mirrored(tmp_path):
-    path = tmp_path / "odd.h5"
-    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
-    text = h5py.h5t.C_S1.copy()
-    text.set_size(4)
-    text.set_cset(h5py.h5t.CSET_UTF8)
-    with h5py.File(path, "w") as file:
-        data = file.create_dataset("images", data=FRAMES)
-        for item in (file, data):
-            for name in (b"caf\xe9", b"value"):
-                low = h5py.h5a.create(item.id, name, text, scalar)
-                low.write(np.array(b"\xff\xfe\xb5m", "S4"), mtype=text)
-        nested = h5py.h5t.vlen_create(h5py.h5t.vlen_create(h5py.h5t.NATIVE_INT32))
-        for number, kind in enumerate((h5py.h5t.UNIX_D32LE, h5py.h5t.STD_B16LE, nested)):
-            h5py.h5a.create(data.id, b"odd%d" % number, kind, scalar)
-        data.attrs["empty"] = h5py.Empty("f4")
-        data.attrs["texts"] = np.array(["a", "é"], dtype=h5py.string_dtype())
-        inner = h5py.h5g.create(file.id, b"gr\xfc\xdfe")
-        h5py.h5g.create(inner, b"inside")
-    with open_frames(path) as frames:
-        lay_out("mirror", tmp_path / "out.h5", frames, {}, Storage())
-    with h5py.File(tmp_path / "out.h5") as out, h5py.File(path) as source:
-        for name in ("/", "images"):
-            for attribute in source[name].attrs:
-                before, after = (one[name].attrs.get_id(attribute) for one in (source, out))
-                assert after.get_type().equal(before.get_type()), attribute
-        assert out["images"].attrs["value"] == b"\xff\xfe\xb5m"
-        assert list(out["images"].attrs["texts"]) == ["a", "é"]
-        assert h5py.h5g.open(out.id, b"gr\xfc\xdfe").links.exists(b"inside")
-
-
-def test_attributes_have_a_bound(tmp_path):
-    path = tmp_path / "attribute.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file["images"] = FRAMES
-        file["images"].attrs["small"] = np.zeros(2**20)
-    reads(path)
-    with h5py.File(path, "a", libver="latest") as file:
-        file["images"].attrs["large"] = np.zeros(2**21 + 1)
-    refused(path, "the attribute b'large' claims 16777224 bytes")
-
-
 @pytest.mark.parametrize("bigtiff", [False, True])
 def test_tiff_pages_in_a_circle(tmp_path, bigtiff):
     path = tmp_path / "circle.tif"
@@ -185,22 +142,6 @@ def test_mrc_headers(tmp_path, sizes, extended):
     head[208:214] = b"MAP DD"
     path.write_bytes(bytes(head) + bytes(8192))
     refused(path, "claims|damaged|empty|cut short")
-
-
-@pytest.mark.parametrize(("place", "kind", "value", "match"), [
-    (14, "<i", 2**31 - 1, None), (18, "<i", 2**31 - 1, "frames would take"),
-    (30, "<i", 2**31 - 1, "dimensions would take"), (30, "<i", -1, "dimensions would take"),
-    (22, "<q", 2**62, "SER"),
-])  # fmt: skip
-def test_headers_of_ser(tmp_path, ser_file, place, kind, value, match):
-    path = ser_file(tmp_path / "claims.ser", FRAMES)
-    content = bytearray(path.read_bytes())
-    struct.pack_into(kind, content, place, value)
-    path.write_bytes(content)
-    if match:
-        refused(path, match)
-    else:  # how many were planned
-        reads(path)
 
 
 @pytest.mark.parametrize(("name", "make", "said"), [

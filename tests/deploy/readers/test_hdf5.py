@@ -9,10 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, inspect
+from emdn_deploy import inspect
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.readers.frames import Axis
-from emdn_deploy.readers.hdf5_conventions import order_of
 from emdn_models.errors import FormatError, MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
@@ -236,26 +234,6 @@ def test_names_and_units_say_which_axis_is_time(tmp_path, order, axes, noted):
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
     with open_frames(path, Choice(axes=order)) as frames:
         assert not frames.notes
-
-
-def test_patterns_of_a_scan_are_the_frames():
-    scan = (Axis("x", "nm", 1.0), Axis("y", "nm", 1.0), Axis("kx", "1/nm", 1.0), Axis("ky", "1/nm"))
-    assert order_of(scan) == "utxy"
-    assert order_of(scan[::-1]) == "yxut"
-    assert order_of((Axis("time"), Axis("detector"), Axis("y"), Axis("x"))) == "ucyx"
-    assert order_of((Axis(),) * 3) is None
-
-
-def test_a_reversed_file_is_mirrored_in_place(tmp_path, run, box_model, caplog):
-    axes = [("", ""), ("", ""), ("time", "[s]")]
-    path = dims(tmp_path / "reversed.emd", axes, "xyt")
-    run(path, gain=1.0, offset=0.0)
-    assert "taken as xyt" in caplog.text
-    with h5py.File(tmp_path / "reversed_denoised.emd") as file:
-        expected = Denoiser(box_model).denoise(STACK, gain=1.0, offset=0.0)
-        np.testing.assert_array_equal(file["signals/movie/data"][()].T, expected)
-        assert list(file["signals/movie/dim3"]) == [0.0, 0.5, 1.0, 1.5, 2.0]
-        assert "taken as xyt" in file["emdn"].attrs["input_notes"]
 
 
 def test_what_was_mirrored_by_axes_is_read_by_them(tmp_path, run):

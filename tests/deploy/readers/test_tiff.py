@@ -304,21 +304,3 @@ def test_an_ome_tiff_in_several_files(tmp_path):
     (tmp_path / "1.ome.tif").unlink()
     with pytest.raises(FormatError, match="3 of 6 frames"):
         open_frames(tmp_path / "0.ome.tif")
-
-
-def test_a_stack_in_a_single_directory_that_is_cut_short(tmp_path):
-    """As ImageJ writes those above 4 GB: the text alone tells how many frames there are."""
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, STACK, imagej=True, byteorder="<", metadata={"axes": "TYX"})
-    content = bytearray(path.read_bytes())
-    place = 10 + 12 * int.from_bytes(content[8:10], "little")
-    end = int.from_bytes(content[place : place + 4], "little")
-    content[place : place + 4] = bytes(4)
-    for cut, there in ((0, 20), (1, 19), (5 * 24 * 32 * 2, 15)):
-        path.write_bytes(content[: end - cut])
-        with open_frames(path, cut=True) as frames:
-            assert frames.shape[0] == there
-            np.testing.assert_array_equal(frames.read(0, there), STACK[:there])
-        if cut:
-            with pytest.raises(FormatError, match=f"{there} of 20 frames are there"):
-                open_frames(path)

@@ -4,7 +4,6 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import Denoiser, denoise_file, inspect, writers
+from emdn_deploy import Denoiser, denoise_file, inspect
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.output import Filling
 from emdn_deploy.readers import Choice, open_frames
@@ -300,27 +299,6 @@ def test_a_file_that_may_not_become_so_large_is_one_error(
     assert denoise(path, to=to, sigma=sigma).frames == 24
 
 
-def test_the_sigma_of_a_stack_in_parts(tmp_path, denoise, lattice):
-    path = tmp_path / "run_master.h5"
-    with h5py.File(path, "w") as file:
-        group = file.create_group("entry/data")
-        group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
-        for number in (1, 2):
-            name = f"data_{number:06}"
-            with h5py.File(tmp_path / f"run_{name}.h5", "w") as part:
-                part["data"] = lattice(20.0, (3, 16, 24)).astype(np.uint16)
-                part["data"].attrs["image_nr_high"] = 3 * number
-            group[name] = h5py.ExternalLink(f"run_{name}.h5", "/data")
-    report = denoise(path, sigma=True)
-    assert report.sigma == "/entry/data/data_000001_sigma"
-    with h5py.File(report.output) as file:
-        assert file[report.sigma].shape == (6, 16, 24)
-        assert file[report.sigma].attrs["image_nr_high"] == 6
-        assert file["entry/data/data_000001_errors"] == file[report.sigma]
-    with open_frames(report.output) as frames:
-        assert (frames.dataset, frames.parts) == ("/entry/data/data_000001", ())
-
-
 @pytest.mark.parametrize("to", ["h5", "hspy"])
 def test_an_output_with_sigma_is_an_input_without_a_question(source, denoise, to):
     first = denoise(source, to=to, sigma=True)
@@ -371,14 +349,6 @@ def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog, monkeypatc
     assert denoise(source, to="hspy", sigma=True).sigma == "/Experiments/movie/data_sigma"
     with h5py.File(denoise(source).output) as file:
         assert file["set/frames_sigma"].shape == (3,)
-
-
-def test_inputs_may_not_share_a_file_of_sigma(tmp_path):
-    sources = [Path("a.npy"), Path("a_sigma.npy")]
-    options = DenoiseOptions(to="npy", suffix="_sigma", out_dir=tmp_path)
-    assert len(writers.targets_of(sources, options)) == 2
-    with pytest.raises(OutputError, match=r"would both be written to .*a_sigma_sigma\.npy"):
-        writers.targets_of(sources, replace(options, sigma=True))
 
 
 def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):
