@@ -155,13 +155,13 @@ for last in points:
 
 @pytest.mark.parametrize("kind", ["graphene", "movie"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    points = [1, 2, 4, 5, *np.random.default_rng(0).integers(6, 80, 4).tolist()]
+    points = [1, 2, 3, 4, 5, 6, 15, 40]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path, kind, *map(str, points)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" -9\n") >= 5, done.stdout
+    assert done.stdout.count(" -9\n") >= 6, done.stdout
 
 
 def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
