@@ -4,7 +4,6 @@ import inspect
 import os
 import resource
 import signal
-import subprocess
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -71,20 +70,6 @@ def room():
             signal.signal(signal.SIGXFSZ, handler)
 
     return limited
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mount a disk of 4 MB, where that is permitted."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], check=False, capture_output=True
-    )
-    if done.returncode:
-        pytest.skip(f"may not mount a disk of its own: {done.stderr.decode().strip()}")
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.fixture(scope="session")

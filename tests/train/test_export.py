@@ -42,7 +42,9 @@ def tiny(monkeypatch):
     """An eighth model, which exports in a second."""
 
     def declare(field: int) -> None:
-        preset = Preset({"features": 4, "depth": 3, "batch_norm": False}, 228, (field, field), 1)
+        preset = Preset(
+            {"features": 4, "depth": 3, "shuffle": 1, "batch_norm": False}, 228, (field, field), 1
+        )
         spec = ModelSpec("tiny", "Tiny", "this test", {"paper": preset})
         monkeypatch.setitem(MODELS, "tiny", spec)
 

@@ -155,7 +155,7 @@ for last in points:
 
 @pytest.mark.parametrize("kind", ["graphene", "movie"])
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    points = [1, 2, 3, 4, 5, 6, *np.random.default_rng(0).integers(7, 80, 5).tolist()]
+    points = [1, 2, 3, 4, 5, 6, 15, 40]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, tmp_path, kind, *map(str, points)],
         capture_output=True, text=True, check=False,

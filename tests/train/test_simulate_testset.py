@@ -40,19 +40,6 @@ def test_every_part_comes_at_every_level(made: Path) -> None:
         assert means[0] < means[1] < means[2]
 
 
-def test_noise_in_the_frames_has_the_level_of_the_table(made: Path) -> None:
-    with Split(made, "test") as split:
-        clean, noisy, table = split.clean(slice(None)), split.noisy(slice(None)), split.table
-    assert table is not None
-    for row in table.filter(table["detector"] == "counting").iter_rows(named=True):
-        expected, found = clean[row["frame"]], noisy[row["frame"]]
-        usable = np.abs(found - expected) < 8 * np.sqrt(expected) + 8
-        usable &= (found > 0) | (expected < 8)  # a dead line
-        assert usable.mean() > 0.98
-        ratio = ((found - expected)[usable] ** 2).mean() / expected[usable].mean()
-        assert ratio == pytest.approx(1.0, abs=0.1)
-
-
 def test_structures_belong_to_their_frames(made: Path) -> None:
     with (
         Split(made, "test") as split,

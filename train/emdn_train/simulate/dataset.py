@@ -303,14 +303,13 @@ def write_test_split(
     folder = Path(out) / "test"
     if folder.exists():
         raise OutputError(f"{folder}: exists; give a new folder or remove it")
-    known = [] if multislice is None else _multislice(Path(multislice))
+    specimens = len(PARTS) * scenes
+    more = [] if multislice is None else _multislice(Path(multislice), specimens)
     partial = folder.with_name("test.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    specimens = len(PARTS) * scenes
     simulated = (_specimen(number, *divmod(number, scenes), LEVELS) for number in range(specimens))
-    made = chain(simulated, _recorded(known, specimens))
-    count = (specimens + len(known)) * len(LEVELS)
-    _write_split(partial, made, count, SIZE, {"test_split_version": VERSION})
+    count = (specimens + len(more)) * len(LEVELS)
+    _write_split(partial, chain(simulated, more), count, SIZE, {"test_split_version": VERSION})
     partial.replace(folder)
     return Path(out)
 
@@ -338,32 +337,27 @@ def _specimen(number: int, part: int, scene: int, levels: Sequence[float]) -> Re
     return Recorded(exposures, {str(number): made.in_frame()})
 
 
-def _multislice(path: Path) -> list[tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """Read frames, how each was made, and what is in it."""
+def _multislice(path: Path, first: int) -> list[Recorded]:
+    """Record the frames of a file; the first is of structure number ``first``."""
     try:
         with h5py.File(path, "r") as file:
             frames = (file["images"][()] / file["images"].attrs["scale"]).astype(np.float32)
+            rows = json.loads(file["rows"][()])
             groups = [file[f"structures/{index}"] for index in range(len(frames))]
             scenes = [{key: group[key][()] for key in group} for group in groups]
-            return list(zip(frames, json.loads(file["rows"][()]), scenes, strict=True))
     except (OSError, KeyError) as error:
         raise FormatError(
             f"{path}: is no file of multislice frames ({error}); "
             "expected one made by tests/data/make_multislice.py"
         ) from error
-
-
-def _recorded(
-    known: list[tuple[Any, dict[str, Any], dict[str, Any]]], first: int
-) -> Iterator[Recorded]:
     rng = np.random.default_rng([VERSION, _SEED, len(PARTS), 1])
-    for number, (frame, row, scene) in enumerate(known, first):
-        exposures = []
+    made = [Recorded([], {str(number): scene}) for number, scene in enumerate(scenes, first)]
+    for number, (frame, row, scene) in enumerate(zip(frames, rows, scenes, strict=True)):
         for level in LEVELS:
             electrons = electrons_for(level, row["contrast"])
             exposure = expose(frame, electrons, "counting", int(rng.integers(2**62)))
-            made = {
-                "structure": number,
+            facts = {
+                "structure": first + number,
                 "part": f"multislice {row['material']}",
                 "level": level,
                 **row,
@@ -374,5 +368,5 @@ def _recorded(
                 "snr": row["contrast"] * electrons**0.5,
                 "dose_e_per_a2": electrons / (10 * row["pixel_size_nm"]) ** 2,
             }
-            exposures.append(exposure._replace(row=made | exposure.row))
-        yield Recorded(exposures, {str(number): scene})
+            made[number].exposures.append(exposure._replace(row=facts | exposure.row))
+    return made

@@ -69,7 +69,7 @@ def wavelength(voltage_kv: float) -> float:
     return float(_HC_KEV_ANGSTROM / np.sqrt(voltage_kv * (2 * _ELECTRON_REST_KEV + voltage_kv)))
 
 
-def phase_per_scattering(voltage_kv: float) -> float:
+def _phase_per_scattering(voltage_kv: float) -> float:
     """Phase shift, in rad, of a projected scattering density of 1 angstrom per angstrom^2.
 
     The interaction constant sigma = 2 pi (E + mc^2) / (lambda E (E + 2 mc^2))
@@ -98,7 +98,7 @@ class Optics:
     blur_a: float = 0.2  # standard deviation of the image's vibration
 
 
-def transfer(
+def _transfer(
     optics: Optics, qx: NDArray[np.float32], qy: NDArray[np.float32]
 ) -> NDArray[np.complex64]:
     """Transfer of the exit wave, (ny, nx), at frequencies in 1/angstrom.
@@ -257,7 +257,7 @@ def image(wave: Spectrum, field: Field, optics: Optics) -> Image:
     q = np.fft.fftfreq(n, field.side_a / n).astype(np.float32)
     m = min(n, fast_even(2 * _information_limit(optics) * field.side_a))
     passing = np.fft.fftfreq(m, field.side_a / m).astype(np.float32)
-    passed = resize(wave, m) * transfer(optics, passing, passing)
+    passed = resize(wave, m) * _transfer(optics, passing, passing)
     psi = scipy.fft.ifft2(resize(passed, n), norm="forward", overwrite_x=True)
     intensity = psi.real**2 + psi.imag**2
     spectrum = scipy.fft.rfft2(intensity, norm="forward")
@@ -288,14 +288,14 @@ def _phase(
     kinds = np.stack([structure.numbers, np.round(structure.vibration, 4)], 1)[chosen]
     xy = structure.positions[chosen, :2]
     for number, u in np.unique(kinds, axis=0):
-        mesh = deposit(xy[(kinds[:, 0] == number) & (kinds[:, 1] == u)], side, n)
+        mesh = _deposit(xy[(kinds[:, 0] == number) & (kinds[:, 1] == u)], side, n)
         factor = np.zeros_like(q2)
         for a, b in zip(*_PENG[int(number)], strict=True):
             factor += np.float32(a) * np.exp(np.float32(-b / 4) * q2)
         factor *= np.exp(np.float32(-2 * (np.pi * u) ** 2) * q2)
         total += scipy.fft.rfft2(mesh) * factor
-    sharpen(total, n)
-    total *= np.float32(phase_per_scattering(voltage_kv) * (n / side) ** 2)
+    _sharpen(total, n)
+    total *= np.float32(_phase_per_scattering(voltage_kv) * (n / side) ** 2)
     return np.asarray(scipy.fft.irfft2(total, s=(n, n)), np.float32)
 
 
@@ -306,7 +306,7 @@ def _turned(phase: Image, amplitude: Image | float = 1.0) -> Spectrum:
     return result
 
 
-def deposit(xy: NDArray[np.float64], side: float, n: int) -> Image:
+def _deposit(xy: NDArray[np.float64], side: float, n: int) -> Image:
     """Spread points over an n x n mesh by quintic B-splines (particle mesh).
 
     Essmann et al., J. Chem. Phys. 103, 8577 (1995). The origin of ``xy``, (m, 2) angstrom
@@ -324,7 +324,7 @@ def deposit(xy: NDArray[np.float64], side: float, n: int) -> Image:
     return mesh.reshape(n, n).astype(np.float32)
 
 
-def sharpen(spectrum: Spectrum, n: int) -> None:
+def _sharpen(spectrum: Spectrum, n: int) -> None:
     """Divide the splines' transfer out of a mesh's half spectrum, in place."""
     spread = np.sinc(np.fft.fftfreq(n)).astype(np.float32) ** _SPLINE
     spectrum /= spread[:, None] * spread[None, : n // 2 + 1]
@@ -394,8 +394,8 @@ def element_spectra(structure: Structure, field: Field, voltage_kv: float) -> El
     for number in np.unique(structure.numbers[inside]):
         chosen = inside & (structure.numbers == number)
         u = float(structure.vibration[chosen][0])
-        spectrum = scipy.fft.rfft2(deposit(structure.positions[chosen, :2], field.side_a, n))
-        sharpen(spectrum, n)
+        spectrum = scipy.fft.rfft2(_deposit(structure.positions[chosen, :2], field.side_a, n))
+        _sharpen(spectrum, n)
         # The detector sees the core only: a Gaussian of about the atom's vibration.
         spectrum *= np.exp(np.float32(-2 * math.pi**2 * (u**2 + 0.1**2)) * q2)
         spectra[int(number)] = spectrum
@@ -433,5 +433,5 @@ def _probe_transfer(optics: Optics, scan: Scan, q: Image) -> Image:
     wave = np.zeros((n, n), np.complex64)
     wave[inside] = np.exp(-1j * np.float32(2 * math.pi / lam) * chi[inside])
     probe = np.abs(scipy.fft.ifft2(wave, overwrite_x=True)) ** 2
-    transfer = scipy.fft.rfft2(probe / probe.sum())
-    return np.asarray(transfer[:, : n // 2 + 1].real, np.float32)
+    spectrum = scipy.fft.rfft2(probe / probe.sum())
+    return np.asarray(spectrum[:, : n // 2 + 1].real, np.float32)

@@ -22,7 +22,7 @@ Mark = tuple[str, Points]
 BOND_A = 2.46 / np.sqrt(3.0)
 
 # eV/angstrom^2 and eV: chosen for the measured stiffness of graphene, 340 N/m
-# (Lee et al., Science 321, 385, 2008) at a Poisson ratio of 0.17; see tests/train.
+# (Lee et al., Science 321, 385, 2008) at a Poisson ratio of 0.17.
 STRETCH = 44.4
 BEND = 11.0
 
