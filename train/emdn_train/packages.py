@@ -116,12 +116,12 @@ def one_tensor(model: ModelProto) -> ModelProto:
         helper.make_node("Sub", [mean, "after"], ["shift"]),
         helper.make_node("Add", ["net.denoised", "shift"], ["denoised"]),
     ]
-    name = model.graph.name
+    name, used = model.graph.name, {one for node in graph.node for one in node.input}
     made = helper.make_model(
         helper.make_graph(
             [*graph.node, *shift], name, model.graph.input[:1],
             [helper.make_tensor_value_info("denoised", TensorProto.FLOAT, ["n", 1, "h", "w"])],
-            graph.initializer,
+            [one for one in graph.initializer if one.name in used],
         ),
         ir_version=_IR_VERSION, opset_imports=[helper.make_opsetid("", _OPSET)],
     )  # fmt: skip
