@@ -11,8 +11,7 @@ from emdn_deploy.stacks import Answer, Stack
 if TYPE_CHECKING:
     from emdn_deploy.denoiser import Denoiser
 
-# Frames of a block, if blocks are so short that most of it would be neighbours of others.
-_FRAMES = 16
+_FRAMES = 16  # of a block, if blocks are so short that most of it would be neighbours of others
 
 
 def denoised(
@@ -20,9 +19,8 @@ def denoised(
 ) -> Answer:
     """Denoise a dask array (N, H, W) into others, with the neighbours of each block.
 
-    Blocks along y and x are joined; those along time stay as they are, unless they are too short.
-    ``recipe``: of `emdn_deploy.preprocess.recipe_of_array`. The shifts of the answer are not known
-    before it is computed, and NaN.
+    Blocks along y and x are joined. The shifts of the answer, not known before it is computed, are
+    NaN.
     """
     from dask.array import overlap
 
@@ -41,13 +39,10 @@ def denoised(
         made, _ = model.block(
             raw, recipe, around=around, with_sigma=with_sigma, batch=batch, alone=last > 0
         )
-        return made.frames if made.sigma is None else np.stack([made.frames, made.sigma])
+        return np.stack([made.frames] if made.sigma is None else [made.frames, made.sigma])
 
-    made = overlap.overlap(stack, {0: half}, "none").map_blocks(
-        block,
-        chunks=((2,), *stack.chunks) if with_sigma else stack.chunks,
-        new_axis=0 if with_sigma else None,
-        meta=np.zeros((0,) * (3 + with_sigma), np.float32),
-    )
-    shifts = np.full(len(stack), np.nan)
-    return Answer(made[0], shifts, made[1]) if with_sigma else Answer(made, shifts)
+    chunks = ((1 + with_sigma,), *stack.chunks)
+    seen = overlap.overlap(stack, {0: half}, "none")
+    meta = np.zeros((0, 0, 0, 0), np.float32)
+    frames, *sigma = seen.map_blocks(block, chunks=chunks, new_axis=0, meta=meta)
+    return Answer(frames, np.full(len(stack), np.nan), *sigma)

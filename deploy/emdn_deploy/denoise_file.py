@@ -28,7 +28,7 @@ from emdn_deploy.report import (
     lines,
     warnings,
 )
-from emdn_deploy.stacks import Answer
+from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
@@ -36,7 +36,6 @@ from emdn_models.files import renamed
 
 if TYPE_CHECKING:  # only a run with --report, or by workers, needs it
     from emdn_deploy.cluster import Cluster
-    from emdn_deploy.page import Verdicts
 
 Progress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
@@ -323,24 +322,24 @@ def _draw(work: Work, report: Report) -> None:
         if (place := places.get("report")) is not None:
             from emdn_deploy.page import RunPage
 
-            page, verdicts = RunPage(frames, scale), _verdicts(report.check, count)
-            page.take(page.numbers, ready.read, shown)
-            page.take(page.more(verdicts), ready.read, shown)
-            text = page.html(report.source.name, verdicts, lines(report))
+            def both(number: int) -> tuple[Stack, Stack]:
+                return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
+
+            checked = report.check
+            unjudged = set(range(count)).difference(checked.frames if checked else ())
+            page = RunPage(frames, scale, both, _flagged(checked) if checked else {}, unjudged)
+            text = page.html(report.source.name, checked.line if checked else "", lines(report))
             place.write_text(text, encoding="utf-8")
 
 
-def _verdicts(checked: QuickResult | None, count: int) -> "Verdicts":
-    """Say what the quick check found in each frame."""
-    from emdn_deploy.page import Verdicts
-
-    if checked is None:
-        return Verdicts()
-    flagged = {
+def _flagged(checked: QuickResult) -> dict[int, str]:
+    """Say what the quick check found in frames that it flagged."""
+    rows = zip(*checked.numbers.values(), strict=True)
+    return {
         number: "; ".join(
-            f"{BOUNDS[name].words} {checked.numbers[name][at]:.4g}" for name in BOUNDS
+            f"{BOUNDS[name].words} {value:.4g}"
+            for name, value in zip(checked.numbers, row, strict=True)
         )
-        for at, number in enumerate(checked.frames)
+        for number, row in zip(checked.frames, rows, strict=True)
         if number in checked.failing
     }
-    return Verdicts(checked.line, flagged, set(range(count)).difference(checked.frames))

@@ -1,6 +1,7 @@
 """Pictures of a stack before and after: one frame with its spectra, and an animated GIF."""
 
 from collections.abc import Callable
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,9 @@ STRIP, _GAP = 20, 4
 
 
 def draw(
-    path: str | PathLike[str],
-    before: Frame,
-    after: Frame,
+    path: str | PathLike[str] | BytesIO,
+    before: NDArray[Any],
+    after: NDArray[Any],
     scale: Intensity,
     axis: Axis,
     title: str = "",
@@ -73,7 +74,7 @@ def draw(
     try:
         figure.savefig(path, dpi=100, format=kind)
     except OSError as error:
-        raise OutputError(f"{Path(path)}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def contrast(frame: NDArray[Any]) -> tuple[float, float]:

@@ -30,7 +30,6 @@ class NoiseModel(NamedTuple):
     offset: float  # intensity of a pixel without electrons
     method: str  # what gain and offset come from, and what was assumed
     counting: bool  # whether pixels are counts of electrons: whole numbers, gain 1
-    moves: bool  # whether frames two apart differ more than neighbours do
     correlated: bool  # whether the noise of neighbouring pixels is correlated
     findings: tuple[str, ...]  # in plain words
     in_training: bool  # whether every finding is within what the shipped models saw
@@ -77,7 +76,6 @@ def estimate(
     return NoiseModel(
         gain, error, scale.offset, scale.note,
         counting=counting and not correlated and abs(gain - 1) <= near,
-        moves=level.moves,
         correlated=correlated,
         findings=(
             *(f"{text}: {OUTSIDE}" for text in outside),

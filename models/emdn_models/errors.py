@@ -3,6 +3,9 @@
 A message names the file, what was found, what was expected and what to do.
 """
 
+import importlib
+from typing import Any
+
 
 class EmdnError(Exception):
     """Any error that emdn raises on purpose; its text is meant for the user."""
@@ -43,3 +46,11 @@ class MissingExtraError(EmdnError):
 def install(extra: str) -> str:
     """Return the command that installs an extra: emdn is on no package index."""
     return f'pip install ".[{extra}]" in the folder of emdn\'s checkout'
+
+
+def library(name: str, extra: str, what: object) -> Any:
+    """Import a library that an extra brings; MissingExtraError says that ``what`` needs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(f"{what}: needs {name}; {install(extra)}") from error

@@ -75,14 +75,13 @@ def test_a_layer_becomes_a_denoised_one_at_the_same_place(viewer, widget):
     raw = movie(6)
     place = {"scale": (2.0, 0.02, 0.02), "translate": (0.0, 1.0, 2.0), "units": ("s", "nm", "nm")}
     layer = viewer.add_image(raw, name="movie", **place)
-    assert widget.layer.value is layer
+    assert widget.frames.value is layer
     assert list(widget.model.choices) == list(pretrained.index()["models"])
     assert widget.model.value == pretrained.default_model()
     for model in ("dncnn", "unet@movie"):
-        widget.model.value, widget.device.value = model, "cpu"
-        widget.button.changed.emit(True)
-        assert widget.button.text == "Cancel"
-        wait(lambda: widget.button.text == "Denoise")
+        widget(layer, model, "cpu")
+        assert not widget.call_button.enabled
+        wait(lambda: widget.call_button.enabled)
         made = viewer.layers[-1]
         assert made.name.startswith("movie denoised")
         assert made.data.dtype == np.float32
@@ -90,28 +89,24 @@ def test_a_layer_becomes_a_denoised_one_at_the_same_place(viewer, widget):
         for name in ("scale", "translate", "units"):
             np.testing.assert_array_equal(getattr(made, name), getattr(layer, name))
         assert made.metadata["emdn"]["model"] == model
-        assert "gain 1" in widget.words.value
+        assert "gain 1" in made.metadata["emdn"]["intensity"]
 
 
 def test_it_is_cancelled_between_blocks(viewer, widget):
     viewer.layers.clear()
-    viewer.add_image(movie(400), name="long")
-    widget.model.value, widget.device.value = "dncnn", "cpu"
-    widget.button.changed.emit(True)
-    wait(lambda: widget.bar.value > 0)
-    widget.button.changed.emit(True)
-    wait(lambda: widget.button.text == "Denoise")
-    assert widget.words.value == "cancelled"
+    widget(viewer.add_image(movie(400), name="long"), "dncnn", "cpu")
+    bar, cancel = widget[-2:]
+    wait(lambda: bar.value > 0)
+    cancel.changed.emit(True)
+    wait(lambda: widget.call_button.enabled)
     assert [layer.name for layer in viewer.layers] == ["long"]
 
 
 def test_what_cannot_be_denoised_is_said(viewer, widget):
+    from napari.utils.notifications import notification_manager
+
     viewer.layers.clear()
-    widget.button.changed.emit(True)
-    assert widget.words.value == "no image layer"
-    viewer.add_image(movie(1)[0], name="one")
-    widget.model.value = "unet@movie"
-    widget.button.changed.emit(True)
-    wait(lambda: widget.button.text == "Denoise")
-    assert "unet@movie" in widget.words.value
+    widget(viewer.add_image(movie(1)[0], name="one"), "unet@movie", "cpu")
+    wait(lambda: widget.call_button.enabled)
+    assert "unet@movie sees neighbours in time" in notification_manager.records[-1].message
     assert len(viewer.layers) == 1

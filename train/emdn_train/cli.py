@@ -11,7 +11,7 @@ import typer
 
 from emdn_deploy.config import takes_options
 from emdn_models import MODELS, MissingExtraError, console
-from emdn_models.errors import install
+from emdn_models.errors import install, library
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
 app = console.app("Simulate data, fit the models and export them to ONNX.")
@@ -218,12 +218,11 @@ def export(
     """Convert fitted models to ONNX and prove that they compute the same."""
     need_torch()
     from emdn_models import pretrained
-    from emdn_train import bioimage_io as packages
-    from emdn_train import triton as servers
+    from emdn_train import packages
     from emdn_train.export import export as run
 
     if bioimage_io:
-        packages.library()
+        library("bioimageio.spec", "bioimageio", "--bioimage-io")
     folder = out or checkpoint.parent / "onnx"
     if checkpoint == Path("shipped"):
         checkpoint = pretrained.CHECKPOINT
@@ -234,9 +233,9 @@ def export(
             f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
         )
         if bioimage_io:
-            print(f"saved {packages.write(done.path)}")
+            print(f"saved {packages.bioimage_io(done.path)}")
         if triton is not None:
-            print(f"saved {servers.write(done.path, triton)}")
+            print(f"saved {packages.triton(done.path, triton)}")
     if precision is None:
         return
     from emdn_train.precision import add

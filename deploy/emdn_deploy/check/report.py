@@ -117,12 +117,8 @@ def write(path: str | PathLike[str], result: CheckResult) -> None:
 
 def html(result: CheckResult) -> str:
     """Return the report of a check with a page as the text of a web page that stands alone."""
-    from emdn_deploy.page import Verdicts
-
     if result.page is None:
         raise ValueError("check with page=True to write a page")
-    unjudged = set(range(result.shape[0])).difference(result.table["frame"].to_list())
-    verdicts = Verdicts(headline(result), result.flagged, unjudged)
     found = " ".join(result.flagged.values())
     said = [f"Fails: {one}." for one in result.findings]
     said += [f"Warning: {one}." for one in result.warnings]
@@ -132,4 +128,4 @@ def html(result: CheckResult) -> str:
     words += f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in said)}</ul>"
     version = f"emdn {__version__}, {result.model} ({result.sha256[:12]}), {result.device}"
     lines = [*checked(result), version]
-    return result.page.html(f"{result.source.name}, check", verdicts, lines, words)
+    return result.page.html(f"{result.source.name}, check", headline(result), lines, words)

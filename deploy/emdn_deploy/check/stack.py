@@ -18,7 +18,7 @@ from emdn_deploy.check.residual import Frame
 from emdn_deploy.check.verdict import OUTSIDE, PASSED, Judge, judge
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.page import RunPage, Verdicts
+from emdn_deploy.page import RunPage
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import WHITE, SeveralStacks
@@ -231,7 +231,6 @@ def _check(
     # How far apart frames are that a denoised frame owes nothing to.
     apart = int(make.facts.get("model_frames", 1)) // 2 + 1
     judged, neighbours = Judge(own), Neighbours(frames.shape, good, apart)
-    page = RunPage(frames, ready.scale) if with_page else None
     sums = np.zeros(2)
     # Gaps and saturated areas keep their value in an output: no residual of theirs counts.
     shown = ready.shown(clean.read) if clean else None
@@ -252,8 +251,6 @@ def _check(
     batch = options.batch or make.denoiser.batching.frames_per_run(size)
     for span in batching.blocks(0, count, batch):
         for number, one, two in zip(range(*span), *read(*span), strict=True):
-            if page and number in page.numbers:
-                page.add(number, one, two)
             if ready.recipe.blank and one.min() == one.max():
                 continue  # blank, or without a value: not denoised
             judged.add(number, one, two)
@@ -282,12 +279,17 @@ def _check(
         ),
         warnings=(compared.words,) * (compared.verdict == "worse"),
         notes=_notes(own, error, make),
-        page=page,
+        page=None,
     )  # fmt: skip
-    if page:
-        for number in page.more(Verdicts(flagged=result.flagged)):
-            page.add(number, *(part[0] for part in read(number, number + 1)))
-    return result
+    if not with_page:
+        return result
+
+    def both(number: int) -> tuple[Frame, Frame]:
+        one, two = read(number, number + 1)
+        return one[0], two[0]
+
+    unjudged = set(range(count)).difference(table["frame"])
+    return replace(result, page=RunPage(frames, ready.scale, both, result.flagged, unjudged))
 
 
 def _notes(own: Thresholds, error: HeldOut | None, make: _Maker) -> tuple[str, ...]:

@@ -119,17 +119,22 @@ def create_frames(
 ) -> h5py.Dataset:
     """Create the dataset, one frame a chunk, with its space on disk unless compressed.
 
-    Where other files hold the pixels it is a virtual one: what is missing of them reads as NaN, or
-    as 0 of integers. ``shape``, ``order``: stored shape and one letter per axis, ``y`` and ``x``
-    the frame.
+    Where other files hold the pixels of (N, H, W) it is a virtual one: what is missing of them
+    reads as NaN, or as 0 of integers. ``shape``, ``order``: stored shape and one letter per axis,
+    ``y`` and ``x`` the frame.
     """
     chunk = tuple(
         length if letter in "yx" else 1 for length, letter in zip(shape, order, strict=True)
     )
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    if storage.parts:
-        _map_parts(settings, shape, storage)
-    else:
+    if storage.parts and storage.kind.kind == "f":
+        settings.set_fill_value(np.array(np.nan, storage.kind))
+    for start, stop, *names in storage.parts:
+        own, theirs = (h5py.h5s.create_simple((n, *shape[1:])) for n in (shape[0], stop - start))
+        own.select_hyperslab((start, *[0] * (len(shape) - 1)), (stop - start, *shape[1:]))
+        # HDF5 counts with %b.
+        settings.set_virtual(own, *(name.replace("%", "%%").encode() for name in names), theirs)
+    if not storage.parts:
         settings.set_chunk(chunk)
         if storage.compress:
             settings.set_shuffle()
@@ -141,28 +146,6 @@ def create_frames(
     space = h5py.h5s.create_simple(shape)
     kind = h5py.h5t.py_create(storage.kind)
     return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
-
-
-def _map_parts(settings: Any, shape: tuple[int, ...], storage: Storage) -> None:
-    """Make frames (..., H, W) those of other files, each (k, H, W)."""
-    *lead, height, width = shape
-    if storage.kind.kind == "f":
-        settings.set_fill_value(np.array(np.nan, storage.kind))
-    for start, stop, file, dataset in storage.parts:
-        own = h5py.h5s.create_simple(shape)
-        theirs = h5py.h5s.create_simple((stop - start, height, width))
-        if lead:
-            own.select_none()
-        while lead and start < stop:  # along the last of several axes
-            place = tuple(int(index) for index in np.unravel_index(start, lead))
-            run = min(stop - start, lead[-1] - place[-1])
-            block = (*(1 for _ in lead[1:]), run, height, width)
-            ones = (1,) * len(shape)
-            own.select_hyperslab((*place, 0, 0), ones, block=block, op=h5py.h5s.SELECT_OR)
-            start += run
-        # HDF5 counts with %b.
-        name = file.replace("%", "%%").encode()
-        settings.set_virtual(own, name, dataset.replace("%", "%%").encode(), theirs)
 
 
 def create_sigma(

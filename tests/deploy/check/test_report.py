@@ -60,6 +60,8 @@ def test_the_page_stands_alone_and_names_the_frame(faulty):
     assert "structure added" in faulty.flagged[5]
     assert faulty.flagged[5] in page.text
     assert verdict.MEANINGS["structure added"] in page.text
+    assert len(page.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
     assert [one["number"] for one in data["frames"] if one["flagged"]] == faulty.failing
     assert {one["number"] for one in data["frames"]} == set(range(8))

@@ -1,5 +1,6 @@
-"""BioImage.IO packages: valid, run by bioimageio.core, and the frames of emdn itself."""
+"""Packages for other programs: read by their own libraries, and the frames of emdn itself."""
 
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from onnxruntime import InferenceSession
 
 from emdn_deploy import Denoiser
 from emdn_models import MissingExtraError, ModelError, ParityError, pretrained
-from emdn_train import bioimage_io
+from emdn_train import packages
 from emdn_train.cli import main
 
 MODELS = ("ffdnet", "unet@movie")
@@ -34,7 +35,7 @@ def exported(tmp_path):
 @pytest.fixture(scope="module", params=MODELS)
 def graph(request):
     """A model, and its graph that takes one tensor as a function of frames (F, H, W)."""
-    model = bioimage_io.one_tensor(onnx.load(pretrained.onnx_path(request.param)))
+    model = packages.one_tensor(onnx.load(pretrained.onnx_path(request.param)))
     assert (model.opset_import[0].version, model.ir_version) == (17, 8)
     assert [one.name for one in model.graph.input] == ["frames"]
     session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -78,17 +79,17 @@ def test_a_frame_without_noise_stays(graph, level: float) -> None:
 
 def test_a_package_that_differs_is_not_written(exported, tmp_path, monkeypatch) -> None:
     pytest.importorskip("bioimageio.spec")
-    made = bioimage_io.lowered
+    made = packages._lowered
 
-    def broken(model: onnx.ModelProto) -> onnx.ModelProto:
+    def broken(model: onnx.GraphProto) -> onnx.GraphProto:
         model = made(model)
-        weights = next(one for one in model.graph.initializer if one.name.endswith(".float16"))
+        weights = next(one for one in model.initializer if one.name.endswith(".float16"))
         weights.raw_data = weights.raw_data[::-1]
         return model
 
-    monkeypatch.setattr(bioimage_io, "lowered", broken)
+    monkeypatch.setattr(packages, "_lowered", broken)
     with pytest.raises(ParityError, match=r"ffdnet\.onnx: its package differs"):
-        bioimage_io.write(exported("ffdnet"))
+        packages.bioimage_io(exported("ffdnet"))
     assert [path.name for path in tmp_path.iterdir()] == ["ffdnet.onnx"]
 
 
@@ -96,13 +97,13 @@ def test_an_operator_of_later_sets_is_refused() -> None:
     model = onnx.load(pretrained.onnx_path("ffdnet"))
     model.graph.node[-1].op_type = "Gelu"
     with pytest.raises(ModelError, match="ffdnet: not in ONNX's operator set 17"):
-        bioimage_io.one_tensor(model)
+        packages.one_tensor(model)
 
 
 def test_the_library_that_is_missing_is_named(exported, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "bioimageio", None)
     with pytest.raises(MissingExtraError, match=r"\[bioimageio\]"):
-        bioimage_io.write(exported("ffdnet"))
+        packages.bioimage_io(exported("ffdnet"))
 
 
 @pytest.mark.slow
@@ -110,7 +111,7 @@ def test_the_library_that_is_missing_is_named(exported, monkeypatch) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_bioimageio_core_runs_a_package_to_the_same_frames(name, exported) -> None:
     core = pytest.importorskip("bioimageio.core")
-    package = bioimage_io.write(exported(name))
+    package = packages.bioimage_io(exported(name))
     summary = core.test_model(package, devices=["cpu"])
     assert summary.status == "passed", summary.format()
     # Nobody has an account to be named by.
@@ -136,3 +137,34 @@ def test_one_command_writes_both_from_the_shipped_weights(tmp_path, capsys) -> N
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == [f"saved {out / 'ffdnet.bioimageio.zip'}",
                         f"saved {served / 'ffdnet' / 'config.pbtxt'}"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "frames"), [("ffdnet", 1), ("unet@movie", 5)])
+@pytest.mark.filterwarnings("ignore")  # of older generated code
+def test_triton_reads_the_configuration(name: str, frames: int, tmp_path: Path) -> None:
+    client = pytest.importorskip("tritonclient")
+    # By its path: the package that holds it imports grpc, which no message needs.
+    path = Path(client.__path__[0]) / "grpc" / "model_config_pb2.py"
+    spec = importlib.util.spec_from_file_location("model_config_pb2", path)
+    messages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(messages)
+    from google.protobuf import text_format
+
+    source = pretrained.onnx_path(name)
+    path = packages.triton(source, tmp_path)
+    config = text_format.Parse(path.read_text(), messages.ModelConfig())
+    assert config.name == path.parent.name == name.replace("@", "-")
+    assert config.backend == "onnxruntime"
+    assert config.max_batch_size == 8
+    assert config.HasField("dynamic_batching")
+    assert {one.name: list(one.dims) for one in config.input} == {
+        "frames": [frames, -1, -1], "scale": [1, 1, 1], "offset": [1, 1, 1], "gain": [1, 1, 1],
+    }  # fmt: skip
+    assert {one.name: list(one.dims) for one in config.output} == {"denoised": [1, -1, -1]}
+    tensors = [*config.input, *config.output]
+    assert {messages.DataType.Name(one.data_type) for one in tensors} == {"TYPE_FP32"}
+    served = path.parent / "1" / "model.onnx"
+    assert served.read_bytes() == source.read_bytes()
+    onnx.checker.check_model(served)
+    packages.triton(source, tmp_path)  # in place of itself
+    assert len(list(tmp_path.rglob("*.*"))) == 2
