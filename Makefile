@@ -42,7 +42,7 @@ test-all: $(VENV)/.test-all  ## Install what the slow tests compare with too, an
 train: $(VENV)/.train  ## Fit the seven models for EPOCHS on DATA (simulated first if missing)
 	@test -e $(DATA)/train/graphene_img_clean.h5 || { \
 	    echo "first simulates $(DATA): 1.2 GB, about a minute"; \
-	    echo "then fits: 15 to 30 minutes of one core for 2 epochs; it says how long here"; \
+	    echo "then fits: 15 to 30 minutes of one core for 2 epochs"; \
 	    $(MAKE) simulate; }
 	$(BIN)/emdn-train fit --data $(DATA) --out $(OUT) --epochs $(EPOCHS) $(ARGS)
 

@@ -56,7 +56,7 @@ def main() -> None:
         pl.col("model").replace_strict(patches, default=None).alias("patches"),
         "mean", "multislice", "worst",
     )  # fmt: skip
-    table = gains.join(defects(rows, "vacant"), on="model", how="left", maintain_order="left")
+    table = gains.join(defects(rows), on="model", how="left", maintain_order="left")
     text = (
         f"`python -m benchmarks.defect_weight {asked.out} {asked.data} {asked.testset} --weights "
         f"{' '.join(f'{one:g}' for one in asked.weights)} --minutes {asked.minutes:g}`: `unet` is "

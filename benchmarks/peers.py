@@ -1,10 +1,11 @@
-"""The same model by other programs, and the machine's own limit: frames (n, H, W) to such."""
+"""A shipped model, the same net by other programs, and the machine's own limit."""
 
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +15,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.cases import SIZE
-from emdn_deploy.bench import SCALE, in_turn, noisy, warm
+from emdn_deploy import bench
+from emdn_deploy.bench import SCALE, noisy
+from emdn_deploy.config import Device, Precision
+from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.session import Session, open_session
 from emdn_models import checkpoint, pretrained
 from emdn_models.nets import build, load_state
@@ -23,9 +26,37 @@ from emdn_train.onnx_graph import Graph, describe, to_onnx
 
 Frames = NDArray[np.float32]
 Program = Callable[[Frames], Frames]
+"""Frames (n, H, W) to such."""
 
+SIZE = (256, 256)
 PEERS = ("naive", "eager", "compile", "openvino")
 """The graph without rewriting by onnxruntime; torch; torch.compile; that graph by OpenVINO."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a device; its name is the test's."""
+
+    model: str
+    precision: Precision
+    device: Device
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.precision}-{self.device}"
+
+    @cache  # noqa: B019
+    def open(self, threads: int | None = None) -> Denoiser:
+        """Open the model, once for every number of threads."""
+        return Denoiser(self.model, self.device, threads, self.precision)
+
+    def about(self, batch: int) -> bench.Row:
+        """Begin a row."""
+        return bench.about(self.open().session, self.device, batch, SIZE)
+
+    @property
+    def gflop(self) -> float:
+        """GFLOP of a frame of 256 x 256, counted on the net in torch."""
+        return bench.gflop_of(self.open().session, SIZE)
 
 
 def absent() -> dict[str, str]:
@@ -169,11 +200,3 @@ def roofline(device: str, threads: int | None = None) -> Program:
     path = Path(_folder().name, "conv.onnx")
     onnx.save(model, path)
     return bare(open_session(path, device, threads))
-
-
-@cache
-def roof_gflops(device: str) -> float:
-    """Return the GFLOP/s of `roofline` by all threads."""
-    frame, conv = noisy(1, SIDE, SIDE), roofline(device)
-    warm(lambda: conv(frame))
-    return CONV_GFLOP / float(np.median(in_turn({"": lambda: conv(frame)}, 50, 2.0)[""]))

@@ -24,7 +24,7 @@ import typer
 
 ROOT = Path(__file__).parents[1]
 READMES = [f"{folder}README.md" for folder in ("", "deploy/", "train/", "models/", "benchmarks/")]
-PROGRAMS = ("make", "emdn-deploy", "emdn-train", "pip", "python3", ".", "git", "torchrun")
+PROGRAMS = ("make", "emdn-deploy", "emdn-train", "pip", "python3", ".", "git")
 
 # So few steps must not end below the start, which a fit says by its exit status.
 SMALL = "--patch 32 -b epochs=1 -b batch_size=8 -b lr=1e-6"
@@ -36,7 +36,7 @@ SLOW = {
     "emdn-train export": "",
     "emdn-train fit": SMALL,
     "emdn-train simulate": "--frames 16 --size 64",
-    "make bench": "ARGS='-k test_profile'",
+    "make bench": "ARGS='-k \"inference and dncnn and single\"'",
     "make export": "",
     "make record": "ARGS='--frames 16 -b epochs=1 -b batch_size=8'",
     "make train": f"ARGS='{SMALL}'",
@@ -50,7 +50,6 @@ NOT_RUN = {
     "make check": ".ci/run does",
     "make bench ARGS": "minutes",
     "make quality": "minutes",
-    "torchrun": "needs four GPUs",
     "emdn-deploy denoise movie.h5 --scheduler": "tests/deploy/test_cluster.py has one",
 }
 
@@ -85,13 +84,11 @@ def test_the_lists_name_commands_of_the_readmes() -> None:
 def test_a_command_is_spelled_right(line: str) -> None:
     from emdn_deploy import cli as deploy
     from emdn_train import cli as train
-    from emdn_train.cli import joined
+    from emdn_train.cli import translated
 
     program, *words = shlex.split(line)
-    if program == "torchrun":
-        program, words = "emdn-train", words[words.index("emdn_train") + 1 :]
     if program == "emdn-train":
-        words = joined(words)
+        words = translated(words)
     if program in ("emdn-deploy", "emdn-train"):
         command = typer.main.get_command(deploy.app if program == "emdn-deploy" else train.app)
         group = command.make_context(program, list(words))

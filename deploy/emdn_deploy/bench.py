@@ -309,13 +309,12 @@ def speed(
     frames: int,
     size: tuple[int, int],
     gflop: float | None = None,
-    roofline: float | None = None,
 ) -> Row:
     """Turn the seconds of rounds, of so many ``frames`` each, into columns.
 
-    With the ``gflop`` of a frame and the machine's ``roofline`` in GFLOP/s, what was reached of
-    them. ``frames/s`` and what follows from it are of the median round; ``p90`` and ``p99``, in
-    milliseconds a frame, are None for fewer than 10 and 100 rounds.
+    ``frames/s`` and what follows from it, with the ``gflop`` of a frame also GFLOP/s, are of the
+    median round; ``p90`` and ``p99``, in milliseconds a frame, are None for fewer than 10 and 100
+    rounds.
     """
     each = np.asarray(seconds) / frames
     median = float(np.median(each))
@@ -329,8 +328,6 @@ def speed(
     }
     if gflop is not None:
         row["GFLOP/s"] = digits(gflop / median)
-        if roofline is not None:
-            row["roofline"] = round(gflop / median / roofline, 2)
     return row
 
 

@@ -11,8 +11,7 @@ from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import NoiseLevel, Sample
 from emdn_models.errors import EmdnError
 
-# The stacks on which the noise model's power is measured.
-_SIMULATED = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "noise_power.py"))
+_SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_noise.py")))
 SCENE, FAULTS = _SIMULATED["lattice"], _SIMULATED["FAULTS"]
 BLUR = FAULTS["blur, share given to 4 neighbours"][0]
 

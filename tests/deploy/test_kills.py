@@ -1,35 +1,56 @@
-"""Kills and full disks, seeded; `python benchmarks/kills.py` tries more of them."""
+"""A killed run loses nothing: the repeated command gives the frames of an undisturbed one."""
 
-import random
+from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
-from benchmarks import kills
-
-SHORT = ["HDF5, mirrored", "TIFF with sigma", "npy with sigma", "folder to TIFF", kills.FOLLOWED]
+from emdn_deploy.readers import open_frames
 
 
-@pytest.mark.parametrize("form", SHORT)
-def test_a_killed_run_and_a_full_disk_lose_nothing(tmp_path, box_model, form: str) -> None:
-    case = kills.Case(form, tmp_path, str(box_model), kills.movie(12, 32))
-    chance = random.Random(SHORT.index(form))
-    first, late = sorted(chance.randint(1, len(case.events)) for _ in range(2))
-    limit = int(case.size * chance.uniform(0.05, 0.4))
-    for disturbances in (
-        [((first, 0.0), 0), ((late, 0.0), 0), ((late, 3e-4), 0)],
-        [(None, limit)],
-    ):
-        tally = case.tried(disturbances)
-        assert tally.disturbed
-        assert not tally.lost
+def stacks(folder: Path) -> dict[str, np.ndarray]:
+    """Return the frames of every output, by name."""
+    found = {}
+    for path in folder.iterdir():
+        if path.suffix == ".json":
+            continue
+        with open_frames(path) as frames:
+            found[path.name] = frames.read(0, frames.shape[0])
+    return found
 
 
-def test_a_kill_while_names_are_given(tmp_path, box_model) -> None:
-    """Several files get their names; a kill between these is mended, and leaves nothing."""
-    case = kills.Case("npy with sigma", tmp_path, str(box_model), kills.movie(12, 32))
-    renames = [n for n, what in enumerate(case.events, 1) if what.startswith("os.rename")]
-    renames = [n for n in renames if case.events[n - 1].endswith(".npy.partial")]
-    assert len(renames) == 2
-    tally = case.tried([((renames[0] + 1, 0.0), 0)])
-    assert tally.disturbed
-    assert not tally.lost
+@pytest.mark.parametrize(
+    ("given", "name", "flags"),
+    [
+        ("movie.h5", "out.h5", ()),
+        ("movie.h5", "out.h5", ("--compress",)),
+        ("movie.h5", "out.tif", ("--sigma",)),
+        ("movie.h5", "out.npy", ("--sigma",)),
+        ("movie.h5", "out.mrc", ()),
+        ("frames", "out.hspy", ()),
+    ],
+)
+def test_a_killed_run_goes_on(
+    tmp_path, box_model, lattice, denoise_killed, call, given, name, flags
+) -> None:
+    movie = lattice(20.0, (9, 32, 40)).astype(np.uint16)
+    with h5py.File(tmp_path / "movie.h5", "w") as file:
+        file["frames"] = movie
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(movie):
+        np.save(tmp_path / "frames" / f"f_{number}.npy", frame)
+    found = []
+    for kills in ((), (2, 6)):
+        out = tmp_path / f"out{len(kills)}"
+        out.mkdir()
+        command = (tmp_path / given, "-o", out / name, *flags, "--model", box_model)
+        command += ("--device", "cpu", "--batch", 2)
+        for frames in kills:
+            denoise_killed(frames, *command)
+            assert not (out / name).exists()
+        assert call("denoise", *command) == 0
+        found.append(stacks(out))
+    assert found[0].keys() == found[1].keys()
+    for key, stack in found[0].items():
+        np.testing.assert_array_equal(found[1][key], stack)

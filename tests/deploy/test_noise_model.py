@@ -10,8 +10,7 @@ from emdn_deploy import dose
 from emdn_deploy.noise_level import NoiseLevel, Sample
 from emdn_models.errors import EmdnError
 
-# The stacks on which thresholds and power were measured.
-SIMULATED = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "noise_power.py"))
+SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_noise.py")))
 estimate, scene, FAULTS = (SIMULATED[name] for name in ("estimate", "lattice", "FAULTS"))
 BLUR = FAULTS["blur, share given to 4 neighbours"][0]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_models import EmdnError, FormatError, metrics
+from emdn_models import FormatError, metrics
 from emdn_train import benchmark as benchmarking
 from emdn_train.benchmark import benchmark, likeness, line, pictures
 from emdn_train.cli import main
@@ -73,10 +73,6 @@ def test_psnr_is_that_of_the_pictures(found, data) -> None:
         metrics.psnr(raw, truth, span).mean(), abs=1e-3
     )
     assert found["noisy"]["ssim"] == pytest.approx(metrics.ssim(raw, truth, span).mean(), abs=1e-4)
-    # Gratings are near enough to lattices for the shipped weights to be of use.
-    shipped = found["inference"][1]
-    assert shipped["psnr_db"] > found["noisy"]["psnr_db"] + 3
-    assert shipped["ssim"] > found["noisy"]["ssim"]
 
 
 def test_sciml_benchs_own_figures_are_beside_ours(found, data) -> None:
@@ -86,7 +82,6 @@ def test_sciml_benchs_own_figures_are_beside_ours(found, data) -> None:
     sciml = found["noisy"]["sciml_bench"]
     assert sciml["mse"] == pytest.approx(mse, rel=1e-5)
     assert sciml["psnr_db"] == pytest.approx(20 * np.log10(255 / mse**0.5), abs=1e-3)
-    assert found["inference"][1]["sciml_bench"]["mse"] < mse
     # Of more than one batch the mean over batches, whatever their sizes.
     frames = np.zeros((65, 12, 12), np.float32)
     truth = frames + np.arange(65, dtype=np.float32)[:, None, None] // 64 + 1
@@ -103,7 +98,7 @@ def test_sciml_benchs_own_figures_are_beside_ours(found, data) -> None:
 def test_the_line_has_all_that_machines_are_compared_by(found) -> None:
     text = line(found)
     assert "\n" not in text
-    own = found["inference"][0]
+    own = found["inference"]
     for part in (
         "em_denoise unet paper (122,737 parameters)", "images/s of 64 x 64", "s an epoch of 32",
         "3 epochs, batch 8, lr 0.001", f"inference {own['frames/s']:.4g} frames/s on cpu",
@@ -119,9 +114,9 @@ def test_what_diverged_is_timed_and_not_judged(config, tmp_path, monkeypatch) ->
     fitted = Fitted("unet", "diverged", history, {}, float("nan"), 8.0)
     monkeypatch.setattr(benchmarking, "fit", lambda asked: [fitted])
     found = benchmark(replace(config, out=tmp_path))
-    own = found["inference"][0]
+    own = found["inference"]
     assert own["frames/s"] > 0
-    assert (own["weights"], own["psnr_db"], own["ssim"]) == ("as drawn", None, None)
+    assert not {"psnr_db", "ssim"} & own.keys()
     assert "diverged" in line(found)
     assert "not judged" in line(found)
 
@@ -132,10 +127,6 @@ def test_data_is_simulated_where_there_is_none(tmp_path, monkeypatch) -> None:
     with pytest.raises(FormatError, match="inference"):
         benchmark(BenchmarkConfig(data=tmp_path / "new", out=tmp_path, frames=20))
     assert (asked[0].out, asked[0].frames, asked[0].kind) == (tmp_path / "new", 20, "graphene")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EmdnError, match="with one process"):
-        benchmark(BenchmarkConfig(data=tmp_path / "new", out=tmp_path))
-    assert len(asked) == 1
 
 
 def test_a_data_set_without_pictures_is_refused(gratings, tmp_path) -> None:
@@ -156,10 +147,3 @@ def test_the_benchmarks_spelling_reaches_the_run(found, monkeypatch, capsys) -> 
     assert (config.epochs, config.batch_size, config.lr, config.seed) == (7, 3, 0.5, 2)
     assert str(config.data) == "mine"
     assert capsys.readouterr().out.splitlines()[0] == line(found)
-
-
-def test_a_record_is_of_one_model(capsys) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["benchmark", "--model", "all"])
-    assert left.value.code == 2
-    assert "one model" in capsys.readouterr().err

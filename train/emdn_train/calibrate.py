@@ -98,11 +98,7 @@ def denoise(
     """Denoise a frame (H, W) alone, as a deployment does, at a scale that is measured.
 
     A model that sees several frames gets it between others of the same scene, which rests,
-    recorded by a counting camera.
-
-    Returns
-    -------
-    (H, W) each: the frame, and its sigma if asked for.
+    recorded by a counting camera. Returns the frame, and its sigma if asked for.
     """
     if denoiser.session.info.frames == 1 and with_sigma:
         frame, sigma = denoiser.denoise_with_sigma(noisy[None])
@@ -130,12 +126,10 @@ def scale_of(stack: Frame) -> Intensity:
 
 
 def fit(errors: Frame, spread: Frame, noise: Frame) -> tuple[float, float]:
-    """Fit squared errors by spread and noise, each with a factor of its own, not negative.
+    """Fit squared errors by spread and noise, (n,) squares each, with factors not negative.
 
     The factors minimise the mean of log(v) + errors / v, the negative logarithm of a Gaussian
     likelihood with v the sum.
-
-    All are (n,), squares; the noise is positive everywhere.
     """
 
     def loss(logarithms: NDArray[np.float64]) -> float:
@@ -152,12 +146,10 @@ def fit(errors: Frame, spread: Frame, noise: Frame) -> tuple[float, float]:
 
 
 def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, Any]:
-    """Measure one model on frames with truth, each denoised alone at a scale that is measured.
+    """Measure one model on frames with truth: the entry ``sigma`` of ``index.json``.
 
-    Returns
-    -------
-    The entry ``sigma`` of ``index.json``: the factors, the weights that they belong to, how many
-    frames there were and which share of their pixels is within one and two sigma.
+    That is the factors, the weights that they belong to, how many frames there were and which share
+    of their pixels is within one and two sigma.
     """
     measured = []
     for frame in frames:
@@ -195,11 +187,6 @@ def calibrate(
     """Calibrate models of an exported ``folder``, all if None; write the factors.
 
     A ``MODEL@CLASS`` is calibrated on frames of its class.
-
-    Raises
-    ------
-    ModelError
-        If there is no index, or it lacks a model.
     """
     models = entries_of(folder, names)
     drawn: dict[str, list[Recorded]] = {}

@@ -1,13 +1,9 @@
 """How a run starts, stops and resumes: initial weights, signals, and the file of its state.
 
-``fit_state.h5`` holds what a stopped run needs to go on. Layout (format version 1)::
-
-    /                      attributes: format, format_version
-    /run, /done, /training     JSON text: what must stay the same, results so far, counters
-    /net/<tensor>, /average/<tensor>, /best/<tensor>, /optimizer/<parameter>/<tensor>
-
-HDF5 and not torch.save, which is a pickle however it is read; any other reader opens this.
-No generator is saved: all chance follows from the seed and the step (`emdn_train.patches`).
+``fit_state.h5`` holds what a stopped run needs to go on, as `emdn_models.checkpoint` writes it: the
+groups net, average, best and optimizer.N of tensors, and text, JSON of what must stay the same,
+results so far and counters. No generator is saved: all chance follows from the seed and the step
+(`emdn_train.patches`).
 """
 
 import json
@@ -21,17 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import h5py
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from emdn_models import ModelError, checkpoint, pretrained
 from emdn_models.errors import CheckpointError
-from emdn_models.hdf5 import written
 from emdn_models.nets import load_state
 from emdn_models.spec import spec_of
 from emdn_train.config import FitConfig
@@ -39,8 +33,6 @@ from emdn_train.config import FitConfig
 log = logging.getLogger(__name__)
 
 FILE_NAME = "fit_state.h5"
-FORMAT = "emdn-fit-state"
-FORMAT_VERSION = 1
 
 EVERY_S = 60.0
 """Seconds between two saves."""
@@ -77,15 +69,11 @@ class Training:
 
     def end_epoch(self, steps: int) -> None:
         """Add a row to the history and begin the next epoch's mean; ``steps`` are an epoch's."""
-        row = {
-            "model": self.name,
-            "epoch": -(-self.step // steps),
-            "step": self.step,
-            "loss": self.loss / self.losses,
-            "lr": self.optimizer.param_groups[0]["lr"],
+        self.history.append({
+            "model": self.name, "epoch": -(-self.step // steps), "step": self.step,
+            "loss": self.loss / self.losses, "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.elapsed,
-        }
-        self.history.append(row)
+        })  # fmt: skip
         self.loss, self.losses = 0.0, 0
 
 
@@ -96,58 +84,52 @@ _COUNTERS = [key for key in Training.__dataclass_fields__ if key not in _TENSORS
 class StateFile:
     """The file that a run is continued from; it is there while the run is not complete.
 
-    Parameters
-    ----------
-    run
-        What must be the same for the run to be continued.
-    writes
-        Whether this process writes the file, or only reads it.
-
-    Attributes
-    ----------
-    done
-        Results of the models that are finished, by name.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is of another run, or cannot be read.
+    ``run`` is what must be the same for the run to be continued, else a `CheckpointError` says what
+    differs; ``done`` are the results of models that are finished, by name.
     """
 
-    def __init__(
-        self, path: str | PathLike[str], run: Mapping[str, Any], writes: bool = True
-    ) -> None:
+    def __init__(self, path: str | PathLike[str], run: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.done: dict[str, dict[str, Any]] = {}
-        self._writes = writes
         self._run = json.loads(json.dumps(dict(run), default=os.fspath))
         self._counters: dict[str, Any] = {}
         self._saved = time.perf_counter()
-        if self.path.exists():
-            with _reading(self.path) as file:
-                saved = json.loads(file["run"].asstr()[()])
-                self.done = json.loads(file["done"].asstr()[()])
-                self._counters = json.loads(file["training"].asstr()[()])
-            if other := [
-                f"{key} {saved.get(key)!r} and not {self._run.get(key)!r}"
-                for key in {**saved, **self._run}
-                if saved.get(key) != self._run.get(key)
-            ]:
-                raise CheckpointError(
-                    f"{self.path}: the unfinished run in this folder has {', '.join(other)}; "
-                    "repeat its options to continue it, choose another --out, or delete the "
-                    "file to start over"
-                )
+        if not self.path.exists():
+            return
+        try:
+            self._groups = {name: one.state for name, one in checkpoint.load(self.path).items()}
+            text = self._groups["text"]
+            saved, self.done, self._counters = (
+                json.loads(text[key].tobytes()) for key in ("run", "done", "training")
+            )
+        except (CheckpointError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path}: no run can be continued from it ({error}); delete it to start over"
+            ) from error
+        if other := [
+            f"{key} {saved.get(key)!r} and not {self._run.get(key)!r}"
+            for key in {**saved, **self._run}
+            if saved.get(key) != self._run.get(key)
+        ]:
+            raise CheckpointError(
+                f"{self.path}: the unfinished run in this folder has {', '.join(other)}; repeat "
+                "its options to continue it, choose another --out, or delete the file to start over"
+            )
 
     def restore(self, training: Training) -> bool:
         """Put a model where it was, and say whether the file holds it."""
         if self._counters.get("name") != training.name:
             return False
-        with _reading(self.path) as file:
-            training.net.load_state_dict(_tensors(file["net"]))
-            training.average.load_state_dict(_tensors(file["average"]))
-            state = {int(key): _tensors(group) for key, group in file["optimizer"].items()}
-            training.best = _tensors(file.get("best", {}))
+
+        def tensors(group: str) -> dict[str, Tensor]:
+            arrays = self._groups.pop(group, {})
+            return {key: torch.as_tensor(array) for key, array in arrays.items()}
+
+        training.net.load_state_dict(tensors("net"))
+        training.average.load_state_dict(tensors("average"))
+        training.best = tensors("best")
+        moments = [name for name in self._groups if name.startswith("optimizer.")]
+        state = {int(name.partition(".")[2]): tensors(name) for name in moments}
         groups = training.optimizer.state_dict()["param_groups"]
         training.optimizer.load_state_dict({"state": state, "param_groups": groups})
         # A fused optimiser walks through memory: its moments must lie as the weights do.
@@ -161,81 +143,46 @@ class StateFile:
 
     def due(self) -> bool:
         """Say whether it is time to save."""
-        return self._writes and time.perf_counter() - self._saved > EVERY_S
+        return time.perf_counter() - self._saved > EVERY_S
 
     def save(self, training: Training | None = None) -> None:
         """Write results and, if given, a model under way; the old file stays until it is whole."""
-        if not self._writes:
-            return
         counters = {key: getattr(training, key) for key in _COUNTERS} if training else {}
-        with written(self.path) as out:
-            file = out.file
-            file.attrs["format"] = FORMAT
-            file.attrs["format_version"] = FORMAT_VERSION
-            # Datasets, since an attribute may not exceed 64 kB and a history does.
-            file["run"] = json.dumps(self._run)
-            file["done"] = json.dumps(self.done)
-            file["training"] = json.dumps(counters)
-            if training:
-                state = training.optimizer.state_dict()["state"]
-                groups = {f"optimizer/{key}": values for key, values in state.items()}
-                groups["net"] = training.net.state_dict()
-                groups["average"] = training.average.state_dict()
-                groups["best"] = training.best
-                file.create_group("optimizer")
-                for group, tensors in groups.items():
-                    for key, tensor in tensors.items():
-                        file[f"{group}/{key}"] = tensor.cpu().numpy()
+        texts = {"run": self._run, "done": self.done, "training": counters}
+        # No attributes, which may not exceed 64 kB, as a history does.
+        text = {k: np.frombuffer(json.dumps(one).encode(), "u1") for k, one in texts.items()}
+        groups = {"text": checkpoint.Weights("", text)}
+        if training:
+            states = {
+                "net": training.net.state_dict(),
+                "average": training.average.state_dict(),
+                "best": training.best,
+            }
+            moments = training.optimizer.state_dict()["state"]
+            states |= {f"optimizer.{key}": values for key, values in moments.items()}
+            for name, tensors in states.items():
+                arrays = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+                groups[name] = checkpoint.Weights("", arrays)
+        checkpoint.save(self.path, groups)
         self._saved = time.perf_counter()
 
     def remove(self) -> None:
         """Delete the file: the run is complete, and the same command starts a new one."""
-        if self._writes:
-            self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    """Open a state file, and name what is wrong with it."""
-    try:
-        with h5py.File(path, "r") as file:
-            found = (file.attrs.get("format"), int(file.attrs.get("format_version", 0)))
-            if found != (FORMAT, FORMAT_VERSION):
-                raise ValueError(f"format {found}, expected {(FORMAT, FORMAT_VERSION)}")
-            yield file
-    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: no run can be continued from it ({error}); delete it to start over"
-        ) from error
-
-
-def _tensors(group: Mapping[str, h5py.Dataset]) -> dict[str, Tensor]:
-    return {key: torch.as_tensor(dataset[()]) for key, dataset in group.items()}
+        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def start_from(net: nn.Module, name: str, config: FitConfig) -> dict[str, Any] | None:
-    """Load the weights that the config starts from.
+    """Load the weights that the config starts from; return how they were fitted, if known.
 
     A file of ``shipped`` is the packaged checkpoint. A model for a class of frames starts from
-    itself where the file has it, else from the model of all frames.
-
-    Returns
-    -------
-    dict
-        How those weights were fitted, as far as the checkpoint says.
-
-    Raises
-    ------
-    ModelError
-        If the checkpoint has no such model, or the model has another preset.
+    itself where the file has it, else from the model of all frames. A `ModelError` says that the
+    file has neither, or of another preset.
     """
     path = os.fspath(config.start or "")
-    packaged = path == "shipped" and not Path(path).exists()
-    path = os.fspath(pretrained.CHECKPOINT) if packaged else path
+    if path == "shipped" and not Path(path).exists():
+        path = os.fspath(pretrained.CHECKPOINT)
     models = checkpoint.load(path)
-    if packaged:  # it has models of earlier versions, too
-        models = {one: models[one] for one in models if one in pretrained.index()["models"]}
     own = name if name in models else spec_of(name).name
     weights = checkpoint.pick(path, models, own)
     if weights.preset != config.preset:
@@ -256,18 +203,13 @@ def signals_noted() -> Iterator[list[int]]:
     thread, which alone may, changes anything.
     """
     noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-
     earlier = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                earlier[number] = signal.signal(number, note)
+                earlier[number] = signal.signal(number, lambda number, _: noted.append(number))
     try:
         yield noted
     finally:
         for number, handler in earlier.items():
-            # None is a handler that was not set from Python and can't be set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: was not set from Python

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import typer
+from typer import Argument, Option
 
 from emdn_deploy.config import DenoiseOptions, On
 from emdn_models import MODELS, FormatError, ModelError
@@ -22,13 +22,12 @@ DEFECTS = (5e-4, 0.05)
 """Least and most point defects per site. With one in a thousand, the best guess from a noisy
 frame is that there is none, and a net learns to fill them."""
 
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Patches a step, of each process.")]
-Patch = Annotated[int, typer.Option(min=8, help="Side of a patch in pixels.")]
-Seed = Annotated[int, typer.Option(help="Start of every random number.")]
-Rate = Annotated[
-    float | None, typer.Option(min=0, help="Learning rate; the recipe's own if not given.")
-]
+Out = Annotated[Path, Option(metavar="DIR", help="Folder for the results.")]
+Epochs = Annotated[int, Option(min=1, help="Passes over the data.")]
+BatchSize = Annotated[int, Option(min=1, help="Patches a step.")]
+Patch = Annotated[int, Option(min=8, help="Side of a patch in pixels.")]
+Seed = Annotated[int, Option(help="Start of every random number.")]
+Rate = Annotated[float | None, Option(min=0, help="Learning rate; the recipe's own if not given.")]
 
 
 WARM_UP = 100
@@ -76,36 +75,36 @@ class SimulateConfig:
     states in turn, at the same optics: what a movie sees before and after an event.
     """
 
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
-    frames: Annotated[int, typer.Option(min=1, help="Training pairs, or frames of a movie.")] = 1000
-    kind: Annotated[Kind, typer.Option(help="Specimens and imaging mode.")] = "graphene"
-    size: Annotated[int, typer.Option(min=32, help="Side of a frame in pixels.")] = 256
+    out: Annotated[Path, Argument(metavar="OUT", help="Folder to write.")]
+    frames: Annotated[int, Option(min=1, help="Training pairs, or frames of a movie.")] = 1000
+    kind: Annotated[Kind, Option(help="Specimens and imaging mode.")] = "graphene"
+    size: Annotated[int, Option(min=32, help="Side of a frame in pixels.")] = 256
     dose_e_per_a2: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="MIN MAX", help="Electrons per square angstrom, instead of --snr."),
+        Option(metavar="MIN MAX", help="Electrons per square angstrom, instead of --snr."),
     ] = None
     snr: Annotated[
         tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
+        Option(metavar="MIN MAX", help="Signal to noise per pixel, drawn log-uniformly."),
     ] = (0.05, 3.0)
     pixel_size_nm: Annotated[
-        tuple[float, float], typer.Option(metavar="MIN MAX", help="Pixel size, drawn uniformly.")
+        tuple[float, float], Option(metavar="MIN MAX", help="Pixel size, drawn uniformly.")
     ] = (0.008, 0.025)
-    detector: Annotated[Literal["counting", "ccd"], typer.Option(help="Camera of TEM frames.")] = (
+    detector: Annotated[Literal["counting", "ccd"], Option(help="Camera of TEM frames.")] = (
         "counting"
     )
     images_per_structure: Annotated[
-        int, typer.Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
+        int, Option(min=1, help="Frames of one specimen, each at its own optics and dose.")
     ] = 4
     defects: Annotated[
         tuple[float, float],
-        typer.Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
+        Option(metavar="MIN MAX", help="Point defects per site, drawn log-uniformly."),
     ] = DEFECTS
     states: Annotated[
-        int, typer.Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
+        int, Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
     ] = 1
-    seed: Annotated[int, typer.Option(min=0, help="The data set follows from it.")] = 0
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1
+    seed: Annotated[int, Option(min=0, help="The data set follows from it.")] = 0
+    workers: Annotated[int, Option(min=1, help="Processes; the result is the same.")] = 1
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no data set."""
@@ -135,37 +134,36 @@ class SimulateConfig:
 class FitConfig:
     """One training run; the defaults are the SciML-Bench benchmark's.
 
-    ``data`` has ``train/`` and ``test/`` (`emdn_train.dataset`); models that the checkpoint in
-    ``out`` holds already and that are not fitted again stay in it. With ``start``, spectral
-    estimates stay as they are. ``lr`` of None is the recipe's own.
+    Models that the checkpoint in ``out`` holds already and that are not fitted again stay in it.
+    With ``start``, spectral estimates stay as they are.
     """
 
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Data set with train/ and test/.")] = (
-        Path("data")
+    data: Annotated[Path, Option(metavar="DIR", help="Data set with train/ and test/.")] = Path(
+        "data"
     )
     out: Out = Path("outputs")
     models: Annotated[
-        tuple[str, ...], typer.Option(metavar="NAME,NAME,...", help="Models to fit, or all.")
+        tuple[str, ...], Option(metavar="NAME,NAME,...", help="Models to fit, or all.")
     ] = tuple(MODELS)
     frame_class: Annotated[
         FrameClass | None,
-        typer.Option(
+        Option(
             "--class", help="Fit to these frames of DATA alone, and save as NAME@stem or NAME@tem."
         ),
     ] = None
     preset: Annotated[
         str,
-        typer.Option(help="Size of the nets: shipped, paper; of unet also movie (five frames)."),
+        Option(help="Size of the nets: shipped, paper; of unet also movie (five frames)."),
     ] = "shipped"
-    recipe: Annotated[str, typer.Option(help="benchmark (SciML-Bench's defaults) or quality.")] = (
+    recipe: Annotated[str, Option(help="benchmark (SciML-Bench's defaults) or quality.")] = (
         "benchmark"
     )
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.")] = 2
+    epochs: Epochs = 2
     batch_size: BatchSize = 128
     lr: Rate = None
     defect_weight: Annotated[
         float | None,
-        typer.Option(
+        Option(
             min=0,
             help="How much more of the loss a pixel at a point defect counts; simulated data only.",
             show_default="the recipe's own",
@@ -176,7 +174,7 @@ class FitConfig:
     seed: Seed = 0
     start: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--from",
             metavar="FILE",
             help="Start from the model's weights there; shipped: the package's.",
@@ -184,15 +182,16 @@ class FitConfig:
     ] = None
     max_minutes: Annotated[
         float,
-        typer.Option(
-            min=0, help="Time a model, all parts of a run, schedule completed; 0: no limit."
-        ),
+        Option(min=0, help="Time a model, all parts of a run, schedule completed; 0: no limit."),
     ] = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse models that do not exist before any time is spent."""
+        """Refuse models and recipes that do not exist before any time is spent."""
         for name in self.models:
-            spec_of(name)
+            if name != spec_of(name).name:
+                raise ModelError(f"{name}: give the model's own name, and its class by --class")
+        if self.recipe not in RECIPES:
+            raise ModelError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,22 +209,22 @@ class AdaptConfig:
 
     stack: Annotated[
         Path,
-        typer.Argument(metavar="STACK", help="Raw frames, any file that emdn-deploy reads."),
+        Argument(metavar="STACK", help="Raw frames, any file that emdn-deploy reads."),
     ]
     out: Out = Path("outputs")
-    model: Annotated[str, typer.Option(metavar="NAME", help="Model to fine-tune.")] = "unet"
-    preset: Annotated[str, typer.Option(help="Its size: shipped or paper.")] = "shipped"
+    model: Annotated[str, Option(metavar="NAME", help="Model to fine-tune.")] = "unet"
+    preset: Annotated[str, Option(help="Its size: shipped or paper.")] = "shipped"
     start: Annotated[
-        Path, typer.Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
+        Path, Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
     ] = Path("shipped")
     max_minutes: Annotated[
-        float, typer.Option(min=0, help="Time, all parts of a run; 0: as the epochs take.")
+        float, Option(min=0, help="Time, all parts of a run; 0: as the epochs take.")
     ] = 10.0
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the stack; as time allows if not given.")
+        int | None, Option(min=1, help="Passes over the stack; as time allows if not given.")
     ] = None
     batch_size: BatchSize = 8
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 2e-4
+    lr: Annotated[float, Option(min=0, help="Learning rate.")] = 2e-4
     patch: Patch = 128
     device: On = "auto"
     seed: Seed = 0
@@ -243,50 +242,48 @@ class BenchmarkConfig:
     """One run of the em_denoise benchmark; without its ``data`` a small set is simulated."""
 
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Data set; simulated if there is none.")
+        Path, Argument(metavar="DATA", help="Data set; simulated if there is none.")
     ] = Path("data/record")
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the weights and record.json.")
-    ] = Path("outputs/record")
-    frames: Annotated[int, typer.Option(min=16, help="Training pairs, if they are simulated.")] = (
-        512
+    out: Annotated[Path, Option(metavar="DIR", help="Folder for the weights and record.json.")] = (
+        Path("outputs/record")
     )
-    model: Annotated[str, typer.Option(metavar="NAME", help="The net.")] = "unet"
-    preset: Annotated[str, typer.Option(help="Its size; unet as paper is the benchmark's net.")] = (
-        "paper"
-    )
-    epochs: int = 2
-    batch_size: int = 128
-    lr: float | None = None
+    frames: Annotated[int, Option(min=16, help="Training pairs, if they are simulated.")] = 512
+    model: Annotated[str, Option(metavar="NAME", help="The net.")] = "unet"
+    preset: Annotated[str, Option(help="Its size; unet as paper is the benchmark's net.")] = "paper"
+    epochs: Epochs = 2
+    batch_size: BatchSize = 128
+    lr: Rate = None
     device: On = "auto"
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a model that does not exist before any data are simulated."""
+        spec_of(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
     """What to measure; ``models`` of None are all that is shipped."""
 
-    testset: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What emdn-train testset has written.")
-    ]
+    testset: Annotated[Path, Argument(metavar="DIR", help="What emdn-train testset has written.")]
     models: Annotated[
         tuple[str, ...] | None,
-        typer.Option(metavar="NAME,NAME,...", help="Shipped names or .onnx files, or all shipped."),
+        Option(metavar="NAME,NAME,...", help="Shipped names or .onnx files, or all shipped."),
     ] = None
     peers: Annotated[
         int,
-        typer.Option(
+        Option(
             min=0,
             metavar="N",
             help="Also measure non-local means and BM3D, on N specimens of each part.",
         ),
     ] = 0
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a model; default: all.")
-    ] = None
+    threads: Annotated[int | None, Option(min=1, help="CPU threads of a model; default: all.")] = (
+        None
+    )
     save: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write quality.parquet, movies.parquet and quality.md."),
+        Option(metavar="DIR", help="Write quality.parquet, movies.parquet and quality.md."),
     ] = None
 
 

@@ -45,22 +45,11 @@ DEFECT_NM = 0.12
 class Split:
     """One split of a data set; a context manager that holds its files open.
 
-    It has ``frames`` frames of ``shape`` (H, W); of ``frame_class`` ``stem`` those of a scanned
-    probe, of ``tem`` the others, and they alone count.
-
-    Attributes
-    ----------
-    table
-        One row a frame, or None where the data set has no table. Columns of simulated
-        data: structure, kind, contrast, snr, electrons_per_pixel, pixel_size_nm,
-        dose_e_per_a2, detector and every optic.
-
-    Raises
-    ------
-    FormatError
-        If a file is missing, is no HDF5, lacks ``images``, or its axes are not
-        (N, H, W, 1) or (N, H, W); if noisy and clean frames do not pair up; or if no frame
-        is known to be of the class.
+    It has ``frames`` frames of ``shape`` (H, W): all, or with a ``frame_class`` of ``stem`` those
+    of a scanned probe, of ``tem`` the others. ``table`` has a row a frame (structure, kind,
+    contrast, snr, electrons_per_pixel, pixel_size_nm, dose_e_per_a2, detector, optics), or is None
+    where the data are not simulated. A `FormatError` names a file that is missing or not in the
+    layout, noisy and clean frames that do not pair up, and a class that has no frame.
     """
 
     def __init__(
@@ -74,28 +63,24 @@ class Split:
         self._noisy = _open(self.path / f"{STEM}_noise.h5")
         self.frames: int = self._clean.shape[0]
         self.shape: tuple[int, int] = self._clean.shape[1:3]
-        if self._noisy.shape[:3] != self._clean.shape[:3]:
-            raise FormatError(
-                f"{self.path}: noisy frames are {self._noisy.shape[:3]} and clean ones "
-                f"{self._clean.shape[:3]} (N, H, W); they must come in pairs of one shape"
-            )
         table = self.path / f"{STEM}_metadata.parquet"
         self.table = pl.read_parquet(table) if table.exists() else None
-        if self.table is not None and len(self.table) != self.frames:
+        rows = self.frames if self.table is None else len(self.table)
+        if self._noisy.shape[:3] != self._clean.shape[:3] or rows != self.frames:
             raise FormatError(
-                f"{table}: has {len(self.table)} rows for {self.frames} frames; "
-                "simulate the data set again"
+                f"{self.path}: noisy frames are {self._noisy.shape[:3]}, clean ones "
+                f"{self._clean.shape[:3]} (N, H, W), and the table has {rows} rows; they must come "
+                "in pairs of one shape"
             )
         self._rows = np.arange(self.frames)
         if frame_class is not None:
             self._rows = np.flatnonzero(self.scanned == (frame_class == "stem"))
-            if not len(self._rows):
+            if self.table is None or not len(self._rows):
                 raise FormatError(
-                    f"{self.path}: none of its {self.frames} frames is of class {frame_class}; "
-                    "simulate more, with emdn-train simulate --kind mixed"
+                    f"{self.path}: none of its {self.frames} frames is known to be of class "
+                    f"{frame_class}; simulate more, with emdn-train simulate --kind mixed"
                 )
-            self.frames = len(self._rows)
-            self.table = None if self.table is None else self.table[self._rows.tolist()]
+            self.frames, self.table = len(self._rows), self.table[self._rows.tolist()]
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -136,24 +121,13 @@ class Split:
 
     @property
     def scanned(self) -> NDArray[np.bool_]:
-        """Which frames a scanned probe recorded, (N,), by the table's detectors."""
-        if self.table is not None and "detector" in self.table.columns:
-            return np.array(self.table["detector"] == "stem")
-        if self.frame_class is None:
+        """Which frames a scanned probe recorded, (N,), by the table; none if there is none."""
+        if self.table is None or "detector" not in self.table.columns:
             return np.zeros(self.frames, bool)
-        raise FormatError(
-            f"{self.path}: has no table of detectors ({STEM}_metadata.parquet), which says the "
-            f"frames of class {self.frame_class}; simulate a data set with emdn-train simulate"
-        )
+        return np.array(self.table["detector"] == "stem")
 
     def defects(self) -> list[NDArray[np.float32]]:
-        """Read where the point defects of each frame are, (d, 2) x and y in pixels.
-
-        Raises
-        ------
-        FormatError
-            If the data set does not say: it is not a simulated one.
-        """
+        """Read where the point defects of each frame are, (d, 2) x and y in pixels."""
         path = self.path / f"{STEM}_structures.h5"
         if self.table is None or not path.exists():
             raise FormatError(
@@ -229,8 +203,8 @@ class CleanFrames:
 
     def near_defects(self, indices: Tensor) -> Tensor:
         """Give 1 at the point defects of the frames, falling to 0 around them, (n, H, W)."""
-        if self.defects is None or self.split.table is None:
-            raise FormatError(f"{self.split.path}: the places of defects were not read")
+        assert self.defects is not None
+        assert self.split.table is not None
         height, width = self.split.shape
         near = torch.zeros(len(indices), height, width)
         sizes = self.split.table["pixel_size_nm"]
@@ -245,24 +219,18 @@ class CleanFrames:
 
 def _open(path: Path) -> h5py.Dataset:
     try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise FormatError(
-            f"{path}: not found; expected {STEM}_clean.h5 and {STEM}_noise.h5 in train/ and test/"
-        ) from error
+        images = h5py.File(path, "r").get("images")
     except OSError as error:
-        raise FormatError(f"{path}: cannot be read as HDF5 ({error})") from error
-    images = file.get("images")
-    if not isinstance(images, h5py.Dataset):
-        found = ", ".join(file) or "nothing"
-        raise FormatError(f"{path}: no dataset 'images'; found {found}")
-    shape = images.shape
-    if images.dtype.kind not in "fiu":
-        raise FormatError(f"{path}: images are {images.dtype}; expected float32")
-    frames = len(shape) == 3 and not shape[0] == shape[1] != shape[2]  # that would be (H, W, N)
-    if 0 in shape or not (frames or shape[3:] == (1,)):
         raise FormatError(
-            f"{path}: images are {shape}; expected (N, H, W, 1), one channel last, N at least 1"
+            f"{path}: not found, or cannot be read as HDF5 ({error}); expected {STEM}_clean.h5 and "
+            f"{STEM}_noise.h5 in train/ and test/"
+        ) from error
+    shape: tuple[int, ...] = images.shape if isinstance(images, h5py.Dataset) else ()
+    frames = len(shape) == 3 and not shape[0] == shape[1] != shape[2]  # that would be (H, W, N)
+    if 0 in shape or not (frames or shape[3:] == (1,)) or images.dtype.kind not in "fiu":
+        raise FormatError(
+            f"{path}: its dataset 'images' is {images}; expected numbers of shape (N, H, W, 1), "
+            "one channel last, N at least 1"
         )
     return images
 

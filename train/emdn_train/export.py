@@ -32,24 +32,13 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """One exported model.
-
-    Attributes
-    ----------
-    error
-        Largest difference between onnxruntime and torch, as a share of the range.
-    float32_error
-        The same between torch in float32 and in float64: what float32 itself costs.
-    """
+    """One exported model."""
 
     name: str
     path: Path
-    preset: str
     nodes: int
-    parameters: int
     gflop_256: float
-    error: float
-    float32_error: float
+    error: float  # largest difference between onnxruntime and torch, as a share of the range
 
 
 def export(
@@ -59,20 +48,13 @@ def export(
     *,
     half: bool = False,
 ) -> list[Exported]:
-    """Convert models of a checkpoint; write the index and the checkpoint beside them.
+    """Convert models of a checkpoint, all if None; write the index and the checkpoint beside them.
 
-    A model whose training diverged is passed over with a message. What the folder
-    holds of other models stays, and the calibration of models whose weights are the same.
-    The index names as default the model with the largest mean gain, never one that was fitted to
-    a class of frames (``MODEL@CLASS``); these come last.
-
-    Parameters
-    ----------
-    names
-        Models of the checkpoint; None for all.
-    half
-        Whether to round the weights to float16 first, and to store them so, in half the space.
-        The models compute in float32 all the same.
+    A model whose training diverged is passed over with a message. What the folder holds of other
+    models stays, and what was measured of the same weights. The index names as default the model
+    with the largest mean gain, never one that was fitted to a class of frames (``MODEL@CLASS``);
+    these come last. With ``half`` the weights are rounded to float16, and stored in half the space;
+    the models compute in float32 all the same.
 
     Raises
     ------
@@ -91,19 +73,13 @@ def export(
         if status not in ("fitted", "best kept", "no gain"):
             log.warning("%s: not exported, its training ended as %r", name, status)
             continue
-        if status == "no gain":
-            log.warning("%s: worse than the noisy frame when it was fitted", name)
-        elif status == "best kept":
-            step = chosen[name].metadata["recipe"]["kept_step"]
-            log.warning("%s: as it was after step %d, since its fit ended worse", name, step)
+        if status != "fitted":
+            log.warning("%s: its training ended as %r", name, status)
         if half:
             chosen[name] = _rounded(chosen[name])
         exported = export_one(name, chosen[name], folder / f"{name}.onnx")
         done.append(exported)
-        log.info(
-            "%s: %d nodes, within %.1e of torch (float32 itself: %.1e)",
-            name, exported.nodes, exported.error, exported.float32_error,
-        )  # fmt: skip
+        log.info("%s: %d nodes, within %.1e of torch", name, exported.nodes, exported.error)
     if not done:
         raise ModelError(f"{os.fspath(source)}: no model to export; fit one with emdn-train fit")
     copied = folder / checkpoint.FILE_NAME
@@ -116,12 +92,8 @@ def export(
 def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     """Export one model to ``path``, compare it with torch and by tiles, and only then keep it.
 
-    Raises
-    ------
-    ParityError
-        If the graph does not compute what the net does.
-    ModelError
-        If the weights do not fit, or the graph sees more than `emdn_models.spec` declares.
+    A `ParityError` says that the graph does not compute what the net does, a `ModelError` that
+    the weights do not fit, or that the graph sees more than `emdn_models.spec` declares.
     """
     net = build(name, weights.preset)
     preset = spec_of(name).presets[weights.preset]
@@ -162,17 +134,14 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     partial = path.with_name(f".partial-{path.name}")
     try:
         onnx.save(program, partial)
-        error, float32_error = compare(net, partial)
+        error = compare(net, partial)
         check_field(partial)
         os.replace(partial, path)
     except OSError as failed:
         raise unwritable(path, failed) from failed
     finally:
         partial.unlink(missing_ok=True)
-    return Exported(
-        name, path, weights.preset, len(program.graph.node), preset.parameters, gflop,
-        error, float32_error,
-    )  # fmt: skip
+    return Exported(name, path, len(program.graph.node), gflop, error)
 
 
 def _rounded(weights: checkpoint.Weights) -> checkpoint.Weights:
@@ -197,10 +166,9 @@ def _revision() -> str:
     """Name the commit that the code comes from, if it lies in a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found.stdout.strip()
 
 
 def _validation(weights: checkpoint.Weights) -> Mapping[str, Any]:
@@ -221,8 +189,8 @@ def _entry(exported: Exported, weights: checkpoint.Weights) -> dict[str, Any]:
     return {
         "file": exported.path.name,
         "sha256": pretrained.sha256(exported.path),
-        "preset": exported.preset,
-        "parameters": exported.parameters,
+        "preset": weights.preset,
+        "parameters": spec_of(exported.name).presets[weights.preset].parameters,
         "gflop_256": round(exported.gflop_256, 3),
         "validation": _validation(weights),
         "recipe": weights.metadata.get("recipe", {}),
@@ -236,25 +204,16 @@ def _write_index(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
     earlier = pretrained.read_index(path)["models"] if path.exists() else {}
     for name, entry in entries.items():
         weights, known = entry.pop("weights_sha256"), earlier.get(name, {})
-        for key, missing in (
-            ("sigma", "has no calibration of --sigma; run emdn-train calibrate"),
-            ("quality", "not measured on the fixed test split; run emdn-train quality"),
-        ):
-            if key in known and known[key]["weights_sha256"] == weights:
+        for key, command in (("sigma", "calibrate"), ("quality", "quality")):
+            if known.get(key, {}).get("weights_sha256") == weights:
                 entry[key] = known[key]
             else:
-                log.info("%s: %s", name, missing)
-        for precision, variant in known.get("variants", {}).items():
-            if variant["weights_sha256"] == weights:
-                entry.setdefault("variants", {})[precision] = variant
-            else:
-                (folder / variant["file"]).unlink(missing_ok=True)
-                log.info("%s: was of other weights, removed", variant["file"])
+                log.info("%s: %s of these weights is not known; emdn-train %s", name, key, command)
+        variants = known.get("variants", {}).items()
+        entry["variants"] = {key: one for key, one in variants if one["weights_sha256"] == weights}
     entries = earlier | entries
-    entries = {
-        name: entries[name]
-        for name in _ordered(n for n in entries if n.partition("@")[0] in MODELS)
-    }
+    known_names = [name for name in entries if name.partition("@")[0] in MODELS]
+    entries = {name: entries[name] for name in _ordered(known_names)}
 
     def mean_gain(name: str) -> float:
         gains = entries[name].get("validation", {}).get("gain_db", {})
@@ -271,13 +230,7 @@ def _write_index(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
 
 
 def entries_of(folder: Path, names: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
-    """Return what ``index.json`` says of some models, of all if None.
-
-    Raises
-    ------
-    ModelError
-        If there is no index, or it lacks one of them.
-    """
+    """Return what ``index.json`` says of some models, of all if None."""
     path = folder / INDEX
     models = pretrained.read_index(path)["models"]
     if missing := [name for name in names or () if name not in models]:
@@ -286,18 +239,7 @@ def entries_of(folder: Path, names: tuple[str, ...] | None) -> dict[str, dict[st
 
 
 def add_facts(folder: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
-    """Add facts to one model's entry, in the index as it is now.
-
-    Parameters
-    ----------
-    sha256
-        Of the file that they were measured on.
-
-    Raises
-    ------
-    ModelError
-        If an export has come between.
-    """
+    """Add facts to one model's entry; ``sha256`` is that of the file they were measured on."""
     path = folder / INDEX
     index = pretrained.read_index(path)
     if index["models"][name]["sha256"] != sha256:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from emdn_models import ModelError, checkpoint
+from emdn_models import checkpoint
+from emdn_models.files import locked
 from emdn_models.nets import build
 from emdn_models.nets.scaling import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
@@ -21,13 +22,14 @@ from emdn_train import results
 from emdn_train.checkpointing import FILE_NAME, StateFile, Training, signals_noted, start_from
 from emdn_train.config import RECIPES, FitConfig, Recipe
 from emdn_train.dataset import CleanFrames, Split
-from emdn_train.distributed import Processes, joined
 from emdn_train.loss import (
     evaluate,
+    hardware,
     loss,
     memory_format,
     moving_average,
     optimizer,
+    pick_device,
     rate,
     reduced,
     validation,
@@ -46,14 +48,10 @@ def fit(config: FitConfig) -> list[Fitted]:
     The folder then holds ``em_denoise_model.h5``, ``arguments.json``,
     ``history.csv``, ``metrics.json``, ``throughput.json`` and ``loss.png``. As long as
     the run is not complete it also holds ``fit_state.h5``, from which the same config
-    goes on, to the result of a run that was never stopped. Of several processes
-    (`emdn_train.distributed`) the first returns the results and the others nothing.
+    goes on, to the result of a run that was never stopped.
 
     Raises
     ------
-    ModelError
-        If there is no such recipe, or a name is that of a model for a class; such a model is
-        fitted by ``frame_class``.
     KeyboardInterrupt
         On SIGINT or SIGTERM, once the step is finished and the state saved.
     CheckpointError
@@ -61,102 +59,77 @@ def fit(config: FitConfig) -> list[Fitted]:
     OutputError
         If another process fits into the folder, or it cannot be written to.
     """
-    out, kind = Path(config.out), config.frame_class
-    if config.recipe not in RECIPES:
-        raise ModelError(f"no recipe is called {config.recipe!r}; there are {', '.join(RECIPES)}")
-    if named := [name for name in config.models if "@" in name]:
-        raise ModelError(
-            f"{', '.join(named)}: is fitted to a class of frames; give the model's own name, and "
-            "the class by --class"
-        )
-    with (
-        joined(config.device) as processes,
-        Split(config.data, "train", kind) as split,
-        Split(config.data, "test", kind) as test,
-    ):
-        log.info("training on %s", processes.hardware)
+    out, kind, device = Path(config.out), config.frame_class, pick_device(config.device)
+    with Split(config.data, "train", kind) as split, Split(config.data, "test", kind) as test:
+        log.info("training on %s", hardware(device))
         out.mkdir(parents=True, exist_ok=True)
-        with processes.alone(out / LOCK, out) as alone:
-            return _fit(config, processes, split, test) if alone else []
+        with locked(out / LOCK, out):
+            return _fit(config, device, split, test)
 
 
-def _fit(config: FitConfig, processes: Processes, split: Split, test: Split) -> list[Fitted]:
+def _fit(config: FitConfig, device: torch.device, split: Split, test: Split) -> list[Fitted]:
     recipe, out = RECIPES[config.recipe], Path(config.out)
     recipe = recipe if config.lr is None else replace(recipe, lr=config.lr)
     if config.defect_weight is not None:
         recipe = replace(recipe, defects=config.defect_weight)
-    finished: list[Fitted] = []
-    run = identity(config, recipe, processes) | {
-        "training data": split.fingerprint(), "test data": test.fingerprint()
-    }  # fmt: skip
-    state = StateFile(out / FILE_NAME, run, processes.first)
+    data = {"training data": split.fingerprint(), "test data": test.fingerprint()}
+    state = StateFile(out / FILE_NAME, identity(config, recipe, device) | data)
     saved = results.existing(out)
     seen = max(frames_of(name, config.preset) for name in config.names)
     recorded = Simulated if seen == 1 else Clips
-    everything = recorded(
-        CleanFrames.of(split, recipe.defects > 0), recipe, config.patch, processes.device
-    )
+    everything = recorded(CleanFrames.of(split, recipe.defects > 0), recipe, config.patch, device)
     batches = validation(CleanFrames.of(test), seen=seen)
-    todo = list(config.names)
+    finished, todo = list[Fitted](), list(config.names)
     for earlier in (Fitted(**result) for result in state.done.values()):
         if earlier.name in saved or earlier.status == "diverged":
             todo.remove(earlier.name)
             finished.append(earlier)
             log.info("%s: %s before, not fitted again", earlier.name, earlier.status)
-    processes.wait()  # all have read the state before the first one changes it
-    if processes.first and todo:
-        seconds = forecast(todo, len(everything), config, recipe, processes)
-        log.info("about %s min in all, by a timed step of each net", _clock(seconds))
     with signals_noted() as signals:
         for name in todo:
             source: Source = everything
-            t = begin(name, config, recipe, processes, state)
+            t = begin(name, config, recipe, device, state)
             if config.start is not None and isinstance(t.net, WithSpectrum):
                 t.net.shrinkages.requires_grad_(False)
                 source = Reused(source, t.net)
-            if processes.first and not t.step:
+            if not t.step:
                 t.average.module.load_state_dict(t.net.state_dict())
-                t.start_db, _ = evaluate(t.average.module, batches, processes.device)
+                t.start_db, _ = evaluate(t.average.module, batches, device)
                 t.note(t.start_db)
                 log.info("%s: gain %.2f dB before the first step", name, mean(t.start_db))
-            finite = train(t, config, recipe, source, batches, processes, state, signals)
-            if not processes.first:
-                continue
+            finite = train(t, config, recipe, source, batches, device, state, signals)
             # A loss that weighs defects gives up some gain on purpose.
-            margin = 1.0 if recipe.defects else 0.05
-            result = measure(t, batches, processes.device, finite, margin)
+            result = measure(t, batches, device, finite, 1.0 if recipe.defects else 0.05)
             finished.append(result)
             saved.pop(name, None)
             if result.status != "diverged":
-                saved[name] = results.weights(result, t, config, recipe, str(split), processes)
+                saved[name] = results.weights(result, t, config, recipe, str(split), device)
                 checkpoint.save(out / checkpoint.FILE_NAME, saved)
-            results.write_results(out, config, finished, processes)
+            results.write_results(out, config, finished, device)
             state.done[name] = asdict(result)
             state.save()
     state.remove()
-    processes.wait()  # gloo may abort a process that ends while another one still works
     return finished
 
 
-def identity(config: FitConfig, recipe: Recipe, processes: Processes) -> dict[str, Any]:
+def identity(config: FitConfig, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Name what a result follows from, besides the data; folders may move."""
     options = asdict(config)
     del options["data"], options["out"], options["frame_class"], options["defect_weight"]
     return {
         **asdict(recipe), **options, "models": config.names, "lr": recipe.lr,
-        "device": processes.device.type, "processes": processes.count,
+        "device": device.type, "torch": torch.__version__,
         "start": None if config.start is None else os.fspath(config.start),
-        "torch": torch.__version__,
     }  # fmt: skip
 
 
 def begin(
-    name: str, config: FitConfig, recipe: Recipe, processes: Processes, state: StateFile
+    name: str, config: FitConfig, recipe: Recipe, device: torch.device, state: StateFile
 ) -> Training:
     """Build a net, its average and its optimiser, where the state file says or at the start."""
     torch.manual_seed(config.seed)
-    net = processes.synchronised(build(name, config.preset)).to(processes.device)
-    net = net.to(memory_format=memory_format(recipe, processes.device))  # type: ignore[call-overload]
+    net = build(name, config.preset).to(device)
+    net = net.to(memory_format=memory_format(recipe, device))  # type: ignore[call-overload]
     training = Training(name, net, moving_average(recipe, net), optimizer(recipe, net))
     if state.restore(training):
         log.info("%s: continuing after step %d", name, training.step)
@@ -171,7 +144,7 @@ def train(
     recipe: Recipe,
     source: Source,
     batches: dict[float, Batch],
-    processes: Processes,
+    device: torch.device,
     state: StateFile,
     signals: Sequence[int],
 ) -> bool:
@@ -179,11 +152,9 @@ def train(
 
     It is validated on ``batches`` (`emdn_train.loss`), not at all if there are none.
     """
-    device = processes.device
-    size = config.batch_size * processes.count
+    size, micro = config.batch_size, micro_batch(config.patch, device)
     per_epoch = math.ceil(len(source) / size)
     total = config.epochs * per_epoch
-    micro = micro_batch(config.patch, device)
     half = reduced(recipe, device, t.net)
     limit = config.max_minutes * 60 or math.inf
     shown = time.perf_counter()
@@ -199,37 +170,32 @@ def train(
         epoch, number = divmod(t.step, per_epoch)
         if number == 0:
             order = source.order(config.seed, epoch)
-        batch, place, patches = processes.share(order[number * size : (number + 1) * size])
+        batch = order[number * size : (number + 1) * size]
         for group in t.optimizer.param_groups:
             group["lr"] = recipe.lr * rate(recipe, progress, t.step)
         summed = torch.zeros((), device=device)
         for first in range(0, len(batch), micro):
             indices = batch[first : first + micro]
-            generator = chance(config.seed, t.step, place + first)
+            generator = chance(config.seed, t.step, first)
             torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
             noisy, target, scale, spectra, defects = source.batch(indices, generator)
             # A user's dose is never exactly known: the map is off by up to 10 %.
             off = 0.9 + 0.2 * torch.rand(scale.shape, generator=generator).to(device)
             x, y = normalise(noisy, scale), normalise(target, scale)
             noise = noise_map(middle(noisy), scale) * off
-            part = loss(recipe, t.net, x, y, noise, half, spectra, defects) * (
-                len(indices) / patches
-            )
+            part = loss(recipe, t.net, x, y, noise, half, spectra, defects)
+            part = part * (len(indices) / len(batch))
             part.backward()
             summed += part.detach()
-        processes.add_gradients(t.net)
         if recipe.clip:
             nn.utils.clip_grad_norm_(t.net.parameters(), recipe.clip)
         t.optimizer.step()
         t.optimizer.zero_grad(set_to_none=True)
         t.average.update_parameters(t.net)
-        # All processes go by the clock of the first, and stop if any one is told to.
-        clock = time.perf_counter() - began if processes.first else 0.0
-        step_loss, clock, stop = processes.add(float(summed), clock, float(bool(signals)))
-        now = time.perf_counter()
-        t.step, t.seen = t.step + 1, t.seen + patches
+        step_loss, now = float(summed), time.perf_counter()
+        t.step, t.seen = t.step + 1, t.seen + len(batch)
         t.loss, t.losses = t.loss + step_loss, t.losses + 1
-        t.elapsed, t.trained = clock, t.trained + now - started
+        t.elapsed, t.trained = now - began, t.trained + now - started
         if not math.isfinite(step_loss):
             log.warning("%s: diverged at step %d (loss %s)", t.name, t.step, step_loss)
             return False
@@ -237,17 +203,18 @@ def train(
             shown = now
             done = max(t.step / total, t.elapsed / limit)
             log.info(
-                "%s  epoch %d/%d  step %d/%d  loss %.4f  %.0f images/s  ETA %s",
-                t.name, epoch + 1, config.epochs, t.step, total, step_loss,
-                t.seen / t.trained, _clock(t.elapsed * (1 / done - 1)),
+                "%s (%d of %d)  epoch %d/%d  step %d/%d  loss %.4f  %.0f images/s  ETA %s",
+                t.name, config.names.index(t.name) + 1, len(config.names), epoch + 1,
+                config.epochs, t.step, total, step_loss, t.seen / t.trained,
+                _clock(t.elapsed * (1 / done - 1)),
             )  # fmt: skip
-        validated = False
+        stop, validated = bool(signals), False
         if t.step % per_epoch == 0:
             t.end_epoch(per_epoch)
             # A run of many short epochs is validated some twenty times, its end always.
             often = (epoch + 1) % max(1, config.epochs // 20) == 0
             validated = often and t.step < total and bool(batches)
-        if validated and processes.first:
+        if validated:
             gains, _ = evaluate(t.average.module, batches, device)
             t.note(gains)
             t.history[-1]["gain_db"] = mean(gains)
@@ -256,7 +223,6 @@ def train(
         if stop or validated or state.due():
             state.save(t)
         if stop:
-            processes.wait()  # none ends before it is saved
             log.info("%s: stopped after step %d and saved; repeat the command to continue",
                      t.name, t.step)  # fmt: skip
             raise KeyboardInterrupt
@@ -284,30 +250,6 @@ def measure(
     return Fitted(
         t.name, status, t.history, gains, mean_ratio, speed, t.start_db, t.best_db, t.best_step
     )
-
-
-def forecast(
-    names: Sequence[str], frames: int, config: FitConfig, recipe: Recipe, processes: Processes
-) -> float:
-    """Return about how many seconds a fit to ``frames`` takes, by timing a step of each net."""
-    seconds, device = 0.0, processes.device
-    own = min(config.batch_size, math.ceil(frames / processes.count))
-    steps = config.epochs * math.ceil(frames / (config.batch_size * processes.count))
-    count = min(micro_batch(config.patch, device), own)
-    for name in names:
-        net = build(name, config.preset).to(device)
-        net = net.to(memory_format=memory_format(recipe, device))  # type: ignore[call-overload]
-        shape = count, frames_of(name, config.preset), config.patch, config.patch
-        x = torch.randn(shape, device=device)
-        y = middle(x)
-        for _ in range(2):  # the first one also sets things up
-            began = time.perf_counter()
-            loss(recipe, net, x, y, torch.ones_like(y), reduced(recipe, device, net)).backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            took = time.perf_counter() - began
-        seconds += min(steps * took * own / count, config.max_minutes * 60 or math.inf)
-    return seconds
 
 
 def micro_batch(patch: int, device: torch.device) -> int:

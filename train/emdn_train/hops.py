@@ -100,14 +100,11 @@ def simulate(seed: int, frames: int = FRAMES, size: int = SIZE) -> Movie:
 def measure(
     models: Mapping[str, Denoiser], movies: int = 6, levels: tuple[float, ...] = LEVELS
 ) -> pl.DataFrame:
-    """Denoise movies by every model, and average raw frames.
+    """Denoise movies by every model, and average raw frames: a row a movie, level, method, frame.
 
-    Returns
-    -------
-    A row a movie, level, method and frame; ``since``, frames since the hop; ``gain_db``;
-    ``vacant``, the vacancy's five scores, and ``full``, those of full sites
-    (`emdn_models.metrics.vacancies`); ``change``, (5,) the score of the site before the hop less
-    that of the site after it.
+    ``since`` counts frames since the hop; ``vacant`` are the vacancy's five scores, ``full`` those
+    of full sites (`emdn_models.metrics.vacancies`); ``change``, (5,), is the score of the site
+    before the hop less that of the site after it.
     """
     rows: list[dict[str, Any]] = []
     for seed in range(movies):

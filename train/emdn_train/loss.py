@@ -1,4 +1,4 @@
-"""How a net is fitted: loss, learning rate, optimiser and number format; how it is validated."""
+"""How a net is fitted: loss, learning rate, optimiser, device and number format; validation."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
+from emdn_deploy.bench import processor
+from emdn_deploy.config import Device
+from emdn_models import DeviceError
 from emdn_models.nets.scaling import denormalise, middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_train.config import RECIPES, WARM_UP, Recipe
@@ -34,9 +37,8 @@ def loss(
     """Return the mean loss over patches, each (N, 1, H, W) in noise units, ``x`` (N, F, H, W).
 
     It is the net's own ``loss`` where it has one. With ``half`` the net computes in bfloat16, and
-    spectra and loss in float32 all the same. ``spectra`` are the windows' estimates, where they
-    are known. ``defects`` is 1 at point defects and falls to 0 around them: pixels there count
-    ``1 + recipe.defects`` times.
+    spectra (the windows' estimates, where they are known) and loss in float32 all the same. Pixels
+    where ``defects`` is 1 count ``1 + recipe.defects`` times.
     """
 
     def error(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -105,9 +107,8 @@ def reduced(recipe: Recipe, device: torch.device, net: nn.Module) -> bool:
     """Say whether the net is computed in bfloat16: by recipes that ask for it, where it pays.
 
     That is on GPUs and on processors that multiply bfloat16: with AMX about four times as
-    fast as float32, with AVX-512 1.6 to 1.9 times (convolutions of 32 to 128 channels). Nets with
-    dilated convolutions stay in float32 on CPUs: of some, with few channels, torch 2.13 makes
-    gradients that are NaN.
+    fast as float32, with AVX-512 1.6 to 1.9 times. Nets with dilated convolutions stay in float32
+    on CPUs: of some, with few channels, torch 2.13 makes gradients that are NaN.
     """
     if device.type == "cuda":
         return recipe.mixed
@@ -117,6 +118,24 @@ def reduced(recipe: Recipe, device: torch.device, net: nn.Module) -> bool:
 
 def _multiplies_bfloat16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_device(device: Device) -> torch.device:
+    """Return the device to use, and never another one than was asked for by name."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise DeviceError(
+            "--device cuda: torch finds no CUDA GPU; use --device cpu, or install a CUDA "
+            "build of torch and a driver that fits it"
+        )
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
+
+
+def hardware(device: torch.device) -> str:
+    """Name the hardware that is trained on, and how much of it is used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
@@ -131,26 +150,23 @@ def validation(
 ) -> dict[float, Batch]:
     """Draw the same recordings for every model: a batch at each of ``LEVELS``.
 
-    ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels.
-    Of a net that is ``seen`` five frames they are clips.
+    They are of ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels; for
+    a net that sees several frames (``seen``), clips.
     """
     generator = torch.Generator().manual_seed(SEED)
-    total = frames.split.frames
+    total, (height, width) = frames.split.frames, frames.split.shape
     indices = torch.linspace(0, total - 1, min(count, total)).long()
+    square = min(side, height, width)
+    top, left = (height - square) // 2, (width - square) // 2
     batches = {}
     for level in LEVELS:
         if seen > 1:
             plain = replace(RECIPES["benchmark"], snr=(level, level))
-            clips = Clips(frames, plain, side, generator.device)
-            batches[level] = clips.batch(indices, generator)
-            continue
-        clean = frames.relative(indices)
-        height, width = clean.shape[-2:]
-        square = min(side, height, width)
-        top, left = (height - square) // 2, (width - square) // 2
-        clean = clean[:, None, top : top + square, left : left + square]
-        snr = torch.full((len(indices),), level)
-        batches[level] = record(frames, indices, clean, snr, generator)
+            batches[level] = Clips(frames, plain, side, generator.device).batch(indices, generator)
+        else:
+            clean = frames.relative(indices)[:, None, top : top + square, left : left + square]
+            snr = torch.full((len(indices),), level)
+            batches[level] = record(frames, indices, clean, snr, generator)
     return batches
 
 
@@ -159,10 +175,8 @@ def evaluate(
 ) -> tuple[dict[str, float], float]:
     """Measure the improvement over the noisy frame on expected counts.
 
-    Returns
-    -------
-    Level to gain in dB, the mean over its frames of 10 log10(MSE noisy / MSE denoised);
-    and the ratio of the means of all denoised and all noisy counts.
+    Returns by level the gain in dB, the mean over its frames of 10 log10(MSE noisy / MSE
+    denoised), and the ratio of the means of all denoised and all noisy counts.
     """
     net.eval()
     gains = {}

@@ -86,19 +86,10 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Record each clean image once: noisy frames and their expectation, in electrons.
 
-    The expectation is the recorded signal after DQE and MTF, before counting.
-
-    Parameters
-    ----------
-    clean
-        (N, 1, H, W) float32 relative intensity, vacuum or mean = 1; or (N, F, H, W), F frames
-        under one beam, by one camera.
-    electrons
-        (N,) incident electrons per pixel, mean over the field.
-    detector
-        Key of ``DETECTORS``.
-    field
-        Side, in pixels, of the frame that the images are patches of, for the beam's gradient.
+    ``clean`` is (N, 1, H, W) float32 relative intensity, vacuum or mean = 1, or (N, F, H, W), F
+    frames under one beam, by one camera; ``electrons`` (N,) are incident per pixel, mean over the
+    field; ``field`` is the side in pixels of the frame that the images are patches of, for the
+    beam's gradient. The expectation is the recorded signal after DQE and MTF, before counting.
     """
     n, _, h, w = clean.shape
     if DETECTORS[detector].scanned:
@@ -197,16 +188,11 @@ def record(signal: Tensor, detector: str, generator: torch.Generator) -> tuple[T
 def draw_defects(
     n: int, shape: tuple[int, int], generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Draw maps of faulty pixels.
+    """Draw maps of faulty pixels: (N, 1, H, W) bool, and what they read in units of the mean.
 
     Dead 1e-5 to 1e-3 and hot 1e-5 to 1e-4 of the pixels (log-uniform), hot ones at 2-20
     times the frame's mean, a tenth of all 2 x 2, a bad row or column in a share of
     ``BAD_LINES`` of the frames.
-
-    Returns
-    -------
-    (N, 1, H, W) bool, True where faulty, and float32, what a faulty pixel reads in units
-    of the frame's mean.
     """
     r = torch.rand(n, 7, generator=generator, device=device)
     dead = (1e-5 * 100 ** r[:, 0]).view(-1, 1, 1, 1)

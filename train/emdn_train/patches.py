@@ -62,14 +62,9 @@ class Source:
         return torch.randperm(len(self), generator=chance(seed, epoch))
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Batch:
-        """Draw a patch of each frame, on the device of the training.
+        """Draw a patch of each of the frames ``indices``, (n,), on the device of the training.
 
-        Parameters
-        ----------
-        indices
-            (n,) numbers of frames.
-        generator
-            The only source of chance, on the CPU: the same state gives the same batch.
+        The ``generator``, on the CPU, is the only source of chance.
         """
         raise NotImplementedError
 
@@ -116,10 +111,10 @@ class Simulated(Source):
 class Clips(Simulated):
     """Clips of five frames of specimens that drift, recorded anew at every step.
 
-    Each clip has a drift of its own (steady, to 3 pixels a frame, with jitter and a slow turn),
-    one beam and one camera. In some the specimen's defects change at one frame, to another of
-    its states where the data set has those (`emdn-train simulate --states`); a few are cut to
-    another frame, and in some the dose changes once.
+    Each clip has a drift of its own (steady, with jitter and a slow turn), one beam and one camera.
+    In some the specimen's defects change at one frame, to another of its states where the data set
+    has those (`emdn-train simulate --states`); a few are cut to another frame, and in some the
+    dose changes once.
     """
 
     count = 5
@@ -167,11 +162,11 @@ class Clips(Simulated):
 
 
 class Reused(Source):
-    """Recordings that are used several times in other orientations, with their spectra.
+    """Recordings that are used ``times`` times in other orientations, with their spectra.
 
     The spectral estimate costs as much as a step of the net. As long as it is not fitted, it
-    can be calculated once: it commutes with flips and quarter turns. Each recording is used
-    ``times`` times; some ``block`` of them are in memory.
+    can be calculated once: it commutes with flips and quarter turns. ``block`` of them are in
+    memory.
     """
 
     def __init__(self, source: Source, net: WithSpectrum, times: int = 4, block: int = 256) -> None:
@@ -326,21 +321,12 @@ def record(
     generator: torch.Generator,
     ccd: float = 0.0,
 ) -> Batch:
-    """Record clean images with fresh noise, each at its own signal to noise per pixel.
+    """Record clean images (N, F, H, W) with fresh noise, each at its own signal to noise per pixel.
 
-    Parameters
-    ----------
-    indices
-        (N,), the frame that each image comes from.
-    clean
-        (N, F, H, W) relative images; the ``target`` has F frames too.
-    snr
-        (N,) contrast x sqrt(electrons per pixel), the contrast being the whole frame's.
-    generator
-        Source of chance, on the device of the result.
-    ccd
-        Share of the unscanned images that a CCD records, with its correlated noise.
-        These are in units of the gain that a deployment would find (`CCD_GAIN`).
+    ``indices`` (N,) are the frames that they come from, ``snr`` (N,) contrast x sqrt(electrons per
+    pixel), the contrast being the whole frame's. The ``generator`` lives on the device of the
+    result. A share ``ccd`` of the unscanned images is recorded by a CCD, with correlated noise,
+    in units of the gain that a deployment would find (`CCD_GAIN`).
     """
     device = generator.device
     electrons = ((snr / frames.contrast[indices]) ** 2).clamp(*ELECTRONS)
@@ -382,8 +368,7 @@ def log_uniform(limits: tuple[float, float], count: int, generator: torch.Genera
 def chance(seed: int, *place: int) -> torch.Generator:
     """Return a generator that follows from the seed and a place in the run alone.
 
-    No generator then needs to be kept to continue a run, and what a patch looks like
-    does not depend on the process that draws it.
+    So none is saved to continue a run, and a patch does not depend on the process that draws it.
     """
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))

@@ -1,7 +1,8 @@
 """Exported models in other precisions: int8 for CPUs, fp16 for GPUs, written only if as good.
 
 What computes with other numbers is the net between its first and its last convolution; the
-frame, its intensities and the spectra beside it stay in float32.
+frame, its intensities and the spectra beside it stay in float32. Both are judged on a CPU, where
+onnxruntime computes fp16 in float32 from rounded weights.
 """
 
 import logging
@@ -10,7 +11,7 @@ import tempfile
 from functools import cache
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -29,19 +30,26 @@ LARGEST_LOSS_DB, LARGEST_MEAN_SHIFT = 0.1, 0.005
 LEVELS = (0.05, 0.12, 0.4, 1.2, 3.0)
 """Signal to noise per pixel of the frames that a precision is judged on."""
 
-FITTED = 24
-"""Other simulated frames, 128 x 128, that int8 takes the ranges of its numbers from."""
-
+_FITTED = 24  # other frames, 128 x 128, that int8 takes the ranges of its numbers from
 _LARGEST_HALF = 8192.0  # of what enters the net, in units of the noise; sums have 3 bits more
 
 
 class Made(NamedTuple):
-    """What came of a precision: the file, or why there is none; loss of gain, shift of mean."""
+    """What came of a precision: the file, what speaks against it, loss of gain, shift of mean."""
 
-    path: Path | None
-    refusal: str
+    path: Path
+    refusal: str  # empty if the file was written
     loss_db: float
     mean_shift: float
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        if self.refusal:
+            return f"{self.path.name}: refused: {self.refusal}"
+        return (
+            f"{self.path}  {self.path.stat().st_size / 1e6:.2f} MB  loses {self.loss_db:.3f} dB, "
+            f"mean off by {100 * self.mean_shift:.3f} %"
+        )
 
 
 @one_thread()
@@ -58,23 +66,21 @@ def add(folder: Path, name: str, precision: str) -> Made:
     variants = {key: one for key, one in entry.get("variants", {}).items() if key != precision}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".precision-") as scratch:
         file = Path(scratch) / target.name  # onnxruntime names a model after its file
-        judged = (quantised if precision == "int8" else halved)(source, file)
-        if judged is None:
-            kind = "transposed ones have no integers" if precision == "int8" else "or only two"
-            refused = f"no convolutions to compute in {precision} ({kind})"
-            made = Made(None, refused, nan, nan)
-        else:
-            loss, shift = compare(open_session(source, "cpu", 1), open_session(judged, "cpu", 1))
+        made = Made(target, f"it has no convolutions to compute in {precision}", nan, nan)
+        if (quantised if precision == "int8" else halved)(source, file):
+            variant = open_session(file, "cpu", 1)
+            loss, shift = compare(open_session(source, "cpu", 1), variant)
             made = Made(target, refusal(loss, shift), loss, shift)
         if made.refusal:
-            made = made._replace(path=None)
             target.unlink(missing_ok=True)
         else:
             variants[precision] = {
-                "file": target.name, "sha256": pretrained.sha256(file),
-                "weights_sha256": open_session(file, "cpu", 1).info.text["weights_sha256"],
-                "loss_db": round(made.loss_db, 4), "mean_shift": round(made.mean_shift, 6),
-            }  # fmt: skip
+                "file": target.name,
+                "sha256": pretrained.sha256(file),
+                "weights_sha256": variant.info.text["weights_sha256"],
+                "loss_db": round(made.loss_db, 4),
+                "mean_shift": round(made.mean_shift, 6),
+            }
             os.replace(file, target)
     add_facts(folder, name, entry["sha256"], {"variants": variants})
     return made
@@ -113,7 +119,7 @@ def judged_on() -> list[Recorded]:
 @cache
 def ranged_by() -> list[Recorded]:
     """Simulate frames that int8 takes its ranges from; the test split has none of them."""
-    return list(recordings(FITTED, 128))
+    return list(recordings(_FITTED, 128))
 
 
 def _inputs(frame: Recorded, count: int) -> tuple[NDArray[np.float32], float, float, float]:
@@ -137,11 +143,12 @@ def inner_convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [one for one in found if not ahead.intersection(one.output)][1:-1]
 
 
-def quantised(source: Path, target: Path) -> Path | None:
+def quantised(source: Path, target: Path) -> bool:
     """Write a model whose inner convolutions compute in integers, between pairs of QDQ nodes.
 
     Weights have 7 bits, so that sums of two products do not saturate on processors without
-    VNNI: the file gives the same frames on all of them. None if there are no such convolutions.
+    VNNI: the file gives the same frames on all of them. False if there are no such convolutions;
+    transposed ones have no integers.
     """
     model = unpacked(onnx.load(source))
     inner = [node for node in inner_convolutions(model) if node.op_type == "Conv"]
@@ -149,7 +156,7 @@ def quantised(source: Path, target: Path) -> Path | None:
     relus = [node for node in model.graph.node if node.op_type == "Relu"]
     inner += [node for node in relus if results.intersection(node.input)]
     if not inner:
-        return None
+        return False
     count = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
 
     class Frames(CalibrationDataReader):  # type: ignore[misc]
@@ -172,91 +179,64 @@ def quantised(source: Path, target: Path) -> Path | None:
         )  # fmt: skip
     finally:
         logging.disable(earlier)
-    return _described(onnx.load(target), model, "int8", target)
+    _save(onnx.load(target), model, "int8", target)
+    return True
 
 
-def halved(source: Path, target: Path) -> Path | None:
+def halved(source: Path, target: Path) -> bool:
     """Write a model that computes in float16 from the net's inner convolutions on to the last.
 
-    What enters is clipped: beyond the largest half are infinities, and from them NaN.
-
-    Returns
-    -------
-    A model in float32 that rounds whatever the other has as a half, to be judged in its place:
-    on a CPU onnxruntime computes halves in float32, and forgets to round. None if the net has no
-    inner convolutions.
+    What enters is clipped: beyond the largest half are infinities, and from them NaN. False if
+    the net has no inner convolutions. onnxruntime's own converter would make halves of
+    intensities too.
     """
     model = unpacked(onnx.load(source))
-    if not _between(model):
-        return None
-    _described(_in_halves(model, np.float16), model, "fp16", target)
-    emulated = target.with_name("emulated.onnx")
-    return _described(_in_halves(model, np.float32), model, "fp16", emulated)
-
-
-def _in_halves(original: onnx.ModelProto, kind: type[np.floating[Any]]) -> onnx.ModelProto:
-    """Return a copy that computes in float16 between its inner convolutions, or as if it did.
-
-    The latter if ``kind``, in which halves are stored, is float32.
-    """
-    model = onnx.ModelProto.FromString(original.SerializeToString())
-    graph, nodes, inside = model.graph, list[onnx.NodeProto](), _between(model)
-    inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
-    floats = {one.name for one in [*inferred.input, *inferred.value_info]
+    graph, inside = model.graph, _between(model)
+    known = shape_inference.infer_shapes(model, strict_mode=True).graph
+    floats = {one.name for one in [*known.input, *known.value_info]
               if one.type.tensor_type.elem_type == TensorProto.FLOAT}  # fmt: skip
     weights = {one.name: one for one in graph.initializer if one.data_type == TensorProto.FLOAT}
-    outside = {name for node in graph.node if node.output[0] not in inside for name in node.input}
-    made = {
-        name: numpy_helper.from_array(np.asarray(value, np.float32), name)
-        for name, value in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF))
-    }
+    limits = (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF))
+    made = {name: numpy_helper.from_array(np.array(value, "f4"), name) for name, value in limits}
+    nodes: dict[str, onnx.NodeProto] = {}  # by what they make
 
-    def rounded(name: str, result: str) -> None:
-        bits = result if kind is np.float16 else f"{result}.bits"
-        nodes.append(helper.make_node("Cast", [name], [bits], to=TensorProto.FLOAT16))
-        if bits != result:
-            nodes.append(helper.make_node("Cast", [bits], [result], to=TensorProto.FLOAT))
+    def cast(name: str, result: str, to: int) -> str:
+        nodes.setdefault(result, helper.make_node("Cast", [name], [result], to=to))
+        return result
 
     for node in graph.node:
-        inner, results = node.output[0] in inside, list(node.output)
+        inner = node.output[0] in inside
         # The factors of a Resize are float32 whatever the image is.
         for at, name in enumerate(node.input if node.op_type != "Resize" else node.input[:1]):
-            half, clip = f"{name}.half", f"{name}.clipped"
+            half = f"{name}.half"
             if inner and name in weights:
-                halves = numpy_helper.to_array(weights[name]).astype(np.float16)
-                made[half] = numpy_helper.from_array(halves.astype(kind), half)
+                values = numpy_helper.to_array(weights[name]).astype(np.float16)
+                made[half] = numpy_helper.from_array(values, half)
+                node.input[at] = half
             elif inner and name in floats - inside:
-                if not any(half in other.output for other in nodes):
-                    nodes.append(helper.make_node("Clip", [name, "least", "most"], [clip]))
-                    rounded(clip, half)
-            elif inner or name not in inside & floats:
-                continue
-            node.input[at] = half if inner else f"{name}.single"
-        nodes.append(node)
-        for at, name in enumerate(results):
-            if not inner or name not in floats:
-                continue
-            if kind is np.float32:
-                node.output[at] = f"{name}.exact"
-                rounded(f"{name}.exact", name)
-            if name in outside:
-                single = [f"{name}.single"]
-                nodes.append(helper.make_node("Cast", [name], single, to=TensorProto.FLOAT))
-    used = {name for node in nodes for name in node.input}
+                clipped = f"{name}.clipped"
+                clip = helper.make_node("Clip", [name, "least", "most"], [clipped])
+                nodes.setdefault(clipped, clip)
+                node.input[at] = cast(clipped, half, TensorProto.FLOAT16)
+            elif not inner and name in inside & floats:
+                node.input[at] = cast(name, f"{name}.single", TensorProto.FLOAT)
+        nodes[node.output[0]] = node
+    used = {name for node in nodes.values() for name in node.input}
     constants = [one for one in [*graph.initializer, *made.values()] if one.name in used]
-    return helper.make_model(
-        helper.make_graph(nodes, graph.name, graph.input, graph.output, constants),
+    halves = helper.make_model(
+        helper.make_graph(list(nodes.values()), graph.name, graph.input, graph.output, constants),
         opset_imports=model.opset_import, ir_version=model.ir_version,
     )  # fmt: skip
+    _save(halves, model, "fp16", target)
+    return bool(inside)
 
 
-def _described(made: onnx.ModelProto, model: onnx.ModelProto, precision: str, path: Path) -> Path:
+def _save(made: onnx.ModelProto, model: onnx.ModelProto, precision: str, path: Path) -> None:
     """Save a variant with the metadata of its model."""
     known = {one.key: one.value for one in model.metadata_props}
     helper.set_model_props(made, known | {"precision": precision})
     onnx.checker.check_model(made, full_check=True)
     onnx.save(made, path)
-    return path
 
 
 def _between(model: onnx.ModelProto) -> set[str]:

@@ -8,11 +8,12 @@ baselines take turns at each frame, so that a machine that slows down slows all 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -84,32 +85,16 @@ class Example:
 def measure(config: QualityConfig) -> pl.DataFrame:
     """Denoise every frame of a test split with every model and baseline.
 
-    Returns
-    -------
-    DataFrame
-        One row a method and frame, columns as in ``SCHEMA``: gain_db is
-        10 log10 (MSE noisy / MSE denoised), ms the time of one call, array to array, and
-        ``sites`` those of `defect_scores`; ``inside_1`` and ``inside_2`` are the shares of
-        pixels within one and two of the sigma of ``--sigma``, of calibrated models on the first
-        specimen of each part, null elsewhere. Methods are the models by name, ``noisy``,
-        ``spectrum``, ``gaussian``, peers on some of the frames, and ``clean``, the truth
-        itself, of which only sites are scored.
-
-    Raises
-    ------
-    FormatError
-        If the split is not one of ``emdn-train testset``.
-    ModelError
-        If a model is unknown or damaged.
-    MissingExtraError
-        If peers are asked for and none is installed.
+    Returns a row a method and frame, columns as in ``SCHEMA``: ``gain_db`` is 10 log10(MSE noisy
+    / MSE denoised), ``ms`` the time of one call, array to array, ``sites`` those of
+    `defect_scores`, ``inside_1`` and ``inside_2`` the shares of pixels within one and two of
+    ``--sigma``, of calibrated models on the first specimen of each part. Methods are the models
+    by name, ``spectrum``, ``gaussian``, ``noisy``, peers on some of the frames, and ``clean``,
+    the truth itself, of which only sites are scored. A split that ``emdn-train testset`` has not
+    written is a `FormatError`, peers that are not installed are a `MissingExtraError`.
     """
-    peers = need_peers() if config.peers else ()
-    models = {
-        name.removesuffix(".onnx"): Denoiser(name, threads=config.threads)
-        for name in names_of(config)
-    }
-    order = [*models, "spectrum", "gaussian", "noisy", *peers, "clean"]
+    peers = need_peers() if config.peers else {}
+    models = models_of(config)
     rows: list[Row] = []
     with Split(config.testset, "test") as split:
         beside = specimens(table_of(split), config.peers)
@@ -119,10 +104,10 @@ def measure(config: QualityConfig) -> pl.DataFrame:
                 name: partial(_denoised, model, one) for name, model in models.items()
             }
             width = best_width(one.noisy, one.clean, one.valid)
-            calls |= {"spectrum": partial(spectrum, one.noisy)}
-            calls |= {"gaussian": partial(ndimage.gaussian_filter, one.noisy, width)}
+            calls["spectrum"] = partial(spectrum, one.noisy)
+            calls["gaussian"] = partial(ndimage.gaussian_filter, one.noisy, width)
             if one.number in beside:
-                calls |= {name: partial(PEERS[name][1], one.noisy) for name in peers}
+                calls |= {name: partial(run, one.noisy) for name, run in peers.items()}
             key = {"frame": one.number, "part": one.part, "level": one.level}
             for name, call in calls.items():
                 began = time.perf_counter()
@@ -132,13 +117,14 @@ def measure(config: QualityConfig) -> pl.DataFrame:
                 if one.number in few and name in models and models[name].calibration:
                     frame, sigma = denoise(models[name], one.noisy, one.clean, with_sigma=True)
                     assert sigma is not None
-                    inside = coverage(frame, sigma, one.clean, one.valid)
-                    row |= dict(zip(("inside_1", "inside_2"), inside, strict=True))
+                    shares = coverage(frame, sigma, one.clean, one.valid)
+                    row |= {"inside_1": shares[0], "inside_2": shares[1]}
                 rows.append(row)
             rows.append(key | {"model": "noisy"} | score(one, one.noisy))
             rows.append(key | {"model": "clean"} | defect_scores(one.crystal, one.clean))
             if (one.number + 1) % 33 == 0:
                 log.info("%d of %d frames measured", one.number + 1, len(split))
+    order = [*models, "spectrum", "gaussian", "noisy", *peers, "clean"]
     place = pl.col("model").replace_strict({name: at for at, name in enumerate(order)})
     return pl.DataFrame(rows, SCHEMA).sort(place, "frame")
 
@@ -147,19 +133,23 @@ def _denoised(model: Denoiser, example: Example) -> Frame:
     return denoise(model, example.noisy, example.clean)[0]
 
 
-def note(rows: pl.DataFrame, config: QualityConfig) -> list[Any]:
+def models_of(config: QualityConfig) -> dict[str, Denoiser]:
+    """Open the models that are asked for, or all that is shipped, by name or path."""
+    names = config.models or tuple(pretrained.index()["models"])
+    return {name.removesuffix(".onnx"): Denoiser(name, threads=config.threads) for name in names}
+
+
+def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
     """Enter the gain of each model into the ``index.json`` beside its file, as ``quality``.
 
-    That is the figure that ``emdn-deploy models`` and ``bench`` show and README tabulates.
-
-    ``rows`` are those of `measure`; unless they are of all of the fixed split, nothing is entered.
-    Returns the files that were changed.
+    That is the figure that ``emdn-deploy models`` and ``bench`` show and README tabulates. Only
+    rows of all of the fixed split are entered. Returns the files that were changed.
     """
     changed = []
-    for name in names_of(config):
-        info = Denoiser(name, threads=1).session.info
+    for name, model in models_of(config).items():
+        info = model.session.info
         path = info.path.parent / INDEX
-        own = rows.filter(pl.col("model") == name.removesuffix(".onnx"))
+        own = rows.filter(pl.col("model") == name)
         if len(own) != FRAMES:
             log.info("%s: %d frames, not the fixed split of %d; %s stays as it is",
                      name, len(own), FRAMES, path)  # fmt: skip
@@ -188,19 +178,8 @@ def specimens(table: pl.DataFrame, count: int) -> frozenset[int]:
     return frozenset(ranked.filter(pl.col("rank") <= count)["row"].to_list())
 
 
-def names_of(config: QualityConfig) -> tuple[str, ...]:
-    """Name the models to measure: those asked for, or all that is shipped."""
-    return config.models or tuple(pretrained.index()["models"])
-
-
 def table_of(split: Split) -> pl.DataFrame:
-    """Return the table of a test split.
-
-    Raises
-    ------
-    FormatError
-        If there is none, or it lacks the columns that ``emdn-train testset`` writes.
-    """
+    """Return the table of a test split, which needs columns that ``emdn-train testset`` writes."""
     needed = {"part", "level", "structure", "pixel_size_nm"}
     columns = set() if split.table is None else set(split.table.columns)
     if split.table is None or needed - columns:
@@ -233,11 +212,9 @@ def examples(split: Split) -> Iterator[Example]:
 def score(example: Example, answer: Frame) -> Row:
     """Measure one answer (H, W) against the truth.
 
-    Returns
-    -------
-    gain_db over the noisy frame on expected counts, over the pixels that work; psnr and ssim
-    over all pixels, with the clean frame's largest less smallest value for range; mean_ratio,
-    out / in; and sites, see `defect_scores`.
+    Gives ``gain_db`` over the noisy frame on expected counts, over the pixels that work; ``psnr``
+    and ``ssim`` over all pixels, with the clean frame's largest less smallest value for range;
+    ``mean_ratio``, out / in; and ``sites``, see `defect_scores`.
     """
     noisy, clean = example.noisy, example.clean
     span = float(clean.max() - clean.min())
@@ -251,12 +228,10 @@ def score(example: Example, answer: Frame) -> Row:
 
 
 def defect_scores(crystal: Crystal | None, frame: Frame) -> Row:
-    """Score a crystal's sites in a frame (H, W).
+    """Score a crystal's sites in a frame (H, W): ``sites``, None without a crystal.
 
-    Returns
-    -------
-    ``sites``: None without a crystal; else a row a site that is judged: its ``kind``, what it
-    is (``vacant``, ``foreign``, ``full``) and its five ``scores``, positive for a vacancy.
+    A row a site that is judged: its ``kind``, what it is (``vacant``, ``foreign``, ``full``) and
+    its five ``scores``, positive for a vacancy.
     """
     if crystal is None:
         return {"sites": None}
@@ -303,12 +278,9 @@ def crystal_of(group: h5py.Group, clean: Frame, pixel_size_nm: float) -> Crystal
 
 def best_width(noisy: Frame, clean: Frame, valid: NDArray[np.bool_]) -> float:
     """Return the width in pixels of the Gaussian filter that is best, given the truth."""
-
-    def gain(width: float) -> float:
-        blurred = ndimage.gaussian_filter(noisy, width)
-        return float(metrics.gain_db(noisy, blurred, clean, valid))
-
-    return max(GAUSSIAN_PIXELS, key=gain)
+    blurred = {width: ndimage.gaussian_filter(noisy, width) for width in GAUSSIAN_PIXELS}
+    gains = {at: float(metrics.gain_db(noisy, one, clean, valid)) for at, one in blurred.items()}
+    return max(gains, key=gains.__getitem__)
 
 
 def spectrum(noisy: Frame) -> Frame:
@@ -316,13 +288,9 @@ def spectrum(noisy: Frame) -> Frame:
     counts = torch.from_numpy(noisy.astype(np.float32))[None, None]
     scale = counts.mean((1, 2, 3), keepdim=True)
     with torch.inference_mode():
-        x = _shrinkage()(normalise(counts, scale), noise_map(counts, scale))
+        shrink = SpectralShrinkage(_SPECTRUM_PIXELS)
+        x = shrink(normalise(counts, scale), noise_map(counts, scale))
         return np.asarray(denormalise(x, scale)[0, 0].numpy())
-
-
-@cache
-def _shrinkage() -> SpectralShrinkage:
-    return SpectralShrinkage(_SPECTRUM_PIXELS)
 
 
 def anscombe(counts: Frame) -> NDArray[np.float64]:
@@ -365,25 +333,16 @@ def bm3d(noisy: Frame) -> Frame:
     return unbiased_inverse(np.asarray(run(anscombe(noisy), 1.0), np.float64))
 
 
-PEERS: Mapping[str, tuple[str, Callable[[Frame], Frame]]] = {
-    "nlm": ("skimage", nlm),
-    "bm3d": ("bm3d", bm3d),
-}
-"""Programs of others by name: the module that each needs, and a frame to its answer.
+PEERS: Mapping[str, Callable[[Frame], Frame]] = {"skimage": nlm, "bm3d": bm3d}
+"""Programs of others, by the module that each needs: a frame to its answer.
 
 They expect Gaussian noise of one width; counts are made so by Anscombe's transform.
 """
 
 
-def need_peers() -> Sequence[str]:
-    """Name the peers that can run here.
-
-    Raises
-    ------
-    MissingExtraError
-        If there is none.
-    """
-    found = [name for name, (module, _) in PEERS.items() if find_spec(module)]
+def need_peers() -> Mapping[str, Callable[[Frame], Frame]]:
+    """Return the peers that can run here, by name, or say how to get one."""
+    found = {run.__name__: run for module, run in PEERS.items() if find_spec(module)}
     if not found:
         raise MissingExtraError(
             "neither scikit-image nor bm3d is installed; "

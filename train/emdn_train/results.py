@@ -8,17 +8,18 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
+import torch
 
-from emdn_models import __version__, checkpoint
+from emdn_deploy.bench import machine
+from emdn_models import checkpoint
 from emdn_models.files import renamed
 from emdn_train.checkpointing import Training
 from emdn_train.config import WARM_UP, FitConfig, Recipe
-from emdn_train.distributed import Processes
+from emdn_train.loss import hardware
 
 Status = Literal["fitted", "best kept", "no gain", "diverged"]
 
@@ -28,11 +29,10 @@ class Fitted:
     """What became of one model.
 
     Its status is ``fitted``; ``best kept``, the result is more than 0.05 dB worse than the weights
-    that were validated best, which were better than the noisy frame and are what is saved;
-    ``no gain``, the result is worse than the noisy frame, as after too few steps; or
-    ``diverged``, the loss is not finite or the result more than 20 dB worse. What diverged is
-    not saved. Gains are means over frames of 10 log10(MSE noisy / MSE denoised), by level of
-    signal to noise; empty where they were not measured.
+    that were validated best, which are saved instead; ``no gain``, worse than the noisy frame, as
+    after too few steps; or ``diverged``, the loss is not finite or the result more than 20 dB
+    worse: that is not saved. Gains are means over frames of 10 log10(MSE noisy / MSE denoised),
+    by level of signal to noise; empty where they were not measured.
     """
 
     name: str
@@ -95,7 +95,7 @@ def weights(
     config: FitConfig,
     recipe: Recipe,
     data: str,
-    processes: Processes,
+    device: torch.device,
 ) -> checkpoint.Weights:
     """Gather a net's averaged tensors, how it was fitted and what it was measured to do.
 
@@ -113,12 +113,11 @@ def weights(
         "steps": last["step"],
         "kept_step": result.best_step if best else None,
         "batch_size": config.batch_size,
-        "processes": processes.count,
         "patch": config.patch,
         "warm_up_steps": 0 if recipe.warmup else WARM_UP,
         "seed": config.seed,
         "minutes": round(last["seconds"] / 60, 2),
-        "hardware": processes.hardware,
+        "hardware": hardware(device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     gains = result.best_db if best else result.gain_db
@@ -134,23 +133,14 @@ def weights(
 
 
 def write_results(
-    out: Path, config: FitConfig, results: Sequence[Fitted], processes: Processes
+    out: Path, config: FitConfig, results: Sequence[Fitted], device: torch.device
 ) -> None:
     """Write what is known of each model; models of earlier runs keep their entries.
 
     ``arguments.json``, ``metrics.json`` and ``throughput.json`` hold one entry a
     model, ``history.csv`` one row a model and epoch; ``loss.png`` draws all of them.
     """
-    where = {
-        "machine": platform.node(),
-        "hardware": processes.hardware,
-        "system": platform.platform(),
-        "versions": {
-            "emdn": __version__,
-            "python": platform.python_version(),
-            "torch": version("torch"),
-        },
-    }
+    where = {"machine": platform.node(), "hardware": hardware(device)} | machine("torch")
     measured = ("status", "start_db", "gain_db", "mean_ratio")
     entries = {
         "arguments": {one.name: dataclasses.asdict(config) for one in results},

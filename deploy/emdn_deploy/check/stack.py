@@ -250,16 +250,19 @@ def _check(
 
     batch = options.batch or make.denoiser.batching.frames_per_run(size)
     for span in batching.blocks(0, count, batch):
-        for number, one, two in zip(range(*span), *read(*span), strict=True):
-            if ready.recipe.blank and one.min() == one.max():
+        for number, before, after in zip(range(*span), *read(*span), strict=True):
+            if ready.recipe.blank and before.min() == before.max():
                 continue  # blank, or without a value: not denoised
-            judged.add(number, one, two)
-            neighbours.add(number, one, two)
-            sums += [float(part.mean(where=good)) - camera.offset for part in (two, one)]
+            judged.add(number, before, after)
+            neighbours.add(number, before, after)
+            sums += [float(part.mean(where=good)) - camera.offset for part in (after, before)]
     table, session, error = judged.finish(), make.denoiser.session, neighbours.error()
     compared = neighbours.compare(make.denoiser, make.scale, camera, here=clean is None)
-    number = int(table["frame"][table.height // 2])
-    before, after = read(number, number + 1)
+
+    def one(number: int) -> tuple[Frame, Frame]:
+        before, after = read(number, number + 1)
+        return before[0], after[0]
+
     result = CheckResult(
         source=frames.path,
         denoised=clean.path if clean else None,
@@ -273,7 +276,7 @@ def _check(
         ratio=float(sums[0] / sums[1]),
         heldout=error,
         comparison=compared,
-        smallest=own.smallest(before[0], after[0]),
+        smallest=own.smallest(*one(int(table["frame"][table.height // 2]))),
         findings=(
             *judge(table, own, error), *[compared.words] * (compared.verdict == "far worse")
         ),
@@ -283,13 +286,8 @@ def _check(
     )  # fmt: skip
     if not with_page:
         return result
-
-    def both(number: int) -> tuple[Frame, Frame]:
-        one, two = read(number, number + 1)
-        return one[0], two[0]
-
     unjudged = set(range(count)).difference(table["frame"])
-    return replace(result, page=RunPage(frames, ready.scale, both, result.flagged, unjudged))
+    return replace(result, page=RunPage(frames, ready.scale, one, result.flagged, unjudged))
 
 
 def _notes(own: Thresholds, error: HeldOut | None, make: _Maker) -> tuple[str, ...]:
