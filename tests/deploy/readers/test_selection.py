@@ -65,9 +65,9 @@ def test_detectors_on_scales_of_their_own_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     both = np.stack([rng.poisson(4, (5, 32, 32)), rng.poisson(60, (5, 32, 32)) * 100])
     np.save(tmp_path / "a.npy", both)
-    with open_frames(tmp_path / "a.npy") as frames:
-        with pytest.raises(FormatError, match=r"along axis 0 .*--axes 0tyx or 1tyx"):
-            check_one_scale(frames)
+    advice = r"along axis 0 .*--axes 0tyx or 1tyx"
+    with open_frames(tmp_path / "a.npy") as frames, pytest.raises(FormatError, match=advice):
+        check_one_scale(frames)
     with open_frames(tmp_path / "a.npy", Choice(axes="1tyx")) as frames:
         check_one_scale(frames)
     dose = np.array([1.0, 8.0, 20.0])[:, None, None, None]  # a series, one of which is weak
