@@ -19,6 +19,7 @@ from emdn_deploy.neighbours import Block
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
 from emdn_deploy.preprocess import Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
+from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import (
     PICTURES,
     REFERENCES,
@@ -144,6 +145,8 @@ def run(
         options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
+        if options.axes is None:
+            check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(ready, options, {} if opened is None else opened)
         scale, batching = ready.scale, denoiser.batching

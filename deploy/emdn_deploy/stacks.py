@@ -7,6 +7,7 @@ the error of a bright place over the whole frame.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from emdn_models.errors import FormatError
 
 Stack = NDArray[np.float32]
+
+# How far the noise of detectors on one scale may differ, as variance over mean.
+SCALES = 4.0
+_MANY = 8  # a longer axis is a scan or a time, not detectors
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +52,8 @@ def as_stack(frames: ArrayLike) -> Stack:
     Raises
     ------
     FormatError
-        Naming the remedy, if the rank or the dtype is wrong, or an axis looks like channels.
+        Naming the remedy, if the rank or the dtype is wrong, or an axis looks like channels or
+        detectors.
     """
     lazy = is_dask(frames)
     array: Any = frames if lazy else np.asarray(frames)
@@ -74,9 +80,15 @@ def as_stack(frames: ArrayLike) -> Stack:
             "numpy.moveaxis(frames, -1, 0) if they are %d of %d x %d",
             shape, *shape, shape[2], *shape[:2],
         )  # fmt: skip
-    height, width = array.shape[-2:]
+    *lead, height, width = array.shape
     plain = array.astype(np.float32) if lazy else np.ascontiguousarray(array, dtype=np.float32)
     stack: Stack = plain.reshape(-1, height, width)
+    if odd := odd_axis(lambda number: np.asarray(stack[number]), lead):
+        raise FormatError(
+            f"frames has shape {shape}, and the {lead[odd[0]]} along axis {odd[0]} look like "
+            f"detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+            f"denoise each by itself, or all at one scale by frames.reshape(-1, {height}, {width})"
+        )
     return stack
 
 
@@ -113,6 +125,42 @@ def frames_last(shape: tuple[int, ...]) -> bool:
         return False
     first, second, last = shape
     return 4 * last <= min(first, second) or first == second != last
+
+
+def odd_axis(read: Callable[[int], NDArray[Any]], lead: list[int]) -> tuple[int, float] | None:
+    """Find a short axis, beside another one, along which frames have scales of their own.
+
+    ``read`` gives a frame (H, W) by its number; ``lead`` are the lengths of all axes but those of
+    the frame. Compared is the variance of the noise over the mean. Returned are the axis, and by
+    which factor it differs, if by more than `SCALES`: detectors or channels must not be mixed.
+    """
+    if sum(length > 1 for length in lead) < 2:
+        return None
+    numbers = np.arange(int(np.prod(lead))).reshape(lead)
+    for axis, length in enumerate(lead):
+        if 2 <= length <= _MANY:
+            found = [_variance_over_mean(read, np.take(numbers, i, axis)) for i in range(length)]
+            known = [one for one in found if np.isfinite(one) and one > 0]
+            if known and max(known) > SCALES * min(known):
+                return axis, max(known) / min(known)
+    return None
+
+
+def _variance_over_mean(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64]) -> float:
+    """Return that of the noise, as the median of three pairs of neighbouring frames."""
+    values = []
+    for place in np.linspace(0, numbers.size - 2, 3).round().astype(int):
+        pair = [read(int(number)).astype(np.float64) for number in numbers.ravel()[place:][:2]]
+        first = pair[0]
+        with np.errstate(invalid="ignore"):
+            between = (pair[0] - pair[1]) / 2**0.5
+            # What changes slowly in a frame is not in its mixed second difference.
+            mixed = (first[1:, 1:] - first[1:, :-1] - first[:-1, 1:] + first[:-1, :-1]) / 2
+            # Structure is in either, noise in both.
+            noise = min((between**2).mean(), (mixed**2).mean() if mixed.size else np.inf)
+            level = (pair[0].mean() + pair[1].mean()) / 2
+        values.append(noise / level if level > 0 else np.nan)
+    return float(np.median(values))
 
 
 def means(frames: Stack, first: int = 0) -> NDArray[np.float64]:

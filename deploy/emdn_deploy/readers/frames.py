@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.stacks import channels_last, frames_last
+from emdn_deploy.stacks import channels_last, frames_last, odd_axis
 from emdn_models.errors import EmdnError, FormatError
 
 WHITE = "white"
@@ -435,6 +435,25 @@ def select(frames: Frames, text: str) -> Frames:
         read_block=read_block,
         why=f"{frames.why}, frames {text}",
         numbers=chosen.tolist(),
+    )
+
+
+def check_one_scale(frames: Frames) -> None:
+    """Refuse a stack whose frames are of detectors or channels on scales of their own.
+
+    Raises FormatError, naming the axis and the remedy.
+    """
+    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
+    lengths = [frames.stored_shape[i] for i in lead]
+    odd = odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
+    if odd is None:
+        return
+    axis, order = lead[odd[0]], frames.order
+    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
+    raise FormatError(
+        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
+        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
     )
 
 
