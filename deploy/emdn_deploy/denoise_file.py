@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.neighbours import Block
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
 from emdn_deploy.preprocess import Prepared, Recipe
-from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
+from emdn_deploy.readers import Choice, Frames, open_frames, open_list, open_selected
 from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import (
     PICTURES,
@@ -120,6 +120,7 @@ def run(
     opened: dict[str | None, Denoiser] | None = None,
     recipe: Recipe | None = None,
     elsewhere: "Cluster | None" = None,
+    between: tuple[list[Path], list[Path]] = ([], []),
 ) -> Report:
     """Denoise a file of frames; EmdnError names the file and the remedy.
 
@@ -132,6 +133,9 @@ def run(
         find its own.
     elsewhere
         Denoises in other processes; None for this one.
+    between
+        Files whose last frames come before this one's, and whose first come after them, for
+        models that see several frames. Those that do not fit are left out.
     """
     target, module = writers.target_of(source, options)
     with contextlib.ExitStack() as stack:
@@ -148,7 +152,9 @@ def run(
         if options.axes is None:
             check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
-        denoiser, seen = choose(ready, options, {} if opened is None else opened)
+        denoiser, seen = choose(
+            ready, options, {} if opened is None else opened, beside=any(between)
+        )
         scale, batching = ready.scale, denoiser.batching
         if not scale.sigma:
             _log.warning("warning: %s: %s", source, scale.note)
@@ -186,7 +192,8 @@ def run(
             if elsewhere:
                 resumed = elsewhere.fill(work, output, quick, progress)
             else:
-                denoise_frames(work, output, quick, progress)
+                with _amid(work, between) as (longer, some):
+                    denoise_frames(longer, output, quick, progress, some)
             seconds = time.perf_counter() - began
             checked = quick.result() if scale.sigma else None
             late = late_facts(output.sums, scale.offset, checked, denoiser)
@@ -207,15 +214,42 @@ def run(
     return report
 
 
+@contextlib.contextmanager
+def _amid(work: Work, between: tuple[list[Path], list[Path]]) -> Iterator[tuple[Work, slice]]:
+    """Give a stack amid the files before and after it, and its place in that longer stack."""
+    frames, half = work.ready.frames, work.denoiser.session.info.frames // 2
+    choice = Choice(work.options.dataset, work.options.axes)
+    lengths: tuple[dict[Path, int], dict[Path, int]] = {}, {}
+    for paths, found in zip(between, lengths, strict=True):
+        for path in paths if half else ():
+            with contextlib.suppress(EmdnError), open_frames(path, choice) as other:
+                count, *size = other.shape
+                other.read(max(0, count - half), count)
+                alike = (count == 1) == (frames.shape[0] == 1)
+                if alike and size == list(frames.shape[1:]):
+                    found[path] = count
+    if not any(lengths):
+        yield work, slice(None)
+        return
+    files, first = [*lengths[0], frames.path, *lengths[1]], sum(lengths[0].values())
+    with open_list(frames.path, files, choice) as longer:
+        ready = Prepared(longer, work.ready.recipe)
+        yield replace(work, ready=ready), slice(first, first + frames.shape[0])
+
+
 def choose(
-    ready: Prepared, options: DenoiseOptions, opened: dict[str | None, Denoiser]
+    ready: Prepared,
+    options: DenoiseOptions,
+    opened: dict[str | None, Denoiser],
+    *,
+    beside: bool = False,
 ) -> tuple[Denoiser, str]:
     """Open the model that was asked for; without one, a movie gets the model for movies.
 
     That sees each frame with its neighbours, which helps where they show the same scene. Models
-    that ``opened`` lacks are added. Returned is also what the model sees of a stack and why, for
-    people. Raises FormatError if frames along several axes, or a single frame, are to be denoised
-    by a model that sees neighbours in time.
+    that ``opened`` lacks are added. ``beside``: whether other files hold neighbours. Returned is
+    also what the model sees of a stack and why, for people. Raises FormatError if frames along
+    several axes, or a frame without neighbours, are to be denoised by a model that sees several.
     """
 
     def seen(name: str | None, why: str) -> tuple[Denoiser, str]:
@@ -231,7 +265,8 @@ def choose(
     lead = sum(letter not in "yx" and length > 1 for letter, length in axes)
     if options.model is not None:
         asked = seen(options.model, "")
-        if asked[0].session.info.frames > 1 and lead != 1:
+        alone = lead == 0 and not beside
+        if asked[0].session.info.frames > 1 and (lead > 1 or alone):
             what = f"frames along {lead} axes ({frames.order})" if lead else "one frame"
             raise FormatError(
                 f"{frames.path}: holds {what}, and {options.model} sees neighbours in time; choose "

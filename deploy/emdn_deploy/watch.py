@@ -2,9 +2,10 @@
 
 The first frames give the scale, the bad pixels and the model of the whole acquisition (a live run
 cannot look ahead). Each file that follows in a folder becomes one output, as soon as it is complete
-and every file before it is done; what cannot be denoised is said and skipped, and tried again when
-it changes. The output of an HDF5 dataset that grows (SWMR) grows as it does and can itself be
-followed; it takes its final name when nothing has come for a time, or when the user says so.
+and every file before it is done; a model that sees several frames also waits for the files after
+it. What cannot be denoised is said and skipped, and tried again when it changes. The output of an
+HDF5 dataset that grows (SWMR) grows as it does and can itself be followed; it takes its final name
+when nothing has come for a time, or when the user says so.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple, TypeVar
@@ -111,16 +113,19 @@ def folder(
     out.mkdir(parents=True, exist_ok=True)
     opened = {options.model: Denoiser.of(options)}  # before any file is waited for
     watched = _Watched(source, place, out, options, opened)
-    now, none = dict[Path, _Seen](), dict[Path, _Seen]()
-    for now, before, _ in _looks(watched.look, none, idle_s, poll_s, sleep):
-        # Those that did not change, up to the first that did: order is kept.
-        changed = (number for number, path in enumerate(now) if before.get(path) != now[path])
-        complete = list(now)[: next(changed, len(now))]
-        ready = [one for one in complete if watched.wants(one, now[one])]
-        if watched.recipe is None and (len(ready) >= FIRST_FRAMES or now == before):
-            watched.find_recipe(ready, now)
-        if watched.recipe is not None:
-            yield from watched.denoise_all(ready, now)
+    now, none, complete = dict[Path, _Seen](), dict[Path, _Seen](), list[Path]()
+    try:
+        for now, before, last in _looks(watched.look, none, idle_s, poll_s, sleep):
+            # Those that did not change, up to the first that did: order is kept.
+            changed = (number for number, path in enumerate(now) if before.get(path) != now[path])
+            complete = list(now)[: next(changed, len(now))]
+            ready = [one for one in complete if watched.wants(one, now[one])]
+            if watched.recipe is None and (len(ready) >= FIRST_FRAMES or now == before):
+                watched.find_recipe(ready, now)
+            yield from watched.denoise_all(complete, now, last=last)
+    except (GeneratorExit, KeyboardInterrupt):
+        list(islice(watched.denoise_all(complete, now, last=True), watched.half))
+        raise
     left = [str(path) for path in now if path not in watched.done]
     if left:
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
@@ -134,8 +139,9 @@ def folder(
 class _Watched:
     """A folder that is watched, and what has become of its files.
 
-    ``done``, ``skipped``: files that were denoised, or could not be, as they were then. ``own``:
-    those of ``done`` that this run has denoised.
+    ``half``: how many frames before and after one the model sees. ``done``, ``skipped``: files that
+    were denoised, or could not be, as they were then. ``own``: those of ``done`` that this run has
+    denoised.
     """
 
     source: Path
@@ -144,6 +150,7 @@ class _Watched:
     options: DenoiseOptions
     opened: dict[str | None, Denoiser]
     recipe: Recipe | None = None
+    half: int = 0
     done: dict[Path, _Seen] = field(default_factory=dict)
     skipped: dict[Path, _Seen] = field(default_factory=dict)
     own: set[Path] = field(default_factory=set)
@@ -192,24 +199,31 @@ class _Watched:
                 recipe = preprocess.find_recipe(frames, self.options)
                 note = f"{recipe.scale.note}; from the first {frames.shape[0]} frames"
                 recipe = replace(recipe, scale=replace(recipe.scale, note=note))
-            # A model for movies sees the neighbours in a file, not those in other files.
-            with open_frames(paths[0], choice) as frames:
-                ready_file = Prepared(frames, recipe)
-                denoiser, seen = denoise_file.choose(ready_file, self.options, self.opened)
+                stack = Prepared(frames, recipe)
+                denoiser, seen = denoise_file.choose(stack, self.options, self.opened)
             model = next(name for name, one in self.opened.items() if one is denoiser)
             self.options, self.recipe = replace(self.options, model=model), recipe
+            self.half = denoiser.session.info.frames // 2
             _log.info("%s: %s, %s", self.source, denoiser.session.info.name, seen)
         except Exception as error:
             for path in paths:
                 self._skip(path, now[path], error)
 
-    def denoise_all(self, ready: list[Path], now: dict[Path, _Seen]) -> Iterator[Arrival]:
-        """Denoise files in order."""
-        for path in ready:
+    def denoise_all(
+        self, complete: list[Path], now: dict[Path, _Seen], *, last: bool
+    ) -> Iterator[Arrival]:
+        """Denoise wanted files in order, and unless ``last`` only those that others follow."""
+        if self.recipe is None:
+            return
+        good = [one for one in complete if one not in self.skipped or self.wants(one, now[one])]
+        for at, path in enumerate(good):
             if not self.wants(path, now[path]):
                 continue
+            before, after = good[max(0, at - self.half) : at], good[at + 1 : at + 1 + self.half]
+            if len(after) < self.half and not last:
+                return
             try:
-                if made := self._denoise(path, now[path]):
+                if made := self._denoise(path, now[path], (before, after)):
                     yield made
             except OutputError as error:
                 # Not the file's fault: there may be room, or leave to write, at the next look.
@@ -219,8 +233,10 @@ class _Watched:
             except Exception as error:
                 self._skip(path, now[path], error)
 
-    def _denoise(self, path: Path, seen: _Seen) -> Arrival | None:
-        """Denoise a file; None if that was done by an earlier run."""
+    def _denoise(
+        self, path: Path, seen: _Seen, between: tuple[list[Path], list[Path]]
+    ) -> Arrival | None:
+        """Denoise a file between its neighbours; None if that was done by an earlier run."""
         place = self.out / path.parent.relative_to(self.place)
         place.mkdir(parents=True, exist_ok=True)
         own = replace(self.options, out_dir=place)
@@ -239,7 +255,9 @@ class _Watched:
             return None
         elif not any(file.exists() for file in writers.files_of(target, module, sigma=False)):
             own = replace(own, overwrite=True)  # what a watch with another scale began
-        report = denoise_file.run(path, own, opened=self.opened, recipe=self.recipe)
+        report = denoise_file.run(
+            path, own, opened=self.opened, recipe=self.recipe, between=between
+        )
         self.done[path] = seen
         self.own.add(path)
         return Arrival(path, report.output, report.frames, time.time() - seen.changed_ns / 1e9)

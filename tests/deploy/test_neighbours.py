@@ -14,9 +14,8 @@ from emdn_deploy import Denoiser, denoise_file, neighbours, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Recipe
-from emdn_deploy.readers import open_frames
+from emdn_deploy.readers import Choice, open_frames, open_list
 from emdn_deploy.readers.frames import select
-from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import FormatError
 
@@ -190,20 +189,37 @@ def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_f
     assert facts["neighbours"] == report.record["neighbours"]
 
 
-def test_a_watched_folder_gets_a_model_that_its_files_can_feed(
-    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, monkeypatch: Any
+@pytest.mark.parametrize("stopped", [False, True])
+def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, stopped: bool
 ) -> None:
-    """A movie in each file has neighbours there; a file of one frame has none."""
-    monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
-    for name, files in {"movies": [stack[:6], stack[6:12]], "frames": stack[:6]}.items():
-        (tmp_path / name).mkdir()
-        for number, frames in enumerate(files):
-            np.save(tmp_path / name / f"f_{number}.npy", frames)
-        given = options(None, to="npy")
-        made = list(watch.folder(tmp_path / name, given, 2.0, 1.0, lambda _: None))
-        assert len(made) == len(files)
-        model = "movie" if name == "movies" else "unet"
-        assert {recorded(arrival.output)["model"] for arrival in made} == {model}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number, frame in enumerate(stack[:9]):
+        np.save(folder / f"f_{number}.npy", frame)
+    waiting = []
+
+    def arrive(_: float) -> None:
+        if len(waiting) == 3:
+            for number, frame in enumerate(stack[9:], 9):
+                np.save(folder / f"f_{number}.npy", frame)
+        if stopped and len(waiting) == 8:
+            raise KeyboardInterrupt
+        waiting.append(len(list((tmp_path / "run_denoised").glob("*.npy"))))
+
+    given = options(movie_model, to="npy")
+    arrivals = watch.folder(folder, given, 1e9 if stopped else 5.0, 1.0, arrive)
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            list(arrivals)
+    else:
+        assert len(list(arrivals)) == 13
+    assert {7, 11} <= set(waiting)  # the last two wait for others
+    with open_list(folder, [folder / f"f_{n}.npy" for n in range(9)], Choice()) as first:
+        recipe = preprocess.find_recipe(first, given)
+    expected = Denoiser(movie_model).answer(stack, recipe.scale).frames
+    made = [np.load(tmp_path / "run_denoised" / f"f_{n}_denoised.npy") for n in range(13)]
+    np.testing.assert_allclose(np.array(made).reshape(13, 64, 72), expected, rtol=1e-6)
 
 
 def test_what_is_no_movie_is_refused_or_denoised_frame_by_frame(
