@@ -268,7 +268,7 @@ def _look(job: Job) -> str:
 
 @lru_cache(1)
 def _frames(source: Path, choice: Choice, selection: str | None, folder: Path) -> Frames:
-    """Open an input once in a process: of some, frames are first copied to a scratch file."""
+    """Open an input once in a process, and anew for another run, which has another folder."""
     return open_selected(source, choice, selection)
 
 

@@ -220,11 +220,12 @@ def _amid(work: Work, between: tuple[list[Path], list[Path]]) -> Iterator[tuple[
     frames, half = work.ready.frames, work.denoiser.session.info.frames // 2
     choice = Choice(work.options.dataset, work.options.axes)
     lengths: tuple[dict[Path, int], dict[Path, int]] = {}, {}
-    for paths, found in zip(between, lengths, strict=True):
+    ends = slice(-half, None), slice(half)
+    for paths, found, end in zip(between, lengths, ends, strict=True):
         for path in paths if half else ():
             with contextlib.suppress(EmdnError), open_frames(path, choice) as other:
                 count, *size = other.shape
-                other.read(max(0, count - half), count)
+                other.read(*end.indices(count)[:2])  # or it is damaged
                 alike = (count == 1) == (frames.shape[0] == 1)
                 if alike and size == list(frames.shape[1:]):
                     found[path] = count

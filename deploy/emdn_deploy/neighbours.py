@@ -1,5 +1,6 @@
 """Neighbouring frames: which ones a model sees beside each, and whether they show one scene."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,16 +97,17 @@ def reader(
     first, last = (spans[0][0], spans[-1][1]) if spans else (0, 0)
     beyond = (max(0, first - half), first), (last, min(count, last + half))
     pieces = [span for span in (beyond[0], *spans, beyond[1]) if span[0] < span[1]]
+    starts = [a for a, _ in pieces]
     part = lru_cache(maxsize=2 * half + 1)(take)
 
     def read(start: int, stop: int) -> Block:
         own, low, high = part(start, stop), max(0, start - half), min(count, stop + half)
         if not half:
             return Block(start, own, own.frames, (0, 0), ~own.empty)
-        near = [(a, part(a, b)) for a, b in pieces if a < high and b > low]
-        some = slice(low - near[0][0], high - near[0][0])
+        near = pieces[bisect_right(starts, low) - 1 : bisect_left(starts, high)]
+        parts, some = [part(*span) for span in near], slice(low - near[0][0], high - near[0][0])
         frames, empty = (
-            np.concatenate([getattr(one, name) for _, one in near])[some]
+            np.concatenate([getattr(one, name) for one in parts])[some]
             for name in ("frames", "empty")
         )
         return Block(start, own, frames, (start - low, high - stop), ~empty)

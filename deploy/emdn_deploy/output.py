@@ -189,8 +189,8 @@ def claimed(
         for path in map(partial_of, files):
             if path.exists() and "key" not in saved:
                 raise OutputError(
-                    f"{path}: exists already, and is no run of emdn that can be continued; delete "
-                    "it, or give the output another name"
+                    f"{path}: exists already, and is no run of emdn that can be continued; move it "
+                    "away, or give the output another name"
                 )
         if "finishing" in saved:  # a kill while files got their names
             if not partial_of(files[-1]).exists():
