@@ -12,7 +12,7 @@ import numpy as np
 
 from emdn_deploy import neighbours, preprocess, uncertainty, writers
 from emdn_deploy.batching import blocks, stream
-from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
+from emdn_deploy.check.quick import Quick
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.neighbours import Block
@@ -365,20 +365,7 @@ def _draw(work: Work, report: Report) -> None:
                 return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
 
             checked = report.check
-            unjudged = set(range(count)).difference(checked.frames if checked else ())
-            page = RunPage(frames, scale, both, _flagged(checked) if checked else {}, unjudged)
+            unjudged = set(range(count)).difference(checked.numbers if checked else ())
+            page = RunPage(frames, scale, both, checked.flagged if checked else {}, unjudged)
             text = page.html(report.source.name, checked.line if checked else "", lines(report))
             place.write_text(text, encoding="utf-8")
-
-
-def _flagged(checked: QuickResult) -> dict[int, str]:
-    """Say what the quick check found in frames that it flagged."""
-    rows = zip(*checked.numbers.values(), strict=True)
-    return {
-        number: "; ".join(
-            f"{BOUNDS[name].words} {value:.4g}"
-            for name, value in zip(checked.numbers, row, strict=True)
-        )
-        for number, row in zip(checked.frames, rows, strict=True)
-        if number in checked.failing
-    }

@@ -26,9 +26,9 @@ from scipy import ndimage
 from emdn_deploy import Denoiser
 from emdn_models import metrics, pretrained
 from emdn_models.errors import EmdnError, FormatError, MissingExtraError, install
-from emdn_models.metrics import Sites, simulated_sites, site_scores
 from emdn_models.nets.scaling import denormalise, noise_map, normalise
 from emdn_models.nets.spectral import SpectralShrinkage
+from emdn_models.vacancies import Sites, simulated_sites, site_scores
 from emdn_train.calibrate import coverage, denoise, mended
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
@@ -64,7 +64,7 @@ class Crystal:
     sites: Sites  # where columns are, or ought to be
     groups: Mapping[str, NDArray[np.bool_]]  # vacant, foreign and full, each with its (n,) sites
     # (5, n) whether a vacancy is brighter there, 1, or darker, -1, for each width of
-    # `emdn_models.metrics.vacancies`.
+    # `emdn_models.vacancies`.
     sign: NDArray[np.float64]
     pixel_size_nm: float
 

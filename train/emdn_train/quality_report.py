@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from emdn_models.files import renamed
-from emdn_models.metrics import Roc, roc
+from emdn_models.vacancies import Roc, roc
 from emdn_train import hops
 
 _LEVEL = 0.4
@@ -56,7 +56,7 @@ def defects(rows: pl.DataFrame) -> pl.DataFrame:
     """Say how well vacant sites are distinguished from full ones, by level: a row a method.
 
     Columns are, for each level, the area under the receiver operating characteristic and the
-    share found at 0.1 and at 1 false site a frame (`emdn_models.metrics.vacancies`), at the
+    share found at 0.1 and at 1 false site a frame (`emdn_models.vacancies`), at the
     width that serves a method best; and how many ``sites`` there were.
     """
     table: dict[str, dict[str, Any]] = {}
