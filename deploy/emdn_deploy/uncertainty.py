@@ -52,8 +52,12 @@ def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack
     first = run(frames)
     total, squares = np.zeros_like(first), np.zeros_like(first)
     for orientation in range(1, ORIENTATIONS):
+        flip = (..., *(slice(None, None, -1 if orientation & bit else 1) for bit in (1, 2)))
+        # From 4 on height and width change places, before the flip and after it is undone.
+        axes = (-1, -2) if orientation >= 4 else (-1, -1)
+        answer = run(np.ascontiguousarray(frames.swapaxes(*axes)[flip]))[flip]
         # About the first estimate float32 loses nothing, however large the intensities.
-        difference = _turn_back(run(_turn(frames, orientation)), orientation) - first
+        difference = answer.swapaxes(*axes) - first
         total += difference
         squares += difference * difference
     total /= ORIENTATIONS
@@ -109,17 +113,3 @@ def calibration_of(info: ModelInfo) -> Calibration | None:
         except (KeyError, TypeError, ValueError):
             continue
     return None
-
-
-def _turn(frames: Stack, orientation: int) -> Stack:
-    """Turn (..., H, W) into an orientation, 0 to 7; from 4 on height and width change places."""
-    turned = frames.swapaxes(-1, -2) if orientation >= 4 else frames
-    turned = turned[..., ::-1, :] if orientation & 1 else turned
-    turned = turned[..., ::-1] if orientation & 2 else turned
-    return np.ascontiguousarray(turned)
-
-
-def _turn_back(frames: Stack, orientation: int) -> Stack:
-    turned = frames[:, :, ::-1] if orientation & 2 else frames
-    turned = turned[:, ::-1] if orientation & 1 else turned
-    return turned.transpose(0, 2, 1) if orientation >= 4 else turned
