@@ -73,7 +73,7 @@ def denoise(
             "--out-dir, --preview, --movie, --report"
         )
     if (scheduler and workers) or (join and not (scheduler or workers)):
-        raise typer.BadParameter("give --scheduler or --workers, one of them; --join is for these")
+        raise typer.BadParameter("give one of --scheduler and --workers; --join is for these")
     opened: dict[str | None, Denoiser] = {}
     elsewhere = None
     if (scheduler or workers) and not dry_run:
@@ -146,6 +146,8 @@ def watch(
             print(f"{frames} {arrival.source} -> {arrival.output}, lag {arrival.lag_s:.2f} s")
     except KeyboardInterrupt:
         arrivals.close()
+    except BaseException as error:
+        arrivals.throw(error)  # so that what is not finished does not look finished
     finally:
         print(f"frames     {frames}, largest lag {worst:.2f} s")
 
