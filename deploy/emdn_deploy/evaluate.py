@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from emdn_deploy.config import text_table
 from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_models import console
 from emdn_models.errors import EmdnError, FormatError
 from emdn_models.files import renamed
 from emdn_models.metrics import gain_db, mean_ratio, psnr, ssim
@@ -97,7 +97,7 @@ def lines(table: pl.DataFrame) -> list[str]:
         rows.append([name, *numbers, str(table["frame"][at])])
     ranges = dict.fromkeys(f"{one:.6g}" for one in table["data_range"].sort()[[0, -1]])
     return [
-        console.table(["quantity", "mean", "spread", "worst", "frame"], rows),
+        text_table(["quantity", "mean", "spread", "worst", "frame"], rows),
         f"data range of PSNR and SSIM: {' to '.join(ranges)}",
     ]
 

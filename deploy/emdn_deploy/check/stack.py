@@ -16,10 +16,9 @@ from emdn_deploy.check.verdict import CheckResult, Comparison, judge, judged
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
-from emdn_deploy.page import RunPage
+from emdn_deploy.figures import RunPage
 from emdn_deploy.readers import Choice, open_frames, open_selected
 from emdn_deploy.readers.frames import WHITE, SeveralStacks
-from emdn_deploy.session import stored
 from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, ModelError
@@ -102,7 +101,9 @@ def check(
             page = RunPage(frames, ready.scale, pair.one, result.flagged, unjudged)
             title = f"{frames.path.name}, check"
             with renamed(report) as partial:
-                partial.write_text(page.html(title, result.headline, result.lines()), "utf-8")
+                partial.write_text(
+                    page.html(title, result.headline, "\n".join(result.lines())), "utf-8"
+                )
     return result
 
 
@@ -193,7 +194,7 @@ def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptio
         changes["model"] = name.removesuffix("@movie")
         if "model_sha256" not in facts:  # of MRC, the name is all that is known
             return replace(options, **changes)
-        changes["precision"] = precision = stored(facts.get("precision", "fp32"))
+        changes["precision"] = precision = facts.get("precision", "fp32")
         shipped = pretrained.index()["models"].get(name, {})
         if precision != "fp32":
             shipped = shipped.get("variants", {}).get(precision, {})
