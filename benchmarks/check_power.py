@@ -7,7 +7,7 @@ where the default model gives back what went in, on average, so that its results
 construction: whatever the check flags in them is a false alarm. So is what it flags in results
 that are better than the default's: the scene itself, and the mean of many frames of it. Faults
 are then planted in all of the frames or in two of sixteen. The table goes to
-``benchmarks/results/check_power.md``, the rows beside it.
+``benchmarks/results/check_power.md``.
 """
 
 import argparse
@@ -119,31 +119,23 @@ def measured(folder: Path, seed: int, snr: float, sound: int) -> Iterator[dict[s
             for path, array in zip(paths, (raw, frames.astype(np.float32)), strict=True):
                 np.save(path, array)
             result = check(*paths, options, seed=3)
-            flags, planted = np.isin(range(FRAMES), result.failing), np.zeros(FRAMES, bool)
-            planted[PLACES[place]] = fault not in SOUND
-            yield {
-                "snr": snr, "seed": seed, "fault": fault, "place": place,
-                "stack": not result.passed, "planted": int(planted.sum()),
-                "found": int((flags & planted).sum()), "false": int((flags & ~planted).sum()),
-            }  # fmt: skip
+            flags = np.isin(range(FRAMES), result.failing)
+            among = flags if fault in SOUND else flags[PLACES[place]]
+            where = f"{place} at {snr}"
+            yield {"result": fault, "where": where, "flagged": among.mean(), "failed": result.word}
 
 
-def summary(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Sum up sound results by kind and level, and faults by kind, in columns of place and level."""
-    rows = rows.with_columns(where=pl.format("{} at {}", "place", "snr"))
-    shares = rows.group_by("fault", "where", maintain_order=True).agg(
-        sound=pl.col("planted").sum() == 0,
+def summary(rows: pl.DataFrame) -> pl.DataFrame:
+    """Give a row a result or fault, a column a place and level: frames flagged, stacks failed."""
+    shares = rows.group_by("result", "where", maintain_order=True).agg(
+        flagged=100 * pl.col("flagged").mean(),
+        failed=(pl.col("failed") == "FAIL").sum(),
         stacks=pl.len(),
-        failed=pl.col("stack").sum(),
-        flagged=(100 * pl.col("false").sum() / (FRAMES * pl.len() - pl.col("planted").sum())),
-        found=(100 * pl.col("found").sum() / pl.col("planted").sum()),
     )
-    sound = shares.filter("sound").select("fault", "where", "stacks", "failed", "flagged")
-    texts = pl.format("{} ({})", pl.col("found").round(0).cast(int), "failed")
-    faults = shares.filter(~pl.col("sound")).select("fault", "where", found=texts)
+    found = pl.format("{} ({} of {})", pl.col("flagged").round(1), "failed", "stacks")
     columns = [f"{place} at {snr}" for place in PLACES for snr in LEVELS]
-    table = faults.pivot("where", index="fault", values="found").sort("fault")
-    return sound.with_columns(pl.col("flagged").round(1)), table.select("fault", *columns)
+    table = shares.select("result", "where", found=found).pivot("where", values="found")
+    return table.select("result", *columns)
 
 
 def main() -> None:
@@ -159,20 +151,15 @@ def main() -> None:
         for snr in LEVELS:
             rows += measured(asked.folder, seed, snr, asked.sound)
             print(f"movie {seed} at {snr}: done", flush=True)
-    table = pl.DataFrame(rows)
-    table.write_parquet(RESULTS / "check_power.parquet")
-    sound, planted = summary(table)
     name = pretrained.default_model()
     text = (
         f"`python -m benchmarks.check_power FOLDER --movies {asked.movies} --sound {asked.sound}`: "
         f"movies of {FRAMES} frames of {SIZE} x {SIZE} at a signal to noise per pixel of "
         f"{LEVELS[0]} and {LEVELS[1]}, denoised by {name} "
-        f"({pretrained.index()['models'][name]['sha256'][:8]}).\n\n"
-        "Results without a fault: stacks that fail, and frames that are flagged in per cent.\n\n"
-        f"{markdown(sound)}\n\n"
-        "Faults: frames with the fault that are flagged in per cent, and of "
-        f"{asked.movies} stacks how many fail.\n\n{markdown(planted)}\n"
+        f"({pretrained.index()['models'][name]['sha256'][:8]}). Frames that are flagged in per "
+        "cent, and how many stacks fail; the first three rows are without a fault.\n\n"
     )
+    text += markdown(summary(pl.DataFrame(rows))) + "\n"
     (RESULTS / "check_power.md").write_text(text)
     print(text)
 

@@ -224,7 +224,7 @@ def evaluate(
     table = evaluation.evaluate(denoised, truth, noisy, data_range, Choice(dataset, axes))
     if csv is not None:
         evaluation.write_table(table, csv)
-    print(*evaluation.lines(table), sep="\n")
+    print(evaluation.text(table))
 
 
 @app.command()
@@ -259,7 +259,7 @@ def check(
     result = checking.check(stack, denoised, options, seed, report=report)
     if table is not None:
         write_table(result.table, table)
-    print(result.json() if as_json else "\n".join(result.lines()))
+    print(result.json() if as_json else result.text())
     if not result.passed:
         raise typer.Exit(FAILED)
 

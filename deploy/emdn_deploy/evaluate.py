@@ -83,7 +83,7 @@ def _finite(frames: Frames, number: int) -> NDArray[np.float32]:
     return frame
 
 
-def lines(table: pl.DataFrame) -> list[str]:
+def text(table: pl.DataFrame) -> str:
     """Say of every number the mean, the spread over frames, and the worst frame."""
     rows = []
     for name in table.columns[2:]:
@@ -96,10 +96,8 @@ def lines(table: pl.DataFrame) -> list[str]:
         numbers = (f"{one:.4f}" for one in (values.mean(), spread, values[at]))
         rows.append([name, *numbers, str(table["frame"][at])])
     ranges = dict.fromkeys(f"{one:.6g}" for one in table["data_range"].sort()[[0, -1]])
-    return [
-        text_table(["quantity", "mean", "spread", "worst", "frame"], rows),
-        f"data range of PSNR and SSIM: {' to '.join(ranges)}",
-    ]
+    drawn = text_table(["quantity", "mean", "spread", "worst", "frame"], rows)
+    return f"{drawn}\ndata range of PSNR and SSIM: {' to '.join(ranges)}"
 
 
 def write_table(table: pl.DataFrame, path: Path) -> None:

@@ -52,12 +52,12 @@ def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack
     first = run(frames)
     total, squares = np.zeros_like(first), np.zeros_like(first)
     for orientation in range(1, ORIENTATIONS):
-        flip = (..., *(slice(None, None, -1 if orientation & bit else 1) for bit in (1, 2)))
+        down, right = (slice(None, None, -1 if orientation & bit else 1) for bit in (1, 2))
         # From 4 on height and width change places, before the flip and after it is undone.
         axes = (-1, -2) if orientation >= 4 else (-1, -1)
-        answer = run(np.ascontiguousarray(frames.swapaxes(*axes)[flip]))[flip]
+        turned = np.ascontiguousarray(frames.swapaxes(*axes)[..., down, right])
         # About the first estimate float32 loses nothing, however large the intensities.
-        difference = answer.swapaxes(*axes) - first
+        difference = run(turned)[..., down, right].swapaxes(*axes) - first
         total += difference
         squares += difference * difference
     total /= ORIENTATIONS

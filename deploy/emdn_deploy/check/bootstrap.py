@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike
 from scipy import ndimage, special
 
 from emdn_deploy import noise_model
-from emdn_deploy.check.quick import SHARE
 from emdn_deploy.check.residual import (
     RUNS,
     SCALES,
@@ -154,6 +153,7 @@ class Thresholds:
     """What results for a stack are judged by."""
 
     good: Mask  # (H, W), the pixels that count
+    panels: list[tuple[slice, slice]]  # pieces that frames are judged in
     noise: NoiseModel
     camera: Camera
     model: Population  # replicates as the model leaves them
@@ -200,7 +200,7 @@ class Thresholds:
             drawn, made = replicates(truth, DRAWS // len(numbers))
             model.add(drawn, made, camera, usable)
             perfect.add(drawn, [truth] * len(drawn), camera, usable)
-        return cls(good, noise, camera, model, perfect, length)
+        return cls(good, panels, noise, camera, model, perfect, length)
 
     @property
     def outside(self) -> tuple[str, ...]:
@@ -208,20 +208,12 @@ class Thresholds:
         return tuple(one for one in self.noise.findings if one.endswith(OUTSIDE))
 
     @cached_property
-    def panels(self) -> list[tuple[slice, slice]]:
-        """Return the pieces that frames are judged in."""
-        return panels_of(*self.good.shape)
-
-    @cached_property
     def limits(self) -> dict[str, Limits]:
         """Return the range of every statistic of a frame, by name."""
-        return self._limits(LEVEL)
+        return self.within(LEVEL)
 
-    def farthest(self, count: int) -> dict[str, Limits]:
-        """Return the range of the farthest of so many frames."""
-        return self._limits(SHARE / count)
-
-    def _limits(self, chance: float) -> dict[str, Limits]:
+    def within(self, chance: float) -> dict[str, Limits]:
+        """Return the ranges that so many of sound frames are not within."""
         maxima = np.concatenate([self.model.maxima, self.perfect.maxima])
         z = float(maxima.mean() + maxima.std() * gumbel(chance / len(self.panels)))
         found = {}
@@ -239,17 +231,13 @@ class Thresholds:
         """Return the statistics that say something: of correlated noise only the intensity's."""
         return ["ratio"] if self.noise.correlated else list(self.limits)
 
-    def is_noise(self, name: str, strength: float) -> bool:
-        """Whether what residual and result share in a band is noise left in."""
-        return strength > max(
-            float(np.mean([one[name].size for one in part.readings]))
-            for part in (self.model, self.perfect)
-        )
-
-    def smallest(self, raw: Frame, denoised: Frame) -> "Smallest | None":
+    def smallest(self, raw: Frame, denoised: Frame) -> dict[str, float] | None:
         """Find the smallest false spot that is flagged in `POWER` of cases, in one frame (H, W).
 
-        None in correlated noise, where no place is judged.
+        ``percent`` is that of the contrast of the frame's detail, `_SURE` times the distance of its
+        1 % or 99 % quantile from the median: of atoms, about their height. ``run_percent`` is that
+        of a spot that stays for a run of frames, ``width_px`` that of the detail, and of the spot,
+        a Gaussian. None in correlated noise, where no place is judged.
         """
         if self.noise.correlated:
             return None
@@ -271,17 +259,7 @@ class Thresholds:
             )  # fmt: skip
             return float(100 * level * norm / (sqrt(pi) * width * height))
 
-        run = _CLIPPED * percent("run_") / sqrt(self.length) if self.length > 1 else None
-        return Smallest(percent(""), run, width)
-
-
-class Smallest(NamedTuple):
-    """The smallest false spot that is found, in per cent of the contrast of the frame's detail.
-
-    That is the distance of its 1 % or 99 % quantile from the median, whichever is larger: of atoms,
-    about their height; and of that `_SURE`. The spot is a Gaussian as wide as the detail.
-    """
-
-    percent: float
-    run_percent: float | None  # of one that stays for a run of frames; None without runs
-    width_px: float
+        found = {"percent": percent(""), "width_px": width}
+        if self.length > 1:
+            found["run_percent"] = _CLIPPED * percent("run_") / sqrt(self.length)
+        return found

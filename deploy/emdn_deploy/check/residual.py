@@ -112,9 +112,7 @@ class Reading(NamedTuple):
     value: float
     more: bool = False  # whether the denoised frame has more of it, or is brighter there
     place: tuple[float, float] = (0, 0)  # y, x: of a blob in pixels, of a peak in cycles/pixel
-    # Of a blob, in standard deviations of white noise: negative where denoised is brighter. Of a
-    # likeness, the amplitude of the denoised frame in the band.
-    size: float = 0.0
+    z: float = 0.0  # of a blob, in standard deviations of white noise; negative where brighter
 
 
 Readings = dict[str, Reading]
@@ -123,7 +121,6 @@ Readings = dict[str, Reading]
 class Filters(NamedTuple):
     """What depends on the size (H, W) of a frame only, for ``rfft2``."""
 
-    smooth: Frame  # (S, H, W // 2 + 1) Gaussians, over what they leave of white noise's deviation
     window: Frame  # (H, W) Hann window, over the root of the sum of its squares
     bands: NDArray[np.intp]  # (H, W // 2 + 1) band of each Fourier pixel, from 1; 0 for none
     far: Mask  # whether a peak there is no large-scale structure
@@ -144,14 +141,11 @@ def filters(height: int, width: int) -> Filters:
     weights[:, 0] = 1
     if width % 2 == 0:
         weights[:, -1] = 1
-    smooth = np.stack([np.exp(-2 * (np.pi * scale * radius) ** 2) for scale in SCALES])
-    left = (weights * smooth**2).sum(axis=(1, 2)) / (height * width)
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (height, width)))
     side = min(height, width)
     rings = np.rint(radius * side).astype(np.intp)
     rings[rings > (side - 1) // 2] = 0
     return Filters(
-        (smooth / np.sqrt(left)[:, None, None]).astype(np.float32),
         (window / np.sqrt(np.square(window).sum())).astype(np.float32),
         np.searchsorted(BANDS, radius) % len(BANDS),
         (radius > 0.02) & (radius * side > 4),
@@ -174,25 +168,22 @@ def measure(raw: Frame, denoised: Frame, camera: Camera, good: Mask) -> tuple[Re
     scaled = in_sigma(raw, denoised, camera.gain, camera.offset).astype(np.float64)
     # A change of the mean is judged as such and not as a blob.
     about = np.where(good, scaled - scaled.mean(where=good), 0)
-    found = {
-        "ratio": float(mean_ratio(denoised - camera.offset, raw - camera.offset, good)),
-        "std": float(np.square(about).sum() / good.sum()) ** 0.5,
-    }
-    lines = {}
+    ratio = mean_ratio(denoised - camera.offset, raw - camera.offset, good)
+    std = float(np.square(about).sum() / good.sum()) ** 0.5
+    found = {"ratio": Reading(float(ratio)), "std": Reading(std)}
     for axis, name in enumerate(("columns", "rows")):
         means = about.sum(axis=axis) / np.sqrt(np.maximum(good.sum(axis=axis), 1))
-        darker = means[np.abs(means).argmax()] > 0
-        lines[name] = Reading(float(np.sqrt(np.mean(means**2))), not darker)
+        brighter = bool(means[np.abs(means).argmax()] < 0)
+        found[name] = Reading(float(np.sqrt(np.mean(means**2))), brighter)
     own, power = filters(*raw.shape), np.square(np.abs(np.fft.rfft2(about))) / float(good.sum())
     radial = own.sums(power) / np.maximum(own.sums(np.ones_like(power)), 1)
-    found |= {f"radial_{n}": float(one) for n, one in enumerate(radial, 1)}
+    found |= {f"radial_{n}": Reading(float(one)) for n, one in enumerate(radial, 1)}
     unit = np.float32(camera.gain)  # float32 does not hold the square of every unit
     level = np.sqrt(max(float(np.var((raw - denoised) / unit)), 1e-30))
     detail = (denoised - denoised.mean()) / unit / np.float32(level)
     single = about.astype(np.float32)
     fields = smoothed(single)
-    readings = {name: Reading(value) for name, value in found.items()} | lines
-    return readings | _compare(single, detail, own) | blobs(fields, "blob"), fields
+    return found | _compare(single, detail, own) | blobs(fields, "blob"), fields
 
 
 def in_runs(
@@ -243,8 +234,8 @@ def _compare(scaled: Frame, detail: Frame, own: Filters) -> Readings:
     sums, norms, scatter, count = (
         own.sums(one) for one in (across, remaining, power, np.ones_like(power))
     )
-    strength = np.sqrt(np.maximum(norms, 1e-12))
-    match = sums / strength / np.sqrt(np.clip(scatter / np.maximum(count, 1), 1e-12, 1))
+    usual = np.clip(scatter / np.maximum(count, 1), 1e-12, 1)
+    match = sums / np.sqrt(np.maximum(norms, 1e-12) * usual)
     # Of a strong peak a denoiser may take a little.
     alone = power * (own.far & (power > _SHARE**2 * np.square(np.abs(left + after))))
     y, x = np.unravel_index(alone.argmax(), power.shape)
@@ -254,9 +245,7 @@ def _compare(scaled: Frame, detail: Frame, own: Filters) -> Readings:
     height, width = scaled.shape
     place = float(np.fft.fftfreq(height)[y]), float(x / width)
     return {
-        f"match_{n}": Reading(float(value), size=float(size))
-        for n, (value, size) in enumerate(zip(match, strength, strict=True), 1)
-    } | {
+        **{f"match_{n}": Reading(float(value)) for n, value in enumerate(match, 1)},
         "peak": Reading(float(alone[y, x]), brighter, place),
         "lattice": Reading(float(more.max(initial=0.0))),
     }
@@ -274,10 +263,9 @@ def _sharp(power: Floats, own: Filters) -> list[int]:
 
 def smoothed(residual: Frame) -> Frame:
     """Smooth a residual (H, W) at every scale: (S, H, W), in standard deviations of white noise."""
-    transform = np.fft.rfft2(residual)
-    parts = [np.fft.irfft2(transform * one, s=residual.shape)
-             for one in filters(*residual.shape).smooth]  # fmt: skip
-    return np.stack(parts).astype(np.float32)
+    # A Gaussian leaves 1 / (2 sqrt(pi) scale) of white noise's deviation.
+    parts = [ndimage.gaussian_filter(residual, scale, mode="wrap") * scale for scale in SCALES]
+    return np.asarray(2 * np.sqrt(np.pi) * np.stack(parts), np.float32)
 
 
 def blobs(fields: Frame, name: str) -> Readings:

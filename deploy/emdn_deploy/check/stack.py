@@ -73,11 +73,8 @@ def check(
         # How far apart frames are that a denoised frame owes nothing to.
         apart = int(pair.facts.get("model_frames", 1)) // 2 + 1
         error = umse(raw, made, inner, apart) if len(raw) > apart else None
-        if pair.clean is None and _is_default(pair.denoiser):
-            words = f"made by {session.info.name}, the default: nothing to compare with"
-            compared = Comparison("unknown", words)
-        else:
-            compared = compare(raw, made, inner, apart, pair.denoiser, pair.scale, own.camera)
+        makers = pair.denoiser, pair.scale, own.camera
+        compared = compare(raw, made, inner, apart, *makers, here=pair.clean is None)
         far_worse = [compared.words] * (compared.verdict == "far worse")
         result = CheckResult(
             source=frames.path,
@@ -99,11 +96,9 @@ def check(
         if report is not None:
             unjudged = set(range(frames.shape[0])).difference(table["frame"])
             page = RunPage(frames, ready.scale, pair.one, result.flagged, unjudged)
-            title = f"{frames.path.name}, check"
+            text = page.html(f"{frames.path.name}, check", result.headline, result.text())
             with renamed(report) as partial:
-                partial.write_text(
-                    page.html(title, result.headline, "\n".join(result.lines())), "utf-8"
-                )
+                partial.write_text(text, "utf-8")
     return result
 
 
@@ -213,11 +208,6 @@ def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptio
     return replace(options, **changes)
 
 
-def _is_default(denoiser: Denoiser) -> bool:
-    entry = pretrained.index()["models"][pretrained.default_model()]
-    return bool(denoiser.session.info.sha256 == entry["sha256"])
-
-
 def compare(
     raw: Frame,
     made: Frame,
@@ -226,29 +216,31 @@ def compare(
     denoiser: Denoiser,
     scale: Intensity,
     camera: Camera,
+    here: bool = False,
 ) -> Comparison:
     """Compare the squared error of frames (n, H, W) with that of the default model on the same.
 
-    ``denoiser`` and ``scale`` make the replicates. Errors are those against neighbouring frames
-    ``apart``, of both results on the same frames, so that most of the noise cancels.
+    ``denoiser`` and ``scale`` make the replicates, and if ``here`` have made these frames. Errors
+    are those against neighbouring frames ``apart``, so that most of the noise cancels.
     """
     name, session = pretrained.default_model(), denoiser.session
+    default = session.info.sha256 == pretrained.index()["models"][name]["sha256"]
+    if here and default:
+        return Comparison("unknown", f"made by {name}, the default: nothing to compare with")
     if len(raw) < 1 + 2 * apart:
         return Comparison("unknown", f"too few frames to compare with {name}, the default")
-    if not _is_default(denoiser):
+    if not default:
         denoiser = Denoiser(name, session.device, session.threads)
     other = denoiser.run(raw, scale)
     worse = umse_difference(raw, made, other, good, apart)
     own = umse(raw, other, good, apart)
     noise = float(np.square(camera.noise(other)).mean(where=good))
-    motion = max(own.noise - noise, own.drift.value if own.drift else 0.0, 0.0)
-    moving = own.noise - noise > noise * (_EVEN + 6 * camera.uncertainty) or own.moves
-    words = (
-        f"squared error {abs(worse.value):.3g} ± {worse.se:.2g} "
-        f"{'above' if worse.value > 0 else 'below'} that of {name} (the default) on {len(raw)} "
-        "frames"
-    )
-    spare = worse.value - _CLEAR * worse.se - motion * moving
+    excess, drift = own.noise - noise, own.drift.value if own.drift else 0.0
+    moving = own.moves or excess > noise * (_EVEN + 6 * camera.uncertainty)
+    side = "above" if worse.value > 0 else "below"
+    words = f"squared error {abs(worse.value):.3g} ± {worse.se:.2g} {side} that of {name} (the "
+    words += f"default) on {len(raw)} frames"
+    spare = worse.value - _CLEAR * worse.se - max(excess, drift, 0.0) * moving
     # The default's own error may lie above its estimate.
     error = max(own.error.value + 2 * own.error.se, 0.0)
     if spare > (_SLIGHT - 1) * error:

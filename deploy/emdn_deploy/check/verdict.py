@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from emdn_deploy.check.bootstrap import DRAWS, LEVEL, Limits, Smallest, Thresholds
+from emdn_deploy.check.bootstrap import DRAWS, LEVEL, Limits, Thresholds
 from emdn_deploy.check.quick import SHARE, allowed
 from emdn_deploy.check.residual import (
     ADDED,
@@ -65,7 +65,7 @@ class CheckResult:
     ratio: float  # mean out / mean in above the offset, over all frames
     heldout: HeldOut | None  # None for too few frames
     comparison: Comparison
-    smallest: Smallest | None  # that a pass vouches for; None in correlated noise
+    smallest: dict[str, float] | None  # see `bootstrap.Thresholds.smallest`
     findings: tuple[str, ...]  # why the stack fails as a whole; empty if it passes
     notes: tuple[str, ...]  # what was assumed, and what cannot be said
 
@@ -113,16 +113,17 @@ class CheckResult:
         """Say what a pass does not."""
         if self.smallest is None:
             return "a false atom cannot be seen: in correlated noise no place is judged"
-        percent, run, width = self.smallest
-        words = f"a filled vacancy, or other false spot of {width:.2g} px, is noticed above "
-        words += f"{percent:.0f} % of the contrast of atoms"
-        if run is not None:
-            words += f" in one frame, {run:.0f} % if it stays for {self.thresholds.length} frames"
-        if percent > 100:
+        words = (
+            "a filled vacancy, or other false spot of {width_px:.2g} px, is noticed above "
+            "{percent:.0f} % of the contrast of atoms"
+        )
+        if "run_percent" in self.smallest:
+            words += " in one frame, {run_percent:.0f} % if it stays for {length} frames"
+        if self.smallest["percent"] > 100:
             words += ": single vacancies can be filled unseen at this dose"
-        return words
+        return words.format(**self.smallest, length=self.thresholds.length)
 
-    def lines(self) -> list[str]:
+    def text(self) -> str:
         """Return what ``emdn-deploy check`` prints."""
         noise, error = self.thresholds.noise, self.heldout
         count, height, width = self.shape
@@ -155,18 +156,17 @@ class CheckResult:
         lines += [f"  frame {number}: {words}" for number, words in flagged[:_SHOWN]]
         if len(flagged) > _SHOWN:
             lines.append(f"  and {len(flagged) - _SHOWN} frames more; --table FILE has all")
-        return lines
+        return "\n".join(lines)
 
     def json(self) -> str:
         """Return one line of JSON."""
         names = (
             "passed", "source", "denoised", "failing", "model", "model_sha256", "device", "ratio",
-            "findings", "warnings", "notes", "flagged", "unseen",
+            "findings", "warnings", "notes", "flagged", "smallest", "unseen",
         )  # fmt: skip
         found = {name: getattr(self, name) for name in names}
         found |= {"verdict": self.word, "frames": self.shape[0]}
         found["heldout"] = self.heldout and asdict(self.heldout)
-        found["smallest_defect"] = self.smallest and self.smallest._asdict()
         found["comparison"] = self.comparison._asdict()
         found["noise"] = self.thresholds.noise._asdict()
         text = json.dumps(found, default=str)
@@ -190,7 +190,7 @@ def judged(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) -> pl.Da
         spot = max(spots, key=lambda name: float(limits[name].reach(readings[name].value)))
         (y, x), scale = readings[spot].place, float(spot.rpartition("_")[2])
         row = {"frame": number, "verdict": verdict, "evidence": evidence}
-        row |= {"y": y, "x": x, "scale_px": scale, "z": readings[spot].size}
+        row |= {"y": y, "x": x, "scale_px": scale, "z": readings[spot].z}
         rows.append(row | {name: readings[name].value for name in limits})
     ends = {f"{name}_low": one.low for name, one in limits.items() if isfinite(one.low)}
     ends |= {f"{name}_high": one.high for name, one in limits.items()}
@@ -216,8 +216,8 @@ def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:
         kinds[group] = STATISTICS[name].above
         if reading.value < limit.typical:
             kinds[group] = STATISTICS[name].below
-        elif group == "match" and own.is_noise(name, reading.size):
-            kinds[group] = NOISE
+        elif group == "match" and readings["std"].value < own.limits["std"].typical:
+            kinds[group] = NOISE  # and not structure, which would add to the residual
         elif reading.more:
             kinds[group] = ADDED
         words = said(name, reading.value, limit)
@@ -258,7 +258,7 @@ def judge(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
         count, most = len(table[::step]), allowed(len(table[::step]), rate)
         if (flags := (np.max(part, axis=0, initial=0) > 1).sum()) > most:
             found.append(f"{flags} of {count} {what}: in 99 % of sound stacks at most {most} do")
-    for name, limit in own.farthest(table.height).items():
+    for name, limit in own.within(SHARE / table.height).items():
         if name in reach and (far := limit.reach(table[name].to_numpy())).max() > 1:
             worst, others = int(far.argmax()), int((far > 1).sum()) - 1
             where = f"{'the run of ' if name in RUNS else ''}frame {table['frame'][worst]}"

@@ -45,31 +45,22 @@ def test_sound_frames_pass(stacks, saved, options: DenoiseOptions, scene) -> Non
     assert not result.heldout.moves
 
 
-def _smoothed(frames: Array) -> Array:
-    return ndimage.uniform_filter(frames, (0, 25, 25), mode="nearest")
-
-
-def _wave(clean: Array) -> Array:
-    return clean + 0.4 * SIGMA * np.cos(2 * np.pi * 0.21 * np.arange(clean.shape[2]))
-
-
-FAULTS: dict[str, tuple[Callable[[Array, Array], Array], str]] = {
-    "a lattice": (lambda raw, clean: _wave(clean), "structure added"),
-    "too smooth": (lambda raw, clean: _smoothed(clean), "over-smoothed"),
-    "noise": (lambda raw, clean: 0.9 * clean + 0.1 * raw, "noise left in"),
-    "brighter": (lambda raw, clean: 1.02 * clean, "intensity changed"),
-    "another frame": (lambda raw, clean: clean[:, ::-1, ::-1], "structure"),
+FAULTS: dict[str, Callable[[Array, Array], Array]] = {
+    "structure added": lambda raw, clean: clean + 3 * np.cos(1.32 * np.arange(clean.shape[2])),
+    "over-smoothed": lambda raw, clean: ndimage.uniform_filter(clean, (0, 25, 25)),
+    "noise left in": lambda raw, clean: 0.9 * clean + 0.1 * raw,
+    "intensity changed": lambda raw, clean: 1.02 * clean,
+    "structure": lambda raw, clean: clean[:, ::-1, ::-1],
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_named(fault: str, stacks, saved, options: DenoiseOptions) -> None:
     raw, clean = stacks(dose=150.0)
-    plant, verdict = FAULTS[fault]
-    result = check(*saved(raw, plant(raw, clean)), options)
+    result = check(*saved(raw, FAULTS[fault](raw, clean)), options)
     assert not result.passed
-    assert len(result.failing) == len(raw)
-    named = result.table["verdict"].str.contains(verdict)
+    assert result.failing == list(range(len(raw)))
+    named = result.table["verdict"].str.contains(fault)
     assert named.sum() >= len(raw) - 1, result.table["verdict"].to_list()
     assert all(result.table["evidence"].to_list())
 
@@ -110,20 +101,17 @@ def test_a_faint_atom_adds_up_over_neighbouring_frames(
 def test_one_frame_says_what_cannot_be_said(stacks, saved, options: DenoiseOptions) -> None:
     result = check(*saved(*stacks(1)), options)
     assert result.heldout is None
-    assert any(note.startswith("too few frames for a squared error") for note in result.notes)
-    assert "run_blob_2" not in result.thresholds.limits
-    assert result.table.height == 1
+    assert result.notes[0].startswith("too few frames for a squared error")
+    assert "run_blob_2" not in result.table.columns
 
 
-@pytest.mark.parametrize("suffix", ["h5", "tif"])
-def test_files_that_emdn_wrote_bring_their_model(
-    suffix: str, stacks, saved, tmp_path: Path, options: DenoiseOptions
+def test_a_file_that_emdn_wrote_brings_its_model(
+    stacks, saved, tmp_path: Path, options: DenoiseOptions
 ) -> None:
-    [source], target = saved(stacks(4)[0]), tmp_path / f"b.{suffix}"
+    [source], target = saved(stacks(4)[0]), tmp_path / "b.h5"
     denoise_file.run(source, replace(options, output=target, frames="0:3"))
     result = check(source, target, options)
-    assert result.shape[0] == 3
-    assert result.model == "box"
+    assert (result.shape[0], result.model) == (3, "box")
     # The record names a model that is not shipped, and none is given.
     with pytest.raises(ModelError, match="--model"):
         check(source, target, DenoiseOptions(device="cpu", threads=1))
@@ -142,9 +130,7 @@ def test_an_mrc_file_brings_the_name_of_its_model(stacks, saved, tmp_path: Path)
     assert "too few frames" in result.comparison.words  # none is far enough away
 
 
-def test_integers_and_denoising_in_memory_give_the_same(
-    stacks, saved, options: DenoiseOptions
-) -> None:
+def test_integers_give_the_same(stacks, saved, options: DenoiseOptions) -> None:
     raw, clean = stacks()
     source, target = saved(raw, np.rint(clean).astype(np.uint16))
     here, there = check(source, None, options), check(source, target, options)
@@ -155,28 +141,20 @@ def test_integers_and_denoising_in_memory_give_the_same(
 
 def test_refusals_name_the_remedy(stacks, saved, options: DenoiseOptions) -> None:
     raw, clean = stacks(3)
-    with pytest.raises(FormatError, match="found 2 frames of 64 x 80, expected 3 frames"):
-        check(*saved(raw, clean[:2]), options)
-    with pytest.raises(EmdnError, match="nothing to check"):
-        check(*saved(np.full((2, 32, 32), 7.0), np.full((2, 32, 32), 7.0)), options)
-    with pytest.raises(FormatError, match="16 x 16 or more"):
-        check(*saved(raw[:, :8], clean[:, :8]), options)
+    flat, spoilt = np.full((2, 32, 32), 7.0), np.where(clean == clean[1, 2, 3], np.nan, clean)
+    for pair, message in (
+        ((raw, clean[:2]), "found 2 frames of 64 x 80, expected 3 frames"),
+        ((flat, flat), "nothing to check"),
+        ((raw[:, :8], clean[:, :8]), "16 x 16 or more"),
+        ((raw, spoilt), "not finite"),
+        ((raw, clean - 70), "expected more than the offset"),
+    ):
+        with pytest.raises(EmdnError, match=message):
+            check(*saved(*pair), options)
     path = saved(raw)[0].with_suffix(".tif")
     tifffile.imwrite(path, raw, photometric="miniswhite")
     with pytest.raises(FormatError, match="found min-is-white frames"):
         check(path, None, options)
-    clean[1, 2, 3] = np.nan
-    with pytest.raises(FormatError, match="not finite"):
-        check(*saved(raw, clean), options)
-
-
-def _peak(work: Callable[..., Any], *arguments: Any) -> int:
-    tracemalloc.start()
-    try:
-        work(*arguments)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.slow
@@ -184,16 +162,18 @@ def test_a_longer_stack_takes_no_more(
     stacks, tmp_path: Path, options: DenoiseOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "DRAWS", 12)
-    raw, clean = stacks(4, height=96, width=96)
-    peaks = []
+    pair, peaks = stacks(4, height=96, width=96), []
     for count in (64, 112):  # of a shorter stack, every frame is sampled
         paths = [tmp_path / f"{count}{name}.npy" for name in ("raw", "clean")]
-        for path, frames in zip(paths, (raw, clean), strict=True):
+        for path, frames in zip(paths, pair, strict=True):
             np.save(path, np.tile(frames, (count // 4, 1, 1)).astype(np.float32))
-        peaks.append((_peak(check, *paths, options), _peak(evaluate, paths[1], paths[0])))
-    stack = 48 * 96 * 96 * 4
-    for few, many in zip(*peaks, strict=True):
-        assert many - few < stack / 2
+        for work, given in ((check, (*paths, options)), (evaluate, paths)):
+            tracemalloc.start()
+            work(*given)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    more = np.subtract(peaks[2:], peaks[:2])
+    assert (more < 48 * 96 * 96 * 4 / 2).all()
 
 
 @pytest.fixture(scope="module")
@@ -203,20 +183,16 @@ def example() -> tuple[Array, Array]:
     return truth, np.random.default_rng(0).poisson(truth).astype(np.float32)
 
 
-@pytest.mark.parametrize(
-    ("made", "word"), [("truth", "PASS"), ("average", "PASS"), ("raw", "FAIL")]
-)
-def test_what_is_better_than_the_default_passes_and_what_is_worse_fails(
-    made: str, word: str, saved, example
-) -> None:
+@pytest.mark.parametrize("made", ["truth", "average", "raw"])
+def test_what_is_better_than_the_default_passes(made: str, saved, example) -> None:
     """Unlike the default's, the residual of a perfect denoiser is white, lattice and all."""
     truth, raw = example
     others = np.random.default_rng(0).poisson(255 * truth)
     frames = {"truth": truth, "average": ((raw + others) / 256).astype(np.float32), "raw": raw}
     paths = saved(raw.astype(np.uint16), frames[made])
     result = check(*paths, DenoiseOptions(device="cpu", threads=1))
-    assert result.word == word, result.findings
-    assert len(result.failing) <= 2 if word == "PASS" else len(result.failing) == len(raw)
+    assert result.word == ("FAIL" if made == "raw" else "PASS"), result.findings
+    assert len(result.failing) == len(raw) if made == "raw" else len(result.failing) <= 2
 
 
 def compared(raw, made, apart=1):
@@ -228,17 +204,14 @@ def blurred(raw, sigma):
     return ndimage.gaussian_filter(raw, (0, sigma, sigma))
 
 
-def test_a_bad_result_is_far_worse_than_the_default_and_a_good_one_is_not(example) -> None:
+def test_the_default_model_is_compared_with(example) -> None:
     truth, raw = example
     made = {"far worse": blurred(raw, 8), "worse": blurred(raw, 2.5), "no worse": truth}
     for verdict, frames in made.items():
         assert compared(raw, frames).verdict == verdict
     for few in (compared(raw[:2], raw[:2]), compared(raw[:6], raw[:6], apart=3)):
         assert few.words.startswith("too few frames to compare with unet")
-
-
-def test_motion_is_no_excuse_for_noise(example) -> None:
-    truth, _ = example
+    # Motion leaves it open, and is no excuse for noise.
     rng = np.random.default_rng(1)
     moved = [np.roll(one, rng.integers(-9, 10, 2), (0, 1)) for one in truth]
     jumping = rng.poisson(moved).astype(np.float32)
@@ -246,28 +219,3 @@ def test_motion_is_no_excuse_for_noise(example) -> None:
     assert result.verdict == "unknown"
     assert result.words.endswith("which cannot be told from motion")
     assert compared(jumping, jumping).verdict == "far worse"
-
-
-def test_a_check_of_a_model_that_does_nothing_fails(example, make_model, tmp_path) -> None:
-    """Judged by its own sound results alone, it passed."""
-    _, raw = example
-    np.save(tmp_path / "raw.npy", raw.astype(np.uint16))
-    text = """
-    <ir_version: 8, opset_import: ["" : 17]>
-    none (float[n,1,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
-        => (float[n,1,h,w] denoised) <float tenth = {0.1}, float none = {0.0}>
-    {
-        mean = ReduceMean <axes = [2, 3]> (frames)
-        detail = Sub(frames, mean)
-        less = Mul(detail, tenth)
-        all = Add(mean, less)
-        sum = Sum(scale, offset, gain)
-        zero = Mul(sum, none)
-        denoised = Add(all, zero)
-    }
-    """
-    model = make_model(tmp_path / "none.onnx", text, multiple="1", receptive_field="1")
-    result = check(tmp_path / "raw.npy", None, DenoiseOptions(model=str(model), threads=1))
-    assert result.comparison.verdict == "far worse"
-    assert result.word == "FAIL"
-    assert any("that of unet (the default)" in one for one in result.findings)

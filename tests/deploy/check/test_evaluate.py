@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emdn_deploy.evaluate import evaluate, lines
+from emdn_deploy.evaluate import evaluate, text
 from emdn_models import metrics
 from emdn_models.errors import EmdnError, FormatError
 
@@ -23,7 +23,7 @@ def test_the_numbers_are_those_of_the_metrics(paths, saved) -> None:
     np.testing.assert_allclose(table["psnr_db"], metrics.psnr(clean, truth, ranges))
     np.testing.assert_allclose(table["ssim"], metrics.ssim(clean, truth, ranges))
     np.testing.assert_allclose(table["gain_db"], metrics.gain_db(raw, clean, truth))
-    said = lines(table)[0].splitlines()
+    said = text(table).splitlines()
     [psnr] = [line.split() for line in said if line.startswith("psnr_db")]
     assert psnr[-2:] == [f"{table['psnr_db'].min():.4f}", "1"]
     stated = evaluate(denoised, true, data_range=500.0)

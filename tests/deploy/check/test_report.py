@@ -63,7 +63,7 @@ def test_the_page_and_the_line_of_json_name_the_frame(
     assert facts["passed"] == (status == 0)
     assert facts["verdict"] == "FAIL"
     assert "unet (the default)" in facts["comparison"]["words"]
-    assert facts["smallest_defect"]["percent"] > 0
+    assert facts["smallest"]["percent"] > 0
     assert facts["model"] == "box"
     assert facts["heldout"]["comparisons"] == 7
     assert facts["flagged"]["5"].startswith("structure added")
@@ -88,18 +88,13 @@ def test_errors_and_usage_have_their_own_status(files: Path, box_model: Path, ca
     assert "give .csv or .parquet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("option", "name"), [("--csv", "a.csv"), ("--table", "a.parquet"), ("--report", "a.html")]
-)
-def test_no_file_is_replaced_unasked(
-    files: Path, tmp_path: Path, call, capsys, option: str, name: str
-) -> None:
-    (tmp_path / name).write_text("mine")
-    command = "evaluate" if option == "--csv" else "check"
-    run = (command, files / "clean.h5", files / "truth.npy", option, tmp_path / name)
-    assert call(*run) == 1
-    assert f"{name}: exists already; add --overwrite" in capsys.readouterr().err
-    assert (tmp_path / name).read_text() == "mine"
+@pytest.mark.parametrize("option", ["--table", "--report"])
+def test_no_file_is_replaced_unasked(files: Path, tmp_path: Path, call, capsys, option) -> None:
+    mine = tmp_path / {"--table": "a.parquet", "--report": "a.html"}[option]
+    mine.write_text("mine")
+    assert call("check", files / "raw.tif", option, mine) == 1
+    assert f"{mine.name}: exists already; add --overwrite" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
 
 
 def test_evaluate_prints_and_writes(files: Path, tmp_path: Path, call, capsys) -> None:
