@@ -158,7 +158,7 @@ def inspect(
     dataset: Dataset = None,
     axes: Axes = None,
 ) -> None:
-    """Say what a file holds: a model, a checkpoint, or frames and which would be taken."""
+    """Say what a file holds: a model, or frames and which would be taken."""
     from emdn_deploy import inspect
     from emdn_deploy.readers import Choice
 
@@ -267,7 +267,7 @@ def _check(
 
     for path, kinds in wanted.items():
         if path and path.suffix.lower() not in kinds:
-            raise OutputError(f"{path}: unknown kind of file; expected {' or '.join(kinds)}")
+            raise OutputError(f"{path}: unknown kind of file; give {' or '.join(kinds)}")
     check_targets(list(filter(None, wanted)), list(filter(None, read)), overwrite=overwrite)
 
 

@@ -38,7 +38,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE.onnx",
-        help="Default: unet, or unet@movie if frames show one scene. See: emdn-deploy models.",
+        help="Chosen by the frames if not given; see: emdn-deploy models.",
     ),
 ]
 On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
@@ -214,19 +214,11 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
 
 
 def text_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table for people, in the width of a terminal where the output goes to one."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    """Lay out a table for people, numbers to the right."""
+    columns = []
     for name, *cells in zip(names, *rows, strict=True):
-        right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells)
-        drawn.add_column(
-            name, justify="right" if right else "left", vertical="bottom", no_wrap=" " not in name
-        )
-    for row in rows:
-        drawn.add_row(*row)
-    text = io.StringIO()
-    Console(file=text, width=None if sys.stdout.isatty() else 10**4, markup=False).print(drawn)
-    return "\n".join(line.rstrip().replace("─", "-") for line in text.getvalue().splitlines())
+        number = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells)
+        width = max(map(len, (name, *cells)))
+        column = (name, "-" * width, *cells)
+        columns.append([one.rjust(width) if number else one.ljust(width) for one in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

@@ -18,7 +18,6 @@ from emdn_deploy.denoiser import MOVIE_FRAMES, Denoiser, is_movie
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
 from emdn_deploy.preprocess import Answer, Prepared, Recipe, Stack
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list, open_selected
-from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import (
     PICTURES,
     REFERENCES,
@@ -147,8 +146,6 @@ def run(
         options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
-        if options.axes is None:
-            check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(
             ready, options, {} if opened is None else opened, beside=any(between)

@@ -22,7 +22,7 @@ from emdn_deploy.batching import Batching, Stack, beside, blocks, ordered
 from emdn_deploy.config import DenoiseOptions, Device, Precision
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Answer, Part, Recipe
-from emdn_deploy.readers.frames import channels_last, frames_last, odd_axis
+from emdn_deploy.readers.frames import channels_last, frames_last
 from emdn_deploy.session import open_session
 from emdn_deploy.uncertainty import Calibration
 from emdn_models.errors import FormatError
@@ -241,7 +241,7 @@ def as_stack(frames: ArrayLike) -> Stack:
     """Check an array (..., H, W), or (..., H, W, 1), and return it as (N, H, W) float32.
 
     A dask array stays one. Raises FormatError, which names the remedy, if the rank or the dtype is
-    wrong, or an axis looks like channels or detectors.
+    wrong, or the last axis looks like channels.
     """
     lazy = is_dask(frames)
     array: Any = frames if lazy else np.asarray(frames)
@@ -264,15 +264,8 @@ def as_stack(frames: ArrayLike) -> Stack:
             "numpy.moveaxis(frames, -1, 0) if they are %d of %d x %d",
             shape, *shape, shape[2], *shape[:2],
         )  # fmt: skip
-    *lead, height, width = array.shape
     plain = array.astype(np.float32) if lazy else np.ascontiguousarray(array, dtype=np.float32)
-    stack: Stack = plain.reshape(-1, height, width)
-    if odd := odd_axis(lambda number: np.asarray(stack[number]), lead):
-        raise FormatError(
-            f"frames has shape {shape}, and the {lead[odd[0]]} along axis {odd[0]} look like "
-            f"detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
-            f"denoise each by itself, or all at one scale by frames.reshape(-1, {height}, {width})"
-        )
+    stack: Stack = plain.reshape(-1, *array.shape[-2:])
     return stack
 
 

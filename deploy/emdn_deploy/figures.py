@@ -116,18 +116,10 @@ def bar_of(width: int, axis: Axis) -> tuple[float, str] | None:
 
 def scale_bar(panel: "Axes", width: int, axis: Axis) -> None:
     """Draw a bar on a picture ``width`` pixels wide, if its axis is calibrated."""
-    if (bar := bar_of(width, axis)) is None:
-        return
-    from matplotlib.patches import Rectangle
+    if bar := bar_of(width, axis):
+        from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
-    pixels, words = bar
-    height = panel.get_ylim()[0]
-    left, top = 0.05 * width, 0.93 * height
-    panel.add_patch(Rectangle((left, top), pixels, 0.012 * height, color="white", ec="black"))
-    panel.text(
-        left + pixels / 2, top - 0.015 * height, words, color="white", ha="center", va="bottom",
-        fontsize=9, bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "edgecolor": "none"},
-    )  # fmt: skip
+        panel.add_artist(AnchoredSizeBar(panel.transData, *bar, "lower left", fill_bar=True))
 
 
 def readable(step: float, units: str, width: int) -> tuple[float, str]:
