@@ -227,7 +227,7 @@ class Thresholds:
         return found
 
     @property
-    def judged(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the statistics that say something: of correlated noise only the intensity's."""
         return ["ratio"] if self.noise.correlated else list(self.limits)
 

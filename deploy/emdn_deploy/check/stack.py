@@ -12,7 +12,7 @@ import numpy as np
 from emdn_deploy import batching, preprocess
 from emdn_deploy.check.bootstrap import Thresholds
 from emdn_deploy.check.residual import Camera, Frame, Mask
-from emdn_deploy.check.verdict import CheckResult, Comparison, judge, judged
+from emdn_deploy.check.verdict import CheckResult, Comparison, judge_frames, judge_stack
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
@@ -68,7 +68,7 @@ def check(
                         sample.append((before[*part].copy(), after[*part].copy()))
                     yield number, before, after
 
-        table, inner = judged(passing(), own), good[*part]
+        table, inner = judge_frames(passing(), own), good[*part]
         raw, made = (np.array(one) for one in zip(*sample, strict=True))
         # How far apart frames are that a denoised frame owes nothing to.
         apart = int(pair.facts.get("model_frames", 1)) // 2 + 1
@@ -90,7 +90,7 @@ def check(
             heldout=error,
             comparison=compared,
             smallest=own.smallest(*pair.one(int(table["frame"][table.height // 2]))),
-            findings=(*judge(table, own), *far_worse),
+            findings=(*judge_stack(table, own), *far_worse),
             notes=_notes(own, error, pair),
         )
         if report is not None:

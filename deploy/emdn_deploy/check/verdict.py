@@ -27,7 +27,7 @@ from emdn_deploy.check.residual import (
 from emdn_models.metrics import HeldOut
 
 PASSED, OUTSIDE = "within noise", "outside training"
-_REASONS = 3  # that residuals can fail a stack for, see `judge`
+_REASONS = 3  # that residuals can fail a stack for, see `judge_stack`
 _MOST = 4  # pieces of evidence that are shown
 _SHOWN = 20  # flagged frames that are printed
 
@@ -174,7 +174,7 @@ class CheckResult:
         return json.dumps(json.loads(text, parse_constant=lambda _: None))
 
 
-def judged(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) -> pl.DataFrame:
+def judge_frames(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) -> pl.DataFrame:
     """Judge frames, number, raw and denoised (H, W), and return the table of `CheckResult`."""
     rows, limits = [], own.limits
     for number, panels in in_runs(frames, own.panels, own.camera, own.good, own.length):
@@ -206,7 +206,7 @@ def said(name: str, value: float, limit: Limits) -> str:
 
 def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:
     """Return the verdict on a frame, its kinds joined by ``; ``, and the evidence."""
-    reach = {name: float(own.limits[name].reach(readings[name].value)) for name in own.judged}
+    reach = {name: float(own.limits[name].reach(readings[name].value)) for name in own.names}
     kinds, evidence = dict[str, str](), list[str]()
     for name in sorted(reach, key=reach.__getitem__, reverse=True):
         # What stands out at one scale or in one band does so in others: the farthest will do.
@@ -237,7 +237,7 @@ def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:
     return "; ".join(verdicts) or PASSED, "; ".join(evidence[:_MOST] or own.outside)
 
 
-def judge(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
+def judge_stack(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
     """Say why a stack fails; nothing if it does not.
 
     Of sound frames `LEVEL` may stand out each for itself, so that of a long stack some do. A stack
@@ -248,7 +248,7 @@ def judge(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
     found = []
     if own.outside:
         found.append("the noise is not what the models were trained on: nothing can be vouched for")
-    reach = {name: own.limits[name].reach(table[name].to_numpy()) for name in own.judged}
+    reach = {name: own.limits[name].reach(table[name].to_numpy()) for name in own.names}
     run_rate = LEVEL * len(RUNS) / len(own.limits)
     for what, of_runs, rate, step in (
         ("frames stand out, each for itself", False, LEVEL, 1),

@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 from emdn_deploy import Denoiser
 from emdn_deploy.check import check
 from emdn_deploy.check.quick import BOUNDS, Quick, allowed
-from emdn_deploy.check.verdict import judged
+from emdn_deploy.check.verdict import judge_frames
 from emdn_deploy.config import DenoiseOptions
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "examples" / "frames.h5"
@@ -90,7 +90,7 @@ def test_nine_in_ten_of_the_smallest_are_found(atom, saved) -> None:
         y, x = rng.uniform(10, 117, 2)
         one = atom(raw.shape[1:], y, x, found["width_px"]) * height * rng.choice([-1, 1])
         pair = raw[number % 2], (clean[number % 2] + one).astype(np.float32)
-        seen.append(judged([(0, *pair)], thresholds)["verdict"][0] != "within noise")
+        seen.append(judge_frames([(0, *pair)], thresholds)["verdict"][0] != "within noise")
     # Of 30, at 90 %: fewer than 23 by a chance of 1 %.
     assert 23 <= sum(seen) < 30
     correlated = replace(thresholds, noise=thresholds.noise._replace(correlated=True))

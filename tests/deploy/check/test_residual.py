@@ -10,7 +10,7 @@ import pytest
 from emdn_deploy import preprocess
 from emdn_deploy.check.bootstrap import Limits, Population, Thresholds, gumbel
 from emdn_deploy.check.residual import SINGLE, Camera, Reading, measure
-from emdn_deploy.check.verdict import judge, judged, verdict_of
+from emdn_deploy.check.verdict import judge_frames, judge_stack, verdict_of
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
 
@@ -112,19 +112,19 @@ def test_a_lattice_that_is_left_whole_is_not_missed(lattice, made: str) -> None:
     wave = clean + 3 * np.cos(2 * np.pi * 13 * np.arange(SIDE) / SIDE)
     result = {"perfect": clean, "without a lattice": flat, "with another": wave}.get(made)
     results = denoise(raw) if result is None else [result] * len(raw)
-    table = judged(zip(range(len(raw)), raw, results, strict=True), own)
+    table = judge_frames(zip(range(len(raw)), raw, results, strict=True), own)
     kind = {"without a lattice": "over-smoothed", "with another": "structure added"}.get(made)
     if kind is None:
         assert (table["verdict"] != "within noise").sum() <= 4
     else:
         assert table["verdict"].str.contains(kind).all()
-    assert bool(judge(table, own)) is (kind is not None)
+    assert bool(judge_stack(table, own)) is (kind is not None)
 
 
 def own_of(limits, far=None, outside=(), correlated=False) -> Any:
     return SimpleNamespace(
         limits=limits, within=lambda chance: far or limits, outside=outside, length=8,
-        judged=["ratio"] if correlated else list(limits),
+        names=["ratio"] if correlated else list(limits),
     )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def said(std=(), run=(), **facts) -> str:
     values = {"frame": np.arange(16), "std": np.ones(16), "ratio": np.ones(16)}
     values["std"][: len(std)] = std
     values["run_blob_2"] = np.repeat((*run, 3.0, 3.0)[:2], 8)
-    return "; ".join(judge(pl.DataFrame(values), own_of(limits, far, **facts)))
+    return "; ".join(judge_stack(pl.DataFrame(values), own_of(limits, far, **facts)))
 
 
 def test_a_stack_fails_for_more_than_chance_makes_and_for_one_frame_far_out() -> None:
