@@ -113,7 +113,7 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
         one = own[0] if own else _plain_candidate(f"/{choice.dataset.strip('/')}", item)
     else:
         offers = [Offer.of(one.path, one.dataset, one.label) for one in found]
-        what = f"datasets ({found[0].convention})" if found else "datasets"
+        what = f"stacks ({found[0].convention})" if found else "stacks"
         index, why, notes = stacks.choose(path, what, offers, choice)
         one = found[index]
     # An earlier run of emdn has recorded by which order it read what it mirrored.

@@ -166,8 +166,8 @@ def _stored(path: Path, file: tifffile.TiffFile, series: Any, order: str) -> tup
         frame = kind.itemsize * math.prod(key.shape)
         there = max(0, min(count, (size - start) // frame))
     else:
-        lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
-        there = next(lost, len(pages))
+        gone = (number for number, page in enumerate(pages) if not _is_there(page, size))
+        there = next(gone, len(pages))
     missing = cut_short(there, count) if there < count else ""
     lost = [one for one in _complaints.said if "TiffPages" in one or "series" in one]
     if lost and not missing:

@@ -129,7 +129,7 @@ def test_several_stacks_are_listed(tmp_path):
     file = tmp_path / "two.h5"
     with h5py.File(file, "w") as opened:
         opened["a"], opened["b/c"] = STACK, STACK + 1
-    with pytest.raises(FormatError, match=r"2 datasets.*/a \(5, 16, 24\) uint16; /b/c .*--dataset"):
+    with pytest.raises(FormatError, match=r"2 stacks.*/a \(5, 16, 24\) uint16; /b/c .*--dataset"):
         open_frames(file)
     with open_frames(file, Choice(dataset="b/c")) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[0] + 1)
@@ -138,7 +138,7 @@ def test_several_stacks_are_listed(tmp_path):
     with h5py.File(file, "a") as opened:
         opened["large"] = np.tile(STACK, (9, 1, 1))
     with open_frames(file) as frames:
-        assert "of 3 datasets (plain HDF5), /large (45, 16, 24) is taken" in frames.notes[0]
+        assert "of 3 stacks (plain HDF5), /large (45, 16, 24) is taken" in frames.notes[0]
 
 
 @pytest.mark.parametrize("order", ["tyx", "ytx", "yxt", "xyt", "utyx", "tyuxc", "yx", "cyx"])
