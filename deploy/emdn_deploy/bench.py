@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.config import Device, Precision
+from emdn_deploy.config import Device, Precision, text_table
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import Session, usable_cpus
-from emdn_models import MODELS, console, pretrained
+from emdn_models import MODELS, pretrained
 
 Row = dict[str, Any]
 Stack = NDArray[np.float32]
@@ -99,7 +99,7 @@ def bench(
 def text(found: Bench) -> list[str]:
     """Return what ``emdn-deploy bench`` prints."""
     conditions = ", ".join(f"{name} {one}" for name, one in found.conditions.items())
-    table = console.table(*cells(found.rows))
+    table = text_table(*cells(found.rows))
     lines = [machine_line(found.machine), conditions, table]
     if found.rate is not None:
         able = ", ".join(row["model"] for row in found.rows if row["keeps up"])
@@ -205,7 +205,7 @@ def machine_line(found: Row) -> str:
 def about(session: Session, asked: Device, size: tuple[int, int]) -> Row:
     """Say how a model ran: precision, device asked for and got, threads, size of frames."""
     return {
-        "precision": session.precision,
+        "precision": session.info.precision,
         "asked": asked,
         "got": session.device,
         "threads": session.threads,

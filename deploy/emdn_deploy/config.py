@@ -1,19 +1,28 @@
-"""The options of ``emdn-deploy``: their names, defaults and help, written once."""
+"""The command line: options with defaults and help, how commands start and fail, and tables."""
 
 import functools
 import inspect
-from collections.abc import Callable
-from copy import copy
+import io
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 
+from emdn_models import __version__
+from emdn_models.errors import EmdnError
+
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "tf32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 Kind = Literal["h5", "hspy", "tif", "mrc", "npy", "zarr"]
 Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"]
+
+_log = logging.getLogger(__name__)
 
 Dataset = Annotated[
     str | None,
@@ -25,22 +34,16 @@ Axes = Annotated[
 ]
 
 
-def _shipped(begun: str) -> list[str]:
-    """Name the shipped models that begin so, for the completion of shells."""
-    from emdn_models import pretrained
-
-    return [name for name in pretrained.index()["models"] if name.startswith(begun)]
-
-
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|FILE.onnx", help="See: emdn-deploy models.", autocompletion=_shipped
+        metavar="NAME|FILE.onnx",
+        help="Chosen by the frames if not given; see: emdn-deploy models.",
     ),
 ]
 On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
 Numbers = Annotated[
-    Precision, typer.Option(help="What it computes with: a variant (see models), or tf32 on CUDA.")
+    Precision, typer.Option(help="Which variant of the model; see: emdn-deploy models.")
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
@@ -128,31 +131,14 @@ class DenoiseOptions:
     )
 
 
-def takes_options(
-    *names: str, **helps: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's parameter ``options`` by fields of `DenoiseOptions`, as flags.
 
-    Parameters
-    ----------
-    names
-        Of the fields; all where none is given.
-    helps
-        Texts that differ from the usual ones, by field.
+    ``names`` are those of the fields; all where none is given.
     """
     known = {field.name: field for field in fields(DenoiseOptions)}
     taken = names or tuple(known)
-
-    def parameter(name: str) -> inspect.Parameter:
-        kind, flag = get_args(known[name].type)
-        flag = copy(flag)
-        flag.help = helps.get(name, flag.help)
-        return inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=known[name].default,
-            annotation=Annotated[kind, flag],
-        )
+    kind = inspect.Parameter.KEYWORD_ONLY
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -160,12 +146,79 @@ def takes_options(
             options = DenoiseOptions(**{name: given.pop(name) for name in taken if name in given})
             command(options=options, **given)
 
-        shown = []
+        shown = list[inspect.Parameter]()
         for one in inspect.signature(command).parameters.values():
-            own = one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            shown += [parameter(name) for name in taken] if one.name == "options" else [own]
+            shown += [one.replace(kind=kind)] if one.name != "options" else [
+                inspect.Parameter(
+                    name, kind, default=known[name].default, annotation=known[name].type
+                )
+                for name in taken
+            ]  # fmt: skip
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in shown}
         return run
 
     return decorate
+
+
+def new_app(about: str) -> typer.Typer:
+    """Make a command line with ``--version``, ``-v``, ``-q`` and the completion of shells."""
+    made = typer.Typer(
+        help=about, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    made.callback()(_every)
+    return made
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"emdn {__version__}")
+        raise typer.Exit
+
+
+def _every(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Where an error arose, for a report of a fault."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")
+    ] = False,
+) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    for package in ("emdn_models", "emdn_deploy", "emdn_train"):
+        logging.getLogger(package).setLevel(level)
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
+    """Run a command line to its end and leave the process by SystemExit.
+
+    0 when all went well, 1 on an error that emdn or the system names, 2 on wrong usage,
+    130 when the user interrupts.
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(args=None if argv is None else list(argv))
+    except (EmdnError, OSError, MemoryError) as error:
+        if _log.isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        typer.echo(f"error: {' '.join((str(error) or 'out of memory').split())}", err=True)
+        sys.exit(1)
+
+
+def text_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table for people, numbers to the right."""
+    columns = []
+    for name, *cells in zip(names, *rows, strict=True):
+        number = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells)
+        width = max(map(len, (name, *cells)))
+        column = (name, "-" * width, *cells)
+        columns.append([one.rjust(width) if number else one.ljust(width) for one in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

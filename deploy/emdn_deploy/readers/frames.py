@@ -19,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.stacks import channels_last, frames_last, odd_axis
 from emdn_models.errors import EmdnError, FormatError
 
 WHITE = "white"
@@ -348,6 +347,19 @@ def _check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) 
         raise FormatError(f"{where}: is empty (shape {shape})")
 
 
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last axis looks like colours or channels."""
+    return len(shape) >= 3 and 2 <= shape[-1] <= 4 and min(shape[-3:-1]) > 8
+
+
+def frames_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last of three axes, not the first, is far more likely to count frames."""
+    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 5:
+        return False
+    first, second, last = shape
+    return 4 * last <= min(first, second) or first == second != last
+
+
 def _free_letter(order: str) -> str:
     return next(letter for letter in _LETTERS if letter not in order)
 
@@ -435,25 +447,6 @@ def select(frames: Frames, text: str) -> Frames:
         read_block=read_block,
         why=f"{frames.why}, frames {text}",
         numbers=chosen.tolist(),
-    )
-
-
-def check_one_scale(frames: Frames) -> None:
-    """Refuse a stack whose frames are of detectors or channels on scales of their own.
-
-    Raises FormatError, naming the axis and the remedy.
-    """
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
-    lengths = [frames.stored_shape[i] for i in lead]
-    odd = odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
-    if odd is None:
-        return
-    axis, order = lead[odd[0]], frames.order
-    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
-    raise FormatError(
-        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
-        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
-        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
     )
 
 
