@@ -141,7 +141,7 @@ def run(
         )
         given = stamps(_deciding(frames, options))
         files, pictures = _outputs(target, module, frames, options)
-        over = options.overwrite or bool(elsewhere and elsewhere.mends(target))
+        over = options.overwrite
         stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
         options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
