@@ -128,7 +128,8 @@ class Filters(NamedTuple):
 
     def sums(self, values: Floats) -> Floats:
         """Sum values (H, W // 2 + 1) over the bands: (4,)."""
-        return np.bincount(self.bands.ravel(), values.ravel(), len(BANDS))[1:]
+        sums = np.bincount(self.bands.ravel(), values.ravel(), len(BANDS))
+        return np.asarray(sums[1:], np.float64)
 
 
 @lru_cache(maxsize=4)
