@@ -154,7 +154,8 @@ def test_a_growing_file_waits_for_neighbours_and_loses_no_frame(
                 file["frames"][9:] = stack[9:]
                 file["frames"].flush()
 
-        found = list(watch.dataset(live, target, options(movie_model, batch=3), 2, 1, append))
+        given = options(movie_model, batch=3, output=target)
+        found = list(watch.dataset(live, given, 2, 1, append))
     assert sum(arrival.frames for arrival in found) == 13
     begun = select(open_frames(live), "0:9")
     recipe = preprocess.find_recipe(begun, options(movie_model))
