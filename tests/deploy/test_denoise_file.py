@@ -7,7 +7,7 @@ import pytest
 
 from emdn_deploy import denoise_file
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.report import lines
+from emdn_deploy.report import summary
 from emdn_deploy.writers import recorded
 
 
@@ -73,7 +73,7 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     assert "the model changed the mean intensity by -10" in caplog.text
     assert len(report.check.failing) == 9
     assert recorded(report.output)["net_intensity_ratio"] == net
-    (line,) = (one for one in lines(report) if one.startswith("mean"))
+    (line,) = (one for one in summary(report).splitlines() if one.startswith("mean"))
     assert f"(network alone {net:.5f}, worst frame 10 % off, corrected)" in line
 
 
