@@ -118,7 +118,7 @@ def test_no_input_is_ever_an_output(source, box_model, tmp_path, role, link):
         written.hardlink_to(precious)
     else:
         out = precious
-    with pytest.raises(OutputError, match="is or holds an input; emdn never overwrites it"):
+    with pytest.raises(OutputError, match="is the input itself, or holds one; emdn never overwrites it"):
         denoise_file.run(given, DenoiseOptions(device="cpu", output=out, overwrite=True, **options))
     assert precious.read_bytes() == before
 

@@ -133,7 +133,7 @@ def test_a_folder_is_replaced_only_if_it_is_a_store_and_asked_for(tmp_path, run)
     run(source, output=target, overwrite=True)
     assert sorted(target.rglob("*")) == first
     np.save(target / "dark.npy", np.zeros((24, 40), np.float32))
-    with pytest.raises(OutputError, match="is or holds an input"):
+    with pytest.raises(OutputError, match="is the input itself, or holds one"):
         run(source, output=target, overwrite=True, dark=target / "dark.npy")
     (tmp_path / "mine.zarr").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
