@@ -129,7 +129,9 @@ def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: boo
             stat, inside = _stat(path), read.values() if path.is_dir() else ()
             same = stat and (stat.st_dev, stat.st_ino) in read
             if same or any(path.resolve() in one.resolve().parents for one in inside):
-                raise OutputError(f"{path}: is the input itself, or holds one; emdn never overwrites it, use -o")
+                raise OutputError(
+                    f"{path}: is the input itself, or holds one; emdn never overwrites it, use -o"
+                )
         if any(target.resolve() == other.resolve() for other in targets[:number]):
             raise OutputError(f"{target}: would be written twice; give two names")
         if target.exists() and not overwrite:

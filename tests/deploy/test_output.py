@@ -118,7 +118,9 @@ def test_no_input_is_ever_an_output(source, box_model, tmp_path, role, link):
         written.hardlink_to(precious)
     else:
         out = precious
-    with pytest.raises(OutputError, match="is the input itself, or holds one; emdn never overwrites it"):
+    with pytest.raises(
+        OutputError, match="is the input itself, or holds one; emdn never overwrites it"
+    ):
         denoise_file.run(given, DenoiseOptions(device="cpu", output=out, overwrite=True, **options))
     assert precious.read_bytes() == before
 
@@ -197,7 +199,7 @@ def test_two_runs_on_one_output(source, run, monkeypatch):
     try:
         inside.wait()
         for overwrite in (False, True):
-            with pytest.raises(OutputError, match=f"process {os.getpid()} on .* is at work on it"):
+            with pytest.raises(OutputError, match="another process is at work on it"):
                 run(source, overwrite=overwrite)
     finally:
         go_on.set()

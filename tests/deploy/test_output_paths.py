@@ -35,7 +35,6 @@ def hdf5(tmp_path: Path, lattice) -> Path:
         ("a.btf", {}, "a_denoised.tif", "tiff"),
         ("a.tif", {"frames": "0:2"}, "a_denoised.tif", "tiff"),
         ("a.st", {}, "a_denoised.mrc", "mrc"),
-        ("a.mrc.gz", {}, "a_denoised.mrc", "mrc"),
         ("a.b.npy", {}, "a.b_denoised.npy", "npy"),
         ("run/*.tif", {}, "run_denoised.hspy", "hdf5"),
         ("movie.ser", {"to": "mrc", "out_dir": Path("out")}, "out/movie_denoised.mrc", "mrc"),

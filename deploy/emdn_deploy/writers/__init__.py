@@ -158,8 +158,7 @@ def _default(source: Path, options: DenoiseOptions, *, mirror: bool) -> Path:
         source = source if source.name else Path("frames")
     suffix = "" if stack else source.suffix
     stem = source.resolve().name if stack else source.stem
-    if not stack and Path(stem).suffix.lower() in (".ome", *WRITERS["mrc"]):
-        stem = Path(stem).stem  # of .ome.tif and .mrc.gz both go
+    stem = Path(stem).stem if stem.lower().endswith(".ome") else stem
     own = next((name for name, known in READERS.items() if suffix.lower() in known), "")
     known = WRITERS.get("hdf5" if mirror else own, ()) if mirror or own != "hdf5" else ()
     ending = suffix if suffix.lower() in known else known[0] if known else ".hspy"

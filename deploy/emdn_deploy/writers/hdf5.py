@@ -19,12 +19,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from emdn_deploy.readers.frames import INSTRUMENT, Axis, Frames
-from emdn_deploy.readers.hdf5 import open_file
-from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
+from emdn_deploy.readers.frames import Axis, Frames
+from emdn_deploy.readers.hdf5 import SIGMA_OF, open_file
 from emdn_deploy.writers import SIGMA, Layout, Pixels, Provenance, Storage, plain_text
 from emdn_models.errors import FormatError, OutputError
-from emdn_models.hdf5 import opened
+from emdn_models.files import opened
 
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
 _ERRORS = "_errors"
@@ -108,14 +107,7 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
     metadata.create_group("Signal").attrs["signal_type"] = ""
     original = group.create_group("original_metadata")
     for key, value in frames.metadata.items():
-        if key.startswith(f"{INSTRUMENT}."):
-            place, _, name = key.replace(".", "/").rpartition("/")
-            try:
-                metadata.require_group(place).attrs[name] = float(value)
-            except ValueError:
-                metadata.require_group(place).attrs[name] = value
-        else:
-            original.attrs[key.replace("/", "_")] = value
+        original.attrs[key.replace("/", "_")] = value
 
 
 def _create(
