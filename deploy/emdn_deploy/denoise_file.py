@@ -131,8 +131,7 @@ def run(
         )
         given = stamps(_deciding(frames, options))
         files, pictures = writers.files_of(target, module, sigma=options.sigma), _pictures(options)
-        over = options.overwrite or bool(elsewhere and elsewhere.mends(target))
-        inputs = _inputs(frames, options)
+        over, inputs = options.overwrite, _inputs(frames, options)
         stack.enter_context(claimed(files, [*pictures.values()], inputs, overwrite=over))
         beside = writers.sigma_file(target, module)
         if beside and beside.exists() and not options.sigma:
