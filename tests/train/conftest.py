@@ -7,7 +7,7 @@ from torch import nn
 from emdn_models import MODELS
 from emdn_models.nets import NETS
 from emdn_models.spec import ModelSpec, Preset
-from emdn_train import results
+from emdn_train import checkpointing
 from emdn_train.config import FitConfig
 
 
@@ -51,7 +51,7 @@ def _tiny_net(monkeypatch):
 @pytest.fixture
 def _no_pictures(monkeypatch):
     """Leave loss.png out: it would take half of the time."""
-    monkeypatch.setattr(results, "draw_losses", lambda *_: None)
+    monkeypatch.setattr(checkpointing, "draw_losses", lambda *_: None)
 
 
 @pytest.fixture

@@ -8,33 +8,22 @@ import torch
 from emdn_train import noise
 from emdn_train.noise import DETECTORS
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    ),
-]
 
-
-def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def flat(n: int, side: int = 128, level: float = 1.0) -> torch.Tensor:
     return torch.full((n, 1, side, side), level)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_shapes_devices_and_chance(detector: str, device: str) -> None:
-    clean, electrons = flat(3, 64).to(device), torch.tensor([1.0, 10.0, 100.0])
+def test_noise_follows_from_the_generator(detector: str) -> None:
+    clean, electrons = flat(3, 64), torch.tensor([1.0, 10.0, 100.0])
     first, again, other = (
-        noise.draw(clean, electrons, detector, generator(seed, device), 64) for seed in (1, 1, 2)
+        noise.draw(clean, electrons, detector, generator(seed), 64) for seed in (1, 1, 2)
     )
-    for tensor in first:
-        assert (tensor.shape, tensor.dtype) == (clean.shape, torch.float32)
-        assert tensor.device.type == device
+    assert [(one.shape, one.dtype) for one in first] == [(clean.shape, torch.float32)] * 2
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
 

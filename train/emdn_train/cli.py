@@ -123,18 +123,14 @@ def fit(config: FitConfig) -> None:
 
     SciML-Bench's -b KEY VALUE works too, for batch_size, epochs, lr and use_gpu.
     """
-    from emdn_train import results
     from emdn_train.fit import fit as run
 
-    found = run(config)
-    print(console.table(*results.table(found)))
-    for result in found:
-        if text := str(result):
-            print(text)
-    if any(result.status != "diverged" for result in found):
-        print(f"saved {config.out / 'em_denoise_model.h5'}")
-    if any(result.failed for result in found):
+    results = run(config)
+    for one in results:
+        print(one)
+    if any(one.status == "diverged" for one in results):
         raise typer.Exit(1)
+    print(f"saved {config.out / 'em_denoise_model.h5'}")
 
 
 @app.command()
@@ -204,9 +200,8 @@ def adapt(config: AdaptConfig) -> None:
     """Fine-tune a model on a stack without clean frames; continues where it was stopped."""
     from emdn_train.adapt import adapt as run
 
-    done = run(config)
-    print(done)
-    print(f"saved {done.path}")
+    print(run(config))
+    print(f"saved {config.out / 'em_denoise_model.h5'}")
 
 
 @app.command()
