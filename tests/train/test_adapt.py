@@ -8,21 +8,16 @@ from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import open_frames
-from emdn_models import FormatError, ModelError, checkpoint
+from emdn_models import FormatError, checkpoint
 from emdn_models.nets import build, load_state
 from emdn_train import adapt as adapting
-from emdn_train import checkpointing, cli, fit
-from emdn_train.adapt import adapt, denoised, electrons, pairs, parts
+from emdn_train import cli, fit
+from emdn_train.adapt import adapt, denoised, electrons, pairs
 from emdn_train.config import AdaptConfig
 from emdn_train.dataset import chance
 
 CPU = torch.device("cpu")
 COUNT, SIDE, GAIN, OFFSET = 24, 64, 3.0, 50.0
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(checkpointing, "draw_losses", lambda *_: None)
 
 
 def pattern(shift=0.0):
@@ -131,12 +126,6 @@ def test_it_learns_without_clean_frames(tuned, stack, drawn):
     assert not (path.parent / "fit_state.h5").exists()
 
 
-def test_the_last_frames_are_held_out(stack):
-    assert [parts(count, stack) for count in (16, 100, 1000)] == [6, 15, 32]
-    with pytest.raises(FormatError, match="has 11 frames, expected 12 or more"):
-        parts(11, stack)
-
-
 @pytest.mark.parametrize("outcome", ["nothing gained", "diverged"])
 def test_what_does_not_help_leaves_the_start(tuned, stack, tmp_path, monkeypatch, outcome):
     """A learning rate that ruins the weights, and a loss that is not finite."""
@@ -167,8 +156,9 @@ def test_what_cannot_be_adapted_is_refused(stack, drawn, tmp_path):
     np.save(tmp_path / "flat.npy", np.full((12, 64, 64), 7.0, np.float32))
     with pytest.raises(FormatError, match="no noise found"):
         adapt(AdaptConfig(stack=tmp_path / "flat.npy", out=tmp_path, start=drawn, epochs=1))
-    with pytest.raises(ModelError, match="sees the neighbours that it would be fitted to"):
-        adapt(AdaptConfig(stack=stack, out=tmp_path, preset="movie"))
+    np.save(tmp_path / "short.npy", np.load(stack)[:11])
+    with pytest.raises(FormatError, match="has 11 frames, expected 12 or more"):
+        adapt(AdaptConfig(stack=tmp_path / "short.npy", out=tmp_path, start=drawn))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from emdn_train.checkpointing import StateFile
 from emdn_train.config import FitConfig
 from emdn_train.fit import fit
 
-pytestmark = pytest.mark.usefixtures("_no_pictures", "_tiny_net")
+pytestmark = pytest.mark.usefixtures("_tiny_net")
 STEP = torch.nn.utils, "clip_grad_norm_"
 
 

@@ -95,7 +95,7 @@ def test_without_torch_the_extra_is_named(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert 'install it with: pip install ".[train]"' in done.stderr.splitlines()[-1]
+    assert 'needs torch; pip install ".[train]"' in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 

@@ -16,7 +16,7 @@ from emdn_models.nets.scaling import middle
 from emdn_train import dataset
 from emdn_train.config import RECIPES
 from emdn_train.dataset import CleanFrames, Split, chance, clips, crops, moved, patches, record
-from emdn_train.noise import DETECTORS
+from emdn_train.noise import DQE0
 
 CPU = torch.device("cpu")
 QUIET = replace(RECIPES["benchmark"], snr=(400.0, 400.0))
@@ -119,7 +119,7 @@ def test_frames_know_their_contrast_and_are_read_as_needed(gratings: Path, monke
 def test_simulated_frames_have_detectors_states_and_defects(gratings, tmp_path) -> None:
     shutil.copytree(gratings / "train", tmp_path / "train")
     detectors = ["stem", "counting"] * 16
-    electrons = 40 / np.array([DETECTORS[name].dqe0 for name in detectors])
+    electrons = 40 / np.array([DQE0[name] for name in detectors])
     even = {"beam_x": 0.0, "beam_y": 0.0, "beam_width_u": 1e6, "beam_width_v": 1e6,
             "beam_angle": 0.0, "beam_mean": 1.0, "kind": "grating"}  # fmt: skip
     table = pl.DataFrame({
@@ -165,7 +165,7 @@ def test_recordings_have_the_dose_asked_for_and_fresh_poisson_noise(frames):
     batch, later, again = (record(*arguments, one) for one in (generator, generator, chance(1)))
     assert not torch.equal(batch.noisy, later.noisy)
     assert torch.equal(batch.noisy, again.noisy)
-    expected = (2.0 / frames.contrast) ** 2 * DETECTORS["counting"].dqe0
+    expected = (2.0 / frames.contrast) ** 2 * DQE0["counting"]
     torch.testing.assert_close(batch.scale[:, 0, 0, 0], expected)
     assert float(batch.noisy.mean() / batch.target.mean()) == pytest.approx(1, abs=0.01)
     chi = (batch.noisy - batch.target).square() / batch.target.clamp_min(1e-6)

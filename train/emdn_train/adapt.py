@@ -6,7 +6,6 @@ variance of the noise. Lehtinen et al., ICML 2018, arXiv:1803.04189.
 """
 
 import copy
-import hashlib
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +22,10 @@ from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import Choice, Frames, open_selected
-from emdn_models import FormatError, ModelError
+from emdn_models import FormatError
 from emdn_models.files import locked
 from emdn_models.metrics import Estimate, HeldOut, umse, umse_difference
 from emdn_models.nets.scaling import denormalise, noise_map, normalise
-from emdn_models.spec import frames_of
 from emdn_train.checkpointing import StateFile, save_weights, write_results
 from emdn_train.config import RECIPES, AdaptConfig, FitConfig
 from emdn_train.dataset import CACHE_BYTES, Batch, crops
@@ -36,8 +34,8 @@ from emdn_train.loss import pick_device
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = (0.15, 6, 32)
-"""Share of the frames, the last ones, that the result is judged on; least and most of them."""
+LEAST = 6
+"""Of the last frames, 15 %, on which the result is judged, at least so many."""
 
 MOTION = 0.005
 """What motion may add to the difference of neighbours, as a share of the noise's variance:
@@ -82,19 +80,14 @@ class Adapted:
 def adapt(config: AdaptConfig) -> Adapted:
     """Fit a model to a stack of raw frames, from weights that it has, and judge the result.
 
-    The last frames (`HELD_OUT`) are not trained on. A run that was stopped is continued by the same
-    config. A stack of fewer than 12 frames, or without noise, is a `FormatError`; other errors are
-    those of `emdn_train.fit.fit`.
+    The last 15 % of the frames, at most 32, are not trained on. The same config continues a run
+    that was stopped. A stack of fewer than 12 frames, or without noise, is a `FormatError`; other
+    errors are those of `emdn_train.fit.fit`.
     """
-    if frames_of(config.model, config.preset) > 1:
-        raise ModelError(
-            f"preset {config.preset!r} sees the neighbours that it would be fitted to; adapt one "
-            "that sees a frame by itself, such as shipped"
-        )
     name, out, options = config.model, Path(config.out), config.options
     device = pick_device(config.device)
     fit = FitConfig(
-        data=config.stack, out=out, models=(name,), preset=config.preset, recipe="quality",
+        data=config.stack, out=out, models=(name,), recipe="quality",
         epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, patch=config.patch,
         device=config.device, seed=config.seed, start=config.start, max_minutes=config.max_minutes,
     )  # fmt: skip
@@ -103,14 +96,22 @@ def adapt(config: AdaptConfig) -> Adapted:
     choice = Choice(options.dataset, options.axes)
     with open_selected(config.stack, choice, options.frames) as stack:
         frames, valid, scale = electrons(stack, options)
-    last = parts(len(frames), config.stack)
-    training, (noisy, good) = frames[:-last], middle(frames[-last:], valid)
+    if len(frames) < 2 * LEAST:
+        raise FormatError(
+            f"{config.stack}: has {len(frames)} frames, expected {2 * LEAST} or more: neighbours "
+            f"to learn from, and {LEAST} to judge by; without them use the shipped weights"
+        )
+    last = min(max(round(0.15 * len(frames)), LEAST), 32)
+    training = frames[:-last]
+    top, left = (max(0, size - SIDE) // 2 for size in valid.shape)
+    middle = slice(top, top + SIDE), slice(left, left + SIDE)
+    noisy, good = frames[-last:, *middle].double().numpy(), valid[middle]
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / LOCK, out):
-        digest = hashlib.blake2b(repr(tuple(frames.shape)).encode(), digest_size=6)
-        for number in np.linspace(0, len(frames) - 1, min(16, len(frames))).astype(int):
-            digest.update(frames[number].numpy().tobytes())
-        facts = {"frames": digest.hexdigest(), "intensity": asdict(scale)}
+        facts = {
+            "stack": os.fspath(config.stack), "selected": options.frames, "held_out": last,
+            "intensity": asdict(scale),
+        }  # fmt: skip
         state = StateFile(out, identity(fit, recipe, device) | facts)
         t = begin(name, fit, recipe, device)
         start = copy.deepcopy(t.average)
@@ -133,7 +134,6 @@ def adapt(config: AdaptConfig) -> Adapted:
         if outcome != "gained":
             t.average.load_state_dict(start.state_dict())
         adapted = Adapted(outcome, before, after, fell, t.step)
-        facts |= {"stack": os.fspath(config.stack), "selected": options.frames, "held_out": last}
         data = f"{len(training)} frames of {config.stack}, neighbours as each other's target"
         save_weights(out, t, fit, recipe, data, adapted=asdict(adapted) | facts)
         write_results(out, fit, [t], device)
@@ -164,24 +164,6 @@ def electrons(
         block = prepared.read(first, min(count, first + 16))
         read[first : first + len(block)] = torch.from_numpy((block - scale.offset) / scale.gain)
     return read, ~prepared.recipe.bad, scale
-
-
-def parts(count: int, path: Path) -> int:
-    """Return how many of the frames, the last ones, to judge by."""
-    share, least, most = HELD_OUT
-    if count < 2 * least:
-        raise FormatError(
-            f"{path}: has {count} frames, expected {2 * least} or more: neighbours to learn "
-            f"from, and {least} to judge by; without them use the shipped weights"
-        )
-    return min(max(round(share * count), least), most)
-
-
-def middle(frames: Tensor, valid: NDArray[np.bool_]) -> tuple[Stack, NDArray[np.bool_]]:
-    """Return the middle of frames, (n, h, w), and of their good pixels, (h, w)."""
-    corners = [(side - min(side, SIDE)) // 2 for side in valid.shape]
-    rows, columns = (slice(corner, corner + SIDE) for corner in corners)
-    return frames[:, rows, columns].double().numpy(), valid[rows, columns]
 
 
 def pairs(

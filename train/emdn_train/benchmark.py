@@ -34,8 +34,7 @@ Frames = NDArray[np.float32]
 
 FILE_NAME = "record.json"
 FOLLOWED = {
-    "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01; its code "
-    "of 2023 (1.2.0) has 10 epochs: -b epochs 10",
+    "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01",
     "differs": "noise drawn anew at every step; frames in units of their noise; gradients "
     f"clipped to a norm of 1; lr rises over the first {WARM_UP} steps; inference by onnxruntime, "
     "a frame at a time",
@@ -76,32 +75,22 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     export_one(config.model, weights[fitted.name], onnx)
     denoiser = Denoiser(onnx, config.device)
     recipe = asdict(RECIPES[asked.recipe])
+    preset = MODELS[config.model].presets[config.preset]
     found = {
-        "format": "emdn-record",
-        "format_version": 3,
-        "benchmark": "em_denoise",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
+        "format": "emdn-record", "format_version": 3, "benchmark": "em_denoise",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": config.seed,
         "model": {
-            "name": config.model,
-            "preset": config.preset,
-            "parameters": MODELS[config.model].presets[config.preset].parameters,
+            "name": config.model, "preset": config.preset, "parameters": preset.parameters
         },
         "data": described | {"inference": len(raw)},
         "training": {
             "images_per_s": round(fitted.images_per_s, 3),
-            "mpx_per_s": round(fitted.images_per_s * patch**2 / 1e6, 3),
             # Without what is validated in between.
             "s_per_epoch": float(f"{images / fitted.images_per_s:.6g}"),
-            "status": fitted.status,
-            "loss": [round(row["loss"], 5) for row in fitted.history],
-            "start_db": fitted.start_db,
-            "gain_db": fitted.gain_db,
+            "status": fitted.status, "loss": [round(row["loss"], 5) for row in fitted.history],
+            "start_db": fitted.start_db, "gain_db": fitted.gain_db, "steps": fitted.step,
             "recipe": recipe | {"lr": recipe["lr"] if config.lr is None else config.lr},
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-            "patch": patch,
-            "steps": fitted.step,
+            "epochs": config.epochs, "batch_size": config.batch_size, "patch": patch,
             "hardware": hardware(device),
         },
         "inference": _inference(denoiser, config, raw, truth),
@@ -110,7 +99,7 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         "followed": FOLLOWED,
         "git_revision": denoiser.session.info.text.get("git_revision"),
         "machine": bench.machine("torch", "onnx", "h5py"),
-    }
+    }  # fmt: skip
     with renamed(out / FILE_NAME) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
@@ -124,7 +113,8 @@ def line(found: dict[str, Any]) -> str:
         f"em_denoise {model['name']} {model['preset']} ({model['parameters']:,} parameters): "
         f"training {trained['images_per_s']:.4g} images/s of {side} x {side}, "
         f"{trained['s_per_epoch']:.4g} s an epoch of {data['train']} ({trained['epochs']} epochs, "
-        f"batch {trained['batch_size']}, lr {trained['recipe']['lr']:g}) on {trained['hardware']}; "
+        f"batch {trained['batch_size']}, lr {trained['recipe']['lr']:g}; {trained['status']}) on "
+        f"{trained['hardware']}; "
         f"inference {own['frames/s']:.4g} frames/s on {own['got']}, "
         f"PSNR {own['psnr_db']:.2f} dB (noisy {noisy['psnr_db']:.2f}), SSIM {own['ssim']:.3f} "
         f"({noisy['ssim']:.3f}), {data['inference']} frames; {found['machine']['processor']}; "

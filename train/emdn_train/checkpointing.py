@@ -1,4 +1,4 @@
-"""What a fit leaves behind: the state that it is resumed from, weights, metrics and a picture.
+"""What a fit leaves behind: the state that it is resumed from, weights and metrics.
 
 ``fit_state.h5`` holds what a stopped run needs to go on, as `emdn_models.checkpoint` writes it: the
 groups net, average, best and optimizer.N of tensors, and text, JSON of what must stay the same,
@@ -237,10 +237,7 @@ def save_weights(
 def write_results(
     out: Path, config: FitConfig, results: Sequence[Fitted], device: torch.device
 ) -> None:
-    """Write all that is known of each model to ``metrics.json``, and draw its history.
-
-    Models of earlier runs keep their entries.
-    """
+    """Write all that is known of each model to ``metrics.json``; earlier ones stay in it."""
     path = out / "metrics.json"
     where = {"machine": platform.node(), "hardware": hardware(device)} | machine("torch")
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -250,24 +247,6 @@ def write_results(
     with renamed(path) as partial:
         text = json.dumps(entries, indent=2, default=os.fspath)
         partial.write_text(text + "\n", encoding="utf-8")
-    draw_losses(out / "loss.png", {name: known["history"] for name, known in entries.items()})
-
-
-def draw_losses(path: Path, histories: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Draw loss and validation gain against the steps, a line a model."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, rows in histories.items():
-        for axes, what in ((left, "loss"), (right, "gain_db")):
-            points = [(row["step"], row[what]) for row in rows if what in row]
-            axes.plot(*zip(*points, strict=True) if points else ([], []), ".-", label=name)
-    left.set(xlabel="optimiser step", ylabel="training loss (mean over the epoch)")
-    right.set(xlabel="optimiser step", ylabel="gain over the noisy frame (dB)")
-    left.legend()
-    with renamed(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
 
 
 def mean(gains: Mapping[str, float]) -> float:

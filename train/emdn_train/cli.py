@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from emdn_deploy.config import takes_options
-from emdn_models import MissingExtraError, console
-from emdn_models.errors import install, library
+from emdn_models import console
+from emdn_models.errors import library
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
 app = console.app("Simulate data, fit the models and export them to ONNX.")
@@ -24,9 +24,9 @@ Models = Annotated[
 
 
 def translated(arguments: Sequence[str]) -> list[str]:
-    """Write SciML-Bench's ``-b KEY VALUE`` and ``-b KEY=VALUE`` as options, last, so that they win.
+    """Write SciML-Bench's ``-b KEY VALUE`` and ``-b KEY=VALUE,...`` as options, last: they win.
 
-    Several pairs may stand in one, separated by commas; ``use_gpu`` of false is ``--device cpu``.
+    ``use_gpu`` of false is ``--device cpu``.
     """
     own, added, words = list[str](), list[str](), iter(arguments)
     for word in words:
@@ -61,7 +61,7 @@ def of_config(config: type) -> Callable[[Callable[..., None]], Callable[..., Non
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            need_torch()
+            library("torch", "train", "emdn-train")
             if (names := names_of(values.pop("models", "all"))) is not None:
                 values["models"] = names
             command(config(**values))
@@ -79,17 +79,6 @@ def names_of(text: str) -> tuple[str, ...] | None:
     if not names:
         raise typer.BadParameter("names no model", param_hint="--models")
     return None if names == ("all",) else names
-
-
-def need_torch() -> None:
-    """Say how to get torch where it is missing."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "this command needs torch, which the deploy side does without; "
-            f"install it with: {install('train')}"
-        ) from error
 
 
 @app.command()
@@ -110,7 +99,7 @@ def write_testset(
     ] = None,
 ) -> None:
     """Write the fixed test split: every kind of frame at three levels of signal to noise."""
-    need_torch()
+    library("torch", "train", "emdn-train")
     from emdn_train.simulate import write_test_split
 
     print(f"saved {write_test_split(out, multislice)}")
@@ -160,7 +149,7 @@ def export(
     ] = None,
 ) -> None:
     """Convert fitted models to ONNX and prove that they compute the same."""
-    need_torch()
+    library("torch", "train", "emdn-train")
     from emdn_models import pretrained
     from emdn_train import packages
     from emdn_train.export import export as run
@@ -214,7 +203,7 @@ def calibrate(
     frames: Annotated[int, typer.Option(min=8, help="Simulated frames to measure on.")] = 64,
 ) -> None:
     """Measure how errors follow from spread and noise; emdn-deploy denoise --sigma uses it."""
-    need_torch()
+    library("torch", "train", "emdn-train")
     from emdn_models import pretrained
     from emdn_train.calibrate import calibrate as run
 

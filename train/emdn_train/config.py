@@ -208,7 +208,6 @@ class AdaptConfig:
     ]
     out: Out = Path("outputs")
     model: Annotated[str, Option(metavar="NAME", help="Model to fine-tune.")] = "unet"
-    preset: Annotated[str, Option(help="Its size: shipped or paper.")] = "shipped"
     start: Annotated[
         Path, Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
     ] = Path("shipped")

@@ -120,7 +120,7 @@ class Split:
             name: torch.tensor(rows[f"beam_{name}"]).float() for name in noise.Profile._fields
         }
         beam = noise.profile_map(noise.Profile(**columns), self.shape, max(self.shape))
-        dqe = np.array([noise.DETECTORS[name].dqe0 for name in rows["detector"]])
+        dqe = np.array([noise.DQE0[name] for name in rows["detector"]])
         scale = rows["electrons_per_pixel"].to_numpy() * dqe
         return np.asarray(frames / (beam[:, 0].numpy() * scale[:, None, None]), np.float32)
 
@@ -424,7 +424,7 @@ def record(
             clean[chosen].to(device), electrons[chosen].to(device), detector, generator,
             max(frames.split.shape),
         )  # fmt: skip
-        level = electrons[chosen] * noise.DETECTORS[detector].dqe0 * frames.mean[indices[chosen]]
+        level = electrons[chosen] * noise.DQE0[detector] * frames.mean[indices[chosen]]
         gain = torch.ones(len(level), 1, 1, 1, device=device)
         if detector == "ccd":
             variance = (found - expected).square().mean((1, 2, 3), keepdim=True)
@@ -461,8 +461,7 @@ def _open(path: Path) -> h5py.Dataset:
             f"{STEM}_noise.h5 in train/ and test/"
         ) from error
     shape: tuple[int, ...] = images.shape if isinstance(images, h5py.Dataset) else ()
-    frames = len(shape) == 3 and not shape[0] == shape[1] != shape[2]  # that would be (H, W, N)
-    if 0 in shape or not (frames or shape[3:] == (1,)) or images.dtype.kind not in "fiu":
+    if 0 in shape or shape[3:] != (1,) or images.dtype.kind not in "fiu":
         raise FormatError(
             f"{path}: its dataset 'images' is {images}; expected numbers of shape (N, H, W, 1), "
             "one channel last, N at least 1"

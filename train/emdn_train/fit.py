@@ -50,9 +50,9 @@ Draw = Callable[[Tensor, torch.Generator], Batch]
 def fit(config: FitConfig) -> list[Fitted]:
     """Fit every model of the config and write the results to its ``out`` folder.
 
-    The folder then holds ``em_denoise_model.h5``, ``metrics.json``, ``history.csv`` and
-    ``loss.png``; while the run is not complete also ``fit_state.h5``, from which the same config
-    goes on, to the result of a run that was never stopped.
+    The folder then holds ``em_denoise_model.h5`` and ``metrics.json``; while the run is not
+    complete also ``fit_state.h5``, from which the same config goes on, to the result of a run that
+    was never stopped.
 
     A `CheckpointError` says that the folder holds an unfinished run of another config, an
     `OutputError` that another process fits into it or that it cannot be written to.
@@ -147,7 +147,10 @@ def train(
     (`emdn_train.loss`), not at all if there are none.
     """
     device = next(t.net.parameters()).device
-    size, micro = config.batch_size, micro_batch(config.patch, device)
+    # So many patches go through a net at once: on a CPU about two 256 x 256 frames' worth, which
+    # stays in cache and under a gigabyte of activations for every net.
+    micro = max(1, (2 if device.type == "cpu" else 32) * 256**2 // config.patch**2)
+    size = config.batch_size
     per_epoch = math.ceil(frames / size)
     total = config.epochs * per_epoch
     half = reduced(recipe, device, t.net)
@@ -243,13 +246,3 @@ def judge(t: Training, recipe: Recipe, batches: dict[float, Batch], finite: bool
         t.status = "best kept"
         t.average.load_state_dict(t.best)
         _, t.mean_ratio = evaluate(t.average, batches, device)
-
-
-def micro_batch(patch: int, device: torch.device) -> int:
-    """Return how many patches go through a net at once.
-
-    On a CPU about two 256 x 256 frames' worth, which stays in cache and under a
-    gigabyte of activations for every net; on a GPU sixteen times as many.
-    """
-    pixels = (2 if device.type == "cpu" else 32) * 256 * 256
-    return max(1, pixels // patch**2)

@@ -41,7 +41,8 @@ def loss(
         with torch.autocast(x.device.type, enabled=False):
             squared = (prediction.float() - truth).square()
             if defects is not None:
-                near = functional.adaptive_avg_pool2d(defects, prediction.shape[2:])
+                height, width = squared.shape[2:]
+                near = functional.adaptive_avg_pool2d(defects, (height, width))
                 weight = 1 + recipe.defects * near
                 squared = squared * weight / weight.mean((1, 2, 3), keepdim=True)
             squared = squared.mean((1, 2, 3))
