@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from emdn_deploy.config import takes_options
-from emdn_models import console
+from emdn_deploy.config import new_app, run_app, takes_options, text_table
 from emdn_models.errors import library
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
-app = console.app("Simulate data, fit the models and export them to ONNX.")
+app = new_app("Simulate data, fit the models and export them to ONNX.")
 
 SPELLINGS = ("-b", "--benchmark-specific", "--benchmark_specific")
 
@@ -213,7 +212,7 @@ def calibrate(
         for name, one in run(place, names_of(models), frames).items()
     ]
     print("factors, and the share of the pixels within one and two sigma on these frames")
-    print(console.table(["model", "spread", "noise", "within 1", "within 2"], rows))
+    print(text_table(["model", "spread", "noise", "within 1", "within 2"], rows))
     print(f"saved {place / 'index.json'}")
 
 
@@ -247,5 +246,5 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; see `emdn_models.console.run` for how it leaves."""
-    console.run(app, translated(sys.argv[1:] if argv is None else argv))
+    """Run the command line; see `emdn_deploy.config.run_app` for how it leaves."""
+    run_app(app, translated(sys.argv[1:] if argv is None else argv))
