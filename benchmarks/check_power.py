@@ -30,7 +30,7 @@ from emdn_deploy.check import check
 from emdn_deploy.config import DenoiseOptions
 from emdn_models import pretrained
 from emdn_train.config import SimulateConfig
-from emdn_train.quality_report import markdown
+from emdn_train.quality import markdown
 from emdn_train.simulate.movie import simulate_movie
 
 Stack = np.ndarray[Any, np.dtype[np.float32]]
