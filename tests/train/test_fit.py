@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -138,7 +137,7 @@ def test_schedules_rise_and_fall():
 def test_a_second_fit_into_the_folder_is_told_who_is_at_work(config, tmp_path):
     with (
         locked(tmp_path / "fit.lock", tmp_path),
-        pytest.raises(OutputError, match=rf"{tmp_path}: process {os.getpid()} on .* is at work"),
+        pytest.raises(OutputError, match="at work"),
     ):
         fit(config())
     assert not list(tmp_path.iterdir())
