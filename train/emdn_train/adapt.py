@@ -118,7 +118,11 @@ def adapt(config: AdaptConfig) -> Adapted:
         state.restore(t)
         first = denoised(start, noisy, scale.scale)
         before = umse(noisy, first, valid=good)
-        warn_of_motion(before, scale.scale, config.stack)
+        # Steady motion: neighbours differ by a third of it (`emdn_models.metrics.umse`).
+        share = before.drift.value / 3 / scale.scale if before.drift is not None else 0.0
+        if before.moves and share >= MOTION:
+            log.warning("%s: moves: details that move by a pixel or more a frame are learned "
+                        "blurred; align the stack or record faster", config.stack)  # fmt: skip
         draw = partial(pairs, training, scale.scale, config.patch, device)
         finite = train(t, fit, recipe, draw, len(training), {}, state)
         after = fell = None
@@ -185,20 +189,6 @@ def pairs(
     both = torch.stack([frames[indices], frames[other]], 1)
     both = crops(both, patch, generator).to(device)
     return Batch(both[:, :1], both[:, 1:], torch.full((len(indices), 1, 1, 1), scale).to(device))
-
-
-def warn_of_motion(raw: HeldOut, scale: float, path: Path) -> None:
-    """Say so if neighbouring frames differ by motion as well as by noise."""
-    if raw.drift is None or not raw.drift.value > 3 * raw.drift.se:
-        return
-    # Steady motion: neighbours differ by a third of it (`emdn_models.metrics.umse`).
-    share = raw.drift.value / 3 / scale
-    if share >= MOTION:
-        log.warning(
-            "%s: moves: between neighbours by %.2g %% of the noise's variance; details that move "
-            "by a pixel or more a frame are learned blurred, align the stack or record faster",
-            path, 100 * share,
-        )  # fmt: skip
 
 
 def denoised(net: nn.Module, frames: Stack, scale: float) -> Stack:
