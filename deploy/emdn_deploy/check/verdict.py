@@ -48,9 +48,8 @@ class CheckResult:
     """All that a check found.
 
     ``table`` has one row a frame: ``frame``, ``verdict`` (`residual.REMOVED` and so on, joined by
-    ``; ``, or ``within noise``), ``evidence`` in words; ``y``, ``x``, ``scale_px`` and ``z`` of the
-    blob that stands out most, in the frame or in the average over its run; then for every statistic
-    its value and, as ``<name>_low`` and ``<name>_high``, its limits.
+    ``; ``, or ``within noise``), ``evidence`` in words, then for every statistic its value and, as
+    ``<name>_low`` and ``<name>_high``, its limits.
     """
 
     source: Path
@@ -186,11 +185,7 @@ def judge_frames(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) ->
                 (y, x), (down, right) = reading.place, own.panels[at]
                 readings[name] = reading._replace(place=(y + down.start, x + right.start))
         verdict, evidence = verdict_of(readings, own)
-        spots = [name for name in limits if "blob" in name]
-        spot = max(spots, key=lambda name: float(limits[name].reach(readings[name].value)))
-        (y, x), scale = readings[spot].place, float(spot.rpartition("_")[2])
         row = {"frame": number, "verdict": verdict, "evidence": evidence}
-        row |= {"y": y, "x": x, "scale_px": scale, "z": readings[spot].z}
         rows.append(row | {name: readings[name].value for name in limits})
     ends = {f"{name}_low": one.low for name, one in limits.items() if isfinite(one.low)}
     ends |= {f"{name}_high": one.high for name, one in limits.items()}
@@ -199,9 +194,8 @@ def judge_frames(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) ->
 
 def said(name: str, value: float, limit: Limits) -> str:
     """Say what a statistic is and what it was expected to be."""
-    own, above = STATISTICS[name], value > limit.typical
-    side, bound = ("most", limit.high) if above else ("least", limit.low)
-    return f"{own.words}: {own.written(value)}, expected at {side} {own.written(bound)}"
+    side, bound = ("most", limit.high) if value > limit.typical else ("least", limit.low)
+    return f"{STATISTICS[name].words}: {value:.4g}, expected at {side} {bound:.4g}"
 
 
 def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:
