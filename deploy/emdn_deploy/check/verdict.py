@@ -133,13 +133,14 @@ class CheckResult:
             f"mean       out/in {self.ratio:.5f}",
         ]
         if error:
-            gain, below = error.gain_db, "too small to tell"
-            if isfinite(gain.value):
-                below = f"{gain.value:.1f} ± {gain.se:.1g} dB"
-            lines.append(
-                f"error      {error.error.value:.4g} ± {error.error.se:.2g} squared, by "
-                f"{error.comparisons} pairs of neighbouring frames; below the raw frames': {below}"
+            value, gain = error.error, error.gain_db
+            words = (
+                f"error      {value.value:.4g} ± {value.se:.2g} squared, by {error.comparisons} "
             )
+            words += "pairs of neighbouring frames"
+            if isfinite(gain.value):
+                words += f"; {gain.value:.1f} ± {gain.se:.1g} dB below the raw frames'"
+            lines.append(words)
         lines.append(
             f"thresholds parametric bootstrap by {self.model}, {DRAWS} replicates (seed "
             f"{self.seed}); false-alarm rate {LEVEL:.0%} a frame, {_REASONS * SHARE:.0%} a stack"

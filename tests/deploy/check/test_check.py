@@ -88,7 +88,7 @@ def test_a_faint_atom_adds_up_over_neighbouring_frames(
     raw, clean = stacks()
     clean += 0.3 * SIGMA * atom(clean.shape[1:], 30, 52, 3)
     table = check(*saved(raw, clean), options).table
-    place = re.search(r"run: .* at row (\d+), column (\d+)", table["evidence"][0])
+    place = re.search(r"of the run.*? at row (\d+), column (\d+)", table["evidence"][0])
     assert np.hypot(int(place[1]) - 30, int(place[2]) - 52) < 4
 
     def found(prefix: str) -> Array:
