@@ -15,17 +15,12 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "examples"
 
 
-@pytest.fixture(scope="module")
-def example():
+def test_the_truth_is_that_of_the_frames() -> None:
     with h5py.File(EXAMPLES / "frames.h5") as file:
         raw, settings = file["entry/data/frames"][()], file.attrs["settings"]
     with h5py.File(EXAMPLES / "truth.h5") as file:
         assert file.attrs["settings"] == settings
-        return raw, {name: file[name][()] for name in file}
-
-
-def test_the_truth_is_that_of_the_frames(example) -> None:
-    raw, truth = example
+        truth = {name: file[name][()] for name in file}
     assert (EXAMPLES / "truth.h5").stat().st_size < 700_000
     valid = truth["valid"]
     expected = truth["expected"][:, valid]
