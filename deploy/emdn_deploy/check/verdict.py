@@ -133,10 +133,8 @@ class CheckResult:
             f"mean       out/in {self.ratio:.5f}",
         ]
         if error:
-            value, gain = error.error, error.gain_db
-            words = (
-                f"error      {value.value:.4g} ± {value.se:.2g} squared, by {error.comparisons} "
-            )
+            own, gain = error.error, error.gain_db
+            words = f"error      {own.value:.4g} ± {own.se:.2g} squared, by {error.comparisons} "
             words += "pairs of neighbouring frames"
             if isfinite(gain.value):
                 words += f"; {gain.value:.1f} ± {gain.se:.1g} dB below the raw frames'"
