@@ -12,7 +12,7 @@ import numpy as np
 
 from emdn_deploy import preprocess, uncertainty, writers
 from emdn_deploy.batching import Block, blocks, reader, stream
-from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
+from emdn_deploy.check.quick import Quick
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import MOVIE_FRAMES, Denoiser, is_movie
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
@@ -141,7 +141,7 @@ def run(
         )
         given = stamps(_deciding(frames, options))
         files, pictures = _outputs(target, module, frames, options)
-        over = options.overwrite or bool(elsewhere and elsewhere.mends(target))
+        over = options.overwrite
         stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
         options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
@@ -359,22 +359,9 @@ def _draw(work: Work, report: Report) -> None:
                 return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
 
             checked = report.check
-            unjudged = set(range(count)).difference(checked.frames if checked else ())
+            unjudged = set(range(count)).difference(checked.numbers if checked else ())
             page = figures.RunPage(
-                frames, scale, both, _flagged(checked) if checked else {}, unjudged
+                frames, scale, both, checked.flagged if checked else {}, unjudged
             )
             text = page.html(report.source.name, checked.line if checked else "", summary(report))
             place.write_text(text, encoding="utf-8")
-
-
-def _flagged(checked: QuickResult) -> dict[int, str]:
-    """Say what the quick check found in frames that it flagged."""
-    rows = zip(*checked.numbers.values(), strict=True)
-    return {
-        number: "; ".join(
-            f"{BOUNDS[name].words} {value:.4g}"
-            for name, value in zip(checked.numbers, row, strict=True)
-        )
-        for number, row in zip(checked.frames, rows, strict=True)
-        if number in checked.failing
-    }
