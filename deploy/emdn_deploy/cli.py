@@ -124,13 +124,9 @@ def watch(
 ) -> None:
     """Denoise frames while an acquisition writes them; Ctrl-C, or --idle, ends it."""
     from emdn_deploy import watch as watching
-    from emdn_deploy import writers
 
-    arrivals = (
-        watching.dataset(source, writers.target_of(source, options)[0], options, idle, poll)
-        if source.is_file()
-        else watching.folder(source, options, idle, poll)
-    )
+    look = watching.dataset if source.is_file() else watching.folder
+    arrivals = look(source, options, idle, poll)
     frames, worst = 0, 0.0
     try:
         for arrival in arrivals:

@@ -138,12 +138,14 @@ def test_a_growing_file_waits_for_neighbours_and_loses_no_frame(
                 file["frames"][9:] = stack[9:]
                 file["frames"].flush()
 
-        found = list(watch.dataset(live, target, options(movie_model, batch=3), 2, 1, append))
+        given = options(movie_model, batch=3, output=target)
+        found = list(watch.dataset(live, given, 2, 1, append))
     assert sum(arrival.frames for arrival in found) == 13
     begun = select(open_frames(live), "0:9")
     recipe = preprocess.find_recipe(begun, options(movie_model))
     made = Denoiser(movie_model).answer(stack, recipe.scale).frames
-    np.testing.assert_allclose(read(target)[0], made, rtol=1e-6)
+    with open_frames(target) as frames:
+        np.testing.assert_allclose(frames.read(0, 13), made, rtol=1e-6)
 
 
 def unlike(stack: NDArray[np.float32]) -> NDArray[np.float32]:
