@@ -176,10 +176,11 @@ class Cluster:
             state["quick"][:, 0] += start
             quick.restore(state, size[0] * size[1])
             note, theirs = json.loads(bytes(state["facts"]))
-            sums.include(Sums(**theirs), start)
+            theirs["empty"] = [start + number for number in theirs["empty"]]
+            sums += Sums(**theirs)
             batching.note = batching.note or note
         sums.empty.sort()
-        vars(output.sums).update(vars(sums))
+        output.sums = sums
         return resumed
 
     def tidy(self, work: Work) -> None:

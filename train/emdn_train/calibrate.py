@@ -20,7 +20,7 @@ from emdn_deploy import Denoiser, dose
 from emdn_deploy.bad_pixels import plan
 from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import NoiseLevel, Sample
-from emdn_deploy.uncertainty import Calibration, ensemble, variances
+from emdn_deploy.uncertainty import ensemble, variances
 from emdn_train.export import add_facts, entries_of
 from emdn_train.simulate.dataset import one_thread
 from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
@@ -155,7 +155,7 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
         measured.append([one[chosen] / np.float32(scale.sigma**2) for one in squares])
     error, spread, noise = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     factors = fit(error, spread, noise)
-    sigma = Calibration(info.name, *factors).sigma((spread, noise))
+    sigma = np.sqrt(np.float32(factors[0]) * spread + np.float32(factors[1]) * noise)
     inside = coverage(np.sqrt(error), sigma, np.zeros_like(error), np.ones_like(error, bool))
     return {
         "spread": factors[0],

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from emdn_deploy import Denoiser
 from emdn_models import metrics
-from emdn_models.metrics import Sites, roc, simulated_sites, site_scores
+from emdn_models.vacancies import Roc, Sites, roc, simulated_sites, site_scores
 from emdn_train.loss import LEVELS
 from emdn_train.simulate import microscope
 from emdn_train.simulate.dataset import one_thread
@@ -109,7 +109,7 @@ def measure(
     """Denoise movies by every model, and average raw frames: a row a movie, level, method, frame.
 
     ``since`` counts frames since the hop; ``vacant`` are the vacancy's five scores, ``full`` those
-    of full sites (`emdn_models.metrics.vacancies`); ``change``, (5,), is the score of the site
+    of full sites (`emdn_models.vacancies`); ``change``, (5,), is the score of the site
     before the hop less that of the site after it.
     """
     rows: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(table)
 
 
-def _roc(part: pl.DataFrame, width: int) -> metrics.Roc:
+def _roc(part: pl.DataFrame, width: int) -> Roc:
     vacant = part["vacant"].list.get(width)
     full = part["full"].list.get(width).explode()
     return roc(vacant.drop_nans(), full.drop_nans(), part.height)

@@ -26,9 +26,9 @@ from emdn_deploy import Denoiser
 from emdn_models import metrics, pretrained
 from emdn_models.errors import EmdnError, FormatError, library
 from emdn_models.files import renamed
-from emdn_models.metrics import Roc, Sites, roc, simulated_sites, site_scores
 from emdn_models.nets.scaling import denormalise, noise_map, normalise
 from emdn_models.nets.spectral import SpectralShrinkage
+from emdn_models.vacancies import Roc, Sites, roc, simulated_sites, site_scores
 from emdn_train import hops
 from emdn_train.calibrate import coverage, denoise, mended
 from emdn_train.config import QualityConfig
@@ -66,7 +66,7 @@ class Crystal:
     sites: Sites  # where columns are, or ought to be
     groups: Mapping[str, Mask]  # vacant, foreign and full, each with its (n,) sites
     # (5, n) whether a vacancy is brighter there, 1, or darker, -1, for each width of
-    # `emdn_models.metrics.vacancies`.
+    # `emdn_models.vacancies`.
     sign: NDArray[np.float64]
     pixel_size_nm: float
 
@@ -380,7 +380,7 @@ def defects(rows: pl.DataFrame) -> pl.DataFrame:
     """Say how well vacant sites are distinguished from full ones, by level: a row a method.
 
     Columns are, for each level, the area under the receiver operating characteristic and the
-    share found at 0.1 and at 1 false site a frame (`emdn_models.metrics.vacancies`), at the
+    share found at 0.1 and at 1 false site a frame (`emdn_models.vacancies`), at the
     width that serves a method best; and how many ``sites`` there were.
     """
     table: dict[str, Row] = {}
