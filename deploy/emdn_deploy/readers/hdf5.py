@@ -296,15 +296,6 @@ def emd(file: h5py.File) -> list[Candidate]:
     return found
 
 
-def benchmark(file: h5py.File) -> list[Candidate]:
-    """The em_denoise benchmark's data set: ``/images``, (N, H, W, 1)."""
-    data = file.get("images")
-    if not _is_image(data) or data.ndim not in (3, 4):
-        return []
-    order = "tyxc" if data.ndim == 4 else "tyx"
-    return [Candidate("/images", data, "em_denoise benchmark", (Axis(),) * data.ndim, order)]
-
-
 def plain(file: h5py.File) -> list[Candidate]:
     """Any HDF5: the numeric datasets of two or more axes."""
     images = [
@@ -326,7 +317,7 @@ def _plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
 
 
 Finder = Callable[[h5py.File], list[Candidate]]
-CONVENTIONS: tuple[Finder, ...] = (velox, hyperspy, nexus, emd, benchmark, plain)
+CONVENTIONS: tuple[Finder, ...] = (velox, hyperspy, nexus, emd, plain)
 
 
 def _items(file: h5py.File, wanted: Callable[[Any], bool]) -> list[Any]:
