@@ -112,6 +112,10 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
         own = [replace(one, parts=()) for one in found if one.dataset == item]
         one = own[0] if own else _plain_candidate(f"/{choice.dataset.strip('/')}", item)
     else:
+        if not found and choice.dataset is None:
+            raise FormatError(
+                f"{path}: holds no frames, or only behind links; name them with --dataset PATH"
+            )
         offers = [Offer.of(one.path, one.dataset, one.label) for one in found]
         what = f"stacks ({found[0].convention})" if found else "stacks"
         index, why, notes = stacks.choose(path, what, offers, choice)
