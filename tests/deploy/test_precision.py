@@ -51,9 +51,9 @@ def test_a_variant_is_found_beside_its_model(shipped: Path, model: str | None, l
 
 
 def test_a_missing_variant_is_an_error_that_names_those_there_are(shipped: Path) -> None:
-    with pytest.raises(ModelError, match="dncnn has no int8 variant; those that have one: unet"):
+    with pytest.raises(ModelError, match="dncnn has no int8 variant; make one with emdn-train"):
         Denoiser("dncnn", precision="int8")
-    with pytest.raises(ModelError, match="unet has no fp16 variant; those that have one: none"):
+    with pytest.raises(ModelError, match="unet has no fp16 variant; make one with emdn-train"):
         Denoiser("unet", precision="fp16")
     with pytest.raises(ModelError, match=r"dncnn\.onnx: has no int8 variant; .*does not exist"):
         Denoiser(shipped / "dncnn.onnx", precision="int8")

@@ -32,7 +32,6 @@ from emdn_models.nets.spectral import SpectralShrinkage
 from emdn_train.calibrate import coverage, denoise, mended
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
-from emdn_train.export import INDEX, add_facts
 from emdn_train.simulate.dataset import VERSION
 
 log = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
     changed = []
     for name, model in models_of(config).items():
         info = model.session.info
-        path = info.path.parent / INDEX
+        path = info.path.parent / pretrained.INDEX
         own = rows.filter(pl.col("model") == name)
         if len(own) != FRAMES:
             log.info("%s: %d frames, not the fixed split of %d; %s stays as it is",
@@ -165,7 +164,7 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
             "test_split": VERSION,
             "weights_sha256": info.text["weights_sha256"],
         }
-        add_facts(path.parent, info.name, info.sha256, {"quality": quality})
+        pretrained.add_facts(path.parent, info.name, info.sha256, {"quality": quality})
         changed.append(path)
     return list(dict.fromkeys(changed))
 

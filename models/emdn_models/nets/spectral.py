@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import crop_to, pad_to_multiple
-from emdn_models.nets.scaling import middle
+from emdn_models.nets.scaling import crop_to, middle, pad_to_multiple
 
 
 class Garrote(nn.Module):
