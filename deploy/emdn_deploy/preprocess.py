@@ -15,7 +15,6 @@ from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import NoiseLevel, Sample, sample_starts
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE, Axis
-from emdn_deploy.stacks import Answer
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
@@ -25,6 +24,19 @@ _RIM = 2  # pixels around gaps and saturated areas, of which a network saw one s
 # Pixels that differ from most of a frame, for none to do so in another to be no chance.
 _EVENTS = 30
 _COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good as others
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What becomes of a stack (n, H, W): frames, each with the mean of its input.
+
+    ``shifts``: (n,) what was added to each so that it is: mean(in) - mean(out of the net).
+    ``sigma``: (n, H, W), standard deviation of the error; None where it was not asked for.
+    """
+
+    frames: Stack
+    shifts: NDArray[np.float64]
+    sigma: Stack | None = None
 
 
 @dataclass(frozen=True)

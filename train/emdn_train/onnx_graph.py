@@ -177,15 +177,14 @@ def check_field(path: Path) -> None:
     if not info.tiling_exact:
         log.warning("%s: not for tiles: %s", info.name, info.text.get("whole_frame"))
         return
-    border = batching.halo(info)
+    border = info.halo
     # An odd number of cells, lest tiles begin on multiples that are not declared.
     core = info.multiple * (-(-max(border, 16) // info.multiple) | 1)
     long, short = 3 * core - info.multiple // 2 - 1, max(info.multiple, 16) - 3
     for size in ((long, short), (short, long)):
         frames = rng.poisson(40, (1, info.frames, *size)).astype(np.float32)
         pixels = short * (core + 2 * border)
-        out = np.empty((1, *size), np.float32)
-        batching.by_tiles(lambda tile: session.run(tile, 20, 0, 1), frames, info, out, pixels)
+        out = batching.by_tiles(lambda tile: session.run(tile, 20, 0, 1), frames, info, pixels)
         difference = float(np.abs(session.run(frames, 20, 0, 1) - out).max())
         if difference:
             raise ModelError(
