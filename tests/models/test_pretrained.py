@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from emdn_deploy import Denoiser
+from emdn_deploy.session import open_session
 from emdn_models import MODELS, ModelError, checkpoint, pretrained
 from emdn_models.nets import build, load_state
+from emdn_models.nets.scaling import BLUR
 from emdn_models.spec import spec_of
 from emdn_train import noise
 from emdn_train.export import weights_sha256
@@ -47,17 +49,20 @@ def test_the_tables_have_the_gains_of_the_index(readme):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_onnx_and_checkpoint_are_the_same_model(name):
-    denoiser = Denoiser(name, threads=1)
+    session = open_session(name, "cpu", 1)
     weights = checkpoint.load(pretrained.CHECKPOINT)[name]
-    assert denoiser.session.info.text["weights_sha256"] == weights_sha256(weights.state)
+    assert session.info.text["weights_sha256"] == weights_sha256(weights.state)
+    preset = spec_of(name).presets[weights.preset]
+    assert session.info.receptive_field == preset.receptive_field[1] + BLUR - 1
+    assert (session.info.halo, session.info.multiple) == (preset.halo, preset.multiple)
     net = build(name, weights.preset)
     load_state(net, name, weights)
-    size = 2, denoiser.session.info.frames, 50, 67
+    size = 2, preset.frames, 50, 67
     frames = np.random.default_rng(0).poisson(30.0, size).astype(np.float32)
     column = [torch.full((2, 1, 1, 1), value) for value in (30.0, 0.0, 1.0)]
     with torch.no_grad():
         expected = Graph(net.eval())(torch.from_numpy(frames), *column)[:, 0].numpy()
-    found = denoiser.session.run(frames, 30.0, 0.0, 1.0)
+    found = session.run(frames, 30.0, 0.0, 1.0)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(frames))
 
 

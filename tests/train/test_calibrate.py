@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser
-from emdn_models import ModelError, checkpoint, pretrained
+from emdn_models import ModelError, pretrained
 from emdn_train import calibrate as calibration
-from emdn_train import export
 from emdn_train.calibrate import calibrate, coverage, fit, mended, recordings
 
 
@@ -103,30 +102,7 @@ def test_what_cannot_be_calibrated_is_named(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="has no resnet; it has cafcn, dncnn"):
         calibrate(folder, ("resnet",))
     with pytest.raises(ModelError, match="unet was exported anew meanwhile"):
-        export.add_facts(folder, "unet", "0" * 64, {})
-
-
-def test_an_export_leaves_what_was_measured_of_the_same_weights_only(tmp_path: Path) -> None:
-    copied = tmp_path / checkpoint.FILE_NAME
-    copied.write_bytes(b"weights")
-    path = tmp_path / "index.json"
-
-    def exported(value: float) -> dict:
-        weights = export.weights_sha256({"w": np.full(3, value, np.float32)})
-        entry = {"file": "unet.onnx", "validation": {}, "weights_sha256": weights}
-        export._write_index(tmp_path, {"unet": entry})
-        return json.loads(path.read_text())["models"]["unet"]
-
-    entry = exported(1.0)
-    known = {"weights_sha256": export.weights_sha256({"w": np.full(3, 1.0, np.float32)})}
-    measured = {"sigma": {"spread": 2.0, **known}, "quality": {"frames": 3, **known},
-                "variants": {"int8": {"file": "unet.int8.onnx", **known}}}  # fmt: skip
-    assert not {"sigma", "quality"} & entry.keys()
-    path.write_text(json.dumps({"models": {"unet": entry | measured}}))
-    assert exported(1.0).items() >= measured.items()
-    other = exported(2.0)
-    assert not {"sigma", "quality"} & other.keys()
-    assert other["variants"] == {}
+        pretrained.add_facts(folder, "unet", "0" * 64, {})
 
 
 def test_a_model_of_several_frames_gets_others_of_the_same_scene() -> None:

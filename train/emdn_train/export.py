@@ -32,16 +32,7 @@ from emdn_models.nets import build, load_state
 from emdn_models.nets.scaling import BLUR
 from emdn_models.spec import spec_of
 from emdn_train.calibrate import Recorded, recordings, resting_movie, scale_of
-from emdn_train.onnx_graph import (
-    INPUTS,
-    Graph,
-    check_field,
-    compare,
-    describe,
-    pack,
-    to_onnx,
-    unpacked,
-)
+from emdn_train.onnx_graph import INPUTS, unpacked, write
 from emdn_train.simulate.dataset import one_thread
 
 log = logging.getLogger(__name__)
@@ -102,11 +93,7 @@ def export(
 
 
 def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
-    """Export one model to ``path``, compare it with torch and by tiles, and only then keep it.
-
-    A `ParityError` says that the graph does not compute what the net does, a `ModelError` that
-    the weights do not fit, or that the graph sees more than `emdn_models.spec` declares.
-    """
+    """Export one model to ``path``; errors are those of `emdn_train.onnx_graph.write`."""
     net = build(name, weights.preset)
     preset = spec_of(name).presets[weights.preset]
     load_state(net, name, weights)
@@ -114,8 +101,6 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, preset.frames, 256, 256))
     gflop = counter.get_total_flops() / 1e9
-    program = to_onnx(Graph(net), preset.frames)
-    pack(program)
     # The graph sees the noise map's window too.
     window = BLUR - 1 if getattr(net, "uses_noise", False) else 0
     facts = {
@@ -139,11 +124,7 @@ def export_one(name: str, weights: checkpoint.Weights, path: Path) -> Exported:
         "normalisation": "x = (electrons - scale) / sqrt(scale), scale the stack's mean",
         "licence": "MIT",
     }
-    describe(program, {key: text for key, text in facts.items() if text})
-    with renamed(path) as partial:
-        onnx.save(program, partial)
-        error = compare(net, partial)
-        check_field(partial)
+    error = write(net, preset.frames, {key: text for key, text in facts.items() if text}, path)
     return Exported(name, path, gflop, error)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from emdn_deploy import batching
 from emdn_deploy.session import open_session
 from emdn_models import ModelError, ParityError, __version__
+from emdn_models.files import renamed
 from emdn_models.nets.scaling import denormalise, middle, noise_map, normalise
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,22 @@ def describe(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     graph.name = metadata["model"]
     model.producer_name, model.producer_version = "emdn", __version__
     helper.set_model_props(model, dict(metadata))
+
+
+def write(net: nn.Module, frames: int, metadata: Mapping[str, str], path: Path) -> float:
+    """Write a net that sees some frames to ``path``, if it is proven; return what `compare` does.
+
+    A `ParityError` says that the graph does not compute what the net does, a `ModelError`, that it
+    sees more than ``metadata`` declare.
+    """
+    model = to_onnx(Graph(net), frames)
+    pack(model)
+    describe(model, metadata)
+    with renamed(path) as partial:
+        onnx.save(model, partial)
+        error = compare(net, partial)
+        check_field(partial)
+    return error
 
 
 def compare(net: nn.Module, path: Path) -> float:

@@ -9,14 +9,13 @@ frame itself first. The papers' shuffle (but FFDNet's) and inputs are 1.
 Modules stand in the order of their paper, so that published weights can be loaded one by one.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.scaling import crop_to, pad_to_multiple
+from emdn_models.nets.scaling import Error, crop_to, pad_to_multiple
 
 
 def conv3x3(inputs: int, outputs: int, *, bias: bool = True, dilation: int = 1) -> nn.Conv2d:
@@ -237,6 +236,7 @@ class REDNet(Net):
             flow = torch.relu(layer(flow))
             skips.append(flow)
         for level, layer in zip(range(len(self.decoder) - 1, -1, -1), self.decoder, strict=True):
+            assert isinstance(layer, nn.ConvTranspose2d)
             # Of stride 1, it is a convolution by the turned kernel, which is faster.
             kernel = layer.weight.flip(-1, -2).transpose(0, 1)
             flow = functional.conv2d(flow, kernel, layer.bias, padding=1)
@@ -247,8 +247,8 @@ class REDNet(Net):
         return self.unpack(flow, x)
 
 
-# (phase, tap of 3, tap of 4): output pixel 2 i + a reads the repeated pixels 2 i + a - 1 to
-# 2 i + a + 2, copies of the pixels i - 1, i, i, i + 1 for a = 0 and i, i, i + 1, i + 1 for a = 1.
+# (a, tap of 3, tap of 4): output pixel 2 i + a reads copies of the pixels i - 1, i, i, i + 1 for
+# a = 0, and of i, i, i + 1, i + 1 for a = 1.
 _TAPS = (
     ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
     ((0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0)),
@@ -256,11 +256,7 @@ _TAPS = (
 
 
 class Up(nn.Module):
-    """Repeat each pixel 2 x 2, then a 4 x 4 convolution to the same size.
-
-    An exported graph adds up the taps that read copies of one pixel, which leaves a 3 x 3 kernel
-    for each of four phases: 36 products a pixel instead of 64.
-    """
+    """Repeat each pixel 2 x 2, then a 4 x 4 convolution to the same size."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -269,6 +265,7 @@ class Up(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, 2 H, 2 W)."""
         if torch.compiler.is_exporting():
+            # Taps that read copies of a pixel add up: 36 products a pixel instead of 64.
             assert self.conv.bias is not None
             taps = torch.tensor(_TAPS, dtype=x.dtype)
             kernels = torch.einsum("ayk,bxl,oikl->oabiyx", taps, taps, self.conv.weight)
@@ -311,12 +308,7 @@ class MCNN(Net):
         return self.unpack(self.heads[0](self._features(x)[0]), x)
 
     def loss(
-        self,
-        x: Tensor,
-        y: Tensor,
-        noise: Tensor,
-        error: Callable[[Tensor, Tensor], Tensor],
-        added: Tensor | None = None,
+        self, x: Tensor, y: Tensor, noise: Tensor, error: Error, added: Tensor | None = None
     ) -> Tensor:
         """Judge the prediction at every scale, each a quarter as much as the next finer one.
 
@@ -372,19 +364,18 @@ class MSDNet(Net):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `Net.forward`."""
-        maps, layers = self.pack(x), list(self.layers)
+        maps = self.pack(x)
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
         for start in range(0, len(layers), self.block):
             maps = torch.cat([maps, _new_maps(maps, layers[start : start + self.block])], 1)
         return self.unpack(self.last(maps), x)
 
 
 def _new_maps(maps: Tensor, layers: list[nn.Conv2d]) -> Tensor:
-    """Map what lies before some layers of an MSDNet, (N, C, H, W), to their own maps.
-
-    A layer's sum over all maps before it falls into that over ``maps``, which all layers of one
-    dilation compute as one convolution, and that over the layers' own, which alone has to wait.
-    So the long stack of maps is copied and read once a block and not once a layer.
-    """
+    """Map what lies before some layers of an MSDNet, (N, C, H, W), to their own maps."""
+    # A layer's sum over all maps before it falls into that over ``maps``, which all layers of one
+    # dilation compute as one convolution, and that over the layers' own, which alone has to wait.
+    # So the long stack of maps is copied and read once a block and not once a layer.
     before, width = maps.shape[1], layers[0].out_channels
     together = dict[int, list[int]]()
     for number, layer in enumerate(layers):
@@ -392,7 +383,7 @@ def _new_maps(maps: Tensor, layers: list[nn.Conv2d]) -> Tensor:
     sums = dict[int, Tensor]()
     for dilation, numbers in together.items():
         weight = torch.cat([layers[number].weight[:, :before] for number in numbers])
-        bias = torch.cat([layers[number].bias for number in numbers])
+        bias = torch.cat([one for number in numbers if (one := layers[number].bias) is not None])
         found = _dilated(maps, weight, bias, dilation)
         sums |= zip(numbers, found.split(width, 1), strict=True)
     fresh = torch.relu(sums[0])
@@ -403,11 +394,9 @@ def _new_maps(maps: Tensor, layers: list[nn.Conv2d]) -> Tensor:
 
 
 def _dilated(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """Convolve (N, C, H, W) by a 3 x 3 kernel of few outputs.
-
-    An exported graph has it transposed, by the turned kernel: onnxruntime runs that as one product
-    of (9 outputs, inputs) with (inputs, pixels), and a scatter, half again as fast.
-    """
+    """Convolve (N, C, H, W) by a 3 x 3 kernel of few outputs."""
+    # onnxruntime runs the transposed form, a product of (9 outputs, inputs) with (inputs, pixels)
+    # and a scatter, half again as fast.
     if not torch.compiler.is_exporting():
         return functional.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
     turned = weight.flip(-1, -2).transpose(0, 1)

@@ -5,10 +5,13 @@ sees (e - m) / sqrt(m): the noise of a frame of electrons e has unit variance th
 and only the amplitude of the signal varies.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+Error = Callable[[Tensor, Tensor], Tensor]
 BLUR = 9
 """Side, in pixels, of the window over which the local dose is averaged."""
 
