@@ -450,59 +450,6 @@ def select(frames: Frames, text: str) -> Frames:
     )
 
 
-def odd_axis(read: Callable[[int], NDArray[Any]], lead: Sequence[int]) -> tuple[int, float] | None:
-    """Find a short axis, beside another one, along which frames have scales of their own.
-
-    ``read`` gives a frame (H, W) by its number; ``lead`` are the lengths of all axes but those of
-    the frame. Compared is the variance of the noise over the mean. Returned are the axis, and by
-    which factor it differs, if by more than 4: detectors or channels must not be mixed.
-    """
-    numbers = np.arange(math.prod(lead)).reshape(lead)
-    for axis, length in enumerate(lead):
-        if not 2 <= length <= 8 or length == numbers.size:  # longer: a scan or a time
-            continue
-        found = [_noise_over_mean(read, np.take(numbers, i, axis)) for i in range(length)]
-        known = [one for one in found if 0 < one < math.inf]
-        if known and max(known) > 4 * min(known):
-            return axis, max(known) / min(known)
-    return None
-
-
-def _noise_over_mean(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64]) -> float:
-    """Return the variance of the noise over the mean, as the median of three pairs of frames."""
-    values = []
-    for place in np.linspace(0, numbers.size - 2, 3).round().astype(int):
-        first, second = (read(int(one)).astype(np.float64) for one in numbers.ravel()[place:][:2])
-        level = (first.mean() + second.mean()) / 2
-        with np.errstate(invalid="ignore"):
-            # What changes slowly in a frame is not in its mixed second difference, what stays is
-            # not in the difference of two frames: structure is in either, noise in both.
-            mixed = np.diff(np.diff(first, axis=0), axis=1) / 2
-            noise = ((first - second) ** 2).mean() / 2
-            noise = min(noise, (mixed**2).mean() if mixed.size else np.inf)
-        values.append(noise / level if level > 0 else np.nan)
-    return float(np.median(values))
-
-
-def check_one_scale(frames: Frames) -> None:
-    """Refuse a stack whose frames are of detectors or channels on scales of their own.
-
-    Raises FormatError, naming the axis and the remedy.
-    """
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
-    lengths = [frames.stored_shape[i] for i in lead]
-    odd = odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
-    if odd is None:
-        return
-    axis, order = lead[odd[0]], frames.order
-    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
-    raise FormatError(
-        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
-        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
-        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
-    )
-
-
 @dataclass(frozen=True)
 class Offer:
     """One of several stacks of a file.

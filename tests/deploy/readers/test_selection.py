@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy.readers import Axis, Choice, open_frames
-from emdn_deploy.readers.frames import check_one_scale, parse_selection, select
+from emdn_deploy.readers.frames import parse_selection, select
 from emdn_models.errors import FormatError
 
 STACK = np.arange(10 * 8 * 9, dtype=np.uint16).reshape(10, 8, 9)
@@ -59,18 +59,3 @@ def test_any_axis_order_becomes_a_stack(tmp_path):
         taken = select(frames, "1:4")
         assert taken.stored_shape == (3, 8, 9)
         np.testing.assert_array_equal(taken.read(0, 3), STACK[1:4])
-
-
-def test_detectors_on_scales_of_their_own_are_refused(tmp_path):
-    rng = np.random.default_rng(0)
-    both = np.stack([rng.poisson(4, (5, 32, 32)), rng.poisson(60, (5, 32, 32)) * 100])
-    np.save(tmp_path / "a.npy", both)
-    advice = r"along axis 0 .*--axes 0tyx or 1tyx"
-    with open_frames(tmp_path / "a.npy") as frames, pytest.raises(FormatError, match=advice):
-        check_one_scale(frames)
-    with open_frames(tmp_path / "a.npy", Choice(axes="1tyx")) as frames:
-        check_one_scale(frames)
-    dose = np.array([1.0, 8.0, 20.0])[:, None, None, None]  # a series, one of which is weak
-    np.save(tmp_path / "b.npy", rng.poisson(dose, (3, 4, 32, 32)))
-    with open_frames(tmp_path / "b.npy") as frames:
-        check_one_scale(frames)
