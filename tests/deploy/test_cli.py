@@ -91,9 +91,9 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
     cases = [
         (("denoise", tmp_path / "none.h5", *model), "no such file"),
         (("denoise", tmp_path / "sub", *model), "no files of frames"),
-        (("denoise", text, *model), "is not an HDF5 file"),
+        (("denoise", text, *model), "no HDF5 file"),
         (("denoise", cut, *model), "truncated"),
-        (("denoise", source, "--dataset", "/nothing", *model), "has no dataset '/nothing'"),
+        (("denoise", source, "--dataset", "/nothing", *model), "'/nothing'; it offers /frames"),
         (("denoise", source, "--dataset", "/wave", *model), "complex values"),
         (("denoise", source, "--model", damaged), "onnxruntime cannot load it"),
         (("denoise", source, "--model", tmp_path / "none.onnx"), "no such ONNX file"),
@@ -102,7 +102,7 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
         (("denoise", source, "--gain", "-1", *model), "gain is -1"),
         (("inspect", tmp_path / "none.h5"), "no such file"),
         (("inspect", damaged), "onnxruntime cannot load it"),
-        (("inspect", text), "is not an HDF5 file"),
+        (("inspect", text), "no HDF5 file"),
     ]
     for arguments, message in cases:
         line = failure(*arguments)
@@ -143,7 +143,7 @@ def test_an_interrupt_leaves_no_file(source, box_model, monkeypatch, capsys, cal
 
 def test_inspect_shows_frames_and_models(shipped, source, tmp_path, box_model, lattice, said):
     printed = said("inspect", source)
-    assert "/frames (the only large numeric dataset)" in printed
+    assert "/frames (the only" in printed
     assert "6 of 32 x 40, uint16" in printed
     assert "gain 1, offset 0" in printed
     assert "bad pixels 0" in printed
@@ -188,7 +188,7 @@ def test_of_several_stacks_inspect_lists_all_and_denoise_takes_none(tmp_path, sa
     for more in ((), ("--dry-run",)):
         line = failure("denoise", path, *more)
         assert "holds 2 stacks (plain HDF5): /a (5, 16, 24) uint16; /b/frames" in line
-        assert line.endswith("choose one with --dataset PATH")
+        assert "choose one with --dataset NAME" in line
     assert sorted(tmp_path.iterdir()) == [path, series]
 
 

@@ -64,7 +64,7 @@ def tiny(monkeypatch):
     def declare(field: int) -> None:
         options = {"features": 4, "depth": 3, "shuffle": 1, "batch_norm": False}
         preset = Preset(options, 228, (field, field), 1)
-        spec = ModelSpec("tiny", "Tiny", "this test", {"shipped": preset})
+        spec = ModelSpec("tiny", "this test", {"shipped": preset})
         monkeypatch.setitem(MODELS, "tiny", spec)
 
     monkeypatch.setitem(NETS, "tiny", DnCNN)
@@ -113,16 +113,16 @@ def test_a_file_computes_what_its_net_does_and_describes_itself(names, tmp_path)
 
 
 def test_an_index_follows_its_files(tiny, tmp_path):
-    """Models for a class come last, are never the default, and what was measured may stay."""
+    """Models for movies come last, are never the default, and what was measured may stay."""
     folder, path = tmp_path / "onnx", tmp_path / "onnx" / "index.json"
-    source = saved(tmp_path, "tiny", "tiny@stem")
-    (alone,) = export(source, folder, ("tiny@stem",))
-    assert alone.path.name == "tiny@stem.onnx"
+    source = saved(tmp_path, "tiny", "tiny@movie")
+    (alone,) = export(source, folder, ("tiny@movie",))
+    assert alone.path.name == "tiny@movie.onnx"
     assert json.loads(path.read_text())["default"] is None
     export(source, folder, ("tiny",))
     index = json.loads(path.read_text())
-    assert (list(index["models"]), index["default"]) == (["tiny", "tiny@stem"], "tiny")
-    assert set(checkpoint.load(folder / checkpoint.FILE_NAME)) == {"tiny", "tiny@stem"}
+    assert (list(index["models"]), index["default"]) == (["tiny", "tiny@movie"], "tiny")
+    assert set(checkpoint.load(folder / checkpoint.FILE_NAME)) == {"tiny", "tiny@movie"}
     weights = weights_sha256(checkpoint.load(source)["tiny"].state)
     for other in (weights, "0" * 64):
         known = {key: {"weights_sha256": other} for key in ("sigma", "quality")}
@@ -168,7 +168,7 @@ def test_the_benchmarks_unet_is_marked_as_not_tileable(tmp_path, caplog):
 def test_a_net_of_five_frames_and_weights_in_halves(tmp_path, monkeypatch):
     options = {"features": 8, "levels": 2, "shuffle": 2, "benchmark": False}
     preset = Preset(options, 0, (128, 192), 16, (16,), frames=5)
-    spec = ModelSpec("tiny", "Tiny", "this test", {"movie": preset})
+    spec = ModelSpec("tiny", "this test", {"movie": preset})
     monkeypatch.setitem(MODELS, "tiny", spec)
     monkeypatch.setitem(NETS, "tiny", UNet)
     source = saved(tmp_path, "tiny@movie", preset="movie")

@@ -21,8 +21,9 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import helper, shape_inference
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxscript import ir
 from torch.utils.flop_counter import FlopCounterMode
 
 from emdn_deploy.session import Session, open_session
@@ -32,7 +33,7 @@ from emdn_models.nets import build, load_state
 from emdn_models.nets.scaling import BLUR
 from emdn_models.spec import spec_of
 from emdn_train.calibrate import Recorded, recordings, resting_movie, scale_of
-from emdn_train.onnx_graph import INPUTS, unpacked, write
+from emdn_train.onnx_graph import INPUTS, folded, unpacked, write
 from emdn_train.simulate.dataset import one_thread
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,10 @@ def export(
 
     A model whose training diverged is passed over with a message. What the folder holds of other
     models stays, and what was measured of the same weights. The index names as default the model
-    with the largest mean gain, never one that was fitted to a class of frames (``MODEL@CLASS``);
-    these come last. With ``half`` the weights are rounded to float16, and stored in half the space;
-    the models compute in float32 all the same. A `ParityError` says that a graph does not compute
-    what its net does, and nothing is written for it; a `ModelError`, that the checkpoint does not
-    hold a model, or none is left.
+    with the largest mean gain, never a ``MODEL@movie``; these come last. With ``half`` the weights
+    are rounded to float16, and stored in half the space; the models compute in float32 all the
+    same. A `ParityError` says that a graph does not compute what its net does, and nothing is
+    written for it; a `ModelError`, that the checkpoint does not hold a model, or none is left.
     """
     weights = checkpoint.load(source)
     folder = Path(out)
@@ -147,7 +147,7 @@ def weights_sha256(state: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
-    """Sort names as ``MODELS`` has them, those of models for a class of frames last."""
+    """Sort names as ``MODELS`` has them, those of models for movies last."""
     models = list(MODELS)
     return sorted(names, key=lambda name: ("@" in name, models.index(spec_of(name).name), name))
 
@@ -180,7 +180,7 @@ def _enter(done: list[Exported], chosen: Mapping[str, checkpoint.Weights], folde
 
     names = _ordered(entries)
     made = {
-        # None where all were fitted to a class of frames.
+        # None where all are for movies.
         "default": max((one for one in names if "@" not in one), key=mean_gain, default=None),
         "checkpoint": {"file": copied.name, "sha256": pretrained.sha256(copied)},
         "models": {name: entries[name] for name in names},
@@ -312,39 +312,30 @@ def halved(source: Path) -> onnx.ModelProto:
     What enters is clipped: beyond the largest half are infinities, and from them NaN.
     onnxruntime's own converter would make halves of intensities too.
     """
-    model = unpacked(source)
-    convolutions, order = inner_convolutions(model), list(model.graph.node)
-    first, last = (order.index(convolutions[end]) for end in (0, -1))
-    inside = {name for node in order[first : last + 1] for name in node.output}
-    known = shape_inference.infer_shapes(model, strict_mode=True).graph
-    floats = {one.name for one in (*known.input, *known.value_info)
-              if one.type.tensor_type.elem_type == TensorProto.FLOAT}  # fmt: skip
-    constants = {one.name: one for one in model.graph.initializer}
-    for name, limit in (("least", -_LARGEST_HALF), ("most", _LARGEST_HALF)):
-        constants[name] = numpy_helper.from_array(np.array(limit, np.float32), name)
-    nodes: dict[str, onnx.NodeProto] = {}  # by what they make
+    known = shape_inference.infer_shapes(unpacked(source), strict_mode=True)
+    ends = [node.output[0] for node in inner_convolutions(known)]
+    model = ir.from_proto(known)
+    order = list(model.graph)
+    made = [node.outputs[0].name for node in order]
+    net = order[made.index(ends[0]) : made.index(ends[-1]) + 1]
+    inside = {one for node in net for one in node.outputs if one.dtype == ir.DataType.FLOAT}
+    limits = [ir.node("Constant", [], {"value_float": sign * _LARGEST_HALF}) for sign in (-1, 1)]
+    model.graph.insert_before(order[0], limits)
+    casts = dict[ir.Value, ir.Value]()
     for node in order:
-        inner = node.output[0] in inside
+        inner = node in net
         # The factors of a Resize are float32 whatever the image is.
-        for at, name in enumerate(node.input if node.op_type != "Resize" else node.input[:1]):
-            half, single, clipped = (f"{name}.{end}" for end in ("half", "single", "clipped"))
-            if inner and name in constants and constants[name].data_type == TensorProto.FLOAT:
-                values = numpy_helper.to_array(constants[name]).astype(np.float16)
-                constants[half] = numpy_helper.from_array(values, half)
-                node.input[at] = half
-            elif inner and name in floats - inside:
-                nodes[clipped] = helper.make_node("Clip", [name, "least", "most"], [clipped])
-                nodes[half] = helper.make_node("Cast", [clipped], [half], to=TensorProto.FLOAT16)
-                node.input[at] = half
-            elif not inner and name in inside & floats:
-                nodes[single] = helper.make_node("Cast", [name], [single], to=TensorProto.FLOAT)
-                node.input[at] = single
-        nodes[node.output[0]] = node
-    used = {name for node in nodes.values() for name in node.input}
-    return helper.make_model(
-        helper.make_graph(
-            list(nodes.values()), model.graph.name, model.graph.input, model.graph.output,
-            [one for name, one in constants.items() if name in used],
-        ),
-        opset_imports=model.opset_import, ir_version=model.ir_version,
-    )  # fmt: skip
+        for at, value in enumerate(node.inputs[:1] if node.op_type == "Resize" else node.inputs):
+            outer = value not in inside
+            if value is None or value.dtype != ir.DataType.FLOAT or inner != outer:
+                continue
+            if value not in casts:
+                clip = ir.node("Clip", [value, *(limit.outputs[0] for limit in limits)])
+                to = ir.DataType.FLOAT16 if inner else ir.DataType.FLOAT
+                cast = ir.node("Cast", clip.outputs if inner else [value], {"to": to})
+                model.graph.insert_before(node, [clip, cast] if inner else [cast])
+                casts[value] = cast.outputs[0]
+            node.replace_input_with(at, casts[value])
+    for value in inside:
+        value.dtype = ir.DataType.FLOAT16
+    return folded(model, ("Clip", "Cast"))

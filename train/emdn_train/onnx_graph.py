@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +115,14 @@ def pack(model: onnx.ModelProto) -> None:
 
 def unpacked(path: Path) -> onnx.ModelProto:
     """Read a model, with float32 constants in place of what `pack` has stored."""
-    model = ir.load(path)
-    fold_constants(model, output_size_limit=_ANY, should_fold=lambda node: node.op_type == "Cast")
+    return folded(ir.load(path), ("Cast",))
+
+
+def folded(model: ir.Model, operators: Collection[str]) -> onnx.ModelProto:
+    """Compute what some operators make of constants, however large, and store that."""
+    fold_constants(
+        model, output_size_limit=_ANY, should_fold=lambda node: node.op_type in operators
+    )
     remove_unused_nodes(model)
     return ir.to_proto(model)
 

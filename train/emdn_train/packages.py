@@ -34,12 +34,15 @@ _MOST_FRAMES, _DELAY_US = 8, 2000  # that a server joins to one run, and waits f
 
 _DOCUMENTATION = """# {name}
 
-{description} Made by emdn {version}; the test tensors are a simulated frame and its result.
+{description} Made by emdn {version}.
 
 - Input: {frames} channel(s), the frame in the middle; whole frames of raw intensities, linear in
   electrons, whose noise is independent from pixel to pixel, without dead or hot pixels and NaN.
 - Output: the denoised frame, with the mean and in the units of the input.
-- Validation: mean gains on the fit's own test frames, in dB by signal to noise: {gains}.
+
+## Validation
+The test tensors are a simulated frame and its result. Gains on the fit's test frames, in dB by
+signal to noise: {gains}.
 """
 
 
@@ -171,11 +174,11 @@ def bioimage_io(source: Path) -> Path:
 
 def _described(session: Session, folder: Path, version: str) -> dict[str, Any]:
     """Return the description of a package, and write its documentation into ``folder``."""
-    info, known = session.info, spec_of(session.info.name)
+    info, source = session.info, spec_of(session.info.name).source
     half = info.frames // 2
     name = f"emdn {info.name.replace('@', ' ')} (electron microscopy denoising)"
     movie = f", each amid {2 * half} neighbours" if half else ""
-    description = f"Removes noise from electron micrographs{movie}. Network: {known.title}."
+    description = f"Removes noise from electron micrographs{movie}. Network: {source}."
     gains = [f"{gain} at {level}" for level, gain in info.quality.get("gain_db", {}).items()]
     text = _DOCUMENTATION.format(
         name=name, description=description, version=__version__, frames=info.frames,
@@ -185,7 +188,7 @@ def _described(session: Session, folder: Path, version: str) -> dict[str, Any]:
     channels = [f"frame {step:+d}" if step else "frame" for step in range(-half, half + 1)]
     sizes = {axis: {"min": _LEAST_SIDE, "step": 1} for axis in "yx"}
     of_input = {axis: {"tensor_id": "input", "axis_id": axis} for axis in "yx"}
-    cited = re.search(r"(arXiv|doi):([\w./]+\w)", known.source)
+    cited = re.search(r"(arXiv|doi):([\w./]+\w)", source)
     prefix = "10.48550/arXiv." if cited and cited[1] == "arXiv" else ""
     return {
         "type": "model",
@@ -193,7 +196,7 @@ def _described(session: Session, folder: Path, version: str) -> dict[str, Any]:
         "name": name,
         "description": description,
         "authors": [{"name": "The emdn developers"}],
-        "cite": [{"text": known.source, "doi": prefix + cited[2]}] if cited else [],
+        "cite": [{"text": source, "doi": prefix + cited[2]}] if cited else [],
         "license": "MIT",
         "version": __version__,
         "tags": ["denoising", "electron-microscopy", "in-situ", "low-dose", "2d"],

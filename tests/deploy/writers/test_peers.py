@@ -171,7 +171,7 @@ def test_a_selection_keeps_its_times(tmp_path, denoise, lattice):
         assert (time.name, time.units, time.step, time.origin) == ("time", "s", 1.5, 11.0)
 
 
-@pytest.mark.parametrize("options", [{}, {"compress": True}, {"dtype": "int32"}])
+@pytest.mark.parametrize("options", [{}, {"compress": True}])
 def test_a_hyperstack_stays_one(tmp_path, denoise, options):
     source = tmp_path / "a.tif"
     tifffile.imwrite(
@@ -179,13 +179,9 @@ def test_a_hyperstack_stays_one(tmp_path, denoise, options):
         metadata={"axes": "TZYX", "unit": "nm", "spacing": 2.5, "finterval": 0.25, "tunit": "s"},
     )  # fmt: skip
     target = denoise(source, **options)
-    assert target.name == "a_denoised.tif"
     assert steps(target) == steps(source)
     with tifffile.TiffFile(target) as file:
         assert (file.series[0].axes, file.series[0].shape) == ("TZYX", (2, 3, 24, 32))
-        if not options:
-            assert file.imagej_metadata["finterval"] == 0.25
-            assert (file.imagej_metadata["frames"], file.imagej_metadata["slices"]) == (2, 3)
     # Some of the frames are a plain stack.
     denoise(source, frames="1:5", **options)
     assert [name for name, *_ in steps(target)] == ["t", "y", "x"]
@@ -200,32 +196,25 @@ def test_a_tiff_keeps_the_time_between_frames(tmp_path, denoise, options):
     )  # fmt: skip
     target = denoise(source, **options)
     assert steps(target) == [("t", 0.25, "ms"), ("y", 40.0, "nm"), ("x", 20.0, "nm")]
-    hyperspy = pytest.importorskip("hyperspy.api")
-    time = hyperspy.load(target).axes_manager.navigation_axes[0]
-    assert (time.scale, time.units) == (0.25, "ms")
     assert steps(denoise(source, frames="::2", **options))[0] == ("t", 0.5, "ms")
 
 
-@pytest.mark.parametrize("sigma", [False, True])
-def test_min_is_white_stays_so(tmp_path, run, sigma):
+def test_min_is_white_stays_so(tmp_path, run):
     """scikit-image#1940: the same numbers, shown in the same way; electrons count down."""
     frames = np.random.default_rng(1).poisson(20, (4, 64, 64))
     white = {"photometric": "miniswhite"}
     tifffile.imwrite(tmp_path / "a.tif", (255 - frames).astype(np.uint8), **white)
     np.save(tmp_path / "b.npy", frames.astype(np.uint8))
-    down, up = (run(tmp_path / name, sigma=sigma) for name in ("a.tif", "b.npy"))
+    down, up = (run(tmp_path / name, sigma=True) for name in ("a.tif", "b.npy"))
     assert (down.intensity.gain, down.intensity.offset) == (-1.0, 255.0)
     assert down.intensity.scale == pytest.approx(up.intensity.scale, rel=1e-6)
     assert "electrons are taken to count down from 255" in down.intensity.note
     with tifffile.TiffFile(down.output) as file:
         assert file.pages.first.photometric.name == "MINISWHITE"
-        found = file.asarray()
-    np.testing.assert_allclose(255 - found, np.load(up.output), atol=1e-3)
-    if sigma:
-        with tifffile.TiffFile(down.sigma) as file:
-            assert file.pages.first.photometric.name == "MINISBLACK"
-            np.testing.assert_allclose(file.asarray(), np.load(up.sigma), atol=1e-3)
-        return
+        np.testing.assert_allclose(255 - file.asarray(), np.load(up.output), atol=1e-3)
+    with tifffile.TiffFile(down.sigma) as file:
+        assert file.pages.first.photometric.name == "MINISBLACK"
+        np.testing.assert_allclose(file.asarray(), np.load(up.sigma), atol=1e-3)
     (tmp_path / "run").mkdir()
     for number, frame in enumerate((255 - frames).astype(np.uint8)):
         tifffile.imwrite(tmp_path / f"run/{number}.tif", frame, **white)
