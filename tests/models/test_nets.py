@@ -50,7 +50,7 @@ def test_paper_gflop(name):
 def test_size_and_start(name, preset):
     """New nets start at the mean, zero in noise units, or at what they correct."""
     chosen = MODELS[name].presets[preset]
-    net, x = build(name, preset).eval(), torch.randn(1, chosen.frames, 32, 32)
+    net, x = build(name, preset).eval(), torch.randn(1, chosen.frames, 64, 64)
     assert sum(p.numel() for p in net.parameters()) == chosen.parameters
     assert net.multiple == chosen.multiple
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_size_and_start(name, preset):
             largest, other = (one(frame) for one in net.shrinkages)
             torch.testing.assert_close(joined[:, :3], torch.cat([largest, frame, other], 1))
             expected = largest
-    assert y.shape == (1, 1, 32, 32)
+    assert y.shape == (1, 1, 64, 64)
     if (name, preset) != ("unet", "paper"):  # the benchmark's has torch's own start
         torch.testing.assert_close(y, expected, atol=1e-3, rtol=0)
 
