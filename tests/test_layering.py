@@ -48,7 +48,7 @@ def violations(package: str, folder: Path) -> list[str]:
 
 
 FLOORS = (
-    "config errors stacks session dose noise_level noise_model bad_pixels",
+    "config errors stacks session dose noise_level bad_pixels",
     "readers writers output preprocess neighbours batching uncertainty denoiser dask_arrays report "
     "figures evaluate check.residual check.quick page",
     "denoise_file cluster watch check bench inspect",

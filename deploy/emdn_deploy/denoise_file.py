@@ -343,11 +343,8 @@ def _draw(work: Work, report: Report) -> None:
             name: stack.enter_context(renamed(path)) for name, path in report.pictures.items()
         }
         if (place := places.get("preview")) is not None:
-            number, unit = count // 2, scale.unit
-            # Pictures are drawn in a unit whose square float32 holds.
-            before, after = (
-                read(number, number + 1)[0] / np.float32(unit) for read in (ready.read, shown)
-            )
+            number = count // 2
+            before, after = (read(number, number + 1)[0] for read in (ready.read, shown))
             title = f"{frames.path.name}, frame {number} of {count}, {report.record['model']}"
             if scale.sigma:
                 title += f", {scale.scale:.3g} e/px"
@@ -355,7 +352,7 @@ def _draw(work: Work, report: Report) -> None:
                 title += f", {known:.4g} e/Å²"
             kind = report.pictures["preview"].suffix[1:].lower()
             axis = frames.axis("x")
-            figures.draw(place, before, after, scale.scaled(1 / unit), axis, title, kind)
+            figures.draw(place, before, after, scale, axis, title, kind)
         if (place := places.get("movie")) is not None:
             figures.movie(place, ready.read, shown, count, frames.time(), frames.axis("x"))
         if (place := places.get("report")) is not None:

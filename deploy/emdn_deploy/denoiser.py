@@ -155,13 +155,6 @@ class Denoiser:
             stacks.means(own)
             none = np.zeros(own.shape, np.float32) if with_sigma else None
             return Answer(own.copy(), np.zeros(len(own)), none)
-        if (unit := scale.unit) != 1:
-            made = self.answer(
-                frames * np.float32(1 / unit), scale.scaled(1 / unit), around=around,
-                usable=usable, with_sigma=with_sigma, batch=batch, alone=alone,
-            )  # fmt: skip
-            errors = None if made.sigma is None else made.sigma * np.float32(unit)
-            return Answer(made.frames * np.float32(unit), made.shifts * unit, errors)
         output, shifts = np.empty(own.shape, np.float32), np.zeros(len(own))
         sigmas = np.empty(own.shape, np.float32) if with_sigma else None
         seen = self.session.info.frames

@@ -67,7 +67,6 @@ class Sums:
     largest: float = 0.0
     saturated: int = 0
     filled: int = 0
-    missing: int = 0
     empty: list[int] = field(default_factory=list)
 
     def add(self, before: NDArray[np.float32], after: NDArray[Any]) -> None:
@@ -88,7 +87,6 @@ class Sums:
         """Count in what a block from frame ``start`` on preserves, and the shifts of its means."""
         self.saturated += part.saturated
         self.filled += part.filled
-        self.missing += part.missing
         self.empty += (start + np.flatnonzero(part.empty)).tolist()
         self.shift += part.frames[0].size * float(shifts.sum())
         self.largest = max(self.largest, float(np.abs(shifts).max()))
@@ -96,7 +94,7 @@ class Sums:
     def include(self, other: "Sums", first: int) -> None:
         """Count in the sums of other frames, the first of which is number ``first``."""
         for name in ("pixels", "before", "after", "squares", "clipped", "shift", "saturated",
-                     "filled", "missing"):  # fmt: skip
+                     "filled"):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.largest = max(self.largest, other.largest)
@@ -114,7 +112,6 @@ class Sums:
         more = {
             "saturated_input_pixels": self.saturated,
             "filled_in_single_frames": self.filled,
-            "without_value_in_single_frames": self.missing,
             "frames_without_values": ", ".join(map(str, self.empty)),
         }
         return {

@@ -183,12 +183,10 @@ def warnings(report: Report) -> list[str]:
     ratio, net = (report.record[f"{name}intensity_ratio"] for name in ("", "net_"))
     said = list(report.notes)
     if sums.filled:
+        stay = "" if integers else " (areas stay so)"
         said.append(
-            f"{sums.filled} pixels were not finite in some frames; filled from their neighbours"
+            f"{sums.filled} pixels were not finite in some frames; filled from neighbours{stay}"
         )
-    if sums.missing:
-        become = "were filled in" if integers else "stay so"
-        said.append(f"{sums.missing} pixels have no value in some frames, over areas, and {become}")
     if sums.empty:
         said.append(
             f"{len(sums.empty)} frames are blank or hold no value, and are left as they are "

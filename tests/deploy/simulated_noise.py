@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emdn_deploy import noise_model
-from emdn_deploy.noise_level import Sample
-from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy import dose
+from emdn_deploy.dose import NoiseModel
+from emdn_deploy.noise_level import NoiseLevel, sample
 
 Stack = np.ndarray
 Chance = np.random.Generator
@@ -15,8 +15,8 @@ Chance = np.random.Generator
 def estimate(frames: Stack, offset: float | None = None, bad: Stack | None = None) -> NoiseModel:
     """Measure frames (N, H, W)."""
     stack = np.asarray(frames, np.float32)
-    sample = Sample.of(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
-    return noise_model.estimate(sample, bad, offset)
+    runs = sample(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
+    return dose.noise_model(NoiseLevel(runs, bad), offset)
 
 
 def lattice(count: int, side: int, shifts: Stack) -> Stack:

@@ -8,7 +8,7 @@ import pytest
 
 from emdn_deploy import dose
 from emdn_deploy.dose import Intensity
-from emdn_deploy.noise_level import NoiseLevel, Sample
+from emdn_deploy.noise_level import NoiseLevel, sample
 from emdn_models.errors import EmdnError
 
 _SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_noise.py")))
@@ -18,8 +18,8 @@ BLUR = FAULTS["blur, share given to 4 neighbours"][0]
 
 def measure(frames, gain: float | None = None, offset: float | None = None) -> Intensity:
     stack = np.asarray(frames, np.float32)
-    sample = Sample.of(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
-    return dose.estimate(NoiseLevel(sample), gain, offset)
+    runs = sample(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
+    return dose.estimate(NoiseLevel(runs), gain, offset)
 
 
 def drifting(count: int, step: float):
@@ -174,7 +174,7 @@ def test_constant_stacks_are_named_and_tiny_ones_have_a_scale(shape, value: floa
     assert measure(np.full(shape, value), gain=2.5).gain == 2.5
 
 
-@pytest.mark.parametrize("factor", [1e-30, 0.02, 1e30])
+@pytest.mark.parametrize("factor", [1e-12, 0.02, 1e12])
 @pytest.mark.parametrize("kind", ["counts", "offset", "around zero", "one frame", "drift"])
 def test_the_unit_of_the_intensity_does_not_matter(lattice, kind: str, factor: float) -> None:
     frames = {

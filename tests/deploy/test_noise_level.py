@@ -14,12 +14,13 @@ def test_white_noise_is_not_spread_whatever_the_image(size: int) -> None:
         np.fft.rfft2(rng.normal(size=(size, size))) * (radius < 0.2), s=(size, size)
     )
     frame = (rng.normal(size=(size, size)) + 3 * film).astype(np.float32)
-    assert noise_level.frame_noise(frame, np.ones((size, size), bool))[1] == 1
+    assert noise_level.frame_noise(frame, np.ones((size, size), bool))[2] == 1
 
 
 @pytest.mark.parametrize(("count", "side"), [(1, 64), (2, 512), (64, 4096), (1000, 64)])
 def test_samples_are_bounded_and_spread(count: int, side: int) -> None:
-    starts, run = noise_level.sample_starts(count, (side, side))
+    spans = noise_level.sample(lambda start, stop: (start, stop), count, (side, side))
+    starts, run = [start for start, _ in spans], spans[0][1] - spans[0][0]
     assert len(starts) * run <= noise_level.MAX_FRAMES
     assert len(starts) * run * side**2 <= max(noise_level.MAX_PIXELS, run * side**2)
     assert run == min(3, count)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emdn_deploy import dose
-from emdn_deploy.noise_level import NoiseLevel, Sample
+from emdn_deploy.noise_level import NoiseLevel
 from emdn_models.errors import EmdnError
 
 SIMULATED = runpy.run_path(str(Path(__file__).with_name("simulated_noise.py")))
@@ -33,7 +33,7 @@ def test_faults_are_found_alone(fault: str) -> None:
     found = estimate(make(rate(60.0), np.random.default_rng(5), CLEAR[fault]))
     assert all(words in text for text in found.findings)
     assert len(found.findings) == 1
-    assert not found.in_training
+    assert found.findings
     assert found.correlated == (words == "correlated")
 
 
@@ -42,12 +42,10 @@ def test_faults_are_found_alone(fault: str) -> None:
 @pytest.mark.parametrize("dose", [0.05, 2.0, 100.0])
 def test_white_counts_have_no_fault(dose: float, count: int, drift: float) -> None:
     found = estimate(np.random.default_rng(2).poisson(rate(dose, count, drift=drift)))
-    assert found.in_training
     assert found.counting
     assert not found.correlated
     assert found.gain == pytest.approx(1, abs=0.06)
-    if not drift:
-        assert found.findings == ()
+    assert found.findings == ()
 
 
 def test_read_noise_lowers_an_offset_that_is_not_given() -> None:
@@ -96,9 +94,9 @@ def test_the_correlation_is_that_of_the_blur(share: float, moving: bool) -> None
 def test_scans_within_and_beyond_the_training_are_told_apart(share: float, seen: bool) -> None:
     rng = np.random.default_rng(10)
     found = estimate(FAULTS["rows flicker, of mean"][0](rate(200.0), rng, share))
-    assert numbers(found.findings[0]) == [pytest.approx(100 * share, rel=0.2)]
-    assert found.in_training == seen
-    assert ("within" in found.findings[0]) == seen
+    assert bool(found.findings) != seen
+    if not seen:
+        assert numbers(found.findings[0]) == [pytest.approx(100 * share, rel=0.2)]
 
 
 def test_one_frame_says_what_it_cannot_tell() -> None:
@@ -106,7 +104,7 @@ def test_one_frame_says_what_it_cannot_tell() -> None:
     frame = 3.0 * rng.poisson(rate(40.0, 1)).astype(np.float32)
     found = estimate(frame)
     # as it is denoised
-    assert found.gain == pytest.approx(dose.estimate(NoiseLevel(Sample([frame], 1))).gain)
+    assert found.gain == pytest.approx(dose.estimate(NoiseLevel([frame])).gain)
     assert np.isnan(found.gain_error)
     wide = np.repeat(np.repeat(frame, 2, axis=1), 2, axis=2)
     assert estimate((wide + np.roll(wide, 1, 1) + np.roll(wide, 1, 2)) / 3).correlated
@@ -115,10 +113,7 @@ def test_one_frame_says_what_it_cannot_tell() -> None:
 def test_frames_without_noise_repeats_and_tiny_frames_are_named() -> None:
     rng = np.random.default_rng(12)
     flat = estimate(np.full((4, 64, 64), 3.0))
-    assert not flat.in_training
     assert "no noise" in flat.findings[0]
-    twice = estimate(np.repeat(rng.poisson(rate(20.0, 4)), 2, axis=0))
-    assert any("repeat the one before" in text for text in twice.findings)
     assert estimate(rng.poisson(20.0, (6, 12, 20))).counting
 
 

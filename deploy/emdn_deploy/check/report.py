@@ -32,7 +32,7 @@ def headline(result: CheckResult) -> str:
     kinds = Counter(one for one in found if one != OUTSIDE).most_common()
     named = ", ".join(f"{number} {name}" if len(kinds) > 1 else name for name, number in kinds)
     words = f"{len(flagged)} of {count} frames flagged" + (f" ({named})" if named else "")
-    if not result.thresholds.noise.in_training:
+    if result.thresholds.outside:
         words = f"the noise is not what the models were trained on; {words}"
     return f"{result.word}: {words}, up to {result.by_chance} expected by chance"
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy.dose import NoiseModel
 from emdn_models.errors import EmdnError
 from emdn_models.metrics import mean_ratio, rings
 

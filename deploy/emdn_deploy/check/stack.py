@@ -21,7 +21,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.page import RunPage
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
-from emdn_deploy.readers.frames import WHITE, SeveralStacks
+from emdn_deploy.readers.frames import SeveralStacks
 from emdn_deploy.session import stored
 from emdn_deploy.writers import recorded
 from emdn_models import pretrained
@@ -208,11 +208,10 @@ def _refuse(frames: Frames, clean: Frames | None) -> None:
             f"{clean.path}: found {found}, expected {wanted} as in {frames.path}; "
             "take the frames that were denoised with --frames"
         )
-    if min(frames.shape[1:]) < LEAST or WHITE in frames.metadata:
-        is_white = "min-is-white " * (WHITE in frames.metadata)
+    if min(frames.shape[1:]) < LEAST:
         raise FormatError(
-            f"{frames.path}: found {is_white}frames of {frames.shape[1]} x {frames.shape[2]}, "
-            f"expected {LEAST} x {LEAST} or more for a check, in which electrons are bright"
+            f"{frames.path}: found frames of {frames.shape[1]} x {frames.shape[2]}, "
+            f"expected {LEAST} x {LEAST} or more for a check"
         )
 
 
@@ -226,7 +225,7 @@ def _check(
     with_page: bool,
 ) -> CheckResult:
     count, size = frames.shape[0], frames.shape[1:]
-    own = Thresholds.of(frames, ready, make, seed, options.offset)
+    own = Thresholds.of(frames, ready, make, seed)
     good, camera = own.good, own.camera
     # How far apart frames are that a denoised frame owes nothing to.
     apart = int(make.facts.get("model_frames", 1)) // 2 + 1
@@ -251,7 +250,7 @@ def _check(
     batch = options.batch or make.denoiser.batching.frames_per_run(size)
     for span in batching.blocks(0, count, batch):
         for number, before, after in zip(range(*span), *read(*span), strict=True):
-            if ready.recipe.blank and before.min() == before.max():
+            if before.min() == before.max():
                 continue  # blank, or without a value: not denoised
             judged.add(number, before, after)
             neighbours.add(number, before, after)
