@@ -1,13 +1,13 @@
-"""How a stack is cut, into batches of frames and tiles of a frame, and streamed through threads.
+"""How a stack is cut: batches of frames, tiles of a frame, neighbours beside each; and threads.
 
 A single frame is split by onnxruntime, every operation of it over all CPU cores. Of a stack each
-core takes whole frames, by a session with one thread of its own: splitting costs a wake-up of all
+core takes frames of its own, by a session with one thread: splitting costs a wake-up of all
 threads and a wait for the slowest at every operation, which grows with the number of cores while
 the work to split does not. Results are the same, bit for bit: no sum is taken across the cut.
 
 Frames too large for one run are cut into tiles. The halo of a tile is what the model sees beyond
 its cells of ``multiple`` pixels, rounded up to such, and tiles begin on multiples, so that every
-pixel sees what it sees in the whole frame. Halos are cropped, never blended.
+pixel sees what it sees in the uncut frame. Halos are cropped, never blended.
 
 Where a run fails for lack of memory, runs have half of its pixels from then on: fewer frames, down
 to one, and then tiles. None of it changes the result, but for the last digits where a GPU's library
@@ -18,21 +18,25 @@ import contextlib
 import logging
 import sys
 import threading
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.dose import Intensity
+from emdn_deploy.preprocess import Part
 from emdn_deploy.session import ModelInfo, Session
 from emdn_models.errors import DeviceMemoryError, ModelError
 
 Stack = NDArray[np.float32]
-Run = Callable[[Stack], Stack]
+Span = tuple[int, int]
 _B = TypeVar("_B")
 _T = TypeVar("_T")
 
@@ -55,7 +59,7 @@ def stream(
     read: Callable[[int, int], _B],
     compute: Callable[[_B], _T],
     write: Callable[[int, _B, _T], None],
-    spans: list[tuple[int, int]],
+    spans: list[Span],
     parallel: int = 1,
 ) -> None:
     """Read, compute and write blocks of frames at the same time; few of them are in memory.
@@ -73,7 +77,7 @@ def stream(
         deque(written, maxlen=0)
 
 
-def blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+def blocks(start: int, stop: int, size: int) -> list[Span]:
     """Cut frames ``start`` to ``stop`` into spans of at most ``size``."""
     return [(first, min(stop, first + size)) for first in range(start, stop, size)]
 
@@ -83,9 +87,8 @@ def ordered(
 ) -> Generator[_T, None, None]:
     """Yield ``work(item)`` in the order of the items, ``parallel`` of them at a time.
 
-    ``items`` is asked for the next one in the caller's thread, and only so far ahead that
-    no thread runs dry: at most ``2 * parallel`` are begun and not yet yielded. Raises the error of
-    the first item in order that failed; those begun are waited for.
+    At most ``2 * parallel`` are begun and not yet yielded. Raises the error of the first item in
+    order that failed; those begun are waited for.
     """
     if parallel == 1:
         yield from map(work, items)
@@ -125,12 +128,8 @@ def _threaded(
 class Batching:
     """How many frames a run has, and how many runs go at the same time.
 
-    Attributes
-    ----------
-    pixels
-        The most of one run.
-    note
-        What had to give way where memory ran out; empty where nothing had to.
+    ``pixels``: the most of one run. ``note``: what had to give way where memory ran out; empty
+    where nothing had to.
     """
 
     def __init__(self, session: Session) -> None:
@@ -139,75 +138,49 @@ class Batching:
         self.pixels = sys.maxsize
         self.note = ""
 
-    def parallel_runs(self, count: int, size: tuple[int, ...]) -> int:
-        """Choose how many runs go at the same time for ``count`` frames of (H, W)."""
-        if self._session.device != "cpu":  # one is copied while the other is computed
-            return 2 if count > self.frames_per_run(size) else 1
-        threads, pixels = self._session.threads, min(size[0] * size[1], TILE_PIXELS)
-        return threads if count >= threads and threads * pixels <= _PARALLEL_PIXELS else 1
-
     def plan(self, count: int, size: tuple[int, ...], batch: int | None) -> tuple[int, int]:
-        """Choose how many runs of a stack go at the same time, and the frames of each.
+        """Choose how many runs of ``count`` frames (H, W) go at the same time, and their frames.
 
         ``batch``: frames a run, if they are asked for.
         """
-        parallel = self.parallel_runs(count, size)
+        if self._session.device != "cpu":  # one is copied while the other is computed
+            step = batch or self.frames_per_run(size)
+            return 2 if count > step else 1, step
+        threads, pixels = self._session.threads, min(size[0] * size[1], TILE_PIXELS)
+        parallel = threads if count >= threads and threads * pixels <= _PARALLEL_PIXELS else 1
         return parallel, batch or self.frames_per_run(size, alone=parallel > 1)
 
     def frames_per_run(self, size: tuple[int, ...], *, alone: bool = False) -> int:
-        """Choose how many frames of (H, W) share a run.
-
-        ``alone``: whether the run has one CPU thread, and others are beside it.
-        """
+        """Choose how many frames (H, W) share a run; ``alone``: with one CPU thread."""
         pixels = size[0] * size[1]
         if self._session.device != "cpu":
-            return self._that_fit(size, max(1, min(_DEVICE_FRAMES, _DEVICE_PIXELS // pixels)))
+            return max(1, min(_DEVICE_FRAMES, min(_DEVICE_PIXELS, self.pixels) // pixels))
         return int(np.clip((_ALONE_PIXELS if alone else _BATCH_PIXELS) // pixels, 1, 8))
 
-    def each(
-        self,
-        shape: tuple[int, ...],
-        work: Callable[[slice, bool], None],
-        batch: int | None,
-        *,
-        alone: bool,
-    ) -> None:
-        """Call ``work`` for parts of a stack (n, H, W), several at once where that is faster.
+    def denoise(self, frames: Stack, scale: Intensity, *, alone: bool) -> Stack:
+        """Denoise (n, H, W), or (n, F, H, W), by smaller batches and tiles as memory allows.
 
-        ``work`` takes a part, and whether it is to keep to one CPU thread; ``batch`` are the frames
-        of a part, None chooses; ``alone``: whether the caller itself is one of several.
-        """
-        count, size = shape[0], shape[1:]
-        parallel = 1 if alone else self.parallel_runs(count, size)
-        alone = alone or parallel > 1
-        step = batch or self.frames_per_run(size, alone=alone)
-        parts = [slice(*block) for block in blocks(0, count, step)]
-        deque(ordered(lambda part: work(part, alone), parts, parallel), maxlen=0)
-
-    def denoise(self, frames: Stack, scale: Intensity, out: Stack, *, alone: bool) -> None:
-        """Denoise into ``out``, (n, H, W), by smaller batches and by tiles as memory allows.
-
-        ``frames`` and ``alone`` are as of `emdn_deploy.session.Session.run`. Raises
-        DeviceMemoryError if memory does not suffice for one frame and the model cannot be tiled,
-        or not finer.
+        ``alone`` is that of `emdn_deploy.session.Session.run`. Raises DeviceMemoryError if memory
+        does not suffice for one frame and the model cannot be tiled, or not finer.
         """
 
-        def run(tile: Stack, into: Stack | None = None) -> Stack:
+        def run(part: Stack) -> Stack:
             try:
-                return self._session.run(tile, *scale.numbers, out=into, alone=alone)
+                return self._session.run(part, *scale.numbers, alone=alone)
             except DeviceMemoryError:
-                self._shrink(len(tile) * tile.shape[-2] * tile.shape[-1])
+                self._shrink(len(part) * part.shape[-2] * part.shape[-1])
                 raise
 
-        done, size = 0, out.shape[1:]
+        pixels, done = frames.shape[-2] * frames.shape[-1], 0
+        out = np.empty((len(frames), *frames.shape[-2:]), np.float32)
         while done < len(frames):
-            part = slice(done, done + self._that_fit(size, len(frames) - done))
             most = min(TILE_PIXELS, self.pixels)
+            part = slice(done, min(len(frames), done + max(1, self.pixels // pixels)))
             try:
-                if size[0] * size[1] <= most:
-                    run(frames[part], out[part])
+                if pixels <= most:
+                    out[part] = run(frames[part])
                 else:
-                    by_tiles(run, frames[part], self._session.info, out[part], most)
+                    out[part] = by_tiles(run, frames[part], self._session.info, most)
             except DeviceMemoryError:
                 continue  # fewer pixels are allowed now
             except ModelError as error:
@@ -217,15 +190,7 @@ class Batching:
                     f"{self.note}; {error}, allow more memory, or take fewer --threads"
                 ) from error
             done = part.stop
-
-    def _that_fit(self, size: tuple[int, ...], most: int) -> int:
-        """Return how many of ``most`` frames of (H, W) are run at once, 1 or more.
-
-        A device prepares itself for every new shape: by powers of two it meets few of them,
-        however many frames are left at the end.
-        """
-        count = max(1, min(most, self.pixels // (size[0] * size[1])))
-        return count if self._session.device == "cpu" else 1 << (count.bit_length() - 1)
+        return out
 
     def _shrink(self, failed: int) -> None:
         """Allow half of the pixels of a run that failed, and say so."""
@@ -238,21 +203,8 @@ class Batching:
         _log.warning("warning: memory ran out for %d pixels at once; trying %d", failed, half)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One tile along one axis: pixels ``keep`` of the frame come from pixels ``read``."""
-
-    read: slice
-    keep: slice
-
-    @property
-    def inner(self) -> slice:
-        """Return where the kept pixels lie in the tile."""
-        return slice(self.keep.start - self.read.start, self.keep.stop - self.read.start)
-
-
-def by_tiles(run: Run, frames: Stack, info: ModelInfo, out: Stack, most: int) -> None:
-    """Denoise (n, H, W), or (n, F, H, W), by tiles of at most ``most`` pixels into ``out``.
+def by_tiles(run: Callable[[Stack], Stack], frames: Stack, info: ModelInfo, most: int) -> Stack:
+    """Denoise (n, H, W), or (n, F, H, W), by tiles of at most ``most`` pixels; return (n, H, W).
 
     Raises ModelError if the model's tiles are not exact, or the halo leaves nothing of a tile.
     """
@@ -263,53 +215,101 @@ def by_tiles(run: Run, frames: Stack, info: ModelInfo, out: Stack, most: int) ->
             f"frames of {height} x {width} need tiles, and {info.name} ({info.preset}) does not "
             f"give the same result by tiles{f': {node}' if node else ''}; use another model"
         )
-    rows, columns = tiles((height, width), info, most)
-    for row in rows:
-        for column in columns:
-            for index in range(len(frames)):
-                # A contiguous copy: the crop of a frame is not, and a session wants one.
-                tile = np.ascontiguousarray(frames[index : index + 1, ..., row.read, column.read])
-                out[index, row.keep, column.keep] = run(tile)[0, row.inner, column.inner]
-
-
-def halo(info: ModelInfo) -> int:
-    """Return the border, in pixels, that a tile needs on every inner side.
-
-    Where the file does not say it, it follows from the field: that is centred on a pixel's cell
-    of ``multiple`` pixels, not on itself, so it reaches up to half a cell further to one side.
-    """
-    if info.halo is not None:
-        return info.halo
-    radius = (info.receptive_field + 1) // 2 + info.multiple // 2
-    return -(-radius // info.multiple) * info.multiple
-
-
-def tiles(size: tuple[int, int], info: ModelInfo, most: int) -> tuple[list[Tile], list[Tile]]:
-    """Cut a frame of (H, W) into rows and columns of tiles of at most ``most`` pixels."""
-    height, width = size
     side = int(most**0.5)
     limits = side, side
     if height <= side:
         limits = height, most // height
     elif width <= side:
         limits = most // width, width
-    return _along(height, limits[0], info), _along(width, limits[1], info)
+    out = np.empty((len(frames), height, width), np.float32)
+    axes = _cuts(height, limits[0], info), _cuts(width, limits[1], info)
+    for (rows, to_y, of_y), (columns, to_x, of_x) in product(*axes):
+        for index, frame in enumerate(frames):
+            out[index, to_y, to_x] = run(frame[None, ..., rows, columns])[0, of_y, of_x]
+    return out
 
 
-def _along(length: int, limit: int, info: ModelInfo) -> list[Tile]:
+def _cuts(length: int, limit: int, info: ModelInfo) -> list[tuple[slice, slice, slice]]:
+    """Cut an axis into tiles: what each reads, what it gives, and where that lies in the tile."""
     if limit >= length:
-        return [Tile(slice(0, length), slice(0, length))]
-    border = halo(info)
-    core = (limit - 2 * border) // info.multiple * info.multiple
+        return [(slice(length),) * 3]
+    core = (limit - 2 * info.halo) // info.multiple * info.multiple
     if core < 1:
         raise ModelError(
             f"{info.name} sees {info.receptive_field} pixels at once: tiles of {limit} pixels "
-            f"have nothing left inside their borders of {border}; use another model"
+            f"have nothing left inside their borders of {info.halo}; use another model"
         )
     # Tiles of one size, not a row of large ones and a sliver.
     count = -(-length // core)
     core = -(-length // (count * info.multiple)) * info.multiple
-    return [
-        Tile(slice(max(0, start - border), min(length, start + core + border)), slice(start, stop))
-        for start, stop in blocks(0, length, core)
-    ]
+    cuts = []
+    for start, stop in blocks(0, length, core):
+        first, last = max(0, start - info.halo), min(length, start + core + info.halo)
+        cuts.append((slice(first, last), slice(start, stop), slice(start - first, stop - first)))
+    return cuts
+
+
+def beside(
+    first: int, stop: int, count: int, frames: int, usable: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Number the ``frames`` that a model sees for each of the frames ``first`` to ``stop``.
+
+    Where there is no neighbour, at the ends of the stack of ``count`` frames, or it is not
+    ``usable`` (count,), the one on the other side stands in for it, or else the nearest usable one
+    that the model would see, or else the frame itself. So what other blocks of the stack hold
+    changes nothing. Returns (stop - first, frames), each frame itself in the middle.
+    """
+    half = frames // 2
+    steps = sorted(range(-half, half + 1), key=abs)[1:]
+
+    def neighbour(frame: int, step: int) -> int:
+        for number in (frame + step, frame - step, *(frame + other for other in steps)):
+            if 0 <= number < count and (usable is None or usable[number]):
+                return number
+        return frame
+
+    return np.array([
+        [neighbour(frame, step) if step else frame for step in range(-half, half + 1)]
+        for frame in range(first, stop)
+    ]).reshape(-1, frames)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a stack, ``around`` frames before and after which only help to denoise it.
+
+    ``frames`` are all of these (k, H, W), and ``usable`` (k,) says which may stand beside others.
+    """
+
+    start: int
+    part: Part
+    frames: Stack
+    around: tuple[int, int]
+    usable: NDArray[np.bool_]
+
+
+def reader(
+    take: Callable[[int, int], Part], spans: list[Span], half: int, count: int
+) -> Callable[[int, int], Block]:
+    """Return a reader of ``spans`` of ``count`` frames, each with ``half`` before and after it.
+
+    At the ends of the stack there are fewer. ``take(start, stop)`` gives corrected frames; each is
+    read once, as the spans follow each other and a few are remembered.
+    """
+    first, last = (spans[0][0], spans[-1][1]) if spans else (0, 0)
+    beyond = (max(0, first - half), first), (last, min(count, last + half))
+    pieces = [span for span in (beyond[0], *spans, beyond[1]) if span[0] < span[1]]
+    starts = [start for start, _ in pieces]
+    part = lru_cache(maxsize=2 * half + 1)(take)
+
+    def read(start: int, stop: int) -> Block:
+        own, low, high = part(start, stop), max(0, start - half), min(count, stop + half)
+        near = pieces[bisect_right(starts, low) - 1 : bisect_left(starts, high)]
+        parts, some = [part(*span) for span in near], slice(low - near[0][0], high - near[0][0])
+        frames, empty = (
+            np.concatenate([getattr(one, name) for one in parts])[some]
+            for name in ("frames", "empty")
+        )
+        return Block(start, own, frames, (start - low, high - stop), ~empty)
+
+    return read

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.config import Device, Precision
+from emdn_deploy.config import Device, Precision, text_table
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import Session, usable_cpus
-from emdn_models import MODELS, console, pretrained
+from emdn_models import MODELS, pretrained
 from emdn_models.errors import EmdnError
 
 Row = dict[str, Any]
@@ -281,7 +281,7 @@ def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) ->
     """Say what ran: model, precision, device asked for and got, threads, batch and size."""
     return {
         "model": session.info.name,
-        "precision": session.precision,
+        "precision": session.info.precision,
         "asked": asked,
         "got": session.device,
         "threads": session.threads,
@@ -339,7 +339,7 @@ def digits(value: float) -> float:
 def table(rows: Sequence[Row]) -> str:
     """Lay rows out for people; what all have in common stands above them, once."""
     head, names, text = cells(rows)
-    return f"{head}\n{console.table(names, text)}"
+    return f"{head}\n{text_table(names, text)}"
 
 
 def cells(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:

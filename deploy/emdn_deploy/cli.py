@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +18,10 @@ from emdn_deploy.config import (
     Numbers,
     On,
     Threads,
+    new_app,
+    run_app,
     takes_options,
 )
-from emdn_models import console
 from emdn_models.errors import EmdnError, OutputError
 
 MODEL = "Default: unet, or unet@movie if frames show one scene. See: emdn-deploy models."
@@ -31,8 +32,9 @@ _REFERENCE = "As it was denoised with."
 _DEFAULT = DenoiseOptions()
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 
-app = console.app("Denoise electron-microscopy frames.")
+app = new_app("Denoise electron-microscopy frames.")
 
 
 @app.command()
@@ -49,9 +51,7 @@ def denoise(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON per input instead of text.")
-    ] = False,
+    as_json: Json = False,
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of dask, whose workers denoise.")
     ] = None,
@@ -63,20 +63,17 @@ def denoise(
     ] = False,
 ) -> None:
     """Denoise files of frames into files of the same shape and units."""
-    pictures = (options.preview, options.movie, options.report)
-    single = options.output is not None or any(one and not one.is_dir() for one in pictures)
-    if len(sources) > 1 and single:
+    from emdn_deploy import denoise_file, report, writers
+    from emdn_deploy.denoiser import Denoiser
+
+    drawn = (getattr(options, name) for name in report.PICTURES)
+    if len(sources) > 1 and (options.output or any(one and not one.is_dir() for one in drawn)):
         raise typer.BadParameter(
             "-o, --preview, --movie and --report take a single input; give folders for several: "
             "--out-dir, --preview, --movie, --report"
         )
-    if scheduler and workers:
-        raise typer.BadParameter("--scheduler has workers of its own; leave out --workers")
-    if join and not (scheduler or workers):
-        raise typer.BadParameter("--join is for --scheduler or --workers")
-    from emdn_deploy import denoise_file, report, writers
-    from emdn_deploy.denoiser import Denoiser
-
+    if (scheduler and workers) or (join and not (scheduler or workers)):
+        raise typer.BadParameter("give one of --scheduler and --workers; --join is for these")
     opened: dict[str | None, Denoiser] = {}
     elsewhere = None
     if (scheduler or workers) and not dry_run:
@@ -84,16 +81,17 @@ def denoise(
 
         found = cluster.connected(scheduler, workers, options.threads, join=join)
         elsewhere = context.with_resource(found)
-    pairs = [(source, _pictured(own)) for source, own in writers.targets_of(sources, options)]
+    pairs = writers.targets_of(sources, options)
     failed, alone = [], 0
     for source, own in pairs:
+        own = _in_folders(own, report.PICTURES)
         try:
             if dry_run:
                 plan = denoise_file.plan(source, own)
-                _show(report.as_json(plan) if as_json else report.planned(plan))
+                print(report.as_json(plan) if as_json else report.planned(plan))
                 continue
             done = denoise_file.run(source, own, _progress(), opened, elsewhere=elsewhere)
-            _show(report.as_json(done) if as_json else report.lines(done))
+            print(report.as_json(done) if as_json else report.summary(done))
             alone += done.frames == 1
         except EmdnError as error:
             if len(pairs) == 1:
@@ -101,7 +99,7 @@ def denoise(
             failed.append(str(source))
             print(f"error: {error}", file=sys.stderr)
     if alone > 1 and not as_json:
-        console.say(
+        print(
             f"note       {alone} files of one frame each, denoised one by one; those of one movie "
             "are better denoised together: give the folder, or the pattern in quotes"
         )
@@ -159,7 +157,7 @@ def models() -> None:
     """List the shipped models: size, cost and measured quality."""
     from emdn_deploy import inspect
 
-    console.say(inspect.models())
+    print(inspect.models())
 
 
 @app.command()
@@ -173,7 +171,7 @@ def inspect(
     from emdn_deploy.readers import Choice
 
     for line in inspect.describe(file, Choice(dataset, axes)):
-        console.say(line)
+        print(line)
 
 
 @app.command()
@@ -192,16 +190,14 @@ def bench(
     device: On = _DEFAULT.device,
     precision: Numbers = _DEFAULT.precision,
     threads: Threads = _DEFAULT.threads,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON instead of text.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Time the models on this machine, about a minute for frames of 256 x 256."""
     from emdn_deploy import bench
 
     names = list(filter(None, (models or "").split(",")))
     found = bench.bench(names or None, size, rate, device, threads, precision)
-    _show(json.dumps(found._asdict()) if as_json else bench.text(found))
+    print(json.dumps(found._asdict()) if as_json else "\n".join(bench.text(found)))
 
 
 @app.command()
@@ -228,7 +224,7 @@ def evaluate(
     table = evaluation.evaluate(denoised, truth, noisy, data_range, Choice(dataset, axes))
     if csv is not None:
         evaluation.write_table(table, csv)
-    console.say("\n".join(evaluation.lines(table)))
+    print(*evaluation.lines(table), sep="\n")
 
 
 @app.command()
@@ -252,9 +248,7 @@ def check(
         typer.Option(metavar="FILE", help="Write a web page, .html."),
     ] = None,
     overwrite: Overwrite = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON instead of text.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Say, without the truth, which denoised frames can be trusted; status 3 if the stack fails."""
     from emdn_deploy import check as checking
@@ -268,10 +262,7 @@ def check(
         write_table(result.table, table)
     if report is not None:
         reports.write(report, result)
-    if as_json:
-        print(reports.as_json(result))
-    else:
-        console.say("\n".join(reports.checked(result)))
+    print(reports.as_json(result) if as_json else "\n".join(reports.checked(result)))
     if not result.passed:
         raise typer.Exit(FAILED)
 
@@ -290,24 +281,13 @@ def _check(
     check_targets(list(filter(None, wanted)), list(filter(None, read)), overwrite=overwrite)
 
 
-def _pictured(options: DenoiseOptions) -> DenoiseOptions:
+def _in_folders(options: DenoiseOptions, kinds: Mapping[str, Sequence[str]]) -> DenoiseOptions:
     """Name pictures that are to go into a folder after the output."""
-
-    def named(picture: Path | None, suffix: str) -> Path | None:
-        if picture is None or options.output is None or not picture.is_dir():
-            return picture
-        return picture / f"{options.output.stem}{suffix}"
-
-    preview, movie = named(options.preview, ".png"), named(options.movie, ".gif")
-    return replace(options, preview=preview, movie=movie, report=named(options.report, ".html"))
-
-
-def _show(result: str | list[str]) -> None:
-    """Print one line of JSON as it is, lines for people in the terminal's width."""
-    if isinstance(result, str):
-        print(result)
-    else:
-        console.say("\n".join(result))
+    stem = options.output.stem if options.output else ""
+    return replace(options, **{
+        name: path / f"{stem}{kinds[name][0]}"
+        for name in kinds if (path := getattr(options, name)) and path.is_dir()
+    })  # fmt: skip
 
 
 def _progress() -> Callable[[int, int], None]:
@@ -329,5 +309,5 @@ def _progress() -> Callable[[int, int], None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; see `emdn_models.console.run` for how it leaves."""
-    console.run(app, argv)
+    """Run the command line; see `emdn_deploy.config.run_app` for how it leaves."""
+    run_app(app, argv)

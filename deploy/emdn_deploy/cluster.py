@@ -31,11 +31,10 @@ from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import Progress, Work
 from emdn_deploy.denoiser import opened
 from emdn_deploy.output import Output, Stamps, State, Sums, key_of, stamps
-from emdn_deploy.preprocess import Part, Prepared, Recipe
+from emdn_deploy.preprocess import Answer, Part, Prepared, Recipe
 from emdn_deploy.readers import Choice, Frames, open_selected
 from emdn_deploy.readers.frames import select
 from emdn_deploy.session import usable_cpus
-from emdn_deploy.stacks import Answer
 from emdn_deploy.writers import SIGMA, Provenance, Storage
 from emdn_deploy.writers.hdf5 import dataset_of
 from emdn_models import __version__

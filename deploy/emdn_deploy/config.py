@@ -1,8 +1,13 @@
-"""The options of ``emdn-deploy``: their names, defaults and help, written once."""
+"""The command line: options with defaults and help, how commands start and fail, and tables."""
 
 import functools
 import inspect
-from collections.abc import Callable
+import io
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,10 +15,15 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
+from emdn_models import __version__
+from emdn_models.errors import EmdnError
+
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "tf32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 Kind = Literal["h5", "hspy", "tif", "mrc", "npy", "zarr"]
 Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"]
+
+_log = logging.getLogger(__name__)
 
 Dataset = Annotated[
     str | None,
@@ -40,7 +50,7 @@ Model = Annotated[
 ]
 On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
 Numbers = Annotated[
-    Precision, typer.Option(help="What it computes with: a variant (see models), or tf32 on CUDA.")
+    Precision, typer.Option(help="Which variant of the model; see: emdn-deploy models.")
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
@@ -169,3 +179,74 @@ def takes_options(
         return run
 
     return decorate
+
+
+def new_app(about: str) -> typer.Typer:
+    """Make a command line with ``--version``, ``-v``, ``-q`` and the completion of shells."""
+    made = typer.Typer(
+        help=about, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    made.callback()(_every)
+    return made
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"emdn {__version__}")
+        raise typer.Exit
+
+
+def _every(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Where an error arose, for a report of a fault."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")
+    ] = False,
+) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    for package in ("emdn_models", "emdn_deploy", "emdn_train"):
+        logging.getLogger(package).setLevel(level)
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
+    """Run a command line to its end and leave the process by SystemExit.
+
+    0 when all went well, 1 on an error that emdn or the system names, 2 on wrong usage,
+    130 when the user interrupts.
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(args=None if argv is None else list(argv))
+    except (EmdnError, OSError, MemoryError) as error:
+        if _log.isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        typer.echo(f"error: {' '.join((str(error) or 'out of memory').split())}", err=True)
+        sys.exit(1)
+
+
+def text_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table for people, in the width of a terminal where the output goes to one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    for name, *cells in zip(names, *rows, strict=True):
+        right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells)
+        drawn.add_column(
+            name, justify="right" if right else "left", vertical="bottom", no_wrap=" " not in name
+        )
+    for row in rows:
+        drawn.add_row(*row)
+    text = io.StringIO()
+    Console(file=text, width=None if sys.stdout.isatty() else 10**4, markup=False).print(drawn)
+    return "\n".join(line.rstrip().replace("─", "-") for line in text.getvalue().splitlines())

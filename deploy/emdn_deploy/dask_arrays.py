@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.preprocess import Recipe
-from emdn_deploy.stacks import Answer, Stack
+from emdn_deploy.preprocess import Answer, Recipe, Stack
 
 if TYPE_CHECKING:
     from emdn_deploy.denoiser import Denoiser
@@ -14,9 +13,7 @@ if TYPE_CHECKING:
 _FRAMES = 16  # of a block, if blocks are so short that most of it would be neighbours of others
 
 
-def denoised(
-    model: "Denoiser", stack: Any, recipe: Recipe, *, with_sigma: bool, batch: int | None
-) -> Answer:
+def denoised(model: "Denoiser", stack: Any, recipe: Recipe, *, with_sigma: bool) -> Answer:
     """Denoise a dask array (N, H, W) into others, with the neighbours of each block.
 
     Blocks along y and x are joined. The shifts of the answer, not known before it is computed, are
@@ -36,9 +33,7 @@ def denoised(
         place = block_info[0]["chunk-location"][0]
         around = half if place else 0, half if place < last else 0
         # Other blocks are computed beside it, by dask's own threads.
-        made, _ = model.block(
-            raw, recipe, around=around, with_sigma=with_sigma, batch=batch, alone=last > 0
-        )
+        made, _ = model.block(raw, recipe, around=around, with_sigma=with_sigma, alone=last > 0)
         return np.stack([made.frames] if made.sigma is None else [made.frames, made.sigma])
 
     chunks = ((1 + with_sigma,), *stack.chunks)

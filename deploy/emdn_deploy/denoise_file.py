@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emdn_deploy import neighbours, preprocess, uncertainty, writers
-from emdn_deploy.batching import blocks, stream
+from emdn_deploy import preprocess, uncertainty, writers
+from emdn_deploy.batching import Block, blocks, reader, stream
 from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.neighbours import Block
+from emdn_deploy.denoiser import MOVIE_FRAMES, Denoiser, compare
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
-from emdn_deploy.preprocess import Prepared, Recipe
+from emdn_deploy.preprocess import Answer, Prepared, Recipe, Stack
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list, open_selected
 from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import (
@@ -26,10 +25,9 @@ from emdn_deploy.report import (
     Report,
     facts_of,
     late_facts,
-    lines,
+    summary,
     warnings,
 )
-from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
@@ -278,12 +276,12 @@ def choose(
         return seen(None, "no model for movies is there")
     if lead > 1:
         return seen(None, f"no movie: frames along {lead} axes")
-    if count < neighbours.LEAST:
-        return seen(None, f"no movie: fewer than {neighbours.LEAST} frames")
+    if count < MOVIE_FRAMES:
+        return seen(None, f"no movie: fewer than {MOVIE_FRAMES} frames")
     if not ready.scale.sigma:
         return seen(None, "no noise to compare them by")
     single, _ = seen(None, "")
-    scene = neighbours.compare(
+    scene = compare(
         lambda number: ready.read(number, number + 1)[0],
         lambda some: single.run(some, ready.scale),
         count,
@@ -324,7 +322,7 @@ def denoise_frames(
     progress(output.done, last - first)
     spans = blocks(first + output.done, last, batch)
     half = denoiser.session.info.frames // 2
-    read = neighbours.reader(ready.take, spans, half, total)
+    read = reader(ready.take, spans, half, total)
     stream(read, compute, write, spans, parallel)
 
 
@@ -356,15 +354,16 @@ def _draw(work: Work, report: Report) -> None:
         if (place := places.get("movie")) is not None:
             figures.movie(place, ready.read, shown, count, frames.time(), frames.axis("x"))
         if (place := places.get("report")) is not None:
-            from emdn_deploy.page import RunPage
 
             def both(number: int) -> tuple[Stack, Stack]:
                 return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
 
             checked = report.check
             unjudged = set(range(count)).difference(checked.frames if checked else ())
-            page = RunPage(frames, scale, both, _flagged(checked) if checked else {}, unjudged)
-            text = page.html(report.source.name, checked.line if checked else "", lines(report))
+            page = figures.RunPage(
+                frames, scale, both, _flagged(checked) if checked else {}, unjudged
+            )
+            text = page.html(report.source.name, checked.line if checked else "", summary(report))
             place.write_text(text, encoding="utf-8")
 
 

@@ -1,22 +1,37 @@
-"""Denoise arrays: a session that stays open, and the one-call form of it."""
+"""Denoise arrays: a model that stays open, and the one-call form of it.
+
+The mean of a frame of H x W pixels is known far better from the frame itself, to
+1 / sqrt(electrons), than any net makes of it. So what the net lost or added, on average
+over the frame, is given back to every pixel alike. A factor instead of a shift would scale
+the error of a bright place over the frame.
+"""
 
 import functools
 import logging
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emdn_deploy import neighbours, preprocess, stacks, uncertainty
-from emdn_deploy.batching import Batching
+from emdn_deploy import preprocess, uncertainty
+from emdn_deploy.batching import Batching, Stack, beside, blocks, ordered
 from emdn_deploy.config import DenoiseOptions, Device, Precision
 from emdn_deploy.dose import Intensity
-from emdn_deploy.preprocess import Part, Recipe
+from emdn_deploy.preprocess import Answer, Part, Recipe
+from emdn_deploy.readers.frames import channels_last, frames_last, odd_axis
 from emdn_deploy.session import open_session
-from emdn_deploy.stacks import Answer, Stack
 from emdn_deploy.uncertainty import Calibration
+from emdn_models.errors import FormatError
+
+MOVIE_FRAMES = 5
+"""Frames of a stack from which on it is looked at as a movie."""
+DRIFT = 4
+"""Largest shift between neighbours, in pixels, at which they are looked for."""
+_ALIKE = 0.5
+_PAIRS, _SIDE = 6, 512
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +43,7 @@ class Denoiser:
     ``threads``, ``precision`` and the errors are those of `emdn_deploy.session.open_session`. It
     pickles as what it was opened with: a process that unpickles it opens the model once. A model
     that sees several frames (``unet@movie``) denoises each with its neighbours in the stack
-    (`emdn_deploy.neighbours.beside`); it takes movies (T, H, W) only.
+    (`emdn_deploy.batching.beside`); it takes movies (T, H, W) only.
     """
 
     def __init__(
@@ -53,12 +68,7 @@ class Denoiser:
         return cls(options.model, options.device, options.threads, options.precision)
 
     def denoise(
-        self,
-        frames: ArrayLike,
-        *,
-        gain: float | None = None,
-        offset: float | None = None,
-        batch: int | None = None,
+        self, frames: ArrayLike, *, gain: float | None = None, offset: float | None = None
     ) -> NDArray[np.float32]:
         """Denoise a frame or a stack.
 
@@ -71,8 +81,6 @@ class Denoiser:
             takes (T, H, W). Of a dask array only a sample is computed now, for the scale.
         gain, offset
             Units per electron and reading without electrons; None to estimate.
-        batch
-            Frames per run; None chooses.
 
         Returns
         -------
@@ -85,15 +93,10 @@ class Denoiser:
             If ``frames`` are not frames of real numbers (FormatError), or ``gain`` or ``offset``
             cannot be theirs.
         """
-        return self._as_a_file(frames, gain, offset, batch, with_sigma=False).frames
+        return self._of_array(frames, gain, offset, with_sigma=False).frames
 
     def denoise_with_sigma(
-        self,
-        frames: ArrayLike,
-        *,
-        gain: float | None = None,
-        offset: float | None = None,
-        batch: int | None = None,
+        self, frames: ArrayLike, *, gain: float | None = None, offset: float | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Denoise as `denoise`, in all eight orientations, at eight times the cost.
 
@@ -103,7 +106,7 @@ class Denoiser:
         """
         if self.calibration is None:
             _log.warning("sigma: %s", uncertainty.note(self.session.info, None))
-        made = self._as_a_file(frames, gain, offset, batch, with_sigma=True)
+        made = self._of_array(frames, gain, offset, with_sigma=True)
         assert made.sigma is not None
         return made.frames, made.sigma
 
@@ -112,11 +115,9 @@ class Denoiser:
         """Return how the model's error follows from spread and noise, None if unknown."""
         return uncertainty.calibration_of(self.session.info)
 
-    def run(
-        self, frames: Stack, scale: Intensity, *, batch: int | None = None, alone: bool = False
-    ) -> Stack:
+    def run(self, frames: Stack, scale: Intensity) -> Stack:
         """Denoise (n, H, W) with a known scale: the frames of `answer`."""
-        return self.answer(frames, scale, batch=batch, alone=alone).frames
+        return self.answer(frames, scale).frames
 
     def answer(
         self,
@@ -129,10 +130,9 @@ class Denoiser:
         batch: int | None = None,
         alone: bool = False,
     ) -> Answer:
-        """Denoise (n, H, W) with a known scale, by tiles where frames are too large.
+        """Denoise (n, H, W), finite, with a known scale; each frame keeps its mean.
 
-        Each frame comes back with its own mean (see `emdn_deploy.stacks`), and all as they are
-        where ``scale`` says that there is no noise.
+        Frames come back as they are where ``scale`` says that there is no noise.
 
         Parameters
         ----------
@@ -152,35 +152,38 @@ class Denoiser:
         first, stop = around[0], len(frames) - around[1]
         own = frames[first:stop]
         if not scale.sigma:
-            stacks.means(own)
-            none = np.zeros(own.shape, np.float32) if with_sigma else None
-            return Answer(own.copy(), np.zeros(len(own)), none)
+            return Answer(
+                own.copy(), np.zeros(len(own)), np.zeros_like(own) if with_sigma else None
+            )
         output, shifts = np.empty(own.shape, np.float32), np.zeros(len(own))
         sigmas = np.empty(own.shape, np.float32) if with_sigma else None
-        seen = self.session.info.frames
-        numbers = neighbours.beside(first, stop, len(frames), seen, usable)
+        seen, size = self.session.info.frames, own.shape[1:]
+        numbers = beside(first, stop, len(frames), seen, usable)
+        parallel, step = self.batching.plan(len(own), size, batch)
+        if alone:
+            parallel, step = 1, batch or self.batching.frames_per_run(size, alone=True)
+        single = alone or parallel > 1
 
-        def one(part: slice, alone: bool) -> None:
-            wanted = stacks.means(own[part], part.start)
+        def one(span: tuple[int, int]) -> None:
+            part = slice(*span)
+            means = own[part].mean(axis=(1, 2), dtype=np.float64)
+            share = 1 / uncertainty.ORIENTATIONS if with_sigma else 1.0
+
+            def denoised(stack: Stack) -> Stack:
+                made = self.batching.denoise(stack, scale, alone=single)
+                added = means - made.mean(axis=(1, 2), dtype=np.float64)
+                made += added.astype(np.float32)[:, None, None]
+                shifts[part] += share * added
+                return made
+
             given = own[part] if seen == 1 else frames[numbers[part]]
-
-            def denoised(stack: Stack, into: Stack, share: float = 1) -> Stack:
-                self.batching.denoise(stack, scale, into, alone=alone)
-                shifts[part] += share * stacks.keep_means(wanted, into)
-                return into
-
             if sigmas is None:
-                denoised(given, output[part])
+                output[part] = denoised(given)
                 return
-
-            def turned(stack: Stack) -> Stack:
-                into = np.empty((len(stack), *stack.shape[-2:]), np.float32)
-                return denoised(stack, into, 1 / uncertainty.ORIENTATIONS)
-
-            output[part], variance = uncertainty.ensemble(turned, given)
+            output[part], variance = uncertainty.ensemble(denoised, given)
             sigmas[part] = uncertainty.estimate(output[part], variance, scale, self.calibration)
 
-        self.batching.each(own.shape, one, batch, alone=alone)
+        list(ordered(one, blocks(0, len(own), step), parallel))
         return Answer(output, shifts, sigmas)
 
     def block(
@@ -190,7 +193,6 @@ class Denoiser:
         *,
         around: tuple[int, int] = (0, 0),
         with_sigma: bool = False,
-        batch: int | None = None,
         alone: bool = False,
     ) -> tuple[Answer, Part]:
         """Denoise some frames (n, H, W) of a stack whose recipe is known: gaps, bad pixels and all.
@@ -206,36 +208,29 @@ class Denoiser:
         seen = np.concatenate([part.frames for part in parts])
         empty = np.concatenate([part.empty for part in parts])
         made = self.answer(
-            seen, recipe.scale, around=around, usable=~empty, with_sigma=with_sigma, batch=batch,
-            alone=alone,
-        )  # fmt: skip
+            seen, recipe.scale, around=around, usable=~empty, with_sigma=with_sigma, alone=alone
+        )
         return parts[1].finish(made), parts[1]
 
-    def _as_a_file(
-        self,
-        frames: ArrayLike,
-        gain: float | None,
-        offset: float | None,
-        batch: int | None,
-        *,
-        with_sigma: bool,
+    def _of_array(
+        self, frames: ArrayLike, gain: float | None, offset: float | None, *, with_sigma: bool
     ) -> Answer:
         """Denoise an array as `emdn_deploy.denoise_file` does a file."""
         if isinstance(frames, np.ma.MaskedArray):  # what is masked has no value
             frames = np.ma.filled(frames.astype(np.float32), np.nan)
-        array: Any = frames if stacks.is_dask(frames) else np.asarray(frames)
-        stack = stacks.as_stack(array)
+        array: Any = frames if is_dask(frames) else np.asarray(frames)
+        stack = as_stack(array)
         if self.session.info.frames > 1:
-            stacks.check_one_axis(array.shape, self.session.info.name)
+            check_one_axis(array.shape, self.session.info.name)
         recipe = preprocess.recipe_of_array(stack, array.dtype, gain, offset)
         for said in recipe.notes if recipe.scale.sigma else (recipe.scale.note,):
             _log.warning("warning: %s", said)
-        if stacks.is_dask(stack):
+        if is_dask(stack):
             from emdn_deploy import dask_arrays
 
-            made = dask_arrays.denoised(self, stack, recipe, with_sigma=with_sigma, batch=batch)
+            made = dask_arrays.denoised(self, stack, recipe, with_sigma=with_sigma)
         else:
-            made, part = self.block(stack, recipe, with_sigma=with_sigma, batch=batch)
+            made, part = self.block(stack, recipe, with_sigma=with_sigma)
             stay = 0 if part.preserved is None else int(part.preserved.sum())
             if recipe.faulty.any() or stay or part.filled:
                 _log.warning(
@@ -263,3 +258,122 @@ def denoise(
 ) -> NDArray[np.float32]:
     """Denoise frames (..., H, W) in one call, as `Denoiser.denoise`."""
     return Denoiser(model, device, precision=precision).denoise(frames)
+
+
+def as_stack(frames: ArrayLike) -> Stack:
+    """Check an array (..., H, W), or (..., H, W, 1), and return it as (N, H, W) float32.
+
+    A dask array stays one. Raises FormatError, which names the remedy, if the rank or the dtype is
+    wrong, or an axis looks like channels or detectors.
+    """
+    lazy = is_dask(frames)
+    array: Any = frames if lazy else np.asarray(frames)
+    shape = array.shape
+    if array.ndim < 2 or 0 in shape or array.dtype.kind not in "buif":
+        raise FormatError(
+            f"frames has shape {shape} and dtype {array.dtype}, expected (..., H, W) real numbers"
+        )
+    if array.ndim > 2 and shape[-1] == 1 < shape[-2]:
+        array = array[..., 0]
+    elif channels_last(shape):
+        raise FormatError(
+            f"frames has shape {shape}, expected (..., H, W), and the last axis looks like "
+            "channels: pass one of them, such as frames[..., 0], or "
+            "numpy.moveaxis(frames, -1, 0) if it counts frames"
+        )
+    elif frames_last(shape):
+        _log.warning(
+            "warning: frames of shape %s are taken as %d of %d x %d; pass "
+            "numpy.moveaxis(frames, -1, 0) if they are %d of %d x %d",
+            shape, *shape, shape[2], *shape[:2],
+        )  # fmt: skip
+    *lead, height, width = array.shape
+    plain = array.astype(np.float32) if lazy else np.ascontiguousarray(array, dtype=np.float32)
+    stack: Stack = plain.reshape(-1, height, width)
+    if odd := odd_axis(lambda number: np.asarray(stack[number]), lead):
+        raise FormatError(
+            f"frames has shape {shape}, and the {lead[odd[0]]} along axis {odd[0]} look like "
+            f"detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
+            f"denoise each by itself, or all at one scale by frames.reshape(-1, {height}, {width})"
+        )
+    return stack
+
+
+def is_dask(array: object) -> bool:
+    """Say whether an array is one of dask's, without importing dask."""
+    return type(array).__module__.startswith("dask.")
+
+
+def check_one_axis(shape: tuple[int, ...], model: str) -> None:
+    """Refuse a lone frame, and frames along several axes, for a model that sees neighbours."""
+    frame = shape[-3:] if len(shape) > 2 and shape[-1] == 1 < shape[-2] else shape[-2:]
+    if sum(length > 1 for length in shape[: -len(frame)]) != 1:
+        raise FormatError(
+            f"frames has shape {shape}, and {model} sees neighbours in time: pass (T, H, W), one "
+            "channel or position at a time, or take another model"
+        )
+
+
+class Scene(NamedTuple):
+    """How alike neighbouring frames of a stack are, medians of several pairs.
+
+    ``likeness``: the share of one frame's structure that the next one shows, shifted by up to
+    `DRIFT` pixels, 1 for the same scene and 0 for another; ``error``: its standard deviation by
+    counting noise; ``drift``: the shift in pixels.
+    """
+
+    likeness: float
+    error: float
+    drift: float
+
+    @property
+    def movie(self) -> bool:
+        """Say whether neighbours help: unless they clearly show something else."""
+        return self.likeness + 2 * self.error > _ALIKE
+
+    def __str__(self) -> str:
+        share = f"{100 * self.likeness:.0f} ± {100 * self.error:.1f} % alike"
+        if self.movie:
+            return f"neighbouring frames are {share}, drift {self.drift:.1f} pixels a frame"
+        return f"neighbouring frames are only {share}, within {DRIFT} pixels"
+
+
+def compare(
+    read: Callable[[int], Stack], denoise: Callable[[Stack], Stack], count: int, offset: float
+) -> Scene:
+    """Compare frames of a stack of two or more with the next ones.
+
+    A denoised frame is the template that is looked for in its noisy neighbour: the correlation is
+    an unbiased estimate of what both share, with a known error. ``read`` gives a frame (H, W) by
+    its number, ``denoise`` maps (n, H, W) to the same; ``offset``: the reading without electrons.
+    """
+    found = []
+    for number in np.unique(np.linspace(0, count - 2, _PAIRS).astype(int)).tolist():
+        pair = np.stack([_middle(read(number + step)) for step in (0, 1)])
+        levels = pair.mean((1, 2), dtype=np.float64) - offset
+        if not levels.all() or not pair.std((1, 2)).all():
+            continue  # an empty frame
+        template, after = (
+            (frame - frame.mean(dtype=np.float64)) / level
+            for frame, level in zip((denoise(pair[:1])[0], pair[1]), levels, strict=True)
+        )
+        power = float((template**2).sum())
+        if not power:
+            continue
+        spectrum = np.fft.rfft2(after) * np.fft.rfft2(template).conj()
+        shared = np.fft.irfft2(spectrum, after.shape) / power
+        reach = [min(DRIFT, (side - 1) // 2) for side in shared.shape]
+        near = np.roll(shared, reach, (0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
+        y, x = np.unravel_index(int(near.argmax()), near.shape)
+        shift = float(np.hypot(y - reach[0], x - reach[1]))
+        found.append((float(near.max()), float(after.std()) / power**0.5, shift))
+    if not found:
+        return Scene(0.0, np.inf, 0.0)
+    likeness, error, drift = np.median(found, axis=0)
+    return Scene(float(likeness), float(error) / len(found) ** 0.5, float(drift))
+
+
+def _middle(frame: Stack) -> Stack:
+    starts = [max(0, side - _SIDE) // 2 for side in frame.shape]
+    rows, columns = (slice(start, start + _SIDE) for start in starts)
+    return np.ascontiguousarray(frame[rows, columns])

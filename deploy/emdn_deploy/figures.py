@@ -1,6 +1,15 @@
-"""Pictures of a stack before and after: one frame with its spectra, and an animated GIF."""
+"""Pictures of a stack before and after: a frame with spectra, an animated GIF, and a web page.
 
-from collections.abc import Callable
+The page stands alone: nothing is loaded, and it stays below 10 MB for any stack, of which it shows
+some frames, binned where they are large.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from html import escape
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -11,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emdn_deploy.dose import Intensity
-from emdn_deploy.readers.frames import Axis
-from emdn_models.errors import OutputError
+from emdn_deploy.readers.frames import Axis, Frames
 
 if TYPE_CHECKING:  # matplotlib takes half a second
     from matplotlib.axes import Axes
@@ -26,6 +34,9 @@ MAX_FRAMES = 100
 MIN_SIDE, MAX_SIDE = 256, 512
 FRAME_MS = 80
 STRIP, _GAP = 20, 4
+# Of the page: frames of the slice through time and pixels read for it, frames with pictures, bytes
+# of these, and cells of the strip of verdicts.
+_ROWS, _READ, _SHOWN, _BYTES, _CELLS = 512, 2**28, 64, 6_500_000, 1000
 
 
 def draw(
@@ -41,7 +52,7 @@ def draw(
 
     That is in units of the noise which ``scale`` expects. Below are the power spectra of the three
     at the same limits. A scale bar is drawn where ``axis`` along x is calibrated; ``kind`` of file
-    is named as Matplotlib does. Raises OutputError.
+    is named as Matplotlib does.
     """
     from matplotlib.figure import Figure
 
@@ -71,10 +82,7 @@ def draw(
         panel.set_title(name, fontsize=10)
     for panel in grid.ravel():
         panel.set_axis_off()
-    try:
-        figure.savefig(path, dpi=100, format=kind)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    figure.savefig(path, dpi=100, format=kind)
 
 
 def contrast(frame: NDArray[Any]) -> tuple[float, float]:
@@ -139,7 +147,7 @@ def movie(
 
     ``read(start, stop)`` of both sides gives (k, H, W) in the same units; each is shown in the
     contrast of its middle frame. ``time`` and ``length`` calibrate the frames and their x axis,
-    where known. Raises OutputError.
+    where known.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -171,16 +179,147 @@ def movie(
         canvas.draw()
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., 0].copy())
 
-    try:
-        picture(int(numbers[0])).save(
-            path, format="GIF", save_all=True, duration=FRAME_MS, loop=0,
-            append_images=(picture(int(number)) for number in numbers[1:]),
-        )  # fmt: skip
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    picture(int(numbers[0])).save(
+        path, format="GIF", save_all=True, duration=FRAME_MS, loop=0,
+        append_images=(picture(int(number)) for number in numbers[1:]),
+    )  # fmt: skip
 
 
-def binned(frame: NDArray[Any], step: int) -> NDArray[Any]:
+class RunPage:
+    """Reads some frames of a stack before and after, and makes a page of them.
+
+    ``read(number)`` gives a frame (H, W) before and after, in the stack's units. ``flagged``: what
+    was found in a frame, by its number; the others are within noise. ``unjudged``: numbers of
+    frames that were not judged, such as blank ones.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        scale: Intensity,
+        read: Callable[[int], tuple[NDArray[Any], NDArray[Any]]],
+        flagged: Mapping[int, str],
+        unjudged: Collection[int] = (),
+    ) -> None:
+        count, height, width = frames.shape
+        self._frames, self._scale = frames, scale
+        self._flagged, self._unjudged = flagged, set(unjudged)
+        self._step = -(-max(height, width) // MAX_SIDE)
+        self._numbers = range(0, count, -(-count // min(_ROWS, max(64, _READ // height // width))))
+        self._rows, self._pictures = list[Any](), dict[int, list[str]]()
+        # Three pictures a frame, of a byte a pixel in four letters for three.
+        most = int(np.clip(_BYTES * self._step**2 // (4 * height * width), 4, _SHOWN)) // 2
+        first = min(flagged, default=count // 2)
+        shown = {first, *range(0, count, -(-count // most))}
+        shown |= {*sorted(flagged)[:: -(-len(flagged) // most) or 1]}
+        for number in sorted(shown.union(self._numbers)):
+            # In electrons.
+            pair = [(one.astype(float) - scale.offset) / scale.gain for one in read(number)]
+            small = [_binned(one, self._step) for one in pair]
+            if number in self._numbers:
+                self._rows.append([*map(np.mean, pair), *(one[len(one) // 2] for one in small)])
+            if number in shown:
+                self._pictures[number] = self._drawn(*small)
+            if number == first:
+                at = tuple(slice(max(0, n - MAX_SIDE) // 2, (n + MAX_SIDE) // 2)
+                           for n in (height, width))  # fmt: skip
+                file, electrons = BytesIO(), replace(scale, gain=1.0, offset=0.0)
+                title = f"frame {number}, its middle, in electrons"
+                draw(file, pair[0][at], pair[1][at], electrons, frames.axis("x"), title)
+                self._spectra = _text(file)
+
+    def _drawn(self, before: NDArray[Any], after: NDArray[Any]) -> list[str]:
+        """Draw a binned frame before and after, and their difference over the expected noise."""
+        spread = self._scale.pixel_gain / self._scale.gain / self._step**2
+        noise = np.sqrt(spread * np.maximum(after, 0.01 * self._scale.scale))
+        files = []
+        for values, (low, high) in (
+            (before, contrast(before)),
+            (after, contrast(after)),
+            ((before - after) / noise, (-4.0, 4.0)),
+        ):
+            grey = np.clip(np.rint((values - low) / max(high - low, 1e-30) * 255), 0, 255)
+            file = BytesIO()
+            Image.fromarray(grey.astype(np.uint8)).save(file, "PNG")
+            files.append(_text(file))
+        return files
+
+    def html(self, title: str, headline: str, summary: str = "", sections: str = "") -> str:
+        """Return the page.
+
+        ``headline``: of the stack, in a line that starts with PASS, WARN or FAIL; empty if it was
+        not judged. ``summary``: plain text. ``sections``: HTML.
+        """
+        count = self._frames.shape[0]
+        cells = np.zeros(min(count, _CELLS), int)
+        for state, numbers in ((1, self._unjudged), (2, self._flagged)):
+            cells[[number * len(cells) // count for number in numbers]] = state
+        facts = {
+            "count": count,
+            "cells": cells.tolist(),
+            "frames": [
+                {"number": number, "words": self._words(number), "pictures": pictures,
+                 "flagged": number in self._flagged}
+                for number, pictures in self._pictures.items()
+            ],
+        }  # fmt: skip
+        size = f"; {self._step} x {self._step} pixels are one here" if self._step > 1 else ""
+        texts = {
+            "TITLE": escape(title),
+            "WORD": headline.partition(":")[0].lower(),
+            "HEADLINE": escape(headline or "not judged"),
+            "SIZE": size,
+            "SPECTRA": self._spectra,
+            "TIME": self._drawn_time(),
+            "SUMMARY": escape(summary),
+            "SECTIONS": sections,
+            "DATA": json.dumps(facts).replace("<", "\\u003c"),
+        }
+        page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+        return re.sub("__([A-Z]+)__", lambda found: texts[found[1]], page)
+
+    def _words(self, number: int) -> str:
+        """Say of a frame when it was taken and what was found in it."""
+        found = "not judged" if number in self._unjudged else "within noise"
+        words = f"frame {number} of {self._frames.shape[0]}"
+        if time := self._frames.time():
+            words += f", {time.origin + number * (time.step or 0):.4g} {time.units}"
+        return f"{words}: {self._flagged.get(number, found)}"
+
+    def _drawn_time(self) -> str:
+        """Draw means and dose over time, and the middle row."""
+        from matplotlib.figure import Figure  # takes half a second
+
+        before, after, *slices = (np.array(one) for one in zip(*self._rows, strict=True))
+        time, width = self._frames.time() or Axis(units="frame", step=1.0), self._frames.shape[2]
+        step = time.step or 1.0
+        when, half = time.origin + step * np.array(self._numbers), step * self._numbers.step / 2
+        area = self._frames.dose(1.0)
+        dose = before * (area or 1)
+        figure = Figure(figsize=(12, 7), layout="constrained")
+        (means, arrived), images = figure.subplots(2, 2)
+        means.plot(when, before, color="0.6", lw=3)  # seen where the other one covers it
+        means.plot(when, after, color="tab:red", lw=1)
+        means.set(title="mean, electrons a pixel: before (grey), after (red)", xlabel=time.units)
+        name = f"dose so far, {'e/Å²' if area else 'electrons a pixel'}"
+        arrived.plot(when, np.cumsum(dose) * self._numbers.step)
+        arrived.set(title=f"{name}; {dose.mean():.4g} a frame", xlabel=time.units)
+        for panel, rows, name in zip(images, slices, ("before", "after"), strict=True):
+            low, high = contrast(rows)
+            ends = (0, width, when[-1] + half, when[0] - half)
+            panel.imshow(rows, cmap="gray", vmin=low, vmax=high, aspect="auto", extent=ends)
+            panel.set(title=f"middle row over time, {name}", ylabel=time.units, xticks=[])
+            scale_bar(panel, width, self._frames.axis("x"))
+        file = BytesIO()
+        figure.savefig(file, dpi=100)
+        return _text(file)
+
+
+def _text(file: BytesIO) -> str:
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _binned(frame: NDArray[Any], step: int) -> NDArray[Any]:
     """Average squares of ``step`` pixels of (H, W), or what there is of them."""
     height, width = (max(1, length // step) for length in frame.shape)
     cut = frame[: height * step, : width * step]

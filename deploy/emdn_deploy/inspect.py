@@ -6,14 +6,16 @@ from pathlib import Path
 
 import h5py
 
-from emdn_deploy import batching, neighbours, preprocess
-from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.readers import Choice, is_pattern, open_frames
+from emdn_deploy import preprocess
+from emdn_deploy.batching import TILE_PIXELS
+from emdn_deploy.config import DenoiseOptions, text_table
+from emdn_deploy.denoiser import MOVIE_FRAMES
+from emdn_deploy.readers import Choice, Frames, is_pattern, open_frames
 from emdn_deploy.readers.frames import SeveralStacks
 from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.report import intensity_words
-from emdn_models import checkpoint, console, pretrained
-from emdn_models.errors import EmdnError, FormatError, ModelError
+from emdn_models import checkpoint, pretrained
+from emdn_models.errors import EmdnError, FormatError
 
 
 def describe(path: Path, choice: Choice) -> Iterator[str]:
@@ -38,8 +40,7 @@ def _model(path: Path) -> Iterator[str]:
 
     info = open_session(path, "cpu", 1).info
     yield f"{path}: an emdn model"
-    yield f"  sha256  {info.sha256}"
-    for key, value in info.text.items():
+    for key, value in {"sha256": info.sha256, **info.text}.items():
         yield f"  {key}  {value}"
 
 
@@ -59,42 +60,51 @@ def _frames(path: Path, choice: Choice) -> Iterator[str]:
         yield from _several(path, several)
         return
     with opened as frames:
-        count, height, width = frames.shape
         yield f"{path}: {frames.format}"
-        yield _row("taken", f"{frames.dataset or 'all of it'} ({frames.why})")
-        yield _row("frames", f"{count} of {height} x {width}, {frames.dtype}")
-        yield _row("stored", f"{frames.stored_shape}, axes {frames.order}")
-        for letter, axis in zip(frames.order, frames.axes, strict=True):
-            step = "not calibrated" if axis.step is None else f"{axis.step:g} {axis.units}".strip()
-            name = f" ({axis.name})" if axis.name and axis.name != letter else ""
-            yield _row(f"axis {letter}", step + name)
-        for key, value in frames.metadata.items():
-            yield _row(key, value)
-        for note in filter(None, (*frames.notes, frames.missing)):
-            yield _row("note", note)
-        try:
-            ready = preprocess.prepare(frames, DenoiseOptions())
-        except EmdnError as error:
-            yield _row("intensity", f"{error}")
-            return
-        yield _row("intensity", intensity_words(ready.scale))
-        if known_dose := frames.dose(ready.scale.scale):
-            yield _row("dose", f"{known_dose:.4g} e/Å² a frame, if the gain is right")
-        yield _row("bad pixels", f"{ready.bad_pixels}")
-        if ready.gap_pixels:
-            yield _row("gaps", f"{ready.gap_pixels} pixels flagged or without a value")
-        flags = ready.recipe.flags
-        if flags.limit:
-            saturated = int(flags.saturated.sum())
-            said = f"{saturated} pixels at {flags.limit:g} or above in the frames looked at"
-            yield _row("saturated", said)
-        for note in ready.recipe.notes:
-            yield _row("note", note)
-        size = "whole frames" if height * width <= batching.TILE_PIXELS else "by tiles"
-        model, movie = pretrained.default_model(), pretrained.movie_model()
-        if movie and max(frames.stored_shape[:-2], default=1) == count >= neighbours.LEAST:
-            model = f"{movie} if frames show one scene, else {model},"
-        yield _row("model", f"{model} unless --model says otherwise, {size}")
+        for name, value in (*_stored(frames), *_measured(frames)):
+            yield f"  {name:10} {value}"
+
+
+def _stored(frames: Frames) -> Iterator[tuple[str, object]]:
+    """Yield what the file says of its frames."""
+    count, height, width = frames.shape
+    yield "taken", f"{frames.dataset or 'all of it'} ({frames.why})"
+    yield "frames", f"{count} of {height} x {width}, {frames.dtype}"
+    yield "stored", f"{frames.stored_shape}, axes {frames.order}"
+    for letter, axis in zip(frames.order, frames.axes, strict=True):
+        step = "not calibrated" if axis.step is None else f"{axis.step:g} {axis.units}".strip()
+        name = f" ({axis.name})" if axis.name and axis.name != letter else ""
+        yield f"axis {letter}", step + name
+    yield from frames.metadata.items()
+    for note in filter(None, (*frames.notes, frames.missing)):
+        yield "note", note
+
+
+def _measured(frames: Frames) -> Iterator[tuple[str, object]]:
+    """Yield what a sample of the frames shows, and by which model they would be denoised."""
+    try:
+        ready = preprocess.prepare(frames, DenoiseOptions())
+    except EmdnError as error:
+        yield "intensity", error
+        return
+    yield "intensity", intensity_words(ready.scale)
+    if dose := frames.dose(ready.scale.scale):
+        yield "dose", f"{dose:.4g} e/Å² a frame, if the gain is right"
+    yield "bad pixels", ready.bad_pixels
+    if ready.gap_pixels:
+        yield "gaps", f"{ready.gap_pixels} pixels flagged or without a value"
+    flags = ready.recipe.flags
+    if flags.limit:
+        saturated = int(flags.saturated.sum())
+        yield "saturated", f"{saturated} pixels at {flags.limit:g} or above in the frames looked at"
+    for note in ready.recipe.notes:
+        yield "note", note
+    count, height, width = frames.shape
+    size = "uncut frames" if height * width <= TILE_PIXELS else "by tiles"
+    model, movie = pretrained.default_model(), pretrained.movie_model()
+    if movie and max(frames.stored_shape[:-2], default=1) == count >= MOVIE_FRAMES:
+        model = f"{movie} if frames show one scene, else {model},"
+    yield "model", f"{model} unless --model says otherwise, {size}"
 
 
 def _several(path: Path, several: SeveralStacks) -> Iterator[str]:
@@ -109,43 +119,23 @@ def _several(path: Path, several: SeveralStacks) -> Iterator[str]:
     yield f"  choose    {shlex.join(words)}"
 
 
-def _row(name: str, value: str) -> str:
-    return f"  {name:10} {value}"
-
-
-def models_table() -> list[dict[str, str]]:
-    """Return a row of text per shipped model.
-
-    The default is marked by ``*``, GFLOP are those of one 256 x 256 frame, and ``dB at 0.12`` is
-    the improvement at that signal to noise per pixel on the fixed test split (``make quality``).
-    """
-    try:
-        default, rows = pretrained.default_model(), []
-        for name, entry in pretrained.index()["models"].items():
-            gains = entry.get("quality", {}).get("gain_db", {})
-            row = {
-                "name": name + (" *" if name == default else ""),
-                "precision": ", ".join(pretrained.precisions(name)),
-                "MB": f"{(pretrained.WEIGHTS / entry['file']).stat().st_size / 1e6:.2f}",
-                "parameters": f"{entry['parameters']:,}",
-                "GFLOP": f"{float(entry['gflop_256']):.2f}",
-            }
-            rows.append(row | {f"dB at {level}": f"{gain:.1f}" for level, gain in gains.items()})
-        return rows
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{pretrained.WEIGHTS / 'index.json'}: is damaged ({error!r}); reinstall emdn"
-        ) from error
-
-
 def models() -> str:
-    """Return the table of shipped models as printed; what all have in common stands below."""
-    rows = models_table()
-    notes = ["* the default; NAME@movie sees five frames of a movie, its dB are of a scene at rest"]
-    notes.append(
-        "GFLOP for one frame of 256 x 256; dB: gain over the noisy frame at that signal to noise "
-        "a pixel"
-    )
+    """Return the table of shipped models: size, cost, and gain on the fixed test split."""
+    rows = []
+    for name, entry in pretrained.index()["models"].items():
+        row = {
+            "name": name + (" *" if name == pretrained.default_model() else ""),
+            "precision": ", ".join(pretrained.precisions(name)),
+            "MB": f"{(pretrained.WEIGHTS / entry['file']).stat().st_size / 1e6:.2f}",
+            "parameters": f"{entry['parameters']:,}",
+            "GFLOP": f"{float(entry['gflop_256']):.2f}",
+        }
+        gains = entry.get("quality", {}).get("gain_db", {})
+        rows.append(row | {f"dB at {level}": f"{gain:.1f}" for level, gain in gains.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[row.get(name, "-") for name in names] for row in rows]
-    return "\n".join([console.table(names, cells), *notes])
+    return "\n".join([
+        text_table(names, [[row.get(name, "-") for name in names] for row in rows]),
+        "* the default; NAME@movie sees five frames of a movie, its dB are of a scene at rest",
+        "GFLOP for one frame of 256 x 256; dB: gain over the noisy frame at that signal to noise "
+        "a pixel",
+    ])  # fmt: skip

@@ -11,10 +11,10 @@ from napari.qt.threading import FunctionWorker, create_worker
 from napari.types import LayerDataTuple
 from napari.utils.notifications import show_error
 
-from emdn_deploy import preprocess, stacks
+from emdn_deploy import preprocess
 from emdn_deploy.batching import blocks
 from emdn_deploy.config import Device
-from emdn_deploy.denoiser import opened
+from emdn_deploy.denoiser import as_stack, check_one_axis, opened
 from emdn_deploy.report import intensity_words
 from emdn_models import pretrained
 
@@ -54,9 +54,9 @@ def denoised(layer: Image, model: str, device: Device) -> Generator[int, None, L
     Its pixels are float32 in the same units.
     """
     data = layer.data[0] if layer.multiscale else layer.data
-    denoiser, stack = opened(model, device, None, "fp32"), stacks.as_stack(data)
+    denoiser, stack = opened(model, device, None, "fp32"), as_stack(data)
     if half := denoiser.session.info.frames // 2:
-        stacks.check_one_axis(data.shape, model)
+        check_one_axis(data.shape, model)
     recipe = preprocess.recipe_of_array(stack, data.dtype)
     count, made = len(stack), np.empty(stack.shape, np.float32)
     for start, stop in blocks(0, count, denoiser.batching.frames_per_run(stack.shape[1:])):

@@ -29,8 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy import writers
-from emdn_deploy.preprocess import Part
-from emdn_deploy.stacks import Answer
+from emdn_deploy.preprocess import Answer, Part
 from emdn_deploy.writers import Layout, Provenance, partial_of, storable
 from emdn_models.errors import EmdnError, FormatError, OutputError
 from emdn_models.files import locked

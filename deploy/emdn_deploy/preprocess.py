@@ -20,7 +20,6 @@ from emdn_deploy.dose import Intensity, NoiseModel
 from emdn_deploy.noise_level import NoiseLevel, sample
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE, Axis
-from emdn_deploy.stacks import Answer
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
@@ -28,6 +27,19 @@ Read = Callable[[int, int], Stack]
 
 _RIM = 2  # pixels around gaps and saturated areas, of which a network saw one side only
 _COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good as others
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What becomes of a stack (n, H, W): frames, each with the mean of its input.
+
+    ``shifts``: (n,) what was added to each so that it is: mean(in) - mean(out of the net).
+    ``sigma``: (n, H, W), standard deviation of the error; None where it was not asked for.
+    """
+
+    frames: Stack
+    shifts: NDArray[np.float64]
+    sigma: Stack | None = None
 
 
 @dataclass(frozen=True)

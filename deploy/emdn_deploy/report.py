@@ -30,18 +30,10 @@ PICTURES = {"preview": (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif",
 class Report:
     """What a run did.
 
-    Attributes
-    ----------
-    resumed
-        How many of the frames an earlier, interrupted run had made.
-    seconds
-        From the first frame read to the last written, in this run.
-    record
-        How the output came about, as it stands in the output.
-    sigma
-        Where the standard deviations lie, a dataset or a file.
-    check
-        What `emdn_deploy.check.quick` says, None where there is no noise.
+    ``resumed``: how many of the frames an earlier, interrupted run had made. ``seconds``: from the
+    first frame read to the last written, in this run. ``record``: how the output came about, as it
+    stands in the output. ``sigma``: where the standard deviations lie, a dataset or a file.
+    ``check``: what the quick check of every run says, None where there is no noise.
     """
 
     source: Path
@@ -68,26 +60,22 @@ def facts_of(
 ) -> Provenance:
     """Say how an output comes about; ``seen`` is what the model sees of the stack."""
     frames, scale, info = ready.frames, ready.scale, denoiser.session.info
-    calibration = denoiser.calibration if options.sigma else None
-    sigma: dict[str, Any] = {}
-    if options.sigma:
-        sigma = {
-            "ensemble": uncertainty.ORIENTATIONS,
-            "sigma": uncertainty.note(info, denoiser.calibration),
-        }
-    if calibration is not None:
-        sigma |= {
-            "sigma_spread": calibration.spread,
-            "sigma_noise": calibration.noise,
-            "sigma_window": uncertainty.WINDOW,
-        }
-    references = {name: str(path) for name in REFERENCES if (path := getattr(options, name))}
-    optional = {
+    optional: dict[str, Any] = {
         "input_notes": "; ".join(frames.notes),
         "gap_pixels": ready.gap_pixels,
         "saturated_from": ready.recipe.flags.limit,
         "notes": "; ".join(ready.recipe.notes),
+        **{name: path and str(path) for name in REFERENCES if (path := getattr(options, name))},
     }
+    if options.sigma:
+        known = denoiser.calibration
+        optional |= {
+            "ensemble": uncertainty.ORIENTATIONS,
+            "sigma": uncertainty.note(info, known),
+            "sigma_spread": known and known.spread,
+            "sigma_noise": known and known.noise,
+            "sigma_window": known and uncertainty.WINDOW,
+        }
     return {
         "program": "emdn-deploy",
         "version": __version__,
@@ -95,7 +83,7 @@ def facts_of(
         "preset": info.preset,
         "model_frames": info.frames,
         "neighbours": seen,
-        "precision": denoiser.session.precision,
+        "precision": info.precision,
         "model_sha256": info.sha256,
         "weights_sha256": info.text.get("weights_sha256", ""),
         "device": denoiser.session.device,
@@ -115,8 +103,6 @@ def facts_of(
         "frame_mean": "kept: each denoised frame was shifted to the mean of its input",
         "bad_pixels": ready.bad_pixels,
         **{name: one for name, one in optional.items() if one},
-        **references,
-        **sigma,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -139,7 +125,7 @@ def intensity_words(scale: Intensity) -> str:
     )
 
 
-def lines(report: Report) -> list[str]:
+def summary(report: Report) -> str:
     """Return what is printed after a run."""
     known, sums = report.record, report.sums
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
@@ -147,34 +133,32 @@ def lines(report: Report) -> list[str]:
     seen = known["neighbours"]
     seen = "" if seen == "each frame by itself" else f", {seen}"
     source = f"{report.source} {known['input_dataset']}".rstrip()
-    integers = np.dtype(known["output_dtype"]).kind != "f"
-    each = f"{sums.saturated / max(1, report.frames):.6g}"
-    rows = [
-        ("frames", f"{report.frames} from {source}{resumed}"),
-        ("speed", f"{report.frames_per_s:.1f} frames/s, file to file"),
-        ("model", f"{model} on {known['device']}{seen}"),
-        ("intensity", intensity_words(report.intensity)),
-        ("mean", f"out/in {known['intensity_ratio']:.5f} (network alone "
-         f"{known['net_intensity_ratio']:.5f}, worst frame {100 * known['largest_shift']:.2g} % "
-         "off, corrected)"),
-        ("check", known.get("check")),
-        ("bad", known["bad_pixels"]
-         and f"{known['bad_pixels']} pixels filled from their neighbours"),
-        ("gaps", "gap_pixels" in known
-         and f"{known['gap_pixels']} pixels of every frame are flagged or without a value, and "
-         "keep it"),
-        ("saturated", sums.saturated
-         and f"{each} pixels a frame, at {known['saturated_from']:g} or above, keep their value"),
-        ("empty", sums.empty
-         and f"{len(sums.empty)} frames are blank or hold no value, left as they are"),
-        *(("note", note) for note in report.notes),
-        ("saturated", integers
-         and f"{sums.clipped} pixels outside the range of {known['output_dtype']}"),
-        ("sigma", report.sigma and f"{known['sigma']}; in {report.sigma}"),
-        ("output", report.output),
-        *report.pictures.items(),
-    ]  # fmt: skip
-    return [f"{name:10} {words}" for name, words in rows if words]
+    rows = {
+        "frames": f"{report.frames} from {source}{resumed}",
+        "speed": f"{report.frames_per_s:.1f} frames/s, file to file",
+        "model": f"{model} on {known['device']}{seen}",
+        "intensity": intensity_words(report.intensity),
+        "mean": f"out/in {known['intensity_ratio']:.5f} (network alone "
+        f"{known['net_intensity_ratio']:.5f}, worst frame {100 * known['largest_shift']:.2g} % "
+        "off, corrected)",
+        "check": known.get("check"),
+        "bad": known["bad_pixels"] and f"{known['bad_pixels']} pixels filled from their neighbours",
+        "gaps": "gap_pixels" in known
+        and f"{known['gap_pixels']} pixels of every frame are flagged or without a value, and "
+        "keep it",
+        "saturated": sums.saturated
+        and f"{sums.saturated / max(1, report.frames):.6g} pixels a frame, at "
+        f"{known['saturated_from']:g} or above, keep their value",
+        "empty": sums.empty
+        and f"{len(sums.empty)} frames are blank or hold no value, left as they are",
+        "note": "; ".join(report.notes),
+        "clipped": np.dtype(known["output_dtype"]).kind != "f"
+        and f"{sums.clipped} pixels outside the range of {known['output_dtype']}",
+        "sigma": report.sigma and f"{known['sigma']}; in {report.sigma}",
+        "output": report.output,
+        **report.pictures,
+    }
+    return "\n".join(f"{name:10} {words}" for name, words in rows.items() if words)
 
 
 def warnings(report: Report) -> list[str]:
@@ -205,7 +189,7 @@ def warnings(report: Report) -> list[str]:
     return said
 
 
-def planned(plan: dict[str, Any]) -> list[str]:
+def planned(plan: dict[str, Any]) -> str:
     """Return what is printed by a dry run, of what `emdn_deploy.denoise_file.plan` says."""
     count, height, width = plan["shape"]
     what = f"{plan['format']} {plan['dataset']}".rstrip()
@@ -216,7 +200,7 @@ def planned(plan: dict[str, Any]) -> list[str]:
     ]
     if plan["sigma"]:
         text.append(f"  standard deviations in {plan['sigma']}, at about eight times the time")
-    return text
+    return "\n".join(text)
 
 
 def as_json(result: Report | dict[str, Any]) -> str:

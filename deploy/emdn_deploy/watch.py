@@ -27,8 +27,8 @@ from typing import Any, NamedTuple, TypeVar
 import h5py
 import numpy as np
 
-from emdn_deploy import denoise_file, neighbours, preprocess, writers
-from emdn_deploy.batching import blocks
+from emdn_deploy import denoise_file, preprocess, writers
+from emdn_deploy.batching import blocks, reader
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import Sums, claimed, discard, disk, save_map
@@ -403,7 +403,7 @@ class _Growing:
         """Denoise frames up to ``stop`` of those that are there, with their neighbours."""
         ready = Prepared(self._read(), self._recipe)
         spans = blocks(self.done, stop, self._batch)
-        read = neighbours.reader(ready.take, spans, self.half, there)
+        read = reader(ready.take, spans, self.half, there)
         for start, end in spans:
             block = read(start, end)
             made = self._denoiser.answer(

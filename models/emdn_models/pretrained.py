@@ -49,7 +49,7 @@ def default_model() -> str:
 def movie_model(precision: str = "fp32") -> str | None:
     """Name the model for movies, which sees neighbouring frames; None where there is none."""
     name = f"{default_model()}@movie"
-    return name if name in index()["models"] and precision in (*precisions(name), "tf32") else None
+    return name if name in index()["models"] and precision in precisions(name) else None
 
 
 def onnx_path(name: str, precision: str = "fp32") -> Path:

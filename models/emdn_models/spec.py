@@ -24,7 +24,7 @@ class Preset:
     frames: int = 1  # consecutive ones that the net sees, odd; it denoises the middle one
     # Border, in pixels, that a tile of the exported graph needs: whole cells of ``multiple``. None
     # for what follows from a receptive field that lies evenly around a pixel's cell
-    # (`emdn_deploy.batching.halo`). The export checks it.
+    # (`emdn_deploy.session.ModelInfo`). The export checks it.
     halo: int | None = None
     whole_frame: str = ""  # what makes tiles differ from the frame, in a net that cannot be tiled
 

@@ -17,6 +17,7 @@ from emdn_deploy import Denoiser, batching, session
 from emdn_deploy.batching import Batching, blocks, stream
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoise_file import run
+from emdn_deploy.dose import Intensity
 from emdn_deploy.session import open_session
 from emdn_deploy.writers import recorded
 from emdn_models.errors import DeviceError, DeviceMemoryError, ModelError
@@ -29,6 +30,9 @@ ARENA = (
 )
 
 
+KNOWN = Intensity(9.0, 1.0, 0.0, 3.0, "")
+
+
 class Cramped:
     """Let runs of more than so many pixels fail; note those that are tried."""
 
@@ -36,21 +40,18 @@ class Cramped:
         self.tried: list[tuple[int, ...]] = []
         real = session._run
 
-        def into(handle: object, frames: np.ndarray, *rest: object) -> None:
+        def run(handle: object, feeds: dict[str, np.ndarray]) -> np.ndarray:
+            frames = feeds["frames"][:, 0]
             self.tried.append(frames.shape)
             if frames.size > pixels:
                 raise RuntimeError(ARENA)
-            real(handle, frames, *rest)
+            return real(handle, feeds)
 
-        monkeypatch.setattr(session, "_run", into)
+        monkeypatch.setattr(session, "_run", run)
 
 
 def noisy(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).poisson(9, shape).astype(np.float32)
-
-
-def on(device: str, threads: int = 1) -> Batching:
-    return Batching(SimpleNamespace(device=device, threads=threads))
 
 
 def block(start: int, stop: int) -> np.ndarray:
@@ -121,32 +122,26 @@ def test_the_first_error_stops_all(stage: str, kind: type[BaseException], parall
 
 
 @pytest.mark.parametrize(
-    ("threads", "count", "side", "expected"),
+    ("device", "threads", "count", "side", "expected"),
     [
-        (1, 100, 256, 1),
-        (2, 1, 256, 1),
-        (2, 2, 256, 2),
-        (64, 63, 256, 1),
-        (64, 1000, 256, 64),
+        ("cpu", 1, 100, 256, (1, 8)),
+        ("cpu", 2, 1, 256, (1, 8)),
+        ("cpu", 2, 2, 256, (2, 1)),
+        ("cpu", 64, 63, 256, (1, 8)),
+        ("cpu", 64, 1000, 256, (64, 1)),
         # Memory: 64 frames of this size at once would take some ten gigabytes.
-        (64, 1000, 1280, 1),
-        (4, 1000, 9000, 1),
+        ("cpu", 64, 1000, 1280, (1, 1)),
+        ("cpu", 4, 1000, 9000, (1, 1)),
+        ("cuda", 4, 64, 256, (1, 64)),
+        ("cuda", 4, 65, 256, (2, 64)),
+        ("cuda", 4, 2, 3000, (2, 1)),
     ],
 )
-def test_one_frame_gets_all_cores_and_a_stack_one_each(threads, count, side, expected) -> None:
-    assert on("cpu", threads).parallel_runs(count, (side, side)) == expected
-
-
-def test_a_device_takes_few_shapes_of_powers_of_two() -> None:
-    device = on("cuda")
-    left, cut = 13, []
-    while left:
-        cut.append(device._that_fit((8, 8), min(8, left)))
-        left -= cut[-1]
-    assert cut == [8, 4, 1]
-    sides = (256, 256), (200, 300), (3000, 3000)
-    assert [device.frames_per_run(size) for size in sides] == [64, 64, 1]
-    assert [device.parallel_runs(count, (256, 256)) for count in (64, 65)] == [1, 2]
+def test_one_frame_gets_all_cores_and_a_stack_one_each(
+    device, threads, count, side, expected
+) -> None:
+    batching = Batching(SimpleNamespace(device=device, threads=threads))
+    assert batching.plan(count, (side, side), None) == expected
 
 
 def test_frames_that_fit_are_run_whole_and_others_by_tiles(
@@ -154,7 +149,7 @@ def test_frames_that_fit_are_run_whole_and_others_by_tiles(
 ) -> None:
     cramped = Cramped(monkeypatch, 10**6)
     denoiser = Denoiser(box_model, threads=1)
-    denoiser.denoise(noisy(3, 40, 40), batch=3)
+    denoiser.answer(noisy(3, 40, 40), KNOWN, batch=3)
     assert cramped.tried == [(3, 40, 40)]
     monkeypatch.setattr(batching, "TILE_PIXELS", 32 * 32)
     denoiser.denoise(noisy(1, 40, 40))
@@ -174,8 +169,7 @@ def test_tiles_equal_the_whole_frame_bit_for_bit(
         shapes.append(tile.shape[1:])
         return opened.run(tile, 5.0, 0.0, 1.0)
 
-    tiled = np.empty_like(frames)
-    batching.by_tiles(denoise, frames, opened.info, tiled, pixels)
+    tiled = batching.by_tiles(denoise, frames, opened.info, pixels)
     assert len(shapes) > 2
     assert all(height * width <= pixels for height, width in shapes)
     np.testing.assert_array_equal(tiled, opened.run(frames, 5.0, 0.0, 1.0))
@@ -185,20 +179,12 @@ def test_tiles_equal_the_whole_frame_bit_for_bit(
     ({"tiling_exact": False}, r"box \(test\) does not give the same result by tiles; use"),
     ({"tiling_exact": False, "text": {"whole_frame": "Resize (a) places pixels"}},
      r"box .* by tiles: Resize \(a\) places pixels; use"),
-    ({"receptive_field": 90}, "box sees 90 pixels"),
+    ({"receptive_field": 90, "halo": 46}, "box sees 90 pixels"),
 ])  # fmt: skip
 def test_models_that_cannot_be_tiled_are_refused_by_name(box_model: Path, changes, message) -> None:
     info, frames = replace(open_session(box_model, "cpu").info, **changes), noisy(1, 64, 64)
     with pytest.raises(ModelError, match=message):
-        batching.by_tiles(lambda f: f, frames, info, frames, 1000)
-
-
-@pytest.mark.parametrize(
-    ("field", "multiple", "expected"), [(41, 1, 21), (50, 2, 26), (82, 2, 42), (158, 32, 96)]
-)
-def test_the_halo_covers_the_field(box_model: Path, field, multiple, expected) -> None:
-    info = replace(open_session(box_model, "cpu").info, receptive_field=field, multiple=multiple)
-    assert batching.halo(info) == expected
+        batching.by_tiles(lambda f: f, frames, info, 1000)
 
 
 @pytest.mark.parametrize(
@@ -208,12 +194,12 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     box_model: Path, shape, batches, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     frames = noisy(*shape)
-    expected = Denoiser(box_model, threads=1).denoise(frames, batch=8)
+    expected = Denoiser(box_model, threads=1).answer(frames, KNOWN, batch=8).frames
     # A third of a frame fits.
     cramped = Cramped(monkeypatch, 3000)
     denoiser = Denoiser(box_model, threads=1)
     with caplog.at_level(logging.WARNING):
-        found = denoiser.denoise(frames, batch=8)
+        found = denoiser.answer(frames, KNOWN, batch=8).frames
     np.testing.assert_array_equal(found, expected)
     # First as few frames as there can be, and only then less of a frame.
     whole, tiles = cramped.tried[: len(batches)], cramped.tried[len(batches) :]
@@ -225,29 +211,25 @@ def test_batches_halve_and_then_tiles_with_the_same_result(
     assert f"memory ran out for {frames.size} pixels at once" in caplog.text
     # What was learnt is kept.
     cramped.tried.clear()
-    denoiser.denoise(frames, batch=8)
+    denoiser.answer(frames, KNOWN, batch=8)
     assert all(height * width <= 3000 for _, height, width in cramped.tried)
 
 
-def test_a_model_without_exact_tiles_is_named_when_a_frame_does_not_fit(
-    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_memory_that_suffices_for_nothing_is_an_error(
+    box_model: Path, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = noisy(2, 64, 64)
     model = make_model(tmp_path / "whole.onnx", model="whole", tiling_exact="false")
-    expected = Denoiser(model).denoise(frames)
+    expected = Denoiser(model).run(frames, KNOWN)
     Cramped(monkeypatch, 64 * 64)
-    np.testing.assert_array_equal(Denoiser(model, threads=1).denoise(frames, batch=2), expected)
+    made = Denoiser(model, threads=1).answer(frames, KNOWN, batch=2).frames
+    np.testing.assert_array_equal(made, expected)
     Cramped(monkeypatch, 64 * 64 - 1)
     with pytest.raises(DeviceMemoryError, match=r"ran out of memory: .*whole \(test\) does not"):
         Denoiser(model, threads=1).denoise(frames)
-
-
-def test_memory_that_suffices_for_nothing_is_an_error(
-    box_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     cramped = Cramped(monkeypatch, 0)
     with pytest.raises(DeviceMemoryError, match=r"ran out of memory: .* sees 8 pixels at once"):
-        Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
+        Denoiser(box_model, threads=1).denoise(frames)
     assert len(cramped.tried) < 20
 
 
@@ -298,12 +280,12 @@ from emdn_deploy.dose import Intensity
 
 known = Intensity(9.0, 1.0, 0.0, 3.0, "")
 frames = np.random.default_rng(0).poisson(9, (2, 1500, 1500)).astype(np.float32)
-expected = Denoiser("ffdnet", threads=1).run(frames, known, batch=2)
+expected = Denoiser("ffdnet", threads=1).answer(frames, known, batch=2).frames
 denoiser = Denoiser("ffdnet", threads=1)
 denoiser.run(frames[:, :64, :64], known)
 has = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (has + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
-found = denoiser.run(frames, known, batch=2)
+found = denoiser.answer(frames, known, batch=2).frames
 print(np.array_equal(found, expected), denoiser.batching.note)
 """
 
@@ -320,3 +302,18 @@ def test_onnxruntime_that_runs_out_of_memory_is_understood() -> None:
             return
         assert done.stdout.strip() in ("", "True"), done.stdout
     pytest.fail(f"never understood: {done.stderr}")
+
+
+def test_ends_and_empty_frames_are_replaced_by_the_other_side() -> None:
+    np.testing.assert_array_equal(
+        batching.beside(0, 6, 6, 5),
+        [[2, 1, 0, 1, 2], [3, 0, 1, 2, 3], [0, 1, 2, 3, 4],
+         [1, 2, 3, 4, 5], [2, 3, 4, 5, 2], [3, 4, 5, 4, 3]],
+    )  # fmt: skip
+    usable = np.array([True, True, False, True, True, True])
+    np.testing.assert_array_equal(
+        batching.beside(0, 4, 6, 5, usable),
+        [[1, 1, 0, 1, 1], [3, 0, 1, 0, 3], [0, 1, 2, 3, 4], [1, 4, 3, 4, 5]],
+    )
+    np.testing.assert_array_equal(batching.beside(0, 2, 2, 5), [[1, 1, 0, 1, 1], [0, 0, 1, 0, 0]])
+    np.testing.assert_array_equal(batching.beside(0, 1, 1, 3), [[0, 0, 0]])

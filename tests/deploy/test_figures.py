@@ -1,6 +1,19 @@
-"""Pictures of a stack before and after: one frame with its spectra, and a movie."""
+"""Pictures of a stack before and after: a frame with its spectra, a movie, and the page of a run.
 
+The page: what it holds, how large it may be, and that a browser plays it.
+"""
+
+import base64
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -8,9 +21,8 @@ import pytest
 from PIL import Image
 
 from emdn_deploy import figures
-from emdn_deploy.dose import Intensity
-from emdn_deploy.readers import Axis
-from emdn_models.errors import OutputError
+from emdn_deploy.dose import NO_NOISE, Intensity
+from emdn_deploy.readers.frames import Axis, Frames
 
 SCALE = Intensity(20.0, 1.0, 0.0, 4.5, "")
 
@@ -49,13 +61,6 @@ def film(path: Path, frames: np.ndarray, *axes: Axis) -> None:
     figures.movie(path, *sides, len(stack), *axes)
 
 
-def test_a_picture_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(OutputError, match=r"none/p\.png: cannot be written"):
-        draw(tmp_path / "none" / "p.png", (8, 8), Axis())
-    with pytest.raises(OutputError, match=r"m\.gif: cannot be written"):
-        film(tmp_path / "none" / "m.gif", np.ones((2, 8, 8)))
-
-
 @pytest.mark.parametrize(("count", "shown"), [(1, 1), (7, 7), (250, figures.MAX_FRAMES)])
 def test_frames_of_a_movie_are_spread_over_the_stack(tmp_path, count, shown):
     # Each frame has its number's brightness, so that none is dropped as a repetition.
@@ -79,3 +84,216 @@ def test_each_side_has_its_own_limits_and_large_frames_are_binned(tmp_path, shap
     half = (width - 4) // 2
     before, after = grey[:, :half], grey[:, -half:]
     assert np.abs(before.astype(int) - after).mean() < 40 > abs(before.mean() - 128)
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+CAMERA = Intensity(20.0, 2.0, 3.0, 2 * 20**0.5, "")
+AXES = (Axis("time", "s", 0.5, 1.0), Axis("y", "nm", 0.02), Axis("x", "nm", 0.02))
+HEADLINE, FLAGGED = "FAIL: 1 of 12 frames flagged", {9: "over-smoothed"}
+
+
+def opened(count: int, *size: int, axes: tuple[Axis, ...] = AXES) -> Frames:
+    def read(start: int, stop: int) -> np.ndarray:
+        seeds = map(np.random.default_rng, range(start, stop))
+        noise = [rng.standard_normal(size, np.float32) for rng in seeds]
+        return 43 + np.float32(CAMERA.sigma) * np.stack(noise)
+
+    return Frames(
+        Path("movie.h5"), "test", (count, *size), np.dtype("f4"), "tyx", (count, *size), axes,
+        read, lambda: None,
+    )  # fmt: skip
+
+
+def page_of(
+    frames: Frames, after: Any = None, *, scale: Intensity = CAMERA, flagged: Any = FLAGGED
+) -> str:
+    made = np.full(frames.shape[1:], 43, np.float32) if after is None else after
+    page = figures.RunPage(
+        frames,
+        scale,
+        lambda n: (frames.read(n, n + 1)[0], made),
+        flagged,
+        {2} & {*range(frames.shape[0])},
+    )
+    return page.html(frames.path.name, HEADLINE, "frames     12 <all>", "<h2>More</h2>")
+
+
+def data(text: str) -> dict[str, Any]:
+    return json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+
+
+def grey(picture: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(base64.b64decode(picture))), np.float64)
+
+
+def test_the_page_holds_frames_verdicts_and_time() -> None:
+    frames = opened(12, 40, 64)
+    ramp = np.tile(np.linspace(40, 46, 64, dtype=np.float32), (40, 1))
+    text = page_of(frames, ramp)
+    assert f'<div class="verdict fail">{HEADLINE}</div>' in text
+    assert "frames     12 &lt;all&gt;" in text
+    assert "<h2>More</h2>" in text
+    assert not re.search(r"(src|href)=(?!\"data:)|url\(|@import|https?:|__[A-Z]+__", text)
+    found = data(text)
+    assert found["cells"] == [0, 0, 1, 0, 0, 0, 0, 0, 0, 2, 0, 0]
+    shown = found["frames"]
+    assert [one["number"] for one in shown] == list(range(12))
+    assert shown[8]["words"] == "frame 8 of 12, 5 s: within noise"
+    assert shown[9]["words"] == "frame 9 of 12, 5.5 s: over-smoothed"
+    assert shown[2]["words"].endswith("not judged")
+    before, after, difference = map(grey, shown[1]["pictures"])
+    raw = frames.read(1, 2)[0]
+    assert np.corrcoef(before.ravel(), raw.ravel())[0, 1] > 0.99
+    assert np.corrcoef(after[0], ramp[0])[0, 1] > 0.99
+    # Grey 0 to 255 are -4 to 4 standard deviations of the noise, whose variance is 2 * (x - 3).
+    expected = (raw - ramp) / np.sqrt(2 * (ramp - 3))
+    np.testing.assert_allclose(difference / 255 * 8 - 4, expected.clip(-4, 4), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "flagged"),
+    [
+        (1500, (32, 48), 40),
+        (16, (512, 512), 16),
+        (30, (512, 512), 1),
+        (2, (2100, 1500), 1),
+        (1, (1, 1), 1),
+    ],
+)
+def test_the_page_is_small_for_any_stack(count: int, size: tuple[int, int], flagged: int) -> None:
+    bad = dict.fromkeys(range(count - flagged, count), "noise left in")
+    uneven = 100 * np.random.default_rng(0).random(size, np.float32)  # which no file compresses
+    text = page_of(opened(count, *size), uneven, flagged=bad)
+    assert len(text) < 10_000_000
+    found = data(text)
+    shown = [one["number"] for one in found["frames"]]
+    assert max(np.diff([*shown, count])) <= max(1, count // 2)
+    assert bad.keys() & shown
+    assert bad.keys() <= {*shown} or flagged > 1
+    assert len(found["cells"]) == min(count, 1000)
+    assert grey(found["frames"][0]["pictures"][1]).size <= 512**2
+
+
+def test_frames_without_noise_calibration_or_harmless_names_can_be_shown() -> None:
+    bare = opened(3, 16, 16, axes=(Axis(), Axis(), Axis()))
+    empty, name = Intensity(1.0, 1.0, 4.0, 0.0, NO_NOISE), "</script><b>__DATA__"
+    page = page_of(bare, scale=empty, flagged={0: name})
+    assert page.count("</script>") == 2
+    assert data(page)["frames"][0]["words"] == f"frame 0 of 3: {name}"
+
+
+def test_a_run_says_what_its_check_flagged(tmp_path, lattice, dimming, run) -> None:
+    np.save(tmp_path / "movie.npy", lattice(40.0, (8, 64, 64)).astype(np.uint16))
+    run(tmp_path / "movie.npy", model=str(dimming), report=tmp_path / "run.html")
+    text = (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert '<div class="verdict fail">FAIL: 8 of 8 frames flagged' in text
+    assert data(text)["cells"] == [2] * 8
+    assert re.search("the model's mean out / mean in 0.9", data(text)["frames"][3]["words"])
+
+
+class Browser:
+    """A headless browser, asked through its pipe in the DevTools protocol."""
+
+    def __init__(self, page: Path) -> None:
+        (from_here, self.to), (self.back, from_there) = os.pipe(), os.pipe()
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2000"]
+        command = [f'exec "$@" 3<&{from_here} 4>&{from_there}', "bash", str(BROWSER), *flags]
+        self.process = subprocess.Popen(
+            ["bash", "-c", *command, "--remote-debugging-pipe", "about:blank"],
+            pass_fds=(from_here, from_there), stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(from_here), os.close(from_there)
+        self.count, self.buffer, self.complaints = 0, b"", list[str]()
+        self.session = None
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Runtime", "Log", "Page", "Network"):
+            self.ask(f"{domain}.enable")
+        self.ask("Page.navigate", url=page.as_uri())
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        self.count += 1
+        message = {"id": self.count, "method": method, "params": params}
+        own = {"sessionId": self.session} if self.session else {}
+        os.write(self.to, json.dumps(message | own).encode() + b"\0")
+        while True:
+            while b"\0" not in self.buffer:
+                ready = select.select([self.back], [], [], 60)[0]
+                got = os.read(self.back, 1 << 20) if ready else b""
+                assert got, f"no answer to {method}"
+                self.buffer += got
+            text, self.buffer = self.buffer.split(b"\0", 1)
+            answer = json.loads(text)
+            if answer.get("id") == self.count:
+                return answer["result"]
+            self.note(answer["method"], answer.get("params", {}))
+
+    def note(self, method: str, params: dict[str, Any]) -> None:
+        if method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            self.complaints.append(json.dumps(params))
+        elif method == "Network.requestWillBeSent":
+            address = params["request"]["url"]
+            if not address.startswith(("data:", "file:")):
+                self.complaints.append(address)
+
+    def value(self, code: str) -> Any:
+        """Return what an expression is when the page has drawn."""
+        done = "new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))"
+        code = f"{done}.then(() => ({code}))"
+        found = self.ask("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
+        return found["result"].get("value")
+
+    def pixels(self, name: str) -> str:
+        return self.value(f"document.getElementById('{name}').toDataURL()")
+
+    def mouse(self, kind: str, name: str, share: float, pressed: int = 1) -> None:
+        box = self.value(f"document.getElementById('{name}').getBoundingClientRect().toJSON()")
+        self.ask(
+            "Input.dispatchMouseEvent", type=kind, x=box["x"] + share * box["width"],
+            y=box["y"] + box["height"] / 3, button="left", buttons=pressed, clickCount=1,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.to), os.close(self.back)
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    (tmp_path / "run.html").write_text(page_of(opened(12, 40, 64)), encoding="utf-8")
+    found = Browser(tmp_path / "run.html")
+    yield found
+    found.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_plays_the_page(browser: Browser) -> None:
+    where = "document.getElementById('where').textContent"
+    names = ("strip", "wipe", "difference")
+    for _ in range(50):
+        if browser.value("pictures.length"):
+            break
+    assert browser.value(where) == "frame 9 of 12, 5.5 s: over-smoothed"  # the flagged one
+    first = {name: browser.pixels(name) for name in names}
+    # The slider changes strip, frame and difference.
+    browser.value("(slider => { slider.value = 8; slider.oninput(); })(at('slider'))")
+    assert browser.value(where).startswith("frame 8 of 12")
+    assert all(browser.pixels(name) != first[name] for name in names)
+    # Dragging wipes: all the way to the left nothing is left of the frame before.
+    before = browser.pixels("wipe")
+    browser.mouse("mousePressed", "wipe", 0.5)
+    browser.mouse("mouseMoved", "wipe", 0.25)
+    quarter = browser.pixels("wipe")
+    browser.mouse("mouseMoved", "wipe", 0.001)
+    browser.mouse("mouseReleased", "wipe", 0.001, 0)
+    assert len({before, quarter, browser.pixels("wipe")}) == 3
+    sides = "at('wipe').getContext('2d').getImageData(2, 10, 60, 1).data"
+    assert browser.value(f"new Set({sides}).size") <= 2  # flat grey, and opaque
+    # A click on the strip goes to the frame, and says what was found in it.
+    browser.mouse("mousePressed", "strip", 9.5 / 12)
+    browser.mouse("mouseReleased", "strip", 9.5 / 12, 0)
+    assert browser.value(where) == "frame 9 of 12, 5.5 s: over-smoothed"
+    assert browser.value("at('where').className") == "flagged"
+    assert browser.complaints == []

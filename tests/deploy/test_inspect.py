@@ -64,11 +64,3 @@ def test_two_series_of_a_tiff(tmp_path, call, capsys):
     assert lines[0].endswith("3 series, none of which is marked as the frames")
     assert lines[1:3] == ["  0  (5, 16, 24)  uint16", "  1  (2, 8, 24)  float32"]
     assert lines[-1].endswith("--dataset 0")
-
-
-def test_a_quoted_tilde_is_the_home(tmp_path, monkeypatch, call, capsys):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    np.save(tmp_path / "a.npy", STACK)
-    assert call("inspect", "~/*.npy") == 0
-    assert "5 of 16 x 24" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emdn_deploy import Denoiser, denoise_file, neighbours, preprocess, watch
+from emdn_deploy import Denoiser, batching, denoise_file, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Recipe
@@ -33,25 +33,10 @@ def stack() -> NDArray[np.float32]:
 
 def expected(stack: NDArray[np.float32], usable: Any = None) -> NDArray[np.float64]:
     """Average each frame and its neighbours, blur, and give it its own mean."""
-    numbers = neighbours.beside(0, len(stack), len(stack), 5, usable)
+    numbers = batching.beside(0, len(stack), len(stack), 5, usable)
     made = np.einsum("f,nfhw->nhw", WEIGHTS, stack[numbers].astype(float) - SCALE.scale)
     made = ndimage.correlate(made, BLUR[None], mode="constant")
     return made + (stack.mean((1, 2)) - made.mean((1, 2)))[:, None, None]
-
-
-def test_ends_and_empty_frames_are_replaced_by_the_other_side() -> None:
-    np.testing.assert_array_equal(
-        neighbours.beside(0, 6, 6, 5),
-        [[2, 1, 0, 1, 2], [3, 0, 1, 2, 3], [0, 1, 2, 3, 4],
-         [1, 2, 3, 4, 5], [2, 3, 4, 5, 2], [3, 4, 5, 4, 3]],
-    )  # fmt: skip
-    usable = np.array([True, True, False, True, True, True])
-    np.testing.assert_array_equal(
-        neighbours.beside(0, 4, 6, 5, usable),
-        [[1, 1, 0, 1, 1], [3, 0, 1, 0, 3], [0, 1, 2, 3, 4], [1, 4, 3, 4, 5]],
-    )
-    np.testing.assert_array_equal(neighbours.beside(0, 2, 2, 5), [[1, 1, 0, 1, 1], [0, 0, 1, 0, 0]])
-    np.testing.assert_array_equal(neighbours.beside(0, 1, 1, 3), [[0, 0, 0]])
 
 
 @pytest.mark.parametrize("batch", [1, 4, None])

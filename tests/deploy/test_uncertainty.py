@@ -66,7 +66,7 @@ def write_index(path: Path, entry: object) -> None:
 def test_arrays_get_a_calibrated_sigma(calibrated: Path, lattice, caplog) -> None:
     frames = lattice(20.0, (3, 33, 40))
     denoiser = Denoiser(calibrated)
-    mean, found = denoiser.denoise_with_sigma(frames, gain=1.0, offset=0.0, batch=2)
+    mean, found = denoiser.denoise_with_sigma(frames, gain=1.0, offset=0.0)
     assert mean.shape == found.shape == frames.shape
     assert mean.dtype == found.dtype == np.float32
     assert not caplog.records

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from emdn_deploy.config import takes_options
-from emdn_models import MissingExtraError, console
+from emdn_deploy.config import new_app, run_app, takes_options, text_table
+from emdn_models import MissingExtraError
 from emdn_models.errors import install, library
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
-app = console.app("Simulate data, fit the models and export them to ONNX.")
+app = new_app("Simulate data, fit the models and export them to ONNX.")
 
 SPELLINGS = ("-b", "--benchmark-specific", "--benchmark_specific")
 
@@ -127,7 +127,7 @@ def fit(config: FitConfig) -> None:
     from emdn_train.fit import fit as run
 
     found = run(config)
-    print(console.table(*results.table(found)))
+    print(text_table(*results.table(found)))
     for result in found:
         if text := str(result):
             print(text)
@@ -229,7 +229,7 @@ def calibrate(
         for name, one in run(place, names_of(models), frames).items()
     ]
     print("factors, and the share of the pixels within one and two sigma on these frames")
-    print(console.table(["model", "spread", "noise", "within 1", "within 2"], rows))
+    print(text_table(["model", "spread", "noise", "within 1", "within 2"], rows))
     print(f"saved {place / 'index.json'}")
 
 
@@ -263,5 +263,5 @@ def benchmark(config: BenchmarkConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; see `emdn_models.console.run` for how it leaves."""
-    console.run(app, translated(sys.argv[1:] if argv is None else argv))
+    """Run the command line; see `emdn_deploy.config.run_app` for how it leaves."""
+    run_app(app, translated(sys.argv[1:] if argv is None else argv))

@@ -367,7 +367,7 @@ def check_field(path: Path) -> None:
         log.warning("%s: not for tiles: %s", info.name, info.text.get("whole_frame"))
     elif difference := tiled(session):
         raise ModelError(
-            f"{info.name}: a frame in tiles with a border of {batching.halo(info)} pixels differs "
+            f"{info.name}: a frame in tiles with a border of {info.halo} pixels differs "
             f"from the whole frame by {difference:.1e}; correct receptive_field, multiple or halo "
             f"of its Preset {info.preset!r} in emdn_models/spec.py, or give it whole_frame"
         )
@@ -376,14 +376,13 @@ def check_field(path: Path) -> None:
 def tiled(session: Session) -> float:
     """Return by how much noise in three tiles differs from the whole frame, along either axis."""
     info, worst, rng = session.info, 0.0, np.random.default_rng(0)
-    border = batching.halo(info)
+    border = info.halo
     # An odd number of cells, lest tiles begin on multiples that are not declared.
     core = info.multiple * (-(-max(border, 16) // info.multiple) | 1)
     long, short = 3 * core - info.multiple // 2 - 1, max(info.multiple, 16) - 3
     for size in ((long, short), (short, long)):
         frames = rng.poisson(40, (1, info.frames, *size)).astype(np.float32)
         pixels = short * (core + 2 * border)
-        out = np.empty((1, *size), np.float32)
-        batching.by_tiles(lambda tile: session.run(tile, *_NUMBERS), frames, info, out, pixels)
+        out = batching.by_tiles(lambda tile: session.run(tile, *_NUMBERS), frames, info, pixels)
         worst = max(worst, float(np.abs(session.run(frames, *_NUMBERS) - out).max()))
     return worst

@@ -128,4 +128,6 @@ def html(result: CheckResult) -> str:
     words += f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in said)}</ul>"
     version = f"emdn {__version__}, {result.model} ({result.sha256[:12]}), {result.device}"
     lines = [*checked(result), version]
-    return result.page.html(f"{result.source.name}, check", headline(result), lines, words)
+    return result.page.html(
+        f"{result.source.name}, check", headline(result), "\n".join(lines), words
+    )

@@ -18,11 +18,10 @@ from emdn_deploy.check.residual import Frame
 from emdn_deploy.check.verdict import OUTSIDE, PASSED, Judge, judge
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.page import RunPage
+from emdn_deploy.figures import RunPage
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Choice, Frames, open_frames, open_selected
 from emdn_deploy.readers.frames import SeveralStacks
-from emdn_deploy.session import stored
 from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, ModelError
@@ -161,7 +160,7 @@ def completed(options: DenoiseOptions, facts: Mapping[str, Any]) -> DenoiseOptio
         changes["model"] = name.removesuffix("@movie")
         if "model_sha256" not in facts:  # of MRC, the name is all that is known
             return replace(options, **changes)
-        changes["precision"] = precision = stored(facts.get("precision", "fp32"))
+        changes["precision"] = precision = facts.get("precision", "fp32")
         shipped = pretrained.index()["models"].get(name, {})
         if precision != "fp32":
             shipped = shipped.get("variants", {}).get(precision, {})

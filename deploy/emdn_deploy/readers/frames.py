@@ -19,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.stacks import channels_last, frames_last, odd_axis
 from emdn_models.errors import EmdnError, FormatError
 
 WHITE = "white"
@@ -348,6 +347,19 @@ def _check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) 
         raise FormatError(f"{where}: is empty (shape {shape})")
 
 
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last axis looks like colours or channels."""
+    return len(shape) >= 3 and 2 <= shape[-1] <= 4 and min(shape[-3:-1]) > 8
+
+
+def frames_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last of three axes, not the first, is far more likely to count frames."""
+    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 5:
+        return False
+    first, second, last = shape
+    return 4 * last <= min(first, second) or first == second != last
+
+
 def _free_letter(order: str) -> str:
     return next(letter for letter in _LETTERS if letter not in order)
 
@@ -436,6 +448,40 @@ def select(frames: Frames, text: str) -> Frames:
         why=f"{frames.why}, frames {text}",
         numbers=chosen.tolist(),
     )
+
+
+def odd_axis(read: Callable[[int], NDArray[Any]], lead: Sequence[int]) -> tuple[int, float] | None:
+    """Find a short axis, beside another one, along which frames have scales of their own.
+
+    ``read`` gives a frame (H, W) by its number; ``lead`` are the lengths of all axes but those of
+    the frame. Compared is the variance of the noise over the mean. Returned are the axis, and by
+    which factor it differs, if by more than 4: detectors or channels must not be mixed.
+    """
+    numbers = np.arange(math.prod(lead)).reshape(lead)
+    for axis, length in enumerate(lead):
+        if not 2 <= length <= 8 or length == numbers.size:  # longer: a scan or a time
+            continue
+        found = [_noise_over_mean(read, np.take(numbers, i, axis)) for i in range(length)]
+        known = [one for one in found if 0 < one < math.inf]
+        if known and max(known) > 4 * min(known):
+            return axis, max(known) / min(known)
+    return None
+
+
+def _noise_over_mean(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64]) -> float:
+    """Return the variance of the noise over the mean, as the median of three pairs of frames."""
+    values = []
+    for place in np.linspace(0, numbers.size - 2, 3).round().astype(int):
+        first, second = (read(int(one)).astype(np.float64) for one in numbers.ravel()[place:][:2])
+        level = (first.mean() + second.mean()) / 2
+        with np.errstate(invalid="ignore"):
+            # What changes slowly in a frame is not in its mixed second difference, what stays is
+            # not in the difference of two frames: structure is in either, noise in both.
+            mixed = np.diff(np.diff(first, axis=0), axis=1) / 2
+            noise = ((first - second) ** 2).mean() / 2
+            noise = min(noise, (mixed**2).mean() if mixed.size else np.inf)
+        values.append(noise / level if level > 0 else np.nan)
+    return float(np.median(values))
 
 
 def check_one_scale(frames: Frames) -> None:

@@ -51,7 +51,7 @@ def denoise(run) -> Callable[..., Report]:
 def expected(source: Path, box_model: Path) -> tuple[np.ndarray, np.ndarray]:
     with open_frames(source) as frames:
         stack = frames.read(0, 8)
-    return Denoiser(box_model).denoise_with_sigma(stack, gain=1.0, offset=0.0, batch=2)
+    return Denoiser(box_model).denoise_with_sigma(stack, gain=1.0, offset=0.0)
 
 
 def pixels(path: Path, dataset: str | None = None) -> np.ndarray:
