@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -104,11 +105,6 @@ class Flagged(NamedTuple):
     saturated: Mask  # saturated in one of the frames looked at, or more
     limit: float | None = None  # the value that saturated pixels have, at least; None for none
 
-    @property
-    def gaps(self) -> Mask:
-        """Return what is masked and not saturated."""
-        return self.masked & ~self.saturated
-
     def saturated_in(self, frames: Stack) -> Mask:
         """Return where (k, H, W), as the file holds them, are saturated."""
         if self.limit is None:
@@ -180,17 +176,13 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     """Return the pixels of (H, W) that stand out from their neighbours in all sampled frames.
 
     The ``runs``, (k, H, W) each, are corrected. All False where so many stand out that they
-    cannot be the camera's.
+    cannot be the camera's, and for frames of fewer than 7 pixels a side.
     """
-    size, number = runs[0].shape[1:], sum(len(run) for run in runs)
-    if min(size) < 3:
+    size, number = runs[0].shape[1:], sum(map(len, runs))
+    if min(size) < 7:
         return np.zeros(size, bool)
     # What flares up in one frame of a run is not in its median.
-    sums = [
-        len(run) * np.median(run, axis=0) if len(run) > 2 else run.sum(axis=0, dtype=np.float64)
-        for run in runs
-    ]
-    total = np.asarray(np.sum(sums, axis=0, dtype=np.float64))
+    total = np.sum([len(run) * np.median(run, axis=0) for run in runs], axis=0, dtype=np.float64)
     electrons = np.asarray((total - offset * number) / gain, dtype=np.float32)
     if number < _FEW:
         electrons /= 4  # ask for twice the distance
@@ -198,9 +190,17 @@ def outliers(runs: Sequence[Stack], gain: float, offset: float) -> Mask:
     low, high = (
         ndimage.rank_filter(electrons, rank, footprint=_AROUND, mode="mirror") for rank in (3, 4)
     )
-    mask = (electrons > high + _noise(high)) | (electrons < low - _noise(low))
-    mask = _confirmed(electrons, mask) if mask.mean() <= 5 * _MOST else np.zeros(size, bool)
-    mask |= _lines(electrons)[None, :] | _lines(electrons.T)[:, None]
+    mask = np.asarray((electrons > high + _noise(high)) | (electrons < low - _noise(low)))
+    if mask.mean() > 5 * _MOST:
+        mask[:] = False
+    # At the frame's edge the window moves inwards: mirrored neighbours would be too alike.
+    corners = (np.argwhere(mask) - 2).clip(0, np.array(size) - 5)
+    near = sliding_window_view(electrons, (5, 5))[tuple(corners.T)]
+    mask[mask] = _confirmed(electrons[mask], near)
+    for axis in (0, 1):  # whole columns or rows, by the three on either side
+        profile = np.median(electrons, axis=axis)
+        around = np.delete(sliding_window_view(np.pad(profile, 3, mode="reflect"), 7), 3, axis=1)
+        mask |= np.expand_dims(_stands_out(profile, np.sort(around), (1, 4)), axis)
     return mask if mask.mean() <= _MOST else np.zeros(size, bool)
 
 
@@ -208,46 +208,25 @@ def _noise(electrons: Stack) -> Stack:
     return np.asarray(_SIGMAS * np.sqrt(np.maximum(electrons, 0)) + _ELECTRONS)
 
 
-def _confirmed(electrons: Stack, suspects: Mask) -> Mask:
-    """Compare suspects with the 24 pixels around them.
+def _confirmed(values: Stack, near: Stack) -> Mask:
+    """Compare suspects (n,) with the pixels around them, (n, 5, 5).
 
     Crests of a lattice are single pixels wide too, but fall off further out, while
     the surroundings of a bad pixel, or of a dead column, are level. The pixel itself
     is among the 25: one of them does not move the inner half.
     """
-    # At the frame's edge the window moves inwards: mirrored neighbours would be too alike.
-    more = [(0, max(0, 5 - length)) for length in electrons.shape]
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(electrons, more, "edge"), (5, 5))
-    corners = [
-        np.clip(at - 2, 0, count - 1)
-        for at, count in zip(np.nonzero(suspects), windows.shape[:2], strict=True)
-    ]
-    values, around = electrons[suspects], windows[tuple(corners)]
-    rim = np.median(around[:, np.pad(_AROUND, 1)], axis=1)
-    beyond = np.median(around[:, ~np.pad(np.ones((3, 3), bool), 1)], axis=1)
+    rim = np.median(near[:, np.pad(_AROUND, 1)], axis=1)
+    beyond = np.median(near[:, ~np.pad(np.ones((3, 3), bool), 1)], axis=1)
     spot = rim - beyond > np.maximum(_RIM * (values - beyond), 2 * np.sqrt(beyond.clip(0)) + 3)
-    around = np.sort(around.reshape(-1, 25).T, axis=0)
+    around = np.sort(near.reshape(-1, 25))
     # No image is dark in one pixel and bright in all but four of those around it.
-    least = around[4]
+    least = around[:, 4]
     dead = (values < _DEAD * least) & (least - values > _noise(least))
-    mask = np.zeros_like(suspects)
-    mask[suspects] = dead | (_stands_out(values, around, (6, 18)) & ~spot)
-    return mask
-
-
-def _lines(electrons: Stack) -> Mask:
-    """Find whole columns that stand out from the three on either side."""
-    profile = np.median(electrons, axis=0)
-    if profile.size < 7:
-        return np.zeros(profile.size, bool)
-    wide = np.pad(profile, 3, mode="reflect")
-    around = np.stack([wide[step : step + profile.size] for step in (0, 1, 2, 4, 5, 6)])
-    return _stands_out(profile, np.sort(around, axis=0), (1, 4))
+    return np.asarray(dead | (_stands_out(values, around, (6, 18)) & ~spot))
 
 
 def _stands_out(values: Stack, around: Stack, half: tuple[int, int]) -> Mask:
-    """Compare electrons with sorted neighbours, whose inner half is from ``half``."""
-    middle = (around[(len(around) - 1) // 2] + around[len(around) // 2]) / 2
-    spread = around[half[1]] - around[half[0]]
-    distance = np.abs(values - middle)
-    return np.asarray((distance > _noise(middle)) & (distance > _SPREADS * spread))
+    """Compare electrons (n,) with sorted neighbours (n, m), whose inner half is from ``half``."""
+    middle, distance = np.median(around, axis=1), around[:, half[1]] - around[:, half[0]]
+    away = np.abs(values - middle)
+    return np.asarray((away > _noise(middle)) & (away > _SPREADS * distance))

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from emdn_deploy import bad_pixels, dose
 from emdn_deploy.bad_pixels import Fill, Flagged, Mask, each
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.dose import Intensity, NoiseModel
-from emdn_deploy.noise_level import NoiseLevel, sample
+from emdn_deploy.dose import Intensity, NoiseLevel, NoiseModel, sample
 from emdn_deploy.readers import Choice, Frames, open_frames
 from emdn_deploy.readers.frames import WHITE, Axis
 from emdn_models.errors import EmdnError, FormatError
@@ -179,16 +178,6 @@ class Prepared:
     def scale(self) -> Intensity:
         """Return the scale of the stack."""
         return self.recipe.scale
-
-    @property
-    def bad_pixels(self) -> int:
-        """Return how many pixels are filled in from their neighbours, in every frame."""
-        return int(self.recipe.faulty.sum())
-
-    @property
-    def gap_pixels(self) -> int:
-        """Return how many pixels of every frame lie in gaps, or are flagged, and preserved."""
-        return int(self.recipe.flags.gaps.sum())
 
 
 def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:

@@ -62,7 +62,7 @@ def facts_of(
     frames, scale, info = ready.frames, ready.scale, denoiser.session.info
     optional: dict[str, Any] = {
         "input_notes": "; ".join(frames.notes),
-        "gap_pixels": ready.gap_pixels,
+        "gap_pixels": int(ready.recipe.flags.masked.sum()),
         "saturated_from": ready.recipe.flags.limit,
         "notes": "; ".join(ready.recipe.notes),
         **{name: path and str(path) for name in REFERENCES if (path := getattr(options, name))},
@@ -101,7 +101,7 @@ def facts_of(
         "offset": scale.offset,
         "intensity": scale.note,
         "frame_mean": "kept: each denoised frame was shifted to the mean of its input",
-        "bad_pixels": ready.bad_pixels,
+        "bad_pixels": int(ready.recipe.faulty.sum()),
         **{name: one for name, one in optional.items() if one},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -19,8 +19,7 @@ from scipy import optimize
 
 from emdn_deploy import Denoiser, dose
 from emdn_deploy.bad_pixels import plan
-from emdn_deploy.dose import Intensity
-from emdn_deploy.noise_level import NoiseLevel, sample
+from emdn_deploy.dose import Intensity, NoiseLevel, sample
 from emdn_deploy.uncertainty import Calibration, ensemble, variances
 from emdn_train.export import add_facts, entries_of
 from emdn_train.simulate.dataset import one_thread
