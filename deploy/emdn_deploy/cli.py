@@ -24,11 +24,8 @@ from emdn_deploy.config import (
 )
 from emdn_models.errors import EmdnError, OutputError
 
-MODEL = "Default: unet, or unet@movie if frames show one scene. See: emdn-deploy models."
-
 FAILED = 3  # exit status of a check that the stack does not pass
 TABLES = (".csv", ".parquet")
-_REFERENCE = "As it was denoised with."
 _DEFAULT = DenoiseOptions()
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
@@ -38,7 +35,7 @@ app = new_app("Denoise electron-microscopy frames.")
 
 
 @app.command()
-@takes_options(model=MODEL)
+@takes_options()
 def denoise(
     context: typer.Context,
     sources: Annotated[
@@ -111,11 +108,6 @@ def denoise(
 @takes_options(
     *("output", "out_dir", "to", "model", "device", "precision", "threads"),
     *("dataset", "axes", "gain", "offset", "overwrite"),
-    output="Of an HDF5 file; see --out-dir.",
-    model=MODEL,
-    out_dir="Default: <folder>_denoised.",
-    to="Kind of output for a folder.",
-    overwrite="Replace existing outputs.",
 )
 def watch(
     source: Annotated[
@@ -166,7 +158,7 @@ def inspect(
     dataset: Dataset = None,
     axes: Axes = None,
 ) -> None:
-    """Say what a file holds: a model, a checkpoint, or frames and which would be taken."""
+    """Say what a file holds: a model, or frames and which would be taken."""
     from emdn_deploy import inspect
     from emdn_deploy.readers import Choice
 
@@ -230,7 +222,7 @@ def evaluate(
 @app.command()
 @takes_options(
     "model", "device", "threads", "dataset", "axes", "frames", "gain", "offset", "dark",
-    "gain_map", "defects", dark=_REFERENCE, gain_map=_REFERENCE, defects=_REFERENCE,
+    "gain_map", "defects",
 )  # fmt: skip
 def check(
     stack: Annotated[Path, typer.Argument(metavar="STACK", help="The frames before.")],
@@ -274,10 +266,8 @@ def _check(
     from emdn_deploy.output import check_targets
 
     for path, kinds in wanted.items():
-        if path is not None and path.suffix.lower() not in kinds:
-            raise OutputError(
-                f"{path}: unknown kind of file {path.suffix!r}; give {' or '.join(kinds)}"
-            )
+        if path and path.suffix.lower() not in kinds:
+            raise OutputError(f"{path}: unknown kind of file; give {' or '.join(kinds)}")
     check_targets(list(filter(None, wanted)), list(filter(None, read)), overwrite=overwrite)
 
 

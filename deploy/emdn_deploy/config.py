@@ -8,10 +8,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,17 +34,11 @@ Axes = Annotated[
 ]
 
 
-def _shipped(begun: str) -> list[str]:
-    """Name the shipped models that begin so, for the completion of shells."""
-    from emdn_models import pretrained
-
-    return [name for name in pretrained.index()["models"] if name.startswith(begun)]
-
-
 Model = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME|FILE.onnx", help="See: emdn-deploy models.", autocompletion=_shipped
+        metavar="NAME|FILE.onnx",
+        help="Chosen by the frames if not given; see: emdn-deploy models.",
     ),
 ]
 On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
@@ -138,31 +131,14 @@ class DenoiseOptions:
     )
 
 
-def takes_options(
-    *names: str, **helps: str
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace a command's parameter ``options`` by fields of `DenoiseOptions`, as flags.
 
-    Parameters
-    ----------
-    names
-        Of the fields; all where none is given.
-    helps
-        Texts that differ from the usual ones, by field.
+    ``names`` are those of the fields; all where none is given.
     """
     known = {field.name: field for field in fields(DenoiseOptions)}
     taken = names or tuple(known)
-
-    def parameter(name: str) -> inspect.Parameter:
-        kind, flag = get_args(known[name].type)
-        flag = copy(flag)
-        flag.help = helps.get(name, flag.help)
-        return inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=known[name].default,
-            annotation=Annotated[kind, flag],
-        )
+    kind = inspect.Parameter.KEYWORD_ONLY
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -170,10 +146,14 @@ def takes_options(
             options = DenoiseOptions(**{name: given.pop(name) for name in taken if name in given})
             command(options=options, **given)
 
-        shown = []
+        shown = list[inspect.Parameter]()
         for one in inspect.signature(command).parameters.values():
-            own = one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            shown += [parameter(name) for name in taken] if one.name == "options" else [own]
+            shown += [one.replace(kind=kind)] if one.name != "options" else [
+                inspect.Parameter(
+                    name, kind, default=known[name].default, annotation=known[name].type
+                )
+                for name in taken
+            ]  # fmt: skip
         run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in shown}
         return run
@@ -234,19 +214,11 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
 
 
 def text_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table for people, in the width of a terminal where the output goes to one."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    """Lay out a table for people, numbers to the right."""
+    columns = []
     for name, *cells in zip(names, *rows, strict=True):
-        right = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells)
-        drawn.add_column(
-            name, justify="right" if right else "left", vertical="bottom", no_wrap=" " not in name
-        )
-    for row in rows:
-        drawn.add_row(*row)
-    text = io.StringIO()
-    Console(file=text, width=None if sys.stdout.isatty() else 10**4, markup=False).print(drawn)
-    return "\n".join(line.rstrip().replace("─", "-") for line in text.getvalue().splitlines())
+        number = all(re.fullmatch(r"[-+\d.,%]*( \(.*\))?", cell) for cell in cells)
+        width = max(map(len, (name, *cells)))
+        column = (name, "-" * width, *cells)
+        columns.append([one.rjust(width) if number else one.ljust(width) for one in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

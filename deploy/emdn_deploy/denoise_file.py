@@ -14,19 +14,18 @@ from emdn_deploy import preprocess, uncertainty, writers
 from emdn_deploy.batching import Block, blocks, reader, stream
 from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.denoiser import MOVIE_FRAMES, Denoiser, compare
+from emdn_deploy.denoiser import MOVIE_FRAMES, Denoiser, is_movie
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
 from emdn_deploy.preprocess import Answer, Prepared, Recipe, Stack
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list, open_selected
-from emdn_deploy.readers.frames import check_one_scale
 from emdn_deploy.report import (
     PICTURES,
     REFERENCES,
     Report,
     facts_of,
+    findings,
     late_facts,
     summary,
-    warnings,
 )
 from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
@@ -147,8 +146,6 @@ def run(
         options = replace(options, compress=writers.compressed(module, frames, options.compress))
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
-        if options.axes is None:
-            check_one_scale(frames)
         ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(
             ready, options, {} if opened is None else opened, beside=any(between)
@@ -203,7 +200,7 @@ def run(
             output.sums, writers.sigma_place(target, module, frames) if options.sigma else None,
             checked, ready.recipe.notes, _pictures(options),
         )  # fmt: skip
-        for said in warnings(report):
+        for said in findings(report).values():
             _log.warning("warning: %s: %s", source, said)
         try:
             _draw(work, report)
@@ -281,13 +278,13 @@ def choose(
     if not ready.scale.sigma:
         return seen(None, "no noise to compare them by")
     single, _ = seen(None, "")
-    scene = compare(
+    alike, why = is_movie(
         lambda number: ready.read(number, number + 1)[0],
         lambda some: single.run(some, ready.scale),
         count,
         ready.scale.offset,
     )
-    return seen(movie if scene.movie else None, str(scene))
+    return seen(movie if alike else None, why)
 
 
 def denoise_frames(

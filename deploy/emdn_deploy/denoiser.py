@@ -9,9 +9,10 @@ the error of a bright place over the frame.
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +22,7 @@ from emdn_deploy.batching import Batching, Stack, beside, blocks, ordered
 from emdn_deploy.config import DenoiseOptions, Device, Precision
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Answer, Part, Recipe
-from emdn_deploy.readers.frames import channels_last, frames_last, odd_axis
+from emdn_deploy.readers.frames import channels_last, frames_last
 from emdn_deploy.session import open_session
 from emdn_deploy.uncertainty import Calibration
 from emdn_models.errors import FormatError
@@ -70,28 +71,14 @@ class Denoiser:
     def denoise(
         self, frames: ArrayLike, *, gain: float | None = None, offset: float | None = None
     ) -> NDArray[np.float32]:
-        """Denoise a frame or a stack.
+        """Denoise frames (..., H, W) or (..., H, W, 1); return float32 in their shape and units.
 
-        Parameters
-        ----------
-        frames
-            (..., H, W) or (..., H, W, 1), any real dtype, any units linear in electrons. All
-            have one scale: denoise detectors and channels one by one. Bad pixels, gaps,
-            saturated areas and NaN are treated as in files. A model that sees several frames
-            takes (T, H, W). Of a dask array only a sample is computed now, for the scale.
-        gain, offset
-            Units per electron and reading without electrons; None to estimate.
-
-        Returns
-        -------
-        ndarray
-            float32, in the shape and the units of ``frames``; dask's, if they are.
-
-        Raises
-        ------
-        EmdnError
-            If ``frames`` are not frames of real numbers (FormatError), or ``gain`` or ``offset``
-            cannot be theirs.
+        ``frames`` have any real dtype, any units linear in electrons, and one scale: denoise
+        detectors and channels one by one. Bad pixels, gaps, saturated areas and NaN are treated as
+        in files. A model that sees several frames takes (T, H, W). Of a dask array only a sample
+        is computed now, for the scale. ``gain``, ``offset``: units per electron and reading
+        without electrons; None to estimate. Raises FormatError if ``frames`` are not such, and
+        EmdnError if ``gain`` or ``offset`` cannot be theirs.
         """
         return self._of_array(frames, gain, offset, with_sigma=False).frames
 
@@ -132,22 +119,11 @@ class Denoiser:
     ) -> Answer:
         """Denoise (n, H, W), finite, with a known scale; each frame keeps its mean.
 
-        Frames come back as they are where ``scale`` says that there is no noise.
-
-        Parameters
-        ----------
-        around
-            How many of the first and of the last frames only stand beside others, for a model
-            that sees several; the answer has none of them.
-        usable
-            (n,), which frames may stand beside others; None for all.
-        with_sigma
-            Whether to denoise in eight orientations: their mean, and its standard deviation.
-        batch
-            Frames per run; None chooses.
-        alone
-            Whether to keep to one CPU thread, the caller's: for callers that run
-            several stacks at the same time.
+        Frames come back as they are where ``scale`` says that there is no noise. For a model that
+        sees several, the first and last ``around`` frames only stand beside others, and have no
+        answer; (n,) ``usable`` says which frames may, None for all. ``with_sigma``: denoise in
+        eight orientations, for their mean and its standard deviation. ``batch``: frames per run;
+        None chooses. ``alone``: keep to one CPU thread, the caller's, as others run beside it.
         """
         first, stop = around[0], len(frames) - around[1]
         own = frames[first:stop]
@@ -180,8 +156,11 @@ class Denoiser:
             if sigmas is None:
                 output[part] = denoised(given)
                 return
-            output[part], variance = uncertainty.ensemble(denoised, given)
-            sigmas[part] = uncertainty.estimate(output[part], variance, scale, self.calibration)
+            unit = np.float32(scale.unit)  # so that float32 holds squares, too
+            mean, variance = uncertainty.ensemble(lambda turned: denoised(turned) / unit, given)
+            known = scale.scaled(1 / scale.unit), self.calibration
+            sigmas[part] = unit * uncertainty.estimate(mean, variance, *known)
+            output[part] = unit * mean
 
         list(ordered(one, blocks(0, len(own), step), parallel))
         return Answer(output, shifts, sigmas)
@@ -200,17 +179,15 @@ class Denoiser:
         The options are those of `answer`, which is returned with the corrected frames themselves,
         without those ``around``.
         """
-        first, stop = around[0], len(raw) - around[1]
-        parts = [
-            recipe.apply(part.copy()) if len(part) else Part(part)
-            for part in np.split(raw, (first, stop))
-        ]
-        seen = np.concatenate([part.frames for part in parts])
-        empty = np.concatenate([part.empty for part in parts])
+        own, part = slice(around[0], len(raw) - around[1]), recipe.apply(raw.copy())
         made = self.answer(
-            seen, recipe.scale, around=around, usable=~empty, with_sigma=with_sigma, alone=alone
-        )
-        return parts[1].finish(made), parts[1]
+            part.frames, recipe.scale, around=around, usable=~part.empty, with_sigma=with_sigma,
+            alone=alone,
+        )  # fmt: skip
+        if part.preserved is not None and part.values is not None:
+            part = replace(part, preserved=part.preserved[own], values=part.values[own])
+        part = replace(part, frames=part.frames[own])
+        return part.finish(made), part
 
     def _of_array(
         self, frames: ArrayLike, gain: float | None, offset: float | None, *, with_sigma: bool
@@ -264,7 +241,7 @@ def as_stack(frames: ArrayLike) -> Stack:
     """Check an array (..., H, W), or (..., H, W, 1), and return it as (N, H, W) float32.
 
     A dask array stays one. Raises FormatError, which names the remedy, if the rank or the dtype is
-    wrong, or an axis looks like channels or detectors.
+    wrong, or the last axis looks like channels.
     """
     lazy = is_dask(frames)
     array: Any = frames if lazy else np.asarray(frames)
@@ -287,15 +264,8 @@ def as_stack(frames: ArrayLike) -> Stack:
             "numpy.moveaxis(frames, -1, 0) if they are %d of %d x %d",
             shape, *shape, shape[2], *shape[:2],
         )  # fmt: skip
-    *lead, height, width = array.shape
     plain = array.astype(np.float32) if lazy else np.ascontiguousarray(array, dtype=np.float32)
-    stack: Stack = plain.reshape(-1, height, width)
-    if odd := odd_axis(lambda number: np.asarray(stack[number]), lead):
-        raise FormatError(
-            f"frames has shape {shape}, and the {lead[odd[0]]} along axis {odd[0]} look like "
-            f"detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
-            f"denoise each by itself, or all at one scale by frames.reshape(-1, {height}, {width})"
-        )
+    stack: Stack = plain.reshape(-1, *array.shape[-2:])
     return stack
 
 
@@ -314,38 +284,16 @@ def check_one_axis(shape: tuple[int, ...], model: str) -> None:
         )
 
 
-class Scene(NamedTuple):
-    """How alike neighbouring frames of a stack are, medians of several pairs.
-
-    ``likeness``: the share of one frame's structure that the next one shows, shifted by up to
-    `DRIFT` pixels, 1 for the same scene and 0 for another; ``error``: its standard deviation by
-    counting noise; ``drift``: the shift in pixels.
-    """
-
-    likeness: float
-    error: float
-    drift: float
-
-    @property
-    def movie(self) -> bool:
-        """Say whether neighbours help: unless they clearly show something else."""
-        return self.likeness + 2 * self.error > _ALIKE
-
-    def __str__(self) -> str:
-        share = f"{100 * self.likeness:.0f} ± {100 * self.error:.1f} % alike"
-        if self.movie:
-            return f"neighbouring frames are {share}, drift {self.drift:.1f} pixels a frame"
-        return f"neighbouring frames are only {share}, within {DRIFT} pixels"
-
-
-def compare(
+def is_movie(
     read: Callable[[int], Stack], denoise: Callable[[Stack], Stack], count: int, offset: float
-) -> Scene:
-    """Compare frames of a stack of two or more with the next ones.
+) -> tuple[bool, str]:
+    """Say whether neighbours help to denoise a stack, unless they clearly show something else.
 
-    A denoised frame is the template that is looked for in its noisy neighbour: the correlation is
-    an unbiased estimate of what both share, with a known error. ``read`` gives a frame (H, W) by
-    its number, ``denoise`` maps (n, H, W) to the same; ``offset``: the reading without electrons.
+    ``read`` gives a frame (H, W) by its number, ``denoise`` maps (n, H, W) to the same; ``offset``:
+    the reading without electrons. A denoised frame is the template that is looked for in its noisy
+    neighbour, shifted by up to `DRIFT` pixels: the correlation is an unbiased estimate of the share
+    of structure that both show, with an error known from the counting noise. Also returned are the
+    medians over some pairs, for people.
     """
     found = []
     for number in np.unique(np.linspace(0, count - 2, _PAIRS).astype(int)).tolist():
@@ -357,20 +305,22 @@ def compare(
             (frame - frame.mean(dtype=np.float64)) / level
             for frame, level in zip((denoise(pair[:1])[0], pair[1]), levels, strict=True)
         )
-        power = float((template**2).sum())
-        if not power:
-            continue
-        spectrum = np.fft.rfft2(after) * np.fft.rfft2(template).conj()
-        shared = np.fft.irfft2(spectrum, after.shape) / power
-        reach = [min(DRIFT, (side - 1) // 2) for side in shared.shape]
-        near = np.roll(shared, reach, (0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
-        y, x = np.unravel_index(int(near.argmax()), near.shape)
-        shift = float(np.hypot(y - reach[0], x - reach[1]))
-        found.append((float(near.max()), float(after.std()) / power**0.5, shift))
+        if power := float((template**2).sum()):
+            spectrum = np.fft.rfft2(after) * np.fft.rfft2(template).conj()
+            shared = np.fft.irfft2(spectrum, after.shape) / power
+            reach = [min(DRIFT, (side - 1) // 2) for side in shared.shape]
+            near = np.roll(shared, reach, (0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
+            y, x = np.unravel_index(int(near.argmax()), near.shape)
+            drift = np.hypot(y - reach[0], x - reach[1])
+            found.append((near.max(), after.std() / power**0.5, drift))
     if not found:
-        return Scene(0.0, np.inf, 0.0)
-    likeness, error, drift = np.median(found, axis=0)
-    return Scene(float(likeness), float(error) / len(found) ** 0.5, float(drift))
+        return True, "neighbouring frames show nothing to compare"
+    alike, error, drift = np.median(found, axis=0)
+    error /= len(found) ** 0.5
+    share = f"{100 * alike:.0f} ± {100 * error:.1f} % alike"
+    if alike + 2 * error > _ALIKE:
+        return True, f"neighbouring frames are {share}, drift {drift:.1f} pixels a frame"
+    return False, f"neighbouring frames are only {share}, within {DRIFT} pixels"
 
 
 def _middle(frame: Stack) -> Stack:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from emdn_deploy.dose import Intensity
 from emdn_deploy.readers.frames import Axis, Frames
@@ -57,31 +57,30 @@ def draw(
     from matplotlib.figure import Figure
 
     noise = np.sqrt(np.maximum((after - scale.offset) / scale.gain, 1)) * abs(scale.gain)
-    residual = (before - after) / noise
-    figure = Figure(figsize=(12, 8.4), layout="constrained")
-    grid = figure.subplots(2, 3)
-    figure.suptitle(title, fontsize=11)
-    pictures = [
-        (before, "before, {:.4g} to {:.4g}", *contrast(before)),
-        (after, "after, {:.4g} to {:.4g}", *contrast(after)),
-        (residual, "(before - after) / expected noise, {} to {}", -4, 4),
-    ]
-    for panel, (frame, name, bottom, top) in zip(grid[0], pictures, strict=True):
-        panel.imshow(frame, cmap="gray", vmin=bottom, vmax=top, interpolation="nearest")
-        panel.set_title(name.format(bottom, top), fontsize=10)
-        scale_bar(panel, frame.shape[1], axis)
-    spectra = [log_power(frame) for frame in (before, after, before - after)]
-    bottom, top = np.quantile(spectra[0], (0.01, 0.9999))
     reach = "to 0.5 / pixel"
     if axis.step and axis.step > 0 and axis.units:
         step, units = readable(axis.step, axis.units, before.shape[1])
         reach = f"to {0.5 / step:.3g} / {units}"
-    names = (f"power before, {reach}", "power after, same limits", "power of the difference")
-    for panel, spectrum, name in zip(grid[1], spectra, names, strict=True):
-        panel.imshow(spectrum, cmap="magma", vmin=bottom, vmax=max(top, bottom + 1e-6))
-        panel.set_title(name, fontsize=10)
-    for panel in grid.ravel():
+    low, high = np.quantile(log_power(before), (0.01, 0.9999))
+    limits = low, max(high, low + 1e-6)
+    panels = [
+        (before, contrast(before), "before, {:.4g} to {:.4g}"),
+        (after, contrast(after), "after, {:.4g} to {:.4g}"),
+        ((before - after) / noise, (-4, 4), "(before - after) / expected noise, {} to {}"),
+        (log_power(before), limits, f"power before, {reach}"),
+        (log_power(after), limits, "power after, same limits"),
+        (log_power(before - after), limits, "power of the difference"),
+    ]
+    figure = Figure(figsize=(12, 8.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(2, 3).ravel()
+    for number, (panel, (frame, (bottom, top), name)) in enumerate(zip(grid, panels, strict=True)):
+        colours, how = ("gray", "nearest") if number < 3 else ("magma", None)
+        panel.imshow(frame, cmap=colours, vmin=bottom, vmax=top, interpolation=how)
+        panel.set_title(name.format(bottom, top), fontsize=10)
         panel.set_axis_off()
+        if number < 3:
+            scale_bar(panel, frame.shape[1], axis)
     figure.savefig(path, dpi=100, format=kind)
 
 
@@ -106,23 +105,21 @@ def bar_length(extent: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= 0.3 * extent))
 
 
-def scale_bar(panel: "Axes", width: int, axis: Axis) -> None:
-    """Draw a bar on a picture ``width`` pixels wide, if its axis is calibrated."""
+def bar_of(width: int, axis: Axis) -> tuple[float, str] | None:
+    """Return pixels and words of a bar for a picture ``width`` wide, None without calibration."""
     if not axis.step or axis.step <= 0 or not axis.units:
-        return
-    from matplotlib.patches import Rectangle
-
+        return None
     step, units = readable(axis.step, axis.units, width)
     length = bar_length(width * step)
-    pixels = length / step
-    height = panel.get_ylim()[0]
-    left, top = 0.05 * width, 0.93 * height
-    panel.add_patch(Rectangle((left, top), pixels, 0.012 * height, color="white", ec="black"))
-    panel.text(
-        left + pixels / 2, top - 0.015 * height, f"{length:g} {units}", color="white",
-        ha="center", va="bottom", fontsize=9,
-        bbox={"facecolor": "black", "alpha": 0.5, "pad": 1, "edgecolor": "none"},
-    )  # fmt: skip
+    return length / step, f"{length:g} {units}"
+
+
+def scale_bar(panel: "Axes", width: int, axis: Axis) -> None:
+    """Draw a bar on a picture ``width`` pixels wide, if its axis is calibrated."""
+    if bar := bar_of(width, axis):
+        from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
+        panel.add_artist(AnchoredSizeBar(panel.transData, *bar, "lower left", fill_bar=True))
 
 
 def readable(step: float, units: str, width: int) -> tuple[float, str]:
@@ -149,40 +146,42 @@ def movie(
     contrast of its middle frame. ``time`` and ``length`` calibrate the frames and their x axis,
     where known.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     numbers = np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES)).round().astype(int))
-    middle = [read(count // 2, count // 2 + 1)[0] for read in (before, after)]
-    size = np.array(middle[0].shape)
-    height, width = np.ceil(size * np.clip(size.max(), MIN_SIDE, MAX_SIDE) / size.max()).astype(int)
-    figure = Figure(figsize=((2 * width + _GAP) / 100, (height + STRIP) / 100), dpi=100)
-    canvas: Any = FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2)
-    figure.subplots_adjust(0, 0, 1, height / (height + STRIP), _GAP / width)
-    images = []
-    for panel, frame in zip(panels, middle, strict=True):
-        low, high = contrast(frame)
-        images.append(panel.imshow(frame, cmap="gray", vmin=low, vmax=high, aspect="auto"))
-        panel.set_axis_off()
-    panels[1].set_title("after", fontsize=9, pad=3)
-    if length is not None:
-        scale_bar(panels[1], middle[0].shape[1], length)
+    sides = [(read, *contrast(read(count // 2, count // 2 + 1)[0])) for read in (before, after)]
+    shape = np.array(before(0, 1)[0].shape)
+    height, width = (
+        int(one) for one in np.ceil(shape * np.clip(shape.max(), MIN_SIDE, MAX_SIDE) / shape.max())
+    )
+    bar = bar_of(int(shape[1]), length or Axis())
 
     def picture(number: int) -> Image.Image:
-        for image, read in zip(images, (before, after), strict=True):
-            image.set_data(read(number, number + 1)[0])
-        when = f"frame {number}"
+        sheet = Image.new("L", (2 * width + _GAP, height + STRIP), 255)
+        pen, when = ImageDraw.Draw(sheet), f"frame {number}"
         if time is not None and time.step and time.units:
             when = f"{number * time.step:.4g} {time.units}"
-        panels[0].set_title(f"before, {when}", fontsize=9, pad=3)
-        canvas.draw()
-        return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., 0].copy())
+        places = (0, f"before, {when}"), (width + _GAP, "after")
+        for (left, name), (read, low, high) in zip(places, sides, strict=True):
+            grey = _grey(read(number, number + 1)[0], low, high)
+            sheet.paste(grey.resize((width, height), Image.Resampling.BOX), (left, STRIP))
+            pen.text((left + 4, 4), name, 0)
+        if bar:
+            pixels, words = bar
+            start, top = width + _GAP + 0.05 * width, STRIP + 0.92 * height
+            end = start + pixels * width / shape[1]
+            pen.rectangle((start, top, end, top + max(2, 0.02 * height)), 255, 0)
+            pen.text((start, top - 3), words, 255, anchor="lb", stroke_width=1, stroke_fill=0)
+        return sheet
 
     picture(int(numbers[0])).save(
         path, format="GIF", save_all=True, duration=FRAME_MS, loop=0,
         append_images=(picture(int(number)) for number in numbers[1:]),
     )  # fmt: skip
+
+
+def _grey(frame: NDArray[Any], low: float, high: float) -> Image.Image:
+    """Draw (H, W) from ``low``, black, to ``high``, white."""
+    grey = np.clip(np.rint((frame - low) / max(high - low, 1e-30) * 255), 0, 255)
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 class RunPage:
@@ -238,9 +237,8 @@ class RunPage:
             (after, contrast(after)),
             ((before - after) / noise, (-4.0, 4.0)),
         ):
-            grey = np.clip(np.rint((values - low) / max(high - low, 1e-30) * 255), 0, 255)
             file = BytesIO()
-            Image.fromarray(grey.astype(np.uint8)).save(file, "PNG")
+            _grey(values, low, high).save(file, "PNG")
             files.append(_text(file))
         return files
 

@@ -4,34 +4,23 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
-
 from emdn_deploy import preprocess
 from emdn_deploy.batching import TILE_PIXELS
 from emdn_deploy.config import DenoiseOptions, text_table
 from emdn_deploy.denoiser import MOVIE_FRAMES
 from emdn_deploy.readers import Choice, Frames, is_pattern, open_frames
 from emdn_deploy.readers.frames import SeveralStacks
-from emdn_deploy.readers.hdf5 import open_file
 from emdn_deploy.report import intensity_words
-from emdn_models import checkpoint, pretrained
+from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError
 
 
 def describe(path: Path, choice: Choice) -> Iterator[str]:
-    """Yield lines about a file: an exported model, a checkpoint, or frames.
-
-    Raises EmdnError if it is none of the three kinds, or is damaged.
-    """
+    """Yield lines about a file: an exported model, or frames; EmdnError if it is neither."""
     if not path.exists() and not is_pattern(path):
         raise FormatError(f"{path}: no such file")
     if path.suffix == ".onnx":
         return _model(path)
-    if path.is_file() and h5py.is_hdf5(path):
-        with open_file(path) as file:
-            weights = bool(file.attrs.get("format") == checkpoint.FORMAT)
-        if weights:
-            return _checkpoint(path)
     return _frames(path, choice)
 
 
@@ -42,15 +31,6 @@ def _model(path: Path) -> Iterator[str]:
     yield f"{path}: an emdn model"
     for key, value in {"sha256": info.sha256, **info.text}.items():
         yield f"  {key}  {value}"
-
-
-def _checkpoint(path: Path) -> Iterator[str]:
-    yield f"{path}: weights of models, written by emdn-train"
-    for name, weights in checkpoint.load(path).items():
-        size = sum(array.size for array in weights.state.values())
-        yield f"  {name}  preset {weights.preset}, {len(weights.state)} tensors, {size:,} numbers"
-        for key, value in weights.metadata.items():
-            yield f"    {key}  {value}"
 
 
 def _frames(path: Path, choice: Choice) -> Iterator[str]:
@@ -131,11 +111,10 @@ def models() -> str:
             "GFLOP": f"{float(entry['gflop_256']):.2f}",
         }
         gains = entry.get("quality", {}).get("gain_db", {})
-        rows.append(row | {f"dB at {level}": f"{gain:.1f}" for level, gain in gains.items()})
+        rows.append(row | {f"dB {level}": f"{gain:.1f}" for level, gain in gains.items()})
     names = list(dict.fromkeys(name for row in rows for name in row))
     return "\n".join([
         text_table(names, [[row.get(name, "-") for name in names] for row in rows]),
-        "* the default; NAME@movie sees five frames of a movie, its dB are of a scene at rest",
-        "GFLOP for one frame of 256 x 256; dB: gain over the noisy frame at that signal to noise "
-        "a pixel",
+        "* the default; NAME@movie sees five frames, its dB are of a scene at rest",
+        "GFLOP for one frame of 256 x 256; dB: gain at that signal to noise a pixel",
     ])  # fmt: skip

@@ -18,7 +18,7 @@ from emdn_deploy.bad_pixels import Fill, Flagged, Mask, each
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity, NoiseLevel, NoiseModel, sample
 from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import WHITE, Axis
+from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
@@ -197,7 +197,7 @@ def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = Non
 
 def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
     """Find gaps, saturated areas, bad pixels and the scale of a stack, from a sample read once."""
-    if WHITE in frames.metadata:
+    if frames.metadata.get("photometric") == "miniswhite" and frames.dtype.kind == "u":
         raise FormatError(
             f"{frames.path}: is min-is-white, expected electrons to be bright; "
             "invert the frames and store them as min-is-black"

@@ -18,8 +18,7 @@ from emdn_deploy.preprocess import Prepared
 from emdn_deploy.writers import Provenance, human
 from emdn_models import __version__
 
-# A mean that moves by more than this is worth a warning.
-RATIO_TOLERANCE = 0.01
+MOST_CHANGE = 1  # per cent of the mean, from which on its change is worth a warning
 REFERENCES = ("dark", "gain_map", "defects")
 PICTURES = {"preview": (".png", ".gif", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff"),
             "movie": (".gif",), "report": (".html",)}  # fmt: skip
@@ -125,6 +124,35 @@ def intensity_words(scale: Intensity) -> str:
     )
 
 
+def findings(report: Report) -> dict[str, str]:
+    """Say what makes a result less than it seems, by the name of its row in the summary."""
+    known, sums = report.record, report.sums
+    integers = np.dtype(known["output_dtype"]).kind != "f"
+    ratio, net = (100 * (known[f"{name}intensity_ratio"] - 1) for name in ("", "net_"))
+    changed = ""
+    if abs(ratio) > MOST_CHANGE:
+        changed = (
+            f"the mean intensity changed by {ratio:.1f} %; do not use these frames for "
+            "quantitative work before you know why"
+        )
+    elif abs(net) > MOST_CHANGE:
+        changed = (
+            f"the model changed the mean intensity by {net:.1f} %; frames were shifted back, but "
+            "it may not fit them: see emdn-deploy check"
+        )
+    rows = {
+        "filled": sums.filled
+        and f"{sums.filled} pixels were not finite in some frames; filled from neighbours"
+        f"{'' if integers else ' (areas stay so)'}",
+        "empty": sums.empty
+        and f"{len(sums.empty)} frames are blank or hold no value, and are left as they are "
+        f"{'NaN as 0 ' * integers}({', '.join(spans(tuple(sums.empty)))})",
+        "note": "; ".join(report.notes),
+        "changed": changed,
+    }
+    return {name: words for name, words in rows.items() if words}
+
+
 def summary(report: Report) -> str:
     """Return what is printed after a run."""
     known, sums = report.record, report.sums
@@ -149,9 +177,7 @@ def summary(report: Report) -> str:
         "saturated": sums.saturated
         and f"{sums.saturated / max(1, report.frames):.6g} pixels a frame, at "
         f"{known['saturated_from']:g} or above, keep their value",
-        "empty": sums.empty
-        and f"{len(sums.empty)} frames are blank or hold no value, left as they are",
-        "note": "; ".join(report.notes),
+        **findings(report),
         "clipped": np.dtype(known["output_dtype"]).kind != "f"
         and f"{sums.clipped} pixels outside the range of {known['output_dtype']}",
         "sigma": report.sigma and f"{known['sigma']}; in {report.sigma}",
@@ -159,34 +185,6 @@ def summary(report: Report) -> str:
         **report.pictures,
     }
     return "\n".join(f"{name:10} {words}" for name, words in rows.items() if words)
-
-
-def warnings(report: Report) -> list[str]:
-    """Say what makes a result less than it seems."""
-    sums, integers = report.sums, np.dtype(report.record["output_dtype"]).kind != "f"
-    ratio, net = (report.record[f"{name}intensity_ratio"] for name in ("", "net_"))
-    said = list(report.notes)
-    if sums.filled:
-        stay = "" if integers else " (areas stay so)"
-        said.append(
-            f"{sums.filled} pixels were not finite in some frames; filled from neighbours{stay}"
-        )
-    if sums.empty:
-        said.append(
-            f"{len(sums.empty)} frames are blank or hold no value, and are left as they are "
-            f"{'NaN as 0 ' * integers}({', '.join(spans(tuple(sums.empty)))})"
-        )
-    if abs(ratio - 1) > RATIO_TOLERANCE:
-        said.append(
-            f"the mean intensity changed by {100 * (ratio - 1):.1f} %; do not use these "
-            "frames for quantitative work before you know why"
-        )
-    if abs(net - 1) > RATIO_TOLERANCE:
-        said.append(
-            f"the model changed the mean intensity by {100 * (net - 1):.1f} %; frames "
-            "were shifted back, but it may not fit them: see emdn-deploy check"
-        )
-    return said
 
 
 def planned(plan: dict[str, Any]) -> str:

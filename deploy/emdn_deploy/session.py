@@ -213,9 +213,8 @@ def _info(path: Path, handle: ort.InferenceSession, precision: Precision) -> Mod
 def usable_cpus() -> int:
     """Return how many threads may compute: the affinity mask's CPUs, or a quota if that is less.
 
-    Slurm, ``taskset`` and ``docker --cpuset-cpus`` set an affinity mask; ``docker --cpus`` and
-    Kubernetes limits set a quota of processor time instead (``cpu.max`` of a control group, of
-    version 2), which the mask does not show. A share of a CPU counts as one.
+    ``docker --cpus`` and Kubernetes limits set a quota of processor time (``cpu.max`` of a control
+    group, of version 2), which the mask does not show. A share of a CPU counts as one.
     """
     masked = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min([masked or 1, *map(math.ceil, _quotas())]))

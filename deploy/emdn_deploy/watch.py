@@ -42,8 +42,8 @@ from emdn_deploy.readers import (
     open_list,
     split_pattern,
 )
-from emdn_deploy.readers.frames import select
-from emdn_deploy.readers.hdf5 import choose, frames_of, order_in
+from emdn_deploy.readers.frames import default_order, select
+from emdn_deploy.readers.hdf5 import choose, frames_of
 from emdn_deploy.report import REFERENCES, facts_of, late_facts
 from emdn_deploy.writers import partial_of
 from emdn_deploy.writers.hdf5 import finish, record
@@ -337,7 +337,7 @@ def _followed(
         ) from error
     choice = Choice(options.dataset, options.axes)
     chosen, why = choose(source, file, choice)
-    order = choice.axes or order_in(file, chosen)
+    order = choice.axes or chosen.order or default_order(chosen.dataset.shape)
     if chosen.parts or order[0] in "yx" or order[1:3] != "yx":
         what = f"{len(chosen.parts)} parts" if chosen.parts else f"axes {order}"
         raise FormatError(
@@ -352,7 +352,8 @@ def _followed(
             raise FormatError(f"{source}: cannot be read any more ({error})") from error
         return int(chosen.dataset.shape[0])
 
-    return count, lambda: frames_of(source, file, chosen, choice, why)
+    said = replace(choice, axes=order)  # the shape of what grows is not judged
+    return count, lambda: frames_of(source, file, chosen, said, why)
 
 
 class _Growing:

@@ -18,11 +18,11 @@ from typing import Any
 import h5py
 from numpy.typing import NDArray
 
-from emdn_models import __version__, hdf5
+from emdn_models import __version__, files
 from emdn_models.errors import CheckpointError, ModelError
 
 FILE_NAME = "em_denoise_model.h5"
-FORMAT = hdf5.CHECKPOINT
+FORMAT = files.CHECKPOINT
 FORMAT_VERSION = 1
 
 # What h5py and json raise of a damaged file.
@@ -39,10 +39,10 @@ class Weights:
 
 
 def save(path: str | PathLike[str], models: Mapping[str, Weights]) -> None:
-    """Write a checkpoint as `hdf5.written` does; a folder that is missing is made."""
+    """Write a checkpoint as `files.written` does; a folder that is missing is made."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with hdf5.written(target) as out:
+    with files.written(target) as out:
         out.file.attrs["format"] = FORMAT
         out.file.attrs["format_version"] = FORMAT_VERSION
         out.file.attrs["emdn_version"] = __version__
@@ -69,9 +69,7 @@ def load(path: str | PathLike[str]) -> dict[str, Weights]:
                     f"{text}: is a torch pickle, not HDF5; emdn never unpickles, "
                     "use a checkpoint written by emdn-train fit"
                 )
-        hdf5.check_heaps(path)
         with h5py.File(path, "r") as file:
-            hdf5.check_attributes(file.id)
             if (found := file.attrs.get("format")) != FORMAT:
                 raise CheckpointError(
                     f"{text}: format is {found!r}, expected {FORMAT!r}; "
@@ -100,7 +98,6 @@ def pick(path: str | PathLike[str], models: Mapping[str, Weights], name: str) ->
 
 
 def _read(group: h5py.Group) -> Weights:
-    hdf5.check_attributes(group.id)
     preset, metadata = group.attrs["preset"], json.loads(str(group.attrs["metadata"]))
     if not isinstance(preset, str) or not isinstance(metadata, dict):
         raise ValueError(f"{group.name} has no preset, or metadata that are no mapping")

@@ -20,7 +20,7 @@ from emdn_deploy.denoise_file import run
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import open_session
 from emdn_deploy.writers import recorded
-from emdn_models.errors import DeviceError, DeviceMemoryError, ModelError
+from emdn_models.errors import DeviceMemoryError, ModelError
 
 # What onnxruntime 1.31 raises when its arena cannot grow.
 ARENA = (
@@ -95,11 +95,9 @@ def test_memory_does_not_grow_with_the_stack(parallel: int) -> None:
 
 @pytest.mark.parametrize("parallel", [1, 3])
 @pytest.mark.parametrize("stage", ["read", "compute", "write"])
-@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_the_first_error_stops_all(stage: str, kind: type[BaseException], parallel: int) -> None:
-    before = threading.active_count()
+def test_the_first_error_stops_all(stage: str, parallel: int) -> None:
+    before, lock = threading.active_count(), threading.Lock()
     calls = {"read": 0, "compute": 0, "write": 0}
-    lock = threading.Lock()
 
     def step(name: str) -> None:
         with lock:
@@ -107,13 +105,13 @@ def test_the_first_error_stops_all(stage: str, kind: type[BaseException], parall
             number = calls[name]
         time.sleep(0.001)
         if name == stage and number == 3:
-            raise kind("third block")
+            raise KeyboardInterrupt("third block")
 
     def read(start: int, stop: int) -> np.ndarray:
         step("read")
         return block(start, stop)
 
-    with pytest.raises(kind, match="third block"):
+    with pytest.raises(KeyboardInterrupt, match="third block"):
         stream(read, lambda frames: step("compute"), lambda *_: step("write"),
                blocks(0, 1000, 1), parallel)  # fmt: skip
     assert calls["read"] < 20
@@ -144,21 +142,8 @@ def test_one_frame_gets_all_cores_and_a_stack_one_each(
     assert batching.plan(count, (side, side), None) == expected
 
 
-def test_frames_that_fit_are_run_whole_and_others_by_tiles(
-    box_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cramped = Cramped(monkeypatch, 10**6)
-    denoiser = Denoiser(box_model, threads=1)
-    denoiser.answer(noisy(3, 40, 40), KNOWN, batch=3)
-    assert cramped.tried == [(3, 40, 40)]
-    monkeypatch.setattr(batching, "TILE_PIXELS", 32 * 32)
-    denoiser.denoise(noisy(1, 40, 40))
-    assert len(cramped.tried) == 1 + 4
-    assert max(height * width for _, height, width in cramped.tried[1:]) <= 32 * 32
-
-
-@pytest.mark.parametrize("size", [(96, 128), (97, 131), (64, 300), (300, 41), (128, 128)])
-@pytest.mark.parametrize("pixels", [48 * 48, 64 * 64, 5000])
+@pytest.mark.parametrize("size", [(97, 131), (64, 300), (300, 41), (128, 128)])
+@pytest.mark.parametrize("pixels", [48 * 48, 5000])
 def test_tiles_equal_the_whole_frame_bit_for_bit(
     box_model: Path, size: tuple[int, int], pixels: int
 ) -> None:
@@ -231,21 +216,6 @@ def test_memory_that_suffices_for_nothing_is_an_error(
     with pytest.raises(DeviceMemoryError, match=r"ran out of memory: .* sees 8 pixels at once"):
         Denoiser(box_model, threads=1).denoise(frames)
     assert len(cramped.tried) < 20
-
-
-def test_other_failures_are_not_tried_again(
-    box_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def into(*_: object) -> None:
-        calls.append(1)
-        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
-
-    monkeypatch.setattr(session, "_run", into)
-    with pytest.raises(DeviceError, match=r"box failed on cpu .*illegal memory access"):
-        Denoiser(box_model, threads=1).denoise(noisy(4, 64, 64))
-    assert calls == [1]
 
 
 def test_a_run_records_that_memory_ran_out(

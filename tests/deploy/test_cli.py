@@ -12,12 +12,13 @@ import h5py
 import mrcfile
 import numpy as np
 import pytest
-import typer
+import tifffile
 
 from emdn_deploy import config
 from emdn_models import pretrained
-from emdn_models.checkpoint import Weights, save
 from emdn_models.errors import FormatError
+
+STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
 
 
 @pytest.fixture
@@ -44,39 +45,37 @@ def failure(call, capsys) -> Callable[..., str]:
     return fail
 
 
-def test_denoise_says_what_it_did(source, box_model, capsys, call):
-    assert call("denoise", source, "--model", box_model, "--device", "cpu") == 0
-    printed = capsys.readouterr().out
+@pytest.fixture
+def said(call, capsys) -> Callable[..., str]:
+    """Run a command that must succeed, and return what it prints."""
+
+    def run(*arguments: object) -> str:
+        assert call(*arguments) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_denoise_says_what_it_did(source, box_model, said, tmp_path):
+    printed = said(
+        "denoise", source, "--model", box_model, "--device", "cpu", "--batch", 4, "--threads", 1,
+        "--dataset", "/frames", "--axes", "tyx", "--gain", 2, "--offset", -5,
+        "--preview", tmp_path / "p.png", "--movie", tmp_path / "m.gif",
+        "--report", tmp_path / "r.html",
+    )  # fmt: skip
     lines = dict(line.split(maxsplit=1) for line in printed.strip().splitlines())
     assert lines["frames"].startswith("6 from")
     assert lines["speed"].split()[1].startswith("frames/s")
     assert lines["model"] == "box on cpu"
-    assert "e/px, gain 1, offset 0 (offset taken as 0, whole numbers" in lines["intensity"]
+    assert "e/px, gain 2, offset -5 (offset given, gain given" in lines["intensity"]
     assert float(lines["mean"].split()[1]) == pytest.approx(1, abs=0.01)
-    assert lines["output"] == str(source.with_name("movie_denoised.h5"))
     with h5py.File(lines["output"]) as file:
         assert file["frames"].shape == (6, 32, 40)
-
-
-def test_options_reach_the_run(source, box_model, tmp_path, capsys, call):
-    target = tmp_path / "other.h5"
-    status = call(
-        "denoise", source, "-o", target, "--model", box_model, "--device", "cpu", "--batch", 4,
-        "--threads", 1, "--dataset", "/frames", "--axes", "tyx", "--gain", 2, "--offset", -5,
-        "--preview", tmp_path / "p.png", "--movie", tmp_path / "m.gif",
-        "--report", tmp_path / "r.html",
-    )  # fmt: skip
-    assert status == 0
-    with h5py.File(target) as file:
         facts = dict(file["emdn"].attrs)
     assert (facts["batch"], facts["threads"], facts["gain"], facts["offset"]) == (4, 1, 2.0, -5.0)
-    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
-    printed = capsys.readouterr().out
-    assert f"preview    {tmp_path / 'p.png'}" in printed
-    assert f"movie      {tmp_path / 'm.gif'}" in printed
-    assert (tmp_path / "m.gif").read_bytes()[:4] == b"GIF8"
-    assert f"report     {tmp_path / 'r.html'}" in printed
-    page = (tmp_path / "r.html").read_text()
+    assert Path(lines["preview"]).read_bytes()[:4] == b"\x89PNG"
+    assert Path(lines["movie"]).read_bytes()[:4] == b"GIF8"
+    page = Path(lines["report"]).read_text()
     assert "of 6 frames flagged" in page
     assert "gain given" in page
 
@@ -92,7 +91,7 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
     cases = [
         (("denoise", tmp_path / "none.h5", *model), "no such file"),
         (("denoise", tmp_path / "sub", *model), "no files of frames"),
-        (("denoise", text, *model), "is not an HDF5 file"),
+        (("denoise", text, *model), "no HDF5 file"),
         (("denoise", cut, *model), "truncated"),
         (("denoise", source, "--dataset", "/nothing", *model), "has no dataset '/nothing'"),
         (("denoise", source, "--dataset", "/wave", *model), "complex values"),
@@ -103,7 +102,7 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
         (("denoise", source, "--gain", "-1", *model), "gain is -1"),
         (("inspect", tmp_path / "none.h5"), "no such file"),
         (("inspect", damaged), "onnxruntime cannot load it"),
-        (("inspect", text), "is not an HDF5 file"),
+        (("inspect", text), "no HDF5 file"),
     ]
     for arguments, message in cases:
         line = failure(*arguments)
@@ -113,23 +112,20 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [("den", "denoise"), ("denoise --mod", "--model"), ("denoise --model ff", "ffdnet")],
-)
-def test_a_shell_completes_commands_options_and_models(words, expected):
-    line = f"emdn-deploy {words}"
-    asked = {"_EMDN_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": line}
-    code = "import sys; sys.argv = ['emdn-deploy']; from emdn_deploy.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={**os.environ, **asked, "COMP_CWORD": str(line.count(" "))},
-    )  # fmt: skip
-    assert done.stdout.split() == [expected]
+def test_a_shell_completes_commands_and_options():
+    for words, expected in [("den", "denoise"), ("denoise --mod", "--model")]:
+        asked = {"_EMDN_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": f"emdn-deploy {words}"}
+        code = "import sys; sys.argv = ['emdn-deploy']; from emdn_deploy.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, **asked, "COMP_CWORD": str(len(words.split()))},
+        )  # fmt: skip
+        assert done.stdout.split() == [expected]
 
 
 def test_wrong_usage_exits_2(capsys, call):
     wrong = [(), ("a.h5", "--device", "tpu"), ("a.h5", "--batch", "0"), ("a.h5", "--nonsense")]
+    wrong.append(("a.h5", "b.h5", "--preview", "p.png"))
     for arguments in [("nonsense",), *(("denoise", *one) for one in wrong)]:
         assert call(*arguments) == 2
         assert "Traceback" not in capsys.readouterr().err
@@ -145,15 +141,9 @@ def test_an_interrupt_leaves_no_file(source, box_model, monkeypatch, capsys, cal
     assert not source.with_name("movie_denoised.h5").exists()
 
 
-def test_inspect_shows_frames_models_and_checkpoints(
-    shipped, source, tmp_path, box_model, lattice, capsys, call
-):
-    def shown(path: Path) -> str:
-        assert call("inspect", path) == 0
-        return capsys.readouterr().out
-
-    printed = shown(source)
-    assert "/frames (the only large numeric dataset)" in printed
+def test_inspect_shows_frames_and_models(shipped, source, tmp_path, box_model, lattice, said):
+    printed = said("inspect", source)
+    assert "/frames (the only one in the file)" in printed
     assert "6 of 32 x 40, uint16" in printed
     assert "gain 1, offset 0" in printed
     assert "bad pixels 0" in printed
@@ -162,15 +152,44 @@ def test_inspect_shows_frames_models_and_checkpoints(
         file.set_image_stack()
         file.voxel_size = 0.5
         dose = file.data.mean() / 0.25
-    assert f"{dose:.4g} e/Å² a frame" in shown(tmp_path / "a.mrc")
-    printed = shown(box_model)
+    assert f"{dose:.4g} e/Å² a frame" in said("inspect", tmp_path / "a.mrc")
+    printed = said("inspect", box_model)
     assert "receptive_field  8" in printed
     assert "licence  MIT" in printed
-    path = tmp_path / "em_denoise_model.h5"
-    save(path, {"dncnn": Weights("paper", {"w": np.zeros((2, 3), np.float32)}, {"seed": 7})})
-    printed = shown(path)
-    assert "dncnn  preset paper, 1 tensors, 6 numbers" in printed
-    assert "seed  7" in printed
+
+
+@pytest.mark.parametrize(
+    ("shape", "model"),
+    [((5, 16, 24), "unet@movie if frames show one scene, else unet, unless"),
+     ((4, 16, 24), "unet unless"), ((2, 3, 16, 24), "unet unless"), ((16, 24), "unet unless")],
+)  # fmt: skip
+def test_inspect_names_the_model_that_a_movie_gets(shape, model, said, tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(9.0, shape).astype("u2"))
+    assert f"model      {model} --model says otherwise" in said("inspect", tmp_path / "a.npy")
+
+
+def test_of_several_stacks_inspect_lists_all_and_denoise_takes_none(tmp_path, said, failure):
+    path, series = tmp_path / "two.h5", tmp_path / "two.tif"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a", data=STACK, chunks=(1, 16, 24))
+        file["b/frames"] = STACK[:4].astype(np.float32)
+    with tifffile.TiffWriter(series) as file:
+        file.write(STACK, photometric="minisblack")
+        file.write(STACK[:2, :8].astype(np.float32), photometric="minisblack")
+    assert said("inspect", path).splitlines() == [
+        f"{path}: 2 stacks (plain HDF5), none of which is marked as the frames",
+        "  /a         (5, 16, 24)  uint16  chunks (1, 16, 24)",
+        "  /b/frames  (4, 16, 24)  float32",
+        f"  choose    emdn-deploy denoise {path} --dataset /a",
+    ]
+    assert said("inspect", series).splitlines()[1:3] == [
+        "  0  (5, 16, 24)  uint16", "  1  (2, 8, 24)  float32",
+    ]  # fmt: skip
+    for more in ((), ("--dry-run",)):
+        line = failure("denoise", path, *more)
+        assert "holds 2 stacks (plain HDF5): /a (5, 16, 24) uint16; /b/frames" in line
+        assert "choose one with --dataset NAME" in line
+    assert sorted(tmp_path.iterdir()) == [path, series]
 
 
 @pytest.fixture
@@ -188,113 +207,74 @@ def shipped(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained, "index", lambda: index)
 
 
-def test_models_are_listed_and_the_default_is_used(shipped, source, capsys, call, failure):
-    assert call("models") == 0
-    printed = capsys.readouterr().out
-    assert "unet *" in printed
-    assert "1,234,567" in printed
-    assert "15.2" in printed
-    assert call("denoise", source, "--device", "cpu") == 0
+def test_models_are_listed_and_the_default_is_used(shipped, source, said, failure):
+    names, _, default, other, *_ = said("models").splitlines()
+    assert names.split()[-3:] == ["GFLOP", "dB", "0.4"]
+    assert default.split() == ["unet", "*", "fp32", "0.00", "1,234,567", "1.23", "15.2"]
+    assert other.split()[-1] == "-"
+    assert "model      box on cpu" in said("denoise", source, "--device", "cpu")
     line = failure("denoise", source, "--overwrite", "--model", "nonet")
     assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
 
 
-def test_models_and_help_fit_80_columns(monkeypatch, capsys, call):
+def test_models_and_help_fit_80_columns(monkeypatch, said):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
     for arguments in [("models",), ("--help",), ("denoise", "--help")]:
-        assert call(*arguments) == 0
-        printed = capsys.readouterr().out
-        assert max(map(len, printed.splitlines()[:10])) <= 80
-    assert config.text_table(["model", "ratio"], [["unet *", "0.36 (0.34-0.41)"], ["cafcn", "-"]])
+        assert max(map(len, said(*arguments).splitlines())) <= 80
 
 
-def test_frames_given_one_by_one_are_told_that_a_stack_is_better(
-    tmp_path, box_model, lattice, capsys, call
-):
+def test_several_files_of_one_frame_and_their_pictures(tmp_path, box_model, lattice, said):
     for number, frame in enumerate(lattice(20.0, (2, 32, 40)).astype(np.uint16)):
         np.save(tmp_path / f"{number}.npy", frame)
-    both = tmp_path / "0.npy", tmp_path / "1.npy"
-    assert call("denoise", *both, "--model", box_model, "--device", "cpu") == 0
-    assert "2 files of one frame each, denoised one by one" in capsys.readouterr().out
-
-
-def test_pictures_go_into_a_folder_under_the_outputs_name(source, box_model, tmp_path, call):
-    (tmp_path / "pictures").mkdir()
-    other = source.with_name("other.h5")
-    other.write_bytes(source.read_bytes())
-    folder = tmp_path / "pictures"
-    status = call(
-        "denoise", source, other, "--model", box_model, "--device", "cpu",
+    (folder := tmp_path / "pictures").mkdir()
+    printed = said(
+        "denoise", tmp_path / "0.npy", tmp_path / "1.npy", "--model", box_model, "--device", "cpu",
         "--preview", folder, "--movie", folder, "--report", folder,
     )  # fmt: skip
-    assert status == 0
+    assert "2 files of one frame each, denoised one by one" in printed
     assert sorted(path.name for path in folder.iterdir()) == [
-        "movie_denoised.gif", "movie_denoised.html", "movie_denoised.png",
-        "other_denoised.gif", "other_denoised.html", "other_denoised.png",
-    ]  # fmt: skip
-    assert call("denoise", source, other, "--preview", tmp_path / "p.png") == 2
+        f"{number}_denoised.{kind}" for number in (0, 1) for kind in ("gif", "html", "png")
+    ]
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "line"),
+    ("error", "line"),
     [
-        (FormatError("a.h5: two\nlines"), 1, "error: a.h5: two lines"),
-        (PermissionError(13, "Permission denied", "out.h5"), 1, "error: [Errno 13]"),
-        (MemoryError("Unable to allocate 3 TiB"), 1, "error: Unable to allocate"),
-        (MemoryError(), 1, "error: out of memory"),
+        (FormatError("a.h5: two\nlines"), "error: a.h5: two lines"),
+        (PermissionError(13, "Permission denied", "out.h5"), "error: [Errno 13]"),
+        (MemoryError(), "error: out of memory"),
     ],
 )
-def test_errors_become_one_line(error, code, line, capfd):
-    app = typer.Typer()
-
-    @app.command()
-    def fail() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as left:
-        config.run_app(app, [])
-    assert left.value.code == code
-    told = capfd.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert told[0].startswith(line)
-
-
-@pytest.mark.parametrize(
-    ("word", "said", "traced"), [(None, "an info", 0), ("-q", "a warning", 0), ("-v", "an info", 1)]
-)
-def test_more_or_less_is_said(word, said, traced, capfd, caplog):
+@pytest.mark.parametrize("word", [None, "-q", "-v"])
+def test_more_or_less_is_said(word, error, line, capfd, caplog):
     app, log = config.new_app("An app."), logging.getLogger("emdn_deploy.some")
 
     @app.command()
     def some() -> None:
         log.warning("a warning")
         log.info("an info")
-        raise FormatError("bad")
+        raise error
 
-    with pytest.raises(SystemExit):
-        config.run_app(app, [*filter(None, [word]), "some"])
-    assert caplog.messages[-1] == said
-    told = capfd.readouterr().err
-    assert told.count("Traceback") == traced
-    assert told.endswith("error: bad\n")
-
-
-def test_the_version_is_told(capfd):
-    app = config.new_app("An app.")
-    app.command()(lambda: None)
     with pytest.raises(SystemExit) as left:
-        config.run_app(app, ["--version"])
-    assert not left.value.code
-    assert capfd.readouterr().out == f"emdn {version('emdn')}\n"
+        config.run_app(app, [*filter(None, [word]), "some"])
+    assert left.value.code == 1
+    assert caplog.messages[-1] == ("a warning" if word == "-q" else "an info")
+    told = capfd.readouterr().err
+    assert told.count("Traceback") == (word == "-v")
+    assert told.strip().splitlines()[-1].startswith(line)
 
 
-def test_bugs_keep_their_traceback():
-    app = typer.Typer(pretty_exceptions_enable=False)
+def test_the_version_is_printed_and_bugs_keep_their_traceback(capfd):
+    app = config.new_app("An app.")
 
     @app.command()
     def fail() -> None:
         raise ZeroDivisionError
 
+    with pytest.raises(SystemExit) as left:
+        config.run_app(app, ["--version"])
+    assert not left.value.code
+    assert capfd.readouterr().out == f"emdn {version('emdn')}\n"
     with pytest.raises(ZeroDivisionError):
-        config.run_app(app, [])
+        config.run_app(app, ["fail"])

@@ -140,16 +140,6 @@ def test_frames_of_any_leading_axes_keep_their_shape(box_model: Path, lattice, s
     assert denoise(frames.reshape(shape), model=box_model).shape == shape
 
 
-def test_arrays_of_several_detectors_are_refused(box_model: Path) -> None:
-    rng = np.random.default_rng(0)
-    both = np.stack([rng.poisson(4, (5, 32, 32)), rng.poisson(60, (5, 32, 32)) * 100], 1)
-    model = Denoiser(box_model)
-    with pytest.raises(FormatError, match=r"the 2 along axis 1 .*reshape\(-1, 32, 32\)"):
-        model.denoise(both)
-    assert model.denoise(both[:, 0]).shape == (5, 32, 32)
-    assert model.denoise(both.reshape(-1, 32, 32)).shape == (10, 32, 32)
-
-
 def test_frames_that_look_last_are_named(box_model: Path, caplog) -> None:
     frames = np.random.default_rng(0).poisson(9, (48, 48, 10))
     assert Denoiser(box_model).denoise(frames).shape == (48, 48, 10)

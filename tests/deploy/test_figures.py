@@ -1,16 +1,8 @@
-"""Pictures of a stack before and after: a frame with its spectra, a movie, and the page of a run.
-
-The page: what it holds, how large it may be, and that a browser plays it.
-"""
+"""Pictures of a stack before and after: a frame with its spectra, a movie, the page of a run."""
 
 import base64
 import json
-import os
 import re
-import select
-import shutil
-import subprocess
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -50,18 +42,13 @@ def test_bars_have_round_lengths_in_readable_units():
     assert figures.readable(0.1, "Å", 256) == (0.1, "Å")
 
 
-def test_the_spectrum_of_white_noise_is_flat():
-    power = figures.log_power(np.random.default_rng(0).poisson(20, (128, 160)))
-    assert abs(power[:32].mean() - power[48:64, :60].mean()) < 0.05
-
-
 def film(path: Path, frames: np.ndarray, *axes: Axis) -> None:
     stack = np.asarray(frames, np.float32)
     sides = [lambda a, b: stack[a:b], lambda a, b: stack[a:b] * 0 + 10]
     figures.movie(path, *sides, len(stack), *axes)
 
 
-@pytest.mark.parametrize(("count", "shown"), [(1, 1), (7, 7), (250, figures.MAX_FRAMES)])
+@pytest.mark.parametrize(("count", "shown"), [(1, 1), (130, figures.MAX_FRAMES)])
 def test_frames_of_a_movie_are_spread_over_the_stack(tmp_path, count, shown):
     # Each frame has its number's brightness, so that none is dropped as a repetition.
     ramp = np.linspace(0, 20, 32)[None, None, :] + np.arange(count)[:, None, None] * 0.05
@@ -71,7 +58,7 @@ def test_frames_of_a_movie_are_spread_over_the_stack(tmp_path, count, shown):
         assert opened.size == (2 * 256 + 4, 192 + figures.STRIP)  # 8 times as large
 
 
-@pytest.mark.parametrize("shape", [(1100, 700), (1, 2000), (513, 513), (4, 256)])
+@pytest.mark.parametrize("shape", [(1100, 700), (1, 2000), (4, 256)])
 def test_each_side_has_its_own_limits_and_large_frames_are_binned(tmp_path, shape):
     frames = np.random.default_rng(0).normal(100, 1, (2, *shape)).astype(np.float32)
     sides = [lambda a, b: frames[a:b], lambda a, b: 1e3 * frames[a:b]]
@@ -86,7 +73,6 @@ def test_each_side_has_its_own_limits_and_large_frames_are_binned(tmp_path, shap
     assert np.abs(before.astype(int) - after).mean() < 40 > abs(before.mean() - 128)
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CAMERA = Intensity(20.0, 2.0, 3.0, 2 * 20**0.5, "")
 AXES = (Axis("time", "s", 0.5, 1.0), Axis("y", "nm", 0.02), Axis("x", "nm", 0.02))
 HEADLINE, FLAGGED = "FAIL: 1 of 12 frames flagged", {9: "over-smoothed"}
@@ -153,9 +139,8 @@ def test_the_page_holds_frames_verdicts_and_time() -> None:
 @pytest.mark.parametrize(
     ("count", "size", "flagged"),
     [
-        (1500, (32, 48), 40),
+        (1200, (32, 48), 40),
         (16, (512, 512), 16),
-        (30, (512, 512), 1),
         (2, (2100, 1500), 1),
         (1, (1, 1), 1),
     ],
@@ -189,111 +174,3 @@ def test_a_run_says_what_its_check_flagged(tmp_path, lattice, dimming, run) -> N
     assert '<div class="verdict fail">FAIL: 8 of 8 frames flagged' in text
     assert data(text)["cells"] == [2] * 8
     assert re.search("the model's mean out / mean in 0.9", data(text)["frames"][3]["words"])
-
-
-class Browser:
-    """A headless browser, asked through its pipe in the DevTools protocol."""
-
-    def __init__(self, page: Path) -> None:
-        (from_here, self.to), (self.back, from_there) = os.pipe(), os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2000"]
-        command = [f'exec "$@" 3<&{from_here} 4>&{from_there}', "bash", str(BROWSER), *flags]
-        self.process = subprocess.Popen(
-            ["bash", "-c", *command, "--remote-debugging-pipe", "about:blank"],
-            pass_fds=(from_here, from_there), stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(from_here), os.close(from_there)
-        self.count, self.buffer, self.complaints = 0, b"", list[str]()
-        self.session = None
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Runtime", "Log", "Page", "Network"):
-            self.ask(f"{domain}.enable")
-        self.ask("Page.navigate", url=page.as_uri())
-
-    def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": params}
-        own = {"sessionId": self.session} if self.session else {}
-        os.write(self.to, json.dumps(message | own).encode() + b"\0")
-        while True:
-            while b"\0" not in self.buffer:
-                ready = select.select([self.back], [], [], 60)[0]
-                got = os.read(self.back, 1 << 20) if ready else b""
-                assert got, f"no answer to {method}"
-                self.buffer += got
-            text, self.buffer = self.buffer.split(b"\0", 1)
-            answer = json.loads(text)
-            if answer.get("id") == self.count:
-                return answer["result"]
-            self.note(answer["method"], answer.get("params", {}))
-
-    def note(self, method: str, params: dict[str, Any]) -> None:
-        if method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
-            self.complaints.append(json.dumps(params))
-        elif method == "Network.requestWillBeSent":
-            address = params["request"]["url"]
-            if not address.startswith(("data:", "file:")):
-                self.complaints.append(address)
-
-    def value(self, code: str) -> Any:
-        """Return what an expression is when the page has drawn."""
-        done = "new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))"
-        code = f"{done}.then(() => ({code}))"
-        found = self.ask("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
-        return found["result"].get("value")
-
-    def pixels(self, name: str) -> str:
-        return self.value(f"document.getElementById('{name}').toDataURL()")
-
-    def mouse(self, kind: str, name: str, share: float, pressed: int = 1) -> None:
-        box = self.value(f"document.getElementById('{name}').getBoundingClientRect().toJSON()")
-        self.ask(
-            "Input.dispatchMouseEvent", type=kind, x=box["x"] + share * box["width"],
-            y=box["y"] + box["height"] / 3, button="left", buttons=pressed, clickCount=1,
-        )  # fmt: skip
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.to), os.close(self.back)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    (tmp_path / "run.html").write_text(page_of(opened(12, 40, 64)), encoding="utf-8")
-    found = Browser(tmp_path / "run.html")
-    yield found
-    found.close()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_plays_the_page(browser: Browser) -> None:
-    where = "document.getElementById('where').textContent"
-    names = ("strip", "wipe", "difference")
-    for _ in range(50):
-        if browser.value("pictures.length"):
-            break
-    assert browser.value(where) == "frame 9 of 12, 5.5 s: over-smoothed"  # the flagged one
-    first = {name: browser.pixels(name) for name in names}
-    # The slider changes strip, frame and difference.
-    browser.value("(slider => { slider.value = 8; slider.oninput(); })(at('slider'))")
-    assert browser.value(where).startswith("frame 8 of 12")
-    assert all(browser.pixels(name) != first[name] for name in names)
-    # Dragging wipes: all the way to the left nothing is left of the frame before.
-    before = browser.pixels("wipe")
-    browser.mouse("mousePressed", "wipe", 0.5)
-    browser.mouse("mouseMoved", "wipe", 0.25)
-    quarter = browser.pixels("wipe")
-    browser.mouse("mouseMoved", "wipe", 0.001)
-    browser.mouse("mouseReleased", "wipe", 0.001, 0)
-    assert len({before, quarter, browser.pixels("wipe")}) == 3
-    sides = "at('wipe').getContext('2d').getImageData(2, 10, 60, 1).data"
-    assert browser.value(f"new Set({sides}).size") <= 2  # flat grey, and opaque
-    # A click on the strip goes to the frame, and says what was found in it.
-    browser.mouse("mousePressed", "strip", 9.5 / 12)
-    browser.mouse("mouseReleased", "strip", 9.5 / 12, 0)
-    assert browser.value(where) == "frame 9 of 12, 5.5 s: over-smoothed"
-    assert browser.value("at('where').className") == "flagged"
-    assert browser.complaints == []

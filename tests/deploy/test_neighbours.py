@@ -108,18 +108,17 @@ def test_a_file_is_denoised_as_an_array_is_whatever_the_batch_and_each_frame_is_
         np.testing.assert_array_equal(some.read(0, 6), own)
 
 
-@pytest.mark.parametrize("done", [1, 4])
 def test_an_interrupted_run_is_continued_with_the_same_neighbours(
-    movie_model: Path, stack: Any, tmp_path: Path, denoise_killed: Any, done: int
+    movie_model: Path, stack: Any, tmp_path: Path, denoise_killed: Any
 ) -> None:
     path = saved(stack, tmp_path)
     whole = denoise_file.run(path, options(movie_model, output=tmp_path / "whole.h5"))
     out = tmp_path / "out.h5"
     flags = ["--model", movie_model, "--device", "cpu", "--gain", 1, "--offset", 0, "--batch", 1,
              "--keep-bad-pixels"]  # fmt: skip
-    denoise_killed(done, path, "-o", out, *flags)
+    denoise_killed(4, path, "-o", out, *flags)
     given = replace(options(movie_model, output=out, batch=1), overwrite=False)
-    assert denoise_file.run(path, given).resumed >= done
+    assert denoise_file.run(path, given).resumed >= 4
     np.testing.assert_array_equal(read(out)[0], read(whole.output)[0])
 
 
@@ -159,6 +158,7 @@ def unlike(stack: NDArray[np.float32]) -> NDArray[np.float32]:
          "drift 2.0 pixels a frame"),
         (unlike, "unet", "% alike, within 4 pixels"),
         (lambda stack: stack[:4], "unet", "no movie: fewer than 5 frames"),
+        (lambda stack: stack[:12].reshape(2, 6, 64, 72), "unet", "no movie: frames along 2 axes"),
     ],
 )  # fmt: skip
 def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_frames(
@@ -170,8 +170,7 @@ def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_f
     assert report.record["model"] == model
     assert why in report.record["neighbours"]
     facts = read(report.output)[1]
-    assert facts["model"] == model
-    assert facts["neighbours"] == report.record["neighbours"]
+    assert (facts["model"], facts["neighbours"]) == (model, report.record["neighbours"])
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -207,21 +206,13 @@ def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
     np.testing.assert_allclose(np.array(made).reshape(13, 64, 72), expected, rtol=1e-6)
 
 
-def test_what_is_no_movie_is_refused_or_denoised_frame_by_frame(
-    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path, monkeypatch: Any
+def test_what_is_no_movie_is_refused(
+    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(pretrained, "movie_model", lambda precision: str(movie_model))
-    several, model = stack[:12].reshape(2, 6, 64, 72), Denoiser(movie_model)
-    for frames in (several, stack[0]):
+    model = Denoiser(movie_model)
+    assert model.denoise(stack[:, None]).shape == (13, 1, 64, 72)
+    for frames, what in ((stack[:12].reshape(2, 6, 64, 72), "2 axes"), (stack[:1], "one frame")):
         with pytest.raises(FormatError, match="sees neighbours in time"):
             model.denoise(frames)
-    assert model.denoise(stack[:, None]).shape == (13, 1, 64, 72)
-    with pytest.raises(FormatError, match="holds one frame"):
-        denoise_file.run(saved(stack[:1], tmp_path), options(movie_model))
-    path = saved(several, tmp_path)
-    report = denoise_file.run(path, options(None))
-    assert (report.record["model"], report.record["neighbours"]) == (
-        "unet", "each frame by itself (no movie: frames along 2 axes)"
-    )  # fmt: skip
-    with pytest.raises(FormatError, match="frames along 2 axes"):
-        denoise_file.run(path, options(movie_model))
+        with pytest.raises(FormatError, match=f"holds .*{what}"):
+            denoise_file.run(saved(frames, tmp_path), options(movie_model))

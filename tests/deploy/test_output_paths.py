@@ -37,7 +37,6 @@ def hdf5(tmp_path: Path, lattice) -> Path:
         ("a.tif", {"to": "hspy"}, "a_denoised.hspy", "hdf5"),
         ("a.st", {}, "a_denoised.mrc", "mrc"),
         ("a.mrcs", {}, "a_denoised.mrcs", "mrc"),
-        ("a.mrc.gz", {}, "a_denoised.mrc", "mrc"),
         ("a.b.npy", {}, "a.b_denoised.npy", "npy"),
         ("a.ser", {}, "a_denoised.hspy", "hdf5"),
         ("run/*.tif", {}, "run_denoised.hspy", "hdf5"),

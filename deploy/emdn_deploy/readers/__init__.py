@@ -19,8 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import (
-    INSTRUMENT,
-    WHITE,
     Axis,
     Choice,
     Frames,
@@ -30,26 +28,26 @@ from emdn_models.errors import EmdnError, FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
     "hdf5": (".h5", ".hdf5", ".hdf", ".hspy", ".nxs", ".nx", ".emd", ".he5", ".mat"),
-    "vendors": (".dm3", ".dm4", ".ser"),  # and all that RosettaSciIO reads
-    "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st", ".gz", ".bz2"),
+    "dm": (".dm3", ".dm4"),
+    "ser": (".ser",),
+    "mrc": (".mrc", ".mrcs", ".map", ".rec", ".st"),
     "tiff": (".tif", ".tiff", ".btf", ".tf8", ".eer"),
     "npy": (".npy",),
     "zarr": (".zarr",),
 }
-# Suffixes that mean the same kind of file; one of a kind makes a stack.
-SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known} | {".ser": "ser"}
+SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known}
+"""Kind of file by its suffix; files of one kind make a stack."""
 
-__all__ = ["READERS", "SUFFIXES", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "natural"]
-__all__ += ["open_frames", "open_list", "open_selected", "split_pattern"]
+__all__ = ["READERS", "SUFFIXES", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "list_files"]
+__all__ += ["natural", "open_frames", "open_list", "open_selected", "split_pattern"]
 
-# Pictures and texts, which RosettaSciIO would take for data.
-_NOT_FRAMES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".txt", ".csv", ".xml", ".json", ".onnx"}
+# Kinds that share a module with others.
+_MODULES = {"dm": "vendors", "ser": "vendors", "other": "vendors", "mrc": "plain", "npy": "plain"}
+_PACKED = (".gz", ".bz2", ".xz", ".zip", ".npz")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ZARR = (".zarray", ".zgroup", "zarr.json")
 # What names of outputs hold by default, and what those of their standard deviations end in.
 _DENOISED, _SIGMA = "_denoised", "_sigma"
-# What `emdn_deploy.output` calls its files during a run.
-_PARTIAL = re.compile(r".*\.partial(\.new|\.frames|\.sigma|\.map|\.map\.new|\.lock)?")
 
 _log = logging.getLogger(__name__)
 
@@ -104,16 +102,15 @@ def is_zarr(path: Path) -> bool:
 
 
 def _open_file(path: Path, choice: Choice, *, cut: bool = False) -> Frames:
-    module = _module_of(path)
-    opener = importlib.import_module(f"emdn_deploy.readers.{module}")
+    kind = _kind_of(path)
+    opener = importlib.import_module(f"emdn_deploy.readers.{_MODULES.get(kind, kind)}")
     try:
         frames: Frames = opener.open_frames(path, choice)
     except EmdnError:
         raise
     except Exception as error:  # parsers stumble over damage in ways of their own
-        kind = path.suffix[1:] if module == "vendors" else module
         raise FormatError(
-            f"{path}: is cut short, damaged or no {kind.upper()} file "
+            f"{path}: is cut short, damaged or no {path.suffix[1:].upper()} file "
             f"({type(error).__name__}: {error}); copy it again"
         ) from error
     if frames.missing and not cut:
@@ -122,30 +119,21 @@ def _open_file(path: Path, choice: Choice, *, cut: bool = False) -> Frames:
     return frames
 
 
-def _module_of(path: Path) -> str:
-    """Return the module that reads a file, by its content or suffix."""
+def _kind_of(path: Path) -> str:
+    """Return the kind of a file, by its content or suffix."""
+    suffix = path.suffix.lower()
     if is_zarr(path):
         return "zarr"
     if not path.is_file():  # frames of a pipe, say, cannot be read twice
         raise FormatError(f"{path}: {'is no regular' if path.exists() else 'no such'} file")
-    try:
-        with path.open("rb") as opened:
-            head = opened.read(8)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read ({error.strerror})") from error
-    if not head:
-        raise FormatError(f"{path}: is empty (0 bytes)")
-    suffix = path.suffix.lower()
-    if head == _HDF5_SIGNATURE:
+    if is_hdf5(path):
         return "hdf5"
-    if suffix == ".npz":
-        raise FormatError(f"{path}: holds several arrays; save the frames alone by numpy.save")
-    if suffix in _NOT_FRAMES or not suffix:
+    if suffix in _PACKED:
         raise FormatError(
-            f"{path}: unknown kind of file {path.suffix!r}; emdn reads "
-            + " ".join(sorted(SUFFIXES))
+            f"{path}: is packed; unpack it first, such as with gunzip, or save the frames of an "
+            ".npz file alone by numpy.save"
         )
-    return next((module for module, known in READERS.items() if suffix in known), "vendors")
+    return SUFFIXES.get(suffix, "other")
 
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
@@ -166,29 +154,35 @@ def split_pattern(source: Path) -> tuple[Path, str]:
     return folder, "/".join(parts)
 
 
+def list_files(source: Path) -> list[Path]:
+    """List the files of frames in a folder (to any depth), or of a pattern, in natural order.
+
+    Hidden files, and maps of what emdn has not finished, are left out.
+    """
+    folder, pattern = (source, "**/*") if source.is_dir() else split_pattern(source)
+    named = {*SUFFIXES, Path(pattern).suffix.lower()}  # a pattern may ask for any
+    return sorted(
+        (
+            path
+            for name in glob.glob(pattern, root_dir=folder, recursive=True)
+            if (path := folder / name).suffix.lower() in named
+            and path.is_file()
+            and not path.name.endswith(".partial.map")
+        ),
+        key=natural,
+    )
+
+
 def find(source: Path) -> list[Path]:
-    """List the frames of a folder (searched to any depth) or a pattern, in natural order.
+    """List the frames of a folder or a pattern, without what emdn made of them.
 
     Denoised files are left out, and said, where there are others and the name of folder or pattern
     does not ask for them; so are standard deviations beside their frames. Raises FormatError if
     there are none, or files of several kinds.
     """
-    if source.is_dir():
-        paths = [path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
-    else:
-        folder, pattern = split_pattern(source)
-        # Brackets that match nothing as a set are part of the name.
-        for one in (pattern, pattern.replace("[", "[[]")):
-            names = glob.glob(one, root_dir=folder, recursive=True)
-            if paths := [folder / name for name in names]:
-                break
-    found = {
-        path
-        for path in paths
-        if path.is_file() and not path.name.startswith(".") and not _PARTIAL.fullmatch(path.name)
-    }
+    found = list_files(source)
     sigmas = {path.with_name(f"{path.stem}{_SIGMA}{path.suffix}") for path in found}
-    paths = sorted(found - sigmas, key=natural)
+    paths = [path for path in found if path not in sigmas]
     if _DENOISED not in source.resolve().name:
         paths = [path for path in paths if _DENOISED not in path.stem] or paths
     if left := len(found) - len(paths):
@@ -212,12 +206,8 @@ def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
     """
     with _open_file(paths[0], choice) as first:
         # What is known of the first file is taken to hold for all.
-        keys = (WHITE, "photometric", "orientation")
-        known = {
-            key: value
-            for key, value in first.metadata.items()
-            if key in keys or key.startswith(INSTRUMENT)
-        }
+        keys = ("photometric", "orientation")
+        known = {key: first.metadata[key] for key in keys if key in first.metadata}
     counts, size = [first.shape[0]] * len(paths), first.shape[1:]
     if counts[0] > 1:
         for number, path in enumerate(paths):

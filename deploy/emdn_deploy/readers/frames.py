@@ -1,19 +1,17 @@
 """What a reader returns: an open stack of frames with calibrated axes.
 
 A reader is a module with ``open_frames(path, choice) -> Frames`` and one line in
-`emdn_deploy.readers.READERS`. It opens a file, says which array in it are the frames, and returns
-`array_frames`, which does what all formats share: axis orders, ``--axes``, checks and calibration.
-The array reads what is asked for when it is indexed: a dataset of HDF5 or Zarr,
-`emdn_deploy.readers.npy.Plain` where pixels lie in a file as they are, or `Pages`.
+`emdn_deploy.readers.READERS`. It opens a file, says which array in it are the frames, and gives it
+to `array_frames`, which does what all formats share: axis orders, ``--axes``, checks, calibration.
+The array reads what is asked for when it is indexed: a dataset of HDF5 or Zarr, `Plain` where
+pixels lie in a file as they are, or `Pages`.
 """
 
-import itertools
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -21,19 +19,17 @@ from numpy.typing import NDArray
 
 from emdn_models.errors import EmdnError, FormatError
 
-WHITE = "white"
-"""In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
-
-INSTRUMENT = "Acquisition_instrument"
-"""Begins the names in `Frames.metadata` that HyperSpy has for facts of the microscope."""
+LIMIT = 2**29
+"""Bytes of frames that are read at once where they are stored together, if over 8 frames."""
 
 _METRES = {
     "m": 1.0, "mm": 1e-3, "µm": 1e-6, "um": 1e-6, "micron": 1e-6, "microns": 1e-6,
     "nm": 1e-9, "pm": 1e-12, "å": 1e-10, "a": 1e-10, "ang": 1e-10, "angstrom": 1e-10,
 }  # fmt: skip
 _LETTERS = "tuvwabdefghijk"  # of axes that are neither of the frame nor channels
-_DIGITS = "0123456789"
-_LISTED = 8  # in an error, which is one line
+_LISTED = 8  # stacks in an error, which is one line
+
+Read = Callable[[int, int], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class Frames:
     order: str
     stored_shape: tuple[int, ...]
     axes: tuple[Axis, ...]
-    read_block: Callable[[int, int], NDArray[Any]]
+    read_block: Read
     release: Callable[[], None]
     dataset: str = ""
     why: str = ""
@@ -141,7 +137,7 @@ class Frames:
                 f"{self.path}: frames {start} to {stop - 1} cannot be read "
                 f"({type(error).__name__}: {error}); the file is damaged or still being written"
             ) from error
-        return np.require(block, np.float32, ["C", "W"])  # a mapped file is read-only
+        return np.require(block, np.float32, ["C", "W"])
 
     def axis(self, letter: str) -> Axis:
         """Return the calibration of the ``y`` or ``x`` axis."""
@@ -159,12 +155,7 @@ class Frames:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
 
@@ -186,56 +177,113 @@ def array_frames(
 ) -> Frames:
     """Make frames of an array in a file; FormatError if it is none, or ``choice`` does not fit.
 
-    The array has ``shape``, ``dtype`` and basic indexing. ``name``: of the format, for the user.
-    ``order``, ``axes``: the format's own axis order, None where it has none, and the calibration.
+    The array has ``shape``, ``dtype``, basic indexing, and ``chunks`` if it is stored in such.
+    ``name``: of the format, for the user. ``order``, ``axes``: the format's own axis order, None
+    where it has none, and the calibration.
     """
-    where = f"{path}: {dataset}" if dataset else str(path)
-    shape: tuple[int, ...] = tuple(array.shape)
-    _check_dtype(where, array.dtype)
-    if len(shape) < 2:
-        raise FormatError(f"{where}: has shape {shape}, expected two axes or more")
-    given = choice.axes or order or default_order(shape)
-    axes = axes if len(axes) == len(shape) else (Axis(),) * len(shape)
-    letters = given
-    if len(given) == len(shape) and any(letter in _DIGITS for letter in given):
-        for letter, length in zip(given, shape, strict=True):
-            if letter in _DIGITS and int(letter) >= length:
-                raise FormatError(
-                    f"{where}: --axes {given} takes index {letter} of an axis of {length} "
-                    f"(shape {shape}), counted from 0"
-                )
-        left = [i for i, letter in enumerate(given) if letter not in _DIGITS]
-        axes, shape = tuple(axes[i] for i in left), tuple(shape[i] for i in left)
-        letters = "".join(given[i] for i in left)
-    _check_order(where, shape, letters, said=choice.axes is not None or order is not None)
-    lengths = dict(zip(letters, shape, strict=True))
+    said = choice.axes or order
+    given = said or default_order(array.shape)
+    _check(f"{path}: {dataset}" if dataset else str(path), array, given, guessed=not said)
+    axes = axes if len(axes) == len(given) else (Axis(),) * len(given)
+    left = [i for i, letter in enumerate(given) if not letter.isdigit()]
+    letters, stored = "".join(given[i] for i in left), tuple(int(array.shape[i]) for i in left)
+    lengths = dict(zip(letters, stored, strict=True))
     height, width = lengths.pop("y"), lengths.pop("x")
+    shape = math.prod(lengths.values()), height, width
+    read, slow = _together(_block_reader(array, given), array, given, shape)
     return Frames(
         path=path,
         format=name,
-        shape=(math.prod(lengths.values()), height, width),
+        shape=shape,
         dtype=array.dtype,
         order=letters,
-        stored_shape=shape,
-        axes=axes,
-        read_block=_block_reader(array, given),
+        stored_shape=stored,
+        axes=tuple(axes[i] for i in left),
+        read_block=read,
         release=release,
         dataset=dataset,
         why=why,
         metadata=metadata or {},
-        notes=notes,
+        notes=notes + slow,
         compressed=compressed,
         missing=missing,
     )
 
 
-def _block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:
+def default_order(shape: tuple[int, ...]) -> str:
+    """Name the axes of an array that says nothing itself: frames first, then (y, x).
+
+    A last axis of length one is a channel axis.
+    """
+    if len(shape) >= 3 and shape[-1] == 1 < shape[-2]:
+        return default_order(shape[:-1]) + "c"
+    return _LETTERS[: len(shape) - 2][::-1] + "yx"
+
+
+def _check(where: str, array: Any, order: str, *, guessed: bool) -> None:
+    """Refuse what is no stack of frames, and an order of axes that does not fit it."""
+    shape, dtype = tuple(int(length) for length in array.shape), array.dtype
+    if dtype.names or dtype.kind not in "buif":
+        what = "compound" if dtype.names else "complex" if dtype.kind == "c" else "other"
+        raise FormatError(
+            f"{where}: holds {what} values ({', '.join(dtype.names or [str(dtype)])}), expected "
+            "one real number per pixel: choose another dataset, or store a real image"
+        )
+    letters = "".join(letter for letter in order if not letter.isdigit())
+    fits = len(order) == len(shape) and {"y", "x"} <= {*letters} and len({*letters}) == len(letters)
+    if not fits or any(
+        letter.isdigit() and int(letter) >= length
+        for letter, length in zip(order, shape, strict=True)
+    ):
+        raise FormatError(
+            f"{where}: axes {order!r} do not fit shape {shape}; give one different letter per axis "
+            "with y and x among them, such as --axes tyx, or a number that is below its length"
+        )
+    channels = order if "c" in order and shape[order.index("c")] != 1 else ""
+    if guessed and channels_last(shape):
+        channels = default_order((*shape[:-1], 1))
+    if channels:
+        first, second, every = (channels.replace("c", one) for one in ("0", "1", free(channels)))
+        raise FormatError(
+            f"{where}: has {shape[channels.index('c')]} channels (colours or detectors; shape "
+            f"{shape}, axes {channels}), each with an intensity scale of its own: take one with "
+            f"--axes {first} or {second}, or all as frames of one scale with --axes {every}"
+        )
+    if guessed and frames_last(shape):
+        one, two, last = shape
+        raise FormatError(
+            f"{where}: shape {shape} looks like {last} frames of {one} x {two}, stored last: "
+            f"say so with --axes yxt, or --axes tyx for {one} frames of {two} x {last}"
+        )
+    if 0 in shape:
+        raise FormatError(f"{where}: is empty (shape {shape})")
+
+
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last axis looks like colours or channels."""
+    return len(shape) >= 3 and 2 <= shape[-1] <= 4 and min(shape[-3:-1]) > 8
+
+
+def frames_last(shape: tuple[int, ...]) -> bool:
+    """Say whether the last of three axes, not the first, is far more likely to count frames."""
+    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 5:
+        return False
+    first, second, last = shape
+    return 4 * last <= min(first, second) or first == second != last
+
+
+def free(order: str) -> str:
+    """Return a letter for an axis of frames that an order does not have yet."""
+    return next(letter for letter in _LETTERS if letter not in order)
+
+
+def _block_reader(array: Any, order: str) -> Read:
     """Return ``read(start, stop) -> (k, H, W)`` for any axis order, with digits as in `Choice`."""
-    lead = [i for i, letter in enumerate(order) if letter not in "yx" + _DIGITS]
+    lead = [i for i, letter in enumerate(order) if letter not in "yx" and not letter.isdigit()]
     lead_shape = tuple(array.shape[i] for i in lead)
     long = [i for i in lead if array.shape[i] > 1]
     fixed = [
-        slice(None) if letter in "yx" else int(letter) if letter in _DIGITS else 0
+        slice(None) if letter in "yx" else int(letter) if letter.isdigit() else 0
         for letter in order
     ]
 
@@ -259,6 +307,72 @@ def _block_reader(array: Any, order: str) -> Callable[[int, int], NDArray[Any]]:
     return read
 
 
+def _together(
+    read: Read, array: Any, order: str, shape: tuple[int, int, int]
+) -> tuple[Read, tuple[str, ...]]:
+    """Read, and remember, as many frames at once as are stored together, within `LIMIT`.
+
+    To read one frame of a chunk decodes all of it, and of an array with frames last every frame is
+    all of the file.
+    """
+    chunks = getattr(array, "chunks", None)
+    depth, within, inside = 1, False, False
+    for letter, length, chunk in zip(order, array.shape, chunks or array.shape, strict=True):
+        if letter in "yx":
+            inside |= length > 1
+        elif not letter.isdigit() and (chunks or inside):
+            # All along the axes that are counted while a chunk's first one stands still.
+            depth *= int(length if within else chunk)
+            within |= chunk > 1
+    most = max(8, LIMIT // (array.dtype.itemsize * math.prod(shape[1:])))
+    total, notes = shape[0], tuple[str, ...]()
+    depth = min(depth, total)
+    if depth > most:
+        depth = most
+        notes = (
+            f"a frame lies all over the file (axes {order}, chunks {chunks}), which is read again "
+            f"for every {depth} frames: slow; store one frame a chunk, frames first",
+        )
+    if depth == 1:
+        return read, ()
+
+    @lru_cache(maxsize=1)
+    def part(number: int) -> NDArray[Any]:
+        return read(number * depth, min(total, (number + 1) * depth))
+
+    def remembered(start: int, stop: int) -> NDArray[Any]:
+        numbers = range(start // depth, -(-stop // depth))
+        return np.concatenate(
+            [part(n)[max(0, start - n * depth) : stop - n * depth] for n in numbers]
+        )
+
+    return remembered, notes
+
+
+class Plain:
+    """An array that lies in a file as it is; ``offset``: byte of its first element.
+
+    It is mapped anew for each block, so that memory does not grow. Raises ValueError if the file is
+    too short for it.
+    """
+
+    def __init__(
+        self, path: Path, offset: int, shape: tuple[int, ...], dtype: Any, *, fortran: bool = False
+    ) -> None:
+        self.shape, self.dtype = tuple(int(length) for length in shape), np.dtype(dtype)
+        # Frames whose first axis is the fastest are stored together.
+        self.chunks = self.shape if fortran else None
+        self._path, self._offset, self._order = path, int(offset), "F" if fortran else "C"
+        need = self._offset + self.dtype.itemsize * math.prod(self.shape)
+        if (size := path.stat().st_size) < need:
+            raise ValueError(f"it has {size} bytes, its header promises {need}")
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        order: Any = self._order
+        stored = np.memmap(self._path, self.dtype, "r", self._offset, self.shape, order)
+        return np.array(stored[where])
+
+
 class Pages:
     """Frames that are read one by one, indexed like an array.
 
@@ -275,16 +389,11 @@ class Pages:
         self.shape, self.dtype = shape, dtype
         self._lead, self._page = len(shape) - inner, page
 
-    def __getitem__(self, where: Any) -> NDArray[Any]:
-        where = where if isinstance(where, tuple) else (where,)
+    def __getitem__(self, where: tuple[Any, ...]) -> NDArray[Any]:
         lead = self.shape[: self._lead]
-        picked = [range(length)[one] for length, one in zip(lead, where, strict=False)]
-        ranges = [range(one, one + 1) if isinstance(one, int) else one for one in picked]
-        steps = [math.prod(lead[i + 1 :]) for i in range(len(lead))]
-        places = itertools.product(*ranges)
-        pages = [self._page(sum(map(operator.mul, steps, place))) for place in places]
-        shape = [len(one) for one in picked if isinstance(one, range)]
-        stack = np.stack(pages).reshape(*shape, *self.shape[self._lead :])
+        numbers = np.asarray(np.arange(math.prod(lead)).reshape(lead)[where[: self._lead]])
+        pages = np.stack([self._page(int(number)) for number in numbers.flat])
+        stack = pages.reshape(*numbers.shape, *self.shape[self._lead :])
         inner: NDArray[Any] = stack[(..., *where[self._lead :])]
         return inner
 
@@ -295,135 +404,13 @@ def cut_short(there: int, promised: object) -> str:
     return said + (f", or take these with --frames 0:{there}" if there > 0 else "")
 
 
-def _check_dtype(where: str, dtype: np.dtype[Any]) -> None:
-    """Refuse complex, compound (RGB), text and object data."""
-    if dtype.names or dtype.kind not in "buif":
-        what = "compound" if dtype.names else "complex" if dtype.kind == "c" else "other"
-        raise FormatError(
-            f"{where}: holds {what} values ({', '.join(dtype.names or [str(dtype)])}), expected "
-            "one real number per pixel: choose another dataset, or store a real image"
-        )
-
-
-def default_order(shape: tuple[int, ...]) -> str:
-    """Name the axes of an array that says nothing itself: frames last, then (y, x).
-
-    A last axis of length one is a channel axis.
-    """
-    if len(shape) >= 3 and shape[-1] == 1 < shape[-2]:
-        return default_order(shape[:-1]) + "c"
-    return _LETTERS[: len(shape) - 2][::-1] + "yx"
-
-
-def _check_order(where: str, shape: tuple[int, ...], order: str, *, said: bool) -> None:
-    """Refuse an axis order that does not fit a shape, and channels.
-
-    ``said``: whether the user or the file gave the order; if not, a last axis of 2 to 4 is taken
-    for colours or channels.
-    """
-    fits = len(order) == len(shape) and order.count("y") == 1 and order.count("x") == 1
-    if not fits or len(set(order)) != len(order):
-        raise FormatError(
-            f"{where}: axes {order!r} do not fit shape {shape}; "
-            "give one different letter per axis, with y and x among them, such as --axes tyx"
-        )
-    if "c" in order and shape[order.index("c")] != 1:
-        raise FormatError(
-            f"{where}: the channel axis of shape {shape}, axes {order}, has "
-            f"{shape[order.index('c')]} channels (colours or detectors), each with an intensity "
-            f"scale of its own: take one with --axes {order.replace('c', '0')} or "
-            f"{order.replace('c', '1')}, or all as frames of one scale with "
-            f"--axes {order.replace('c', _free_letter(order))}"
-        )
-    if not said and channels_last(shape):
-        channels = default_order((*shape[:-1], 1))
-        raise FormatError(
-            f"{where}: shape {shape} looks like colour pictures or channels last: take one channel "
-            f"with --axes {channels.replace('c', '0')}, all as frames of one scale with "
-            f"--axes {channels.replace('c', _free_letter(channels))}, or say that frames are "
-            f"{shape[-1]} pixels wide with --axes {order}"
-        )
-    if 0 in shape:
-        raise FormatError(f"{where}: is empty (shape {shape})")
-
-
-def channels_last(shape: tuple[int, ...]) -> bool:
-    """Say whether the last axis looks like colours or channels."""
-    return len(shape) >= 3 and 2 <= shape[-1] <= 4 and min(shape[-3:-1]) > 8
-
-
-def frames_last(shape: tuple[int, ...]) -> bool:
-    """Say whether the last of three axes, not the first, is far more likely to count frames."""
-    if len(shape) != 3 or min(shape[:2]) < 8 or shape[2] < 5:
-        return False
-    first, second, last = shape
-    return 4 * last <= min(first, second) or first == second != last
-
-
-def _free_letter(order: str) -> str:
-    return next(letter for letter in _LETTERS if letter not in order)
-
-
-def check_guess(where: str, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return notes on `default_order` for a file that says nothing of its axes.
-
-    Raises FormatError if the frames are far more likely last.
-    """
-    if len(shape) != 3 or shape[2] < 5:
-        return ()  # channels, if the last axis is short: see `_check_order`
-    first, second, last = shape
-    if frames_last(shape):
-        raise FormatError(
-            f"{where}: shape {shape} looks like {last} frames of {first} x {second}, stored last: "
-            f"say so with --axes yxt, or --axes tyx for {first} frames of {second} x {last}"
-        )
-    if last < min(first, second):
-        return (
-            f"shape {shape} is taken as {first} frames of {second} x {last}; if it is {last} "
-            f"frames of {first} x {second}, say --axes yxt",
-        )
-    return ()
-
-
-def parse_selection(text: str, count: int) -> list[int]:
-    """Number the frames of a list, by commas, of ``start:stop:step`` or single numbers.
-
-    They are counted as Python does. Raises FormatError if a part is neither, takes none of
-    ``count`` frames, or one is taken twice.
-    """
-    chosen = list[int]()
-    for part in text.split(","):
-        words = part.split(":")
-        try:
-            numbers = [int(word) if word.strip() else None for word in words]
-            some = slice(*numbers)
-            if len(numbers) == 1 and (first := numbers[0]) is not None:
-                some = slice(first, first + 1 if first != -1 else None)
-            if numbers == [None] or (some.step or 1) < 1:
-                raise ValueError
-            found = range(count)[some]
-        except (TypeError, ValueError) as error:
-            raise FormatError(
-                f"--frames {text!r} is no selection; give start:stop:step with a positive step, "
-                "such as 0:500:2, one number, or a list such as 0:57,58:60"
-            ) from error
-        if not found:
-            raise FormatError(f"--frames {part} takes none of {count} frames")
-        chosen += found
-    if len(set(chosen)) < len(chosen):
-        raise FormatError(
-            f"--frames {text} takes some frames twice, which would count as frames without noise "
-            "between them; name each once"
-        )
-    return chosen
-
-
 def select(frames: Frames, text: str) -> Frames:
-    """Return a stack of the selected frames, reading from the same file; see `parse_selection`."""
-    try:
-        chosen = np.asarray(parse_selection(text, frames.shape[0]))
-    except FormatError as error:
-        raise FormatError(f"{frames.path}: {error}") from error
+    """Return a stack of some frames, reading from the same file.
+
+    ``text``: ``start:stop:step`` or a number, or a list of these by commas, counted as Python does.
+    Raises FormatError if a part is neither or takes none of the frames, or one is taken twice.
+    """
+    chosen = np.array(_numbers(frames, text))
     steps = np.unique(np.diff(chosen))
     step = 1 if len(chosen) == 1 else int(steps[0]) if len(steps) == 1 else None
 
@@ -450,57 +437,30 @@ def select(frames: Frames, text: str) -> Frames:
     )
 
 
-def odd_axis(read: Callable[[int], NDArray[Any]], lead: Sequence[int]) -> tuple[int, float] | None:
-    """Find a short axis, beside another one, along which frames have scales of their own.
-
-    ``read`` gives a frame (H, W) by its number; ``lead`` are the lengths of all axes but those of
-    the frame. Compared is the variance of the noise over the mean. Returned are the axis, and by
-    which factor it differs, if by more than 4: detectors or channels must not be mixed.
-    """
-    numbers = np.arange(math.prod(lead)).reshape(lead)
-    for axis, length in enumerate(lead):
-        if not 2 <= length <= 8 or length == numbers.size:  # longer: a scan or a time
-            continue
-        found = [_noise_over_mean(read, np.take(numbers, i, axis)) for i in range(length)]
-        known = [one for one in found if 0 < one < math.inf]
-        if known and max(known) > 4 * min(known):
-            return axis, max(known) / min(known)
-    return None
-
-
-def _noise_over_mean(read: Callable[[int], NDArray[Any]], numbers: NDArray[np.int64]) -> float:
-    """Return the variance of the noise over the mean, as the median of three pairs of frames."""
-    values = []
-    for place in np.linspace(0, numbers.size - 2, 3).round().astype(int):
-        first, second = (read(int(one)).astype(np.float64) for one in numbers.ravel()[place:][:2])
-        level = (first.mean() + second.mean()) / 2
-        with np.errstate(invalid="ignore"):
-            # What changes slowly in a frame is not in its mixed second difference, what stays is
-            # not in the difference of two frames: structure is in either, noise in both.
-            mixed = np.diff(np.diff(first, axis=0), axis=1) / 2
-            noise = ((first - second) ** 2).mean() / 2
-            noise = min(noise, (mixed**2).mean() if mixed.size else np.inf)
-        values.append(noise / level if level > 0 else np.nan)
-    return float(np.median(values))
-
-
-def check_one_scale(frames: Frames) -> None:
-    """Refuse a stack whose frames are of detectors or channels on scales of their own.
-
-    Raises FormatError, naming the axis and the remedy.
-    """
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yx"]
-    lengths = [frames.stored_shape[i] for i in lead]
-    odd = odd_axis(lambda number: frames.read(number, number + 1)[0], lengths)
-    if odd is None:
-        return
-    axis, order = lead[odd[0]], frames.order
-    one, other = (f"{order[:axis]}{i}{order[axis + 1 :]}" for i in (0, 1))
-    raise FormatError(
-        f"{frames.path}: the {lengths[odd[0]]} along axis {axis} of {frames.stored_shape} look "
-        f"like detectors or channels (their noise differs by a factor of {odd[1]:.2g} in scale): "
-        f"take one with --axes {one} or {other}, or all at one scale with --axes {order}"
-    )
+def _numbers(frames: Frames, text: str) -> list[int]:
+    count, chosen = frames.shape[0], list[int]()
+    for part in text.split(","):
+        try:
+            ends: list[Any] = [int(one) if one.strip() else None for one in part.split(":")]
+            if len(ends) == 1:
+                ends.append(ends[0] + 1 or None)
+            found = range(count)[slice(*ends)]
+            if found.step < 1:
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            raise FormatError(
+                f"{frames.path}: --frames {text!r} is no selection; give start:stop:step with a "
+                "positive step, such as 0:500:2, one number, or a list such as 0:57,58:60"
+            ) from error
+        if not found:
+            raise FormatError(f"{frames.path}: --frames {part} takes none of {count} frames")
+        chosen += found
+    if len(set(chosen)) < len(chosen):
+        raise FormatError(
+            f"{frames.path}: --frames {text} takes some frames twice, which would count as frames "
+            "without noise between them; name each once"
+        )
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -528,77 +488,72 @@ class Offer:
         """Return path and label."""
         return f"{self.dataset} ({self.label})" if self.label else self.dataset
 
+    @property
+    def count(self) -> int:
+        """Return the number of frames."""
+        return math.prod(self.shape[:-2])
+
 
 class SeveralStacks(FormatError):
     """A file that holds several stacks and does not say which are the frames.
 
-    ``kind``: what they are, in words. ``offers``: in the file's order. ``more``: what else can be
-    done, after the list.
+    ``kind``: what they are, in words. ``offers``: in the file's order.
     """
 
-    def __init__(self, path: Path, kind: str, offers: list[Offer], more: str = "") -> None:
-        what = "NUMBER" if offers[0].dataset.isdigit() else "PATH"
+    def __init__(self, path: Path, kind: str, offers: list[Offer]) -> None:
         listed = "; ".join(f"{one.name} {one.shape} {one.dtype}" for one in offers[:_LISTED])
         if len(offers) > _LISTED:
             listed += f"; and {len(offers) - _LISTED} more (emdn-deploy inspect lists all)"
-        if any(one.label for one in offers):
-            what += " or the name in brackets"
         super().__init__(
-            f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset {what}{more}"
+            f"{path}: holds {len(offers)} {kind}: {listed}; choose one with --dataset NAME, such "
+            f"as --dataset {offers[0].label or offers[0].dataset}"
         )
         self.kind, self.offers = kind, offers
 
 
-def only_stack(offers: list[Offer]) -> tuple[int | None, str]:
-    """Return which of several is the only one of more than a single frame, and why, in words."""
-    stacks = [one for one in offers if len(one.shape) > 2 and math.prod(one.shape[:-2]) > 1]
-    single = [one for one in offers if one not in stacks]
-    if len(stacks) != 1 or any(len(one.shape) > 3 for one in stacks):
-        return None, ""
-    listed = ", ".join(f"{one.dataset} {one.shape}" for one in single)
-    return offers.index(stacks[0]), f"the only stack {stacks[0].shape}; single frames: {listed}"
-
-
 def choose(
-    path: Path, what: str, offers: list[Offer], choice: Choice, more: str = ""
+    path: Path, what: str, offers: list[Offer], choice: Choice
 ) -> tuple[int, str, tuple[str, ...]]:
     """Return the number of the stack to take, why, and what the user must know of it.
 
-    Taken is the one that ``--dataset`` numbers; the only one with frames; the only stack beside
-    single frames; or one that is eight times as large as all others. ``what`` they are, in the
-    plural. Raises FormatError if there is none with that number, and `SeveralStacks`.
+    Taken is the one that ``--dataset`` names by its path, a group around it or its label; the only
+    one with frames; the only stack beside single frames; or one that is eight times as large as all
+    others. ``what`` they are, in the plural. Raises FormatError if there is none, and
+    `SeveralStacks`.
     """
     if (asked := choice.dataset) is not None:
-        if not asked.isdigit() or int(asked) >= len(offers):
-            raise FormatError(f"{path}: has {what} 0 to {len(offers) - 1}, and no {asked!r}")
-        return int(asked), "asked for by --dataset", ()
+        name = f"/{asked.strip('/')}/"
+        names = [f"/{one.dataset.strip('/')}/" for one in offers]
+        named = [i for i, one in enumerate(names) if one == name] or [
+            i
+            for i, one in enumerate(names)
+            if name in one or offers[i].label.lower() == asked.lower()
+        ]
+        if len(named) != 1:
+            offered = ", ".join(one.name for one in offers[:_LISTED]) or "none"
+            raise FormatError(
+                f"{path}: has {len(named) or 'no'} {what} called {asked!r}; it offers {offered}"
+            )
+        return named[0], "asked for by --dataset", ()
     frames = [one for one in offers if len(one.shape) > 1]
-    if len(frames) == 1:
-        why = f"the only one of {len(offers)} {what} that holds frames"
-        return offers.index(frames[0]), "the only one in the file" if len(offers) == 1 else why, ()
     if not frames:
-        raise FormatError(f"{path}: holds no frames (none of {len(offers)} {what})")
-    index, why = only_stack(frames)
-    if index is None:
-        sizes = [math.prod(one.shape) for one in frames]
-        index, why = int(np.argmax(sizes)), "the only large one in the file"
-        if sorted(sizes)[-1] < 8 * sorted(sizes)[-2]:
-            raise SeveralStacks(path, what, offers, more)
-    number, why = offers.index(frames[index]), f"{why}; --dataset NUMBER takes another"
-    return number, why, (f"of {len(offers)} {what}, number {number} is taken: {why}",)
-
-
-def beam(scanning: str = "TEM", **known: float | str | None) -> dict[str, str]:
-    """Return metadata under the names that HyperSpy has for them.
-
-    ``scanning``: the instrument: ``TEM`` or ``SEM``. Known may be ``volts``, ``camera_length`` in
-    mm, ``magnification``, ``exposure`` in s and ``acquisition_mode``, ``TEM`` or ``STEM``.
-    """
-    volts = known.pop("volts", None)
-    known["beam_energy"] = volts / 1000 if isinstance(volts, float) else None
-    known["Camera.exposure"] = known.pop("exposure", None)
-    return {
-        f"{INSTRUMENT}.{scanning}.{name}": value if isinstance(value, str) else f"{value:.10g}"
-        for name, value in known.items()
-        if value
-    }
+        raise FormatError(f"{path}: holds no frames ({len(offers)} {what}, none of two axes)")
+    largest = sorted(frames, key=lambda one: math.prod(one.shape))
+    stacks = [one for one in frames if one.count > 1]
+    if len(offers) == 1:
+        return 0, "the only one in the file", ()
+    if len(frames) == 1:
+        return (
+            offers.index(frames[0]),
+            f"the only one of {len(offers)} {what} that holds frames",
+            (),
+        )
+    if len(stacks) == 1:
+        taken, why = stacks[0], "the only stack of several frames"
+    elif math.prod(largest[-1].shape) >= 8 * math.prod(largest[-2].shape):
+        taken, why = largest[-1], "the only large one"
+    else:
+        raise SeveralStacks(path, what, offers)
+    why = f"{why}; --dataset takes another"
+    note = f"of {len(offers)} {what}, {taken.name} {taken.shape} is taken: {why}"
+    return offers.index(taken), why, (note,)

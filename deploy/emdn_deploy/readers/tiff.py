@@ -1,13 +1,11 @@
 """TIFF and BigTIFF stacks: read in one piece where they are plain, page by page otherwise.
 
-Sizes, times and facts of the microscope come from the tags and texts of each program's own way.
+Sizes and times come from the tags and texts of each program's own way.
 """
 
-import contextlib
 import logging
 import math
 import re
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +16,17 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import (
-    WHITE,
     Axis,
     Choice,
     Frames,
     Offer,
     Pages,
+    Plain,
     array_frames,
-    beam,
     choose,
     cut_short,
+    free,
 )
-from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError, MissingExtraError, install
 
 Tags = Mapping[int, Any]
@@ -53,7 +50,7 @@ tifffile.logger().setLevel(logging.ERROR)
 tifffile.logger().propagate = False
 tifffile.logger().addHandler(_complaints)
 
-_COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB", "PALETTE")
+_COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB")
 _EER = (65000, 65001, 65002)
 # DigitalMicrograph's tags along x, y and z: the unit, and six further on the step.
 _DM = {"x": 65003, "y": 65004, "t": 65005}
@@ -76,36 +73,35 @@ def open_frames(path: Path, choice: Choice) -> Frames:
 
 
 def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
-    places = _page_places(path, file)
     if int(file.pages[0].compression) in _EER:
         raise FormatError(
             f"{path}: holds electron events (EER), expected frames; sum them into frames first, "
             "such as with relion_convert_to_tiff, and denoise those"
         )
-    series, number, why, notes = _choose(path, _series(file), choice)
+    series, number, why, notes = _choose(path, list(file.series), choice)
     key = series.keyframe
     order = _order(series, ours="emdn-deploy" in str((file.imagej_metadata or {}).get("Info", "")))
-    if _is_colour(series) and "c" not in order and choice.axes is None:
+    if key.photometric.name in _COLOURS and "c" not in order and choice.axes is None:
         raise FormatError(
             f"{path}: holds numbers of colours ({key.photometric.name.lower()}), shape "
             f"{series.shape}; convert it to grey values first, or take the numbers as they are "
             f"with --axes {order}"
         )
-    data, order, missing = _stored(path, file, series, order, places)
+    if key.photometric.name == "PALETTE":
+        notes += ("has a palette, as of Zeiss's greys; its numbers are taken as they are",)
+    data, order, missing = _stored(path, file, series, order)
     tags = {tag.code: tag.value for tag in key.tags}
-    metadata = {"pages": str(len(file.pages)), **_microscope(tags)}
+    metadata = {"pages": str(len(file.pages))}
     metadata["stored"] = "page by page" if isinstance(data, Pages) else "plain"
     compressed = int(key.compression) > 1
     if compressed:
         metadata["stored"] += f", {key.compression.name.lower()}"
-    if _complaints.said and not missing:
-        notes += (f"is damaged, some of what it says is lost ({_complaints.said[0][:200]})",)
     if key.photometric.name == "MINISWHITE":
         metadata["photometric"] = "miniswhite"
-        if np.dtype(key.dtype).kind == "u":
-            metadata[WHITE] = str(2**key.bitspersample - 1)
     if (turned := int(tags.get(274, 1))) != 1:
         metadata["orientation"] = str(turned)
+    if _complaints.said and not missing:
+        notes += (f"some of what it says is damaged, and lost ({_complaints.said[0][:200]})",)
     steps = _steps(file, key, tags, number)
     lead = [letter for letter in order if letter not in "yx"]
     if len(lead) == 1 and "t" in steps:
@@ -117,79 +113,24 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
     )  # fmt: skip
 
 
-def _page_places(path: Path, file: tifffile.TiffFile) -> list[int]:
-    """List the bytes of the pages; the last is 0, or where the list leads out of the file."""
-    form, size = file.tiff, file.filehandle.size
-    place, pages = int(file.pages[0].offset), dict[int, int]()
-    with path.open("rb") as opened:
-
-        def number(at: int, kind: str, length: int) -> int:
-            opened.seek(at)
-            return int(struct.unpack(kind, opened.read(length).ljust(length, b"\0"))[0])
-
-        while 0 < place < size:
-            if place in pages:  # which tifffile follows for ever
-                raise FormatError(f"{path}: is damaged, its pages form a circle: copy it again")
-            pages[place] = len(pages)
-            tags = number(place, form.tagnoformat, form.tagnosize)
-            after = place + form.tagnosize + tags * form.tagsize
-            if after + form.offsetsize > size:  # cut inside its list of tags
-                break
-            place = number(after, form.offsetformat, form.offsetsize)
-    return [*pages, place]
-
-
-def _series(file: tifffile.TiffFile) -> list[Any]:
-    """Return the file's series; of one whose list of pages breaks off, the pages before."""
-    try:
-        return list(file.series)
-    except (tifffile.TiffFileError, struct.error):
-        return [_stack(_pages(file))]
-
-
-def _stack(pages: list[Any]) -> Any:
-    """Return one series of pages like the first."""
-    first = pages[0]
-    return tifffile.TiffPageSeries(pages, (len(pages), *first.shape), first.dtype, "I" + first.axes)
-
-
-def _pages(file: tifffile.TiffFile) -> list[Any]:
-    """Return the pages like the first, up to the end of the file."""
-    pages = [file.pages[0]]
-    with contextlib.suppress(IndexError, tifffile.TiffFileError, struct.error):
-        while (page := file.pages[len(pages)]).shape == pages[0].shape:
-            pages.append(page)
-    return pages
-
-
 def _choose(path: Path, series: list[Any], choice: Choice) -> tuple[Any, int, str, tuple[str, ...]]:
     """Return a series, its number, why, and what the user must know of it."""
+    first = series[0]
     # tifffile's ``write`` makes one series a call.
     kinds = {(one.shape, one.dtype, one.keyframe.photometric) for one in series}
-    single = len(series) > 1 and len(kinds) == 1 and all(len(one.shape) == 2 for one in series)
-    if single and choice.dataset is None and len(choice.axes or "") == 3:
-        why = f"all {len(series)} series, of one frame each, as --axes {choice.axes} says"
-        return _stack([one.keyframe for one in series]), 0, why, ()
+    if choice.dataset is None and len(series) > 1 and len(kinds) == 1 and len(first.shape) == 2:
+        pages = [one.keyframe for one in series]
+        stack = tifffile.TiffPageSeries(pages, (len(pages), *first.shape), first.dtype, "IYX")
+        note = f"all {len(pages)} series, of one frame each, are taken as one stack"
+        return stack, 0, note, (f"{note}; --dataset NUMBER takes one",)
     offers = [
         Offer(str(number), (), "colours")
-        if _is_colour(one) and len(series) > 1
+        if one.keyframe.photometric.name in _COLOURS and len(series) > 1
         else Offer.of(str(number), one)
         for number, one in enumerate(series)
     ]
-    more = ", or take all as the frames of one stack with --axes tyx" if single else ""
-    number, why, notes = choose(path, "series", offers, choice, more)
+    number, why, notes = choose(path, "series", offers, choice)
     return series[number], number, why, notes
-
-
-def _is_colour(series: Any) -> bool:
-    """Say whether pixels are colours; a palette of greys, as of Zeiss's, is none."""
-    key = series.keyframe
-    if key.photometric.name == "PALETTE" and key.colormap is not None:
-        # Some entries are colours, for what is written on top.
-        ramp = np.linspace(0, key.colormap.max(), key.colormap.shape[1])
-        grey = np.abs(key.colormap - ramp).max(axis=0) <= 0.02 * ramp[-1]
-        return bool(grey.mean() < 0.8)
-    return key.photometric.name in _COLOURS
 
 
 def _order(series: Any, *, ours: bool) -> str:
@@ -202,50 +143,35 @@ def _order(series: Any, *, ours: bool) -> str:
     letters, axes = "", str(series.axes).lower()
     for letter in axes:
         letter = "c" if letter == "s" and "c" not in letters else letter
-        letters += letter if letter not in letters else _free(letters)
+        letters += letter if letter not in letters else free(letters)
     lead = {letter for letter, size in zip(letters, series.shape, strict=True) if size > 1}
     page = series.keyframe
     shown_at_once = page.is_imagej and "mode=co" in page.description
     if (ours or lead <= set("cyx")) and "s" not in axes and not shown_at_once:
-        letters = letters.replace("c", _free(letters))
+        letters = letters.replace("c", free(letters))
     return letters
 
 
-def _free(letters: str) -> str:
-    return next(letter for letter in "tuvwabdefghij" if letter not in letters)
-
-
-def _stored(
-    path: Path, file: tifffile.TiffFile, series: Any, order: str, places: list[int]
-) -> tuple[Any, str, str]:
-    """Return what is indexed like the array, its axes, and `cut_short` where frames are missing.
-
-    The text of the first page may promise more frames than there are, or the list of pages lead out
-    of the file. Where the second page follows the pixels of all frames, it tells how many there
-    are; if not, it is one more at least.
-    """
+def _stored(path: Path, file: tifffile.TiffFile, series: Any, order: str) -> tuple[Any, str, str]:
+    """Return what is indexed like the array, its axes, and `cut_short` where frames are missing."""
     shape, key, size = tuple(series.shape), series.keyframe, file.filehandle.size
     lead, inner = shape[: len(shape) - key.ndim], order[len(order) - key.ndim :]
-    start, kind = series.dataoffset, np.dtype(series.dtype).newbyteorder(file.byteorder)
-    frame = kind.itemsize * math.prod(key.shape)
-    said, sure = _described(key), ""
-    if said is not None and math.prod(said[0]) > math.prod(lead):
-        lead, order = said[0], said[1] + inner
-    elif places[-1] and not (said and math.prod(said[0]) == math.prod(lead)):
-        count, order, sure = len(series) + 1, "t" + inner, "at least "
-        lead = (count if start is None else max(count, (places[1] - start) // frame),)
-    count, pages = math.prod(lead), list[Any]()
-    # A plain stack's pages may follow the pixels, and be lost.
+    count, start = math.prod(lead), series.dataoffset
+    kind = np.dtype(series.dtype).newbyteorder(file.byteorder)
+    pages = [] if start is not None else list(series.pages)
     if start is not None:
+        frame = kind.itemsize * math.prod(key.shape)
         there = max(0, min(count, (size - start) // frame))
     else:
-        pages = list(series.pages) if len(series) >= count else _pages(file)[:count]
-        lost = (number for number, page in enumerate(pages) if not _is_there(page, size))
-        there = next(lost, len(pages))
-    missing = cut_short(there, f"{sure}{count}") if there < count else ""
+        gone = (number for number, page in enumerate(pages) if not _is_there(page, size))
+        there = next(gone, len(pages))
+    missing = cut_short(there, count) if there < count else ""
+    lost = [one for one in _complaints.said if "TiffPages" in one or "series" in one]
+    if lost and not missing:
+        missing = cut_short(there, f"more ({lost[0][:200]})")
     if not there:
         raise FormatError(f"{path}: {missing}")
-    if missing:
+    if there < count:
         lead, order = (there,), "t" + inner
     if start is not None:
         return Plain(path, start, (*lead, *key.shape), kind), order, missing
@@ -254,24 +180,6 @@ def _stored(
         return _decoded(pages[number], path)
 
     return Pages((*lead, *key.shape), series.dtype, key.ndim, page), order, missing
-
-
-def _described(first: Any) -> tuple[tuple[int, ...], str] | None:
-    """Return how many frames the text of a series' first page tells, along which axes."""
-    if first.is_imagej:
-        known = tifffile.tifffile.imagej_description_metadata(first.description)
-        counts = [int(known.get(name, 1)) for name in ("frames", "slices", "channels")]
-        axes = [(count, letter) for count, letter in zip(counts, "tzc", strict=True) if count > 1]
-        if math.prod(counts) != int(known.get("images", 1)):
-            axes = [(int(known.get("images", 1)), "t")]
-        if len(axes) == 1 and "mode=co" not in first.description:
-            axes = [(axes[0][0], axes[0][1].replace("c", "t"))]
-        return tuple(count for count, _ in axes), "".join(letter for _, letter in axes)
-    if first.is_shaped:
-        lead = tifffile.tifffile.shaped_description_metadata(first.description)["shape"]
-        lead = tuple(lead[: len(lead) - first.ndim])
-        return lead, "tuvwabd"[: len(lead)][::-1]
-    return None
 
 
 def _is_there(page: Any, size: int) -> bool:
@@ -309,15 +217,14 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
 
     The first of several sources that know an axis decides; ``number`` is that of the series.
     """
-    fei, tvips, olympus = (
-        _mapping(_fei(tags), "Scan"), _mapping(tags, 37706), _mapping(tags, 33560)
-    )  # fmt: skip
+    fei = _mapping(tags, 34680) or _mapping(tags, 34682)
+    scan, tvips, olympus = _mapping(fei, "Scan"), _mapping(tags, 37706), _mapping(tags, 33560)
     printed = _printed(tags)
     sources: tuple[Steps, ...] = (
         _digital_micrograph(tags),
         _ome(file, key, number),
         _imagej(file, key, tags),
-        _pair(fei.get("PixelWidth"), fei.get("PixelHeight"), "m"),
+        _pair(scan.get("PixelWidth"), scan.get("PixelHeight"), "m"),
         _pair(tvips.get("PixelSizeX"), tvips.get("PixelSizeY"), "nm"),
         _zeiss(tags),
         _pair(olympus.get("pixelsizex"), olympus.get("pixelsizey"), "m"),
@@ -340,24 +247,6 @@ def known_unit(text: str) -> str:
     text = text.strip("\0 ").replace("\\u00B5", "µ").replace("μ", "µ")
     known = {"micron": "µm", "microns": "µm", "um": "µm", "angstrom": "Å", "sec": "s"}
     return known.get(text.lower(), text)
-
-
-def _microscope(tags: Tags) -> dict[str, str]:
-    """Return the beam's energy and the camera's length, where the microscope wrote them."""
-    jeol, zeiss = _jeol_text(tags), _mapping(tags, 34118).get("ap_actualkv")
-    kilovolts = _number(zeiss[1]) if isinstance(zeiss, tuple) and len(zeiss) > 1 else None
-    volts = (
-        _mapping(_fei(tags), "Beam").get("HV"),
-        _mapping(tags, 37706).get("TemHighTension"),
-        _tagged(jeol, "AccelerationVoltage"),
-        1000 * kilovolts if kilovolts else None,
-    )
-    length = _tagged(jeol, "SelectorValue") if _tagged(jeol, "ModeString") == "DIFF" else None
-    return beam(
-        volts=next(filter(None, map(_number, volts)), None),
-        camera_length=_number(length),
-        scanning="SEM" if zeiss or _fei(tags) else "TEM",
-    )
 
 
 def _digital_micrograph(tags: Tags) -> Steps:
@@ -420,27 +309,15 @@ def _zeiss(tags: Tags) -> Steps:
     return _pair(step * 1024 / width, None, "m") if step and width else {}
 
 
-def _jeol_text(tags: Tags) -> str:
-    text = str(tags.get(270, ""))
-    return text if "<TemReporter" in text[:200] else ""
-
-
 def _jeol(tags: Tags) -> Steps:
     """Divide the camera's pixel, which the resolution tells, by the magnification."""
-    text, pixel = _jeol_text(tags), _printed(tags)
-    factor = _number(_tagged(text, "SelectorValue"))
-    # A camera sees no magnified specimen, nor a calibrated pattern, while the probe scans.
-    if not factor or len(pixel) < 2 or _tagged(text, "EosMode") != "eosTEM":
+    text, pixel = str(tags.get(270, "")), _printed(tags)
+    # JEOL's XML is not always well-formed. In diffraction, or scanning, there is no magnification.
+    found = re.search(r"<SelectorValue>\s*([^<]+)", text)
+    factor = _number(found[1]) if found else None
+    if not factor or len(pixel) < 2 or "eosTEM" not in text or "DIFF" in text:
         return {}
-    x, y = pixel["x"][0] / factor, pixel["y"][0] / factor
-    if _tagged(text, "ModeString") != "DIFF":
-        return _pair(x, y, "m")
-    volts = _number(_tagged(text, "AccelerationVoltage"))
-    if not volts:
-        return {}
-    # Camera length in mm: the angle of a pixel over the (relativistic) wavelength in nm.
-    wavelength = 1.226426 / math.sqrt(volts * (1 + 0.978476e-6 * volts))
-    return _pair(1e3 * x / wavelength, 1e3 * y / wavelength, "1/nm")
+    return _pair(pixel["x"][0] / factor, pixel["y"][0] / factor, "m")
 
 
 def _printed(tags: Tags) -> Steps:
@@ -462,16 +339,6 @@ def _pair(x: Any, y: Any, unit: str) -> Steps:
 def _mapping(known: Any, name: Any) -> Mapping[Any, Any]:
     value = known.get(name) if isinstance(known, Mapping) else None
     return value if isinstance(value, Mapping) else {}
-
-
-def _fei(tags: Tags) -> Mapping[Any, Any]:
-    return _mapping(tags, 34680) or _mapping(tags, 34682)
-
-
-def _tagged(text: str, name: str) -> str | None:
-    """Return what the first element ``name`` holds; JEOL's XML is not always well-formed."""
-    found = re.search(rf"<{name}>\s*([^<]+?)\s*</{name}>", text)
-    return found[1] if found else None
 
 
 def _number(value: Any) -> float | None:

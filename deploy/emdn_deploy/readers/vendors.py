@@ -6,8 +6,6 @@ so it is never required: the extra ``rsciio`` is the user's choice.
 
 import importlib
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +19,22 @@ from emdn_deploy.readers.frames import (
     Frames,
     Offer,
     Pages,
+    Plain,
     array_frames,
-    beam,
     choose,
     cut_short,
     default_order,
 )
-from emdn_deploy.readers.npy import Plain
 from emdn_models.errors import FormatError, MissingExtraError, install
 
+# Tags of DM that go along as text.
 _SHOWN = (
-    "Microscope Info.Voltage", "Microscope Info.Indicated Magnification", "Meta Data.Signal",
-    "Acquisition.Detector.gain factor", "DataBar.Acquisition Date",
-)  # fmt: skip
-_EXPOSURES = (
+    "Microscope Info.Voltage", "Microscope Info.Indicated Magnification",
+    "Microscope Info.STEM Camera Length", "Microscope Info.Operation Mode",
+    "Microscope Info.Illumination Mode", "Meta Data.Signal", "Acquisition.Detector.gain factor",
     "Acquisition.Parameters.High Level.Exposure (s)",
     "Acquisition.Parameters.Detector.exposure (s)", "DataBar.Exposure Time (s)",
+    "DataBar.Acquisition Date",
 )  # fmt: skip
 # SER: a series of images; no pixel is longer than this in m (a larger number is per metre); and
 # bytes before the pixels of a frame: two calibrations, type and size.
@@ -77,47 +75,23 @@ def _open_dm(path: Path, choice: Choice) -> Frames:
     ]
     number, why, notes = choose(path, "images", offers, choice)
     index, data = number + thumbnails, images[number]
-    if not isinstance(data, Plain):
-        raise FormatError(
-            f"{path}: image {number} is {data}; is it colours, or the file cut short?"
-        )
     prefix = f".ImageList.{index + 1}.ImageTags."
     tags = {
-        key[len(prefix) :]: str(value)
+        key.removeprefix(prefix): str(value)
         for key, value in file.allTags.items()
         if key.startswith(prefix)
     }
-    if "Spectrum" in tags.get("Meta Data.Format", ""):
+    kind = tags.get("Meta Data.Format", "")
+    if not isinstance(data, Plain) or "Spectrum" in kind:
         raise FormatError(
-            f"{path}: holds {tags['Meta Data.Format'].lower()}s, expected frames; "
-            "extract an image from them first"
+            f"{path}: image {number} is {data if isinstance(data, str) else kind.lower()}, "
+            "expected frames: extract an image first, or copy the file again if it is cut short"
         )
     return array_frames(
         path, f"DigitalMicrograph {path.suffix[1:].upper()}", data, choice,
         axes=_dm_axes(file, index, len(data.shape)), why=why, notes=notes,
-        metadata={key: tags[key] for key in _SHOWN if tags.get(key)} | _dm_microscope(tags),
+        metadata={key: tags[key] for key in _SHOWN if tags.get(key)},
     )  # fmt: skip
-
-
-def _dm_microscope(tags: Mapping[str, str]) -> dict[str, str]:
-    def known(name: str) -> float | None:
-        number = _number(tags.get(name))
-        return number if number is not None and math.isfinite(number) and number > 0 else None
-
-    words = ("Illumination Mode", "Operation Mode", "Imaging Mode")
-    mode = imaging_mode(*(tags.get(f"Microscope Info.{one}", "") for one in words))
-    scanning = mode == "STEM"
-    shown = known("Microscope Info.Indicated Magnification")
-    # In diffraction a camera's magnification is the camera length.
-    pattern = "DIFFRACTION" in tags.get("Microscope Info.Operation Mode", "").upper()
-    length = known("Microscope Info.STEM Camera Length")
-    return beam(
-        volts=known("Microscope Info.Voltage"),
-        camera_length=length if scanning else shown if pattern else None,
-        magnification=None if pattern and not scanning else shown,
-        exposure=next(filter(None, map(known, _EXPOSURES)), None),
-        acquisition_mode=mode,
-    )
 
 
 def _dm_data(file: Any, index: int) -> Plain | str:
@@ -149,31 +123,28 @@ def _dm_axes(file: Any, index: int, ndim: int) -> tuple[Axis, ...]:
     return known if len(known) == ndim else ()
 
 
-class _Alone(ser.fileSER):  # type: ignore[misc]
-    """A SER file without its ``.emi``."""
+class _Series(ser.fileSER):  # type: ignore[misc]
+    """ncempy's parser, without the ``.emi`` file beside the frames, which may be damaged."""
 
     def _read_emi(self) -> None:
         self._emi = None
 
 
 def _open_ser(path: Path, choice: Choice) -> Frames:
-    try:
-        file: Any = ser.fileSER(str(path))
-    except Exception:
-        # The frames do not need the .emi file beside them, which may be damaged.
-        file = _Alone(str(path))
+    file: Any = _Series(str(path))
     # ncempy 1.16 spells this dtype with a space, which numpy refuses.
     file._dictDataType = {**file._dictDataType, 1: "<u1"}
-    if file.head["DataTypeID"] != _IMAGES:
-        raise FormatError(f"{path}: holds spectra, expected frames")
-    if not file.head["ValidNumberElements"]:
-        raise FormatError(f"{path}: holds no frames; was the acquisition stopped?")
+    count, size = int(file.head["ValidNumberElements"]), path.stat().st_size
+    if file.head["DataTypeID"] != _IMAGES or not count:
+        raise FormatError(f"{path}: holds {count} spectra or frames, expected one frame or more")
     first, note = file.getDataset(0)
     if min(note["ArrayShape"]) < 1:
         raise ValueError(f"frames of {note['ArrayShape']} pixels")
-    count, size = int(file.head["ValidNumberElements"]), path.stat().st_size
     ends = (int(start) + _HEAD + first.nbytes for start in file.head["DataOffsetArray"])
     there = next((number for number, end in enumerate(ends) if end > size), count)
+    missing = cut_short(there, count) if there < count else ""
+    if not there:
+        raise FormatError(f"{path}: {missing}")
 
     def frame(number: int) -> NDArray[Any]:
         pixels: NDArray[Any] = file.getDataset(number)[0]
@@ -183,43 +154,27 @@ def _open_ser(path: Path, choice: Choice) -> Frames:
             )
         return pixels
 
-    missing = cut_short(there, count) if there < count else ""
-    if not there:
-        raise FormatError(f"{path}: {missing}")
-    series = Pages((there, *first.shape), first.dtype, 2, frame)
-    found = [
-        _ser_axis(name, float(one["CalibrationDelta"]), float(one["CalibrationOffset"]))
+    steps = {
+        name: (float(one["CalibrationDelta"]), float(one["CalibrationOffset"]))
         for name, one in zip("xy", note["Calibration"], strict=True)
-    ]
-    axes = (Axis("frame"), *(axis for axis, _ in reversed(found)))
-    notes = tuple(said for _, said in found if said)[:1]
+    }
+    notes = tuple[str, ...]()
+    if abs(step := steps["x"][0]) >= _LONGEST_M and step != 1:
+        notes = (f"{step:g} a pixel cannot be metres; taken as 1/m, of a diffraction pattern",)
     return array_frames(
-        path, "TIA series", series, choice, order="tyx", axes=axes,
-        metadata=_ser_microscope(file._emi or {}), notes=notes, missing=missing,
+        path, "TIA series", Pages((there, *first.shape), first.dtype, 2, frame), choice,
+        order="tyx", axes=(Axis("frame"), *(_ser_axis(name, *steps[name]) for name in "yx")),
+        notes=notes, missing=missing,
     )  # fmt: skip
 
 
-def _ser_axis(name: str, step: float, origin: float) -> tuple[Axis, str]:
+def _ser_axis(name: str, step: float, origin: float) -> Axis:
     """Return a calibration in metres; TIA stores that of a diffraction pattern in 1/m."""
-    if step == 1 or not (math.isfinite(step) and step):
-        return Axis(name), "not calibrated: the file says 1 m a pixel" if step == 1 else ""
+    if step in (0, 1) or not math.isfinite(step):  # TIA's 1 m is of what is not calibrated
+        return Axis(name)
     if abs(step) < _LONGEST_M:
-        return Axis(name, "m", step, origin), ""
-    said = f"{step:g} a pixel cannot be metres; taken as 1/m, of a diffraction pattern"
-    return Axis(name, "1/nm", 1e-9 * step, 1e-9 * origin), said
-
-
-def _ser_microscope(emi: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the ``.emi`` file beside the frames says."""
-    words = str(emi.get("Mode []") or "")
-    metres = _number(emi.get("Camera length [m]"))
-    return beam(
-        volts=_number(emi.get("AcceleratingVoltage")),
-        camera_length=None if metres is None else 1000 * metres,
-        magnification=_number(emi.get("Magnification [x]")),
-        exposure=None if "STEM" in words else _number(emi.get("DwellTimePath")),
-        acquisition_mode=imaging_mode(words),
-    )
+        return Axis(name, "m", step, origin)
+    return Axis(name, "1/nm", 1e-9 * step, 1e-9 * origin)
 
 
 class _Lazy:
@@ -279,20 +234,3 @@ def _choose_signal(path: Path, name: str, signals: list[dict[str, Any]], choice:
         path, f"{name} (RosettaSciIO)", _Lazy(signal["data"]), choice, order=order, axes=axes,
         why=why, notes=said,
     )  # fmt: skip
-
-
-def imaging_mode(*words: str) -> str | None:
-    """Return ``STEM`` or ``TEM`` by a file's words; None for diffraction, SEM or contradiction."""
-    said = set(re.findall("[A-Z]+", " ".join(words).upper()))
-    stem, tem = not said.isdisjoint({"STEM", "SCANNING"}), not said.isdisjoint({"TEM", "IMAGING"})
-    # A scanning microscope's projector is in diffraction whatever is recorded.
-    if stem == tem or "SEM" in said or (tem and "DIFFRACTION" in said):
-        return None
-    return "STEM" if stem else "TEM"
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None

@@ -7,18 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from emdn_deploy.readers import rechunk
-from emdn_deploy.readers.frames import (
-    Axis,
-    Choice,
-    Frames,
-    Offer,
-    SeveralStacks,
-    array_frames,
-    check_guess,
-    only_stack,
-)
-from emdn_models.errors import FormatError, library
+from emdn_deploy.readers.frames import Axis, Choice, Frames, Offer, array_frames, choose
+from emdn_models.errors import library
 
 UNITS = {
     "picometer": "pm", "angstrom": "Å", "nanometer": "nm", "micrometer": "µm", "millimeter": "mm",
@@ -38,26 +28,12 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     if hasattr(root, "members"):
         nodes += [node for _, node in root.members(max_depth=None)]
     found = [one for node in nodes if hasattr(node, "members") for one in _images(node)]
-    why = "the only image" if found else "the only array"
     found = found or [(node, ()) for node in nodes if getattr(node, "ndim", 0) > 1]
     offers = [Offer.of(array.path, array) for array, _ in found]
-    index: int | None = 0
-    if choice.dataset is not None:
-        name, why = choice.dataset.strip("/"), "asked for by --dataset"
-        names = [{one.dataset, one.dataset.rpartition("/")[0]} for one in offers]
-        index = next((i for i, known in enumerate(names) if name in known), None)
-    elif len(found) > 1:
-        index, why = only_stack(offers)
-        if index is None:
-            raise SeveralStacks(path, "stacks (Zarr)", offers)
-    if not found or index is None:
-        asked = repr(choice.dataset) if choice.dataset else "of two or more axes"
-        known = ", ".join(one.dataset for one in offers) or "none"
-        raise FormatError(f"{path}: has no array {asked}; it offers {known}")
+    index, why, notes = choose(path, "stacks (Zarr)", offers, choice)
     array, axes = found[index]
     letters = [axis.name[:1].lower() for axis in axes]
     order = "".join(letters) if len({*letters}) == array.ndim == len(letters) else None
-    notes = () if choice.axes or order else check_guess(str(path), array.shape)
     if missing := array.nchunks - array.nchunks_initialized:
         notes += (f"{missing} of {array.nchunks} chunks are missing, read as {array.fill_value}",)
     frames = array_frames(
@@ -65,8 +41,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         dataset=array.path, why=why, notes=notes, compressed=bool(array.compressors),
     )  # fmt: skip
     stored = sorted(one for one in (path / array.path).rglob("*") if one.is_file())
-    frames = replace(frames, files=tuple(stored))
-    return rechunk.remembered(frames, array, choice.axes or frames.order)
+    return replace(frames, files=tuple(stored))
 
 
 def _images(group: Any) -> Iterator[tuple[Any, tuple[Axis, ...]]]:

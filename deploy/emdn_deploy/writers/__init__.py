@@ -295,11 +295,9 @@ def _default(source: Path, options: DenoiseOptions, *, whole: bool) -> Path:
     if is_pattern(source):  # the folder that it searches gives the name
         source = split_pattern(source)[0]
         source = source if source.name else Path("frames")
-    # Of two suffixes (.ome.tif, .mrc.gz) both go.
+    # Of .ome.tif both go.
     stem = source.resolve().name if stack else source.stem
-    inner = Path(stem).suffix.lower()
-    doubled = inner == ".ome" or (suffix in (".gz", ".bz2") and inner in READERS["mrc"])
-    stem = Path(stem).stem if doubled and not stack else stem
+    stem = Path(stem).stem if stem.lower().endswith(".ome") and not stack else stem
     if options.to is not None:
         kind = f".{options.to}"
     elif whole:

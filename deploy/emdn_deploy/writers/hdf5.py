@@ -17,10 +17,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.frames import INSTRUMENT, Axis, Frames
-from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
+from emdn_deploy.readers.frames import Axis, Frames
+from emdn_deploy.readers.hdf5 import SIGMA_OF
 from emdn_deploy.writers import GROUP, SIGMA, Layout, Provenance, Storage, plain_text
-from emdn_models.hdf5 import opened
+from emdn_models.files import opened
 
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
 ERRORS = "_errors"
@@ -104,14 +104,7 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
     metadata.create_group("Signal").attrs["signal_type"] = ""
     original = group.create_group("original_metadata")
     for key, value in frames.metadata.items():
-        if key.startswith(f"{INSTRUMENT}."):
-            place, _, name = key.replace(".", "/").rpartition("/")
-            try:
-                metadata.require_group(place).attrs[name] = float(value)
-            except ValueError:
-                metadata.require_group(place).attrs[name] = value
-        else:
-            original.attrs[key.replace("/", "_")] = value
+        original.attrs[key.replace("/", "_")] = value
 
 
 def create_frames(

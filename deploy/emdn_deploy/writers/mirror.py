@@ -15,8 +15,7 @@ import h5py
 import numpy as np
 
 from emdn_deploy.readers.frames import Frames
-from emdn_deploy.readers.hdf5 import open_file
-from emdn_deploy.readers.hdf5_conventions import SIGMA_OF
+from emdn_deploy.readers.hdf5 import SIGMA_OF, open_file
 from emdn_deploy.writers import SIGMA, Layout, Provenance, Storage
 from emdn_deploy.writers.hdf5 import (
     ERRORS,
@@ -28,7 +27,7 @@ from emdn_deploy.writers.hdf5 import (
     record,
 )
 from emdn_models.errors import FormatError, OutputError
-from emdn_models.hdf5 import opened
+from emdn_models.files import opened
 
 _log = logging.getLogger(__name__)
 

@@ -135,6 +135,10 @@ def test_several_stacks_are_listed(tmp_path):
         np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[0] + 1)
     with open_frames(file, Choice(dataset="/b")) as frames:
         assert frames.dataset == "/b/c"
+    with h5py.File(file, "a") as opened:
+        opened["large"] = np.tile(STACK, (9, 1, 1))
+    with open_frames(file) as frames:
+        assert "of 3 stacks (plain HDF5), /large (45, 16, 24) is taken" in frames.notes[0]
 
 
 @pytest.mark.parametrize("order", ["tyx", "ytx", "yxt", "xyt", "utyx", "tyuxc", "yx", "cyx"])
@@ -163,10 +167,10 @@ def test_any_axis_order_reads_the_same_frames(tmp_path, order):
         (STACK, Choice(axes="tyy"), "axes 'tyy' do not fit"),
         (STACK, Choice(axes="yx"), "do not fit shape"),
         (STACK, Choice(axes="cyx"), "5 channels"),
-        (STACK, Choice(dataset="nothing"), "no dataset 'nothing'; it offers /data"),
+        (STACK, Choice(dataset="nothing"), "called 'nothing'; it offers /data"),
         (np.zeros((0, 16, 16)), Choice(dataset="data"), "is empty"),
-        (np.arange(10), Choice(), "no numeric dataset of two or more axes"),
-        (np.arange(10), Choice(dataset="data"), "expected two axes"),
+        (np.arange(10), Choice(), "holds no frames"),
+        (np.arange(10), Choice(dataset="data"), "do not fit shape"),
     ],
 )
 def test_what_is_not_frames_is_refused(tmp_path, value, choice, message):
@@ -185,8 +189,8 @@ def test_files_that_are_no_frames_are_named(tmp_path):
     with pytest.raises(FormatError, match="weights of models, not frames"):
         open_frames(file)
     for content, message in (
-        (file.read_bytes()[:100_000], "truncated"),
-        (b"time,intensity\n1,2\n", "not an HDF5 file"),
+        (file.read_bytes()[:100_000], "is cut short"),
+        (b"time,intensity\n1,2\n", "no HDF5 file"),
     ):
         (tmp_path / "a.h5").write_bytes(content)
         with pytest.raises(FormatError, match=f"a.h5: .*{message}"):
@@ -217,10 +221,7 @@ def dims(path: Path, axes: list[tuple[str, str]], order: str, first: int = 1) ->
         ("xyt", [("x", "[n_m]"), ("y", "[n_m]"), ("frame", "")], False),
         ("xyt", [("", "[n_m]"), ("", "[n_m]"), ("", "[s]")], True),
         ("yxt", [("y", ""), ("x", ""), ("", "[m_s]")], False),
-        ("yxt", [("height", ""), ("width", ""), ("t", "")], False),
-        ("tyx", [("t", "s"), ("y", "nm"), ("x", "nm")], False),
         ("txy", [("t", "s"), ("X (nm)", ""), ("Y (nm)", "")], False),
-        ("ytx", [("y", "nm"), ("tilt", "deg"), ("x", "nm")], False),
         ("tyx", [("dose_series", ""), ("", "1/nm"), ("", "1/nm")], False),
         ("tyx", [("t", "[s]"), ("", ""), ("", "")], False),
         ("tyx", [("", "")] * 3, True),
@@ -256,47 +257,31 @@ def test_velox_detectors_have_names(tmp_path):
             group["Data"] = np.moveaxis(STACK + i, 0, 2)
             text = json.dumps({"BinaryResult": {"DetectorIndex": str(i)}, **facts}).encode()
             group["Metadata"] = np.repeat(np.frombuffer(text, np.uint8)[:, None], 5, axis=1)
-    with pytest.raises(FormatError, match=r"1abc/Data \(HAADF\) .*or the name in brackets"):
+    with pytest.raises(FormatError, match=r"1abc/Data \(HAADF\) .*--dataset BF"):
         open_frames(path)
     with open_frames(path, Choice(dataset="haadf")) as frames:
         assert frames.dataset == "/Data/Image/1abc/Data"
         assert frames.metadata["detector"] == "HAADF"
     with open_frames(path, Choice(dataset="0abc")) as frames:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
-    with pytest.raises(FormatError, match=r"no dataset 'DF4'; it offers .*\(BF\), .*\(HAADF\)"):
+    with pytest.raises(FormatError, match=r"called 'DF4'; it offers .*\(BF\), .*\(HAADF\)"):
         open_frames(path, Choice(dataset="DF4"))
     assert "--dataset BF" in list(inspect.describe(path, Choice()))[-1]
 
 
-@pytest.mark.parametrize("order", ["tyx", "yxt", "xyt"])
 @pytest.mark.parametrize("labels", [True, False])
-def test_dimension_scales_name_the_axes(tmp_path, order, labels):
-    names = {"t": "time", "y": "y", "x": "x"}
+def test_dimension_scales_name_the_axes(tmp_path, labels):
     with h5py.File(tmp_path / "a.nc", "w") as file:
-        data = file.create_dataset(
-            "frames", data=STACK.transpose(["tyx".index(letter) for letter in order])
-        )
-        for i, letter in enumerate(order):
+        data = file.create_dataset("frames", data=STACK.transpose(1, 2, 0))
+        for dim, name, length in zip(data.dims, ("y", "x", "time"), data.shape, strict=True):
             if labels:
-                data.dims[i].label = names[letter]
-                continue
-            file[names[letter]] = np.arange(data.shape[i]) * 0.5
-            file[names[letter]].make_scale()
-            data.dims[i].attach_scale(file[names[letter]])
+                dim.label = name
+            else:
+                file[name] = np.arange(length) * 0.5
+                file[name].make_scale()
+                dim.attach_scale(file[name])
     with open_frames(tmp_path / "a.nc") as frames:
-        assert frames.order == order
-        np.testing.assert_array_equal(frames.read(0, 5), STACK)
-
-
-@pytest.mark.parametrize("axes", ["x:y:time", "[x,y,time]"])
-def test_the_nexus_of_old_names_its_signal_at_the_signal(tmp_path, axes):
-    with h5py.File(tmp_path / "a.nxs", "w") as file:
-        group = file.create_group("entry/data")
-        group.attrs["NX_class"] = np.array(["NXdata"], "S")
-        group["background"], group["counts"] = STACK[:4], STACK.T
-        group["counts"].attrs.update({"signal": 1, "axes": axes})
-    with open_frames(tmp_path / "a.nxs") as frames:
-        assert (frames.dataset, frames.order) == ("/entry/data/counts", "xyt")
+        assert frames.order == "yxt"
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
 
 
@@ -316,26 +301,22 @@ def test_chunks_that_were_never_written_are_counted(tmp_path):
         assert frames.notes[0].startswith("7 of 12 chunks were never written and read as 0")
 
 
-@pytest.mark.parametrize(
-    ("names", "navigate", "order"),
-    [
-        (("time", "y", "x"), 0, "tyx"), (("x", "y", "time"), 0, "xyt"),
-        (("", "time", "y", "x"), 2, "utyx"), (("time", "detector", "y", "x"), 2, "ucyx"),
-    ],
-)  # fmt: skip
-def test_axes_of_hyperspy(tmp_path, names, navigate, order):
-    lengths = {"t": 5, "y": 16, "x": 24, "u": 5 if "c" in order else 2, "c": 1}
+@pytest.mark.parametrize(("names", "order"), [
+    (("x", "y", "time"), "xyt"), (("time", "detector", "y", "x"), "ucyx"),
+])  # fmt: skip
+def test_axes_of_hyperspy(tmp_path, names, order):
+    lengths = {"t": 5, "y": 16, "x": 24, "u": 5, "c": 1}
     with h5py.File(tmp_path / "a.hspy", "w") as file:
         file.attrs["file_format"] = "HyperSpy"
         group = file.create_group("Experiments/movie")
         group["data"] = np.zeros([lengths[letter] for letter in order])
         for i, name in enumerate(names):
-            group.create_group(f"axis-{i}").attrs.update({"name": name, "navigate": i < navigate})
-    with open_frames(tmp_path / "a.hspy") as frames:
-        assert frames.order == order
-        assert frames.shape[1:] == (16, 24)
-    with open_frames(tmp_path / "a.hspy", Choice(axes=order.upper())) as frames:
-        assert frames.order == order
+            axis = {"name": name, "navigate": len(names) == 4 and i < 2}
+            group.create_group(f"axis-{i}").attrs.update(axis)
+    for choice in (Choice(), Choice(axes=order.upper())):
+        with open_frames(tmp_path / "a.hspy", choice) as frames:
+            assert frames.order == order
+            assert frames.shape == (5, 16, 24)
 
 
 def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch):
@@ -346,8 +327,5 @@ def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch):
         )
     monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code < 32_000)
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    expected = (
-        r'/frames is compressed by HDF5 filter 32008 \(bitshuffle.*pip install "\.\[filters\]"'
-    )
-    with pytest.raises(MissingExtraError, match=expected):
+    with pytest.raises(MissingExtraError, match=r"/frames: needs hdf5plugin; .*\[filters\]"):
         open_frames(tmp_path / "a.h5")

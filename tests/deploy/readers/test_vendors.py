@@ -1,8 +1,5 @@
 """MRC, DM, SER and what RosettaSciIO reads: calibration, choices, and files that are cut short."""
 
-import bz2
-import gzip
-import shutil
 import struct
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 
 from emdn_deploy.readers import Choice, open_frames, open_selected
 from emdn_deploy.readers.frames import Offer, SeveralStacks
-from emdn_models.errors import FormatError, OutputError
+from emdn_models.errors import FormatError
 
 STACK = np.random.default_rng(0).poisson(30, (5, 24, 32)).astype(np.int16)
 OVERVIEW = np.full((40, 30), 7, np.int16)
@@ -31,20 +28,16 @@ def write(path: Path, frames: np.ndarray = STACK, **header: float) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("header", "steps", "said"),
+    ("header", "steps"),
     [
-        # python-mrcz#13: mx = my = mz = 0.
-        ({"mx": 0, "my": 0, "mz": 0}, (None, None), "has no voxel size (48 Å over my = 0, 64 Å ov"),
-        ({"mx": -32, "cella": (64, -48, 1)}, (2, 2), "the voxel size -2 Å along y is taken as 2 Å"),
-        ({"cella": (np.nan, np.inf, 0)}, (None, None), "not calibrated"),
-        ({"mapc": 2, "mapr": 1, "cella": (24, 64, 1), "mx": 24, "my": 32}, (1, 2),
-         "columns, rows and sections run along y, x, z"),
+        ({"mx": 0, "my": 0, "mz": 0}, (None, None)),  # python-mrcz#13
+        ({"mx": -32, "cella": (64, -48, 1)}, (2, 2)),
+        ({"cella": (np.nan, np.inf, 0)}, (None, None)),
     ],
-)  # fmt: skip
-def test_odd_voxels_of_mrc(tmp_path, recwarn, header, steps, said):
+)
+def test_odd_voxels_of_mrc(tmp_path, recwarn, header, steps):
     with open_frames(write(tmp_path / "a.mrc", **header)) as frames:
         assert (frames.axis("y").step, frames.axis("x").step) == steps
-        assert said in frames.notes[0]
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
     assert not recwarn.list
 
@@ -92,31 +85,6 @@ def test_bytes_of_mrc_are_read_as_they_were_meant(tmp_path, stamp, flags):
             np.testing.assert_array_equal(opened.read(0, 5), expected)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".bz2"])
-def test_compressed_mrc(tmp_path, suffix, monkeypatch):
-    plain = write(tmp_path / "a.mrc")
-    path = tmp_path / f"a.mrc{suffix}"
-    pack = {".gz": gzip.compress, ".bz2": bz2.compress}[suffix]
-    path.write_bytes(pack(plain.read_bytes()))
-    with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 5), STACK)
-        assert frames.axis("x").step == 2.0
-        assert frames.compressed
-        assert "is unpacked into a scratch file" in frames.notes[0]
-    assert sorted(tmp_path.iterdir()) == [plain, path]
-    path.write_bytes(pack(plain.read_bytes())[:-900])
-    with pytest.raises(FormatError, match=r"a\.mrc\.(gz|bz2): is cut short"):
-        open_frames(path)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    path.write_bytes(pack(plain.read_bytes()))
-    monkeypatch.setattr(shutil, "copyfileobj", full)
-    with pytest.raises(OutputError, match=r"No space left.*TMPDIR"):
-        open_frames(path)
-
-
 def test_modes_of_mrc_that_are_no_frames(tmp_path):
     for mode, said in ((101, r"4 bits \(MRC mode 101\).*newstack"), (77, "mode '77'")):
         with pytest.raises(FormatError, match=said):
@@ -137,39 +105,35 @@ def test_tilts_are_copied_with_all_frames(tmp_path, run, kind, caplog):
         extra = bytearray(file.header.extra2.tobytes())
         extra[16:20] = np.array((6, 7), "<i2").tobytes()
         file.header.extra2 = bytes(extra)
-    packed = tmp_path / "b.mrc.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    for source in (path, packed):
-        with mrcfile.open(run(source, to="mrc", gain=1.0).output) as file:
-            assert file.extended_header.tobytes() == records.tobytes()
-            assert bytes(file.header.exttyp).decode() == kind
-            assert file.header.extra2.tobytes()[16:20] == extra[16:20]
+    with mrcfile.open(run(path, to="mrc", gain=1.0).output) as file:
+        assert file.extended_header.tobytes() == records.tobytes()
+        assert bytes(file.header.exttyp).decode() == kind
+        assert file.header.extra2.tobytes()[16:20] == extra[16:20]
     run(path, frames="1:5:2", to="mrc", gain=1.0, output=tmp_path / "some.mrc")
     assert "tilts and the like of some frames are left out" in caplog.text
 
 
-@pytest.mark.parametrize("suffix", [".dm3", ".dm4"])
 @pytest.mark.parametrize("thumbnail", [(), (THUMBNAIL,)])
-def test_a_movie_beside_an_overview(tmp_path, dm_file, suffix, thumbnail):
+def test_a_movie_beside_an_overview(tmp_path, dm_file, thumbnail):
     """Whether there is a thumbnail or not, and in either order."""
-    path = dm_file(tmp_path / f"a{suffix}", STACK, more=(OVERVIEW, *thumbnail))
+    path = dm_file(tmp_path / "a.dm4", STACK, more=(OVERVIEW, *thumbnail))
     with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
         assert frames.axis("x").step == float(np.float32(0.02))
-        assert frames.notes == (f"of 2 images, number 0 is taken: {frames.why}",)
-        assert "the only stack (5, 24, 32); single frames: 1 (40, 30)" in frames.why
+        assert frames.notes == (f"of 2 images, 0 (5, 24, 32) is taken: {frames.why}",)
+        assert "the only stack of several frames" in frames.why
     with open_frames(path, Choice("1")) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], OVERVIEW)
         assert (frames.axis("x").step, frames.notes) == (1.0, ())
-    other = dm_file(tmp_path / f"b{suffix}", OVERVIEW, more=(STACK, *thumbnail))
+    other = dm_file(tmp_path / "b.dm3", OVERVIEW, more=(STACK, *thumbnail))
     with open_frames(other) as frames:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
-        assert "number 1 is taken" in frames.notes[0]
+        assert "1 (5, 24, 32) is taken" in frames.notes[0]
 
 
 def test_images_of_dm_are_a_choice(tmp_path, dm_file):
     path = dm_file(tmp_path / "a.dm4", STACK, more=(STACK[:3], THUMBNAIL, THUMBNAIL))
-    with pytest.raises(SeveralStacks, match=r"3 images: .*--dataset NUMBER") as refused:
+    with pytest.raises(SeveralStacks, match=r"3 images: .*--dataset NAME") as refused:
         open_frames(path)
     offers = refused.value.offers
     assert offers[1:] == [
@@ -181,72 +145,40 @@ def test_images_of_dm_are_a_choice(tmp_path, dm_file):
     with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 1)[0], OVERVIEW)
         assert frames.why == "the only one of 2 images that holds frames"
-    with pytest.raises(FormatError, match="holds spectrum images"):
+    with pytest.raises(FormatError, match="is spectrum image"):
         open_frames(dm_file(tmp_path / "si.dm4", STACK, kind="Spectrum image"))
-    with pytest.raises(FormatError, match="has images 0 to 0, and no '3'"):
+    with pytest.raises(FormatError, match="no images called '3'; it offers 0"):
         open_frames(dm_file(tmp_path / "c.dm4", STACK), Choice(dataset="3"))
 
 
-@pytest.mark.parametrize(
-    ("mode", "known"),
-    [
-        ("IMAGING", {"magnification": 320.0, "acquisition_mode": "TEM"}),
-        ("DIFFRACTION", {"camera_length": 320.0}),
-        ("SCANNING", {"magnification": 320.0, "camera_length": 135.0, "acquisition_mode": "STEM"}),
-    ],
-)
-def test_the_microscope_is_kept(tmp_path, dm_file, run, mode, known):
-    """As HyperSpy names it: keV, mm and seconds."""
+def test_tags_of_dm_go_along(tmp_path, dm_file, run):
     path = dm_file(
         tmp_path / "a.dm3", STACK,
-        tags={"Microscope Info.Voltage": 200e3, "Microscope Info.STEM Camera Length": 135.0,
-              "Microscope Info.Indicated Magnification": 320.0, "DataBar.Exposure Time (s)": 0.25,
-              "Microscope Info.Operation Mode": mode,
-              "Microscope Info.Illumination Mode": "STEM" if mode == "SCANNING" else "TEM"},
+        tags={"Microscope Info.Voltage": 200e3, "Microscope Info.Operation Mode": "IMAGING"},
     )  # fmt: skip
-    report = run(path)
-    with h5py.File(report.output) as file:
-        found = file["Experiments/a/metadata/Acquisition_instrument/TEM"]
-        assert found["Camera"].attrs["exposure"] == 0.25
-        assert dict(found.attrs) == {"beam_energy": 200.0, **known}
-    hyperspy = pytest.importorskip("hyperspy.api")
-    assert hyperspy.load(report.output).metadata.Acquisition_instrument.TEM.beam_energy == 200
+    with h5py.File(run(path).output) as file:
+        known = dict(file["Experiments/a/original_metadata"].attrs)
+    assert known["Microscope Info.Voltage"] == "200000.0"
+    assert known["Microscope Info.Operation Mode"] == "IMAGING"
 
 
 @pytest.mark.parametrize(
-    ("step", "expected", "units", "said"),
+    ("step", "expected", "units"),
     [
-        (42_464_134.6, pytest.approx(0.0424641346), "1/nm", ("taken as 1/m",)),
-        (1.0, None, "", ("not calibrated",)),
-        (0.0, None, "", ()),
-        (5e-9, pytest.approx(5e-9), "m", ()),
+        (42_464_134.6, pytest.approx(0.0424641346), "1/nm"), (1.0, None, ""), (0.0, None, ""),
+        (5e-9, pytest.approx(5e-9), "m"),
     ],
-)
-def test_a_diffraction_pattern_is_not_in_metres(tmp_path, ser_file, step, expected, units, said):
+)  # fmt: skip
+def test_a_diffraction_pattern_is_not_in_metres(tmp_path, ser_file, step, expected, units):
     with open_frames(ser_file(tmp_path / "a_1.ser", STACK, step)) as frames:
         axis = frames.axis("x")
         assert (axis.step, axis.units) == (expected, units)
-        assert len(frames.notes) == len(said)
-        assert all(word in note for word, note in zip(said, frames.notes, strict=True))
+        assert any("taken as 1/m" in note for note in frames.notes) == (units == "1/nm")
 
 
-EMI = """<ObjectInfo><ExperimentalConditions><MicroscopeConditions>
-<AcceleratingVoltage>300000</AcceleratingVoltage></MicroscopeConditions></ExperimentalConditions>
-<ExperimentalDescription><Root><Data><Label>Mode</Label><Value>STEM nP SA Zoom Diffraction</Value>
-<Unit></Unit></Data>
-<Data><Label>Camera length</Label><Value>0.04</Value><Unit>m</Unit></Data></Root>
-</ExperimentalDescription><AcquireInfo/><DetectorRange/></ObjectInfo>"""
-
-
-def test_the_emi_beside_a_series_is_read_if_it_can_be(tmp_path, ser_file, run):
+def test_a_series_that_is_cut_short(tmp_path, ser_file, run):
     path = ser_file(tmp_path / "a_1.ser", STACK)
-    (tmp_path / "a.emi").write_text(EMI)
-    with open_frames(path) as frames:
-        tem = "Acquisition_instrument.TEM."
-        assert frames.metadata[tem + "beam_energy"] == "300"
-        assert frames.metadata[tem + "camera_length"] == "40"
-        assert frames.metadata[tem + "acquisition_mode"] == "STEM"
-    (tmp_path / "a.emi").write_text("no XML")
+    (tmp_path / "a.emi").write_text("no XML")  # which is of no concern
     with open_frames(path) as frames:
         np.testing.assert_array_equal(frames.read(0, 5), STACK)
     path.write_bytes(path.read_bytes()[: -2 * 24 * 32 * 2])

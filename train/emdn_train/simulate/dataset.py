@@ -34,8 +34,7 @@ from threadpoolctl import threadpool_limits
 
 from emdn_models import EmdnError, __version__
 from emdn_models.errors import FormatError, OutputError
-from emdn_models.files import locked, renamed
-from emdn_models.hdf5 import written
+from emdn_models.files import locked, renamed, written
 from emdn_train.config import SIMULATION, SimulateConfig
 from emdn_train.dataset import STEM
 from emdn_train.simulate.scene import (

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from rich.console import Console
 from rich.progress import track
 
-from emdn_models.hdf5 import written
+from emdn_models.files import written
 from emdn_train import noise
 from emdn_train.config import SimulateConfig
 from emdn_train.simulate import microscope

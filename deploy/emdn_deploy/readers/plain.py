@@ -1,0 +1,95 @@
+"""MRC2014 with its relatives, and NumPy's ``.npy``: a header, then pixels as they are."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+
+from emdn_deploy.readers.frames import Axis, Choice, Frames, Plain, array_frames, cut_short
+from emdn_models.errors import FormatError
+
+_IMOD_STAMP = 1146047817
+_HEADER = 1024
+
+
+def open_frames(path: Path, choice: Choice) -> Frames:
+    """Open an array of NumPy, or an MRC stack, whose sections are the frames.
+
+    An MRC file that holds more than its header promises gives all. Raises FormatError or ValueError
+    if the file is damaged, or holds transforms, objects or numbers of 4 bits.
+    """
+    if path.suffix.lower() == ".npy":
+        return _open_npy(path, choice)
+    header = _header(path)
+    dtype, reading = _dtype(path, header)
+    columns, rows, promised = (int(header[name]) for name in ("nx", "ny", "nz"))
+    if min(columns, rows) < 1:
+        raise ValueError(f"frames of {rows} x {columns}")
+    start = _HEADER + max(0, int(header.nsymbt))
+    there = max(0, (path.stat().st_size - start) // (dtype.itemsize * rows * columns))
+    missing = cut_short(there, promised) if there < max(1, promised) else ""
+    if not there:
+        raise FormatError(f"{path}: {missing}")
+    notes = tuple[str, ...]()
+    if there > promised:
+        notes = (
+            f"the header promises {promised} frames, the file holds {there}, which are taken; "
+            f"--frames 0:{promised} takes those of the header",
+        )
+    data = Plain(path, start, (there, rows, columns), dtype)
+    # A section's distance means something in a volume only; these are frames.
+    axes = Axis("frame"), _axis(header, "y"), _axis(header, "x")
+    return array_frames(
+        path, "MRC", data, choice, axes=axes, metadata={"mode": reading}, notes=notes,
+        missing=missing,
+    )  # fmt: skip
+
+
+def _open_npy(path: Path, choice: Choice) -> Frames:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    notes = tuple[str, ...]()
+    if rest := path.stat().st_size - array.offset - array.nbytes:
+        notes = (f"{rest} bytes after the first array, perhaps more arrays, are not read",)
+    last = array.flags.f_contiguous and not array.flags.c_contiguous
+    plain = Plain(path, array.offset, array.shape, array.dtype, fortran=last)
+    return array_frames(path, "NumPy array", plain, choice, notes=notes)
+
+
+def _header(path: Path) -> Any:
+    # Many programs write headers with small faults; the data are read all the same.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with mrcfile.open(path, permissive=True, header_only=True) as opened:
+            return opened.header
+
+
+def _dtype(path: Path, header: Any) -> tuple[np.dtype[Any], str]:
+    """Return the data's type, and in words how mode 0 is read.
+
+    MRC2014 defines bytes as signed; IMOD and much older software wrote unsigned
+    ones. IMOD marks which, and a maximum above 127 in the header settles the rest.
+    """
+    mode = int(header.mode)
+    if mode == 101:
+        raise FormatError(
+            f"{path}: holds numbers of 4 bits (MRC mode 101), which emdn does not unpack; "
+            "write it with 8 bits first, such as with IMOD: newstack -mode 0 IN OUT"
+        )
+    dtype = mrcfile.utils.data_dtype_from_header(header)  # ValueError: an unknown mode
+    if mode != 0:
+        return dtype, str(mode)
+    # IMOD's stamp and flags are bytes 152 to 160 of the header, inside extra2.
+    words = np.frombuffer(header.extra2.tobytes()[40:48], header.mode.dtype)
+    stamped = words[0] == _IMOD_STAMP
+    if not words[1] & 1 if stamped else float(header.dmax) > 127:
+        return np.dtype(np.uint8), "0, bytes read as unsigned"
+    return dtype, "0, bytes read as signed"
+
+
+def _axis(header: Any, name: str) -> Axis:
+    length, count = float(header.cella[name]), int(header[f"m{name}"])
+    step = abs(length / count) if count and math.isfinite(length) else 0.0
+    return Axis(name, "Å", step) if step else Axis(name)
