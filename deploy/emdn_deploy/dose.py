@@ -1,21 +1,17 @@
 """From intensities to electrons: noise, gain, offset and dose of a stack.
 
 A net expects x = (e - s) / sqrt(s), with e the electrons of a pixel and s their mean, so that the
-noise has unit variance at the mean. With frames f = gain * e + offset, x depends only on the mean
-and the noise of the data at the mean: gain = sigma**2 / (mean - offset) and s = (mean - offset)**2
-/ sigma**2. A camera's gain is rarely written down, so sigma is measured, on frames sampled over the
-stack: in small blocks of pixels, and in power spectra.
+noise has unit variance at the mean. Frames are gain * e + offset, and gain is their variance over
+their mean above the offset. It is rarely written down, so noise is measured on frames sampled over
+the stack, in small blocks of pixels and in power spectra.
 
-White noise, as that of counts, has the same power at every frequency, and as much after a
-high-pass filter as before it; a lattice is a few spots, and smooth structure lies at low
-frequencies. Differences of neighbouring frames hold no fixed structure. Where they are not white,
-the specimen moves, rows of a scan flicker, or the noise is correlated from pixel to pixel. What
-motion leaves in differences lies within `INSIDE` along x, so that further out only the camera, or
-what has resampled the frames, makes the power uneven.
-
-Where a camera spreads an electron over neighbouring pixels, each of these has less noise than its
-electrons: their noise is whole only where many pixels are added up. So sigma**2 is then the power
-of the noise at low frequencies, where images are, not its variance.
+White noise, as that of counts, has the same power at every frequency; a lattice is a few spots,
+and smooth structure lies at low frequencies. Differences of neighbouring frames hold no fixed
+structure. Where they are not white, the specimen moves, rows of a scan flicker, or the noise is
+correlated from pixel to pixel. What motion leaves in them lies within `INSIDE` along x: further
+out, only the camera, or what has resampled the frames, makes the power uneven. Where a camera
+spreads an electron over pixels, each has less noise than its electrons: the gain is then that of
+the power at low frequencies, where images are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +30,7 @@ from emdn_models.errors import EmdnError
 MAX_FRAMES, MAX_PIXELS = 64, 8 * 2**20  # of a sample
 RUN = 3  # neighbouring frames of a sample: lags 1 and 2
 BLOCK = 16
-_PIXELS = 2**20  # of all runs, that are measured: they tell the noise to 0.2 %
+_PIXELS = 2**21  # of all runs, that are measured: they tell the noise to 0.2 %
 _SPREAD = 0.7549, 0.5698  # shares of a frame from one part that is measured to the next
 _HIGH_PASS = np.outer([1, -2, 1], [1, -2, 1]) / 6  # of unit gain for white noise
 
@@ -61,6 +57,7 @@ _LOST = 0.05  # counting cameras lose a few electrons that arrive together
 _ROUNDING = 1e-7  # noise of this part of the mean is the rounding of float32
 _FLOAT32 = 1e-16, 1e16  # gains between which float32 holds the square of an intensity
 _MOVED = 1.1  # times a frame's noise, from which on differences of frames that move hold more
+_DARK = 0.1  # of the mean, less than which no part of a frame tells the gain
 _FLICKER = 0.02  # of the mean: what the models saw at most (`emdn_train.noise`)
 
 Array = NDArray[np.float64]
@@ -115,8 +112,8 @@ class NoiseLevel:
         self.integers = all(np.array_equal(one, np.rint(one)) for one in pixels)
         measured, changes = list[Blocks](), list[tuple[Array, Mask]]()
         for number, frames in enumerate(runs):
-            top = round((size[0] - height) * (number * _SPREAD[0] % 1))
-            left = round((size[1] - width) * (number * _SPREAD[1] % 1))
+            top = round((size[0] - height) * ((0.5 + number * _SPREAD[0]) % 1))
+            left = round((size[1] - width) * ((0.5 + number * _SPREAD[1]) % 1))
             part = slice(top, top + height), slice(left, left + width)
             found, differences = blocks(frames[:, *part].astype(np.float64), good[part])
             measured.append(found)
@@ -382,7 +379,7 @@ def estimate(
         return Intensity(1.0, unit, mean - unit, 0.0, NO_NOISE)
     if offset is None:
         offset, note = _offset(level, found)
-    elif offset >= min(mean, found.mean):
+    elif offset >= mean:
         raise EmdnError(
             f"offset {offset:g} is not below the mean of the frames, {mean:g}; "
             "give the intensity of a pixel without electrons"
@@ -392,7 +389,7 @@ def estimate(
     if gain is not None:
         note += ", gain given"
     else:
-        gain = found.spread * found.variance / (found.mean - offset)
+        gain = found.spread * found.variance / max(found.mean - offset, _DARK * (mean - offset))
         if level.integers and offset == 0 and abs(gain - 1) <= _COUNTS_TOLERANCE:
             gain = 1.0
             note += ", whole numbers with the noise of counts"
@@ -419,18 +416,17 @@ class Noise(NamedTuple):
     mean: float
     method: str
     spread: float = 1.0
-    blocks: NDArray[np.float64] = np.zeros(0)
+    blocks: Array = np.zeros(0)
     filtered: bool = False
 
 
 def noise(level: NoiseLevel) -> Noise:
     """Choose and average the estimate of the noise.
 
-    Differences of neighbouring frames see no fixed structure. Where they are not
-    white, either the noise is correlated from pixel to pixel, and they stand, or the
-    specimen moves, and what is white in them does: their high-passed part, which
-    smooth structure does not reach, or the power where no image is. Where both is so,
-    a single frame's spectrum has to do.
+    Where differences of frames are not white, either the noise is correlated from pixel to pixel,
+    and they stand, or the specimen moves, and what is white in them does: their high-passed part,
+    which smooth structure does not reach, or the power where no image is. Where both is so, a
+    single frame's spectrum has to do.
     """
     blocks, white = level.blocks, level.whiteness
     if not blocks.temporal.size:
@@ -467,20 +463,18 @@ def _offset(level: NoiseLevel, found: Noise) -> tuple[float, str]:
         fitted = -constant / slope
         # Moving structure and saturation bend the relation; electrons are not negative. What the
         # filter leaves of the motion adds to the constant.
-        if fitted < min(level.low, found.mean) and not (found.filtered and fitted < 0):
+        least = min(level.low + 3 * error / slope, found.mean)
+        if fitted < least and not (found.filtered and fitted < 0):
             return fitted, "offset from the variance-mean relation"
     sigma = sqrt(found.variance)
     if min(level.level, found.mean) > 0 and level.low > -0.5 * sigma:
         return 0.0, "offset taken as 0"
     # Below zero there are no electrons: the darkest pixels stand for none.
-    return min(
-        level.low, min(level.level, found.mean) - sigma
-    ), "offset taken from the darkest pixels"
+    dark = min(level.low, level.level - sigma, found.mean - sigma)
+    return dark, "offset taken from the darkest pixels"
 
 
-def _relate(
-    means: NDArray[np.float64], variances: NDArray[np.float64]
-) -> tuple[float, float, float] | None:
+def _relate(means: Array, variances: Array) -> tuple[float, float, float] | None:
     """Fit variance = slope * mean + constant through 12 bins of blocks (B,).
 
     Returns slope, constant and its standard error; None for few blocks or an unknown slope.
@@ -500,22 +494,18 @@ def _relate(
 
 
 class NoiseModel(NamedTuple):
-    """The noise of a stack; numbers that cannot be told are NaN.
+    """The noise of a stack's pixels, and what of it the shipped models have not seen.
 
-    Read noise lowers an offset that is not given.
+    Theirs is white counting noise, and scans whose rows flicker by up to 2 % (`emdn_train.noise`).
     """
 
-    # Intensity units per electron, and its standard error. For noise that is correlated, of a
-    # pixel's variance: an electron spread out counts less.
-    gain: float
-    gain_error: float
-    offset: float  # intensity of a pixel without electrons
+    gain: float  # variance over mean: intensity units per electron, less where it is spread out
+    gain_error: float  # its standard error; NaN where it cannot be told
+    offset: float  # intensity of a pixel without electrons; read noise lowers it
     method: str  # what gain and offset come from, and what was assumed
     counting: bool  # whether pixels are counts of electrons: whole numbers, gain 1
     correlated: bool  # whether the noise of neighbouring pixels is correlated
-    # In plain words, what the shipped models have not seen: theirs is white counting noise, and
-    # scans whose rows flicker by up to 2 % (`emdn_train.noise`).
-    findings: tuple[str, ...]
+    findings: tuple[str, ...]  # in plain words
 
 
 def noise_model(level: NoiseLevel, offset: float | None = None) -> NoiseModel:
@@ -526,7 +516,7 @@ def noise_model(level: NoiseLevel, offset: float | None = None) -> NoiseModel:
     scale, found, white = estimate(level, None, offset), noise(level), level.whiteness
     gain, error, above = scale.pixel_gain, nan, level.level - scale.offset
     if found.blocks.size and scale.sigma:
-        gain = found.variance / (found.mean - scale.offset)
+        gain = found.variance / max(found.mean - scale.offset, _DARK * above)
         # Blocks differ by their mean, too, and that is no error.
         rest = found.blocks - gain * (level.blocks.mean - scale.offset)
         error = float(rest.std(ddof=1)) / sqrt(rest.size) / above if rest.size > 1 else nan
