@@ -62,7 +62,7 @@ quality: $(VENV)/.train  ## Measure every shipped model on the fixed test split 
 	$(BIN)/emdn-train quality $(SPLIT) --save $(OUT)/quality $(ARGS)
 
 gallery: $(VENV)/.train  ## Draw what the simulator makes into train/gallery.png
-	$(BIN)/python benchmarks/gallery.py train/gallery.png
+	$(BIN)/python -m benchmarks.pictures gallery train/gallery.png
 
 example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 and its truth.h5 again
 	$(BIN)/emdn-train simulate data/example --kind movie --frames 16 --dose-e-per-a2 8000 8000 \

@@ -1,4 +1,4 @@
-"""What benchmarks share: the models that are timed, noisy frames, tables at the end of a run.
+"""What benchmarks share: noisy frames, and tables at the end of a run.
 
 A benchmark with ``table`` and ``row`` in its ``extra_info`` becomes a row of the table of that
 name. With ``frames``, how many a round denoises, it gets the columns of `emdn_deploy.bench.speed`
@@ -15,10 +15,10 @@ import pytest
 RESULTS = Path(__file__).parent / "results"
 NOTES = {
     "ratios": "Times slower than the shipped model by session.run, batch 1, median of rounds in "
-    "turn and quartiles. roofline: share of the GFLOP/s of a 64 -> 64 convolution in the same "
+    "turn and quartiles. roofline: share of the GFLOP/s of a product of matrices in the same "
     "rounds.",
-    "boundaries": "Shares of the frames/s of compute, bare session.run, the faster of one frame "
-    "by all threads and one on each; median of rounds in turn and quartiles.",
+    "inference": "single-stream and offline: session.run, of one frame and of 16; array: "
+    "Denoiser.denoise; file: emdn-deploy denoise, but for opening the model.",
 }
 
 
@@ -26,20 +26,8 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     session = getattr(config, "_benchmarksession", None)
-    found = {} if session is None else collect(session.benchmarks)
-    if not found:
-        return
-    from benchmarks import peers  # torch: every run of the tests would pay for it
-    from emdn_deploy import bench
-
-    head = ["By `make bench`, with the shipped weights."]
-    head.append(bench.machine_line(bench.machine("torch", "openvino")))
-    for name, table in found.items():
-        lines = [*head, NOTES[name]] if name in NOTES else list(head)
-        if name == "ratios":
-            lines += [f"Left out: {peer}, which {why}." for peer, why in peers.absent().items()]
-        terminalreporter.write_line(f"\n{name}\n{save(RESULTS, name, table, lines)}")
-    terminalreporter.write_line(f"saved in {RESULTS}")
+    for name, table in ({} if session is None else collect(session.benchmarks)).items():
+        terminalreporter.write_line(f"\n{save(RESULTS, name, table)}")
 
 
 def collect(benchmarks: Iterable[Any]) -> dict[str, pl.DataFrame]:
@@ -49,32 +37,29 @@ def collect(benchmarks: Iterable[Any]) -> dict[str, pl.DataFrame]:
     found: dict[str, list[dict[str, Any]]] = {}
     for one in benchmarks:
         info = one.extra_info
-        if "table" not in info:
-            continue
-        row = dict(info["row"])
-        if "frames" in info:
-            row |= bench.speed(one.stats.data, info["frames"], info["size"], info["gflop"])
-        found.setdefault(info["table"], []).append(row)
-    return {
-        name: pl.DataFrame(made, infer_schema_length=None).select(
-            list(dict.fromkeys(key for one in made for key in one))
-        )
-        for name, made in found.items()
-    }
+        if "table" in info:
+            row = dict(info["row"])
+            if "frames" in info:
+                row |= bench.speed(one.stats.data, info["frames"], info["size"], info["gflop"])
+            found.setdefault(info["table"], []).append(row)
+    # By name: a row may lack columns that others have.
+    return {name: pl.concat(map(pl.DataFrame, rows), how="diagonal_relaxed")
+            for name, rows in found.items()}  # fmt: skip
 
 
-def save(folder: Path, name: str, table: pl.DataFrame, head: Iterable[str]) -> str:
-    """Write a table as Markdown and CSV; return it as printed."""
+def save(folder: Path, name: str, table: pl.DataFrame) -> str:
+    """Write a table as Markdown, below what it is of, and as CSV; return the Markdown."""
     from emdn_deploy import bench
 
     folder.mkdir(parents=True, exist_ok=True)
-    conditions, names, text = bench.cells(table.to_dicts())
+    head = f"By `make bench`, with the shipped weights.\n\n{bench.machine_line(bench.machine())}"
+    names, text = bench.cells(table.to_dicts())
     lines = [names, ["---:"] * len(names), *text]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    parts = [*head, *([conditions] if conditions else []), body]
-    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    made = "\n\n".join([f"# {name}", head, *([NOTES[name]] if name in NOTES else []), body])
+    (folder / f"{name}.md").write_text(made + "\n", encoding="utf-8")
     table.write_csv(folder / f"{name}.csv")
-    return "\n".join([*head, bench.table(table.to_dicts())])
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -2,39 +2,35 @@
 
 import os
 import shutil
-import tempfile
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
 from emdn_deploy import bench
 from emdn_deploy.bench import SCALE, noisy
 from emdn_deploy.config import Device, Precision
-from emdn_deploy.denoiser import Denoiser
-from emdn_deploy.session import Session, open_session
+from emdn_deploy.denoiser import Denoiser, opened
+from emdn_deploy.session import Session
 from emdn_models import checkpoint, pretrained
 from emdn_models.nets import build, load_state
-from emdn_train.onnx_graph import Graph, describe, to_onnx
+from emdn_train.onnx_graph import Graph
 
 Frames = NDArray[np.float32]
 Program = Callable[[Frames], Frames]
 """Frames (n, H, W) to such."""
 
 SIZE = (256, 256)
-PEERS = ("naive", "eager", "compile", "openvino")
-"""The graph without rewriting by onnxruntime; torch; torch.compile; that graph by OpenVINO."""
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A model on a device; its name is the test's."""
 
     model: str
@@ -44,14 +40,13 @@ class Case:
     def __str__(self) -> str:
         return f"{self.model}-{self.precision}-{self.device}"
 
-    @cache  # noqa: B019
     def open(self, threads: int | None = None) -> Denoiser:
         """Open the model, once for every number of threads."""
-        return Denoiser(self.model, self.device, threads, self.precision)
+        return opened(self.model, self.device, threads, self.precision)
 
-    def about(self, batch: int) -> bench.Row:
+    def about(self) -> bench.Row:
         """Begin a row."""
-        return bench.about(self.open().session, self.device, batch, SIZE)
+        return {"model": self.model} | bench.about(self.open().session, self.device, SIZE)
 
     @property
     def gflop(self) -> float:
@@ -59,22 +54,14 @@ class Case:
         return bench.gflop_of(self.open().session, SIZE)
 
 
-def absent() -> dict[str, str]:
-    """Say which peers this machine lacks, and what they need."""
-    lacking = {}
-    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        lacking["compile"] = "needs a C++ compiler"
-    if not find_spec("openvino"):
-        lacking["openvino"] = "is in the extra bench-peers"
-    return lacking
-
-
-def programs(model: str, device: str, threads: int) -> dict[str, Program]:
-    """Give every peer that is there, by name."""
-    left_out = set(absent()) | ({"openvino"} if device != "cpu" else set())
-    makers = (naive, eager, compiled, openvino)
-    found = zip(PEERS, makers, strict=True)
-    return {name: make(model, device, threads) for name, make in found if name not in left_out}
+def programs(model: str, device: Device, threads: int) -> dict[str, Program]:
+    """Give every peer that can run here, by name."""
+    makers = {"eager": eager}
+    if os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"):
+        makers["compile"] = compiled
+    if find_spec("openvino") and device == "cpu":
+        makers["openvino"] = openvino
+    return {name: make(model, device, threads) for name, make in makers.items()}
 
 
 def bare(session: Session) -> Program:
@@ -82,17 +69,12 @@ def bare(session: Session) -> Program:
     return lambda frames: session.run(frames, SCALE.scale, SCALE.offset, SCALE.gain)
 
 
-def naive(model: str, device: str, threads: int) -> Program:
-    """Give the net as it is written, exported without any rewriting."""
-    return bare(open_session(_naive_file(model), device, threads))
-
-
-def eager(model: str, device: str, threads: int) -> Program:
+def eager(model: str, device: Device, threads: int) -> Program:
     """Give the net in torch, as it is written."""
     return _torch(_graph(model).to(device), device, threads)
 
 
-def compiled(model: str, device: str, threads: int) -> Program:
+def compiled(model: str, device: Device, threads: int) -> Program:
     """Give the net by torch.compile, its shapes fixed."""
     with warnings.catch_warnings():  # of torch in torch
         warnings.simplefilter("ignore")
@@ -102,8 +84,8 @@ def compiled(model: str, device: str, threads: int) -> Program:
     return run
 
 
-def openvino(model: str, device: str, threads: int) -> Program:
-    """Give the graph without rewriting by OpenVINO, for latency, in float32."""
+def openvino(model: str, device: Device, threads: int) -> Program:
+    """Give the shipped file by OpenVINO, for latency, in float32."""
     import openvino as ov
 
     core = ov.Core()
@@ -112,7 +94,7 @@ def openvino(model: str, device: str, threads: int) -> Program:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    graph = core.read_model(_naive_file(model))
+    graph = core.read_model(pretrained.onnx_path(model))
     graph.reshape({0: [1, 1, *SIZE], 1: [1, 1, 1, 1], 2: [1, 1, 1, 1], 3: [1, 1, 1, 1]})
     request = core.compile_model(graph, device.upper(), settings).create_infer_request()
 
@@ -147,56 +129,35 @@ def _graph(model: str) -> Graph:
     return Graph(net).eval()
 
 
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
+SIDE = 1024
+PRODUCT_GFLOP = 2 * SIDE**3 / 1e9
 
 
-@cache
-def _naive_file(model: str) -> Path:
-    """Export a net without rewriting, as ``emdn_train.export`` would with it."""
-    path = Path(_folder().name, f"{model}.onnx")
-    shipped = onnx.load(pretrained.onnx_path(model), load_external_data=False)
-    program = to_onnx(_graph(model))
-    describe(program, {one.key: one.value for one in shipped.metadata_props})
-    onnx.save(program, path)
-    return path
+def product(device: Device, threads: int) -> Callable[[], float]:
+    """Give the product of two matrices in float32 by torch: the machine's limit."""
+    matrix = torch.rand(SIDE, SIDE, device=device)
+
+    def run() -> float:
+        torch.set_num_threads(threads)
+        return float((matrix @ matrix)[0, 0])
+
+    return run
 
 
-# 64 maps of 128 x 128: 4 MB, between those of full and of quarter resolution.
-SIDE, WIDTH, LAYERS = 128, 64, 4
-CONV_GFLOP = 2 * (LAYERS * 9 * WIDTH**2 + 2 * WIDTH) * SIDE**2 / 1e9
-_CONV = """
-<ir_version: 8, opset_import: ["" : 18]>
-conv (float[n,1,h,w] frames, float[n,1,1,1] scale, float[n,1,1,1] offset, float[n,1,1,1] gain)
-    => (float[n,1,h,w] denoised)
-{
-    x0 = Conv (frames, w0)
-    x1 = Conv <pads = [1, 1, 1, 1]> (x0, w1)
-    x2 = Conv <pads = [1, 1, 1, 1]> (x1, w2)
-    x3 = Conv <pads = [1, 1, 1, 1]> (x2, w3)
-    x4 = Conv <pads = [1, 1, 1, 1]> (x3, w4)
-    denoised = Conv (x4, w5)
-}
+_COMMAND = """
+from emdn_deploy.cli import main
+
+try:
+    main()
+except SystemExit as end:
+    if end.code:
+        raise
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """
 
 
-@cache
-def roofline(device: str, threads: int | None = None) -> Program:
-    """Give a chain of 64 -> 64 convolutions of 3 x 3, by the same runtime and threads."""
-    rng, maps = np.random.default_rng(0), (WIDTH, WIDTH, 3, 3)
-    shapes = [(WIDTH, 1, 1, 1), *[maps] * LAYERS, (1, WIDTH, 1, 1)]
-    model = onnx.parser.parse_model(_CONV)
-    for number, shape in enumerate(shapes):
-        kernel = rng.normal(0, np.prod(shape[1:]) ** -0.5, shape).astype("f4")
-        model.graph.initializer.append(onnx.numpy_helper.from_array(kernel, f"w{number}"))
-    facts = {
-        "emdn_schema": "1", "model": "conv", "preset": "benchmark", "weights_sha256": "0" * 64,
-        "multiple": "1", "receptive_field": "3", "tiling_exact": "false", "parameters": "0",
-        "recipe": "{}", "quality": "{}", "gflop_256": str(CONV_GFLOP * 4),
-    }  # fmt: skip
-    onnx.helper.set_model_props(model, facts)
-    onnx.checker.check_model(model)
-    path = Path(_folder().name, "conv.onnx")
-    onnx.save(model, path)
-    return bare(open_session(path, device, threads))
+def peak_mb(arguments: Sequence[object]) -> float:
+    """Return the peak memory of ``emdn-deploy`` with these arguments, in MiB, on Linux."""
+    command = [sys.executable, "-c", _COMMAND, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1]) / 1024

@@ -49,7 +49,7 @@ def violations(package: str, folder: Path) -> list[str]:
 
 FLOORS = (
     "config session dose bad_pixels",
-    "readers writers output preprocess batching uncertainty denoiser dask_arrays report "
+    "readers writers output preprocess batching uncertainty denoiser report "
     "figures evaluate check.residual check.quick",
     "denoise_file cluster watch check bench inspect",
     "napari cli __init__ __main__",

@@ -1,6 +1,6 @@
 """How fast models are on this machine: ``emdn-deploy bench``, and what benchmarks share with it.
 
-Calls are timed in turn, after a warm-up, on noisy frames; a row says what ran and how fast.
+Calls are timed in turn, after a warm-up, on noisy frames; a row says how fast a model was.
 """
 
 import itertools
@@ -9,12 +9,9 @@ import math
 import os
 import platform
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +23,6 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import Session, usable_cpus
 from emdn_models import MODELS, pretrained
-from emdn_models.errors import EmdnError
 
 Row = dict[str, Any]
 Stack = NDArray[np.float32]
@@ -37,20 +33,19 @@ SCALE = Intensity(ELECTRONS, 1.0, 0.0, ELECTRONS**0.5, "known")
 """The intensity scale of `noisy` frames."""
 ROUNDS = 100
 _RING_PIXELS = 2**23
-_CONDITIONS = ("precision", "asked", "got", "threads", "batch", "size")
 
 _log = logging.getLogger(__name__)
 
 
 class Bench(NamedTuple):
-    """What was measured on a `machine`, at a camera's rate: a row a model.
+    """What was measured on a `machine`, under conditions (`about`), at a camera's rate.
 
-    A row has the columns of `about` and `speed` for frames one by one, then ``stack frames/s``,
-    array to array; ``peak MB`` and ``gain dB``; and with a rate ``keeps up``: whether the faster of
-    the two is at least that.
+    A row a model has the columns of `speed` for frames one by one, then ``stack frames/s``, array
+    to array; ``gain dB``; and with a rate ``keeps up``: whether the faster of the two is that fast.
     """
 
-    machine: dict[str, object]
+    machine: Row
+    conditions: Row
     rate: float | None
     rows: list[Row]
 
@@ -67,21 +62,16 @@ def bench(
     """Time models on this machine, on frames of ``size`` x ``size``.
 
     ``models``: shipped names or .onnx files, None for all; ``rate``: frames a second of a camera;
-    ``seconds``: for frames one by one, all models together, but for three frames of each at least;
-    stacks and memory take about as much. EmdnError if size or rate make no sense, or a model
-    cannot be opened.
+    ``seconds``: for frames one by one, all models together; stacks take about as much. EmdnError
+    if a model cannot be opened.
     """
-    if size < 8 or (rate is not None and not 0 < rate < 1e6):
-        raise EmdnError(
-            f"size is {size} and rate {rate}, expected 8 pixels or more, 0 < rate < 1e6"
-        )
     denoisers: dict[str, Denoiser] = {}
     asked, shape = device, (size, size)
     for name in models or MODELS:  # where the first one went: ``auto`` is asked once
         denoisers[name] = Denoiser(name, device, threads, precision)
         device = denoisers[name].session.device
     facts, budget = machine(), seconds / len(denoisers)
-    frames = noisy(int(np.clip(_RING_PIXELS // (size * size), 2, 16)), *shape)
+    frames = noisy(int(np.clip(_RING_PIXELS // size**2, 2, 16)), *shape)
     ring = itertools.cycle(range(len(frames)))
 
     def single(one: Denoiser) -> object:
@@ -90,32 +80,30 @@ def bench(
 
     calls = {name: lambda one=one: single(one) for name, one in denoisers.items()}
     for call in calls.values():
-        warm(call, budget / 4)
-    times = in_turn(calls, ROUNDS, seconds)
-    rows = []
+        warm(call, min(1.0, budget / 4))
+    times, rows = in_turn(calls, ROUNDS, seconds), []
     for name, one in denoisers.items():
         session, each = one.session, float(np.median(times[name]))
-        row = about(session, asked, 1, shape)
+        row: Row = {"model": session.info.name}
         row |= speed(times[name], 1, shape, gflop_of(session, shape))
         if each < budget / 4:
             row["stack frames/s"] = digits(stack_rate(one, frames, each, budget / 2))
-        path = str(session.info.path)
-        row["peak MB"] = peak_mb(path, session.device, session.threads, 1, shape)
         row["gain dB"] = gain_db(session)
         if rate is not None:
             row["keeps up"] = max(row["frames/s"], row.get("stack frames/s", 0.0)) >= rate
         rows.append(row)
         _log.info("%s: %s frames/s", name, row["frames/s"])
-    return Bench(facts, rate, rows)
+    return Bench(facts, about(session, asked, shape), rate, rows)
 
 
 def text(found: Bench) -> list[str]:
     """Return what ``emdn-deploy bench`` prints."""
-    lines = [machine_line(found.machine), table(found.rows)]
+    conditions = ", ".join(f"{name} {one}" for name, one in found.conditions.items())
+    table = text_table(*cells(found.rows))
+    lines = [machine_line(found.machine), conditions, table]
     if found.rate is not None:
         able = ", ".join(row["model"] for row in found.rows if row["keeps up"])
-        size = found.rows[0]["size"]
-        lines.append(f"keep up with {found.rate:g} frames/s of {size}: {able or 'none'}")
+        lines.append(f"keep up with {found.rate:g} frames/s: {able or 'none'}")
     return lines
 
 
@@ -135,19 +123,12 @@ def noisy(count: int, height: int, width: int, seed: int = 0) -> Stack:
     return np.stack([rng.poisson(expected).astype(np.float32) for _ in range(count)])
 
 
-def warm(call: Call, limit_s: float = 2.0) -> int:
-    """Call until it is stable: until two calls in a row are under 5 % faster than the best.
-
-    None but the first is begun after ``limit_s``. Returns the number of calls.
-    """
-    began, best, quiet, calls = time.perf_counter(), math.inf, 0, 0
-    while not calls or (quiet < 2 and time.perf_counter() - began < limit_s):
-        start = time.perf_counter()
+def warm(call: Call, limit_s: float = 1.0) -> None:
+    """Call again and again for some seconds, once at least."""
+    began = time.perf_counter()
+    call()
+    while time.perf_counter() - began < limit_s:
         call()
-        took = time.perf_counter() - start
-        quiet = quiet + 1 if took > 0.95 * best else 0
-        best, calls = min(best, took), calls + 1
-    return calls
 
 
 def in_turn(
@@ -172,12 +153,6 @@ def in_turn(
     return times
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> str:
-    """Divide the times of two calls of `in_turn` round by round: the median and the quartiles."""
-    low, middle, high = np.quantile(np.asarray(above) / np.asarray(below), (0.25, 0.5, 0.75))
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
-
-
 def stack_rate(one: Denoiser, frames: Stack, each: float, limit_s: float) -> float:
     """Return the frames a second of a stack, array to array, its scale found on the way.
 
@@ -187,56 +162,6 @@ def stack_rate(one: Denoiser, frames: Stack, each: float, limit_s: float) -> flo
     stack = frames[np.arange(count) % len(frames)]
     times = in_turn({"": lambda: one.denoise(stack)}, 3, limit_s)[""]
     return count / float(np.median(times))
-
-
-_RUN = """
-import sys
-from emdn_deploy.bench import SCALE, noisy
-from emdn_deploy.denoiser import Denoiser
-
-model, device, threads, batch, height, width = sys.argv[1:]
-frames = noisy(int(batch), int(height), int(width))
-Denoiser(model, device, int(threads)).run(frames, SCALE)
-"""
-_COMMAND = """
-from emdn_deploy.cli import main
-
-try:
-    main()
-except SystemExit as end:
-    if end.code:
-        raise
-"""
-# Of Linux; ru_maxrss keeps the peak of the process that started this one.
-_PEAK = """
-from pathlib import Path
-
-lines = Path("/proc/self/status").read_text().splitlines()
-print(int(next(one for one in lines if one.startswith("VmHWM")).split()[1]) / 1024)
-"""
-
-
-def peak_mb(
-    model: str, device: Device, threads: int, batch: int, size: tuple[int, int]
-) -> int | None:
-    """Return the peak memory of a process that opens a model and denoises (batch, H, W).
-
-    In MiB, the interpreter's among them; None where the system does not tell. A process of its
-    own: the peak of this one would be its hungriest model's.
-    """
-    found = _peak_of(_RUN, [model, device, threads, batch, *size])
-    return None if found is None else round(found)
-
-
-def command_peak_mb(arguments: Sequence[str | PathLike[str]]) -> float | None:
-    """Return the peak of ``emdn-deploy`` with these arguments, as `peak_mb` does."""
-    return _peak_of(_COMMAND, arguments)
-
-
-def _peak_of(code: str, arguments: Sequence[object]) -> float | None:
-    command = [sys.executable, "-c", code + _PEAK, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
 def processor() -> str:
@@ -249,7 +174,7 @@ def processor() -> str:
     return next(names, platform.machine())
 
 
-def machine(*more: str) -> dict[str, Any]:
+def machine(*more: str) -> Row:
     """Describe the machine: processor, CPUs that may be used, load, system, versions.
 
     Versions are those of emdn, Python, numpy, onnxruntime and ``more`` that are installed.
@@ -270,22 +195,20 @@ def machine(*more: str) -> dict[str, Any]:
     }
 
 
-def machine_line(found: dict[str, Any]) -> str:
+def machine_line(found: Row) -> str:
     """Put `machine` into one line."""
     load = "" if found["load"] is None else f", load {found['load']:.1f}"
     listed = ", ".join(f"{name} {one}" for name, one in found["versions"].items())
     return f"{found['processor']}, {found['cpus']} CPUs{load}, {listed}"
 
 
-def about(session: Session, asked: Device, batch: int, size: tuple[int, int]) -> Row:
-    """Say what ran: model, precision, device asked for and got, threads, batch and size."""
+def about(session: Session, asked: Device, size: tuple[int, int]) -> Row:
+    """Say how a model ran: precision, device asked for and got, threads, size of frames."""
     return {
-        "model": session.info.name,
         "precision": session.info.precision,
         "asked": asked,
         "got": session.device,
         "threads": session.threads,
-        "batch": batch,
         "size": f"{size[0]} x {size[1]}",
     }
 
@@ -304,31 +227,23 @@ def gain_db(session: Session) -> float | None:
     return round(sum(gains.values()) / len(gains), 1) if gains else None
 
 
-def speed(
-    seconds: Sequence[float],
-    frames: int,
-    size: tuple[int, int],
-    gflop: float | None = None,
-) -> Row:
+def speed(seconds: Sequence[float], frames: int, size: tuple[int, int], gflop: float) -> Row:
     """Turn the seconds of rounds, of so many ``frames`` each, into columns.
 
-    ``frames/s`` and what follows from it, with the ``gflop`` of a frame also GFLOP/s, are of the
-    median round; ``p90`` and ``p99``, in milliseconds a frame, are None for fewer than 10 and 100
-    rounds.
+    ``frames/s`` and what follows from it, with the ``gflop`` of a frame, are of the median round;
+    ``p90`` and ``p99``, in milliseconds a frame, are None for fewer than 10 and 100 rounds.
     """
     each = np.asarray(seconds) / frames
     median = float(np.median(each))
-    row: Row = {
+    return {
         "frames/s": digits(1 / median),
         "Mpx/s": digits(size[0] * size[1] / median / 1e6),
         "ms p50": digits(1e3 * median),
         "p90": digits(1e3 * float(np.quantile(each, 0.9))) if len(each) >= 10 else None,
         "p99": digits(1e3 * float(np.quantile(each, 0.99))) if len(each) >= 100 else None,
         "rounds": len(each),
+        "GFLOP/s": digits(gflop / median),
     }
-    if gflop is not None:
-        row["GFLOP/s"] = digits(gflop / median)
-    return row
 
 
 def digits(value: float) -> float:
@@ -336,30 +251,16 @@ def digits(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Lay rows out for people; what all have in common stands above them, once."""
-    head, names, text = cells(rows)
-    return f"{head}\n{text_table(names, text)}"
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns that any row fills, and their text; ``-``: unknown."""
 
+    def said(value: object) -> str:
+        if value is None:
+            return "-"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:.10g}" if isinstance(value, float) else str(value)
 
-def cells(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
-    """Return what all rows have in common, the names of the other columns, and their text.
-
-    What is unknown is ``-``; a column that no row fills is left out.
-    """
     every = dict.fromkeys(name for row in rows for name in row)
     names = [name for name in every if any(row.get(name) is not None for row in rows)]
-    same = [
-        name for name in names if name in _CONDITIONS and len({row.get(name) for row in rows}) == 1
-    ]
-    head = ", ".join(f"{name} {rows[0][name]}" for name in same)
-    names = [name for name in names if name not in same]
-    return head, names, [[_text(row.get(name)) for name in names] for row in rows]
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    return names, [[said(row.get(name)) for name in names] for row in rows]

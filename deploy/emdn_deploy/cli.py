@@ -124,13 +124,9 @@ def watch(
 ) -> None:
     """Denoise frames while an acquisition writes them; Ctrl-C, or --idle, ends it."""
     from emdn_deploy import watch as watching
-    from emdn_deploy import writers
 
-    arrivals = (
-        watching.dataset(source, writers.target_of(source, options)[0], options, idle, poll)
-        if source.is_file()
-        else watching.folder(source, options, idle, poll)
-    )
+    look = watching.dataset if source.is_file() else watching.folder
+    arrivals = look(source, options, idle, poll)
     frames, worst = 0, 0.0
     try:
         for arrival in arrivals:
@@ -216,7 +212,7 @@ def evaluate(
     table = evaluation.evaluate(denoised, truth, noisy, data_range, Choice(dataset, axes))
     if csv is not None:
         evaluation.write_table(table, csv)
-    print(*evaluation.lines(table), sep="\n")
+    print(evaluation.text(table))
 
 
 @app.command()
@@ -244,17 +240,14 @@ def check(
 ) -> None:
     """Say, without the truth, which denoised frames can be trusted; status 3 if the stack fails."""
     from emdn_deploy import check as checking
-    from emdn_deploy.check import report as reports
     from emdn_deploy.evaluate import write_table
 
     read = [stack, denoised, options.dark, options.gain_map, options.defects]
     _check({table: TABLES, report: (".html",)}, read, overwrite=overwrite)
-    result = checking.check(stack, denoised, options, seed, page=report is not None)
+    result = checking.check(stack, denoised, options, seed, report=report)
     if table is not None:
         write_table(result.table, table)
-    if report is not None:
-        reports.write(report, result)
-    print(reports.as_json(result) if as_json else "\n".join(reports.checked(result)))
+    print(result.json() if as_json else result.text())
     if not result.passed:
         raise typer.Exit(FAILED)
 

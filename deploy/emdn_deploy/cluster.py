@@ -109,12 +109,6 @@ class Cluster:
     def __init__(self, client: Any, name: str, *, join: bool) -> None:
         self._client, self._name, self._join = client, name, join
 
-    def mends(self, target: Path) -> bool:
-        """Say whether an output has lost one of its parts, so that it may be replaced."""
-        known = writers.recorded(target) if target.is_file() else {}
-        folder = target.parent / str(known.get("parts", ""))
-        return "parts" in known and len([*folder.glob("*.h5")]) < int(known["part_files"])
-
     def plan(self, work: Work, storage: Storage) -> tuple[Provenance, Storage]:
         """Look whether all workers can do the work; say what to record, and how pixels are stored.
 
@@ -155,8 +149,8 @@ class Cluster:
         from distributed import as_completed
 
         job, (count, *size), found = self._job, work.ready.frames.shape, dict[Span, State]()
-        there = set(job.folder.iterdir())
-        resumed = done = sum(b - a for a, b in self._spans if job.part((a, b)) in there)
+        there = {span for span in self._spans if job.part(span).exists()}
+        resumed = done = sum(stop - start for start, stop in there)
         progress(done, count)
         with self._in_one_line():
             # As the result of a task, which another worker can make again, and sent to each once.
@@ -165,15 +159,15 @@ class Cluster:
             try:
                 for future in as_completed(begun, loop=self._client.loop):
                     span, found[span] = future.result()
-                    done += 0 if job.part(span) in there else span[1] - span[0]
+                    done += 0 if span in there else span[1] - span[0]
                     progress(done, count)
                 self._client.run(_frames.cache_clear)  # so that others may write to it
             finally:
                 with contextlib.suppress(Exception):
                     self._client.cancel(begun, force=True)
-        there = set(job.folder.iterdir())
-        if gone := [part for part in map(job.part, self._spans) if part not in there]:
-            raise OutputError(f"{gone[0]}: was made and is gone; the same command makes it again")
+        for part in map(job.part, self._spans):
+            if not part.exists():
+                raise OutputError(f"{part}: was made and is gone; the same command makes it again")
         for span in self._spans if self._join else ():
             self._copy(span, dataset_of(work.ready.frames), output)
         sums, batching = Sums(), work.denoiser.batching
@@ -182,10 +176,11 @@ class Cluster:
             state["quick"][:, 0] += start
             quick.restore(state, size[0] * size[1])
             note, theirs = json.loads(bytes(state["facts"]))
-            sums.include(Sums(**theirs), start)
+            theirs["empty"] = [start + number for number in theirs["empty"]]
+            sums += Sums(**theirs)
             batching.note = batching.note or note
         sums.empty.sort()
-        vars(output.sums).update(vars(sums))
+        output.sums = sums
         return resumed
 
     def tidy(self, work: Work) -> None:
@@ -203,16 +198,13 @@ class Cluster:
         """Ask every worker what it sees; return the devices that they compute on."""
         with self._in_one_line():
             found = self._client.run(_look, job, on_error="return")
-        wrong = [(worker, said) for worker, said in found.items() if isinstance(said, Exception)]
-        for worker, said in wrong:
-            raise EmdnError(
-                f"worker {worker}: {said}; every worker needs emdn {__version__}, and must see "
-                f"input and output under these paths ({len(wrong)} of {len(found)} workers)"
-            )
-        devices = ", ".join(sorted(set(found.values())))
-        if "," in devices:
-            _log.warning("warning: workers compute on %s: last digits may differ", devices)
-        return devices
+        for worker, said in found.items():
+            if isinstance(said, Exception):
+                raise EmdnError(
+                    f"worker {worker}: {said}; every worker needs emdn {__version__}, and must see "
+                    "input and output under these paths"
+                )
+        return ", ".join(sorted(set(found.values())))
 
     @contextlib.contextmanager
     def _in_one_line(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from emdn_deploy import preprocess, uncertainty, writers
 from emdn_deploy.batching import Block, blocks, reader, stream
-from emdn_deploy.check.quick import BOUNDS, Quick, QuickResult
+from emdn_deploy.check.quick import Quick
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.denoiser import MOVIE_FRAMES, Denoiser, is_movie
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
@@ -59,40 +59,37 @@ def plan(source: Path, options: DenoiseOptions) -> dict[str, Any]:
     """
     target, module = writers.target_of(source, options)
     with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
-        files, others = _outputs(target, module, frames, options)
-        check_targets([*files, *others], _inputs(frames, options), overwrite=options.overwrite)
-        compress = writers.compressed(module, frames, options.compress)
-        storage = Storage(options.dtype, compress, options.sigma)
+        files = writers.files_of(target, module, sigma=options.sigma)
+        inputs = _inputs(frames, options)
+        check_targets([*files, *_pictures(options).values()], inputs, overwrite=options.overwrite)
+        storage = _storage(module, frames, options)
         writers.check_room(target, frames.shape, storage)
         sigma = writers.sigma_place(target, module, frames) if options.sigma else None
         return {
             "source": source, "output": target, "format": frames.format, "dataset": frames.dataset,
-            "why": frames.why, "shape": frames.shape, "dtype": str(frames.dtype),
-            "size_bytes": storage.total(frames.shape), "sigma": sigma, "compress": compress,
+            "why": frames.why, "shape": frames.shape, "dtype": str(frames.dtype), "sigma": sigma,
+            "size_bytes": storage.total(frames.shape), "compress": storage.compress,
         }  # fmt: skip
 
 
-def _outputs(
-    target: Path, module: str, frames: Frames, options: DenoiseOptions
-) -> tuple[list[Path], list[Path]]:
-    """List the files of an output, that of the frames last, and the pictures of it."""
-    beside = writers.sigma_file(target, module)
-    if options.sigma:
-        writers.check_sigma(module, frames)
-    elif beside is not None and beside.exists():
-        _log.warning("warning: %s: is of an earlier run and will not fit the new frames", beside)
-    pictures = _pictures(options)
-    for name, path in pictures.items():
+def _storage(module: str, frames: Frames, options: DenoiseOptions) -> Storage:
+    """Compress an output as asked, or as the input is, where that can be."""
+    compress = options.compress
+    if compress is None:
+        compress = frames.compressed and module in writers.COMPRESS
+    return Storage(options.dtype, compress, options.sigma)
+
+
+def _pictures(options: DenoiseOptions) -> dict[str, Path]:
+    """Return what is to be drawn; OutputError if a name is of no picture."""
+    wanted = {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
+    for name, path in wanted.items():
         if path.suffix.lower() not in PICTURES[name]:
             raise OutputError(
                 f"{path}: unknown kind of file {path.suffix!r}; expected a name that ends in "
                 f"{' or '.join(PICTURES[name])}"
             )
-    return writers.files_of(target, module, sigma=options.sigma), [*pictures.values()]
-
-
-def _pictures(options: DenoiseOptions) -> dict[str, Path]:
-    return {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
+    return wanted
 
 
 def _deciding(frames: Frames, options: DenoiseOptions) -> list[Path]:
@@ -121,18 +118,11 @@ def run(
 ) -> Report:
     """Denoise a file of frames; EmdnError names the file and the remedy.
 
-    Parameters
-    ----------
-    opened
-        Open models by name, to be used for several inputs; those that are missing are added.
-    recipe
-        Scale and corrections of a longer stack that this file is a part of; None to
-        find its own.
-    elsewhere
-        Denoises in other processes; None for this one.
-    between
-        Files whose last frames come before this one's, and whose first come after them, for
-        models that see several frames. Those that do not fit are left out.
+    ``opened``: open models by name, to be used for several inputs; those that are missing are
+    added. ``recipe``: scale and corrections of a longer stack that this file is a part of; None to
+    find its own. ``elsewhere``: denoises in other processes. ``between``: files whose last frames
+    come before this one's, and whose first come after them, for models that see several frames;
+    those that do not fit are left out.
     """
     target, module = writers.target_of(source, options)
     with contextlib.ExitStack() as stack:
@@ -140,10 +130,14 @@ def run(
             open_selected(source, Choice(options.dataset, options.axes), options.frames)
         )
         given = stamps(_deciding(frames, options))
-        files, pictures = _outputs(target, module, frames, options)
-        over = options.overwrite or bool(elsewhere and elsewhere.mends(target))
-        stack.enter_context(claimed(files, pictures, _inputs(frames, options), overwrite=over))
-        options = replace(options, compress=writers.compressed(module, frames, options.compress))
+        files, pictures = writers.files_of(target, module, sigma=options.sigma), _pictures(options)
+        over, inputs = options.overwrite, _inputs(frames, options)
+        stack.enter_context(claimed(files, [*pictures.values()], inputs, overwrite=over))
+        beside = writers.sigma_file(target, module)
+        if beside and beside.exists() and not options.sigma:
+            _log.warning("warning: %s: is of an earlier run and will not fit", beside)
+        storage = _storage(module, frames, options)
+        options = replace(options, compress=storage.compress)
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
         ready = preprocess.prepare(frames, options, recipe)
@@ -158,31 +152,23 @@ def run(
             _log.warning("warning: %s: sigma is %s", source, note)
         _, batch = batching.plan(frames.shape[0], frames.shape[1:], options.batch)
         facts = facts_of(ready, options, denoiser, batch, seen)
-        storage = Storage(options.dtype, bool(options.compress), options.sigma)
         work = Work(target, module, options, ready, denoiser, facts, given)
         if elsewhere:
             facts, storage = elsewhere.plan(work, storage)
         else:
             _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
-        beside = writers.sigma_file(target, module) if options.sigma else None
-        quick = Quick(scale.pixel_gain, scale.offset, bad=ready.recipe.bad)
+        beside = beside if options.sigma else None
 
         def make(partial: Path) -> Layout:
             own = partial_of(beside) if beside else None
             return writers.lay_out(module, partial, frames, facts, storage, own)
 
-        def state() -> State:
-            return {**quick.state(), "note": np.array(batching.note)}
-
-        with Output(
-            files, module, make, key_of(facts, given), beside=beside, state=state, overwrite=over
-        ) as output:
-            resumed, earlier = output.done, output.earlier
+        with open_output(
+            work, files, make, key_of(facts, given), beside=beside, overwrite=over
+        ) as (output, quick):
+            resumed = output.done
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
-            if "quick" in earlier:
-                quick.restore(earlier, frames.shape[1] * frames.shape[2])
-                batching.note = batching.note or str(earlier["note"])
             began = time.perf_counter()
             if elsewhere:
                 resumed = elsewhere.fill(work, output, quick, progress)
@@ -198,7 +184,7 @@ def run(
         report = Report(
             source, target, frames.shape[0], resumed, seconds, scale, {**facts, **late},
             output.sums, writers.sigma_place(target, module, frames) if options.sigma else None,
-            checked, ready.recipe.notes, _pictures(options),
+            checked, ready.recipe.notes, pictures,
         )  # fmt: skip
         for said in findings(report).values():
             _log.warning("warning: %s: %s", source, said)
@@ -207,6 +193,32 @@ def run(
         except (EmdnError, OSError) as error:
             raise OutputError(f"{error}; {target} itself is complete") from error
     return report
+
+
+@contextlib.contextmanager
+def open_output(
+    work: Work,
+    files: list[Path],
+    make: Callable[[Path], Layout],
+    key: str,
+    *,
+    beside: Path | None = None,
+    overwrite: bool = False,
+) -> Iterator[tuple[Output, Quick]]:
+    """Open an output, begun or continued, and the quick check of its frames (see `Output`)."""
+    ready, batching = work.ready, work.denoiser.batching
+    quick = Quick(ready.scale.pixel_gain, ready.scale.offset, bad=ready.recipe.bad)
+
+    def state() -> State:
+        return {**quick.state(), "note": np.array(batching.note)}
+
+    with Output(
+        files, work.module, make, key, beside=beside, state=state, overwrite=overwrite
+    ) as output:
+        if (earlier := output.earlier) and output.done:
+            quick.restore(earlier, ready.frames.shape[1] * ready.frames.shape[2])
+            batching.note = batching.note or str(earlier["note"])
+        yield output, quick
 
 
 @contextlib.contextmanager
@@ -256,13 +268,11 @@ def choose(
         return opened[name], f"{how} ({why})" if why else how
 
     frames, movie = ready.frames, pretrained.movie_model(options.precision)
-    count = frames.shape[0]
     axes = zip(frames.order, frames.stored_shape, strict=True)
     lead = sum(letter not in "yx" and length > 1 for letter, length in axes)
     if options.model is not None:
         asked = seen(options.model, "")
-        alone = lead == 0 and not beside
-        if asked[0].session.info.frames > 1 and (lead > 1 or alone):
+        if asked[0].session.info.frames > 1 and (lead > 1 or (lead == 0 and not beside)):
             what = f"frames along {lead} axes ({frames.order})" if lead else "one frame"
             raise FormatError(
                 f"{frames.path}: holds {what}, and {options.model} sees neighbours in time; choose "
@@ -273,7 +283,7 @@ def choose(
         return seen(None, "no model for movies is there")
     if lead > 1:
         return seen(None, f"no movie: frames along {lead} axes")
-    if count < MOVIE_FRAMES:
+    if frames.shape[0] < MOVIE_FRAMES:
         return seen(None, f"no movie: fewer than {MOVIE_FRAMES} frames")
     if not ready.scale.sigma:
         return seen(None, "no noise to compare them by")
@@ -281,14 +291,18 @@ def choose(
     alike, why = is_movie(
         lambda number: ready.read(number, number + 1)[0],
         lambda some: single.run(some, ready.scale),
-        count,
+        frames.shape[0],
         ready.scale.offset,
     )
     return seen(movie if alike else None, why)
 
 
 def denoise_frames(
-    work: Work, output: Output, quick: Quick, progress: Progress, some: slice = slice(None)
+    work: Work,
+    output: Output,
+    quick: Quick,
+    progress: Progress = lambda done, count: None,
+    some: slice = slice(None),
 ) -> None:
     """Denoise the frames of a stack, or ``some`` in a row, that are not done yet.
 
@@ -330,48 +344,29 @@ def _draw(work: Work, report: Report) -> None:
     from emdn_deploy import figures
 
     frames, ready, scale = work.ready.frames, work.ready, work.ready.scale
-    count = frames.shape[0]
+    count, axis = frames.shape[0], frames.axis("x")
     choice = Choice(frames.dataset, frames.order) if work.module == "mirror" else Choice()
     with open_frames(work.target, choice) as denoised, contextlib.ExitStack() as stack:
         shown = ready.shown(denoised.read)
-        places = {
-            name: stack.enter_context(renamed(path)) for name, path in report.pictures.items()
-        }
-        if (place := places.get("preview")) is not None:
-            number = count // 2
-            before, after = (read(number, number + 1)[0] for read in (ready.read, shown))
-            title = f"{frames.path.name}, frame {number} of {count}, {report.record['model']}"
-            if scale.sigma:
-                title += f", {scale.scale:.3g} e/px"
-            if known := frames.dose(scale.scale):
-                title += f", {known:.4g} e/Å²"
-            kind = report.pictures["preview"].suffix[1:].lower()
-            axis = frames.axis("x")
-            figures.draw(place, before, after, scale, axis, title, kind)
-        if (place := places.get("movie")) is not None:
-            figures.movie(place, ready.read, shown, count, frames.time(), frames.axis("x"))
-        if (place := places.get("report")) is not None:
 
-            def both(number: int) -> tuple[Stack, Stack]:
-                return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
+        def both(number: int) -> tuple[Stack, Stack]:
+            return ready.read(number, number + 1)[0], shown(number, number + 1)[0]
 
-            checked = report.check
-            unjudged = set(range(count)).difference(checked.frames if checked else ())
-            page = figures.RunPage(
-                frames, scale, both, _flagged(checked) if checked else {}, unjudged
-            )
-            text = page.html(report.source.name, checked.line if checked else "", summary(report))
-            place.write_text(text, encoding="utf-8")
-
-
-def _flagged(checked: QuickResult) -> dict[int, str]:
-    """Say what the quick check found in frames that it flagged."""
-    rows = zip(*checked.numbers.values(), strict=True)
-    return {
-        number: "; ".join(
-            f"{BOUNDS[name].words} {value:.4g}"
-            for name, value in zip(checked.numbers, row, strict=True)
-        )
-        for number, row in zip(checked.frames, rows, strict=True)
-        if number in checked.failing
-    }
+        for name, path in report.pictures.items():
+            place = stack.enter_context(renamed(path))
+            if name == "preview":
+                before, after = both(count // 2)
+                title = f"{frames.path.name}, frame {count // 2} of {count}"
+                title += f", {report.record['model']}, {scale.scale:.3g} e/px"
+                kind = path.suffix[1:].lower()
+                figures.draw(place, before, after, scale, axis, title, kind)
+            elif name == "movie":
+                figures.movie(place, ready.read, shown, count, frames.time(), axis)
+            else:
+                checked = report.check
+                unjudged = set(range(count)).difference(checked.numbers if checked else ())
+                flagged = checked.flagged if checked else {}
+                page = figures.RunPage(frames, scale, both, flagged, unjudged)
+                line = checked.line if checked else ""
+                text = page.html(report.source.name, line, summary(report))
+                place.write_text(text, encoding="utf-8")

@@ -200,9 +200,7 @@ class Denoiser:
         for said in recipe.notes if recipe.scale.sigma else (recipe.scale.note,):
             _log.warning("warning: %s", said)
         if is_dask(stack):
-            from emdn_deploy import dask_arrays
-
-            made = dask_arrays.denoised(self, stack, recipe, with_sigma=with_sigma)
+            made = self._lazily(stack, recipe, with_sigma=with_sigma)
         else:
             made, part = self.block(stack, recipe, with_sigma=with_sigma)
             stay = 0 if part.preserved is None else int(part.preserved.sum())
@@ -214,6 +212,28 @@ class Denoiser:
                 )  # fmt: skip
         errors = None if made.sigma is None else made.sigma.reshape(array.shape)
         return Answer(made.frames.reshape(array.shape), made.shifts, errors)
+
+    def _lazily(self, stack: Any, recipe: Recipe, *, with_sigma: bool) -> Answer:
+        """Denoise a dask array (N, H, W) into others, block by block, without known shifts."""
+        from dask.array import overlap
+
+        half, stack = self.session.info.frames // 2, stack.rechunk({1: -1, 2: -1})
+        if half:  # most frames of a block are no neighbours of others
+            least = min(4 * half, len(stack))
+            stack = stack.rechunk({0: overlap.ensure_minimum_chunksize(least, stack.chunks[0])})
+        last = stack.numblocks[0] - 1
+
+        def block(raw: Stack, block_info: Any) -> NDArray[np.float32]:
+            place = block_info[0]["chunk-location"][0]
+            around = half if place else 0, half if place < last else 0
+            # Other blocks are computed beside it, by dask's own threads.
+            made, _ = self.block(raw, recipe, around=around, with_sigma=with_sigma, alone=last > 0)
+            return np.stack([made.frames] if made.sigma is None else [made.frames, made.sigma])
+
+        chunks, meta = ((1 + with_sigma,), *stack.chunks), np.zeros((0, 0, 0, 0), np.float32)
+        seen = overlap.overlap(stack, {0: half}, "none")
+        frames, *sigma = seen.map_blocks(block, chunks=chunks, new_axis=0, meta=meta)
+        return Answer(frames, np.full(len(stack), np.nan), *sigma)
 
 
 @functools.cache

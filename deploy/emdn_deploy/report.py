@@ -112,7 +112,7 @@ def late_facts(
     """Say what is known at the end only: statistics, the quick check, and lack of memory."""
     found = sums.facts(offset)
     if checked is not None:
-        flagged = ", ".join(spans(checked.failing, 1000)) or "none"
+        flagged = ", ".join(spans(checked.flagged, 1000)) or "none"
         found |= {"check": checked.line, "check_frames": flagged}
     return found | ({"memory": denoiser.batching.note} if denoiser.batching.note else {})
 
@@ -210,5 +210,5 @@ def as_json(result: Report | dict[str, Any]) -> str:
              ("source", "output", "frames", "resumed", "seconds", "frames_per_s")}  # fmt: skip
     if result.sigma:
         known["sigma_in"] = result.sigma
-    flagged = list(result.check.failing) if result.check else []
+    flagged = list(result.check.flagged) if result.check else []
     return json.dumps({**record, **known, "flagged": flagged, **result.pictures}, default=str)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import ModelInfo
@@ -35,17 +36,10 @@ _LEAST_LEVEL = 0.05
 
 
 class Calibration(NamedTuple):
-    """How the error of a ``model`` depends on spread and noise: the factors of both variances."""
+    """How a model's error depends on spread and noise: the factors of both variances."""
 
-    model: str
     spread: float
     noise: float
-
-    def sigma(self, variances: tuple[Stack, Stack]) -> Stack:
-        """Turn what `variances` gives into a standard deviation, (n, H, W)."""
-        spread, noise = variances
-        root: Stack = np.sqrt(np.float32(self.spread) * spread + np.float32(self.noise) * noise)
-        return root
 
 
 def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack]:
@@ -58,8 +52,12 @@ def ensemble(run: Callable[[Stack], Stack], frames: Stack) -> tuple[Stack, Stack
     first = run(frames)
     total, squares = np.zeros_like(first), np.zeros_like(first)
     for orientation in range(1, ORIENTATIONS):
+        down, right = (slice(None, None, -1 if orientation & bit else 1) for bit in (1, 2))
+        # From 4 on height and width change places, before the flip and after it is undone.
+        axes = (-1, -2) if orientation >= 4 else (-1, -1)
+        turned = np.ascontiguousarray(frames.swapaxes(*axes)[..., down, right])
         # About the first estimate float32 loses nothing, however large the intensities.
-        difference = _turn_back(run(_turn(frames, orientation)), orientation) - first
+        difference = run(turned)[..., down, right].swapaxes(*axes) - first
         total += difference
         squares += difference * difference
     total /= ORIENTATIONS
@@ -73,7 +71,11 @@ def variances(mean: Stack, variance: Stack, scale: Intensity) -> tuple[Stack, St
     level = (mean - np.float32(scale.offset)) / np.float32(scale.gain * scale.scale)
     # Through scale.sigma, which is 0 where a stack shows no noise at all.
     noise = np.float32(scale.sigma**2) * np.maximum(level, np.float32(_LEAST_LEVEL))
-    return _smooth(variance), noise
+    # At the edges over what there is of a window.
+    window, wide = (1, WINDOW, WINDOW), variance.astype(np.float64)
+    sums = ndimage.uniform_filter(wide, window, mode="constant")
+    inside = ndimage.uniform_filter(np.ones_like(wide[:1]), window, mode="constant")
+    return np.asarray(np.maximum(sums, 0) / inside, np.float32), noise
 
 
 def estimate(
@@ -82,13 +84,15 @@ def estimate(
     """Return sigma, (n, H, W): without a calibration the raw spread."""
     if calibration is None:
         return np.sqrt(variance)
-    return calibration.sigma(variances(mean, variance, scale))
+    spread, noise = variances(mean, variance, scale)
+    total = np.float32(calibration.spread) * spread + np.float32(calibration.noise) * noise
+    return np.asarray(np.sqrt(total))
 
 
 def note(info: ModelInfo, calibration: Calibration | None) -> str:
     """Say what a sigma is, for people."""
     if calibration is not None:
-        return f"{ORIENTATIONS} orientations, calibrated for {calibration.model}"
+        return f"{ORIENTATIONS} orientations, calibrated for {info.name}"
     return (
         f"{ORIENTATIONS} orientations, uncalibrated for {info.name}: "
         "the raw spread, smaller than the error"
@@ -104,38 +108,8 @@ def calibration_of(info: ModelInfo) -> Calibration | None:
     for index in (own, pretrained.index()):
         try:
             entry = index["models"][info.name]["sigma"]
-            found = Calibration(info.name, float(entry["spread"]), float(entry["noise"]))
-            same = entry["weights_sha256"] == info.text["weights_sha256"]
+            if entry["weights_sha256"] == info.text["weights_sha256"]:
+                return Calibration(float(entry["spread"]), float(entry["noise"]))
         except (KeyError, TypeError, ValueError):
             continue
-        if same and min(found.spread, found.noise) >= 0:
-            return found
     return None
-
-
-def _turn(frames: Stack, orientation: int) -> Stack:
-    """Turn (..., H, W) into an orientation, 0 to 7; from 4 on height and width change places."""
-    turned = frames.swapaxes(-1, -2) if orientation >= 4 else frames
-    turned = turned[..., ::-1, :] if orientation & 1 else turned
-    turned = turned[..., ::-1] if orientation & 2 else turned
-    return np.ascontiguousarray(turned)
-
-
-def _turn_back(frames: Stack, orientation: int) -> Stack:
-    turned = frames[:, :, ::-1] if orientation & 2 else frames
-    turned = turned[:, ::-1] if orientation & 1 else turned
-    return turned.transpose(0, 2, 1) if orientation >= 4 else turned
-
-
-def _smooth(frames: Stack) -> Stack:
-    """Average (n, H, W) over squares of `WINDOW` pixels, at the edges over what there is."""
-    return np.stack([_running_mean(_running_mean(frame).T).T for frame in frames], dtype=np.float32)
-
-
-def _running_mean(frame: NDArray[np.floating]) -> NDArray[np.float64]:
-    sums = np.pad(np.cumsum(frame, axis=-1, dtype=np.float64), ((0, 0), (1, 0)))
-    place = np.arange(frame.shape[-1])
-    start = np.maximum(place - WINDOW // 2, 0)
-    stop = np.minimum(place + WINDOW // 2 + 1, place.size)
-    averages: NDArray[np.float64] = np.maximum(sums[:, stop] - sums[:, start], 0) / (stop - start)
-    return averages

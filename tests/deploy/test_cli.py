@@ -93,7 +93,7 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
         (("denoise", tmp_path / "sub", *model), "no files of frames"),
         (("denoise", text, *model), "no HDF5 file"),
         (("denoise", cut, *model), "truncated"),
-        (("denoise", source, "--dataset", "/nothing", *model), "has no dataset '/nothing'"),
+        (("denoise", source, "--dataset", "/nothing", *model), "'/nothing'; it offers /frames"),
         (("denoise", source, "--dataset", "/wave", *model), "complex values"),
         (("denoise", source, "--model", damaged), "onnxruntime cannot load it"),
         (("denoise", source, "--model", tmp_path / "none.onnx"), "no such ONNX file"),
@@ -143,7 +143,7 @@ def test_an_interrupt_leaves_no_file(source, box_model, monkeypatch, capsys, cal
 
 def test_inspect_shows_frames_and_models(shipped, source, tmp_path, box_model, lattice, said):
     printed = said("inspect", source)
-    assert "/frames (the only one in the file)" in printed
+    assert "/frames (the only" in printed
     assert "6 of 32 x 40, uint16" in printed
     assert "gain 1, offset 0" in printed
     assert "bad pixels 0" in printed

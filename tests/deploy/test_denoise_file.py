@@ -2,7 +2,6 @@
 
 import json
 
-import h5py
 import numpy as np
 import pytest
 
@@ -25,25 +24,12 @@ def run(box_model, tmp_path):
     return run
 
 
-def record(path):
-    with h5py.File(path) as file:
-        found = {}
-
-        def note(name, item):
-            found.update({key: item.attrs[key] for key in item.attrs if key.startswith("check")})
-
-        file.visititems(note)
-        return found
-
-
-def test_an_honest_run_says_so(run):
+def test_what_the_quick_check_says_is_recorded(run):
     report = run(np.random.default_rng(0).poisson(60.0, (9, 64, 80)))
     assert report.check.failing == ()
     assert report.record["check"].startswith("PASS: 0 of 9 frames flagged")
-    assert record(report.output) == {
-        "check": report.record["check"],
-        "check_frames": "none",
-    }
+    found = recorded(report.output)
+    assert (found["check"], found["check_frames"]) == (report.record["check"], "none")
 
 
 def test_a_frame_whose_structure_is_lost_is_listed(run):
@@ -52,13 +38,13 @@ def test_a_frame_whose_structure_is_lost_is_listed(run):
     report = run(frames)
     assert report.check.failing == (4,)
     assert "1 of 9 frames flagged (4)" in report.record["check"]
-    assert record(report.output)["check_frames"] == "4"
+    assert recorded(report.output)["check_frames"] == "4"
 
 
 def test_a_stack_without_noise_is_not_checked(run):
     report = run(np.full((3, 32, 32), 7.0))
     assert report.check is None
-    assert record(report.output) == {}
+    assert "check" not in recorded(report.output)
 
 
 def test_the_line_is_printed_and_in_the_json(box_model, tmp_path, capsys):
@@ -81,16 +67,13 @@ def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):
     options = DenoiseOptions(model=str(dimming), device="cpu", gain=1, offset=0, to="hspy")
     report = denoise_file.run(tmp_path / "a.npy", options)
     assert report.record["intensity_ratio"] == pytest.approx(1, abs=1e-6)
-    assert report.record["net_intensity_ratio"] == pytest.approx(0.9, abs=0.01)
+    net = report.record["net_intensity_ratio"]
+    assert net == pytest.approx(0.9, abs=0.01)
     assert report.record["largest_shift"] == pytest.approx(0.1, abs=0.01)
     assert "the model changed the mean intensity by -10" in caplog.text
     assert len(report.check.failing) == 9
-    assert "the model's mean out / mean in 0.9" in report.record["check"]
-    with h5py.File(report.output) as file:
-        (group,) = (one for one in file.values() if "frame_mean" in one.attrs)
-        assert group.attrs["net_intensity_ratio"] == report.record["net_intensity_ratio"]
+    assert recorded(report.output)["net_intensity_ratio"] == net
     (line,) = (one for one in summary(report).splitlines() if one.startswith("mean"))
-    net = report.record["net_intensity_ratio"]
     assert f"(network alone {net:.5f}, worst frame 10 % off, corrected)" in line
 
 
@@ -102,11 +85,3 @@ def test_what_rounding_does_to_the_mean_is_in_the_ratio(box_model, tmp_path):
     assert report.record["saturated_pixels"]
     assert report.record["intensity_ratio"] < 0.9998
     assert report.record["net_intensity_ratio"] == pytest.approx(1, abs=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["npy", "tif", "hspy", "h5", "zarr"])
-def test_the_record_is_found_again(box_model, tmp_path, kind):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(60.0, (2, 48, 48)))
-    options = DenoiseOptions(model=str(box_model), device="cpu", to=kind, frames="0:2")
-    found = recorded(denoise_file.run(tmp_path / "a.npy", options).output)
-    assert (found["model"], found["input_frames"]) == ("box", "0:2")

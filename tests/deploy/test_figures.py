@@ -42,17 +42,14 @@ def test_bars_have_round_lengths_in_readable_units():
     assert figures.readable(0.1, "Å", 256) == (0.1, "Å")
 
 
-def film(path: Path, frames: np.ndarray, *axes: Axis) -> None:
-    stack = np.asarray(frames, np.float32)
-    sides = [lambda a, b: stack[a:b], lambda a, b: stack[a:b] * 0 + 10]
-    figures.movie(path, *sides, len(stack), *axes)
-
-
 @pytest.mark.parametrize(("count", "shown"), [(1, 1), (130, figures.MAX_FRAMES)])
 def test_frames_of_a_movie_are_spread_over_the_stack(tmp_path, count, shown):
     # Each frame has its number's brightness, so that none is dropped as a repetition.
     ramp = np.linspace(0, 20, 32)[None, None, :] + np.arange(count)[:, None, None] * 0.05
-    film(tmp_path / "m.gif", np.broadcast_to(ramp, (count, 24, 32)))
+    stack = np.broadcast_to(ramp, (count, 24, 32)).astype(np.float32)
+    sides = [lambda a, b: stack[a:b], lambda a, b: stack[a:b] * 0 + 10]
+    axes = Axis("time", "s", 0.1), Axis("x", "m", 2e-11)
+    figures.movie(tmp_path / "m.gif", *sides, count, *axes)
     with Image.open(tmp_path / "m.gif") as opened:
         assert opened.n_frames == shown
         assert opened.size == (2 * 256 + 4, 192 + figures.STRIP)  # 8 times as large
@@ -94,13 +91,9 @@ def page_of(
     frames: Frames, after: Any = None, *, scale: Intensity = CAMERA, flagged: Any = FLAGGED
 ) -> str:
     made = np.full(frames.shape[1:], 43, np.float32) if after is None else after
-    page = figures.RunPage(
-        frames,
-        scale,
-        lambda n: (frames.read(n, n + 1)[0], made),
-        flagged,
-        {2} & {*range(frames.shape[0])},
-    )
+    unjudged = {2} & {*range(frames.shape[0])}
+    both = lambda n: (frames.read(n, n + 1)[0], made)  # noqa: E731
+    page = figures.RunPage(frames, scale, both, flagged, unjudged)
     return page.html(frames.path.name, HEADLINE, "frames     12 <all>", "<h2>More</h2>")
 
 
@@ -138,12 +131,7 @@ def test_the_page_holds_frames_verdicts_and_time() -> None:
 
 @pytest.mark.parametrize(
     ("count", "size", "flagged"),
-    [
-        (1200, (32, 48), 40),
-        (16, (512, 512), 16),
-        (2, (2100, 1500), 1),
-        (1, (1, 1), 1),
-    ],
+    [(1200, (32, 48), 40), (16, (512, 512), 16), (2, (2100, 1500), 1), (1, (1, 1), 1)],
 )
 def test_the_page_is_small_for_any_stack(count: int, size: tuple[int, int], flagged: int) -> None:
     bad = dict.fromkeys(range(count - flagged, count), "noise left in")

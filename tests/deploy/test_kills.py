@@ -26,7 +26,7 @@ def stacks(folder: Path) -> dict[str, np.ndarray]:
         ("movie.h5", "out.h5", ()),
         ("movie.h5", "out.h5", ("--compress",)),
         ("movie.h5", "out.tif", ("--sigma",)),
-        ("movie.h5", "out.npy", ("--sigma",)),
+        ("movie.h5", "out.zarr", ("--sigma",)),
         ("movie.h5", "out.mrc", ()),
         ("frames", "out.hspy", ()),
     ],

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import Denoiser, cli, denoise, denoise_file, session
+from emdn_deploy import Denoiser, cli, denoise, session
 from emdn_deploy.check.stack import completed
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.session import resolve
@@ -84,6 +84,3 @@ def test_a_run_says_and_records_its_precision(
     # A later check denoises as the run did.
     options = completed(DenoiseOptions(), facts)
     assert (options.model, options.precision) == ("unet", "int8")
-    # Another precision is another result: it does not continue, or replace, this one.
-    report = denoise_file.run(source, DenoiseOptions(output=tmp_path / "other.h5", device="cpu"))
-    assert (report.record["model"], report.record["precision"]) == ("unet", "fp32")

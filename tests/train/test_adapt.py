@@ -14,7 +14,7 @@ from emdn_models import CheckpointError, FormatError, ModelError, checkpoint
 from emdn_models.nets import build, load_state
 from emdn_train import adapt as adapting
 from emdn_train import cli, fit, results
-from emdn_train.adapt import Movie, Neighbours, adapt, denoised, fall, parts
+from emdn_train.adapt import Movie, Neighbours, adapt, denoised, parts
 from emdn_train.config import AdaptConfig
 from emdn_train.export import weights_sha256
 from emdn_train.patches import chance
@@ -183,21 +183,6 @@ def test_what_does_not_help_leaves_the_start(tuned, stack, tmp_path, caplog, mon
         np.testing.assert_array_equal(end.state[key], array)
     assert end.metadata["status"] == "fitted"
     assert end.metadata["recipe"]["adapted"]["outcome"] == outcome
-
-
-def test_the_fall_is_that_of_the_squared_error():
-    """Against the truth, for two denoisers whose errors are known."""
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(4, 8, (12, 64, 64))
-    raw = truth[:1] + rng.normal(0, 2, truth.shape)
-    before, after = (truth[:1] + rng.normal(0, sd, truth.shape) for sd in (1.0, 0.5))
-    valid = np.ones((64, 64), bool)
-    found = fall(raw, before, after, valid)
-    assert found.value == pytest.approx(0.75, abs=4 * found.se)
-    assert found.se < 0.03
-    valid[:32] = False
-    before[:, :32] = 0
-    assert fall(raw, before, after, valid).value == pytest.approx(0.75, abs=0.1)
 
 
 @pytest.mark.parametrize(("speed", "warned"), [(0.0, False), (1.5, True)])

@@ -1,8 +1,8 @@
 """Quality on a tiny split: what is measured is what was done to the frames."""
 
 import json
+import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,15 +10,14 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from emdn_deploy import Denoiser
-from emdn_models import FormatError, pretrained
-from emdn_train import quality, quality_report
+from emdn_models import FormatError, MissingExtraError, pretrained
+from emdn_train import quality
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
 from emdn_train.quality import Example, examples, measure, score
-from emdn_train.quality_report import report, save
 
 PIXEL_NM = 0.015
 SIZE = 80
@@ -92,8 +91,8 @@ class Known:
         self.calibration = None if name == "none" else "some"
 
     def denoise(self, stack: np.ndarray) -> np.ndarray:
-        (one,) = (one for one in self.frames if np.array_equal(one.noisy, stack[0]))
-        return (one.clean + self.left * (one.noisy - one.clean))[None].astype(np.float32)
+        (one,) = (one for one in self.frames if np.array_equal(one.noisy, stack))
+        return (one.clean + self.left * (one.noisy - one.clean)).astype(np.float32)
 
     def denoise_with_sigma(self, stack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         clean = self.denoise(stack)
@@ -113,25 +112,23 @@ def rows(split: Path, known) -> pl.DataFrame:
     return measure(QualityConfig(testset=split, models=known))
 
 
-def vacancy_score(one: Example, frame: np.ndarray) -> float:
-    found = [site for site in score(one, frame)["sites"] if site["what"] == "vacant"]
-    assert len(found) == 1
-    return float(max(found[0]["scores"]))
-
-
 def test_a_filled_vacancy_scores_as_a_full_site_does(frames: list[Example]) -> None:
     one = frames[1]
-    whole = (36 * drawn(honeycomb())).astype(np.float32)
-    noise = np.random.default_rng(1).normal(0, 1, whole.shape)
-    assert vacancy_score(one, one.clean + noise) > 6
-    assert abs(vacancy_score(one, whole + noise)) < 4
+    full = (36 * drawn(honeycomb())).astype(np.float32)
+    noise = np.random.default_rng(1).normal(0, 1, full.shape)
+
+    def vacancy(frame: np.ndarray) -> float:
+        (found,) = (site for site in score(one, frame)["sites"] if site["what"] == "vacant")
+        return max(found["scores"])
+
+    assert vacancy(one.clean + noise) > 6
+    assert abs(vacancy(full + noise)) < 4
     everything = score(one, one.clean)["sites"]
-    assert {site["what"] for site in everything} == {"vacant", "full"}
     assert {site["kind"] for site in everything} == {"Z=6"}
     # What looks like a vacancy in the truth itself, as sites beside one, is no false site.
-    full = [max(site["scores"]) for site in everything if site["what"] == "full"]
-    assert full
-    assert max(full) < 3
+    others = [max(site["scores"]) for site in everything if site["what"] == "full"]
+    assert len(others) == len(everything) - 1 > 0
+    assert max(others) < 3
 
 
 def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
@@ -147,49 +144,45 @@ def test_every_frame_is_measured_with_every_method(rows: pl.DataFrame) -> None:
     assert min(gains["spectrum"]) > 3
     assert rows.filter(model="half")["ms"].min() > 0
     assert rows.filter(model="noisy")["ms"].null_count() == 8
-
-
-def test_tables_average_over_the_right_frames(rows: pl.DataFrame) -> None:
-    seen = quality_report.defects(rows)
-    found = dict(seen.select("model", "0.1 false 1.2").iter_rows())
-    assert found["none"] == found["clean"] == 1
-    assert dict(seen.select("model", "AUC 1.2").iter_rows())["clean"] == 1
-    assert seen["sites"].to_list() == [2] * 7
-    by_site = quality_report.by_site(rows)
-    assert by_site.select("site", "snr", "sites").rows() == [("Z=6", 0.4, 2), ("Z=6", 1.2, 2)]
-    assert by_site["clean"][1] == 1
-    rows = rows.filter(pl.col("model").is_in(["half", "noisy"])).with_columns(
-        gain_db=pl.when(pl.col("model") == "half").then(
-            10 * pl.col("level") + pl.col("part").str.starts_with("multi").cast(pl.Float64)
-        ),
-        mean_ratio=pl.when(pl.col("frame") == 5).then(0.96).otherwise(1.01),
-    )
-    row = quality_report.summary(rows).row(0, named=True)
-    assert (row["0.4"], row["1.2"], row["mean"], row["multislice"]) == (4.5, 12.5, 8.5, 9)
-    assert row["worst"] == 4
-    assert row["dose"] == pytest.approx(10**0.85, abs=0.05)
-    assert row["mean off by %, worst"] == pytest.approx(4)
-    parts = quality_report.by_part(rows)
-    assert dict(parts.select("part", "half").iter_rows()) == {
-        "graphene": 8, "multislice graphene": 9,
-    }  # fmt: skip
-
-
-def test_sigma_is_measured_where_there_is_one_on_some_frames(rows: pl.DataFrame) -> None:
     known = rows.filter(pl.col("inside_1").is_not_null())
     assert set(known["model"]) == {"all", "half"}
     assert set(known["frame"]) == {0, 1, 4, 5}
     # Errors are Poisson here, of nearly the standard deviation that is taken for sigma.
     assert known["inside_1"].mean() == pytest.approx(0.68, abs=0.06)
     assert known["inside_2"].mean() == pytest.approx(0.95, abs=0.03)
-    table = quality_report.summary(rows)
+
+
+def test_tables_average_over_the_right_frames(rows: pl.DataFrame) -> None:
+    seen = quality.defects(rows)
+    found = dict(seen.select("model", "0.1 false 1.2").iter_rows())
+    assert found["none"] == found["clean"] == 1
+    assert dict(seen.select("model", "AUC 1.2").iter_rows())["clean"] == 1
+    assert seen["sites"].to_list() == [2] * 7
+    by_site = quality.by_site(rows)
+    assert by_site.select("site", "snr", "sites").rows() == [("Z=6", 0.4, 2), ("Z=6", 1.2, 2)]
+    assert by_site["clean"][1] == 1
+    table = quality.summary(rows)
     assert table.filter(model="half")["within 1 sigma, %"][0] == pytest.approx(68, abs=6)
     assert table.filter(model="none")["within 1 sigma, %"][0] is None
+    rows = rows.filter(pl.col("model").is_in(["half", "noisy"])).with_columns(
+        gain_db=pl.when(pl.col("model") == "half").then(
+            10 * pl.col("level") + pl.col("part").str.starts_with("multi").cast(pl.Float64)
+        ),
+        mean_ratio=pl.when(pl.col("frame") == 5).then(0.96).otherwise(1.01),
+    )
+    row = quality.summary(rows).row(0, named=True)
+    assert (row["0.4"], row["1.2"], row["mean"], row["multislice"]) == (4.5, 12.5, 8.5, 9)
+    assert (row["worst"], row["mean off by %, worst"]) == (4, pytest.approx(4))
+    assert row["dose"] == pytest.approx(10**0.85, abs=0.05)
+    parts = quality.by_part(rows)
+    assert dict(parts.select("part", "half").iter_rows()) == {
+        "graphene": 8, "multislice graphene": 9,
+    }  # fmt: skip
 
 
 def test_markdown_has_a_dash_for_what_is_unknown() -> None:
     table = pl.DataFrame({"a": ["x", "y", "z"], "b": [1.25, None, float("inf")], "c": [1, None, 3]})
-    assert quality_report.markdown(table).splitlines() == [
+    assert quality.markdown(table).splitlines() == [
         "| a | b | c |",
         "| --- | ---: | ---: |",
         "| x | 1.25 | 1 |",
@@ -198,34 +191,34 @@ def test_markdown_has_a_dash_for_what_is_unknown() -> None:
     ]
 
 
-def test_peers_are_measured_on_some_specimens(split: Path, known, monkeypatch) -> None:
-    def blur(noisy):
-        return ndimage.gaussian_filter(noisy, 2)
-
-    peers = {
-        "numpy": blur,
-        "nowhere": abs,
-    }
-    monkeypatch.setattr(quality, "PEERS", peers)
+def test_peers_are_measured_on_some_specimens_and_saved(
+    split: Path, known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "PEERS", {"blur": lambda noisy: ndimage.gaussian_filter(noisy, 2)})
+    monkeypatch.setattr(quality, "MODULES", ("scipy",))
+    monkeypatch.setattr(quality.hops, "summary", lambda movies: movies)
     rows = measure(QualityConfig(testset=split, models=("half",), peers=1))
     assert rows.filter(model="blur")["frame"].to_list() == [0, 1, 4, 5]
-    text = report(rows)
+    movies = pl.DataFrame({"movie": [0, 1], "frame": [0, 1]})
+    paths = quality.save(rows, movies, tmp_path / "new")
+    assert [path.name for path in paths] == ["quality.parquet", "movies.parquet", "quality.md"]
+    assert pl.read_parquet(paths[0]).equals(rows)
+    text = paths[2].read_text()
+    assert "| half " in text
     assert "on the 4 frames" in text
     assert "null" not in text
+    assert not list((tmp_path / "new").glob("*.partial"))
+    monkeypatch.setattr(quality, "MODULES", ("nowhere",))
+    with pytest.raises(MissingExtraError, match="bench-peers"):
+        measure(QualityConfig(testset=split, models=("half",), peers=1))
 
 
-def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
+def test_the_gain_is_entered_into_the_index_of_the_full_split_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quality, "Denoiser", Denoiser)
-    shipped = pretrained.WEIGHTS / "ffdnet.onnx"
-    own = tmp_path / "ffdnet.onnx"
-    own.write_bytes(shipped.read_bytes())
-    entry = {
-        "file": own.name,
-        "sha256": pretrained.sha256(own),
-        "validation": {"gain_db": {"0.4": 1.0}},
-    }
+    own = Path(shutil.copy(pretrained.WEIGHTS / "ffdnet.onnx", tmp_path))
+    entry = {"file": own.name, "sha256": pretrained.sha256(own), "validation": {"gain_db": {}}}
     written = tmp_path / "index.json"
     written.write_text(json.dumps({"default": "ffdnet", "models": {"ffdnet": entry}}))
     config = QualityConfig(testset=tmp_path, models=(str(own),))
@@ -237,20 +230,9 @@ def test_the_gain_is_entered_into_the_index_of_the_whole_split_only(
     assert quality.note(found, config) == [written]
     after = json.loads(written.read_text())["models"]["ffdnet"]
     assert after["quality"]["gain_db"] == {"0.12": 1.7, "0.4": 4.5, "1.2": 12.5}
-    assert after["quality"]["frames"] == 198
-    assert after["validation"] == entry["validation"]
+    assert after.items() >= entry.items()
     written.unlink()  # a file that was copied out of its folder
     assert quality.note(found, config) == []
-
-
-def test_saved_files_hold_the_rows_and_the_tables(rows, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(quality_report.hops, "summary", lambda movies: movies)
-    movies = pl.DataFrame({"movie": [0, 1], "frame": [0, 1]})
-    paths = save(rows, movies, tmp_path / "new")
-    assert [path.name for path in paths] == ["quality.parquet", "movies.parquet", "quality.md"]
-    assert pl.read_parquet(paths[0]).equals(rows)
-    assert "| half " in paths[2].read_text()
-    assert not list((tmp_path / "new").glob("*.partial"))
 
 
 def test_a_split_without_a_table_says_what_it_lacks(gratings: Path, known) -> None:
@@ -258,25 +240,18 @@ def test_a_split_without_a_table_says_what_it_lacks(gratings: Path, known) -> No
         measure(QualityConfig(testset=gratings, models=("half",)))
 
 
-def test_the_spectrum_alone_keeps_the_mean(frames: list[Example]) -> None:
-    answer = quality.spectrum(frames[1].noisy)
-    assert score(frames[1], answer)["gain_db"] > 3
-    assert answer.mean() == pytest.approx(frames[1].noisy.mean(), rel=0.01)
-
-
-@pytest.mark.parametrize("module", list(quality.PEERS))
-def test_peers_remove_noise_and_keep_the_mean(module: str, frames: list[Example]) -> None:
-    run = quality.PEERS[module]
-    if not find_spec(module):
-        pytest.skip(f"{module} is not installed")
-    found = score(frames[1], run(frames[1].noisy))
+@pytest.mark.parametrize("method", ["spectrum", *quality.PEERS])
+def test_baselines_remove_noise_and_keep_the_mean(method: str, frames: list[Example]) -> None:
+    if method in quality.PEERS:
+        for module in quality.MODULES:
+            pytest.importorskip(module)
+    found = score(frames[1], getattr(quality, method)(frames[1].noisy))
     assert found["gain_db"] > 3
     assert found["mean_ratio"] == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("mean", [0.05, 0.3, 1, 3, 10, 100])
+@pytest.mark.parametrize("mean", [0.05, 1, 100])
 def test_the_inverse_of_anscombes_transform_is_unbiased(mean: float) -> None:
     counts = np.arange(int(mean + 12 * mean**0.5 + 30))
-    logarithms = counts * np.log(mean) - mean - np.cumsum(np.log(np.maximum(counts, 1)))
-    expectation = np.exp(logarithms) @ quality.anscombe(counts.astype(np.float32))
+    expectation = stats.poisson.pmf(counts, mean) @ quality.anscombe(counts.astype(np.float32))
     assert quality.unbiased_inverse(np.array([expectation])) == pytest.approx(mean, rel=5e-3)

@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +24,7 @@ from emdn_deploy.preprocess import prepare
 from emdn_deploy.readers import Choice, Frames, open_selected
 from emdn_models import FormatError, ModelError, checkpoint
 from emdn_models.files import locked
-from emdn_models.metrics import Estimate, HeldOut, umse
-from emdn_models.metrics.heldout import Blocks, estimate
+from emdn_models.metrics import Estimate, HeldOut, umse, umse_difference
 from emdn_models.nets import build
 from emdn_models.nets.scaling import denormalise, noise_map, normalise
 from emdn_models.spec import frames_of
@@ -54,7 +52,6 @@ SIDE = 512
 
 _AS_TIME_ALLOWS = 100_000  # epochs
 _ROUNDING = 1e-5  # of an error in float32
-_BLOCK = 32
 _READ = 16  # frames at a time
 
 Stack = NDArray[np.float64]
@@ -145,7 +142,7 @@ class Verdict:
 
     before: HeldOut  # uMSE (`emdn_models.metrics.umse`)
     after: HeldOut
-    fell: Estimate  # the difference (`fall`), far better known than either
+    fell: Estimate  # the difference, far better known than either
     mean_ratio: float  # of the denoised frames to the raw ones, after
 
     @property
@@ -286,26 +283,9 @@ def compare(movie: Movie, frames: range, before: nn.Module, after: nn.Module) ->
     return Verdict(
         umse(noisy, first, valid=valid),
         umse(noisy, second, valid=valid),
-        fall(noisy, first, second, valid),
+        umse_difference(noisy, first, second, valid=valid),
         float(second[:, valid].mean() / noisy[:, valid].mean()),
     )
-
-
-def fall(raw: Stack, before: Stack, after: Stack, valid: NDArray[np.bool_]) -> Estimate:
-    """Estimate by how much the squared error is less after than before.
-
-    The uMSE of both has the same term of noise, which cancels in each pair of neighbours, so that
-    a few frames suffice. Stacks are (N, H, W); ``valid`` (H, W) are the pixels that count.
-    """
-    blocks = Blocks(valid, _BLOCK)
-    sums = [
-        blocks.sums(
-            np.square(f_a - b) + np.square(f_b - a) - np.square(g_a - b) - np.square(g_b - a)
-        )
-        / 2
-        for (a, f_a, g_a), (b, f_b, g_b) in pairwise(zip(raw, before, after, strict=True))
-    ]
-    return estimate(np.stack(sums), blocks, 1)
 
 
 def denoised(net: nn.Module, frames: Stack, scale: float) -> Stack:

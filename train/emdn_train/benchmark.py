@@ -178,7 +178,8 @@ def _inference(
     times = bench.in_turn({"": one_more}, max(100, len(raw)))[""]
     rate = bench.stack_rate(denoiser, raw, float(np.median(times)), 3.0)
     return (
-        bench.about(session, config.device, 1, size)
+        {"model": session.info.name, "batch": 1}
+        | bench.about(session, config.device, size)
         | bench.speed(times, 1, size, bench.gflop_of(session, size))
         | {"stack frames/s": bench.digits(rate)}
         | ({} if status == "diverged" else likeness(denoised, truth))

@@ -6,7 +6,6 @@ are denoised the way that a user's are. Two factors are then fitted to the error
 variance: the squared errors, divided by it, average to 1.
 """
 
-import itertools
 import logging
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from scipy import optimize
 from emdn_deploy import Denoiser, dose
 from emdn_deploy.bad_pixels import plan
 from emdn_deploy.dose import Intensity, NoiseLevel, sample
-from emdn_deploy.uncertainty import Calibration, ensemble, variances
+from emdn_deploy.uncertainty import ensemble, variances
 from emdn_train.export import add_facts, entries_of
 from emdn_train.simulate.dataset import one_thread
 from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
@@ -50,25 +49,16 @@ class Recorded(NamedTuple):
     valid: Mask
 
 
-def recordings(count: int = FRAMES, size: int = SIZE, frame_class: str = "") -> Iterator[Recorded]:
-    """Simulate frames to calibrate on: all kinds of specimens, at all doses of training.
-
-    With a ``frame_class``, ``stem`` or ``tem``, all ``count`` are of this class.
-    """
-    left = count
-    for number in itertools.count():
-        if not left:
-            return
+def recordings(count: int = FRAMES, size: int = SIZE) -> Iterator[Recorded]:
+    """Simulate frames to calibrate on: all kinds of specimens, at all doses of training."""
+    for number in range(count):
         rng = np.random.default_rng([1, _SEED, number])
         scene = make_scene("mixed", size, _PIXEL_SIZE_NM, rng)
-        if frame_class and (scene.mode == "stem") != (frame_class == "stem"):
-            continue
         shot = next(shots(scene, 1, rng))
         level = float(np.exp(rng.uniform(*np.log(SNR))))
         electrons = max((level / shot.contrast) ** 2, LEAST_ELECTRONS)
         detector = "counting" if number % CCD_EVERY else "ccd"
         exposure = expose_shot(scene, shot, electrons, detector, rng)
-        left -= 1
         yield mended(exposure.noisy, exposure.clean)
 
 
@@ -99,13 +89,10 @@ def denoise(
     A model that sees several frames gets it between others of the same scene, which rests,
     recorded by a counting camera. Returns the frame, and its sigma if asked for.
     """
-    if denoiser.session.info.frames == 1 and with_sigma:
-        frame, sigma = denoiser.denoise_with_sigma(noisy[None])
-        return frame[0], sigma[0]
-    if denoiser.session.info.frames == 1:
-        return denoiser.denoise(noisy[None])[0], None
-    stack = resting_movie(noisy, clean, denoiser.session.info.frames)
-    half = len(stack) // 2
+    seen = denoiser.session.info.frames
+    if seen == 1:
+        return denoiser.denoise_with_sigma(noisy) if with_sigma else (denoiser.denoise(noisy), None)
+    stack, half = resting_movie(noisy, clean, seen), seen // 2
     made = denoiser.answer(stack, scale_of(stack), around=(half, half), with_sigma=with_sigma)
     return made.frames[0], None if made.sigma is None else made.sigma[0]
 
@@ -150,10 +137,10 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
     That is the factors, the weights that they belong to, how many frames there were and which share
     of their pixels is within one and two sigma.
     """
-    measured = []
+    info, measured = denoiser.session.info, []
     for frame in frames:
-        stack = resting_movie(frame.noisy, frame.clean, denoiser.session.info.frames)
-        scale, half = scale_of(stack), len(stack) // 2
+        stack, half = resting_movie(frame.noisy, frame.clean, info.frames), info.frames // 2
+        scale = scale_of(stack)
 
         def run(turned: Frame, scale: Intensity = scale, half: int = half) -> Frame:
             return denoiser.answer(turned[0], scale, around=(half, half)).frames
@@ -167,9 +154,8 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
         measured.append([one[chosen] / np.float32(scale.sigma**2) for one in squares])
     error, spread, noise = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     factors = fit(error, spread, noise)
-    info = denoiser.session.info
-    known = Calibration(info.name, *factors).sigma((spread, noise))
-    inside = coverage(np.sqrt(error), known, np.zeros_like(error), np.ones_like(error, bool))
+    sigma = np.sqrt(np.float32(factors[0]) * spread + np.float32(factors[1]) * noise)
+    inside = coverage(np.sqrt(error), sigma, np.zeros_like(error), np.ones_like(error, bool))
     return {
         "spread": factors[0],
         "noise": factors[1],
@@ -183,20 +169,11 @@ def calibrate_one(denoiser: Denoiser, frames: Iterable[Recorded]) -> dict[str, A
 def calibrate(
     folder: Path, names: tuple[str, ...] | None = None, frames: int = FRAMES, size: int = SIZE
 ) -> dict[str, dict[str, Any]]:
-    """Calibrate models of an exported ``folder``, all if None; write the factors.
-
-    A ``MODEL@CLASS`` is calibrated on frames of its class.
-    """
-    models = entries_of(folder, names)
-    drawn: dict[str, list[Recorded]] = {}
-    found = {}
+    """Calibrate models of an exported ``folder``, all if None; write the factors."""
+    models, drawn, found = entries_of(folder, names), [*recordings(frames, size)], {}
     for name, entry in models.items():
-        kind = name.partition("@")[2].removeprefix("movie")
-        if kind not in drawn:
-            drawn[kind] = list(recordings(frames, size, kind))
-            log.info("%d frames simulated", len(drawn[kind]))
         denoiser = Denoiser(folder / entry["file"], threads=1)
-        found[name] = calibrate_one(denoiser, drawn[kind])
+        found[name] = calibrate_one(denoiser, drawn)
         add_facts(folder, name, denoiser.session.info.sha256, {"sigma": found[name]})
         log.info("%s calibrated", name)
     return found

@@ -237,12 +237,12 @@ def calibrate(
 @of_config(QualityConfig)
 def quality(config: QualityConfig) -> None:
     """Measure exported models on the fixed test split and on movies, beside baselines."""
-    from emdn_train import hops, quality_report
-    from emdn_train.quality import measure, models_of, note
+    from emdn_train import hops
+    from emdn_train.quality import measure, models_of, note, report, save
 
     rows, movies = measure(config), hops.measure(models_of(config))
-    print(quality_report.report(rows, movies))
-    written = [] if config.save is None else quality_report.save(rows, movies, config.save)
+    print(report(rows, movies))
+    written = [] if config.save is None else save(rows, movies, config.save)
     for path in written + note(rows, config):
         print(f"saved {path}")
 

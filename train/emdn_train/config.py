@@ -51,7 +51,7 @@ class Recipe:
     augmented: float = 0.0  # share of patches that are magnified, and whose contrast is changed
     ccd: float = 0.0  # share of the unscanned patches that a CCD records
     # How much more a pixel at a point defect counts: averaging the lattice over its cells
-    # lowers the error most, and fills what interrupts it (`benchmarks/defect_weight.py`).
+    # lowers the error most, and fills what interrupts it (`benchmarks/results/defect_weight.md`).
     defects: float = 0.0
     mixed: bool = False  # whether the net computes in bfloat16 where that is faster (`reduced`)
 

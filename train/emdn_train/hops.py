@@ -7,7 +7,7 @@ the true drift, which nobody has: what they tell of the vacancy is what the elec
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from emdn_deploy import Denoiser
 from emdn_models import metrics
-from emdn_models.metrics import Sites, roc, simulated_sites, site_scores
+from emdn_models.vacancies import Roc, Sites, roc, simulated_sites, site_scores
 from emdn_train.loss import LEVELS
 from emdn_train.simulate import microscope
 from emdn_train.simulate.dataset import one_thread
@@ -41,16 +41,22 @@ class Movie:
     """One movie without noise."""
 
     clean: Stack  # (T, H, W) relative intensity
-    drift: NDArray[np.float64]  # (T, 2) y and x in pixels, against the first frame
+    drift: NDArray[np.float64]  # (T, 2) y and x in pixels, against the middle frame
     sites: tuple[Sites, ...]  # of every frame
     places: NDArray[np.int64]  # (T, 2) sites, as numbers, of the vacancy before and after the hop
-    sign: NDArray[np.float64]  # (5,) a bright vacancy, 1, or a dark one, -1, by width of the scores
     hop: int  # first frame in which the vacancy is at its new site
     pixel_size_nm: float
+    sign: NDArray[np.float64]  # (5,) a bright vacancy, 1, or a dark one, -1, by width of the scores
 
     def scores(self, frame: Stack, number: int) -> NDArray[np.float64]:
         """Score the sites of a frame (H, W), (5, n): positive for a vacancy."""
         return self.sign[:, None] * site_scores(frame, self.sites[number], self.pixel_size_nm)
+
+    def recorded(self, seed: int, level: float) -> tuple[Stack, Stack]:
+        """Return expected and recorded counts, (T, H, W), at a signal to noise per pixel."""
+        expected = (level / float(self.clean.std() / self.clean.mean())) ** 2 * self.clean
+        noisy = np.random.default_rng([12, seed]).poisson(expected)
+        return expected, noisy.astype(np.float32)
 
 
 @one_thread()
@@ -79,22 +85,22 @@ def simulate(seed: int, frames: int = FRAMES, size: int = SIZE) -> Movie:
     clean, sites, places = [], [], []
     for frame in range(frames):
         y, x = drift[frame] * pixel_a
-        structure, other = (
-            state.moved((x, y, 0.0)) for state in (states if frame < hop else states[::-1])
-        )
+        moved, now = [state.moved((x, y, 0.0)) for state in states], int(frame >= hop)
+        structure = moved[now]
         wave = microscope.exit_wave(structure, field, _VOLTAGE_KV)
         clean.append(microscope.image(wave, field, optics))
         atoms = microscope.to_pixels(structure.positions[:, :2], field)
-        both = microscope.to_pixels(np.concatenate([structure.places, other.places]), field)
-        found = simulated_sites(atoms, structure.numbers, both[:1], ["V1"], pixel_a / 10)
+        both = microscope.to_pixels(np.concatenate([one.places for one in moved]), field)
+        empty = both[now : now + 1]
+        found = simulated_sites(atoms, structure.numbers, empty, ["V1"], pixel_a / 10)
         sites.append(found)
-        order = both if frame < hop else both[::-1]
-        places.append([int(np.argmin(((found.places - one[::-1]) ** 2).sum(1))) for one in order])
-    plain = Movie(
-        np.stack(clean), drift, tuple(sites), np.array(places), np.ones(5), hop, pixel_a / 10
-    )
-    seen = [plain.scores(clean[t], t)[:, places[t][t >= hop]] for t in range(frames)]
-    return replace(plain, sign=np.where(np.median(seen, axis=0) < 0, -1.0, 1.0))
+        places.append([int(np.argmin(((found.places - one[::-1]) ** 2).sum(1))) for one in both])
+    seen = [
+        site_scores(clean[t], sites[t], pixel_a / 10)[:, places[t][t >= hop]] for t in range(frames)
+    ]
+    sign = np.where(np.median(seen, axis=0) < 0, -1.0, 1.0)
+    stack = np.stack(clean)
+    return Movie(stack, drift, tuple(sites), np.array(places), hop, pixel_a / 10, sign)
 
 
 def measure(
@@ -103,25 +109,29 @@ def measure(
     """Denoise movies by every model, and average raw frames: a row a movie, level, method, frame.
 
     ``since`` counts frames since the hop; ``vacant`` are the vacancy's five scores, ``full`` those
-    of full sites (`emdn_models.metrics.vacancies`); ``change``, (5,), is the score of the site
+    of full sites (`emdn_models.vacancies`); ``change``, (5,), is the score of the site
     before the hop less that of the site after it.
     """
     rows: list[dict[str, Any]] = []
     for seed in range(movies):
         movie = simulate(seed)
-        contrast = float(movie.clean.std() / movie.clean.mean())
         for level in levels:
-            expected = (level / contrast) ** 2 * movie.clean
-            noisy = np.random.default_rng([12, seed]).poisson(expected).astype(np.float32)
+            expected, noisy = movie.recorded(seed, level)
             answers = {"raw frame": noisy}
             answers |= {f"average of {k}": averaged(noisy, movie.drift, k) for k in AVERAGES}
             answers |= {name: model.denoise(noisy) for name, model in models.items()}
             for name, stack in answers.items():
+                key = {"movie": seed, "level": level, "method": name}
                 for frame, answer in enumerate(stack):
-                    rows.append(
-                        {"movie": seed, "level": level, "method": name, "frame": frame}
-                        | _row(movie, frame, noisy[frame], answer, expected[frame])
-                    )
+                    scores, sites = movie.scores(answer, frame), movie.sites[frame]
+                    before, after = movie.places[frame]
+                    gain = metrics.gain_db(noisy[frame], answer, expected[frame])
+                    rows.append(key | {
+                        "frame": frame, "since": frame - movie.hop, "gain_db": float(gain),
+                        "vacant": scores[:, sites.vacant][:, :1].ravel().tolist(),
+                        "full": [row[np.isfinite(row) & sites.full].tolist() for row in scores],
+                        "change": (scores[:, before] - scores[:, after]).tolist(),
+                    })  # fmt: skip
         _log.info("movie %d of %d measured", seed + 1, movies)
     return pl.DataFrame(rows)
 
@@ -152,7 +162,7 @@ def summary(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(table)
 
 
-def _roc(part: pl.DataFrame, width: int) -> metrics.Roc:
+def _roc(part: pl.DataFrame, width: int) -> Roc:
     vacant = part["vacant"].list.get(width)
     full = part["full"].list.get(width).explode()
     return roc(vacant.drop_nans(), full.drop_nans(), part.height)
@@ -166,24 +176,11 @@ def _off(movie: pl.DataFrame, width: int) -> int:
     return int(np.argmax(2 * steps - steps[-1])) + int(movie["since"][0])
 
 
-def _row(movie: Movie, number: int, noisy: Stack, answer: Stack, expected: Stack) -> dict[str, Any]:
-    scores, sites = movie.scores(answer, number), movie.sites[number]
-    before, after = (scores[:, site] for site in movie.places[number])
-    return {
-        "since": number - movie.hop,
-        "gain_db": float(metrics.gain_db(noisy, answer, expected)),
-        "vacant": scores[:, sites.vacant][:, :1].ravel().tolist(),
-        "full": [row[np.isfinite(row) & sites.full].tolist() for row in scores],
-        "change": (before - after).tolist(),
-    }
-
-
 def averaged(noisy: Stack, drift: NDArray[np.float64], count: int) -> Stack:
     """Average each frame with its neighbours, shifted to where it lies."""
-    half, last = count // 2, len(noisy) - 1
-    made = np.empty_like(noisy)
+    half, made = count // 2, np.empty_like(noisy)
     for frame in range(len(noisy)):
-        near = range(max(0, frame - half), min(last, frame + half) + 1)
+        near = range(max(0, frame - half), min(len(noisy), frame + half + 1))
         shifted = [
             ndimage.shift(noisy[t], drift[frame] - drift[t], order=1, mode="reflect") for t in near
         ]

@@ -1,6 +1,6 @@
 """Whether denoised frames can be trusted, by the data alone.
 
-``check(stack, denoised)`` gives a `stack.CheckResult`; the command of the same name prints it.
+``check(stack, denoised)`` gives a `verdict.CheckResult`; the command of the same name prints it.
 Against the truth: `emdn_deploy.evaluate`.
 """
 

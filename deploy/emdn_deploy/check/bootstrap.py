@@ -19,9 +19,9 @@ from math import pi, sqrt
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage, special
 
-from emdn_deploy.check.quick import SHARE
 from emdn_deploy.check.residual import (
     RUNS,
     SCALES,
@@ -31,23 +31,21 @@ from emdn_deploy.check.residual import (
     Floats,
     Frame,
     Mask,
-    Measured,
+    Readings,
+    in_runs,
     measure,
     smoothed,
-    spots_of,
 )
 from emdn_deploy.dose import NoiseModel
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames
 
 LEVEL = 0.05  # false alarms among sound frames, all statistics together, that are aimed at
-REASONS = 3  # that residuals can fail a stack for (`emdn_deploy.check.verdict.judge`)
 DRAWS, BASES, RUN = 32, 4, 8  # replicates, frames that they are drawn on, frames of a run
 LARGEST = 640  # side of a frame that is judged in one piece
 POWER = 0.9  # share of the spots of the smallest size that are found
 _PILOTS = 2  # denoisings of each base frame that say what the model removes of it
 _SAFETY = 1.15  # times the scatter of the model's replicates, which are smoother than the scene
-_MOST = 3.0  # standard deviations that a frame counts for at most in a run
 _CLIPPED = 1.1  # what a run loses by that
 # Share of an atom that nine in ten vacancies in simulated graphene show: their neighbours move.
 _SURE = 0.75
@@ -60,9 +58,12 @@ class Limits(NamedTuple):
     high: float
     typical: float
 
-    def holds(self, value: float) -> bool:
-        """Whether a value is within."""
-        return self.low <= value <= self.high
+    def reach(self, value: ArrayLike) -> Floats:
+        """Say how far out values are: up to 1 is within."""
+        away = np.asarray(value) - self.typical
+        return np.asarray(
+            away / np.where(away > 0, self.high - self.typical, self.low - self.typical)
+        )
 
 
 def panels_of(height: int, width: int) -> list[tuple[slice, slice]]:
@@ -76,12 +77,6 @@ def panels_of(height: int, width: int) -> list[tuple[slice, slice]]:
     return [(down, right) for down in spans(height) for right in spans(width)]
 
 
-def share(fields: Frame) -> Frame:
-    """Limit what one frame's fields (S, H, W) count for in a sum over a run of frames."""
-    # A faint atom counts in full; what stands out in one frame is not found in its neighbours.
-    return np.clip(fields, -_MOST, _MOST)
-
-
 def gumbel(chance: float) -> float:
     """Return the standard deviations above the mean that the largest of many exceeds so often."""
     return float((-np.log(-np.log1p(-chance)) - np.euler_gamma) * sqrt(6) / pi)
@@ -91,57 +86,64 @@ def gumbel(chance: float) -> float:
 class Population:
     """The statistics of replicates, as one denoiser leaves them."""
 
-    values: list[Floats] = field(default_factory=list)  # in the order of `SINGLE`
-    strength: list[Floats] = field(default_factory=list)  # of `Measured`
-    # Of the average over each run of replicates, in the order of `RUNS`.
-    runs: list[Floats] = field(default_factory=list)
-    # Of what the model first makes of a base, before twicing.
-    pilots: list[Floats] = field(default_factory=list)
+    length: int  # replicates of a run; 0 for no runs
+    readings: list[Readings] = field(default_factory=list)
+    pilots: list[Readings] = field(default_factory=list)  # of a base before twicing
+
+    def add(self, raw: list[Frame], made: list[Frame], camera: Camera, good: Mask) -> None:
+        """Measure results (H, W) for replicates of one base frame."""
+        frames = zip(range(len(raw)), raw, made, strict=True)
+        everything = [(slice(None), slice(None))]
+        found = in_runs(frames, everything, camera, good, self.length)
+        self.readings += [readings for _, [readings] in found]
+
+    def values(self, name: str) -> Floats:
+        """Return a statistic of every replicate."""
+        return np.array([one[name].value for one in self.readings])
 
     @property
     def maxima(self) -> Floats:
         """Return each replicate's farthest statistic, by normal numbers of the same chance."""
-        values = np.array(self.values)
-        count = len(values)
-        # Compared with the other replicates only: externally studentised.
-        inner = (values - values.mean(0)) / np.maximum(values.std(0, ddof=1), 1e-9)
-        inner /= sqrt(1 - 1 / count)
-        away = inner * np.sqrt((count - 2) / np.maximum(count - 1 - inner**2, 1e-3))
-        below = np.array([bool(STATISTICS[name].below) for name in SINGLE])
-        largest = np.array([STATISTICS[name].largest for name in SINGLE])
-        away = np.where(below, np.abs(away), away)
-        chance = -np.expm1(-np.exp(-(np.euler_gamma + pi / sqrt(6) * away[:, largest])))
-        away[:, largest] = -special.ndtri(np.maximum(chance, 1e-300))
-        return np.asarray(away.max(axis=1))
+        farthest = np.full(len(self.readings), -np.inf)
+        count = len(farthest)
+        for name in SINGLE:
+            # Compared with the other replicates only: externally studentised.
+            values = self.values(name)
+            inner = (values - values.mean()) / max(values.std(ddof=1), 1e-9) / sqrt(1 - 1 / count)
+            away = inner * np.sqrt((count - 2) / np.maximum(count - 1 - inner**2, 1e-3))
+            if STATISTICS[name].below:
+                away = np.abs(away)
+            if STATISTICS[name].largest:
+                chance = -np.expm1(-np.exp(-(np.euler_gamma + pi / sqrt(6) * away)))
+                away = -special.ndtri(np.maximum(chance, 1e-300))
+            farthest = np.maximum(farthest, away)
+        return farthest
 
     def range_of(self, name: str, z: float, error: float) -> Limits:
         """Return the range of a statistic up to a normal number ``z``.
 
         ``error`` is the relative error of the noise's standard deviation.
         """
-        own = STATISTICS[name]
-        at = SINGLE.index(name.removeprefix("run_"))
-        single = np.array(self.values)[:, at]
-        values = np.array(self.runs)[:, RUNS.index(name)] if name in RUNS else single
+        own, count = STATISTICS[name], len(self.readings)
+        values, single = self.values(name), self.values(name.removeprefix("run_"))
+        if name in RUNS:
+            count //= self.length
         typical = float(values.mean())
         spread = max(float(single.std(ddof=1)), float(values.std()), 1e-9)
         spread *= _SAFETY if self.pilots else 1.0
         reach = gumbel(float(special.ndtr(-z))) if own.largest else z
-        extent = reach * spread * sqrt(1 + 1 / len(values)) + own.tolerance
+        extent = reach * spread * sqrt(1 + 1 / count) + own.tolerance
         # Power is the square of a deviation.
         extent += 3 * error * {"std": 1, "radial": 2}.get(name.partition("_")[0], 0)
-        high = max(typical + extent, z) if own.least else typical + extent
+        # Where no peak is sharp, the scatter says nothing.
+        high = max(typical + extent, z) if name == "lattice" else typical + extent
         if not own.below:
             return Limits(-np.inf, high, typical)
         # The model leaves some noise in a base, of which it takes a part out again: what twicing
         # has added to a residual may be absent below what there was before it.
-        before = np.array(self.pilots)[:, at].mean() if self.pilots else typical
+        before = np.mean([one[name].value for one in self.pilots]) if self.pilots else typical
         spare = 0.0 if name == "ratio" else max(0.0, 2 * float(typical - before))
         return Limits(typical - extent - spare, high, typical)
-
-
-def _single(found: Measured) -> Floats:
-    return np.array([found.values[name] for name in SINGLE])
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +151,12 @@ class Thresholds:
     """What results for a stack are judged by."""
 
     good: Mask  # (H, W), the pixels that count
+    panels: list[tuple[slice, slice]]  # pieces that frames are judged in
     noise: NoiseModel
     camera: Camera
     model: Population  # replicates as the model leaves them
     perfect: Population  # as a perfect denoiser would
     length: int  # frames of a run; 0 for no runs
-    error: float  # mean squared error of the model on replicates, intensity units squared
 
     @classmethod
     def of(
@@ -174,39 +176,27 @@ class Thresholds:
         panels, chance = panels_of(*size), np.random.default_rng(seed)
         numbers = np.linspace(0, count - 1, min(BASES, count)).astype(int).tolist()
         length = min(RUN, count, DRAWS // len(numbers)) if count > 1 else 0
-        model, perfect = Population(), Population()
-        errors: list[float] = []
+        model, perfect = Population(length), Population(length)
+
+        def replicates(truth: Frame, number: int) -> tuple[list[Frame], list[Frame]]:
+            drawn = [camera.draw(truth, chance) for _ in range(number)]
+            return drawn, [denoise(noisy[None])[0] for noisy in drawn]
+
         for at, number in enumerate(numbers):
             panel = panels[at % len(panels)]
             usable = good[panel]
-            first = denoise(ready.read(number, number + 1)[:, *panel])[0]
-            truth = first
+            truth = first = denoise(ready.read(number, number + 1)[:, *panel])[0]
             for step in (1, 2):
-                drawn = [camera.draw(truth, chance) for _ in range(_PILOTS)]
-                made = [denoise(noisy[None])[0] for noisy in drawn]
+                drawn, made = replicates(truth, _PILOTS)
                 if step == 1:
-                    model.pilots += [
-                        _single(measure(noisy, clean, camera, usable))
-                        for noisy, clean in zip(drawn, made, strict=True)
-                    ]
+                    pairs = zip(drawn, made, strict=True)
+                    model.pilots += [measure(*pair, camera, usable)[0] for pair in pairs]
                 truth = truth + (first - np.mean(made, axis=0)) / step
                 truth = np.maximum(truth, camera.offset).astype(np.float32)
-            drawn = [camera.draw(truth, chance) for _ in range(DRAWS // len(numbers))]
-            made = [denoise(noisy[None])[0] for noisy in drawn]
-            errors += [float(np.square(clean - truth).mean(where=usable)) for clean in made]
-            for population, results in ((model, made), (perfect, [truth] * len(drawn))):
-                fields: list[Frame] = []
-                for noisy, result in zip(drawn, results, strict=True):
-                    found = measure(noisy, result, camera, usable)
-                    population.values.append(_single(found))
-                    population.strength.append(found.strength)
-                    fields.append(share(found.fields))
-                    if len(fields) == length:
-                        total = np.sum(fields, axis=0) / np.float32(length**0.5)
-                        spots = spots_of(total, "run_blob").values()
-                        population.runs.append(np.array([one.contrast for one in spots]))
-                        fields.clear()
-        return cls(good, noise, camera, model, perfect, length, float(np.mean(errors)))
+            drawn, made = replicates(truth, DRAWS // len(numbers))
+            model.add(drawn, made, camera, usable)
+            perfect.add(drawn, [truth] * len(drawn), camera, usable)
+        return cls(good, panels, noise, camera, model, perfect, length)
 
     @property
     def outside(self) -> tuple[str, ...]:
@@ -214,45 +204,39 @@ class Thresholds:
         return self.noise.findings
 
     @cached_property
-    def panels(self) -> list[tuple[slice, slice]]:
-        """Return the pieces that frames are judged in."""
-        return panels_of(*self.good.shape)
-
-    @cached_property
     def limits(self) -> dict[str, Limits]:
         """Return the range of every statistic of a frame, by name."""
-        return self._limits(LEVEL)
+        return self.within(LEVEL)
 
-    def farthest(self, count: int) -> dict[str, Limits]:
-        """Return the range of the farthest of so many frames."""
-        return self._limits(SHARE / count)
-
-    def _limits(self, chance: float) -> dict[str, Limits]:
+    def within(self, chance: float) -> dict[str, Limits]:
+        """Return the ranges that so many of sound frames are not within."""
         maxima = np.concatenate([self.model.maxima, self.perfect.maxima])
         z = float(maxima.mean() + maxima.std() * gumbel(chance / len(self.panels)))
-        error = self.camera.uncertainty
         found = {}
         for name in (*SINGLE, *RUNS) if self.length else SINGLE:
-            one, other = (part.range_of(name, z, error) for part in (self.model, self.perfect))
+            one, other = (
+                part.range_of(name, z, self.camera.uncertainty)
+                for part in (self.model, self.perfect)
+            )
             low, high = min(one.low, other.low), max(one.high, other.high)
             found[name] = Limits(low, high, one.typical)
         return found
 
     @property
-    def judged(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the statistics that say something: of correlated noise only the intensity's."""
         return ["ratio"] if self.noise.correlated else list(self.limits)
 
-    def is_noise(self, name: str, strength: Floats) -> bool:
-        """Whether what residual and result share in a band is noise left in."""
-        band = int(name.rpartition("_")[2]) - 1
-        known = [np.mean(part.strength, axis=0)[band] for part in (self.model, self.perfect)]
-        return bool(strength[band] > max(known))
+    def smallest(self, raw: Frame, denoised: Frame) -> dict[str, float] | None:
+        """Find the smallest false spot that is flagged in `POWER` of cases, in one frame (H, W).
 
-    def smallest(self, raw: Frame, denoised: Frame) -> "Smallest":
-        """Find the smallest false spot that is flagged in `POWER` of cases, in one frame (H, W)."""
+        ``percent`` is that of the contrast of the frame's detail, `_SURE` times the distance of its
+        1 % or 99 % quantile from the median: of atoms, about their height. ``run_percent`` is that
+        of a spot that stays for a run of frames, ``width_px`` that of the detail, and of the spot,
+        a Gaussian. None in correlated noise, where no place is judged.
+        """
         if self.noise.correlated:
-            return Smallest(None, None, 0.0, 0)
+            return None
         noise = self.camera.noise(denoised)
         spread = smoothed((raw - denoised) / noise).std(axis=(1, 2))
         level = float(np.quantile(noise, POWER))  # where the beam is bright, less is seen
@@ -265,44 +249,13 @@ class Thresholds:
         def percent(prefix: str) -> float:
             """Compare the faintest spot that rises above the limits of blobs with ``height``."""
             norm = min(
-                (self.limits[f"{prefix}blob_{scale:g}"].high + special.ndtri(POWER)) * float(one)
-                * (width**2 + scale**2) / (2 * width * scale)
+                (self.limits[f"{prefix}blob_{scale:g}"].high + special.ndtri(POWER))
+                * float(one) * (width**2 + scale**2) / (2 * width * scale)
                 for scale, one in zip(SCALES, spread, strict=True)
             )  # fmt: skip
             return float(100 * level * norm / (sqrt(pi) * width * height))
 
-        run = _CLIPPED * percent("run_") / sqrt(self.length) if self.length > 1 else None
-        return Smallest(percent(""), run, width, self.length)
-
-
-class Smallest(NamedTuple):
-    """The smallest false spot that is found, in per cent of the contrast of the frame's detail.
-
-    That is the distance of its 1 % or 99 % quantile from the median, whichever is larger: of atoms,
-    about their height; and of that `_SURE`. The spot is a Gaussian as wide as the detail.
-    """
-
-    percent: float | None  # None in correlated noise, where no place is judged
-    run_percent: float | None  # of one that stays for a ``run`` of frames; None without runs
-    width_px: float
-    run: int
-
-    @property
-    def words(self) -> str:
-        """Say what a pass does not."""
-
-        def rounded(percent: float) -> str:
-            return f"{float(f'{percent:.2g}'):g}"
-
-        if self.percent is None:
-            return "a false atom cannot be seen: in correlated noise no place is judged"
-        words = (
-            f"a filled vacancy, or other false spot of {self.width_px:.2g} px, is noticed above "
-            f"{rounded(self.percent)} % of the contrast of atoms"
-        )
-        if self.run_percent is not None:
-            run = rounded(self.run_percent)
-            words += f" in one frame, {run} % if it stays for {self.run} frames"
-        if self.percent > 100:
-            words += ": single vacancies can be filled unseen at this dose"
-        return words
+        found = {"percent": percent(""), "width_px": width}
+        if self.length > 1:
+            found["run_percent"] = _CLIPPED * percent("run_") / sqrt(self.length)
+        return found

@@ -1,14 +1,14 @@
 """The quick check of every run of ``denoise``: four numbers a frame, nothing denoised again.
 
-Limits do not come from the stack's own replicates here but from simulated movies, wide enough for
-every shipped model, and from the other frames of the stack. What passes can still fail ``check``.
+Limits come from simulated movies, wide enough for every shipped model, and from the other frames of
+the stack. What passes can still fail ``check``.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 SHARE = 0.01  # of sound stacks that may fail, for each reason
@@ -33,16 +33,23 @@ class Bounds(NamedTuple):
 
 
 BOUNDS = {
-    "ratio": Bounds(0.97, 1.03, 0.005, 0.0, "the model's mean out / mean in"),
+    "ratio": Bounds(0.97, 1.03, 0.005, 0, "the model's mean out / mean in"),
     "std": Bounds(0.94, 1.05, 0.01, 4 / 2**0.5, "residual / expected noise"),
     "lag": Bounds(
         -0.15, 0.08, 0.02, 4 / 2**0.5, "correlation of neighbouring pixels of the residual"
     ),
     "box": Bounds(
-        -5.0, 5.0, 1.5, 0.0,
-        f"largest mean residual of a {BOX} x {BOX} box, in standard deviations",
+        -5, 5, 1.5, 0, f"largest mean residual of a {BOX} x {BOX} box, in standard deviations"
     ),
-}  # fmt: skip
+}
+
+
+def in_sigma(raw: Frames, denoised: Frames, gain: float, offset: float) -> Frames:
+    """Divide raw - denoised (H, W) by the counting noise that is expected there."""
+    unit = np.float32(gain)  # in electrons: float32 does not hold every unit's square
+    electrons = (denoised - np.float32(offset)) / unit
+    least = np.float32(max(_DARK * float(electrons.mean()), 1e-30))
+    return np.asarray((raw - denoised) / unit / np.sqrt(np.maximum(electrons, least)))
 
 
 def allowed(count: int, rate: float) -> int:
@@ -53,10 +60,14 @@ def allowed(count: int, rate: float) -> int:
 class QuickResult(NamedTuple):
     """What the four numbers say."""
 
-    frames: tuple[int, ...]
-    numbers: dict[str, NDArray[np.float64]]  # by name, (N,) each
-    failing: tuple[int, ...]  # frames that stand out
+    numbers: dict[int, tuple[float, ...]]  # by frame, in the order of `BOUNDS`
+    flagged: dict[int, str]  # frames that stand out, and their numbers in words
     line: str  # for people: PASS, or FAIL if a frame is far out or more stand out than by chance
+
+    @property
+    def failing(self) -> tuple[int, ...]:
+        """Return the frames that stand out."""
+        return tuple(self.flagged)
 
 
 class Quick:
@@ -71,20 +82,14 @@ class Quick:
         self._rows: dict[int, tuple[float, ...]] = {}
         self._pixels = 1
 
-    def add(
-        self,
-        start: int,
-        raw: Frames,
-        denoised: Frames,
-        shifts: NDArray[np.float64] | None = None,
-    ) -> None:
+    def add(self, start: int, raw: Frames, denoised: Frames, shifts: ArrayLike = 0.0) -> None:
         """Measure frames (k, H, W), the first of which is number ``start``.
 
         ``shifts`` (k,) is what was added to each for the sake of its mean: the ratio is that
         without.
         """
         self._pixels = raw[0].size
-        added = np.zeros(len(raw)) if shifts is None else shifts
+        added = np.broadcast_to(shifts, len(raw))
         for number, one in enumerate(zip(raw, denoised, added, strict=True), start):
             self._rows[number] = self._measure(*one)
 
@@ -99,83 +104,70 @@ class Quick:
         self._rows |= {int(number): tuple(row) for number, *row in state["quick"].tolist()}
 
     def _measure(self, raw: Frames, denoised: Frames, shift: float) -> tuple[float, ...]:
-        unit = np.float32(self.gain)  # in electrons: float32 does not hold every unit's square
-        after = (denoised - np.float32(self.offset)) / unit
-        level = float(after.mean())
-        given = float(raw.mean(dtype=np.float64) - self.offset) / self.gain
-        least = np.float32(max(_DARK * level, 1e-30))
-        scaled = (raw - denoised) / unit / np.sqrt(np.maximum(after, least))
-        share = 1.0
-        if self.bad is not None and self.bad.any():
+        scaled, share = in_sigma(raw, denoised, self.gain, self.offset), 1.0
+        if self.bad is not None:
             scaled[self.bad] = 0
             share = 1 - float(self.bad.mean())
-        size, mean = scaled.size * share, float(scaled.sum()) / (scaled.size * share)
-        flat = scaled.ravel()
-        # Not by @, whose threads would take the cores from the computation.
-        square = float(np.einsum("i,i->", flat, flat)) / size - mean**2
-        across = [
-            float(np.einsum("ij,ij->", one, two)) / (one.size * share) - mean**2
-            for one, two in ((scaled[:, 1:], scaled[:, :-1]), (scaled[1:], scaled[:-1]))
-            if one.size
-        ]
+        mean = float(scaled.mean()) / share
+
+        def product(one: Frames, two: Frames) -> float:
+            # Not by @, whose threads would take the cores from the computation.
+            return float(np.einsum("ij,ij->", one, two)) / (one.size * share) - mean**2
+
+        square = product(scaled, scaled)
+        pairs = (scaled[:, 1:], scaled[:, :-1]), (scaled[1:], scaled[:-1])
+        across = [product(*pair) for pair in pairs if pair[0].size]
         lag = float(np.mean(across)) / square if across and square > 0 else 0.0
-        ratio = (level - shift / self.gain) / given if given else np.nan
-        box = float(np.abs(_boxes(scaled) / BOX - mean * BOX).max(initial=0.0))
+        out, given = (float(one.mean(dtype=np.float64)) - self.offset for one in (denoised, raw))
+        ratio = (out - shift) / given if given else np.nan
+        height, width = (length // BOX for length in scaled.shape)
+        # Rows first: adding whole rows is what a processor does fastest.
+        rows = (
+            scaled[: height * BOX]
+            .reshape(height, BOX, scaled.shape[1])
+            .sum(axis=1)[:, : width * BOX]
+        )
+        boxes = rows.reshape(height, width, BOX).sum(axis=2)
+        box = float(np.abs(boxes / BOX - mean * BOX).max(initial=0.0))
         return ratio, max(0.0, square) ** 0.5, lag, box
 
     def result(self) -> QuickResult:
         """Judge all frames that were taken in, in the order of their numbers."""
-        order = tuple(sorted(self._rows))
-        table = np.array([self._rows[number] for number in order]).reshape(-1, len(BOUNDS))
-        numbers = dict(zip(BOUNDS, table.T, strict=True))
-        if not order:
-            return QuickResult((), numbers, (), "no frames")
-        outside = {name: self._outside(name, one) for name, one in numbers.items()}
-        bad = np.any(list(outside.values()), axis=0)
-        far = any(self._outside(name, one, _FAR).any() for name, one in numbers.items())
-        failing = tuple(number for number, fails in zip(order, bad, strict=True) if fails)
-        most = allowed(len(order), _RATE)
-        word = "FAIL" if far or len(failing) > most else "PASS"
-        line = f"{word}: {len(failing)} of {len(order)} frames flagged "
-        if not failing:
-            low, high = numbers["std"].min(), numbers["std"].max()
-            return QuickResult(
-                order,
-                numbers,
-                (),
-                f"{line}(residual {low:.3f} to {high:.3f} of the expected noise)",
-            )
+        rows = dict(sorted(self._rows.items()))
+        if not rows:
+            return QuickResult(rows, {}, "no frames")
+        numbers, table, kinds = list(rows), np.array(list(rows.values())).T, BOUNDS.values()
+        away = np.array([self._away(*pair) for pair in zip(kinds, table, strict=True)])
+        outside, flagged = ~(away <= 1), dict[int, str]()
+        for at in np.flatnonzero(outside.any(axis=0)):
+            words = [f"{own.words} {one:.4g}" for own, one in zip(kinds, table[:, at], strict=True)]
+            flagged[numbers[at]] = "; ".join(words)
+        most = allowed(len(rows), _RATE)
+        word = "PASS" if (away <= _FAR).all() and len(flagged) <= most else "FAIL"
+        line = f"{word}: {len(flagged)} of {len(rows)} frames flagged "
+        if not flagged:
+            std = table[1]
+            line += f"(residual {std.min():.3f} to {std.max():.3f} of the expected noise)"
+            return QuickResult(rows, flagged, line)
         causes = []
-        for name in (name for name in BOUNDS if outside[name].any()):
-            values = numbers[name]
-            at = int(np.argmax(np.where(outside[name], np.abs(values - np.median(values)), -1)))
-            causes.append(f"{BOUNDS[name].words} {values[at]:.4g} in frame {order[at]}")
-        line += f"({', '.join(spans(failing))}), up to {most} expected by chance: "
-        return QuickResult(order, numbers, failing, line + "; ".join(causes))
+        for own, values, far in zip(kinds, table, np.nan_to_num(away, nan=np.inf), strict=True):
+            if far.max() > 1:
+                worst = int(far.argmax())
+                causes.append(f"{own.words} {values[worst]:.4g} in frame {numbers[worst]}")
+        line += f"({', '.join(spans(flagged))}), up to {most} expected by chance: "
+        return QuickResult(rows, flagged, line + "; ".join(causes))
 
-    def _outside(
-        self, name: str, values: NDArray[np.float64], times: float = 1.0
-    ) -> NDArray[np.bool_]:
-        """Say which frames are ``times`` as far out as they may be."""
-        own = BOUNDS[name]
+    def _away(self, own: Bounds, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Say how far out each frame is: up to 1 is as it may be."""
         centre, half = (own.high + own.low) / 2, (own.high - own.low) / 2
-        bad = ~(np.abs(values - centre) <= times * (half + own.chance / self._pixels**0.5))
+        away = np.abs(values - centre) / (half + own.chance / self._pixels**0.5)
         if len(values) >= _LEAST:
-            away = values - np.median(values)
-            spread = 1.4826 * float(np.median(np.abs(away)))
+            apart = values - np.median(values)
+            spread = 1.4826 * float(np.median(np.abs(apart)))
             # A box's residual cannot be too small.
-            size = away if name == "box" else np.abs(away)
-            bad |= size > times * (_OUTLIER * spread + own.tolerance)
-        return np.asarray(bad)
-
-
-def _boxes(scaled: Frames) -> Frames:
-    """Sum (H, W) over boxes."""
-    height, width = (length // BOX for length in scaled.shape)
-    cut = scaled[: height * BOX, : width * BOX]
-    # Rows first: adding whole rows is what a processor does fastest.
-    rows = cut.reshape(height, BOX, width * BOX).sum(axis=1)
-    return np.asarray(rows.reshape(height, width, BOX).sum(axis=2))
+            size = apart if own is BOUNDS["box"] else np.abs(apart)
+            away = np.fmax(away, size / (_OUTLIER * spread + own.tolerance))
+        return np.asarray(away)
 
 
 def spans(failing: Iterable[int], most: int = 5) -> list[str]:

@@ -1,5 +1,6 @@
 """The residual, raw - denoised, in units of the expected noise, and its statistics."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -10,18 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from emdn_deploy.check.quick import in_sigma
 from emdn_deploy.dose import NoiseModel
 from emdn_models.errors import EmdnError
-from emdn_models.metrics import mean_ratio, rings
+from emdn_models.metrics import mean_ratio
 
 SCALES = (2.0, 4.0, 8.0)  # pixels, the Gaussians that look for blobs: an atom, and larger
 BANDS = np.array([0, 0.03, 0.1, 0.2, 0.5])  # cycles/pixel, ends of the bands of spectra
 
-_DARK = 0.01  # lowest noise variance, relative to the frame's mean
 _UNKNOWN = 0.01  # error of one frame's noise, which is told from its structure by assumption
 _PEAKS = 16  # sharp peaks of a denoised frame that are compared one by one
 _SHARP = 12.0  # how far above the median power of its ring a sharp peak is
 _SHARE = 0.15  # of a peak's amplitude that a denoiser may take
+_MOST = 3.0  # standard deviations that a frame counts for at most in a run
 _MEDIAN = 0.6745  # of the size of a normal number
 
 Frame = NDArray[np.float32]
@@ -52,24 +54,6 @@ class Camera:
         electrons = np.maximum((expected - self.offset) / self.gain, 0.01)
         return np.asarray(self.gain * np.sqrt(electrons), np.float32)
 
-    def in_sigma(self, raw: Frame, denoised: Frame) -> Floats:
-        """Divide raw - denoised (H, W) by the noise that is expected there.
-
-        Raises
-        ------
-        EmdnError
-            If the denoised frame is on average not brighter than the offset.
-        """
-        clean = denoised.astype(np.float64)
-        variance = self.gain * (clean - self.offset)
-        level = float(variance.mean())
-        if not level > 0:
-            raise EmdnError(
-                f"denoised: found a frame with mean {clean.mean():g}, expected more than the "
-                f"offset, {self.offset:g}; give the offset of the camera"
-            )
-        return np.asarray((raw - clean) / np.sqrt(np.maximum(variance, _DARK * level)))
-
     def draw(self, truth: Frame, chance: np.random.Generator) -> Frame:
         """Draw a frame of which ``truth`` (H, W) is the expected value."""
         electrons = np.maximum((truth.astype(np.float64) - self.offset) / self.gain, 0)
@@ -86,7 +70,6 @@ class Statistic(NamedTuple):
     below: str = ""  # the verdict below the lower limit; empty for no lower limit
     largest: bool = False  # whether it is the largest of many numbers, with the tail of such
     tolerance: float = 0.0  # deviation from the typical value that never counts
-    least: bool = False  # whether no upper limit is below that of a normal number
 
     def written(self, value: float) -> str:
         """Write a value with its unit."""
@@ -96,57 +79,53 @@ class Statistic(NamedTuple):
 REMOVED, ADDED, SMOOTHED = "structure removed", "structure added", "over-smoothed"
 NOISE, CHANGED = "noise left in", "intensity changed"
 
-
-_IN_BANDS = {
-    n: f"at {low:g} to {high:g} cycles/pixel"
-    for n, (low, high) in enumerate(pairwise(BANDS.tolist()), 1)
-}
-
 STATISTICS = {
     "ratio": Statistic("mean out / mean in", "", CHANGED, CHANGED, tolerance=0.002),
-    "std": Statistic(
-        "standard deviation of the residual", "", REMOVED, NOISE, tolerance=0.004
-    ),
+    "std": Statistic("standard deviation of the residual", "", REMOVED, NOISE, tolerance=0.004),
     "columns": Statistic("RMS of the residual's column means", "sigma", REMOVED),
     "rows": Statistic("RMS of the residual's row means", "sigma", REMOVED),
     "peak": Statistic(
         "largest peak in the residual's power", "times the noise's", SMOOTHED, largest=True
     ),
-    "lattice": Statistic(
-        "a lattice's peak stronger than in the raw frame", "sigma", ADDED, least=True
-    ),
-    **{
-        f"radial_{n}": Statistic(
-            f"power of the residual {where}", "times the noise's", SMOOTHED, NOISE
+    "lattice": Statistic("a lattice's peak stronger than in the raw frame", "sigma", ADDED),
+}
+for _n, _ends in enumerate(pairwise(BANDS.tolist()), 1):
+    _where = "at {:g} to {:g} cycles/pixel".format(*_ends)
+    STATISTICS[f"radial_{_n}"] = Statistic(
+        f"power of the residual {_where}", "times the noise's", SMOOTHED, NOISE
+    )
+    STATISTICS[f"match_{_n}"] = Statistic(
+        f"likeness of residual and denoised frame {_where}", "sigma", SMOOTHED, ADDED
+    )
+for _scale in SCALES:
+    for _run, _of in (("", "residual"), ("run_", "average residual of the run")):
+        STATISTICS[f"{_run}blob_{_scale:g}"] = Statistic(
+            f"blob of {_scale:g} px in the {_of}", "sigma", REMOVED, largest=True
         )
-        for n, where in _IN_BANDS.items()
-    },
-    **{
-        f"match_{n}": Statistic(
-            f"likeness of residual and denoised frame {where}", "sigma", SMOOTHED, ADDED
-        )
-        for n, where in _IN_BANDS.items()
-    },
-    **{
-        f"{run}blob_{scale:g}": Statistic(
-            f"blob of {scale:g} px in the {name}", "sigma", REMOVED, largest=True
-        )
-        for run, name in (("", "residual"), ("run_", "average residual of the run"))
-        for scale in SCALES
-    },
-}  # fmt: skip
 RUNS = tuple(name for name in STATISTICS if name.startswith("run_"))
 SINGLE = tuple(name for name in STATISTICS if name not in RUNS)
+
+
+class Reading(NamedTuple):
+    """A statistic of a frame, or of a panel of a large one, and what it comes from."""
+
+    value: float
+    more: bool = False  # whether the denoised frame has more of it, or is brighter there
+    place: tuple[float, float] = (0, 0)  # y, x: of a blob in pixels, of a peak in cycles/pixel
+    z: float = 0.0  # of a blob, in standard deviations of white noise; negative where brighter
+
+
+Readings = dict[str, Reading]
 
 
 class Filters(NamedTuple):
     """What depends on the size (H, W) of a frame only, for ``rfft2``."""
 
-    smooth: Frame  # (S, H, W // 2 + 1) Gaussians, over what they leave of white noise's deviation
     window: Frame  # (H, W) Hann window, over the root of the sum of its squares
     bands: NDArray[np.intp]  # (H, W // 2 + 1) band of each Fourier pixel, from 1; 0 for none
     far: Mask  # whether a peak there is no large-scale structure
-    weights: Floats  # how many pixels of the full transform each stands for
+    weights: Floats  # 2 for pixels that stand for their Hermitian partner too
+    rings: NDArray[np.intp]  # numbers of circles as wide as the coarser step, to 0.5; 0 beyond
 
     def sums(self, values: Floats) -> Floats:
         """Sum values (H, W // 2 + 1) over the bands: (4,)."""
@@ -158,86 +137,96 @@ class Filters(NamedTuple):
 def filters(height: int, width: int) -> Filters:
     """Prepare the statistics of frames (H, W)."""
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    weights = rings(height, width).weights
-    smooth = np.stack([np.exp(-2 * (np.pi * scale * radius) ** 2) for scale in SCALES])
-    left = (weights * smooth**2).sum(axis=(1, 2)) / (height * width)
+    weights = np.full(radius.shape, 2.0)
+    weights[:, 0] = 1
+    if width % 2 == 0:
+        weights[:, -1] = 1
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (height, width)))
+    side = min(height, width)
+    rings = np.rint(radius * side).astype(np.intp)
+    rings[rings > (side - 1) // 2] = 0
     return Filters(
-        (smooth / np.sqrt(left)[:, None, None]).astype(np.float32),
         (window / np.sqrt(np.square(window).sum())).astype(np.float32),
         np.searchsorted(BANDS, radius) % len(BANDS),
-        (radius > 0.02) & (radius * min(height, width) > 4),
+        (radius > 0.02) & (radius * side > 4),
         weights,
+        rings,
     )
 
 
-class Spot(NamedTuple):
-    """A place of the smoothed residual."""
-
-    y: int  # pixels
-    x: int
-    scale: float  # standard deviation in pixels of the Gaussian that it was smoothed with
-    z: float  # in standard deviations of white noise; negative where denoised is brighter than raw
-    # Without sign, in standard deviations of the smoothed residual itself (by its median), of white
-    # noise at most: so a spot counts for more where there is less to scatter.
-    contrast: float
-
-
-class Measured(NamedTuple):
-    """The statistics of a frame, or of a panel of a large one."""
-
-    values: dict[str, float]  # by the names of `SINGLE`
-    added: set[str]  # those of which the denoised frame has more, or where it is brighter
-    strength: Floats  # (4,) amplitude of the denoised frame in the bands
-    spots: dict[str, Spot]  # the largest, by ``blob_2`` and so on
-    peak: tuple[float, float]  # where it is, (y, x) in cycles/pixel
-    fields: Frame  # (S, H, W) the smoothed residual, in standard deviations of white noise
-
-
-def measure(raw: Frame, denoised: Frame, camera: Camera, good: Mask) -> Measured:
+def measure(raw: Frame, denoised: Frame, camera: Camera, good: Mask) -> tuple[Readings, Frame]:
     """Measure the residual of a frame (H, W), at least 16 x 16, by its ``good`` pixels.
 
-    EmdnError if the denoised frame is on average not brighter than the camera's offset.
+    Returns the statistics of `SINGLE`, and `smoothed` of the residual. EmdnError if the denoised
+    frame is on average not brighter than the camera's offset.
     """
-    scaled = camera.in_sigma(raw, denoised)
+    if not denoised.mean(dtype=np.float64) > camera.offset:
+        raise EmdnError(
+            f"denoised: found a frame with mean {denoised.mean():g}, expected more than the "
+            f"offset, {camera.offset:g}; give the offset of the camera"
+        )
+    scaled = in_sigma(raw, denoised, camera.gain, camera.offset).astype(np.float64)
     # A change of the mean is judged as such and not as a blob.
     about = np.where(good, scaled - scaled.mean(where=good), 0)
-    values = {
-        "ratio": float(mean_ratio(denoised - camera.offset, raw - camera.offset, good)),
-        "std": float(np.square(about).sum() / good.sum()) ** 0.5,
-    }
-    added = set()
+    ratio = mean_ratio(denoised - camera.offset, raw - camera.offset, good)
+    std = float(np.square(about).sum() / good.sum()) ** 0.5
+    found = {"ratio": Reading(float(ratio)), "std": Reading(std)}
     for axis, name in enumerate(("columns", "rows")):
         means = about.sum(axis=axis) / np.sqrt(np.maximum(good.sum(axis=axis), 1))
-        values[name] = float(np.sqrt(np.mean(means**2)))
-        if means[np.abs(means).argmax()] < 0:
-            added.add(name)
+        brighter = bool(means[np.abs(means).argmax()] < 0)
+        found[name] = Reading(float(np.sqrt(np.mean(means**2))), brighter)
     own, power = filters(*raw.shape), np.square(np.abs(np.fft.rfft2(about))) / float(good.sum())
     radial = own.sums(power) / np.maximum(own.sums(np.ones_like(power)), 1)
-    values |= {f"radial_{n}": float(one) for n, one in enumerate(radial, 1)}
+    found |= {f"radial_{n}": Reading(float(one)) for n, one in enumerate(radial, 1)}
     unit = np.float32(camera.gain)  # float32 does not hold the square of every unit
     level = np.sqrt(max(float(np.var((raw - denoised) / unit)), 1e-30))
     detail = (denoised - denoised.mean()) / unit / np.float32(level)
     single = about.astype(np.float32)
-    spectra, strength, peak = _compare(single, detail, own, rings(*raw.shape).labels)
     fields = smoothed(single)
-    spots = spots_of(fields, "blob")
-    values |= spectra | {name: spot.contrast for name, spot in spots.items()}
-    added |= {name for name, spot in spots.items() if spot.z < 0}
-    if peak[0]:
-        added.add("peak")
-    return Measured(values, added, strength, spots, peak[1:], fields)
+    return found | _compare(single, detail, own) | blobs(fields, "blob"), fields
 
 
-def _compare(
-    scaled: Frame, detail: Frame, own: Filters, labels: NDArray[np.intp]
-) -> tuple[dict[str, float], Floats, tuple[bool, float, float]]:
+def in_runs(
+    frames: Iterable[tuple[int, Frame, Frame]],
+    panels: list[tuple[slice, slice]],
+    camera: Camera,
+    good: Mask,
+    length: int,
+) -> Iterator[tuple[int, list[Readings]]]:
+    """Measure the panels of frames: number, raw and denoised (H, W).
+
+    Those of the average residual of each ``length`` frames, and of a last, shorter run, are with
+    each frame of the run; 0 for none.
+    """
+    waiting: list[tuple[int, list[Readings]]] = []
+    sums: list[Frame] = []
+
+    def complete() -> Iterator[tuple[int, list[Readings]]]:
+        root = np.float32(len(waiting) ** 0.5)
+        runs = [blobs(total / root, "run_blob") for total in sums] or [{}] * len(panels)
+        for number, found in waiting:
+            yield number, [one | run for one, run in zip(found, runs, strict=True)]
+        waiting.clear()
+        sums.clear()
+
+    for number, raw, denoised in frames:
+        parts = [measure(raw[at], denoised[at], camera, good[at]) for at in panels]
+        waiting.append((number, [readings for readings, _ in parts]))
+        if length:
+            # A faint atom counts in full; what stands out in one frame is not found in others.
+            fields = [np.clip(smooth, -_MOST, _MOST) for _, smooth in parts]
+            sums[:] = [a + b for a, b in zip(sums, fields, strict=True)] if sums else fields
+        if len(waiting) >= length:
+            yield from complete()
+    yield from complete()
+
+
+def _compare(scaled: Frame, detail: Frame, own: Filters) -> Readings:
     """Compare the spectra of residual and denoised frame, in the same units, through a window.
 
-    Returns ``match_1`` and so on: projection of the residual on the denoised frame, in units of the
+    ``match_1`` and so on: projection of the residual on the denoised frame, in units of the
     residual's own scatter, white noise's at most; ``peak``, the largest power of the residual;
-    ``lattice``, the largest projection on a sharp peak of the denoised frame's negative; then
-    ``strength`` of `Measured`; whether the denoised frame has more of the peak; and where it is.
+    ``lattice``, the largest projection on a sharp peak of the denoised frame's negative.
     """
     left, after = (np.fft.rfft2(one * own.window) for one in (scaled, detail))
     across = (left * after.conj()).real
@@ -245,46 +234,51 @@ def _compare(
     sums, norms, scatter, count = (
         own.sums(one) for one in (across, remaining, power, np.ones_like(power))
     )
-    strength = np.sqrt(np.maximum(norms, 1e-12))
-    match = sums / strength / np.sqrt(np.clip(scatter / np.maximum(count, 1), 1e-12, 1))
+    usual = np.clip(scatter / np.maximum(count, 1), 1e-12, 1)
+    match = sums / np.sqrt(np.maximum(norms, 1e-12) * usual)
     # Of a strong peak a denoiser may take a little.
     alone = power * (own.far & (power > _SHARE**2 * np.square(np.abs(left + after))))
     y, x = np.unravel_index(alone.argmax(), power.shape)
-    peaks = _sharp(remaining, own.far, labels)
+    peaks = _sharp(remaining, own)
     more = -np.sqrt(2 / remaining.ravel()[peaks]) * across.ravel()[peaks]
-    values = {f"match_{n}": float(one) for n, one in enumerate(match, 1)}
-    values |= {"peak": float(alone[y, x]), "lattice": float(more.max(initial=0.0))}
     brighter = bool(abs(after[y, x]) > abs(after[y, x] + left[y, x]))
     height, width = scaled.shape
-    return values, strength, (brighter, float(np.fft.fftfreq(height)[y]), float(x / width))
+    place = float(np.fft.fftfreq(height)[y]), float(x / width)
+    return {
+        **{f"match_{n}": Reading(float(value)) for n, value in enumerate(match, 1)},
+        "peak": Reading(float(alone[y, x]), brighter, place),
+        "lattice": Reading(float(more.max(initial=0.0))),
+    }
 
 
-def _sharp(power: Floats, far: Mask, labels: NDArray[np.intp]) -> list[int]:
+def _sharp(power: Floats, own: Filters) -> list[int]:
     """Return the flat indices of the sharpest peaks of a denoised frame's power spectrum."""
-    flat = power.ravel()
+    flat, rings = power.ravel(), own.rings.ravel()
     highest = ndimage.maximum_filter(power, 3, mode="wrap")
-    candidates = np.flatnonzero((power == highest) & far)
+    candidates = np.flatnonzero((power == highest) & own.far & (own.rings > 0))
     candidates = candidates[np.argsort(flat[candidates])[::-1][: 4 * _PEAKS]]
-    near = np.unique(labels[candidates])
-    usual = dict(zip(near, ndimage.median(flat, labels, near), strict=True)) | {0: np.inf}
-    return [int(at) for at in candidates if flat[at] > _SHARP * usual[labels[at]]][:_PEAKS]
+    usual = ndimage.median(flat, rings, rings[candidates])
+    return [int(at) for at in candidates[flat[candidates] > _SHARP * usual]][:_PEAKS]
 
 
 def smoothed(residual: Frame) -> Frame:
     """Smooth a residual (H, W) at every scale: (S, H, W), in standard deviations of white noise."""
-    transform = np.fft.rfft2(residual)
-    parts = [np.fft.irfft2(transform * one, s=residual.shape)
-             for one in filters(*residual.shape).smooth]  # fmt: skip
-    return np.stack(parts).astype(np.float32)
+    # A Gaussian leaves 1 / (2 sqrt(pi) scale) of white noise's deviation.
+    parts = [ndimage.gaussian_filter(residual, scale, mode="wrap") * scale for scale in SCALES]
+    return np.asarray(2 * np.sqrt(np.pi) * np.stack(parts), np.float32)
 
 
-def spots_of(fields: Frame, name: str) -> dict[str, Spot]:
-    """Find what is farthest from 0 at every scale of `smoothed` (S, H, W): ``name_2`` and so on."""
+def blobs(fields: Frame, name: str) -> Readings:
+    """Find what is farthest from 0 at every scale of `smoothed` (S, H, W): ``name_2`` and so on.
+
+    Values are in standard deviations of the smoothed residual itself (by its median), of white
+    noise at most: a blob counts for more where there is less to scatter.
+    """
     found = {}
     for scale, field in zip(SCALES, fields, strict=True):
         size = np.abs(field)
         y, x = (int(i) for i in np.unravel_index(size.argmax(), field.shape))
         usual = min(max(float(np.median(size)) / _MEDIAN, 1e-6), 1.0)
         z = float(field[y, x])
-        found[f"{name}_{scale:g}"] = Spot(y, x, scale, z, float(size[y, x]) / usual)
+        found[f"{name}_{scale:g}"] = Reading(float(size[y, x]) / usual, z < 0, (y, x), z)
     return found

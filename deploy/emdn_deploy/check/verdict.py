@@ -1,161 +1,231 @@
-"""The verdict on frames and stack, in plain words with the evidence."""
+"""The verdict on frames and stack: decided, and said in words and in JSON."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from emdn_deploy.check.bootstrap import LEVEL, Limits, Thresholds, share
-from emdn_deploy.check.heldout import moves
-from emdn_deploy.check.quick import allowed
+from emdn_deploy.check.bootstrap import DRAWS, LEVEL, Limits, Thresholds
+from emdn_deploy.check.quick import SHARE, allowed
 from emdn_deploy.check.residual import (
     ADDED,
-    CHANGED,
     NOISE,
     REMOVED,
     RUNS,
-    SINGLE,
     SMOOTHED,
     STATISTICS,
     Frame,
-    Mask,
-    Spot,
-    measure,
-    spots_of,
+    Readings,
+    in_runs,
 )
 from emdn_models.metrics import HeldOut
 
 PASSED, OUTSIDE = "within noise", "outside training"
-MEANINGS = {
-    SMOOTHED: "the residual holds a pattern of which the denoised frame holds too little",
-    REMOVED: "at one place or line the denoised frame is darker than the raw one allows",
-    ADDED: "at one place or line the denoised frame is brighter than the raw one allows, or it has "
-    "a lattice that the raw one does not have",
-    NOISE: "less was taken away than there is noise",
-    CHANGED: "the mean is not what it was",
-    OUTSIDE: "the noise is not what the models were trained on: nothing is vouched for",
-}
-"""What a microscopist should take a verdict for, in one line each."""
-
+_REASONS = 3  # that residuals can fail a stack for, see `judge_stack`
 _MOST = 4  # pieces of evidence that are shown
-_CLEAR = 5.0  # standard errors
-_ERROR = 1.5  # squared error, over that of replicates, that is not worth one
+_SHOWN = 20  # flagged frames that are printed
 
 
-@dataclass
-class Found:
-    """The statistics of one frame, of each the panel's where it is farthest."""
+class Comparison(NamedTuple):
+    """The squared error of the stack beside that of the shipped default model.
 
-    number: int
-    values: dict[str, float] = field(default_factory=dict)
-    spots: dict[str, Spot] = field(default_factory=dict)
-    added: set[str] = field(default_factory=set)  # of which the denoised frame has more
-    noise: set[str] = field(default_factory=set)  # bands in which both hold noise
-    peak: tuple[float, float] = (0.0, 0.0)
+    The verdict is ``no worse``, ``worse`` (by 0.4 dB or more, beyond chance), ``far worse`` (6 dB),
+    or ``unknown``.
+    """
 
-
-class Judge:
-    """Measures the frames of a stack and judges them, as they pass."""
-
-    def __init__(self, thresholds: Thresholds) -> None:
-        self._own = thresholds
-        self._rows: list[dict[str, Any]] = []
-        self._waiting: list[Found] = []  # for the run that they belong to
-        self._sums: list[Frame] = []
-
-    def add(self, number: int, raw: Frame, denoised: Frame) -> None:
-        """Measure the next frame."""
-        own = self._own
-        panels = [measure(raw[at], denoised[at], own.camera, own.good[at]) for at in own.panels]
-        found = Found(number)
-        for name in SINGLE:
-            low, _, typical = own.limits[name]
-            each = np.array([one.values[name] for one in panels])
-            at = int((np.abs(each - typical) if isfinite(low) else each).argmax())
-            found.values[name] = float(each[at])
-            if name in panels[at].added:
-                found.added.add(name)
-            if name in panels[at].spots:
-                found.spots[name] = self._moved(panels[at].spots[name], at)
-            elif name.startswith("match") and own.is_noise(name, panels[at].strength):
-                found.noise.add(name)
-            elif name == "peak":
-                found.peak = panels[at].peak
-        self._waiting.append(found)
-        if own.length:
-            parts = [share(one.fields) for one in panels]
-            earlier = self._sums or [np.zeros_like(part) for part in parts]
-            self._sums = [a + b for a, b in zip(earlier, parts, strict=True)]
-        if len(self._waiting) >= max(1, own.length):
-            self._complete()
-
-    def _moved(self, spot: Spot, panel: int) -> Spot:
-        rows, columns = self._own.panels[panel]
-        return spot._replace(y=spot.y + rows.start, x=spot.x + columns.start)
-
-    def _complete(self) -> None:
-        """Judge the frames that wait, with the average residual of all of them."""
-        own, run = self._own, dict[str, Spot]()
-        root = np.float32(np.sqrt(len(self._waiting)))
-        for at, total in enumerate(self._sums):
-            for name, spot in spots_of(total / root, "run_blob").items():
-                if name not in run or spot.contrast > run[name].contrast:
-                    run[name] = self._moved(spot, at)
-        for found in self._waiting:
-            found.spots |= run
-            found.values |= {name: spot.contrast for name, spot in run.items()}
-            found.added |= {name for name, spot in run.items() if spot.z < 0}
-            far = max((spot.contrast / own.limits[n].high, n) for n, spot in found.spots.items())
-            spot, (verdict, evidence) = found.spots[far[1]], verdict_of(found, own)
-            row = {"frame": found.number, "verdict": verdict, "evidence": evidence}
-            row |= {"y": spot.y, "x": spot.x, "scale_px": spot.scale, "z": spot.z}
-            self._rows.append(row | {name: found.values[name] for name in own.limits})
-        self._waiting.clear()
-        self._sums = []
-
-    def finish(self) -> pl.DataFrame:
-        """Judge the frames of a last, shorter run, and return the table of `CheckResult`."""
-        if self._waiting:
-            self._complete()
-        limits = self._own.limits.items()
-        ends = {f"{name}_low": one.low for name, one in limits if isfinite(one.low)}
-        ends |= {f"{name}_high": one.high for name, one in limits}
-        return pl.DataFrame(self._rows).with_columns(**{n: pl.lit(one) for n, one in ends.items()})
+    verdict: str
+    words: str
 
 
-def verdict_of(found: Found, own: Thresholds) -> tuple[str, str]:
+@dataclass(frozen=True)
+class CheckResult:
+    """All that a check found.
+
+    ``table`` has one row a frame: ``frame``, ``verdict`` (`residual.REMOVED` and so on, joined by
+    ``; ``, or ``within noise``), ``evidence`` in words; ``y``, ``x``, ``scale_px`` and ``z`` of the
+    blob that stands out most, in the frame or in the average over its run; then for every statistic
+    its value and, as ``<name>_low`` and ``<name>_high``, its limits.
+    """
+
+    source: Path
+    denoised: Path | None  # None where the frames were denoised for the check
+    shape: tuple[int, int, int]  # (N, H, W)
+    model: str  # whose replicates gave the thresholds
+    model_sha256: str
+    device: str
+    seed: int  # of the noise that was drawn
+    table: pl.DataFrame
+    thresholds: Thresholds
+    ratio: float  # mean out / mean in above the offset, over all frames
+    heldout: HeldOut | None  # None for too few frames
+    comparison: Comparison
+    smallest: dict[str, float] | None  # see `bootstrap.Thresholds.smallest`
+    findings: tuple[str, ...]  # why the stack fails as a whole; empty if it passes
+    notes: tuple[str, ...]  # what was assumed, and what cannot be said
+
+    @property
+    def failing(self) -> list[int]:
+        """Return the numbers of the frames that are not within noise."""
+        return self.table.filter(pl.col("verdict") != PASSED)["frame"].to_list()
+
+    @property
+    def flagged(self) -> dict[int, str]:
+        """Return, by frame, what was found in it, and not in the noise alone, with evidence."""
+        bad = self.table.filter(~pl.col("verdict").is_in([PASSED, OUTSIDE]))
+        rows = bad.select("frame", "verdict", "evidence").rows()
+        return {number: f"{verdict} ({evidence})" for number, verdict, evidence in rows}
+
+    @property
+    def passed(self) -> bool:
+        """Whether the stack shows no more than sound ones do; single frames may stand out."""
+        return not self.findings
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what speaks against the stack and does not fail it."""
+        return (self.comparison.words,) if self.comparison.verdict == "worse" else ()
+
+    @property
+    def word(self) -> str:
+        """Return ``PASS``, ``WARN`` or ``FAIL``; what warns does not fail."""
+        return ("WARN" if self.warnings else "PASS") if self.passed else "FAIL"
+
+    @property
+    def headline(self) -> str:
+        """Say in a line what came out, and what was found in how many frames."""
+        flagged = self.table.filter(~pl.col("verdict").is_in([PASSED, OUTSIDE]))["verdict"]
+        kinds = Counter(one for words in flagged for one in words.split("; ") if one != OUTSIDE)
+        named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
+        words = f"{len(flagged)} of {self.table.height} frames flagged" + f" ({named})" * any(kinds)
+        if self.thresholds.outside:
+            words = f"the noise is not what the models were trained on; {words}"
+        most = allowed(self.table.height, LEVEL)
+        return f"{self.word}: {words}, up to {most} expected by chance"
+
+    @property
+    def unseen(self) -> str:
+        """Say what a pass does not."""
+        if self.smallest is None:
+            return "a false atom cannot be seen: in correlated noise no place is judged"
+        words = (
+            "a filled vacancy, or other false spot of {width_px:.2g} px, is noticed above "
+            "{percent:.0f} % of the contrast of atoms"
+        )
+        if "run_percent" in self.smallest:
+            words += " in one frame, {run_percent:.0f} % if it stays for {length} frames"
+        if self.smallest["percent"] > 100:
+            words += ": single vacancies can be filled unseen at this dose"
+        return words.format(**self.smallest, length=self.thresholds.length)
+
+    def text(self) -> str:
+        """Return what ``emdn-deploy check`` prints."""
+        noise, error = self.thresholds.noise, self.heldout
+        count, height, width = self.shape
+        lines = [
+            f"frames     {count} of {height} x {width} from {self.source}, "
+            f"{self.denoised or f'denoised by {self.model}'}",
+            f"noise      gain {noise.gain:.4g}, offset {noise.offset:.4g} ({noise.method})",
+            f"mean       out/in {self.ratio:.5f}",
+        ]
+        if error:
+            gain, below = error.gain_db, "too small to tell"
+            if isfinite(gain.value):
+                below = f"{gain.value:.1f} ± {gain.se:.1g} dB"
+            lines.append(
+                f"error      {error.error.value:.4g} ± {error.error.se:.2g} squared, by "
+                f"{error.comparisons} pairs of neighbouring frames; below the raw frames': {below}"
+            )
+        lines.append(
+            f"thresholds parametric bootstrap by {self.model}, {DRAWS} replicates (seed "
+            f"{self.seed}); false-alarm rate {LEVEL:.0%} a frame, {_REASONS * SHARE:.0%} a stack"
+        )
+        if self.comparison.words not in (*self.findings, *self.warnings):
+            lines.append(f"default    {self.comparison.words}")
+        for name, said in (
+            ("note", self.notes), ("noise", noise.findings), ("fails", self.findings),
+            ("warns", self.warnings), ("verdict", [self.headline]), ("", [self.unseen]),
+        ):  # fmt: skip
+            lines += [f"{name:10} {one}" for one in said]
+        flagged = list(self.flagged.items())
+        lines += [f"  frame {number}: {words}" for number, words in flagged[:_SHOWN]]
+        if len(flagged) > _SHOWN:
+            lines.append(f"  and {len(flagged) - _SHOWN} frames more; --table FILE has all")
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """Return one line of JSON."""
+        names = (
+            "passed", "source", "denoised", "failing", "model", "model_sha256", "device", "ratio",
+            "findings", "warnings", "notes", "flagged", "smallest", "unseen",
+        )  # fmt: skip
+        found = {name: getattr(self, name) for name in names}
+        found |= {"verdict": self.word, "frames": self.shape[0]}
+        found["heldout"] = self.heldout and asdict(self.heldout)
+        found["comparison"] = self.comparison._asdict()
+        found["noise"] = self.thresholds.noise._asdict()
+        text = json.dumps(found, default=str)
+        # JSON has no NaN.
+        return json.dumps(json.loads(text, parse_constant=lambda _: None))
+
+
+def judge_frames(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) -> pl.DataFrame:
+    """Judge frames, number, raw and denoised (H, W), and return the table of `CheckResult`."""
+    rows, limits = [], own.limits
+    for number, panels in in_runs(frames, own.panels, own.camera, own.good, own.length):
+        readings = {}
+        for name, limit in limits.items():
+            at = int(limit.reach([one[name].value for one in panels]).argmax())
+            readings[name] = reading = panels[at][name]
+            if "blob" in name:
+                (y, x), (down, right) = reading.place, own.panels[at]
+                readings[name] = reading._replace(place=(y + down.start, x + right.start))
+        verdict, evidence = verdict_of(readings, own)
+        spots = [name for name in limits if "blob" in name]
+        spot = max(spots, key=lambda name: float(limits[name].reach(readings[name].value)))
+        (y, x), scale = readings[spot].place, float(spot.rpartition("_")[2])
+        row = {"frame": number, "verdict": verdict, "evidence": evidence}
+        row |= {"y": y, "x": x, "scale_px": scale, "z": readings[spot].z}
+        rows.append(row | {name: readings[name].value for name in limits})
+    ends = {f"{name}_low": one.low for name, one in limits.items() if isfinite(one.low)}
+    ends |= {f"{name}_high": one.high for name, one in limits.items()}
+    return pl.DataFrame(rows).with_columns(**{name: pl.lit(one) for name, one in ends.items()})
+
+
+def said(name: str, value: float, limit: Limits) -> str:
+    """Say what a statistic is and what it was expected to be."""
+    own, above = STATISTICS[name], value > limit.typical
+    side, bound = ("most", limit.high) if above else ("least", limit.low)
+    return f"{own.words}: {own.written(value)}, expected at {side} {own.written(bound)}"
+
+
+def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:
     """Return the verdict on a frame, its kinds joined by ``; ``, and the evidence."""
-    beyond = []
-    for name in own.judged:
-        value, limit = found.values[name], own.limits[name]
-        if not limit.holds(value):
-            bound = limit.high if value > limit.high else limit.low
-            reach = (value - limit.typical) / (bound - limit.typical)
-            beyond.append((reach, name, value, bound))
-    kinds: dict[str, str] = {}
-    evidence: list[str] = []
-    for _, name, value, bound in sorted(beyond, reverse=True):
+    reach = {name: float(own.limits[name].reach(readings[name].value)) for name in own.names}
+    kinds, evidence = dict[str, str](), list[str]()
+    for name in sorted(reach, key=reach.__getitem__, reverse=True):
         # What stands out at one scale or in one band does so in others: the farthest will do.
-        group, statistic = name.rstrip("0123456789_"), STATISTICS[name]
-        if group in kinds:
+        group, reading, limit = name.rstrip("0123456789_"), readings[name], own.limits[name]
+        if reach[name] <= 1 or group in kinds:
             continue
-        kinds[group], side = statistic.above, "at most"
-        if value < bound:
-            kinds[group], side = statistic.below, "at least"
-        elif name in found.noise:
-            kinds[group] = NOISE
-        elif name in found.added:
+        kinds[group] = STATISTICS[name].above
+        if reading.value < limit.typical:
+            kinds[group] = STATISTICS[name].below
+        elif group == "match" and readings["std"].value < own.limits["std"].typical:
+            kinds[group] = NOISE  # and not structure, which would add to the residual
+        elif reading.more:
             kinds[group] = ADDED
-        words = f"{statistic.words}: {statistic.written(value)}, expected {side} "
-        words += statistic.written(bound)
-        if spot := found.spots.get(name):
-            than = "brighter" if spot.z < 0 else "darker"
-            words += f", denoised {than} than raw at row {spot.y}, column {spot.x}"
+        words = said(name, reading.value, limit)
+        if "blob" in name:
+            than = "brighter" if reading.more else "darker"
+            words += ", denoised {} than raw at row {}, column {}".format(than, *reading.place)
         if name == "peak":
-            words += ", at ({:.3f}, {:.3f}) cycles/pixel".format(*found.peak)
+            words += ", at ({:.3f}, {:.3f}) cycles/pixel".format(*reading.place)
         evidence.append(words)
     # More residual than there should be is of the kind that something else says it is.
     structure = (SMOOTHED, REMOVED, ADDED)
@@ -167,56 +237,32 @@ def verdict_of(found: Found, own: Thresholds) -> tuple[str, str]:
     return "; ".join(verdicts) or PASSED, "; ".join(evidence[:_MOST] or own.outside)
 
 
-def judge(table: pl.DataFrame, own: Thresholds, error: HeldOut | None = None) -> tuple[str, ...]:
+def judge_stack(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
     """Say why a stack fails; nothing if it does not.
 
     Of sound frames `LEVEL` may stand out each for itself, so that of a long stack some do. A stack
     fails for more of them than that, for more runs, and for a frame or run so far out that hardly
     any sound stack has one. Each of these three has `quick.SHARE` of false alarms. It also fails
-    for noise that no model has seen, and for a squared error clearly above that of replicates.
+    for noise that no model has seen.
     """
     found = []
     if own.outside:
         found.append("the noise is not what the models were trained on: nothing can be vouched for")
-    names, run_rate = own.judged, LEVEL * len(RUNS) / len(own.limits)
-    for what, judged, rate, step in (
-        ("frames stand out, each for itself", set(names) - set(RUNS), LEVEL, 1),
-        ("averages over a run of frames stand out", set(names) & set(RUNS), run_rate, own.length),
+    reach = {name: own.limits[name].reach(table[name].to_numpy()) for name in own.names}
+    run_rate = LEVEL * len(RUNS) / len(own.limits)
+    for what, of_runs, rate, step in (
+        ("frames stand out, each for itself", False, LEVEL, 1),
+        ("averages over a run of frames stand out", True, run_rate, max(1, own.length)),
     ):
-        flags = beyond(table, own.limits, judged)[:: max(1, step)]
-        most = allowed(len(flags), rate)
-        if flags.sum() > most:
-            found.append(
-                f"{flags.sum()} of {len(flags)} {what}: in 99 % of sound stacks at most {most} do"
-            )
-    farthest = own.farthest(table.height)
-    for name in names:
-        far = table.filter(beyond(table, farthest, [name]))
-        if far.height:
-            limit, statistic = farthest[name], STATISTICS[name]
-            worst = int((far[name] - limit.typical).abs().arg_max() or 0)
-            value, number = far[name][worst], far["frame"][worst]
-            bound = limit.high if value > limit.high else limit.low
-            where = f"{'the run of ' if name in RUNS else ''}frame {number}"
-            more = f" (and {far.height - 1} more)" if far.height > 1 else ""
-            found.append(
-                f"{statistic.words}: {statistic.written(value)} in {where}{more}; in 99 % of sound "
-                f"stacks no frame is beyond {statistic.written(bound)}"
-            )
-    if error and not moves(error) and isfinite(error.error.se):
-        value, se = error.error.value, error.error.se
-        if value - _CLEAR * se > _ERROR * own.error:
-            found.append(
-                f"the squared error against neighbouring frames, {value:.4g} ± {se:.2g}, is above "
-                f"that of replicates, {own.error:.4g}"
-            )
+        part = [one[::step] for name, one in reach.items() if (name in RUNS) is of_runs]
+        count, most = len(table[::step]), allowed(len(table[::step]), rate)
+        if (flags := (np.max(part, axis=0, initial=0) > 1).sum()) > most:
+            found.append(f"{flags} of {count} {what}: in 99 % of sound stacks at most {most} do")
+    for name, limit in own.within(SHARE / table.height).items():
+        if name in reach and (far := limit.reach(table[name].to_numpy())).max() > 1:
+            worst, others = int(far.argmax()), int((far > 1).sum()) - 1
+            where = f"{'the run of ' if name in RUNS else ''}frame {table['frame'][worst]}"
+            more = f" (and {others} more)" if others else ""
+            words = said(name, table[name][worst], limit)
+            found.append(f"{words} in all frames of 99 % of sound stacks: {where}{more}")
     return tuple(found)
-
-
-def beyond(table: pl.DataFrame, limits: Mapping[str, Limits], names: Iterable[str]) -> Mask:
-    """Say of every frame (N,) whether any of these statistics is outside of its range."""
-    out = np.zeros(table.height, bool)
-    for name in names:
-        values = table[name].to_numpy()
-        out |= (values < limits[name].low) | (values > limits[name].high)
-    return out

@@ -1,36 +1,39 @@
-"""A new HDF5 file that HyperSpy, NeXus readers and EMD readers open calibrated.
+"""HDF5: a new file for HyperSpy, NeXus and EMD readers, or the input's tree with other frames.
 
-``/Experiments`` is a HyperSpy file's list of signals, an NXentry and an EMD 1.0 root
-at once; ``/Experiments/<title>`` is the signal, its NXdata and an EMD array. The
-vectors ``dim0``, ``dim1``... serve both EMD and NeXus, the groups ``axis-0``... HyperSpy.
-Here is also what the mirroring writer shares: the frames' datasets and the record.
+In a new file ``/Experiments`` is a HyperSpy file's list of signals, an NXentry and an EMD 1.0 root
+at once; ``/Experiments/<title>`` is the signal, its NXdata and an EMD array. The vectors ``dim0``,
+``dim1``... serve both EMD and NeXus, the groups ``axis-0``... HyperSpy.
+
+HDF5 to HDF5 keeps every group, dataset, attribute and link of the input. A stack in several parts
+becomes one dataset under the name of the first. Standard deviations that an earlier run left are
+not those of the new frames and are left out.
 """
 
+import os
 import uuid
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.readers.hdf5 import SIGMA_OF
-from emdn_deploy.writers import GROUP, SIGMA, Layout, Provenance, Storage, plain_text
+from emdn_deploy.readers.hdf5 import SIGMA_OF, open_file
+from emdn_deploy.writers import SIGMA, Layout, Pixels, Provenance, Storage, plain_text
+from emdn_models.errors import FormatError, OutputError
 from emdn_models.files import opened
 
 # NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
-ERRORS = "_errors"
+_ERRORS = "_errors"
 # gzip's own default, 6, takes twice the time; of denoised float32 it makes 57 % instead of 60.
-LEVEL = 1
+_LEVEL = 1
 _ROOT = "Experiments"
 
 
-def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
-    """Write everything but the pixels, and say where those belong."""
+def _new(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
+    """Write a new file but for its pixels."""
     title = _title(frames)
     shape, axes = stacked(frames)
     order = "tuvwabdefghij"[: len(shape) - 2] + "yx"
@@ -54,18 +57,18 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
              "python_class": "Array"}
         )  # fmt: skip
         group.attrs["axes"] = [f"dim{i}" for i in range(len(shape))]
-        create_frames(group, "data", shape, order, storage).attrs["units"] = ""
-        if storage.sigma:
-            create_sigma(group, "data", shape, order, storage).attrs["units"] = ""
+        layout = _create(target, group, "data", shape, order, storage)
+        for name in ("data", "data" + SIGMA)[: 1 + storage.sigma]:
+            group[name].attrs["units"] = ""
         for i, (axis, length) in enumerate(zip(axes, shape, strict=True)):
             _write_axis(group, i, axis, length, navigate=i < len(shape) - 2)
         _write_metadata(group, title, frames)
-        record(file, dataset_of(frames), provenance)
-    return layout_of(target, dataset_of(frames), shape, order, storage)
+        _record(file, dataset_of(frames), provenance)
+    return layout
 
 
 def dataset_of(frames: Frames) -> str:
-    """Return where the frames lie in the new file."""
+    """Return where the frames lie in a new file."""
     return f"/{_ROOT}/{_title(frames)}/data"
 
 
@@ -107,132 +110,233 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
         original.attrs[key.replace("/", "_")] = value
 
 
-def create_frames(
-    parent: h5py.Group, name: str, shape: tuple[int, ...], order: str, storage: Storage
-) -> h5py.Dataset:
-    """Create the dataset, one frame a chunk, with its space on disk unless compressed.
+def _create(
+    path: Path, parent: h5py.Group, name: str, shape: tuple[int, ...], order: str, storage: Storage
+) -> Layout:
+    """Create the datasets of frames and of their standard deviations, and say how to fill them.
 
-    Where other files hold the pixels of (N, H, W) it is a virtual one: what is missing of them
-    reads as NaN, or as 0 of integers. ``shape``, ``order``: stored shape and one letter per axis,
-    ``y`` and ``x`` the frame.
+    In an NXdata group the latter are also found under NeXus's name for uncertainties. ``order``:
+    one letter per axis of ``shape``, ``y`` and ``x`` the frame.
     """
-    chunk = tuple(
-        length if letter in "yx" else 1 for length, letter in zip(shape, order, strict=True)
-    )
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    if storage.parts and storage.kind.kind == "f":
-        settings.set_fill_value(np.array(np.nan, storage.kind))
-    for start, stop, *names in storage.parts:
-        own, theirs = (h5py.h5s.create_simple((n, *shape[1:])) for n in (shape[0], stop - start))
-        own.select_hyperslab((start, *[0] * (len(shape) - 1)), (stop - start, *shape[1:]))
-        # HDF5 counts with %b.
-        settings.set_virtual(own, *(name.replace("%", "%%").encode() for name in names), theirs)
-    if not storage.parts:
-        settings.set_chunk(chunk)
-        if storage.compress:
-            settings.set_shuffle()
-            settings.set_deflate(LEVEL)
-        else:
-            settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
-    space = h5py.h5s.create_simple(shape)
-    kind = h5py.h5t.py_create(storage.kind)
-    return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), kind, space, dcpl=settings))
-
-
-def create_sigma(
-    parent: h5py.Group, name: str, shape: tuple[int, ...], order: str, storage: Storage
-) -> h5py.Dataset:
-    """Create the dataset of standard deviations beside the frames ``name``.
-
-    In an NXdata group it is also reachable under the name that NeXus has for uncertainties.
-    """
+    layout = _dataset(path, parent, name, shape, order, storage)
+    if not storage.sigma:
+        return layout
     parts = tuple((*part[:3], part[3] + SIGMA) for part in storage.parts)
     own = replace(storage, dtype="float32", parts=parts)
-    made = create_frames(parent, name + SIGMA, shape, order, own)
+    sigma = _dataset(path, parent, name + SIGMA, shape, order, own)
     # By this readers tell it from the frames.
-    made.attrs[SIGMA_OF] = name
-    made.attrs["long_name"] = f"standard deviation of {name}"
-    if is_nxdata(parent):
-        parent[name + ERRORS] = h5py.SoftLink(name + SIGMA)
-    return made
+    parent[name + SIGMA].attrs[SIGMA_OF] = name
+    parent[name + SIGMA].attrs["long_name"] = f"standard deviation of {name}"
+    if parent.attrs.get("NX_class") in ("NXdata", b"NXdata"):
+        parent[name + _ERRORS] = h5py.SoftLink(name + SIGMA)
+    return replace(layout, sigma=sigma)
 
 
-def is_nxdata(group: h5py.Group) -> bool:
-    """Say whether a group follows NeXus's rules for data."""
-    return group.attrs.get("NX_class") in ("NXdata", b"NXdata")
-
-
-def layout_of(
-    path: Path, dataset: str, shape: tuple[int, ...], order: str, storage: Storage
+def _dataset(
+    path: Path, parent: h5py.Group, name: str, shape: tuple[int, ...], order: str, storage: Storage
 ) -> Layout:
-    """Say where frames by `create_frames`, and standard deviations by `create_sigma`, belong."""
+    """Create a dataset: in one piece, or one frame a chunk if it is compressed or turned.
+
+    Where other files hold the pixels of (N, H, W) it is a virtual one: what is missing of them
+    reads as NaN, or as 0 of integers.
+    """
+    kind = storage.kind
     if storage.parts:
-        return Layout(np.zeros(0, np.int64), storage.kind.str)
-    if storage.sigma:
-        frames = replace(storage, sigma=False)
-        layout = layout_of(path, dataset, shape, order, frames)
-        plain = replace(frames, dtype="float32")
-        return replace(layout, sigma=layout_of(path, dataset + SIGMA, shape, order, plain))
-    lead = [axis for axis, letter in enumerate(order) if letter not in "yx"]
-    lead_shape = tuple(shape[axis] for axis in lead)
-    count = int(np.prod(lead_shape))
+        virtual = h5py.VirtualLayout(shape, kind)
+        for start, stop, file, dataset in storage.parts:
+            # HDF5 counts with %b.
+            names = (text.replace("%", "%%") for text in (file, dataset))
+            virtual[start:stop] = h5py.VirtualSource(*names, (stop - start, *shape[1:]))
+        parent.create_virtual_dataset(name, virtual, np.nan if kind.kind == "f" else None)
+        return Layout(kind.str, fill=lambda read: None)
+    plain = not storage.compress and order.replace("c", "").endswith("yx")
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED)
+    if plain:
+        settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    else:
+        lengths = zip(shape, order, strict=True)
+        settings.set_chunk(tuple(length if letter in "yx" else 1 for length, letter in lengths))
+    if storage.compress:
+        settings.set_shuffle()
+        settings.set_deflate(_LEVEL)
+    space, numbers = h5py.h5s.create_simple(shape), h5py.h5t.py_create(kind)
+    made = h5py.h5d.create(parent.id, name.encode(), numbers, space, dcpl=settings)
+    if plain:
+        return Layout(kind.str, made.get_offset())
+    place = h5py.Dataset(made).name
+    lead = [length for length, letter in zip(shape, order, strict=True) if letter not in "yx"]
+    height, width = (shape[order.index(letter)] for letter in "yx")
     flip = order.index("x") < order.index("y")
-    if not storage.compress:
-        offsets = np.full(count, -1, np.int64)
 
-        def note(chunk: Any) -> None:
-            index = tuple(chunk.chunk_offset[axis] for axis in lead)
-            offsets[int(np.ravel_multi_index(index, lead_shape)) if lead else 0] = chunk.byte_offset
-
-        with h5py.File(path, "r") as file:
-            file[dataset].id.chunk_iter(note)
-        return Layout(offsets, storage.kind.str, flip)
-
-    def fill(chunks: Iterator[bytes]) -> None:
+    def fill(read: Pixels) -> None:
         with opened(path, "r+") as out:
-            data = out.file[dataset]
-            for number, chunk in enumerate(chunks):
-                place = [0] * len(shape)
-                for axis, index in zip(lead, np.unravel_index(number, lead_shape), strict=True):
-                    place[axis] = int(index)
-                data.id.write_direct_chunk(tuple(place), chunk)
+            data = out.file[place]
+            for index in np.ndindex(*lead):
+                numbers = iter(index)
+                where = tuple(slice(None) if letter in "yx" else next(numbers) for letter in order)
+                frame = read(height * width).reshape(height, width)
+                data[where] = frame.T if flip else frame
                 out.check()
 
-    offsets = np.zeros(count + 1, np.int64)
-    return Layout(offsets, storage.kind.str, flip, _encode, fill)
+    return Layout(kind.str, fill=fill)
 
 
-def _encode(pixels: NDArray[Any]) -> bytes:
-    """Do what HDF5's shuffle and gzip filters do."""
-    size = pixels.dtype.itemsize
-    planes = np.ascontiguousarray(pixels.reshape(-1).view(np.uint8).reshape(-1, size).T)
-    return zlib.compress(planes.data, LEVEL)
-
-
-def _groups(file: h5py.File) -> Iterator[str]:
-    """Yield the names of the provenance groups that are there, and the next free one."""
-    number, name = 1, GROUP
+def _record_names(file: h5py.File) -> Iterator[str]:
+    """Yield the names of the records that are there, and the next free one."""
+    number, name = 1, "emdn"
     while name in file:
         yield name
         number += 1
-        name = f"{GROUP}_{number}"
+        name = f"emdn_{number}"
     yield name
 
 
-def record(file: h5py.File, frames: str, provenance: Provenance) -> None:
-    """Write the provenance group; an earlier one is kept."""
-    group = file.create_group(list(_groups(file))[-1])
-    group.attrs["NX_class"] = "NXprocess"
-    group.attrs["frames"] = frames
-    for key, value in provenance.items():
-        group.attrs[key] = plain_text(value) if isinstance(value, str) else value
+def _record(file: h5py.File, frames: str, provenance: Provenance) -> None:
+    """Write the record; an earlier one, of frames that are denoised twice, stays."""
+    group = file.create_group(list(_record_names(file))[-1])
+    group.attrs.update({"NX_class": "NXprocess", "frames": frames, **provenance})
 
 
 def finish(path: Path, late: Provenance) -> None:
-    """Add what is known at the end only to the newest provenance group."""
+    """Add to the newest record what is known at the end only."""
     with opened(path, "r+") as out:
-        group = out.file[list(_groups(out.file))[-2]]
-        for key, value in late.items():
-            group.attrs[key] = value
+        out.file[list(_record_names(out.file))[-2]].attrs.update(late)
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """Return the newest record of a file, empty where there is none."""
+    with h5py.File(path) as file:
+        names = list(_record_names(file))[:-1]
+        known = dict(file[names[-1]].attrs) if names else {}
+    return {name: one.item() if isinstance(one, np.generic) else one for name, one in known.items()}
+
+
+def _mirror(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
+    """Write the input's tree but for the frames' pixels.
+
+    FormatError if the input is damaged beside its frames.
+    """
+    try:
+        with open_file(frames.path) as source, opened(target, "w") as out:
+            layout = _copy_tree(source, out.file, frames, target, storage)
+            _copy_references(source, out.file)
+            if storage.sigma:
+                new = out.file[frames.dataset + SIGMA]
+                _copy_dimensions(out.file[frames.dataset], new, out.file)
+            _record(out.file, frames.dataset, provenance)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
+        raise FormatError(
+            f"{frames.path}: what it holds beside the frames is damaged and cannot be copied "
+            f"({error}); --to hspy writes the frames alone"
+        ) from error
+    return layout
+
+
+def _copy_tree(
+    source: h5py.File, copy: h5py.File, frames: Frames, target: Path, storage: Storage
+) -> Layout:
+    """Walk the links of ``source`` depth first and make each again in ``copy``.
+
+    OutputError if the names for standard deviations are taken.
+    """
+    chosen = source[frames.dataset]
+    made: dict[Any, str] = {_identity(source): "/"}
+    layouts: list[Layout] = []
+    parent, _, leaf = frames.dataset.rpartition("/")
+    beside = source[parent or "/"]
+    taken = [leaf + end for end in (SIGMA, _ERRORS) if leaf + end in beside]
+    ours = leaf + SIGMA in taken and SIGMA_OF in beside[leaf + SIGMA].attrs
+    if storage.sigma and taken and not ours:
+        raise OutputError(
+            f"{frames.path}: holds {parent}/{taken[0]} already, where the standard deviations "
+            "would be; choose --to hspy, or leave out --sigma"
+        )
+    left = {*frames.parts[1:], *(f"{parent}/{name}" for name in taken if ours)}
+    above_frames = {frames.dataset, *map(str, PurePosixPath(frames.dataset).parents)}
+
+    def walk(group: h5py.Group, into: h5py.Group, above: str) -> None:
+        _copy_attributes(group, into)
+        for name in group:
+            link, path = group.get(name, getlink=True), f"{above}/{name}"
+            if path in left:
+                continue
+            if isinstance(link, h5py.SoftLink):
+                into[name] = h5py.SoftLink(link.path)
+            elif isinstance(link, h5py.ExternalLink) and path not in above_frames:
+                file = (frames.path.parent / link.filename).resolve()
+                outside = os.path.relpath(file, target.parent.resolve())
+                into[name] = h5py.ExternalLink(outside, link.path)
+            elif _identity(group[name]) in made and isinstance(link, h5py.HardLink):
+                into[name] = copy[made[_identity(group[name])]]
+            else:
+                make(group, into, name, path)
+
+    def make(group: h5py.Group, into: h5py.Group, name: str, path: str) -> None:
+        item = group[name]
+        made[_identity(item)] = path
+        if isinstance(item, h5py.Group):
+            walk(item, into.create_group(name, track_order=True), path)
+        elif item != chosen:
+            group.copy(name, into, name=name)
+        else:
+            layouts.append(_create(target, into, name, frames.stored_shape, frames.order, storage))
+            _copy_attributes(item, into[name])
+            if storage.sigma:
+                sigma = into[name + SIGMA]
+                _copy_attributes(into[name], sigma, leave=("signal", *sigma.attrs))
+
+    walk(source, copy, "")
+    return layouts[0]
+
+
+def _identity(item: h5py.HLObject) -> tuple[int, ...]:
+    info = h5py.h5o.get_info(item.id)
+    return int(info.fileno), int(info.addr)
+
+
+def _copy_attributes(item: h5py.HLObject, into: h5py.HLObject, leave: tuple[str, ...] = ()) -> None:
+    for name in item.attrs:
+        low = item.attrs.get_id(name)
+        kind = low.get_type()
+        if name not in leave and not kind.detect_class(h5py.h5t.REFERENCE):
+            # The stored type, shape and bytes, not what numpy would make of the value.
+            new = h5py.h5a.create(into.id, low.name, kind, low.get_space())
+            if low.get_space().get_simple_extent_type() != h5py.h5s.NULL:
+                buffer = np.zeros(low.shape, f"V{kind.get_size()}")
+                low.read(buffer, mtype=kind)
+                new.write(buffer, mtype=kind)
+
+
+def _copy_references(source: h5py.File, copy: h5py.File) -> None:
+    """Point dimension scales, and other references, at the copies."""
+
+    def visit(name: str, item: h5py.HLObject) -> None:
+        twin = copy.get(name) if isinstance(name, str) else None
+        if twin is None:
+            return
+        if isinstance(item, h5py.Dataset) and twin.ndim == item.ndim:
+            _copy_dimensions(item, twin, copy)
+        for key in item.attrs:
+            refers = item.attrs.get_id(key).get_type().detect_class(h5py.h5t.REFERENCE)
+            value = item.attrs[key] if refers else None
+            if isinstance(value, h5py.Reference) and value and source[value].name in copy:
+                twin.attrs[key] = copy[source[value].name].ref
+
+    source.visititems(visit)
+
+
+def _copy_dimensions(old: h5py.Dataset, new: h5py.Dataset, copy: h5py.File) -> None:
+    """Give a dataset the labels of another one's axes, and the copies of their scales."""
+    for axis, own in zip(old.dims, new.dims, strict=True):
+        if axis.label:
+            own.label = axis.label
+        for scale in axis.values():
+            if isinstance(copy.get(scale.name), h5py.Dataset) and not len(own):
+                own.attach_scale(copy[scale.name])
+
+
+FORMATS = {"hdf5": (_new, finish), "mirror": (_mirror, finish)}

@@ -1,18 +1,14 @@
 """TIFF for ImageJ and DigitalMicrograph users; BigTIFF above 4 GB."""
 
 import json
-import math
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.writers import Layout, Provenance, Storage
+from emdn_deploy.writers import Layout, Pixels, Provenance, Storage
 
 # zlib's own default takes twice the time for a few percent of size.
 _LEVEL = 1
@@ -20,22 +16,27 @@ _LEVEL = 1
 _CLASSIC_BYTES = 2**32 - 2**25
 _TIMES = ("s", "sec", "seconds", "ms", "msec", "µs", "us", "ns", "min", "h")
 _IMAGEJ_TYPES = ("float32", "uint8", "uint16", "int16")
-# A TIFF's texts cannot grow in place: room for what is known at the end only.
-_ROOM = " " * 1000
 
 
 def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
-    """Write the headers and the space for the pixels."""
+    """Write the headers and the space for the pixels; compressed, pages are written at the end."""
     classic = storage.size(frames.shape) < _CLASSIC_BYTES
     x, y = (_nanometres(frames.axis(letter)) for letter in "xy")
+    lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
+    letters, counts = _lead(frames, lead)
     own = "content" not in provenance and frames.metadata.get("photometric")
-    options: dict[str, Any] = {"photometric": own or "minisblack", "extratags": []}
-    letters, shape = _lead(frames)
-    metadata: dict[str, Any] = {
-        "axes": letters.upper() + "YX",
-        "Info": json.dumps(dict(provenance))[:-1] + _ROOM + "}",
-        **_steps(frames, letters, x.units),
-    }
+    metadata: dict[str, Any] = {"axes": letters.upper() + "YX", "Info": json.dumps(provenance)}
+    options: dict[str, Any] = {
+        "shape": (*counts, *frames.shape[1:]), "dtype": np.dtype(storage.dtype),
+        "photometric": own or "minisblack", "extratags": [], "metadata": metadata,
+    }  # fmt: skip
+    for letter, i in zip(letters, lead, strict=False):
+        axis = frames.axes[i]
+        if letter == "z" and axis.step:
+            slices = _nanometres(axis)
+            metadata |= {"spacing": slices.step, "zunit": slices.units}
+        elif letter == "t" and axis.step and axis.units.lower() in _TIMES:
+            metadata |= {"finterval": axis.step, "tunit": axis.units}
     if x.step and y.step:
         options["resolution"] = (1 / x.step, 1 / y.step)
         options["extratags"] = _dm_tags(x, y, frames.axes[0] if len(letters) == 1 else Axis())
@@ -47,64 +48,37 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         metadata.setdefault("unit", "pixel")
     else:
         options["bigtiff"] = not classic
-    shape = (*shape, *frames.shape[1:])
-    if storage.compress:
-        return _packed(target, shape, storage, metadata, options)
-    written = tifffile.imwrite(
-        target, None, shape=shape, dtype=np.dtype(storage.dtype), metadata=metadata,
-        returnoffset=True, **options,
-    )  # fmt: skip
-    with tifffile.TiffFile(target) as file:
-        kind = storage.kind.newbyteorder(file.byteorder)
-    return Layout.contiguous(written[0] if written else 0, frames, storage, kind.str)
+    if not storage.compress:
+        tifffile.imwrite(target, None, **options)
+        with tifffile.TiffFile(target) as file:
+            kind = storage.kind.newbyteorder(file.byteorder)
+            return Layout(kind.str, file.pages.first.dataoffsets[0])
+    height, width = frames.shape[1:]
 
-
-def _packed(
-    target: Path,
-    shape: tuple[int, ...],
-    storage: Storage,
-    metadata: dict[str, Any],
-    options: dict[str, Any],
-) -> Layout:
-    """Leave the file to be written at the end: each page says where its frame lies."""
-
-    def encode(pixels: NDArray[Any]) -> bytes:
-        return zlib.compress(pixels.data, _LEVEL)
-
-    def fill(chunks: Iterator[bytes]) -> None:
+    def fill(read: Pixels) -> None:
+        pages = (read(height * width).reshape(height, width) for _ in range(frames.shape[0]))
         tifffile.imwrite(
-            target, chunks, shape=shape, dtype=np.dtype(storage.dtype), byteorder="<",
-            metadata=metadata, compression="zlib", rowsperstrip=shape[-2], **options,
+            target, pages, byteorder="<", compression="zlib", compressionargs={"level": _LEVEL},
+            rowsperstrip=height, **options,
         )  # fmt: skip
 
     target.touch()
-    count = math.prod(shape[:-2])
-    return Layout(np.zeros(count + 1, np.int64), storage.kind.str, encode=encode, fill=fill)
+    return Layout(storage.kind.str, fill=fill)
 
 
 def finish(path: Path, late: Provenance) -> None:
-    """Put what is known at the end into the room that the record has for it."""
-    with tifffile.TiffFile(path) as opened:
-        tags = [tag for tag in opened.pages.first.tags if tag.code in (270, 50839)]
-        places = [(tag.valueoffset, tag.valuebytecount) for tag in tags]
-        imagej, order = opened.is_imagej, opened.byteorder
-    encoding = f"utf-16-{'le' if order == '<' else 'be'}" if imagej else "ascii"
-    known = dict(late)
-    while len(text := _text(known, imagej)) > len(_ROOM):
-        del known[max(known, key=lambda name: len(str(known[name])))]  # a list of frames
-    with path.open("r+b") as file:
-        for offset, count in places:
-            file.seek(offset)
-            start = file.read(count).find(_ROOM.encode(encoding))
-            if start >= 0:
-                file.seek(offset + start)
-                file.write(text.ljust(len(_ROOM)).encode(encoding))
-
-
-def _text(known: Provenance, imagej: bool) -> str:
-    facts = ", " + json.dumps(dict(known))[1:-1]
-    # Outside of ImageJ's tag, the record is a text inside of a JSON text.
-    return facts if imagej else json.dumps(facts)[1:-1]
+    """Add to the record what is known at the end only."""
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tags, described = file.pages.first.tags, file.imagej_metadata
+        if described is None:
+            described = json.loads(tags["ImageDescription"].value)
+        info = json.dumps({**json.loads(described["Info"]), **late})
+        if not file.is_imagej:
+            tags["ImageDescription"].overwrite(json.dumps({**described, "Info": info}))
+            return
+        changed = tifffile.tifffile.imagej_metadata_tag({"Info": info}, file.byteorder)
+        for code, dtype, _, value, _ in changed:
+            tags[code].overwrite(value, dtype=dtype)
 
 
 def _nanometres(axis: Axis) -> Axis:
@@ -113,31 +87,14 @@ def _nanometres(axis: Axis) -> Axis:
     return axis if step is None else Axis(axis.name, "nm", step)
 
 
-def _lead(frames: Frames) -> tuple[str, tuple[int, ...]]:
+def _lead(frames: Frames, lead: list[int]) -> tuple[str, tuple[int, ...]]:
     """Return ImageJ's letters of the axes before the frame's own, and their lengths."""
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
-    shape = tuple(frames.stored_shape[i] for i in lead)
     letters = "".join(frames.axes[i].name.lower()[:1] or "-" for i in lead)
     known = [letter for letter in "tzc" if letter in letters]
     if len(lead) > 1 and letters == "".join(known):
-        return letters, shape
+        return letters, tuple(frames.stored_shape[i] for i in lead)
     slices = len(lead) == 1 and frames.axes[lead[0]].step_in("nm") is not None
     return "z" if slices else "t", frames.shape[:1]
-
-
-def _steps(frames: Frames, letters: str, unit: str) -> dict[str, Any]:
-    """Return the time between frames and the distance of slices, under ImageJ's names."""
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
-    known: dict[str, Any] = {}
-    for letter, i in zip(letters, lead, strict=False):
-        axis = frames.axes[i]
-        if letter == "z" and axis.step:
-            slices = _nanometres(axis)
-            known |= {"spacing": slices.step}
-            known |= {"zunit": slices.units} if slices.units != unit else {}
-        elif letter == "t" and axis.step and axis.units.lower() in _TIMES:
-            known |= {"finterval": axis.step, "tunit": axis.units}
-    return known
 
 
 def _dm_tags(x: Axis, y: Axis, along: Axis) -> list[tuple[int, str, int, Any, bool]]:
@@ -155,3 +112,6 @@ def _dm_tags(x: Axis, y: Axis, along: Axis) -> list[tuple[int, str, int, Any, bo
                 (65009 + number, "d", 1, axis.step, True),
             ]
     return sorted(tags)
+
+
+FORMATS = {"tiff": (lay_out, finish)}

@@ -60,13 +60,12 @@ def saved(tmp_path: Path) -> Callable[..., list[Path]]:
     return save
 
 
-def blob(shape: tuple[int, ...], y: int, x: int, sigma: float) -> Array:
-    """Draw a Gaussian of height 1."""
-    down, right = np.mgrid[: shape[0], : shape[1]]
-    return np.exp(-((down - y) ** 2 + (right - x) ** 2) / (2 * sigma**2))
-
-
 @pytest.fixture(scope="session")
 def atom() -> Callable[..., Array]:
-    """Give tests `blob`."""
-    return blob
+    """Draw a Gaussian of height 1."""
+
+    def draw(shape: tuple[int, ...], y: float, x: float, sigma: float) -> Array:
+        down, right = np.mgrid[: shape[0], : shape[1]]
+        return np.exp(-((down - y) ** 2 + (right - x) ** 2) / (2 * sigma**2))
+
+    return draw

@@ -78,7 +78,10 @@ def test_everything_beside_the_frames_is_kept(source, denoise, box_model):
         frames, counts = after["entry/data/frames"], before["entry/data/frames"][()]
         assert frames.dims[0].label == "time"
         assert frames.dims[2][0] == after["entry/data/x"]
-        assert (frames.dtype, frames.chunks) == (np.float32, (1, 30, 44))
+        assert (frames.dtype, frames.chunks) == (
+            np.float32,
+            (1, 30, 44),
+        )
         expected = Denoiser(box_model).denoise(counts, gain=1.0, offset=0.0)
         np.testing.assert_array_equal(frames[()], expected)
         facts = dict(after["emdn"].attrs)

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import mrcfile
@@ -14,10 +13,9 @@ import tifffile
 
 from emdn_deploy import Denoiser, denoise_file, inspect
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.output import Filling
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.report import Report
-from emdn_deploy.writers import storable
+from emdn_deploy.writers import recorded, storable
 from emdn_models.errors import OutputError
 
 KINDS = ["h5", "hspy", "tif", "mrc", "npy", "zarr"]
@@ -46,13 +44,6 @@ def denoise(run) -> Callable[..., Report]:
     return lambda source, **more: run(source, **{"batch": 2, "gain": 1.0, "offset": 0.0, **more})
 
 
-@pytest.fixture
-def expected(source: Path, box_model: Path) -> tuple[np.ndarray, np.ndarray]:
-    with open_frames(source) as frames:
-        stack = frames.read(0, 8)
-    return Denoiser(box_model).denoise_with_sigma(stack, gain=1.0, offset=0.0)
-
-
 def pixels(path: Path, dataset: str | None = None) -> np.ndarray:
     with open_frames(path, Choice(dataset)) as frames:
         return np.array(frames.read_block(0, frames.shape[0]))
@@ -67,33 +58,16 @@ def both(report: Report) -> list[np.ndarray]:
     return [pixels(report.output), second]
 
 
-def recorded(path: Path) -> dict[str, Any]:
-    """Return the record of a run from any kind of output (MRC holds a label only)."""
-    if path.suffix in (".h5", ".hspy"):
-        with h5py.File(path) as file:
-            return dict(file["emdn"].attrs)
-    if path.suffix == ".tif":
-        with tifffile.TiffFile(path) as file:
-            return json.loads((file.imagej_metadata or file.shaped_metadata[0])["Info"])
-    if path.suffix == ".zarr":
-        return json.loads((path / "zarr.json").read_text())["attributes"]["emdn"]
-    if path.suffix == ".npy":
-        return json.loads(path.with_name(path.name + ".json").read_text())["emdn"]
-    with mrcfile.open(path) as file:
-        labels = " ".join(str(label) for label in file.get_labels())
-    dtype, count = labels.split("stored as ")[1].split(" pixels")[0].split(", ")
-    return {"saturated_pixels": int(count), "output_dtype": dtype}
-
-
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("to", KINDS)
-def test_frames_and_sigma(source, denoise, expected, to, compress):
+def test_frames_and_sigma(source, denoise, box_model, to, compress):
     if compress and to not in PACKED:
-        with pytest.raises(OutputError, match=f"{to} files are not compressed; leave out --com"):
+        with pytest.raises(OutputError, match=f"{to} files cannot hold compressed frames"):
             denoise(source, to=to, compress=True)
         assert list(source.parent.iterdir()) == [source]
         return
     report = denoise(source, to=to, compress=compress, sigma=True)
+    expected = Denoiser(box_model).denoise_with_sigma(pixels(source), gain=1.0, offset=0.0)
     for found, wanted in zip(both(report), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-4)
     names = {path.name for path in source.parent.iterdir()} - {"movie.h5"}
@@ -119,13 +93,12 @@ def test_rounding_and_saturation(dtype, values, stored, outside):
             storable(np.array([np.nan], np.float32), np.dtype(dtype))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16"])
 @pytest.mark.parametrize("to", KINDS)
 def test_whole_numbers(source, denoise, to, dtype):
-    if to == "mrc" and dtype in ("uint8", "uint32", "int32"):
-        with pytest.raises(OutputError, match=f"mrc files hold .*int16, uint16, not {dtype}; "):
+    if to == "mrc" and dtype == "uint8":
+        with pytest.raises(OutputError, match="mrc files cannot hold uint8"):
             denoise(source, to=to, dtype=dtype)
-        assert list(source.parent.iterdir()) == [source]
         return
     report = denoise(source, to=to, dtype=dtype)
     limits = np.iinfo(dtype)
@@ -135,19 +108,21 @@ def test_whole_numbers(source, denoise, to, dtype):
         assert frames.dtype.newbyteorder("=") == dtype
         np.testing.assert_array_equal(frames.read(0, 8), kept)
     outside = int((kept != whole).sum())
-    assert (outside > 0) == (dtype in ("uint8", "int8"))
+    assert (outside > 0) == (dtype == "uint8")
     facts = recorded(report.output)
+    if to == "mrc":
+        with mrcfile.open(report.output) as file:
+            assert f"stored as int16, {outside} pixels" in str(file.get_labels())
+        facts = report.record
     assert report.record["saturated_pixels"] == facts["saturated_pixels"] == outside
-    assert facts["output_dtype"] == dtype
+    assert (facts["output_dtype"], facts["model"]) == (dtype, "box")
     # What is lost by saturation shows in the mean.
     assert report.record["intensity_ratio"] == pytest.approx(
         kept.mean() / pixels(source).mean(), rel=1e-6
     )
 
 
-@pytest.mark.parametrize("options", [
-    {"compress": True}, {"sigma": True}, {"sigma": True, "compress": True}, {"dtype": "int8"},
-])  # fmt: skip
+@pytest.mark.parametrize("options", [{"compress": True, "sigma": True}, {"sigma": True}])
 @pytest.mark.parametrize("to", KINDS)
 def test_an_interrupted_run_is_continued(source, denoise, interrupted, to, options):
     if options.get("compress") and to not in PACKED:
@@ -162,39 +137,14 @@ def test_an_interrupted_run_is_continued(source, denoise, interrupted, to, optio
         denoise(source, output=target, **{**options, "gain": 2.0})
     report = denoise(source, output=target, **options)
     assert report.resumed == 4
-    assert (report.record["saturated_pixels"], report.record["check"]) == (
-        whole.record["saturated_pixels"],
-        whole.record["check"],
-    )
+    for name in ("saturated_pixels", "check", "output_std"):
+        assert report.record[name] == whole.record[name]
     assert report.record["intensity_ratio"] == pytest.approx(
         whole.record["intensity_ratio"], rel=1e-12
     )
     for found, wanted in zip(both(report), both(whole), strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert not list(source.parent.glob("*.partial*"))
-
-
-@pytest.mark.parametrize("to", PACKED)
-def test_an_interruption_while_compressed_frames_are_put_in(source, denoise, monkeypatch, to):
-    """What was filled in is thrown away; the frames are not."""
-    packed = Filling._packed
-
-    def failing(self: Filling) -> Iterator[bytes]:
-        for number, chunk in enumerate(packed(self)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield chunk
-
-    monkeypatch.setattr(Filling, "_packed", failing)
-    target = source.with_name(f"cut.{to}")
-    with pytest.raises(KeyboardInterrupt):
-        denoise(source, to=to, compress=True, output=target)
-    assert not target.exists()
-    monkeypatch.undo()
-    assert denoise(source, to=to, compress=True, output=target).resumed == 8
-    whole = denoise(source, to=to, output=source.with_name(f"whole.{to}"))
-    np.testing.assert_array_equal(pixels(target), pixels(whole.output))
-    assert target.stat().st_size < whole.output.stat().st_size + 2000
 
 
 @pytest.mark.parametrize("order", ["yxt", "xyt", "txy", "utyx", "tyxc", "yx"])
@@ -209,7 +159,7 @@ def test_any_axis_order(tmp_path, denoise, order):
     with open_frames(path, Choice("data", order)) as frames:
         np.save(straight, frames.read(0, frames.shape[0]))
     wanted = both(denoise(straight, sigma=True))
-    for number, options in enumerate([{}, {"compress": True}, {"dtype": "uint8"}]):
+    for number, options in enumerate([{"compress": True}, {"dtype": "uint8"}]):
         target = tmp_path / f"{number}.h5"
         denoise(path, axes=order, dataset="/data", sigma=True, output=target, **options)
         for name, one in zip(("data", "data_sigma"), wanted, strict=True):
@@ -221,7 +171,7 @@ def test_any_axis_order(tmp_path, denoise, order):
             np.testing.assert_array_equal(found, np.rint(one) if whole else one)
 
 
-def test_what_hdf5_says_of_compression_and_sigma(source, denoise, expected):
+def test_what_hdf5_says_of_compression_and_sigma(source, denoise):
     with h5py.File(denoise(source, compress=True, sigma=True).output) as file:
         data, sigma, record = file["set/frames"], file["set/frames_sigma"], file["emdn"].attrs
         assert (data.compression, data.shuffle, data.chunks) == ("gzip", True, (1, 24, 30))
@@ -238,18 +188,14 @@ def test_a_compressed_tiff_is_calibrated(source, run):
     target = run(source, to="tif", compress=True).output
     with tifffile.TiffFile(target) as file:
         assert file.pages[0].compression.name == "ADOBE_DEFLATE"
-        assert '"intensity_ratio": ' in file.shaped_metadata[0]["Info"]
+    assert "intensity_ratio" in recorded(target)
     with open_frames(target) as frames:
         assert (frames.axis("x").units, frames.axis("y").step) == ("nm", pytest.approx(0.02))
-    hyperspy = pytest.importorskip("hyperspy.api")
-    axis = hyperspy.load(target).axes_manager.signal_axes[0]
-    assert (axis.units, axis.scale) == ("nm", pytest.approx(0.02, rel=1e-5))
 
 
 @pytest.mark.parametrize("kind", ["h5", "tif"])
-def test_a_compressed_input_gives_a_compressed_output(tmp_path, run, caplog, kind):
+def test_a_compressed_input_gives_a_compressed_output(tmp_path, run, kind):
     """Unless it is said otherwise, or the kind of output is never compressed."""
-    caplog.set_level("INFO")
     frames = np.random.default_rng(0).poisson(30, (4, 64, 64)).astype(np.uint16)
     path = tmp_path / f"a.{kind}"
     if kind == "h5":
@@ -258,36 +204,38 @@ def test_a_compressed_input_gives_a_compressed_output(tmp_path, run, caplog, kin
     else:
         tifffile.imwrite(path, frames, photometric="minisblack", compression="zlib")
     packed = run(path).output
-    assert "65.5 kB of float32" in caplog.text
     plain = run(path, compress=False, output=tmp_path / f"plain{packed.suffix}").output
     assert packed.stat().st_size < 0.97 * plain.stat().st_size
     np.testing.assert_array_equal(pixels(packed), pixels(plain))
+    np.testing.assert_array_equal(pixels(run(path, to="npy").output), pixels(plain))
 
 
 def test_a_disk_without_room_is_named_before_anything_is_written(source, run, monkeypatch):
     usage = shutil.disk_usage(source.parent)._replace(free=20_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match=r"needs 23 kB of float32, and its disk has 20 kB free"):
-        run(source)
-    with pytest.raises(OutputError, match=r"46\.1 kB of float32 and sigma"):
+    with pytest.raises(OutputError, match=r"46\.1 kB of float32 and sigma, .* has 20 kB free"):
         run(source, sigma=True)
-    with pytest.raises(OutputError, match="its disk has"):
+    with pytest.raises(OutputError, match="needs 23 kB of float32"):
         denoise_file.plan(source, DenoiseOptions())
     assert list(source.parent.iterdir()) == [source]
-    assert run(source, compress=True).frames == 8
+    assert run(source, dtype="uint8").frames == 8
 
 
-@pytest.mark.parametrize(("to", "sigma"), [("hspy", False), ("hspy", True), (None, True)])
+@pytest.mark.parametrize("options", [
+    {"to": "hspy"}, {"sigma": True}, {"compress": True}, {"to": "tif"}, {"to": "npy"},
+])  # fmt: skip
 def test_a_file_that_may_not_become_so_large_is_one_error(
-    tmp_path, denoise, lattice, room, to, sigma
+    tmp_path, denoise, lattice, room, options
 ):
     path = tmp_path / "movie.h5"
     with h5py.File(path, "w") as file:
         file["frames"] = lattice(20.0, (24, 96, 96)).astype(np.uint8)
     with room(700_000), pytest.raises(OutputError, match="File too large"):
-        denoise(path, to=to, sigma=sigma)
-    assert list(tmp_path.iterdir()) == [path]
-    assert denoise(path, to=to, sigma=sigma).frames == 24
+        denoise(path, **options)
+    # What waits to be compressed goes on from there.
+    assert (len(list(tmp_path.iterdir())) == 1) == ("compress" not in options)
+    assert denoise(path, **options).frames == 24
+    assert not list(tmp_path.glob("*partial*"))
 
 
 @pytest.mark.parametrize("to", ["h5", "hspy"])
@@ -308,61 +256,46 @@ def test_files_of_sigma_say_what_they_are(source, denoise):
     with mrcfile.open(denoise(source, to="mrc", sigma=True).sigma) as file:
         assert "standard deviation of movie_denoised.mrc" in "".join(file.get_labels())
         assert file.header.dmean == pytest.approx(file.data.mean(), rel=1e-5)
-    with tifffile.TiffFile(denoise(source, to="tif", sigma=True).sigma) as file:
-        facts = json.loads(file.imagej_metadata["Info"])
-        assert facts["content"] == "standard deviation of movie_denoised.tif"
-        assert facts["output_mean"] == pytest.approx(file.asarray().mean(), rel=1e-5)
-        assert "intensity_ratio" not in facts
+    sigma = Path(denoise(source, to="tif", sigma=True).sigma)
+    facts = recorded(sigma)
+    assert facts["content"] == "standard deviation of movie_denoised.tif"
+    assert facts["output_mean"] == pytest.approx(tifffile.imread(sigma).mean(), rel=1e-5)
+    assert "intensity_ratio" not in facts
     made = denoise(source, to="npy", sigma=True)
     facts = json.loads(Path(made.sigma).with_suffix(".npy.json").read_text())
     assert (facts["emdn"]["ensemble"], facts["axes"][1]["step"]) == (8, 0.02)
 
 
-def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog, monkeypatch):
+def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog):
     """Neither a file of it, nor a dataset of this name that is somebody else's."""
     report = denoise(source, to="tif", sigma=True)
-    before = Path(report.sigma).read_bytes()
     report.output.unlink()
     with pytest.raises(OutputError, match=r"_sigma\.tif: exists already"):
         denoise(source, to="tif", sigma=True)
     denoise(source, to="tif")
     assert caplog.text.count("movie_denoised_sigma.tif: is of an earlier run") == 1
-    assert Path(report.sigma).read_bytes() == before
     denoise(source, to="tif", sigma=True, overwrite=True)
-    monkeypatch.setattr("emdn_deploy.preprocess.prepare", lambda *_: pytest.fail("too late"))
     with h5py.File(source, "r+") as file:
         file["set/frames_sigma"] = np.ones(3)
     with pytest.raises(OutputError, match="holds /set/frames_sigma already"):
         denoise(source, sigma=True)
-    with pytest.raises(OutputError, match="choose --to hspy, or leave out --sigma"):
-        denoise_file.plan(source, DenoiseOptions(sigma=True))
-    monkeypatch.undo()
     assert denoise(source, to="hspy", sigma=True).sigma == "/Experiments/movie/data_sigma"
     with h5py.File(denoise(source).output) as file:
         assert file["set/frames_sigma"].shape == (3,)
 
 
-def test_the_command_tells_of_them(source, box_model, call, capsys, caplog):
-    def told(*more: object, status: int = 0) -> str:
+def test_the_command_tells_of_them(source, box_model, call, capsys):
+    def told(*more: object) -> str:
         given = ("denoise", source, "--model", box_model, "--device", "cpu", "--overwrite")
-        assert call(*given, *more) == status
-        printed = capsys.readouterr()
-        return printed.out + printed.err
+        assert call(*given, *more) == 0
+        return capsys.readouterr().out
 
-    facts = json.loads(told("--dtype", "uint8", "--json"))
-    assert facts["output_dtype"] == "uint8"
-    assert f"{facts['saturated_pixels']} pixels outside the range of uint8" in told(
-        "--dtype", "uint8"
-    )
-    assert "saturated" not in told()
-    planned = json.loads(told("--dtype", "uint16", "--dry-run", "--json"))
-    assert planned["size_bytes"] == 2 * 8 * 24 * 30
-    told("--dtype", "float16", status=2)
+    count = json.loads(told("--dtype", "uint8", "--json"))["saturated_pixels"]
+    assert f"{count} pixels outside the range of uint8" in told("--dtype", "uint8")
+    assert json.loads(told("--dtype", "uint16", "--dry-run", "--json"))["size_bytes"] == 11520
     planned = told("--sigma", "--dry-run")
     assert "standard deviations in /set/frames_sigma, at about eight times the time" in planned
     said = "8 orientations, uncalibrated for box: the raw spread, smaller than the error"
     assert f"sigma      {said}; in /set/frames_sigma" in told("--sigma", "--compress")
-    assert f"warning: {source}: sigma is {said}" in caplog.text
     facts = json.loads(told("--sigma", "--json", "--to", "tif"))
     assert facts["sigma_in"] == str(source.with_name("movie_denoised_sigma.tif"))
-    assert facts["sigma"] == said

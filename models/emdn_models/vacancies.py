@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import rankdata
 
 from emdn_models.errors import EmdnError
-from emdn_models.metrics.image import Floats, as_frames
+from emdn_models.metrics import Floats, as_frames
 
 _WIDTHS_NM = (0.02, 0.03, 0.045, 0.065, 0.09)
 _FALSE_SITES = (0.1, 1.0)
@@ -77,19 +77,16 @@ def simulated_sites(
     ``numbers`` (n,) atomic numbers. Of the defects' names, ``V1...`` is one empty site of graphene,
     ``V2...`` two, ``vacancy of Z=16`` an atom of a column; ``Z=8 on Z=22`` and ``nitrogen``,
     ``boron``, ``silicon`` are another element at a site; ``... adatom`` lies on top. Others change
-    no site. EmdnError if there are no atoms, or the arrays do not fit one another.
+    no site. EmdnError if there are no atoms.
     """
     xy = np.asarray(atoms, float).reshape(-1, 2)[:, ::-1]
-    number = np.asarray(numbers).astype(np.int64)
     faults = np.asarray(defects, float).reshape(-1, 2)[:, ::-1]
-    if not len(xy) or number.shape != (len(xy),) or len(faults) != len(names):
-        raise EmdnError(
-            f"atoms: found {len(xy)} with {number.size} numbers and {len(faults)} defects with "
-            f"{len(names)} names, expected as many of each, and some atoms"
-        )
+    if not len(xy):
+        raise EmdnError("atoms: found none, expected some; take a specimen with atoms in the field")
     reach = _MERGE_NM / pixel_size_nm
-    lost, losses = _emptied(xy, faults, names, pixel_size_nm)
-    everything, element = np.concatenate([xy, lost]), np.concatenate([number, losses])
+    lost = _emptied(xy, faults, names, _BOND_NM / pixel_size_nm)
+    everything = np.concatenate([xy, [place for place, _ in lost]]) if lost else xy
+    element = np.concatenate([numbers, [z for _, z in lost]]).astype(np.int64)
     pairs = cKDTree(everything).query_pairs(reach, output_type="ndarray")
     links = coo_array((np.ones(len(pairs)), pairs.T), (len(everything),) * 2)
     count, group = connected_components(links, directed=False)
@@ -99,8 +96,7 @@ def simulated_sites(
     heaviest = np.zeros(count, np.int64)
     np.maximum.at(heaviest, group, element)
     foreign, adatom = np.zeros(count, bool), np.zeros(count, bool)
-    near_faults = cKDTree(places).query_ball_point(faults, reach)
-    for near, name in zip(near_faults, names, strict=True):
+    for near, name in zip(cKDTree(places).query_ball_point(faults, reach), names, strict=True):
         if name.endswith("adatom"):
             adatom[near] = True
         elif " on Z=" in name:
@@ -121,23 +117,21 @@ def simulated_sites(
 
 
 def _emptied(
-    xy: Floats, faults: Floats, names: Sequence[str], pixel_size_nm: float
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Places (m, 2) of the atoms that defects have removed, and their numbers (m,)."""
-    places: list[Floats] = []
-    lost: list[int] = []
+    xy: Floats, faults: Floats, names: Sequence[str], bond: float
+) -> list[tuple[Floats, int]]:
+    """Places (2,) of the atoms that defects have removed, and their numbers."""
+    found = []
     for fault, name in zip(faults, names, strict=True):
-        if name.startswith(("vacancy of Z=", "V1", "V2")):
-            places.append(fault)
-            lost.append(int(name.rpartition("vacancy of Z=")[2]) if name[0] == "v" else 6)
+        if name.startswith("vacancy of Z="):
+            found.append((fault, int(name.removeprefix("vacancy of Z="))))
+        elif name.startswith(("V1", "V2")):
+            found.append((fault, 6))
         if name.startswith("V2"):
             # The two bonds that are left point away from the partner that is gone.
             apart = xy - fault
-            ends = np.argsort((apart**2).sum(1))[:2]
-            away = -apart[ends].sum(0)
-            places.append(fault + away * (_BOND_NM / pixel_size_nm / np.hypot(*away)))
-            lost.append(6)
-    return np.array(places).reshape(-1, 2), np.array(lost, np.int64)
+            away = -apart[np.argsort((apart**2).sum(1))[:2]].sum(0)
+            found.append((fault + away * (bond / np.hypot(*away)), 6))
+    return found
 
 
 def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
@@ -173,8 +167,7 @@ def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
 def _expected(places: Floats, value: Floats, near: NDArray[np.int64]) -> Floats:
     """Level of each site's neighbours (n, k): their median, their common slope taken out."""
     offset = places[near] - places[:, None]
-    centred = offset - offset.mean(1, keepdims=True)
-    slope = np.linalg.pinv(centred) @ value[near][..., None]
+    slope = np.linalg.pinv(offset - offset.mean(1, keepdims=True)) @ value[near][..., None]
     return np.asarray(np.median(value[near] - (offset @ slope)[..., 0], axis=1))
 
 
@@ -188,11 +181,8 @@ def roc(found: ArrayLike, full: ArrayLike, frames: int) -> Roc:
         return Roc(np.nan, (np.nan, np.nan), len(high))
     ranks = rankdata(np.concatenate([high, low]))[: len(high)]
     auc = (ranks.sum() / len(high) - (len(high) + 1) / 2) / len(low)
-    falling = -np.sort(-low)
-    recall = []
-    for rate in _FALSE_SITES:
-        allowed = int(rate * frames)
-        # As many full sites as are allowed lie above the threshold, at the most.
-        limit = falling[allowed] if allowed < len(falling) else -np.inf
-        recall.append(float((high > limit).mean()))
-    return Roc(float(auc), (recall[0], recall[1]), len(high))
+    # As many full sites as are allowed lie above the threshold, at the most.
+    falling = np.append(-np.sort(-low), -np.inf)
+    limits = [falling[min(int(rate * frames), len(low))] for rate in _FALSE_SITES]
+    few, many = (float((high > limit).mean()) for limit in limits)
+    return Roc(float(auc), (few, many), len(high))
