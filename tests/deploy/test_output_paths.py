@@ -63,7 +63,9 @@ def test_names_of_folders_and_contradictions(hdf5):
 def test_no_output_is_another_one_or_an_input(tmp_path, second):
     """`denoise a.tif a_denoised.tif --overwrite` would denoise the first into the second."""
     sources = [tmp_path / "a.tif", tmp_path / second]
-    with pytest.raises(OutputError, match=r"a_denoised.tif: is the output of .* or its output"):
+    with pytest.raises(
+        OutputError, match=r"a_denoised.tif: is the input itself, another input, or"
+    ):
         writers.targets_of(sources, DenoiseOptions(overwrite=True))
 
 
@@ -89,15 +91,11 @@ def test_several_inputs_and_one_that_fails(tmp_path, hdf5, box_model, lattice, c
     ]  # fmt: skip
 
 
-def test_one_name_for_several_inputs_is_wrong_usage(hdf5, call, capsys):
+def test_wrong_usage_and_a_dry_run(hdf5, call, capsys):
     assert call("denoise", hdf5, hdf5, "-o", "a.h5") == 2
     assert "single input" in capsys.readouterr().err
-
-
-def test_a_dry_run_only_tells(hdf5, call, capsys):
-    before = sorted(hdf5.parent.iterdir())
     assert call("denoise", hdf5, "--dry-run", "--frames", "1:3") == 0
     printed = capsys.readouterr().out
     assert f"{hdf5} -> {hdf5.parent / 'movie_denoised.hspy'}" in printed
     assert "2 frames of 24 x 24, uint16, plain HDF5 /frames" in printed
-    assert sorted(hdf5.parent.iterdir()) == before
+    assert list(hdf5.parent.iterdir()) == [hdf5]
