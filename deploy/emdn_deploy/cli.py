@@ -11,24 +11,12 @@ from typing import Annotated
 
 import typer
 
-from emdn_deploy.config import (
-    Axes,
-    Dataset,
-    DenoiseOptions,
-    Numbers,
-    On,
-    Threads,
-    new_app,
-    run_app,
-    takes_options,
-)
+from emdn_deploy.config import DenoiseOptions, new_app, run_app, takes_options
 from emdn_models.errors import EmdnError, OutputError
 
 FAILED = 3  # exit status of a check that the stack does not pass
 TABLES = (".csv", ".parquet")
-_DEFAULT = DenoiseOptions()
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 
 app = new_app("Denoise electron-microscopy frames.")
@@ -151,21 +139,20 @@ def models() -> None:
 
 
 @app.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE")],
-    dataset: Dataset = None,
-    axes: Axes = None,
-) -> None:
+@takes_options("dataset", "axes")
+def inspect(file: Annotated[Path, typer.Argument(metavar="FILE")], options: DenoiseOptions) -> None:
     """Say what a file holds: a model, or frames and which would be taken."""
     from emdn_deploy import inspect
     from emdn_deploy.readers import Choice
 
-    for line in inspect.describe(file, Choice(dataset, axes)):
+    for line in inspect.describe(file, Choice(options.dataset, options.axes)):
         print(line)
 
 
 @app.command()
+@takes_options("device", "precision", "threads")
 def bench(
+    options: DenoiseOptions,
     models: Annotated[
         str | None,
         typer.Option(
@@ -177,23 +164,23 @@ def bench(
         float | None,
         typer.Option(min=0.01, metavar="FRAMES_PER_S", help="Of a camera: which models keep up?"),
     ] = None,
-    device: On = _DEFAULT.device,
-    precision: Numbers = _DEFAULT.precision,
-    threads: Threads = _DEFAULT.threads,
     as_json: Json = False,
 ) -> None:
     """Time the models on this machine, about a minute for frames of 256 x 256."""
     from emdn_deploy import bench
 
     names = list(filter(None, (models or "").split(",")))
-    found = bench.bench(names or None, size, rate, device, threads, precision)
+    where = options.device, options.threads, options.precision
+    found = bench.bench(names or None, size, rate, *where)
     print(json.dumps(found._asdict()) if as_json else "\n".join(bench.text(found)))
 
 
 @app.command()
+@takes_options("dataset", "axes", "overwrite")
 def evaluate(
     denoised: Annotated[Path, typer.Argument(metavar="DENOISED")],
     truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="One frame, or as many.")],
+    options: DenoiseOptions,
     noisy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The frames before, for the gain.")
     ] = None,
@@ -201,17 +188,16 @@ def evaluate(
         float | None,
         typer.Option("--range", help="Of PSNR and SSIM; default: that of each frame of TRUTH."),
     ] = None,
-    dataset: Dataset = None,
-    axes: Axes = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row a frame.")] = None,
-    overwrite: Overwrite = False,
 ) -> None:
     """Compare denoised frames with the truth: PSNR, SSIM, gain in dB and in dose."""
     from emdn_deploy import evaluate as evaluation
     from emdn_deploy.readers import Choice
 
-    _check({csv: TABLES}, [denoised, truth, noisy], overwrite=overwrite)
-    table = evaluation.evaluate(denoised, truth, noisy, data_range, Choice(dataset, axes))
+    _check({csv: TABLES}, [denoised, truth, noisy], options)
+    table = evaluation.evaluate(
+        denoised, truth, noisy, data_range, Choice(options.dataset, options.axes)
+    )
     if csv is not None:
         evaluation.write_table(table, csv)
     print(evaluation.text(table))
@@ -220,7 +206,7 @@ def evaluate(
 @app.command()
 @takes_options(
     "model", "device", "threads", "dataset", "axes", "frames", "gain", "offset", "dark",
-    "gain_map", "defects",
+    "gain_map", "defects", "overwrite",
 )  # fmt: skip
 def check(
     stack: Annotated[Path, typer.Argument(metavar="STACK", help="The frames before.")],
@@ -237,7 +223,6 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Write a web page, .html."),
     ] = None,
-    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Say, without the truth, which denoised frames can be trusted; status 3 if the stack fails."""
@@ -245,7 +230,7 @@ def check(
     from emdn_deploy.evaluate import write_table
 
     read = [stack, denoised, options.dark, options.gain_map, options.defects]
-    _check({table: TABLES, report: (".html",)}, read, overwrite=overwrite)
+    _check({table: TABLES, report: (".html",)}, read, options)
     result = checking.check(stack, denoised, options, seed, report=report)
     if table is not None:
         write_table(result.table, table)
@@ -255,7 +240,7 @@ def check(
 
 
 def _check(
-    wanted: dict[Path | None, tuple[str, ...]], read: list[Path | None], *, overwrite: bool
+    wanted: dict[Path | None, tuple[str, ...]], read: list[Path | None], options: DenoiseOptions
 ) -> None:
     """Refuse, before the work, files that cannot or must not be written."""
     from emdn_deploy.output import check_targets
@@ -263,7 +248,7 @@ def _check(
     for path, kinds in wanted.items():
         if path and path.suffix.lower() not in kinds:
             raise OutputError(f"{path}: unknown kind of file; give {' or '.join(kinds)}")
-    check_targets(list(filter(None, wanted)), list(filter(None, read)), overwrite=overwrite)
+    check_targets(list(filter(None, wanted)), list(filter(None, read)), overwrite=options.overwrite)
 
 
 def _in_folders(options: DenoiseOptions, kinds: Mapping[str, Sequence[str]]) -> DenoiseOptions:

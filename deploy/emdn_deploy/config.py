@@ -24,37 +24,7 @@ Dtype = Literal["float32", "uint8", "int8", "uint16", "int16", "uint32", "int32"
 
 _log = logging.getLogger(__name__)
 
-Dataset = Annotated[
-    str | None,
-    typer.Option(metavar="PATH", help="The frames inside the file (TIFF, DM: a number)."),
-]
-Axes = Annotated[
-    str | None,
-    typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
-]
-
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|FILE.onnx",
-        help="Chosen by the frames if not given; see: emdn-deploy models.",
-    ),
-]
 On = Annotated[Device, typer.Option(help="auto: CUDA if it works; the others never fall back.")]
-Numbers = Annotated[
-    Precision, typer.Option(help="Which variant of the model; see: emdn-deploy models.")
-]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
-]
-Gain = Annotated[float | None, typer.Option(help="Units per electron; measured if not given.")]
-Offset = Annotated[
-    float | None, typer.Option(help="Reading without electrons; measured if not given.")
-]
-Selected = Annotated[
-    str | None, typer.Option(metavar="A:B:STEP,...", help="Only these frames, counted from 0.")
-]
 
 
 @dataclass(frozen=True)
@@ -92,18 +62,40 @@ class DenoiseOptions:
         None
     )
     suffix: Annotated[str, typer.Option(help="What output names end in.")] = "_denoised"
-    model: Model = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.onnx",
+            help="Chosen by the frames if not given; see: emdn-deploy models.",
+        ),
+    ] = None
     device: On = "auto"
-    precision: Numbers = "fp32"
+    precision: Annotated[
+        Precision, typer.Option(help="Which variant of the model; see: emdn-deploy models.")
+    ] = "fp32"
     batch: Annotated[
         int | None, typer.Option(min=1, help="Frames per run; chosen if not given.")
     ] = None
-    threads: Threads = None
-    dataset: Dataset = None
-    axes: Axes = None
-    frames: Selected = None
-    gain: Gain = None
-    offset: Offset = None
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: all that are allowed.")
+    ] = None
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="The frames inside the file (TIFF, DM: a number)."),
+    ] = None
+    axes: Annotated[
+        str | None,
+        typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
+    ] = None
+    frames: Annotated[
+        str | None, typer.Option(metavar="A:B:STEP,...", help="Only these frames, counted from 0.")
+    ] = None
+    gain: Annotated[
+        float | None, typer.Option(help="Units per electron; measured if not given.")
+    ] = None
+    offset: Annotated[
+        float | None, typer.Option(help="Reading without electrons; measured if not given.")
+    ] = None
     dark: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Dark reference, subtracted.")
     ] = None

@@ -245,11 +245,11 @@ class RunPage:
             files.append(_text(file))
         return files
 
-    def html(self, title: str, headline: str, summary: str = "", sections: str = "") -> str:
+    def html(self, title: str, headline: str, summary: str = "") -> str:
         """Return the page.
 
         ``headline``: of the stack, in a line that starts with PASS, WARN or FAIL; empty if it was
-        not judged. ``summary``: plain text. ``sections``: HTML.
+        not judged. ``summary``: plain text.
         """
         count = self._frames.shape[0]
         cells = np.zeros(min(count, _CELLS), int)
@@ -273,7 +273,6 @@ class RunPage:
             "SPECTRA": self._spectra,
             "TIME": self._drawn_time(),
             "SUMMARY": escape(summary),
-            "SECTIONS": sections,
             "DATA": json.dumps(facts).replace("<", "\\u003c"),
         }
         page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")

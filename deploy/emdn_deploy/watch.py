@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
 from typing import NamedTuple, TypeVar
 
 import h5py
@@ -26,15 +25,7 @@ from emdn_deploy.denoise_file import Work
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import claimed, key_of
 from emdn_deploy.preprocess import Prepared, Recipe
-from emdn_deploy.readers import (
-    SUFFIXES,
-    Choice,
-    Frames,
-    natural,
-    open_frames,
-    open_list,
-    split_pattern,
-)
+from emdn_deploy.readers import Choice, Frames, list_files, open_frames, open_list, split_pattern
 from emdn_deploy.readers.frames import default_order, select
 from emdn_deploy.readers.hdf5 import choose, frames_of
 from emdn_deploy.report import REFERENCES, facts_of, late_facts
@@ -86,14 +77,14 @@ def folder(
     Outputs go to ``out_dir``, or ``<folder>_denoised`` beside it. FormatError if the folder does
     not exist; at the end, if files were left out.
     """
-    place, pattern = (source, "**/*") if source.is_dir() else split_pattern(source)
+    place, pattern = (source, "") if source.is_dir() else split_pattern(source)
     if not place.is_dir():
         raise FormatError(f"{place}: no such folder to watch")
     place = place.resolve()
     out = (options.out_dir or place.with_name(place.name + options.suffix)).resolve()
     out.mkdir(parents=True, exist_ok=True)
     opened = {options.model: Denoiser.of(options)}  # before any file is waited for
-    watched = _Watched(source, place, pattern, out, options, opened)
+    watched = _Watched(place / pattern, place, out, options, opened)
     now, none, complete = dict[Path, _Seen](), dict[Path, _Seen](), list[Path]()
     try:
         for now, before, last in _looks(watched.look, none, idle_s, poll_s, sleep):
@@ -124,7 +115,6 @@ class _Watched:
 
     source: Path
     place: Path
-    pattern: str
     out: Path
     options: DenoiseOptions
     opened: dict[str | None, Denoiser]
@@ -137,15 +127,13 @@ class _Watched:
     def look(self) -> dict[Path, _Seen]:
         """List the files, in natural order, as they are now; outputs among them are left out."""
         seen, suffix = {}, self.options.suffix
-        for path in sorted(self.place.glob(self.pattern), key=natural):
+        for path in list_files(self.source):
             ours = self.out in path.parents
             if self.out == self.place:
                 ours = bool(suffix) and path.stem.endswith(suffix)
-            if ours or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-                continue
             with contextlib.suppress(OSError):  # gone again
-                if S_ISREG((stat := path.stat()).st_mode):
-                    seen[path] = stat.st_size, stat.st_mtime_ns
+                stat = path.stat()
+                seen |= {} if ours else {path: (stat.st_size, stat.st_mtime_ns)}
         return seen
 
     def wants(self, path: Path, seen: _Seen) -> bool:

@@ -14,6 +14,7 @@ from onnx import helper, parser
 
 from emdn_deploy import cli, denoise_file, output, report
 from emdn_deploy.config import DenoiseOptions
+from emdn_models import pretrained
 
 BOX = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -104,6 +105,29 @@ def make_model() -> Callable[..., Path]:
 def box_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weighted box blur with padding to even sizes: receptive field 8, multiple 2."""
     return save_model(tmp_path_factory.mktemp("model") / "box.onnx")
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Two shipped models, one of which has a variant: the same blur, under its name."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+
+    def entry(path: Path) -> dict[str, Any]:
+        return {"file": path.name, "sha256": pretrained.sha256(path)}
+
+    models = {
+        name: {**entry(save_model(folder / f"{name}.onnx", model=name)), "preset": "test",
+               "parameters": 1_234_567, "gflop_256": 1.23456}
+        for name in ("unet", "dncnn")
+    }  # fmt: skip
+    variant = save_model(folder / "unet.int8.onnx", model="unet", precision="int8")
+    models["unet"] |= {"variants": {"int8": entry(variant)}, "quality": {"gain_db": {"0.4": 15.25}}}
+    (folder / "index.json").write_text(json.dumps({"default": "unet", "models": models}))
+    monkeypatch.setattr(pretrained, "WEIGHTS", folder)
+    pretrained.index.cache_clear()
+    yield folder
+    pretrained.index.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """The command as a user meets it: what it prints, how it fails, how fast it starts."""
 
 import logging
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,6 +13,8 @@ import pytest
 import tifffile
 
 from emdn_deploy import config
+from emdn_deploy.check.stack import completed
+from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import FormatError
 
@@ -112,17 +112,6 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
     ]  # fmt: skip
 
 
-def test_a_shell_completes_commands_and_options():
-    for words, expected in [("den", "denoise"), ("denoise --mod", "--model")]:
-        asked = {"_EMDN_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": f"emdn-deploy {words}"}
-        code = "import sys; sys.argv = ['emdn-deploy']; from emdn_deploy.cli import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-            env={**os.environ, **asked, "COMP_CWORD": str(len(words.split()))},
-        )  # fmt: skip
-        assert done.stdout.split() == [expected]
-
-
 def test_wrong_usage_exits_2(capsys, call):
     wrong = [(), ("a.h5", "--device", "tpu"), ("a.h5", "--batch", "0"), ("a.h5", "--nonsense")]
     wrong.append(("a.h5", "b.h5", "--preview", "p.png"))
@@ -192,27 +181,20 @@ def test_of_several_stacks_inspect_lists_all_and_denoise_takes_none(tmp_path, sa
     assert sorted(tmp_path.iterdir()) == [path, series]
 
 
-@pytest.fixture
-def shipped(box_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An index of two models, as emdn-train export writes it."""
-    entry = {
-        "file": box_model.name, "sha256": pretrained.sha256(box_model), "preset": "shipped",
-        "parameters": 1_234_567, "gflop_256": 1.23456, "recipe": {},
-    }  # fmt: skip
-    index = {
-        "default": "unet",
-        "models": {"unet": {**entry, "quality": {"gain_db": {"0.4": 15.25}}}, "dncnn": entry},
-    }
-    monkeypatch.setattr(pretrained, "WEIGHTS", box_model.parent)
-    monkeypatch.setattr(pretrained, "index", lambda: index)
-
-
 def test_models_are_listed_and_the_default_is_used(shipped, source, said, failure):
     names, _, default, other, *_ = said("models").splitlines()
     assert names.split()[-3:] == ["GFLOP", "dB", "0.4"]
-    assert default.split() == ["unet", "*", "fp32", "0.00", "1,234,567", "1.23", "15.2"]
+    assert default.split() == ["unet", "*", "fp32,", "int8", "0.00", "1,234,567", "1.23", "15.2"]
     assert other.split()[-1] == "-"
-    assert "model      box on cpu" in said("denoise", source, "--device", "cpu")
+    assert "model      unet on cpu" in said("denoise", source, "--device", "cpu")
+    printed = said("denoise", source, "--overwrite", "--precision", "int8", "--device", "cpu")
+    assert "model      unet in int8 on cpu" in printed
+    facts = recorded(source.with_name("movie_denoised.h5"))
+    assert facts["precision"] == "int8"
+    assert facts["model_sha256"] == pretrained.sha256(shipped / "unet.int8.onnx")
+    # A later check denoises as the run did.
+    options = completed(config.DenoiseOptions(), facts)
+    assert (options.model, options.precision) == ("unet", "int8")
     line = failure("denoise", source, "--overwrite", "--model", "nonet")
     assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
 

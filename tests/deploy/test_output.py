@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import cli, denoise_file, output, writers
+from emdn_deploy import denoise_file, output, writers
 from emdn_deploy.batching import blocks
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import open_frames
@@ -23,30 +23,16 @@ def source(tmp_path: Path, lattice) -> Path:
     return path
 
 
-def test_an_existing_output_is_refused(source, run):
-    first = run(source).output
-    before = first.read_bytes()
-    with pytest.raises(OutputError, match="exists already; add --overwrite"):
-        run(source)
-    assert first.read_bytes() == before
-    run(source, overwrite=True)
-
-
-@pytest.mark.parametrize(("frame", "error"), [(0, ValueError("a bug")), (0, KeyboardInterrupt())])
-def test_a_failure_leaves_nothing(source, run, stop_at, frame, error):
-    """Neither an error nor an interruption before anything is done."""
-    before = sorted(source.parent.iterdir())
-    stop_at(frame, error)
-    with pytest.raises(type(error)):
-        run(source, batch=2)
-    assert sorted(source.parent.iterdir()) == before
-
-
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), OutputError("No space left"), ValueError("a bug")]
 )
-def test_an_interrupted_run_is_continued(source, run, interrupted, monkeypatch, error):
+def test_an_interrupted_run_is_continued(source, run, interrupted, stop_at, monkeypatch, error):
     """Whatever ended it; what is done is not read again. For all kinds: writers/test_outputs.py."""
+    stop_at(0, error)
+    with pytest.raises(type(error)):
+        run(source)
+    assert list(source.parent.iterdir()) == [source]
+    monkeypatch.undo()
     interrupted(source, error)
     read = []
     monkeypatch.setattr(denoise_file, "blocks", lambda *span: read.append(span) or blocks(*span))
@@ -76,9 +62,12 @@ def test_another_run_is_not_continued(source, run, box_model, make_model, interr
     assert report.resumed == 0
 
 
-def test_a_failure_keeps_the_earlier_output(source, run, monkeypatch):
+def test_an_existing_output_stays(source, run, monkeypatch):
+    """Without --overwrite, and if that fails in the end."""
     first = run(source).output
     before = first.read_bytes()
+    with pytest.raises(OutputError, match="exists already; add --overwrite"):
+        run(source)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O error")))
     with pytest.raises(OutputError, match="I/O error"):
         run(source, overwrite=True)
@@ -224,9 +213,7 @@ def test_a_folder_with_its_output_inside_is_continued(source, run, interrupted, 
     assert run(folder, batch=2, output=folder / "out.npy").resumed == 4
 
 
-def test_check_and_record_speak_of_all_frames(
-    source, run, dimming, interrupted, capsys, monkeypatch
-):
+def test_check_and_record_speak_of_all_frames(source, run, dimming, interrupted):
     whole = run(source, model=str(dimming), batch=2, output=source.with_name("whole.h5"))
     interrupted(source, model=str(dimming))
     shown = []
@@ -238,26 +225,13 @@ def test_check_and_record_speak_of_all_frames(
         for name in set(other["emdn"].attrs) - {"date"}:
             assert one["emdn"].attrs[name] == other["emdn"].attrs[name], name
     assert shown[0] == (4, 8)  # so that the time left is that of the frames left
-    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
-    clock = iter([0.0, 100.0, 101.0])
-    monkeypatch.setattr(cli.time, "perf_counter", lambda: next(clock))
-    show = cli._progress()
-    show(4, 8)
-    show(6, 8)
-    assert "6/8 frames, 2.0/s, 1 s left" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".h5"])
-def test_an_input_that_becomes_shorter(tmp_path, run, lattice, monkeypatch, suffix):
+def test_an_input_that_becomes_shorter(tmp_path, run, lattice, monkeypatch):
     """A line, not the signal SIGBUS; and the same command works when it is back."""
-    path, frames = tmp_path / f"plain{suffix}", lattice(20.0, (64, 64, 64)).astype(np.float32)
-    if suffix == ".npy":
-        np.save(path, frames)
-    else:
-        with h5py.File(path, "w") as file:
-            file["frames"] = frames
-    target, write = tmp_path / "out.hspy", output.Output.write
-    whole = run(path, batch=2, output=tmp_path / "whole.hspy", frames="0:64")
+    path, write = tmp_path / "plain.npy", output.Output.write
+    np.save(path, lattice(20.0, (64, 64, 64)).astype(np.float32))
+    whole = run(path, output=tmp_path / "whole.hspy")
     content, stat = path.read_bytes(), path.stat()
 
     def cutting(self: output.Output, *blocks: np.ndarray) -> None:
@@ -266,13 +240,11 @@ def test_an_input_that_becomes_shorter(tmp_path, run, lattice, monkeypatch, suff
 
     monkeypatch.setattr(output.Output, "write", cutting)
     with pytest.raises(FormatError, match=r"become shorter|truncated|cannot be read|was changed"):
-        run(path, batch=2, output=target, frames="0:64")
+        run(path, batch=2, output=tmp_path / "out.hspy")
     monkeypatch.undo()
-    assert not target.exists()
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    run(path, batch=2, output=target, frames="0:64")
-    assert pixels(target) == pixels(whole.output)
+    assert pixels(run(path, output=tmp_path / "out.hspy").output) == pixels(whole.output)
 
 
 def test_an_input_that_changes_meanwhile(source, run, monkeypatch):
@@ -320,3 +292,31 @@ def test_a_kill_while_the_record_is_completed(source, run, monkeypatch, suffix, 
             assert (one[report.sigma][:] == other[whole.sigma][:]).all()
             assert one["emdn"].attrs["output_std"] == other["emdn"].attrs["output_std"]
     assert not list(source.parent.glob("*.partial*"))
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "flags"),
+    [
+        ("movie.h5", "out.h5", ("--compress",)),
+        ("movie.h5", "out.tif", ("--sigma",)),
+        ("frames", "out.zarr", ()),
+    ],
+)
+def test_a_killed_run_goes_on(source, box_model, lattice, denoise_killed, call, given, name, flags):
+    """The repeated command gives the frames of an undisturbed one."""
+    folder = source.with_name("frames")
+    folder.mkdir()
+    for number, frame in enumerate(lattice(20.0, (8, 24, 24))):
+        np.save(folder / f"f_{number}.npy", frame)
+    out, whole = source.with_name(name), source.with_name(f"whole_{name}")
+    command = (source.with_name(given), *flags, "--model", box_model, "--device", "cpu")
+    for frames in (2, 6):
+        denoise_killed(frames, *command, "-o", out, "--batch", 2)
+        assert not out.exists()
+    for target in (out, whole):
+        assert call("denoise", *command, "-o", target, "--batch", 2) == 0
+    assert pixels(out) == pixels(whole)
+    if "--sigma" in flags:
+        assert pixels(source.with_name("out_sigma.tif")) == pixels(
+            source.with_name("whole_out_sigma.tif")
+        )

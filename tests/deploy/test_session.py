@@ -1,7 +1,6 @@
 import ctypes
 import logging
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,19 +202,30 @@ def test_float32_on_a_gpu_is_that_of_the_cpu(name: str) -> None:
         assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)
 
 
-@needs_gpu
-def test_a_batch_that_is_too_large_for_a_gpu_is_halved() -> None:
-    gpu, frames = Denoiser("rednet", "cuda"), scene(64, 256, 256)
-    expected = open_session("rednet", "cpu").run(frames, 9.0, 0.0, 1.0)
-    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
-    free = int(subprocess.run(command, capture_output=True, check=True).stdout)
-    # Leave too little for the 64 maps of 64 frames, which take a gigabyte.
-    shape = ((free - 400) * 2**20 // 4,)
-    taken = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", 0)
-    found = gpu.answer(frames, KNOWN, batch=64).frames
-    del taken
-    assert gpu.batching.note
-    assert np.abs(found - expected).max() < 1e-4 * np.ptp(expected)
+@pytest.mark.parametrize("model", [None, "unet", "path"])
+def test_a_variant_is_taken_by_name_or_file(shipped: Path, model: str | None) -> None:
+    variant = shipped / "unet.int8.onnx"
+    found = open_session(variant if model == "path" else model, "cpu", precision="int8").info
+    assert (found.path, found.precision) == (variant, "int8")
+    found = open_session(shipped / "unet.onnx" if model == "path" else model, "cpu").info
+    assert (found.path, found.precision) == (shipped / "unet.onnx", "fp32")
+
+
+@pytest.mark.parametrize(("model", "precision", "match"), [
+    ("dncnn", "int8", "dncnn has no int8 variant; those that have one: unet"),
+    ("unet", "fp16", "unet has no fp16 variant; those that have one: none"),
+    ("dncnn.onnx", "int8", r"dncnn\.onnx: is fp32, not int8"),
+])  # fmt: skip
+def test_a_missing_variant_is_an_error(shipped: Path, model: str, precision, match: str) -> None:
+    path = shipped / model
+    with pytest.raises(ModelError, match=match):
+        open_session(path if path.is_file() else model, "cpu", precision=precision)
+
+
+def test_int8_stays_on_the_cpu(shipped: Path, pretended: list[object]) -> None:
+    assert open_session("unet", "auto", precision="int8").device == "cpu"
+    with pytest.raises(DeviceError, match="int8 variants are for the CPU; use fp32 on CUDA"):
+        open_session("unet", "cuda", precision="int8")
 
 
 def refused(path: Path, match: str) -> None:

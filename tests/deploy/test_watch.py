@@ -138,10 +138,9 @@ def test_what_was_written_can_be_opened(tmp_path, box_model, put):
     """Also where outputs lie in the folder itself, in which they are no inputs."""
     folder = put(0, 1, 2)
     made = follow_folder(folder, options(box_model, to="npy"))
-    for source in (tmp_path / "run_denoised", tmp_path / "run_denoised/*.npy"):
-        with open_frames(source) as stack:
-            assert stack.shape == (3, 32, 32)
-            np.testing.assert_array_equal(stack.read(2, 3)[0], np.load(made[2].output))
+    with open_frames(tmp_path / "run_denoised/*.npy") as stack:
+        assert stack.shape == (3, 32, 32)
+        np.testing.assert_array_equal(stack.read(2, 3)[0], np.load(made[2].output))
     for out in (folder / "out", folder):
         for _ in range(2):
             follow_folder(folder, options(box_model, to="npy", out_dir=out))
@@ -150,7 +149,6 @@ def test_what_was_written_can_be_opened(tmp_path, box_model, put):
             path.unlink()
     for source, first in ((folder, "f_0.npy"), (folder / "*_denoised.npy", "f_0_denoised.npy")):
         with open_frames(source) as stack:
-            assert stack.shape == (3, 32, 32)
             assert stack.why.startswith(f"in natural order, {first}")
 
 

@@ -7,7 +7,6 @@ from torch import nn
 from emdn_models import MODELS
 from emdn_models.nets import NETS
 from emdn_models.spec import ModelSpec, Preset
-from emdn_train import results
 from emdn_train.config import FitConfig
 
 
@@ -46,12 +45,6 @@ def _tiny_net(monkeypatch):
         spec = ModelSpec(name, "Tiny", "these tests", presets)
         monkeypatch.setitem(MODELS, name, spec)
         monkeypatch.setitem(NETS, name, Tiny)
-
-
-@pytest.fixture
-def _no_pictures(monkeypatch):
-    """Leave loss.png out: it would take half of the time."""
-    monkeypatch.setattr(results, "draw_losses", lambda *_: None)
 
 
 @pytest.fixture

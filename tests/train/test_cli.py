@@ -1,8 +1,6 @@
 """emdn-train as a user meets it: one line on error, the right exit code, no traceback."""
 
-import itertools
 import os
-import signal
 import subprocess
 import sys
 
@@ -53,11 +51,8 @@ def test_the_benchmarks_spelling_wins_over_the_flags(spelling, pair, monkeypatch
     [
         (("fit", "--models", ","), "names no model"),
         (("fit", "-b", "epochs=many"), "--epochs"),
-        (("fit", "-b", "epochs", "many"), "--epochs"),
         (("fit", "-b", "epochs"), "--epochs"),
-        (("fit", "-b", "lr", "-1"), "--lr"),
         (("fit", "-b", "epoch=3"), "--epochs"),
-        (("fit", "--epochs", "0"), "epochs"),
         (("fit", "--device", "tpu"), "tpu"),
         (("export", "--nonsense"), "nonsense"),
     ],
@@ -89,15 +84,6 @@ def test_errors_are_one_line_and_exit_1(arguments, told, capfd, tmp_path, monkey
     assert "Traceback" not in err
 
 
-def test_models_that_diverged_are_named(gratings, tmp_path, capfd):
-    code, out, _ = run(
-        capfd, "fit", "--data", gratings, "--out", tmp_path, "--models", "rednet",
-        "--lr", "1e6", "--patch", 16, "--epochs", 1, "--device", "cpu",
-    )  # fmt: skip
-    assert code == 1
-    assert "rednet: diverged; it is not saved and will not be exported" in out
-
-
 def test_without_torch_the_extra_is_named(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     done = subprocess.run(
@@ -109,7 +95,7 @@ def test_without_torch_the_extra_is_named(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert 'install it with: pip install ".[train]"' in done.stderr.splitlines()[-1]
+    assert 'needs torch; pip install ".[train]"' in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
 
@@ -123,33 +109,3 @@ def test_help_imports_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_an_interrupt_is_one_line(gratings, tmp_path):
-    # A shell's background jobs, and so their children, are born ignoring the interrupt.
-    start = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from emdn_train.cli import main; main()"
-    )
-    with subprocess.Popen(
-        [
-            sys.executable, "-c", start, "fit", "--data", str(gratings), "--out",
-            str(tmp_path), "--models", "ffdnet", "--epochs", "1000000", "--patch", "16",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:  # fmt: skip
-        try:
-            assert process.stderr is not None
-            lines = iter(process.stderr.readline, "")
-            told = list(
-                itertools.takewhile(lambda line: "before the first step" not in line, lines)
-            )
-            assert "training on" in told[0]
-            process.send_signal(signal.SIGINT)
-            rest = process.stderr.read()
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert rest.strip().splitlines()[-1] == "error: interrupted"
-    assert "Traceback" not in rest

@@ -1,6 +1,8 @@
-"""Data sets: the original's layout as it is, clear errors for what is not, classes of frames."""
+"""Data sets in the original's layout; the patches and clips with fresh noise drawn from them."""
 
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -9,10 +11,15 @@ import polars as pl
 import pytest
 import torch
 
-from emdn_models import FormatError, checkpoint
-from emdn_train.cli import main
-from emdn_train.dataset import CleanFrames, Split
-from emdn_train.noise import DETECTORS
+from emdn_models import FormatError
+from emdn_models.nets.scaling import middle
+from emdn_train import dataset
+from emdn_train.config import RECIPES
+from emdn_train.dataset import CleanFrames, Split, chance, clips, crops, moved, patches, record
+from emdn_train.noise import DQE0
+
+CPU = torch.device("cpu")
+QUIET = replace(RECIPES["benchmark"], snr=(400.0, 400.0))
 
 
 def write(folder: Path, name: str, images: np.ndarray, key: str = "images") -> None:
@@ -51,11 +58,8 @@ def test_reads_the_original_layout(tmp_path: Path, images: np.ndarray) -> None:
     ("clean", "noisy", "message"),
     [
         ((7, 20, 20, 1), (6, 20, 20, 1), "must come in pairs"),
-        ((7, 20, 20, 1), (7, 20, 24, 1), "must come in pairs"),
         ((7, 1, 20, 20), (7, 1, 20, 20), r"of shape \(N, H, W, 1\)"),
         ((20, 20, 7), (20, 20, 7), r"of shape \(N, H, W, 1\)"),
-        ((7, 20, 20, 3), (7, 20, 20, 3), r"of shape \(N, H, W, 1\)"),
-        ((20, 20), (20, 20), r"of shape \(N, H, W, 1\)"),
         ((0, 20, 20, 1), (0, 20, 20, 1), "N at least 1"),
     ],
 )
@@ -68,7 +72,7 @@ def test_wrong_shapes_are_named(
     assert str(folder) in str(error.value)
 
 
-def test_missing_file_key_and_garbage_are_named(tmp_path: Path, images: np.ndarray) -> None:
+def test_missing_files_garbage_and_pixels_are_named(tmp_path: Path, images: np.ndarray) -> None:
     with pytest.raises(FormatError, match="not found"):
         Split(tmp_path, "test")
     write(tmp_path, "clean", images, key="frames")
@@ -77,14 +81,13 @@ def test_missing_file_key_and_garbage_are_named(tmp_path: Path, images: np.ndarr
     (tmp_path / "train" / "graphene_img_clean.h5").write_bytes(b"no HDF5")
     with pytest.raises(FormatError, match="cannot be read as HDF5"):
         Split(tmp_path, "train")
-
-
-def test_pixels_that_are_not_finite_are_an_error(tmp_path: Path, images: np.ndarray) -> None:
     images[3, 2, 1] = np.nan
     with Split(original(tmp_path, images, images), "train") as split:
         split.clean([0, 1])
         with pytest.raises(FormatError, match="frame 3 has pixels that are not finite"):
             split.clean([1, 3])
+        with pytest.raises(FormatError, match="does not say where defects are"):
+            split.defects()
 
 
 def test_data_are_known_by_their_frames(gratings: Path, tmp_path: Path) -> None:
@@ -101,68 +104,125 @@ def test_data_are_known_by_their_frames(gratings: Path, tmp_path: Path) -> None:
 def test_frames_know_their_contrast_and_are_read_as_needed(gratings: Path, monkeypatch) -> None:
     chosen = torch.tensor([5, 0, 31])
     with Split(gratings, "train") as split:
-        cached = CleanFrames.of(split)
-        monkeypatch.setattr("emdn_train.dataset.CACHE_BYTES", 1000)
-        streamed = CleanFrames.of(split)
+        cached = CleanFrames(split)
+        monkeypatch.setattr(dataset, "CACHE_BYTES", 1000)
+        streamed = CleanFrames(split)
         assert streamed.cached is None
         torch.testing.assert_close(streamed.relative(chosen), cached.relative(chosen))
     torch.testing.assert_close(streamed.contrast, cached.contrast)
-    assert cached.cached.shape == (32, 64, 64)
     torch.testing.assert_close(cached.mean, torch.ones(32), atol=1e-5, rtol=0)
     # A grating of amplitude 0.3 has a standard deviation of 0.3 / sqrt(2).
     torch.testing.assert_close(cached.contrast, torch.full((32,), 0.212), atol=0.01, rtol=0)
     assert not cached.scanned.any()
 
 
-@pytest.fixture(scope="module")
-def both(gratings: Path, tmp_path_factory) -> Path:
-    """The gratings, every other one recorded by a scanned probe."""
-    root = tmp_path_factory.mktemp("both")
-    for split, count in (("train", 32), ("test", 4)):
-        shutil.copytree(gratings / split, root / split)
-        detectors = np.where(np.arange(count) % 2 == 0, "stem", "counting")
-        dqe = [DETECTORS[name].dqe0 for name in detectors]
-        even = {"beam_x": 0.0, "beam_y": 0.0, "beam_width_u": 1e6, "beam_width_v": 1e6,
-                "beam_angle": 0.0, "beam_mean": 1.0, "kind": "grating"}  # fmt: skip
-        pl.DataFrame({"detector": detectors, "electrons_per_pixel": 40 / np.array(dqe)}
-        ).with_columns(**{key: pl.lit(value) for key, value in even.items()}).write_parquet(
-            root / split / "graphene_img_metadata.parquet"
-        )  # fmt: skip
-    return root
+def test_simulated_frames_have_detectors_states_and_defects(gratings, tmp_path) -> None:
+    shutil.copytree(gratings / "train", tmp_path / "train")
+    detectors = ["stem", "counting"] * 16
+    electrons = 40 / np.array([DQE0[name] for name in detectors])
+    even = {"beam_x": 0.0, "beam_y": 0.0, "beam_width_u": 1e6, "beam_width_v": 1e6,
+            "beam_angle": 0.0, "beam_mean": 1.0, "kind": "grating"}  # fmt: skip
+    table = pl.DataFrame({
+        "detector": detectors, "electrons_per_pixel": electrons, "structure": np.arange(32) // 4,
+        "image": [0, 1] * 16, "state": [0, 0, 1, 1] * 8,
+    }).with_columns(**{key: pl.lit(value) for key, value in even.items()})  # fmt: skip
+    table.write_parquet(tmp_path / "train" / "graphene_img_metadata.parquet")
+    with h5py.File(tmp_path / "train" / "graphene_img_structures.h5", "w") as file:
+        for number in range(8):
+            for state, name in enumerate((f"{number}", f"{number}-1")):
+                file[f"{name}/defects"] = np.full((1, 2), number + 10 * state)
+    with Split(tmp_path, "train") as split:
+        frames = CleanFrames(split, defects=True)
+        assert str(split) == "32 frames of 64 x 64, simulated (grating)"
+    assert frames.scanned.tolist() == [True, False] * 16
+    assert frames.others[:6].tolist() == [2, 3, 0, 1, 6, 7]
+    assert [int(one[0, 0]) for one in frames.defects[:6]] == [0, 0, 10, 10, 1, 1]
+    torch.testing.assert_close(frames.mean, torch.ones(32), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "first"), [("stem", 0), ("tem", 1)])
-def test_a_class_has_its_frames_alone(both: Path, kind, first) -> None:
-    with Split(both, "train") as every, Split(both, "train", kind) as own:
-        assert len(own) == 16
-        assert set(own.table["detector"] == "stem") == {kind == "stem"}
-        numbers = np.arange(first, 32, 2)
-        for name in ("clean", "noisy", "relative"):
-            whole, part = getattr(every, name), getattr(own, name)
-            np.testing.assert_array_equal(part(slice(None)), whole(numbers))
-            np.testing.assert_array_equal(part([3, 1]), whole(numbers[[3, 1]]))
+@pytest.fixture
+def frames(gratings):
+    """Frames 2k and 2k + 1 are two states of one image."""
+    with Split(gratings, "train") as split:
+        found = CleanFrames(split)
+        found.others = torch.arange(32) ^ 1
+        yield found
 
 
-def test_a_class_that_the_data_lack_is_named(gratings: Path, both: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"train: none of its 32 frames .* class stem"):
-        Split(gratings, "train", "stem")
-    shutil.copytree(both, tmp_path / "tem")
-    table = tmp_path / "tem/test/graphene_img_metadata.parquet"
-    pl.read_parquet(table).with_columns(detector=pl.lit("ccd")).write_parquet(table)
-    with pytest.raises(FormatError, match=r"test: none of its 4 frames .* class stem"):
-        Split(tmp_path / "tem", "test", "stem")
+def test_crops_are_parts_of_their_frames_in_eight_orientations():
+    frames = torch.arange(64.0 * 50).reshape(1, 1, 50, 64).repeat(400, 1, 1, 1)
+    found = crops(frames, 8, chance(0))
+    assert found.shape == (400, 1, 8, 8)
+    steps = {(float(p[0, 0, 1] - p[0, 0, 0]), float(p[0, 1, 0] - p[0, 0, 0])) for p in found}
+    assert steps == {(a, b) for s in (1, -1) for t in (64, -64) for a, b in ((s, t), (t, s))}
+    assert len(found.amin((1, 2, 3)).unique()) > 300
+    assert crops(frames, 100, chance(0)).shape[-2:] == (50, 50)
 
 
-@pytest.mark.usefixtures("_tiny_net")
-def test_a_model_is_fitted_to_a_class_and_saved_under_its_name(both: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(
-            ["fit", "--data", str(both), "--out", str(tmp_path), "--models", "tiny", "--class",
-             "stem", "--patch", "32", "--epochs", "1", "--batch-size", "8", "--device", "cpu"]
-        )  # fmt: skip
-    assert not left.value.code
-    ((name, weights),) = checkpoint.load(tmp_path / checkpoint.FILE_NAME).items()
-    recipe = weights.metadata["recipe"]
-    assert name == "tiny@stem"
-    assert recipe["data"] == "16 frames of 64 x 64, simulated (grating), of class stem alone"
-    assert recipe["steps"] == 2, "16 frames of 32 are scanned"
+def test_recordings_have_the_dose_asked_for_and_fresh_poisson_noise(frames):
+    indices, generator = torch.arange(32), chance(1)
+    arguments = frames, indices, frames.relative(indices)[:, None], torch.full((32,), 2.0)
+    batch, later, again = (record(*arguments, one) for one in (generator, generator, chance(1)))
+    assert not torch.equal(batch.noisy, later.noisy)
+    assert torch.equal(batch.noisy, again.noisy)
+    expected = (2.0 / frames.contrast) ** 2 * DQE0["counting"]
+    torch.testing.assert_close(batch.scale[:, 0, 0, 0], expected)
+    assert float(batch.noisy.mean() / batch.target.mean()) == pytest.approx(1, abs=0.01)
+    chi = (batch.noisy - batch.target).square() / batch.target.clamp_min(1e-6)
+    assert float(chi.mean()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("draw", [patches, clips])
+def test_defects_go_with_their_patches(frames, draw, monkeypatch):
+    """A bright spot is put at the defect of each frame, and is found where its weight is."""
+    # A turned contrast would leave nothing of the spot.
+    monkeypatch.setattr(dataset, "stretch", lambda clean, *_: (clean, torch.ones(len(clean))))
+    frames.split.table = pl.DataFrame({"pixel_size_nm": [0.06] * 32})
+    frames.defects = [np.float32([[8 + number, 50 - number]]) for number in range(32)]
+    near = frames.near_defects(torch.arange(32))
+    assert [int(one.argmax()) for one in near] == [64 * (50 - n) + 8 + n for n in range(32)]
+    assert near[0, 50, 8] == 1
+    assert float(near[0, 50, 10]) == pytest.approx(np.exp(-0.5), abs=1e-5)  # 0.12 nm away
+    frames.cached = 1 + 50 * near
+    recipe = replace(QUIET, defects=3.0, augmented=0.5)
+    batch = draw(frames, recipe, 48, CPU, torch.arange(16), chance(3))
+    assert batch.defects.shape == (16, 1, 48, 48)
+    centred = [one - one.mean((2, 3), keepdim=True) for one in (batch.target, batch.defects)]
+    like = torch.nn.functional.cosine_similarity(*(one.flatten(1) for one in centred))
+    seen = batch.defects.amax((1, 2, 3)) > 0.5
+    assert seen.sum() > 5
+    assert (like[seen] > 0.8).all()
+
+
+def test_clips_change_at_one_frame_and_the_middle_is_the_truth(frames, monkeypatch):
+    for name in ("DRIFT", "JITTER", "TURN", "CUT"):
+        monkeypatch.setattr(dataset, name, 0.0)
+    draw = partial(clips, frames, QUIET, 64, CPU, torch.arange(32))
+    batch = draw(chance(1))
+    assert batch.noisy.shape == (32, 5, 64, 64)
+    assert batch.target.shape == (32, 1, 64, 64)
+    error = (middle(batch.noisy) - batch.target).std((1, 2, 3)) / batch.target.std((1, 2, 3))
+    assert error.max() < 0.02
+    # Correlation of each frame with the first: 1 up to the event, another state after it.
+    flat = batch.noisy.flatten(2)
+    flat = flat - flat.mean(2, keepdim=True)
+    like = torch.nn.functional.cosine_similarity(flat, flat[:, :1], dim=2) > 0.99
+    assert (like.int().diff(dim=1) <= 0).all()
+    assert 0.15 < (~like.all(1)).float().mean() < 0.65  # CHANGE, of 32 clips
+    frames.others = torch.arange(32)  # no other states, no change
+    flat = draw(chance(1)).noisy.flatten(2)
+    assert (flat - flat[:, :1]).abs().max() < 0.1 * flat.mean()
+
+
+def test_drift_moves_frames_by_what_was_drawn(monkeypatch):
+    for name in ("JITTER", "TURN", "RESTING"):
+        monkeypatch.setattr(dataset, name, 0.0)
+    y, x = np.mgrid[:64, :64]
+    blob = torch.tensor(np.exp(-((y - 32) ** 2 + (x - 32) ** 2) / 18), dtype=torch.float32)
+    clip = moved(blob.repeat(6, 5, 1, 1), 64, 0.0, chance(2))
+    weight = clip / clip.sum((2, 3), keepdim=True)
+    path = torch.stack([(weight * torch.tensor(one)).sum((2, 3)) for one in (x, y)], 2)
+    steps = path.diff(dim=1)
+    assert torch.allclose(steps, steps[:, :1].expand_as(steps), atol=0.12)  # bicubic
+    assert steps[:, 0].norm(dim=1).max() <= 3.05
+    assert torch.allclose(path[:, 2], torch.tensor([32.0, 32.0]), atol=0.02)

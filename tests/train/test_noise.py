@@ -6,35 +6,24 @@ import pytest
 import torch
 
 from emdn_train import noise
-from emdn_train.noise import DETECTORS
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    ),
-]
+from emdn_train.noise import DQE0, KNEE, POWER
 
 
-def generator(seed: int = 0, device: str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(seed)
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def flat(n: int, side: int = 128, level: float = 1.0) -> torch.Tensor:
     return torch.full((n, 1, side, side), level)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_shapes_devices_and_chance(detector: str, device: str) -> None:
-    clean, electrons = flat(3, 64).to(device), torch.tensor([1.0, 10.0, 100.0])
+@pytest.mark.parametrize("detector", DQE0)
+def test_noise_follows_from_the_generator(detector: str) -> None:
+    clean, electrons = flat(3, 64), torch.tensor([1.0, 10.0, 100.0])
     first, again, other = (
-        noise.draw(clean, electrons, detector, generator(seed, device), 64) for seed in (1, 1, 2)
+        noise.draw(clean, electrons, detector, generator(seed), 64) for seed in (1, 1, 2)
     )
-    for tensor in first:
-        assert (tensor.shape, tensor.dtype) == (clean.shape, torch.float32)
-        assert tensor.device.type == device
+    assert [(one.shape, one.dtype) for one in first] == [(clean.shape, torch.float32)] * 2
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
 
@@ -42,7 +31,7 @@ def test_shapes_devices_and_chance(detector: str, device: str) -> None:
 @pytest.mark.parametrize("electrons", [0.3, 5.0, 200.0])
 def test_counting_is_poisson_after_dqe(electrons: float) -> None:
     noisy, target = noise.record(flat(8, level=electrons), "counting", generator())
-    expected = DETECTORS["counting"].dqe0 * electrons
+    expected = DQE0["counting"] * electrons
     torch.testing.assert_close(target, torch.full_like(target, expected))
     n = noisy.numel()
     assert torch.equal(noisy, noisy.round())
@@ -56,14 +45,14 @@ def test_counting_is_poisson_after_dqe(electrons: float) -> None:
 
 def test_ccd_noise_has_the_spectrum_of_its_ntf_and_no_bias() -> None:
     """Counted noise goes through the NTF, dark and read-out noise do not."""
-    camera, electrons = DETECTORS["ccd"], 400.0
+    electrons = 400.0
     noisy, target = noise.record(flat(48, level=electrons), "ccd", generator())
     power = torch.fft.rfft2(noisy - target).abs().pow(2).mean((0, 1)) / 128**2
     along = power[0, 1:].double()
     q = torch.arange(1, 65, dtype=torch.float64) / 64
 
     def counted(q):
-        return camera.dqe0 * electrons / (1 + (q / camera.mtf_knee) ** camera.mtf_power)
+        return DQE0["ccd"] * electrons / (1 + (q / KNEE) ** POWER)
 
     expected = counted(q) + power[64, 64] - counted(math.sqrt(2))
     assert (along / expected).reshape(8, 8).mean(1).sub(1).abs().max() < 0.25
@@ -72,11 +61,10 @@ def test_ccd_noise_has_the_spectrum_of_its_ntf_and_no_bias() -> None:
 
 def test_ccd_target_is_blurred_by_the_mtf() -> None:
     """A sine at half of Nyquist keeps MTF(0.5) of its contrast; the mean keeps DQE(0)."""
-    camera = DETECTORS["ccd"]
     wave = 1 + 0.5 * torch.cos(math.pi / 2 * torch.arange(128.0)).expand(1, 1, 128, 128)
     _, target = noise.record(100 * wave, "ccd", generator())
-    inner = target[0, 0, 16:-16, 16:-16] / (100 * camera.dqe0)
-    expected = 0.5 / (1 + (0.5 / camera.mtf_knee) ** camera.mtf_power)
+    inner = target[0, 0, 16:-16, 16:-16] / (100 * DQE0["ccd"])
+    expected = 0.5 / (1 + (0.5 / KNEE) ** POWER)
     assert inner.mean() == pytest.approx(1.0, abs=0.005)
     assert (inner.max() - inner.min()) / 2 == pytest.approx(expected, rel=0.03)
 
@@ -100,7 +88,7 @@ def test_a_patch_sees_the_beam_of_the_field_it_is_cut_from() -> None:
         expected = whole[index, :, row : row + 64, column : column + 64]
         torch.testing.assert_close(patches[index], expected)
     _, target = noise.draw(flat(256, 64), torch.full((256,), 1e3), "counting", generator(), 256)
-    spread = target.mean((1, 2, 3)) / (1e3 * DETECTORS["counting"].dqe0)
+    spread = target.mean((1, 2, 3)) / (1e3 * DQE0["counting"])
     # patches lie in the bright and in the dark parts of their fields
     assert spread.mean() == pytest.approx(1.0, abs=0.15)
     assert spread.std() > 0.1

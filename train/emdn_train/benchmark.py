@@ -7,6 +7,7 @@ in `FOLLOWED`, and in every record.
 
 import itertools
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,22 @@ from emdn_deploy import bench
 from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.readers import Choice, open_frames
 from emdn_deploy.session import usable_cpus
-from emdn_models import MODELS, checkpoint, metrics
+from emdn_models import MODELS, ModelError, checkpoint, metrics
 from emdn_models.errors import FormatError
 from emdn_models.files import renamed
-from emdn_models.nets import build
 from emdn_train.calibrate import scale_of
-from emdn_train.config import RECIPES, WARM_UP, BenchmarkConfig, FitConfig, converted
+from emdn_train.config import RECIPES, WARM_UP, BenchmarkConfig, FitConfig
 from emdn_train.dataset import STEM, Split
 from emdn_train.export import export_one
 from emdn_train.fit import fit
-from emdn_train.loss import pick_device
-from emdn_train.results import Fitted
+from emdn_train.loss import hardware, pick_device
 from emdn_train.simulate import SimulateConfig, simulate
 
 Frames = NDArray[np.float32]
 
 FILE_NAME = "record.json"
-RECIPE = "benchmark"
 FOLLOWED = {
-    "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01; its code "
-    "of 2023 (1.2.0) has 10 epochs: -b epochs 10",
+    "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01",
     "differs": "noise drawn anew at every step; frames in units of their noise; gradients "
     f"clipped to a norm of 1; lr rises over the first {WARM_UP} steps; inference by onnxruntime, "
     "a frame at a time",
@@ -52,10 +49,11 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Run the benchmark and return what is in ``record.json``.
 
     A `FormatError` says what the data set lacks, a `DeviceError` that the device cannot be had,
-    before anything is made; an `OutputError`, that another process records into the folder.
+    before anything is made; a `ModelError`, that the net diverged; an `OutputError`, that another
+    process records into the folder.
     """
+    device = pick_device(config.device)
     if config.device != "auto":
-        pick_device(config.device)
         Denoiser(None, config.device)
     data, out = config.data, config.out
     out.mkdir(parents=True, exist_ok=True)
@@ -63,27 +61,39 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         simulate(SimulateConfig(data, frames=config.frames, workers=usable_cpus()))
     raw, truth = (pictures(data, part) for part in ("raw", "truth"))
     with Split(data, "train") as split:
-        patch = min(split.shape)
-        described = {
-            "what": str(split), "train": split.frames, "fingerprint": split.fingerprint(),
-            "inference": len(raw),
-        }  # fmt: skip
-    asked = converted(FitConfig, config, models=(config.model,), recipe=RECIPE, patch=patch)
+        patch, images = min(split.shape), len(split)
+        described = {"what": str(split), "train": images, "fingerprint": split.fingerprint()}
+    asked = FitConfig(
+        data=data, out=out, models=(config.model,), preset=config.preset, patch=patch,
+        epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, device=config.device,
+        seed=config.seed,
+    )  # fmt: skip
     (fitted,) = fit(asked)
-    denoiser = Denoiser(_exported(fitted, config), config.device)
+    if fitted.status == "diverged":
+        raise ModelError(f"{out}: {config.model} diverged, no record; give a smaller -b lr=...")
+    onnx, weights = out / f"{config.model}.onnx", checkpoint.load(out / checkpoint.FILE_NAME)
+    export_one(config.model, weights[fitted.name], onnx)
+    denoiser = Denoiser(onnx, config.device)
+    recipe = asdict(RECIPES[asked.recipe])
     preset = MODELS[config.model].presets[config.preset]
     found = {
-        "format": "emdn-record",
-        "format_version": 2,
-        "benchmark": "em_denoise",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
+        "format": "emdn-record", "format_version": 3, "benchmark": "em_denoise",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": config.seed,
         "model": {
             "name": config.model, "preset": config.preset, "parameters": preset.parameters
         },
-        "data": described,
-        "training": _training(fitted, asked, split.frames),
-        "inference": _inference(denoiser, config, raw, truth, fitted.status),
+        "data": described | {"inference": len(raw)},
+        "training": {
+            "images_per_s": round(fitted.images_per_s, 3),
+            # Without what is validated in between.
+            "s_per_epoch": float(f"{images / fitted.images_per_s:.6g}"),
+            "status": fitted.status, "loss": [round(row["loss"], 5) for row in fitted.history],
+            "start_db": fitted.start_db, "gain_db": fitted.gain_db, "steps": fitted.step,
+            "recipe": recipe | {"lr": recipe["lr"] if config.lr is None else config.lr},
+            "epochs": config.epochs, "batch_size": config.batch_size, "patch": patch,
+            "hardware": hardware(device),
+        },
+        "inference": _inference(denoiser, config, raw, truth),
         "noisy": likeness(raw, truth),
         "data_range": "largest less smallest value of each true frame",
         "followed": FOLLOWED,
@@ -97,60 +107,19 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
 
 def line(found: dict[str, Any]) -> str:
     """Put a record into one line."""
-    model, trained, own = found["model"], found["training"], found["inference"]
-    like = "not judged"
-    if "psnr_db" in own:
-        like = (
-            f"PSNR {own['psnr_db']:.2f} dB (noisy {found['noisy']['psnr_db']:.2f}), "
-            f"SSIM {own['ssim']:.3f} ({found['noisy']['ssim']:.3f})"
-        )
-    known = found["machine"]
-    versions = ", ".join(f"{name} {one}" for name, one in known["versions"].items())
+    model, data, trained, own = (found[key] for key in ("model", "data", "training", "inference"))
+    noisy, side = found["noisy"], trained["patch"]
     return (
         f"em_denoise {model['name']} {model['preset']} ({model['parameters']:,} parameters): "
-        f"training {trained['images_per_s']:.4g} images/s of {trained['patch']} x "
-        f"{trained['patch']}, {trained['s_per_epoch']:.4g} s an epoch of {found['data']['train']} "
-        f"({trained['epochs']} epochs, batch {trained['batch_size']}, lr {trained['lr']:g}; "
-        f"{trained['status']}) on {trained['hardware']}; "
-        f"inference {own['frames/s']:.4g} frames/s on {own['got']}, {like}, "
-        f"{found['data']['inference']} frames; "
-        f"{known['processor']}; {versions}; seed {found['seed']}"
+        f"training {trained['images_per_s']:.4g} images/s of {side} x {side}, "
+        f"{trained['s_per_epoch']:.4g} s an epoch of {data['train']} ({trained['epochs']} epochs, "
+        f"batch {trained['batch_size']}, lr {trained['recipe']['lr']:g}; {trained['status']}) on "
+        f"{trained['hardware']}; "
+        f"inference {own['frames/s']:.4g} frames/s on {own['got']}, "
+        f"PSNR {own['psnr_db']:.2f} dB (noisy {noisy['psnr_db']:.2f}), SSIM {own['ssim']:.3f} "
+        f"({noisy['ssim']:.3f}), {data['inference']} frames; {found['machine']['processor']}; "
+        f"seed {found['seed']}"
     )
-
-
-def _exported(fitted: Fitted, config: BenchmarkConfig) -> Path:
-    """Export what was fitted; nets that diverged are as fast as others, so one as drawn."""
-    if fitted.status == "diverged":
-        drawn = build(config.model, config.preset).state_dict()
-        state = {name: tensor.numpy() for name, tensor in drawn.items()}
-        weights = checkpoint.Weights(config.preset, state, {})
-    else:
-        weights = checkpoint.load(config.out / checkpoint.FILE_NAME)[config.model]
-    path = config.out / f"{config.model}.onnx"
-    export_one(config.model, weights, path)
-    return path
-
-
-def _training(fitted: Fitted, asked: FitConfig, images: int) -> dict[str, Any]:
-    recipe = RECIPES[RECIPE]
-    known = json.loads((asked.out / "throughput.json").read_text(encoding="utf-8"))[fitted.name]
-    start, end = (
-        {level: round(gain, 2) for level, gain in gains.items()}
-        for gains in (fitted.start_db, fitted.gain_db)
-    )
-    return {
-        "images_per_s": round(fitted.images_per_s, 3),
-        "mpx_per_s": round(fitted.images_per_s * asked.patch**2 / 1e6, 3),
-        # Without what is validated in between.
-        "s_per_epoch": float(f"{images / fitted.images_per_s:.6g}"),
-        "status": fitted.status, "loss": [round(row["loss"], 5) for row in fitted.history],
-        "start_db": start, "gain_db": end,
-        "recipe": RECIPE, "optimizer": recipe.optimizer, "loss_function": recipe.loss,
-        "epochs": asked.epochs, "batch_size": asked.batch_size,
-        "lr": recipe.lr if asked.lr is None else asked.lr, "warm_up_steps": WARM_UP,
-        "patch": asked.patch, "steps": fitted.history[-1]["step"] if fitted.history else 0,
-        "hardware": known["hardware"],
-    }  # fmt: skip
 
 
 def pictures(data: Path, part: str) -> Frames:
@@ -163,9 +132,9 @@ def pictures(data: Path, part: str) -> Frames:
 
 
 def _inference(
-    denoiser: Denoiser, config: BenchmarkConfig, raw: Frames, truth: Frames, status: str
+    denoiser: Denoiser, config: BenchmarkConfig, raw: Frames, truth: Frames
 ) -> dict[str, Any]:
-    """Denoise (N, H, W) frame by frame, each at its own scale; not judged if it diverged."""
+    """Denoise (N, H, W) frame by frame, each at its own scale."""
     scales, denoised = [scale_of(frame[None]) for frame in raw], np.empty_like(raw)
     turns, session = itertools.cycle(range(len(raw))), denoiser.session
     size = (raw.shape[1], raw.shape[2])
@@ -182,7 +151,7 @@ def _inference(
         | bench.about(session, config.device, size)
         | bench.speed(times, 1, size, bench.gflop_of(session, size))
         | {"stack frames/s": bench.digits(rate)}
-        | ({} if status == "diverged" else likeness(denoised, truth))
+        | likeness(denoised, truth)
     )
 
 

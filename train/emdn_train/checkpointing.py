@@ -1,51 +1,52 @@
-"""How a run starts, stops and resumes: initial weights, signals, and the file of its state.
+"""What a fit leaves behind: the state that it is resumed from, weights and metrics.
 
 ``fit_state.h5`` holds what a stopped run needs to go on, as `emdn_models.checkpoint` writes it: the
 groups net, average, best and optimizer.N of tensors, and text, JSON of what must stay the same,
 results so far and counters. No generator is saved: all chance follows from the seed and the step
-(`emdn_train.patches`).
+(`emdn_train.dataset.chance`).
 """
 
 import json
 import logging
+import math
 import os
-import signal
-import threading
+import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from os import PathLike
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from emdn_models import ModelError, checkpoint, pretrained
+from emdn_deploy.bench import machine
+from emdn_models import checkpoint
 from emdn_models.errors import CheckpointError
-from emdn_models.nets import load_state
-from emdn_models.spec import spec_of
-from emdn_train.config import FitConfig
+from emdn_models.files import renamed
+from emdn_train.config import WARM_UP, FitConfig, Recipe
+from emdn_train.loss import hardware
 
 log = logging.getLogger(__name__)
-
-FILE_NAME = "fit_state.h5"
 
 EVERY_S = 60.0
 """Seconds between two saves."""
 
 
-@dataclass
-class Training:
-    """One model while it is being fitted; it changes with every step."""
+@dataclass(kw_only=True)
+class Fitted:
+    """What is known of a model that is being or has been fitted.
+
+    In the end its status is ``fitted``; ``best kept``, earlier weights, which were clearly better
+    than the last ones; ``no gain``, worse than the noisy frame, as after too few steps; or
+    ``diverged``, which is not saved. Gains are means over frames of 10 log10(MSE noisy / MSE
+    denoised) by level of signal to noise, empty where not measured.
+    """
 
     name: str
-    net: nn.Module
-    average: AveragedModel  # moving average of the net
-    optimizer: torch.optim.Optimizer
+    status: Literal["unfinished", "fitted", "best kept", "no gain", "diverged"] = "unfinished"
     start: dict[str, Any] | None = None  # how the weights were fitted that it started from
     step: int = 0
     seen: int = 0  # patches so far
@@ -53,32 +54,54 @@ class Training:
     losses: int = 0
     elapsed: float = 0.0  # seconds of all parts of the run, and those in steps
     trained: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)  # a row an epoch
-    start_db: dict[str, float] = field(default_factory=dict)  # gain before the first step, by level
-    # The average that did best when it was validated, its gain, and after which step.
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_db: dict[str, float] = field(default_factory=dict)
-    best_step: int = 0
+    # A row an epoch: loss, learning rate, validation gain, seconds.
+    history: list[dict[str, Any]] = field(default_factory=list)
+    start_db: dict[str, float] = field(default_factory=dict)  # before the first step
+    gain_db: dict[str, float] = field(default_factory=dict)  # at the end
+    best_db: dict[str, float] = field(default_factory=dict)  # of the weights validated best
+    best_step: int = 0  # after how many steps; 0: the start
+    mean_ratio: float = math.nan  # of the denoised to the noisy frames
 
-    def note(self, gains: dict[str, float]) -> None:
-        """Remember the average as it is if it is the best so far, by its ``gains``."""
-        if not self.best_db or sum(gains.values()) > sum(self.best_db.values()):
-            state = self.average.module.state_dict()
-            self.best = {key: value.clone() for key, value in state.items()}
-            self.best_db, self.best_step = gains, self.step
+    @property
+    def images_per_s(self) -> float:
+        """Patches through full training steps, noise included."""
+        return self.seen / self.trained
 
-    def end_epoch(self, steps: int) -> None:
-        """Add a row to the history and begin the next epoch's mean; ``steps`` are an epoch's."""
+    def known(self) -> dict[str, Any]:
+        """Return all but the tensors."""
+        return {one.name: getattr(self, one.name) for one in fields(Fitted)}
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return (
+            f"{self.name}: {self.status}, {mean(self.gain_db):.2f} dB over the noisy frame (at the "
+            f"start {mean(self.start_db):.2f}), mean out/in {self.mean_ratio:.4f}, "
+            f"{self.images_per_s:.1f} images/s"
+        )
+
+    def end_epoch(self, epoch: int, lr: float) -> None:
+        """Add a row to the history and begin the next epoch's mean."""
         self.history.append({
-            "model": self.name, "epoch": -(-self.step // steps), "step": self.step,
-            "loss": self.loss / self.losses, "lr": self.optimizer.param_groups[0]["lr"],
+            "epoch": epoch, "step": self.step, "loss": self.loss / self.losses, "lr": lr,
             "seconds": self.elapsed,
         })  # fmt: skip
         self.loss, self.losses = 0.0, 0
 
 
-_TENSORS = {"net", "average", "optimizer", "best"}
-_COUNTERS = [key for key in Training.__dataclass_fields__ if key not in _TENSORS]
+@dataclass(kw_only=True)
+class Training(Fitted):
+    """One model while it is being fitted; it changes with every step."""
+
+    net: nn.Module
+    average: nn.Module  # moving average of the net
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor] = field(default_factory=dict)  # the average that was validated best
+
+    def note(self, gains: dict[str, float]) -> None:
+        """Remember the average as it is if it is the best so far, by its ``gains``."""
+        if not self.best_db or mean(gains) > mean(self.best_db):
+            self.best = {key: value.clone() for key, value in self.average.state_dict().items()}
+            self.best_db, self.best_step = gains, self.step
 
 
 class StateFile:
@@ -88,20 +111,18 @@ class StateFile:
     differs; ``done`` are the results of models that are finished, by name.
     """
 
-    def __init__(self, path: str | PathLike[str], run: Mapping[str, Any]) -> None:
-        self.path = Path(path)
+    def __init__(self, out: Path, run: Mapping[str, Any]) -> None:
+        self.path = out / "fit_state.h5"
         self.done: dict[str, dict[str, Any]] = {}
         self._run = json.loads(json.dumps(dict(run), default=os.fspath))
-        self._counters: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}
         self._saved = time.perf_counter()
         if not self.path.exists():
             return
         try:
             self._groups = {name: one.state for name, one in checkpoint.load(self.path).items()}
-            text = self._groups["text"]
-            saved, self.done, self._counters = (
-                json.loads(text[key].tobytes()) for key in ("run", "done", "training")
-            )
+            text = json.loads(self._groups["text"]["json"].tobytes())
+            saved, self.done, self._known = text["run"], text["done"], text["training"]
         except (CheckpointError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{self.path}: no run can be continued from it ({error}); delete it to start over"
@@ -116,30 +137,32 @@ class StateFile:
                 "its options to continue it, choose another --out, or delete the file to start over"
             )
 
-    def restore(self, training: Training) -> bool:
-        """Put a model where it was, and say whether the file holds it."""
-        if self._counters.get("name") != training.name:
-            return False
-
-        def tensors(group: str) -> dict[str, Tensor]:
-            arrays = self._groups.pop(group, {})
-            return {key: torch.as_tensor(array) for key, array in arrays.items()}
-
-        training.net.load_state_dict(tensors("net"))
-        training.average.load_state_dict(tensors("average"))
-        training.best = tensors("best")
-        moments = [name for name in self._groups if name.startswith("optimizer.")]
-        state = {int(name.partition(".")[2]): tensors(name) for name in moments}
-        groups = training.optimizer.state_dict()["param_groups"]
-        training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    def restore(self, training: Training) -> None:
+        """Put a model where it was, if the file holds it."""
+        if self._known.get("name") != training.name:
+            return
+        groups = {
+            name: {key: torch.as_tensor(array) for key, array in arrays.items()}
+            for name, arrays in self._groups.items()
+        }
+        training.net.load_state_dict(groups["net"])
+        training.average.load_state_dict(groups["average"])
+        training.best = groups["best"]
+        state = training.optimizer.state_dict()
+        state["state"] = {
+            int(name.partition(".")[2]): moments
+            for name, moments in groups.items()
+            if name.startswith("optimizer.")
+        }
+        training.optimizer.load_state_dict(state)
         # A fused optimiser walks through memory: its moments must lie as the weights do.
         for parameter, values in training.optimizer.state.items():
             for key, value in values.items():
                 if value.shape == parameter.shape:
                     values[key] = torch.empty_like(parameter).copy_(value)
-        for counter, value in self._counters.items():
-            setattr(training, counter, value)
-        return True
+        for key, value in self._known.items():
+            setattr(training, key, value)
+        log.info("%s: continuing after step %d", training.name, training.step)
 
     def due(self) -> bool:
         """Say whether it is time to save."""
@@ -147,19 +170,18 @@ class StateFile:
 
     def save(self, training: Training | None = None) -> None:
         """Write results and, if given, a model under way; the old file stays until it is whole."""
-        counters = {key: getattr(training, key) for key in _COUNTERS} if training else {}
-        texts = {"run": self._run, "done": self.done, "training": counters}
-        # No attributes, which may not exceed 64 kB, as a history does.
-        text = {k: np.frombuffer(json.dumps(one).encode(), "u1") for k, one in texts.items()}
-        groups = {"text": checkpoint.Weights("", text)}
+        known = training.known() if training else {}
+        text = json.dumps({"run": self._run, "done": self.done, "training": known})
+        # No attribute, which may not exceed 64 kB, as a history does.
+        groups = {"text": checkpoint.Weights("", {"json": np.frombuffer(text.encode(), "u1")})}
         if training:
+            moments = training.optimizer.state_dict()["state"]
             states = {
                 "net": training.net.state_dict(),
                 "average": training.average.state_dict(),
                 "best": training.best,
+                **{f"optimizer.{key}": values for key, values in moments.items()},
             }
-            moments = training.optimizer.state_dict()["state"]
-            states |= {f"optimizer.{key}": values for key, values in moments.items()}
             for name, tensors in states.items():
                 arrays = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
                 groups[name] = checkpoint.Weights("", arrays)
@@ -168,48 +190,65 @@ class StateFile:
 
     def remove(self) -> None:
         """Delete the file: the run is complete, and the same command starts a new one."""
-        self.path.with_name(self.path.name + ".partial").unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
 
-def start_from(net: nn.Module, name: str, config: FitConfig) -> dict[str, Any] | None:
-    """Load the weights that the config starts from; return how they were fitted, if known.
+def save_weights(
+    out: Path, t: Training, config: FitConfig, recipe: Recipe, data: str, **facts: Any
+) -> None:
+    """Save a net's averaged tensors with how it was fitted and what it was measured to do.
 
-    A file of ``shipped`` is the packaged checkpoint. A model for a class of frames starts from
-    itself where the file has it, else from the model of all frames. A `ModelError` says that the
-    file has neither, or of another preset.
+    ``data`` says in words what it was fitted to, and ``facts`` go with the recipe. Other models of
+    the folder's checkpoint stay in it.
     """
-    path = os.fspath(config.start or "")
-    if path == "shipped" and not Path(path).exists():
-        path = os.fspath(pretrained.CHECKPOINT)
-    models = checkpoint.load(path)
-    own = name if name in models else spec_of(name).name
-    weights = checkpoint.pick(path, models, own)
-    if weights.preset != config.preset:
-        raise ModelError(
-            f"{path}: {name} has preset {weights.preset!r}, this run asks for {config.preset!r}"
-        )
-    load_state(net, name, weights)
-    log.info("%s: starts from %s of %s", name, own, path)
-    earlier = weights.metadata.get("recipe")
-    return earlier if own == name else {**(earlier or {}), "model": own}
+    best = t.status == "best kept"
+    trained = {
+        "recipe": config.recipe,
+        "recipe_details": asdict(recipe),
+        "data": data,
+        "start": t.start,
+        "epochs": config.epochs,
+        "steps": t.step,
+        "kept_step": t.best_step if best else None,
+        "batch_size": config.batch_size,
+        "patch": config.patch,
+        "warm_up_steps": 0 if recipe.warmup else WARM_UP,
+        "seed": config.seed,
+        "minutes": round(t.elapsed / 60, 2),
+        "hardware": hardware(next(t.net.parameters()).device),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+    gains = t.best_db if best else t.gain_db
+    validation = {
+        "gain_db": {level: round(gain, 2) for level, gain in gains.items()},
+        "mean_ratio": round(t.mean_ratio, 5),
+    }
+    state = {
+        key: tensor.cpu().contiguous().numpy() for key, tensor in t.average.state_dict().items()
+    }
+    metadata = {"status": t.status, "recipe": trained, "validation": validation}
+    path = out / checkpoint.FILE_NAME
+    models = checkpoint.load(path) if path.exists() else {}
+    new = {t.name: checkpoint.Weights(config.preset, state, metadata)}
+    checkpoint.save(path, models | new)
 
 
-@contextmanager
-def signals_noted() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of ending at them.
+def write_results(
+    out: Path, config: FitConfig, results: Sequence[Fitted], device: torch.device
+) -> None:
+    """Write all that is known of each model to ``metrics.json``; earlier ones stay in it."""
+    path = out / "metrics.json"
+    where = {"machine": platform.node(), "hardware": hardware(device)} | machine("torch")
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for one in results:
+        known = one.known() | {"images_per_s": one.images_per_s, "where": where}
+        entries[one.name] = known | {"arguments": asdict(config)}
+    with renamed(path) as partial:
+        text = json.dumps(entries, indent=2, default=os.fspath)
+        partial.write_text(text + "\n", encoding="utf-8")
 
-    A signal that the process was born to ignore stays ignored, and only the main
-    thread, which alone may, changes anything.
-    """
-    noted: list[int] = []
-    earlier = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                earlier[number] = signal.signal(number, lambda number, _: noted.append(number))
-    try:
-        yield noted
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: was not set from Python
+
+def mean(gains: Mapping[str, float]) -> float:
+    """Return the mean gain over the levels of signal to noise, NaN of none."""
+    return sum(gains.values()) / len(gains) if gains else math.nan

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from emdn_deploy.config import new_app, run_app, takes_options, text_table
-from emdn_models import MissingExtraError
-from emdn_models.errors import install, library
+from emdn_models.errors import library
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
 app = new_app("Simulate data, fit the models and export them to ONNX.")
@@ -24,9 +23,9 @@ Models = Annotated[
 
 
 def translated(arguments: Sequence[str]) -> list[str]:
-    """Write SciML-Bench's ``-b KEY VALUE`` and ``-b KEY=VALUE`` as options, last, so that they win.
+    """Write SciML-Bench's ``-b KEY VALUE`` and ``-b KEY=VALUE,...`` as options, last: they win.
 
-    Several pairs may stand in one, separated by commas; ``use_gpu`` of false is ``--device cpu``.
+    ``use_gpu`` of false is ``--device cpu``.
     """
     own, added, words = list[str](), list[str](), iter(arguments)
     for word in words:
@@ -61,7 +60,7 @@ def of_config(config: type) -> Callable[[Callable[..., None]], Callable[..., Non
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            need_torch()
+            library("torch", "train", "emdn-train")
             if (names := names_of(values.pop("models", "all"))) is not None:
                 values["models"] = names
             command(config(**values))
@@ -79,17 +78,6 @@ def names_of(text: str) -> tuple[str, ...] | None:
     if not names:
         raise typer.BadParameter("names no model", param_hint="--models")
     return None if names == ("all",) else names
-
-
-def need_torch() -> None:
-    """Say how to get torch where it is missing."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            "this command needs torch, which the deploy side does without; "
-            f"install it with: {install('train')}"
-        ) from error
 
 
 @app.command()
@@ -110,7 +98,7 @@ def write_testset(
     ] = None,
 ) -> None:
     """Write the fixed test split: every kind of frame at three levels of signal to noise."""
-    need_torch()
+    library("torch", "train", "emdn-train")
     from emdn_train.simulate import write_test_split
 
     print(f"saved {write_test_split(out, multislice)}")
@@ -123,18 +111,14 @@ def fit(config: FitConfig) -> None:
 
     SciML-Bench's -b KEY VALUE works too, for batch_size, epochs, lr and use_gpu.
     """
-    from emdn_train import results
     from emdn_train.fit import fit as run
 
-    found = run(config)
-    print(text_table(*results.table(found)))
-    for result in found:
-        if text := str(result):
-            print(text)
-    if any(result.status != "diverged" for result in found):
-        print(f"saved {config.out / 'em_denoise_model.h5'}")
-    if any(result.failed for result in found):
+    results = run(config)
+    for one in results:
+        print(one)
+    if any(one.status == "diverged" for one in results):
         raise typer.Exit(1)
+    print(f"saved {config.out / 'em_denoise_model.h5'}")
 
 
 @app.command()
@@ -164,7 +148,7 @@ def export(
     ] = None,
 ) -> None:
     """Convert fitted models to ONNX and prove that they compute the same."""
-    need_torch()
+    library("torch", "train", "emdn-train")
     from emdn_models import pretrained
     from emdn_train import packages
     from emdn_train.export import export as run
@@ -204,9 +188,8 @@ def adapt(config: AdaptConfig) -> None:
     """Fine-tune a model on a stack without clean frames; continues where it was stopped."""
     from emdn_train.adapt import adapt as run
 
-    done = run(config)
-    print(done)
-    print(f"saved {done.path}")
+    print(run(config))
+    print(f"saved {config.out / 'em_denoise_model.h5'}")
 
 
 @app.command()
@@ -219,7 +202,7 @@ def calibrate(
     frames: Annotated[int, typer.Option(min=8, help="Simulated frames to measure on.")] = 64,
 ) -> None:
     """Measure how errors follow from spread and noise; emdn-deploy denoise --sigma uses it."""
-    need_torch()
+    library("torch", "train", "emdn-train")
     from emdn_models import pretrained
     from emdn_train.calibrate import calibrate as run
 

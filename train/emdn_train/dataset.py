@@ -1,4 +1,4 @@
-"""Frames for training and testing, streamed from the layout of em_graphene_sim.
+"""Training data: frames in the layout of em_graphene_sim, and the noisy patches drawn from them.
 
 ::
 
@@ -8,16 +8,16 @@
     <path>/train/graphene_img_structures.h5      atoms and defects (simulated data only)
     <path>/test/...
 
-The original data set is taken as it is: whatever scale, no tables. Nothing is read but the
-frames asked for.
+The original data set is taken as it is: whatever scale, no tables. Patches get fresh noise at every
+step. All chance follows from the seed and the place in the run, so that a run can be continued.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -25,10 +25,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from emdn_models.errors import FormatError
-from emdn_train.config import FrameClass
-from emdn_train.noise import DETECTORS, Profile, profile_map
+from emdn_models.nets.scaling import middle
+from emdn_train import noise
+from emdn_train.config import Recipe
 
 Frames = NDArray[np.float32]
 Indices = Sequence[int] | NDArray[np.int64] | slice
@@ -41,50 +43,51 @@ CACHE_BYTES = 4 << 30
 DEFECT_NM = 0.12
 """Standard deviation of the Gaussian around a point defect in which a loss may weigh more."""
 
+ELECTRONS = (0.05, 1e5)  # least and most incident per pixel, whatever the contrast
+ZOOM = (0.75, 1.35)  # range of the magnification of augmented patches
+CONTRAST = (0.6, 1.5)  # range of the contrast of augmented patches, as a factor
+# A CCD's noise is correlated: what a deployment takes for its gain, over what its variance and
+# mean give. Measured: 0.5 to 0.9 for single frames, 1 for stacks.
+CCD_GAIN = (0.5, 1.1)
+
+# Of clips:
+COUNT = 5  # frames
+CHANGE = 0.4  # share in which the specimen's defects change
+CUT = 0.06  # share that is cut to another specimen, and share whose dose changes
+DOSE_STEP = 0.5  # standard deviation of the logarithm of a change of the dose
+DRIFT = 3.0  # largest steady drift in pixels a frame
+JITTER = 0.7  # largest standard deviation, in pixels, of what a frame lies off its course
+RESTING = 0.3  # share without a steady drift; half as many rest altogether
+TURN = 0.005  # largest turn in rad a frame
+
 
 class Split:
     """One split of a data set; a context manager that holds its files open.
 
-    It has ``frames`` frames of ``shape`` (H, W): all, or with a ``frame_class`` of ``stem`` those
-    of a scanned probe, of ``tem`` the others. ``table`` has a row a frame (structure, kind,
+    Frames are of ``shape`` (H, W). ``table`` has a row a frame (structure, kind,
     contrast, snr, electrons_per_pixel, pixel_size_nm, dose_e_per_a2, detector, optics), or is None
     where the data are not simulated. A `FormatError` names a file that is missing or not in the
-    layout, noisy and clean frames that do not pair up, and a class that has no frame.
+    layout, and noisy and clean frames that do not pair up.
     """
 
-    def __init__(
-        self,
-        path: str | PathLike[str],
-        split: Literal["train", "test"],
-        frame_class: FrameClass | None = None,
-    ) -> None:
-        self.path, self.frame_class = Path(path) / split, frame_class
+    def __init__(self, path: str | PathLike[str], split: Literal["train", "test"]) -> None:
+        self.path = Path(path) / split
         self._clean = _open(self.path / f"{STEM}_clean.h5")
         self._noisy = _open(self.path / f"{STEM}_noise.h5")
-        self.frames: int = self._clean.shape[0]
         self.shape: tuple[int, int] = self._clean.shape[1:3]
         table = self.path / f"{STEM}_metadata.parquet"
         self.table = pl.read_parquet(table) if table.exists() else None
-        rows = self.frames if self.table is None else len(self.table)
-        if self._noisy.shape[:3] != self._clean.shape[:3] or rows != self.frames:
+        rows = len(self) if self.table is None else len(self.table)
+        if self._noisy.shape[:3] != self._clean.shape[:3] or rows != len(self):
             raise FormatError(
                 f"{self.path}: noisy frames are {self._noisy.shape[:3]}, clean ones "
                 f"{self._clean.shape[:3]} (N, H, W), and the table has {rows} rows; they must come "
                 "in pairs of one shape"
             )
-        self._rows = np.arange(self.frames)
-        if frame_class is not None:
-            self._rows = np.flatnonzero(self.scanned == (frame_class == "stem"))
-            if self.table is None or not len(self._rows):
-                raise FormatError(
-                    f"{self.path}: none of its {self.frames} frames is known to be of class "
-                    f"{frame_class}; simulate more, with emdn-train simulate --kind mixed"
-                )
-            self.frames, self.table = len(self._rows), self.table[self._rows.tolist()]
 
     def __len__(self) -> int:
         """Return the number of frames."""
-        return self.frames
+        return len(self._clean)
 
     def __enter__(self) -> Self:
         """Return the split itself."""
@@ -97,11 +100,11 @@ class Split:
 
     def clean(self, indices: Indices) -> Frames:
         """Read clean frames, (n, H, W) float32, in the order asked for."""
-        return _read(self._clean, self._rows[indices])
+        return _read(self._clean, indices)
 
     def noisy(self, indices: Indices) -> Frames:
         """Read noisy frames, (n, H, W) float32, in the order asked for."""
-        return _read(self._noisy, self._rows[indices])
+        return _read(self._noisy, indices)
 
     def relative(self, indices: Indices) -> Frames:
         """Clean frames without beam and dose, (n, H, W), for fresh noise at every step.
@@ -112,88 +115,80 @@ class Split:
         frames = self.clean(indices)
         if self.table is None:
             return np.asarray(frames / frames.mean((1, 2), keepdims=True), np.float32)
-        rows = self.table[np.arange(self.frames)[indices].tolist()]
-        columns = {name: torch.tensor(rows[f"beam_{name}"]).float() for name in Profile._fields}
-        beam = profile_map(Profile(**columns), self.shape, max(self.shape))[:, 0].numpy()
-        dqe = np.array([DETECTORS[name].dqe0 for name in rows["detector"]])
+        rows = self.table[np.arange(len(self))[indices].tolist()]
+        columns = {
+            name: torch.tensor(rows[f"beam_{name}"]).float() for name in noise.Profile._fields
+        }
+        beam = noise.profile_map(noise.Profile(**columns), self.shape, max(self.shape))
+        dqe = np.array([noise.DQE0[name] for name in rows["detector"]])
         scale = rows["electrons_per_pixel"].to_numpy() * dqe
-        return np.asarray(frames / (beam * scale[:, None, None]), np.float32)
+        return np.asarray(frames / (beam[:, 0].numpy() * scale[:, None, None]), np.float32)
 
-    @property
-    def scanned(self) -> NDArray[np.bool_]:
-        """Which frames a scanned probe recorded, (N,), by the table; none if there is none."""
-        if self.table is None or "detector" not in self.table.columns:
-            return np.zeros(self.frames, bool)
-        return np.array(self.table["detector"] == "stem")
-
-    def defects(self) -> list[NDArray[np.float32]]:
+    def defects(self) -> list[Frames]:
         """Read where the point defects of each frame are, (d, 2) x and y in pixels."""
         path = self.path / f"{STEM}_structures.h5"
-        if self.table is None or not path.exists():
+        if self.table is None or "state" not in self.table.columns or not path.exists():
             raise FormatError(
-                f"{self.path}: does not say where defects are ({path.name} is missing); simulate a "
-                "data set with emdn-train simulate, or give no weight to defects"
+                f"{self.path}: does not say where defects are; simulate a data set with "
+                "emdn-train simulate, or give no weight to defects"
             )
-        scenes = self.table.select(
-            pl.col("structure"),
-            (pl.col("state") if "state" in self.table.columns else pl.lit(0)).alias("state"),
-        ).rows()
         with h5py.File(path, "r") as file:
-            known = {
-                scene: np.float32(file[f"{scene[0]}-{scene[1]}" if scene[1] else f"{scene[0]}"]
-                                  ["defects"][()]).reshape(-1, 2)
-                for scene in set(scenes)
-            }  # fmt: skip
-        return [known[scene] for scene in scenes]
+            return [
+                np.float32(file[f"{structure}-{state}" if state else f"{structure}"]["defects"][()])
+                .reshape(-1, 2)
+                for structure, state in self.table.select("structure", "state").rows()
+            ]  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return a short digest: of the shape and of sixteen of the clean frames."""
-        sample = np.linspace(0, self.frames - 1, min(16, self.frames)).astype(np.int64)
-        digest = hashlib.blake2b(repr((self.frames, *self.shape)).encode(), digest_size=6)
+        sample = np.linspace(0, len(self) - 1, min(16, len(self))).astype(np.int64)
+        digest = hashlib.blake2b(repr((len(self), *self.shape)).encode(), digest_size=6)
         digest.update(self.clean(sample).tobytes())
         return digest.hexdigest()
 
     def __str__(self) -> str:
         """Say in a few words what it holds."""
-        text = f"{self.frames} frames of {self.shape[0]} x {self.shape[1]}"
+        text = f"{len(self)} frames of {self.shape[0]} x {self.shape[1]}"
         if self.table is None:
             return text
-        text += f", simulated ({', '.join(sorted(self.table['kind'].unique().to_list()))})"
-        return text if self.frame_class is None else f"{text}, of class {self.frame_class} alone"
+        return f"{text}, simulated ({', '.join(sorted(self.table['kind'].unique().to_list()))})"
 
 
-@dataclass(frozen=True)
 class CleanFrames:
-    """Clean frames of one split, from which recordings are drawn."""
+    """Clean frames of one split, from which recordings are drawn; in memory unless too large.
 
-    split: Split
-    cached: Tensor | None  # all relative clean frames, (N, H, W), unless they are too many
-    contrast: Tensor  # standard deviation over mean of each relative frame, (N,)
-    mean: Tensor  # of each relative frame, (N,)
-    scanned: Tensor  # which frames a scanned probe recorded, (N,) bool
-    # Of each frame, where a loss is to weigh more, (d, 2) x and y in pixels.
-    defects: list[NDArray[np.float32]] | None = None
+    ``contrast`` (standard deviation over mean) and ``mean`` of each relative frame, (N,), set the
+    dose; ``scanned``, (N,) bool, are those of a scanned probe; ``others``, (N,), have the number of
+    a frame of the same image in another state of its defects, or its own. ``defects`` are read if
+    asked for, (d, 2) x and y in pixels of each frame.
+    """
 
-    @classmethod
-    def of(cls, split: Split, defects: bool = False) -> "CleanFrames":
-        """Look through a split once for the statistics that set the dose, and for ``defects``."""
-        cached = split.frames * split.shape[0] * split.shape[1] * 4 <= CACHE_BYTES
-        blocks, means, deviations = [], [], []
-        for start in range(0, split.frames, 64):
-            block = torch.from_numpy(split.relative(slice(start, start + 64)))
-            means.append(block.mean((1, 2)))
-            deviations.append(block.std((1, 2)))
-            if cached:
-                blocks.append(block)
-        mean = torch.cat(means)
-        return cls(
-            split,
-            torch.cat(blocks) if cached else None,
-            (torch.cat(deviations) / mean).clamp_min(1e-3),
-            mean,
-            torch.from_numpy(split.scanned),
-            split.defects() if defects else None,
-        )
+    def __init__(self, split: Split, defects: bool = False) -> None:
+        self.split = split
+        count, (height, width) = len(split), split.shape
+        large = count * height * width * 4 > CACHE_BYTES
+        self.cached = None if large else torch.empty(count, height, width)
+        self.mean, deviation = torch.empty(2, count)
+        for part in (slice(start, start + 64) for start in range(0, count, 64)):
+            block = torch.from_numpy(split.relative(part))
+            self.mean[part], deviation[part] = block.mean((1, 2)), block.std((1, 2))
+            if self.cached is not None:
+                self.cached[part] = block
+        self.contrast = (deviation / self.mean).clamp_min(1e-3)
+        self.defects = split.defects() if defects else []
+        self.scanned = torch.zeros(count, dtype=torch.bool)
+        self.others = torch.arange(count)
+        if split.table is not None:
+            self.scanned = torch.tensor((split.table["detector"] == "stem").to_list())
+        if split.table is not None and "state" in split.table.columns:
+            row = pl.col("row").cast(pl.Int64)
+            following = row.shift(-1).fill_null(row.first()).over("structure", "image")
+            others = split.table.with_row_index("row").select(following)
+            self.others = torch.tensor(others["row"].to_list())
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self.split)
 
     def relative(self, indices: Tensor) -> Tensor:
         """Give relative clean frames, (n, H, W)."""
@@ -203,7 +198,6 @@ class CleanFrames:
 
     def near_defects(self, indices: Tensor) -> Tensor:
         """Give 1 at the point defects of the frames, falling to 0 around them, (n, H, W)."""
-        assert self.defects is not None
         assert self.split.table is not None
         height, width = self.split.shape
         near = torch.zeros(len(indices), height, width)
@@ -217,6 +211,247 @@ class CleanFrames:
         return near
 
 
+class Batch(NamedTuple):
+    """Frames or patches in electrons."""
+
+    noisy: Tensor  # (N, 1, H, W), or (N, F, H, W): a frame with its neighbours
+    target: Tensor  # (N, 1, H, W), expected counts of the middle frame
+    scale: Tensor  # (N, 1, 1, 1), expected mean of the frame that a patch comes from
+    # (N, 1, H, W), 1 at point defects, falling to 0 around them, where a loss weighs them.
+    defects: Tensor | None = None
+
+
+def patches(
+    frames: CleanFrames,
+    recipe: Recipe,
+    size: int,
+    device: torch.device,
+    indices: Tensor,
+    generator: torch.Generator,
+) -> Batch:
+    """Cut a patch of each of the frames ``indices``, (n,), and record it at a dose of its own.
+
+    ``size`` is a patch's side in pixels; the ``generator``, on the CPU, is the only source of
+    chance. Noise is drawn on ``device``, where the batch is.
+    """
+    clean = frames.relative(indices)[:, None]
+    if recipe.defects:
+        clean = torch.cat([clean, frames.near_defects(indices)[:, None]], 1)
+    clean = crops(clean, size, generator, recipe.augmented)
+    clean, defects = clean[:, :1], clean[:, 1:]
+    clean, snr = _levelled(recipe, clean, generator)
+    batch = record(frames, indices, clean, snr, _on(device, generator), recipe.ccd)
+    return batch._replace(defects=defects.to(device) if recipe.defects else None)
+
+
+def clips(
+    frames: CleanFrames,
+    recipe: Recipe,
+    size: int,
+    device: torch.device,
+    indices: Tensor,
+    generator: torch.Generator,
+) -> Batch:
+    """Record a clip of five frames of each frame's specimen, (n, 5, size, size); see `patches`.
+
+    Each has a drift of its own (steady, with jitter and a slow turn), one beam and one camera. In
+    some the specimen's defects change at one frame, to another of its states where the data set
+    has those (`emdn-train simulate --states`); a few are cut to another frame, and in some the
+    dose changes once.
+    """
+    n = len(indices)
+
+    def share() -> Tensor:
+        return torch.rand(n, 1, generator=generator)
+
+    later, cut = frames.others[indices], share()[:, 0] < CUT
+    later[cut] = torch.randint(len(frames), (n,), generator=generator)[cut]
+    changed = share() < torch.where(cut, 1.0, CHANGE)[:, None]
+    event = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
+    after = changed & (torch.arange(COUNT) >= event)
+    sides = torch.stack([frames.relative(i) for i in (indices, later)], 1)
+    clean = sides[torch.arange(n)[:, None], after.long()]
+    if recipe.defects:
+        shown = torch.where(after[:, COUNT // 2], later, indices)
+        clean = torch.cat([clean, frames.near_defects(shown)[:, None]], 1)
+    clean = moved(clean, size, recipe.augmented, generator)
+    clean, defects = clean[:, :COUNT], clean[:, COUNT:]
+    clean, snr = _levelled(recipe, clean, generator)
+    dose = torch.exp(DOSE_STEP * torch.randn(n, 1, generator=generator))
+    step = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
+    dose = torch.where((share() < CUT) & (torch.arange(COUNT) >= step), dose, 1.0)
+    clean = clean * dose[..., None, None]
+    batch = record(frames, indices, clean, snr, _on(device, generator), recipe.ccd)
+    return batch._replace(
+        target=middle(batch.target), defects=defects.to(device) if recipe.defects else None
+    )
+
+
+def _levelled(recipe: Recipe, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the signal to noise of each image, and for some another contrast."""
+    snr = log_uniform(recipe.snr, len(clean), generator)
+    if recipe.augmented:
+        clean, contrast = stretch(clean, recipe.augmented, generator)
+        snr = snr / contrast
+    return clean, snr
+
+
+def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """Draw the seed of a generator on another device."""
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
+def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -> Tensor:
+    """Let clips drift: sample each frame where the specimen is by then, bicubic.
+
+    Maps (N, F, H, W), a specimen at rest, to (N, F, size, size), not negative; beyond the frames'
+    edges they are mirrored. A share ``zoomed`` is magnified, by up to ``ZOOM[1]``, and turned.
+    The first ``COUNT`` of F are frames; what is beyond goes with the middle one of them.
+    """
+    n, planes, height, width = clean.shape
+    size = min(size, height, width)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *shape, generator=generator)
+
+    time = (torch.arange(COUNT) - COUNT // 2)[None, :]
+    speed = DRIFT * uniform(0, 1, 1) * (uniform(0, 1, 1) >= RESTING)
+    course = uniform(0, 2 * math.pi, 1)
+    jitter = (JITTER * uniform(0, 1, 1))[..., None] * torch.randn(n, COUNT, 2, generator=generator)
+    path = torch.stack([course.cos(), course.sin()], -1) * (speed * time)[..., None] + jitter
+    path = path * (uniform(0, 1, 1, 1) >= RESTING / 2)
+    special = uniform(0, 1, 1) < zoomed
+    zoom = torch.where(special, uniform(1.0, ZOOM[1], 1), 1.0)
+    angle = torch.where(special, uniform(0, 2 * math.pi, 1), 0.0)
+    turn = angle + TURN * uniform(-1, 1, 1) * time
+    free = torch.tensor([width - size, height - size]) / 2
+    corner = (uniform(-1, 1, 1, 2) * free).round()
+    # Rows of pixels are y, columns x; grid_sample counts from -1 to 1 over the frame.
+    cos, sin = turn.cos() / zoom, turn.sin() / zoom
+    side = torch.arange(size) - (size - 1) / 2
+    y, x = side[:, None], side[None, :]
+    u = cos[..., None, None] * x - sin[..., None, None] * y
+    v = sin[..., None, None] * x + cos[..., None, None] * y
+    place = torch.stack([u, v], -1) + (corner + path)[:, :, None, None]
+    grid = 2 * place / torch.tensor([width, height])
+    further = grid[:, COUNT // 2, None].expand(n, planes - COUNT, *grid.shape[2:])
+    grid = torch.cat([grid, further], 1)
+    sampled = functional.grid_sample(
+        clean.flatten(0, 1)[:, None],
+        grid.flatten(0, 1),
+        mode="bicubic",
+        padding_mode="reflection",
+        align_corners=False,
+    )
+    return sampled.view(n, planes, size, size).clamp_min(0)
+
+
+def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float = 0.0) -> Tensor:
+    """Cut one square patch from each image (N, C, H, W), in one of the eight orientations.
+
+    A share ``zoomed`` is magnified by a factor drawn from ``ZOOM``. Patches are (N, C, size,
+    size), smaller where the frames are.
+    """
+    height, width = frames.shape[-2:]
+    size = min(size, height, width)
+    draws = torch.rand(len(frames), 3, generator=generator)
+    sides = torch.full((len(frames),), size)
+    if zoomed:
+        zoom = log_uniform(ZOOM, len(frames), generator)
+        zoom[torch.rand(len(frames), generator=generator) >= zoomed] = 1.0
+        sides = (size / zoom).round().long().clamp(8, min(height, width))
+    patches = []
+    for frame, side, (down, right, turn) in zip(
+        frames, sides.tolist(), draws.tolist(), strict=True
+    ):
+        top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
+        orientation = int(turn * 8)
+        patch = frame[:, top : top + side, left : left + side]
+        if side != size:
+            patch = functional.interpolate(
+                patch[None], (size, size), mode="bicubic", antialias=side > size
+            )[0].clamp_min(0)
+        patch = patch.rot90(orientation % 4, (1, 2))
+        patches.append(patch.flip(-1) if orientation >= 4 else patch)
+    return torch.stack(patches)
+
+
+def stretch(clean: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Change the contrast of a share of the patches, of every other one also its sign.
+
+    Maps (N, F, H, W) relative images to such, not negative, and (N,) factors of contrast.
+    """
+    count = len(clean)
+    factor = log_uniform(CONTRAST, count, generator)
+    chosen = torch.rand(count, generator=generator) < share
+    factor[~chosen] = 1.0
+    negative = chosen & (torch.rand(count, generator=generator) < 0.5)
+    mean = clean.mean((1, 2, 3), keepdim=True)
+    signed = torch.where(negative, -factor, factor).view(-1, 1, 1, 1)
+    return (mean + signed * (clean - mean)).clamp_min(0), factor
+
+
+def record(
+    frames: CleanFrames,
+    indices: Tensor,
+    clean: Tensor,
+    snr: Tensor,
+    generator: torch.Generator,
+    ccd: float = 0.0,
+) -> Batch:
+    """Record clean images (N, F, H, W) with fresh noise, each at its own signal to noise per pixel.
+
+    ``indices`` (N,) are the frames that they come from, ``snr`` (N,) contrast x sqrt(electrons per
+    pixel), the contrast being the whole frame's. The ``generator`` lives on the device of the
+    result. A share ``ccd`` of the unscanned images is recorded by a CCD, with correlated noise,
+    in units of the gain that a deployment would find (`CCD_GAIN`).
+    """
+    device = generator.device
+    electrons = ((snr / frames.contrast[indices]) ** 2).clamp(*ELECTRONS)
+    noisy = torch.empty_like(clean, device=device)
+    target = torch.empty_like(noisy)
+    scale = torch.empty(len(clean))
+    scanned = frames.scanned[indices]
+    smeared = torch.zeros_like(scanned)
+    if ccd:
+        share = torch.rand(len(clean), generator=generator, device=device)
+        smeared = ~scanned & (share.cpu() < ccd)
+    choices = {"stem": scanned, "ccd": smeared, "counting": ~scanned & ~smeared}
+    for detector, chosen in choices.items():
+        if not chosen.any():
+            continue
+        found, expected = noise.draw(
+            clean[chosen].to(device), electrons[chosen].to(device), detector, generator,
+            max(frames.split.shape),
+        )  # fmt: skip
+        level = electrons[chosen] * noise.DQE0[detector] * frames.mean[indices[chosen]]
+        gain = torch.ones(len(level), 1, 1, 1, device=device)
+        if detector == "ccd":
+            variance = (found - expected).square().mean((1, 2, 3), keepdim=True)
+            share = torch.rand(gain.shape, generator=generator, device=device)
+            gain = variance / level.view(-1, 1, 1, 1).to(device)
+            gain = gain * CCD_GAIN[0] * (CCD_GAIN[1] / CCD_GAIN[0]) ** share
+        noisy[chosen.to(device)] = found / gain
+        target[chosen.to(device)] = expected / gain
+        scale[chosen] = level / gain.view(-1).cpu()
+    return Batch(noisy, target, scale.view(-1, 1, 1, 1).to(device))
+
+
+def log_uniform(limits: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """Draw (count,) numbers whose logarithm is uniform between the limits."""
+    low, high = limits
+    return low * (high / low) ** torch.rand(count, generator=generator)
+
+
+def chance(seed: int, *place: int) -> torch.Generator:
+    """Return a generator that follows from the seed and a place in the run alone.
+
+    So none is saved to continue a run, and a patch does not depend on the process that draws it.
+    """
+    digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
 def _open(path: Path) -> h5py.Dataset:
     try:
         images = h5py.File(path, "r").get("images")
@@ -226,8 +461,7 @@ def _open(path: Path) -> h5py.Dataset:
             f"{STEM}_noise.h5 in train/ and test/"
         ) from error
     shape: tuple[int, ...] = images.shape if isinstance(images, h5py.Dataset) else ()
-    frames = len(shape) == 3 and not shape[0] == shape[1] != shape[2]  # that would be (H, W, N)
-    if 0 in shape or not (frames or shape[3:] == (1,)) or images.dtype.kind not in "fiu":
+    if 0 in shape or shape[3:] != (1,) or images.dtype.kind not in "fiu":
         raise FormatError(
             f"{path}: its dataset 'images' is {images}; expected numbers of shape (N, H, W, 1), "
             "one channel last, N at least 1"
@@ -235,7 +469,8 @@ def _open(path: Path) -> h5py.Dataset:
     return images
 
 
-def _read(images: h5py.Dataset, chosen: NDArray[np.int64]) -> Frames:
+def _read(images: h5py.Dataset, indices: Indices) -> Frames:
+    chosen = np.arange(len(images))[indices]
     result = np.empty((len(chosen), *images.shape[1:3]), np.float32)
     for row, index in enumerate(chosen):
         result[row] = images[int(index)].reshape(result.shape[1:])

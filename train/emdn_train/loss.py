@@ -1,13 +1,11 @@
-"""How a net is fitted: loss, learning rate, optimiser, device and number format; validation."""
+"""How a net is fitted: loss, learning rate, moving average, device, number format, validation."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
 
 from emdn_deploy.bench import processor
 from emdn_deploy.config import Device
@@ -15,8 +13,7 @@ from emdn_models import DeviceError
 from emdn_models.nets.scaling import denormalise, middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_train.config import RECIPES, WARM_UP, Recipe
-from emdn_train.dataset import CleanFrames
-from emdn_train.patches import Batch, Clips, record
+from emdn_train.dataset import Batch, CleanFrames, clips, patches
 
 LEVELS = (0.12, 0.4, 1.2)
 """Signal to noise per pixel at which a model is validated."""
@@ -31,29 +28,28 @@ def loss(
     y: Tensor,
     noise: Tensor,
     half: bool = False,
-    spectra: Tensor | None = None,
     defects: Tensor | None = None,
 ) -> Tensor:
     """Return the mean loss over patches, each (N, 1, H, W) in noise units, ``x`` (N, F, H, W).
 
-    It is the net's own ``loss`` where it has one. With ``half`` the net computes in bfloat16, and
-    spectra (the windows' estimates, where they are known) and loss in float32 all the same. Pixels
-    where ``defects`` is 1 count ``1 + recipe.defects`` times.
+    It is the net's own ``loss`` where it has one. With ``half`` the net computes in bfloat16,
+    spectra and loss in float32 all the same. Pixels where ``defects`` is 1 count
+    ``1 + recipe.defects`` times.
     """
 
     def error(prediction: Tensor, truth: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             squared = (prediction.float() - truth).square()
             if defects is not None:
-                weight = 1 + recipe.defects * functional.adaptive_avg_pool2d(
-                    defects, (squared.shape[2], squared.shape[3])
-                )
+                height, width = squared.shape[2:]
+                near = functional.adaptive_avg_pool2d(defects, (height, width))
+                weight = 1 + recipe.defects * near
                 squared = squared * weight / weight.mean((1, 2, 3), keepdim=True)
             squared = squared.mean((1, 2, 3))
             return (torch.log(squared + 1e-3) if recipe.loss == "log-mse" else squared).mean()
 
     if isinstance(net, WithSpectrum):
-        x = net.joined(x, noise, spectra)
+        x = net.joined(x, noise)
     own = getattr(net, "loss", None)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
         found: Tensor = error(net(x, noise), y) if own is None else own(x, y, noise, error)
@@ -77,30 +73,19 @@ def rate(recipe: Recipe, progress: float, step: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
 
 
-def optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser for a net's weights."""
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=1e-4, fused=True)
-    return torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=True)
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, step: int, ema: float) -> None:
+    """Update a moving average of a net's weights after a step, counted from 0.
 
-
-def moving_average(recipe: Recipe, net: nn.Module) -> AveragedModel:
-    """Return a copy of a net that follows its weights, and without a decay equals them.
-
-    The decay grows from 0.1, so that a short run is no slower.
+    The decay grows to ``ema``, so that a short run is no slower; of 0 the average equals the net.
     """
-
-    @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], number: Tensor | int) -> None:
-        grown = (1 + float(number)) / (10 + float(number))
-        decay = min(recipe.ema, grown) if recipe.ema else 0.0
-        for mean, new in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(new, 1 - decay)
-            else:
-                mean.copy_(new)
-
-    return AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    decay = min(ema, (1 + step) / (10 + step)) if step else 0.0
+    new = net.state_dict()
+    for key, mean in average.state_dict().items():
+        if mean.is_floating_point():
+            mean.lerp_(new[key], 1 - decay)
+        else:
+            mean.copy_(new[key])
 
 
 def reduced(recipe: Recipe, device: torch.device, net: nn.Module) -> bool:
@@ -113,11 +98,8 @@ def reduced(recipe: Recipe, device: torch.device, net: nn.Module) -> bool:
     if device.type == "cuda":
         return recipe.mixed
     dilated = any(isinstance(one, nn.Conv2d) and max(one.dilation) > 1 for one in net.modules())
-    return recipe.mixed and not dilated and _multiplies_bfloat16()
-
-
-def _multiplies_bfloat16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return recipe.mixed and not dilated and fast
 
 
 def pick_device(device: Device) -> torch.device:
@@ -138,36 +120,21 @@ def hardware(device: torch.device) -> str:
     return f"{processor()}, {torch.get_num_threads()} threads"
 
 
-def memory_format(recipe: Recipe, device: torch.device) -> torch.memory_format:
-    """Return how a net's weights lie: channels last on CPUs, and on GPUs for bfloat16."""
-    if device.type == "cpu" or recipe.mixed:
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-def validation(
-    frames: CleanFrames, count: int = 16, side: int = 256, seen: int = 1
-) -> dict[float, Batch]:
+def validation(frames: CleanFrames, seen: int = 1) -> dict[float, Batch]:
     """Draw the same recordings for every model: a batch at each of ``LEVELS``.
 
-    They are of ``count`` frames spread over the split, their middle ``side`` x ``side`` pixels; for
-    a net that sees several frames (``seen``), clips.
+    They are patches of 256 x 256 of up to 16 frames spread over the split, or clips for a net that
+    sees several frames (``seen``).
     """
     generator = torch.Generator().manual_seed(SEED)
-    total, (height, width) = frames.split.frames, frames.split.shape
-    indices = torch.linspace(0, total - 1, min(count, total)).long()
-    square = min(side, height, width)
-    top, left = (height - square) // 2, (width - square) // 2
-    batches = {}
-    for level in LEVELS:
-        if seen > 1:
-            plain = replace(RECIPES["benchmark"], snr=(level, level))
-            batches[level] = Clips(frames, plain, side, generator.device).batch(indices, generator)
-        else:
-            clean = frames.relative(indices)[:, None, top : top + square, left : left + square]
-            snr = torch.full((len(indices),), level)
-            batches[level] = record(frames, indices, clean, snr, generator)
-    return batches
+    indices = torch.linspace(0, len(frames) - 1, min(16, len(frames))).long()
+    draw, plain = clips if seen > 1 else patches, RECIPES["benchmark"]
+    return {
+        level: draw(
+            frames, replace(plain, snr=(level, level)), 256, generator.device, indices, generator
+        )
+        for level in LEVELS
+    }
 
 
 def evaluate(

@@ -1,21 +1,15 @@
 """Noise and cameras: beam, counting statistics and faulty pixels of a recorded image.
 
-In this order, for relative images I (vacuum or mean = 1) and N0 incident electrons a pixel:
+Of a relative image I (vacuum or mean = 1), N0 incident electrons a pixel and the beam's profile B,
+a counting detector records Poisson(DQE0 N0 B I). A CCD first loses signal to noise by MTF/NTF, then
+counts, smears counts by its NTF, and adds gain, dark current and read-out noise (Vulovic et al., J.
+Struct. Biol. 183, 19, 2013, eq. 20). A scanned probe (``stem``) has no beam profile and no pixels
+that fail; its lines jitter and flicker, and the target is the image of a steady scan.
 
-1. lambda = N0 B I, with B the profile of the beam, of mean 1 over the field.
-2. A counting detector records Poisson(DQE0 lambda). A CCD first loses signal to noise by
-   MTF/NTF, then counts, then smears counts by its NTF, and adds gain, dark current and
-   read-out noise (Vulovic et al., J. Struct. Biol. 183, 19, 2013, eq. 20).
-3. Dead, hot and whole lines of bad pixels.
-
-Everything is in electrons, (N, 1, H, W), on the device of the clean images; random numbers
-come from the one generator given, which must live on that device. A scanned probe (``stem``)
-has no beam profile and no pixels that fail; its lines jitter and flicker instead, and the
-target is the image of a steady scan.
+Everything is in electrons, (N, 1, H, W), on the device of the clean images and the generator.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,42 +23,12 @@ _FLOOR = 0.05
 _PAD = 12
 
 
-@dataclass(frozen=True)
-class Detector:
-    """How a camera records; the file's head has the order of things. Pairs are ranges."""
+DQE0: Mapping[str, float] = {"counting": 0.85, "ccd": 0.65, "stem": 1.0}
+"""Share of the incident electrons that count, by detector."""
 
-    dqe0: float  # share of incident electrons that count
-    # MTF = 1 / (1 + (q / knee)^power), q in units of Nyquist; knee 0 means none. The NTF is the
-    # root of the MTF, so that DQE(q) = DQE0 MTF(q).
-    mtf_knee: float = 0.0
-    mtf_power: float = 2.0
-    gain: tuple[float, float] = (0.0, 0.0)  # ADU per electron; 0: counts are electrons
-    offset: tuple[float, float] = (0.0, 0.0)  # ADU
-    dark: tuple[float, float] = (0.0, 0.0)  # dark current in electrons per pixel
-    read: tuple[float, float] = (0.0, 0.0)  # read-out noise in ADU
-    jitter: tuple[float, float] = (0.0, 0.0)  # deviation of a line's shift along itself, pixels
-    flicker: tuple[float, float] = (0.0, 0.0)  # relative deviation of a line's brightness
-
-    @property
-    def scanned(self) -> bool:
-        """Whether lines are recorded one after the other by a probe."""
-        return self.jitter[1] > 0
-
-
-# The CCD's MTF is that of a Gatan US1000 at 80 kV.
-DETECTORS: Mapping[str, Detector] = {
-    "counting": Detector(dqe0=0.85),
-    "ccd": Detector(
-        dqe0=0.65,
-        mtf_knee=0.275,
-        mtf_power=2.11,
-        gain=(7.0, 100.0),
-        offset=(100.0, 300.0),
-        dark=(0.1, 1.0),
-        read=(3.0, 13.0),
-    ),
-    "stem": Detector(dqe0=1.0, jitter=(0.1, 1.0), flicker=(0.0, 0.02)),
-}
+KNEE, POWER = 0.275, 2.11
+"""MTF = 1 / (1 + (q / KNEE)^POWER) of the CCD, q in units of Nyquist: a Gatan US1000 at 80 kV. The
+NTF is the root of the MTF, so that DQE(q) = DQE0 MTF(q)."""
 
 
 class Profile(NamedTuple):
@@ -92,8 +56,8 @@ def draw(
     beam's gradient. The expectation is the recorded signal after DQE and MTF, before counting.
     """
     n, _, h, w = clean.shape
-    if DETECTORS[detector].scanned:
-        return scan(clean, electrons, detector, generator)
+    if detector == "stem":
+        return scan(clean, electrons, generator)
     side = max(h, w, field)
     corner = torch.rand(n, 2, generator=generator, device=clean.device)
     corner = torch.stack([corner[:, 0] * (side - h), corner[:, 1] * (side - w)], 1)
@@ -102,17 +66,17 @@ def draw(
     return record(electrons.to(clean).view(-1, 1, 1, 1) * beam * clean, detector, generator)
 
 
-def scan(
-    clean: Tensor, electrons: Tensor, detector: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Count a scan whose lines jitter and flicker: noisy frames and the steady expectation."""
-    probe = DETECTORS[detector]
+def scan(clean: Tensor, electrons: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Count a scan whose lines jitter and flicker: noisy frames and the steady expectation.
+
+    A line's shift along itself has a deviation of 0.1 to 1 pixel, its brightness of up to 2 %.
+    """
     n, count, h, w = clean.shape
-    target = probe.dqe0 * electrons.to(clean).view(-1, 1, 1, 1) * clean
+    target = DQE0["stem"] * electrons.to(clean).view(-1, 1, 1, 1) * clean
     r = torch.rand(2, n, 1, 1, 1, generator=generator, device=clean.device)
     line = torch.randn(2, n, count, h, 1, generator=generator, device=clean.device)
-    shift = line[0] * _log_uniform(probe.jitter, r[0])
-    bright = 1 + line[1] * _uniform(probe.flicker, r[1])
+    shift = line[0] * (10.0 ** r[0] * 0.1)
+    bright = 1 + line[1] * (0.02 * r[1])
     padded = functional.pad(target, (_PAD, _PAD, 0, 0), mode="reflect")
     q = torch.fft.rfftfreq(padded.shape[-1], device=clean.device)
     ramp = torch.polar(torch.ones_like(shift * q), -2 * torch.pi * shift * q)
@@ -158,26 +122,27 @@ def profile_map(
 
 def record(signal: Tensor, detector: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Count incident electrons ``signal``: noisy frames and their expectation, in electrons."""
-    camera = DETECTORS[detector]
-    if not camera.mtf_knee:
-        target = camera.dqe0 * signal
-        return torch.poisson(target, generator=generator), target
+    dqe0 = DQE0[detector]
+    if detector != "ccd":
+        return torch.poisson(dqe0 * signal, generator=generator), dqe0 * signal
     padded = functional.pad(signal, (_PAD,) * 4, mode="reflect")
-    mtf = _mtf(camera, padded.shape[-2], padded.shape[-1], signal.device)
+    qy = 2 * torch.fft.fftfreq(padded.shape[-2], device=signal.device)[:, None]
+    qx = 2 * torch.fft.rfftfreq(padded.shape[-1], device=signal.device)[None, :]
+    mtf = torch.reciprocal(1 + ((qx * qx + qy * qy).sqrt() / KNEE) ** POWER)
     spectrum = torch.fft.rfft2(padded)
     root = mtf.sqrt()
-    counted = camera.dqe0 * torch.fft.irfft2(spectrum * root, s=padded.shape[-2:])
-    target = camera.dqe0 * torch.fft.irfft2(spectrum * mtf, s=padded.shape[-2:])
+    counted = dqe0 * torch.fft.irfft2(spectrum * root, s=padded.shape[-2:])
+    target = dqe0 * torch.fft.irfft2(spectrum * mtf, s=padded.shape[-2:])
     events = torch.poisson(counted.clamp_min(0), generator=generator)
     smeared = torch.fft.irfft2(torch.fft.rfft2(events) * root, s=padded.shape[-2:])
     inner = (..., slice(_PAD, -_PAD), slice(_PAD, -_PAD))
     target, smeared = target[inner].clamp_min(0), smeared[inner]
     n, device = len(signal), signal.device
     r = torch.rand(4, n, 1, 1, 1, generator=generator, device=device)
-    gain = _log_uniform(camera.gain, r[0])
-    offset = _uniform(camera.offset, r[1])
-    dark = _log_uniform(camera.dark, r[2])
-    read = _uniform(camera.read, r[3])
+    gain = (100.0 / 7.0) ** r[0] * 7.0  # ADU per electron
+    offset = 100.0 + 200.0 * r[1]  # ADU
+    dark = 10.0 ** r[2] * 0.1  # electrons per pixel
+    read = 3.0 + 10.0 * r[3]  # ADU
     # Dark current is counted, its mean is subtracted as every camera's dark frame does.
     thermal = torch.poisson(dark.expand_as(target), generator=generator) - dark
     noise = torch.randn(target.shape, generator=generator, device=device) * read
@@ -202,9 +167,8 @@ def draw_defects(
     faulty = chance < (dead + hot) / 1.3
     level = torch.zeros(n, 1, *shape, device=device)
     frame, _, row, column = faulty.nonzero(as_tuple=True)
-    at = chance[frame, 0, row, column] * 1.3
     kind = torch.rand(3, len(frame), generator=generator, device=device)
-    value = torch.where(at < hot[frame, 0, 0, 0], 2.0 * 10 ** kind[0], torch.zeros_like(at))
+    value = 2.0 * 10 ** kind[0] * (1.3 * chance[frame, 0, row, column] < hot[frame, 0, 0, 0])
     level[frame, 0, row, column] = value
     large = kind[1] < 0.1
     for down, right in ((0, 1), (1, 0), (1, 1)):
@@ -226,18 +190,3 @@ def apply_defects(noisy: Tensor, bad: Tensor, level: Tensor) -> Tensor:
     good = (~bad).to(noisy)
     mean = (noisy * good).sum((1, 2, 3), keepdim=True) / good.sum((1, 2, 3), keepdim=True)
     return torch.where(bad, (level * mean).round(), noisy)
-
-
-def _log_uniform(limits: tuple[float, float], r: Tensor) -> Tensor:
-    return torch.pow(limits[1] / limits[0], r) * limits[0]
-
-
-def _uniform(limits: tuple[float, float], r: Tensor) -> Tensor:
-    return limits[0] + (limits[1] - limits[0]) * r
-
-
-def _mtf(camera: Detector, h: int, w: int, device: torch.device) -> Tensor:
-    qy = 2 * torch.fft.fftfreq(h, device=device)[:, None]
-    qx = 2 * torch.fft.rfftfreq(w, device=device)[None, :]
-    q = (qx * qx + qy * qy).sqrt() / camera.mtf_knee
-    return torch.reciprocal(1 + q**camera.mtf_power)

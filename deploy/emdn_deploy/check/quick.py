@@ -121,13 +121,9 @@ class Quick:
         out, given = (float(one.mean(dtype=np.float64)) - self.offset for one in (denoised, raw))
         ratio = (out - shift) / given if given else np.nan
         height, width = (length // BOX for length in scaled.shape)
+        cut = scaled[: height * BOX, : width * BOX].reshape(height, BOX, width * BOX)
         # Rows first: adding whole rows is what a processor does fastest.
-        rows = (
-            scaled[: height * BOX]
-            .reshape(height, BOX, scaled.shape[1])
-            .sum(axis=1)[:, : width * BOX]
-        )
-        boxes = rows.reshape(height, width, BOX).sum(axis=2)
+        boxes = cut.sum(axis=1).reshape(height, width, BOX).sum(axis=2)
         box = float(np.abs(boxes / BOX - mean * BOX).max(initial=0.0))
         return ratio, max(0.0, square) ** 0.5, lag, box
 

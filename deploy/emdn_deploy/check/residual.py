@@ -124,23 +124,18 @@ class Filters(NamedTuple):
     window: Frame  # (H, W) Hann window, over the root of the sum of its squares
     bands: NDArray[np.intp]  # (H, W // 2 + 1) band of each Fourier pixel, from 1; 0 for none
     far: Mask  # whether a peak there is no large-scale structure
-    weights: Floats  # 2 for pixels that stand for their Hermitian partner too
     rings: NDArray[np.intp]  # numbers of circles as wide as the coarser step, to 0.5; 0 beyond
 
     def sums(self, values: Floats) -> Floats:
         """Sum values (H, W // 2 + 1) over the bands: (4,)."""
-        weighted = (self.weights * values).ravel()
-        return np.asarray(np.bincount(self.bands.ravel(), weighted, len(BANDS))[1:], np.float64)
+        sums = np.bincount(self.bands.ravel(), values.ravel(), len(BANDS))
+        return np.asarray(sums[1:], np.float64)
 
 
 @lru_cache(maxsize=4)
 def filters(height: int, width: int) -> Filters:
     """Prepare the statistics of frames (H, W)."""
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    weights = np.full(radius.shape, 2.0)
-    weights[:, 0] = 1
-    if width % 2 == 0:
-        weights[:, -1] = 1
     window = np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (height, width)))
     side = min(height, width)
     rings = np.rint(radius * side).astype(np.intp)
@@ -149,7 +144,6 @@ def filters(height: int, width: int) -> Filters:
         (window / np.sqrt(np.square(window).sum())).astype(np.float32),
         np.searchsorted(BANDS, radius) % len(BANDS),
         (radius > 0.02) & (radius * side > 4),
-        weights,
         rings,
     )
 
@@ -235,7 +229,8 @@ def _compare(scaled: Frame, detail: Frame, own: Filters) -> Readings:
         own.sums(one) for one in (across, remaining, power, np.ones_like(power))
     )
     usual = np.clip(scatter / np.maximum(count, 1), 1e-12, 1)
-    match = sums / np.sqrt(np.maximum(norms, 1e-12) * usual)
+    # Half a transform stands for all of it.
+    match = sums * np.sqrt(2 / (np.maximum(norms, 1e-12) * usual))
     # Of a strong peak a denoiser may take a little.
     alone = power * (own.far & (power > _SHARE**2 * np.square(np.abs(left + after))))
     y, x = np.unravel_index(alone.argmax(), power.shape)

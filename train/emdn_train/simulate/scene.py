@@ -167,8 +167,8 @@ def expose(clean: Image, electrons: float, detector: str, seed: int) -> Exposure
     mean = torch.tensor([electrons])
     shape = (clean.shape[0], clean.shape[1])
     beam, faulty = _EVEN, 0
-    if noise.DETECTORS[detector].scanned:
-        noisy, target = noise.scan(image, mean, detector, generator)
+    if detector == "stem":
+        noisy, target = noise.scan(image, mean, generator)
     else:
         beam = noise.draw_profile(1, generator)
         signal = mean * noise.profile_map(beam, shape, max(shape)) * image
