@@ -72,7 +72,7 @@ def denoise(
         own = _in_folders(own, report.PICTURES)
         try:
             drawn = {getattr(own, name): kinds for name, kinds in report.PICTURES.items()}
-            _check(drawn, [], overwrite=own.overwrite)
+            _check(drawn, [], own)
             if dry_run:
                 plan = denoise_file.plan(source, own)
                 print(report.as_json(plan) if as_json else report.planned(plan))

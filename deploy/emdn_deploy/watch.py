@@ -126,7 +126,7 @@ class _Watched:
 
     def look(self) -> dict[Path, _Seen]:
         """List the files, in natural order, as they are now; outputs among them are left out."""
-        seen, suffix = {}, self.options.suffix
+        seen, suffix = dict[Path, _Seen](), self.options.suffix
         for path in list_files(self.source):
             ours = self.out in path.parents
             if self.out == self.place:

@@ -1,7 +1,5 @@
 """The check in every run: printed, recorded, and naming the frames that stand out."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -41,19 +39,6 @@ def test_what_the_quick_check_says_is_recorded(run):
     assert (found["check"], found["check_frames"]) == (report.record["check"], "4")
     assert "1 of 9 frames flagged (4)" in found["check"]
     assert "check" not in recorded(run(np.full((3, 32, 32), 7.0)).output)
-
-
-def test_the_line_is_printed_and_in_the_json(box_model, tmp_path, capsys):
-    from emdn_deploy.cli import main
-
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(60.0, (2, 64, 80)))
-    common = ["denoise", str(tmp_path / "a.npy"), "--model", str(box_model), "--overwrite"]
-    for extra in ([], ["--json"]):
-        with pytest.raises(SystemExit):
-            main([*common, *extra])
-    text, line = capsys.readouterr().out.rsplit("\n", 2)[:2]
-    assert "check      PASS: 0 of 2 frames flagged" in text
-    assert json.loads(line)["check"].startswith("PASS: 0 of 2")
 
 
 def test_a_model_that_is_off_in_the_mean_is_named(dimming, tmp_path, caplog):

@@ -1,7 +1,6 @@
 """An output appears whole or not at all."""
 
 import os
-import threading
 from pathlib import Path
 
 import h5py
@@ -88,18 +87,14 @@ def test_impossible_targets_are_named(source, run, monkeypatch, name, message):
 @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
 @pytest.mark.parametrize("role", ["source", "dark", "model", "member", "partial"])
 def test_no_input_is_ever_an_output(source, box_model, tmp_path, role, link):
-    precious, given = tmp_path / "precious.npy", source
+    precious, out = tmp_path / "precious.npy", tmp_path / "out.npy"
     np.save(precious, np.ones((24, 24), np.float32))
-    options = {"model": str(box_model)}
     if role == "model":
         precious.write_bytes(box_model.read_bytes())
-        options = {"model": str(precious)}
-    elif role == "dark":
-        options["dark"] = precious
-    else:
-        given = precious if role == "source" else tmp_path / "pre*.npy"
-    before = precious.read_bytes()
-    out = tmp_path / "out.npy"
+    before, options = precious.read_bytes(), {"model": str(box_model)}
+    options |= {"dark": precious} if role == "dark" else {}
+    options |= {"model": str(precious)} if role == "model" else {}
+    given = {"dark": source, "model": source, "source": precious}.get(role, tmp_path / "pre*.npy")
     written = tmp_path / "out.npy.partial" if role == "partial" else out  # what is written first
     if link == "symbolic":
         written.symlink_to(precious)
@@ -107,9 +102,7 @@ def test_no_input_is_ever_an_output(source, box_model, tmp_path, role, link):
         written.hardlink_to(precious)
     else:
         out = precious
-    with pytest.raises(
-        OutputError, match="is the input itself, or holds one; emdn never overwrites it"
-    ):
+    with pytest.raises(OutputError, match="is the input itself, or holds one; emdn never overwri"):
         denoise_file.run(given, DenoiseOptions(device="cpu", output=out, overwrite=True, **options))
     assert precious.read_bytes() == before
 
@@ -172,31 +165,14 @@ def test_pictures_replace_nothing_but_themselves(source, run, call, capsys):
     assert not target.exists()
 
 
-def test_two_runs_on_one_output(source, run, monkeypatch):
-    """One works, and the other says who does; whichever came first."""
-    inside, go_on = threading.Event(), threading.Event()
-    write = output.Output.write
-
-    def waiting(self: output.Output, *blocks: np.ndarray) -> None:
-        inside.set()
-        go_on.wait()
-        write(self, *blocks)
-
-    monkeypatch.setattr(output.Output, "write", waiting)
-    first = threading.Thread(target=run, args=(source,))
-    first.start()
-    try:
-        inside.wait()
-        for overwrite in (False, True):
-            with pytest.raises(OutputError, match="another process is at work on it"):
-                run(source, overwrite=overwrite)
-    finally:
-        go_on.set()
-        first.join()
-    monkeypatch.undo()
-    whole = run(source, output=source.with_name("whole.h5"))
-    assert pixels(source.with_name("movie_denoised.h5")) == pixels(whole.output)
-    assert not list(source.parent.glob("*.partial*"))
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_runs_on_one_output(source, run, overwrite):
+    """One works, and the other says who does."""
+    target = source.with_name("movie_denoised.h5")
+    said = pytest.raises(OutputError, match="process.* is at work on it")
+    with output.claimed([target], [], [], overwrite=False), said:
+        run(source, overwrite=overwrite)
+    assert list(source.parent.iterdir()) == [source]
 
 
 def test_a_folder_with_its_output_inside_is_continued(source, run, interrupted, lattice):
