@@ -169,7 +169,7 @@ def test_pictures_replace_nothing_but_themselves(source, run, call, capsys):
 def test_two_runs_on_one_output(source, run, overwrite):
     """One works, and the other says who does."""
     target = source.with_name("movie_denoised.h5")
-    said = pytest.raises(OutputError, match="process.* is at work on it")
+    said = pytest.raises(OutputError, match=r"process.* is at work on it")
     with output.claimed([target], [], [], overwrite=False), said:
         run(source, overwrite=overwrite)
     assert list(source.parent.iterdir()) == [source]

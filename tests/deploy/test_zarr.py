@@ -70,7 +70,7 @@ def test_plain_arrays_and_several_stacks(tmp_path):
         np.testing.assert_array_equal(frames.read(0, 7), STACK)
     for store, asked in (("two", "none"), ("empty", None)):
         zarr.open_group(tmp_path / f"{store}.zarr", mode="a")
-        with pytest.raises(FormatError, match="it offers|holds no frames"):
+        with pytest.raises(FormatError, match=r"it offers|holds no frames"):
             open_frames(tmp_path / f"{store}.zarr", Choice(asked))
 
 
