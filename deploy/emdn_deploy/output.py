@@ -47,8 +47,8 @@ class Sums:
 
     ``pixels``: denoised ones. ``clipped``: of these, outside the range of the output's type.
     ``shift``, ``largest``: what was added to frames for the sake of their means, in all and at
-    most. ``saturated``, ``filled``, ``missing``: pixels of the input that are saturated, filled in
-    in single frames, or lie there in areas without a value. ``empty``: frames without any value.
+    most. ``saturated``, ``filled``: pixels of the input that are saturated, or have no value in
+    single frames. ``empty``: frames without any value.
     """
 
     pixels: int = 0
@@ -62,7 +62,6 @@ class Sums:
     largest: float = 0.0
     saturated: int = 0
     filled: int = 0
-    missing: int = 0
     empty: list[int] = field(default_factory=list)
 
     @classmethod
@@ -97,7 +96,6 @@ class Sums:
         more = {
             "saturated_input_pixels": self.saturated,
             "filled_in_single_frames": self.filled,
-            "without_value_in_single_frames": self.missing,
             "frames_without_values": ", ".join(map(str, self.empty)),
         }
         return {
@@ -318,7 +316,6 @@ class Output:
             largest=float(np.abs(made.shifts).max()),
             saturated=part.saturated,
             filled=part.filled,
-            missing=part.missing,
             empty=(start + np.flatnonzero(part.empty)).tolist(),
         )
         self.done = start + len(made.frames)
