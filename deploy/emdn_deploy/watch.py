@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
 from typing import NamedTuple, TypeVar
 
 import h5py
@@ -29,10 +28,9 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.output import claimed, key_of
 from emdn_deploy.preprocess import Prepared, Recipe
 from emdn_deploy.readers import (
-    SUFFIXES,
     Choice,
     Frames,
-    natural,
+    list_files,
     open_frames,
     open_list,
     split_pattern,
@@ -149,18 +147,15 @@ class _Watched:
     def look(self) -> dict[Path, _Seen]:
         """List the files, in natural order, as they are now; outputs among them are left out."""
         out, suffix = self.out, self.options.suffix
-        pattern = "**/*" if self.source.is_dir() else split_pattern(self.source)[1]
         inside = self.place.resolve() in out.resolve().parents
         among = bool(suffix) and self.place.resolve() == out.resolve()
         seen = {}
-        for path in sorted(self.place.glob(pattern), key=natural):
-            ours = (inside and out in path.parents) or (among and path.stem.endswith(suffix))
-            if ours or path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        for path in list_files(self.source):
+            if (inside and out in path.parents) or (among and path.stem.endswith(suffix)):
                 continue
             with contextlib.suppress(OSError):  # gone again
                 stat = path.stat()
-                if S_ISREG(stat.st_mode):
-                    seen[path] = _Seen(stat.st_size, stat.st_mtime_ns)
+                seen[path] = _Seen(stat.st_size, stat.st_mtime_ns)
         return seen
 
     def wants(self, path: Path, seen: _Seen) -> bool:

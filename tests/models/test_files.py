@@ -48,21 +48,6 @@ def test_the_lock_of_a_killed_process_is_gone(tmp_path):
     assert not path.exists()
 
 
-def test_a_lock_is_not_taken_on_a_file_that_has_just_been_deleted(tmp_path, monkeypatch):
-    path, calls = tmp_path / "fit.lock", []
-    flock = files.fcntl.flock
-
-    def late(file, how):
-        if not calls:
-            path.unlink()  # as its holder does before it lets go
-        calls.append(file)
-        flock(file, how)
-
-    monkeypatch.setattr(files.fcntl, "flock", late)
-    with locked(path, "out"):
-        assert len(calls) == 2
-
-
 def test_without_locks_a_warning_is_given(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(files, "fcntl", None)
     with locked(tmp_path / "fit.lock", "out"):

@@ -63,9 +63,8 @@ class Limits(NamedTuple):
     def reach(self, value: ArrayLike) -> Floats:
         """Say how far out values are: up to 1 is within."""
         away = np.asarray(value) - self.typical
-        return np.asarray(
-            away / np.where(away > 0, self.high - self.typical, self.low - self.typical)
-        )
+        bound = np.where(away > 0, self.high, self.low)
+        return np.asarray(away / (bound - self.typical))
 
 
 def panels_of(height: int, width: int) -> list[tuple[slice, slice]]:

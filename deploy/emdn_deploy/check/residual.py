@@ -65,43 +65,35 @@ class Statistic(NamedTuple):
     """What a number is called and how it is judged."""
 
     words: str
-    unit: str  # empty for a number that speaks for itself
     above: str  # the verdict above the upper limit
     below: str = ""  # the verdict below the lower limit; empty for no lower limit
     largest: bool = False  # whether it is the largest of many numbers, with the tail of such
     tolerance: float = 0.0  # deviation from the typical value that never counts
-
-    def written(self, value: float) -> str:
-        """Write a value with its unit."""
-        return f"{value:.3g} {self.unit}" if self.unit else f"{value:.4g}"
 
 
 REMOVED, ADDED, SMOOTHED = "structure removed", "structure added", "over-smoothed"
 NOISE, CHANGED = "noise left in", "intensity changed"
 
 STATISTICS = {
-    "ratio": Statistic("mean out / mean in", "", CHANGED, CHANGED, tolerance=0.002),
-    "std": Statistic("standard deviation of the residual", "", REMOVED, NOISE, tolerance=0.004),
-    "columns": Statistic("RMS of the residual's column means", "sigma", REMOVED),
-    "rows": Statistic("RMS of the residual's row means", "sigma", REMOVED),
-    "peak": Statistic(
-        "largest peak in the residual's power", "times the noise's", SMOOTHED, largest=True
-    ),
-    "lattice": Statistic("a lattice's peak stronger than in the raw frame", "sigma", ADDED),
+    "ratio": Statistic("mean out / mean in", CHANGED, CHANGED, tolerance=0.002),
+    "std": Statistic("standard deviation of the residual", REMOVED, NOISE, tolerance=0.004),
+    "columns": Statistic("RMS of the residual's column means, in sigma", REMOVED),
+    "rows": Statistic("RMS of the residual's row means, in sigma", REMOVED),
+    "peak": Statistic("largest peak in the residual's power over noise", SMOOTHED, largest=True),
+    "lattice": Statistic("a lattice's peak stronger than in the raw frame, in sigma", ADDED),
 }
 for _n, _ends in enumerate(pairwise(BANDS.tolist()), 1):
     _where = "at {:g} to {:g} cycles/pixel".format(*_ends)
-    STATISTICS[f"radial_{_n}"] = Statistic(
-        f"power of the residual {_where}", "times the noise's", SMOOTHED, NOISE
-    )
-    STATISTICS[f"match_{_n}"] = Statistic(
-        f"likeness of residual and denoised frame {_where}", "sigma", SMOOTHED, ADDED
-    )
+    STATISTICS |= {
+        f"radial_{_n}": Statistic(f"power of the residual over noise {_where}", SMOOTHED, NOISE),
+        f"match_{_n}": Statistic(
+            f"likeness of residual and denoised frame {_where}, in sigma", SMOOTHED, ADDED
+        ),
+    }
 for _scale in SCALES:
     for _run, _of in (("", "residual"), ("run_", "average residual of the run")):
-        STATISTICS[f"{_run}blob_{_scale:g}"] = Statistic(
-            f"blob of {_scale:g} px in the {_of}", "sigma", REMOVED, largest=True
-        )
+        _words = f"blob of {_scale:g} px in the {_of}, in sigma"
+        STATISTICS[f"{_run}blob_{_scale:g}"] = Statistic(_words, REMOVED, largest=True)
 RUNS = tuple(name for name in STATISTICS if name.startswith("run_"))
 SINGLE = tuple(name for name in STATISTICS if name not in RUNS)
 
@@ -112,7 +104,6 @@ class Reading(NamedTuple):
     value: float
     more: bool = False  # whether the denoised frame has more of it, or is brighter there
     place: tuple[float, float] = (0, 0)  # y, x: of a blob in pixels, of a peak in cycles/pixel
-    z: float = 0.0  # of a blob, in standard deviations of white noise; negative where brighter
 
 
 Readings = dict[str, Reading]
@@ -274,6 +265,5 @@ def blobs(fields: Frame, name: str) -> Readings:
         size = np.abs(field)
         y, x = (int(i) for i in np.unravel_index(size.argmax(), field.shape))
         usual = min(max(float(np.median(size)) / _MEDIAN, 1e-6), 1.0)
-        z = float(field[y, x])
-        found[f"{name}_{scale:g}"] = Reading(float(size[y, x]) / usual, z < 0, (y, x), z)
+        found[f"{name}_{scale:g}"] = Reading(float(size[y, x]) / usual, field[y, x] < 0, (y, x))
     return found

@@ -48,9 +48,8 @@ class CheckResult:
     """All that a check found.
 
     ``table`` has one row a frame: ``frame``, ``verdict`` (`residual.REMOVED` and so on, joined by
-    ``; ``, or ``within noise``), ``evidence`` in words; ``y``, ``x``, ``scale_px`` and ``z`` of the
-    blob that stands out most, in the frame or in the average over its run; then for every statistic
-    its value and, as ``<name>_low`` and ``<name>_high``, its limits.
+    ``; ``, or ``within noise``), ``evidence`` in words, then for every statistic its value and, as
+    ``<name>_low`` and ``<name>_high``, its limits.
     """
 
     source: Path
@@ -134,13 +133,12 @@ class CheckResult:
             f"mean       out/in {self.ratio:.5f}",
         ]
         if error:
-            gain, below = error.gain_db, "too small to tell"
+            own, gain = error.error, error.gain_db
+            words = f"error      {own.value:.4g} ± {own.se:.2g} squared, by {error.comparisons} "
+            words += "pairs of neighbouring frames"
             if isfinite(gain.value):
-                below = f"{gain.value:.1f} ± {gain.se:.1g} dB"
-            lines.append(
-                f"error      {error.error.value:.4g} ± {error.error.se:.2g} squared, by "
-                f"{error.comparisons} pairs of neighbouring frames; below the raw frames': {below}"
-            )
+                words += f"; {gain.value:.1f} ± {gain.se:.1g} dB below the raw frames'"
+            lines.append(words)
         lines.append(
             f"thresholds parametric bootstrap by {self.model}, {DRAWS} replicates (seed "
             f"{self.seed}); false-alarm rate {LEVEL:.0%} a frame, {_REASONS * SHARE:.0%} a stack"
@@ -186,11 +184,7 @@ def judge_frames(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) ->
                 (y, x), (down, right) = reading.place, own.panels[at]
                 readings[name] = reading._replace(place=(y + down.start, x + right.start))
         verdict, evidence = verdict_of(readings, own)
-        spots = [name for name in limits if "blob" in name]
-        spot = max(spots, key=lambda name: float(limits[name].reach(readings[name].value)))
-        (y, x), scale = readings[spot].place, float(spot.rpartition("_")[2])
         row = {"frame": number, "verdict": verdict, "evidence": evidence}
-        row |= {"y": y, "x": x, "scale_px": scale, "z": readings[spot].z}
         rows.append(row | {name: readings[name].value for name in limits})
     ends = {f"{name}_low": one.low for name, one in limits.items() if isfinite(one.low)}
     ends |= {f"{name}_high": one.high for name, one in limits.items()}
@@ -199,9 +193,8 @@ def judge_frames(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) ->
 
 def said(name: str, value: float, limit: Limits) -> str:
     """Say what a statistic is and what it was expected to be."""
-    own, above = STATISTICS[name], value > limit.typical
-    side, bound = ("most", limit.high) if above else ("least", limit.low)
-    return f"{own.words}: {own.written(value)}, expected at {side} {own.written(bound)}"
+    side, bound = ("most", limit.high) if value > limit.typical else ("least", limit.low)
+    return f"{STATISTICS[name].words}: {value:.4g}, expected at {side} {bound:.4g}"
 
 
 def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:

@@ -91,13 +91,13 @@ def own_of(limits, far=None, outside=(), correlated=False) -> Any:
 def test_verdicts_on_a_frame() -> None:
     """A place is named once, by the scale that shows it best; noise outside training is said."""
     spots = {"blob_2": 5.0, "blob_4": 7.0, "run_blob_4": 6.0}
-    found = {name: Reading(value, True, (3, 4), -7.0) for name, value in spots.items()}
+    found = {name: Reading(value, True, (3, 4)) for name, value in spots.items()}
     words, evidence = verdict_of(found, own_of(dict.fromkeys(found, Limits(-np.inf, 4.0, 2.0))))
     assert words == "structure added"
-    assert [one.partition(":")[0] for one in evidence.split("; ")] == [
-        "blob of 4 px in the residual", "blob of 4 px in the average residual of the run"
-    ]  # fmt: skip
-    assert "7 sigma, expected at most 4 sigma, denoised brighter than raw at row 3" in evidence
+    first, second = evidence.split("; ")
+    assert first.startswith("blob of 4 px in the residual")
+    assert second.startswith("blob of 4 px in the average residual of the run")
+    assert "7, expected at most 4, denoised brighter than raw at row 3" in first
     limits = dict.fromkeys(("radial_1", "ratio"), Limits(-0.1, 0.1, 0.0))
     bad, good = ({"radial_1": Reading(one), "ratio": Reading(one / 2)} for one in (0.3, 0.0))
     assert verdict_of(bad, own_of(limits))[0] == "over-smoothed; intensity changed"

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emdn_deploy.readers import Choice, Frames, open_frames
+from emdn_models.errors import FormatError
+
 
 def write_ser(path: Path, frames: np.ndarray[Any, Any], step_m: float = 2e-11) -> Path:
     """Write (N, H, W) as a TIA series, bottom row first as TIA does."""
@@ -130,3 +133,31 @@ def _image(
 
 ser_file = pytest.fixture(lambda: write_ser, name="ser_file")
 dm_file = pytest.fixture(lambda: write_dm, name="dm_file")
+
+
+def open_and_compare(
+    path: Path,
+    frames: np.ndarray[Any, Any],
+    choice: Choice = Choice(),  # noqa: B008
+) -> Frames:
+    """Compare all frames of a file, and the last one by itself, and return what was opened."""
+    expected = frames[None] if frames.ndim == 2 else frames
+    with open_frames(path, choice) as opened:
+        assert opened.shape == expected.shape
+        assert opened.why
+        count = len(expected)
+        np.testing.assert_array_equal(opened.read(0, count), expected.astype(np.float32))
+        np.testing.assert_array_equal(opened.read(count - 1, count), expected[-1:])
+    return opened
+
+
+def open_and_fail(path: Path, match: str, choice: Choice = Choice()) -> None:  # noqa: B008
+    """Open a file and read it, which must be one line of error that names it."""
+    with pytest.raises(FormatError, match=match) as caught, open_frames(path, choice) as opened:
+        opened.read(0, opened.shape[0])
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+reads = pytest.fixture(lambda: open_and_compare, name="reads")
+refuses = pytest.fixture(lambda: open_and_fail, name="refuses")

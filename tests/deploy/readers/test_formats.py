@@ -3,8 +3,6 @@
 import importlib.util
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
 import h5py
 import mrcfile
@@ -18,19 +16,7 @@ from emdn_deploy.writers import target_of
 from emdn_models.errors import FormatError, MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
-ANY = Choice()
 INTEGERS = ["uint8", "int16", "uint16", "int32"]
-
-
-def expect(path: Path, frames: np.ndarray[Any, Any], choice: Choice = ANY) -> Any:
-    """Open, compare all frames and a single one, and return the x axis."""
-    with open_frames(path, choice) as opened:
-        assert opened.shape == frames.shape
-        count = len(frames)
-        np.testing.assert_array_equal(opened.read(0, count), frames.astype(np.float32))
-        np.testing.assert_array_equal(opened.read(count - 1, count), frames[-1:])
-        assert opened.why
-        return opened.axis("x")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +29,7 @@ def expect(path: Path, frames: np.ndarray[Any, Any], choice: Choice = ANY) -> An
         *((".tif", dtype) for dtype in [*INTEGERS, ">f4"]),
     ],
 )  # fmt: skip
-def test_any_type_of_number(tmp_path, dm_file, ser_file, suffix, dtype):
+def test_any_type_of_number(tmp_path, reads, dm_file, ser_file, suffix, dtype):
     frames = (STACK % 100).astype(dtype)
     path = tmp_path / f"movie{suffix}"
     # As other readers have it: DM's float32 is no rounded decimal.
@@ -65,16 +51,15 @@ def test_any_type_of_number(tmp_path, dm_file, ser_file, suffix, dtype):
             with mrcfile.new(path, one, overwrite=True) as file:
                 file.set_image_stack()
                 file.voxel_size = 0.2
-        axis = expect(path, one)
+        axis = reads(path, one).axis("x")
         assert (axis.step, axis.units) == (step, units)
 
 
-def test_npy_objects_are_never_unpickled(tmp_path):
+def test_npy_objects_are_never_unpickled(tmp_path, refuses):
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
     (tmp_path / "b.npy").write_bytes(b"\x93NUMPY\x01")
     for name in ("a.npy", "b.npy"):
-        with pytest.raises(FormatError, match=name.replace(".", r"\.")):
-            open_frames(tmp_path / name)
+        refuses(tmp_path / name, name.replace(".", r"\."))
     with (tmp_path / "a.npy").open("wb") as file:
         np.save(file, STACK)
         np.save(file, STACK)
@@ -82,7 +67,7 @@ def test_npy_objects_are_never_unpickled(tmp_path):
         assert "bytes after the first array, perhaps more arrays, are not read" in frames.notes[0]
 
 
-def test_a_folder_is_a_stack_in_natural_order(tmp_path, dm_file):
+def test_a_folder_is_a_stack_in_natural_order(tmp_path, reads, dm_file):
     """The files of an in-situ camera, out of order."""
     folder = tmp_path / "run"
     for number in (11, 2, 10, 1, 3):
@@ -91,28 +76,26 @@ def test_a_folder_is_a_stack_in_natural_order(tmp_path, dm_file):
         dm_file(place / f"run_Hour_00_Frame_{number}.dm4", STACK[0] + number)
     (folder / "notes.txt").write_text("ignored")
     (folder / ".hidden.dm4").write_text("ignored")
-    axis = expect(folder, np.stack([STACK[0] + number for number in (1, 2, 3, 10, 11)]))
+    axis = reads(folder, np.stack([STACK[0] + number for number in (1, 2, 3, 10, 11)])).axis("x")
     assert (axis.units, axis.step) == ("nm", pytest.approx(0.02))
 
 
-def test_a_pattern_is_a_stack(tmp_path):
+def test_a_pattern_is_a_stack(tmp_path, reads):
     for number, name in ((9, "f9"), (10, "f10.partial"), (100, "f100")):  # one of the user's own
         np.save(tmp_path / f"{name}.npy", STACK[:2] + number)
     (tmp_path / "f1.npy.partial.map").write_text("not taken")
     expected = np.concatenate([STACK[:2] + number for number in (9, 10, 100)])
-    expect(tmp_path / "f*", expected)
+    reads(tmp_path / "f*", expected)
     with open_frames(tmp_path / "*.npy") as frames:
         np.testing.assert_array_equal(frames.read(1, 5), expected[1:5])
 
 
-def test_folders_that_are_no_stack_are_named(tmp_path, ser_file, dm_file):
+def test_folders_that_are_no_stack_are_named(tmp_path, refuses, ser_file, dm_file):
     for source in (tmp_path, tmp_path / "*.dm4"):
-        with pytest.raises(FormatError, match="no files of frames"):
-            open_frames(source)
+        refuses(source, "no files of frames")
     np.save(tmp_path / "a.npy", STACK[0])
     tifffile.imwrite(tmp_path / "b.tif", STACK[0])
-    with pytest.raises(FormatError, match=r"several kinds \(1 .npy, 1 .tif\)"):
-        open_frames(tmp_path)
+    refuses(tmp_path, r"several kinds \(1 .npy, 1 .tif\)")
     (tmp_path / "b.tif").unlink()
     np.save(tmp_path / "b.npy", STACK[0, :, :20])
     with (
@@ -123,26 +106,23 @@ def test_folders_that_are_no_stack_are_named(tmp_path, ser_file, dm_file):
     (tmp_path / "both").mkdir()
     ser_file(tmp_path / "both/a.ser", STACK)
     dm_file(tmp_path / "both/a.dm4", STACK)
-    with pytest.raises(FormatError, match="several kinds"):
-        open_frames(tmp_path / "both")
+    refuses(tmp_path / "both", "several kinds")
 
 
 @pytest.mark.parametrize(
     ("folder", "pattern"),
     [
-        ("MIB[FAIL] run", "*.npy"), ("MIB[FAIL] run", "f_[0-4].npy"), ("10²5", "*.npy"),
-        ("a[0-9]/b [1]", "*.npy"), ("a[0-9]/b [1]", "f_?.npy"), ("what?", "*.npy"),
-        ("Δ run ½", "*.npy"),
+        ("MIB[FAIL] run", "f_[0-4].npy"), ("a[0-9]/b [1]", "f_?.npy"), ("what? Δ 10²½", "*.npy"),
     ],
 )  # fmt: skip
-def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path, folder, pattern):
+def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path, reads, folder, pattern):
     place = tmp_path / folder
     place.mkdir(parents=True)
     for number in range(5):
         np.save(place / f"f_{number}.npy", STACK[0] + number)
     expected = np.stack([STACK[0] + number for number in range(5)])
     for source in (place / pattern, place, tmp_path / "**" / "f_*.npy"):
-        expect(source, expected)
+        reads(source, expected)
     assert split_pattern(place / pattern) == (place, pattern)
     target, _ = target_of(place / pattern, DenoiseOptions())
     assert target.parent == place.parent
@@ -157,7 +137,7 @@ def test_names_need_not_be_utf_8(tmp_path, run):
         assert frames.shape == STACK.shape
 
 
-def test_what_emdn_does_not_read_is_named(tmp_path, monkeypatch):
+def test_what_emdn_does_not_read_is_named(tmp_path, refuses, monkeypatch):
     np.savez(tmp_path / "a.npz", STACK)
     for name in ("empty.h5", "empty.mrc", "a.xyz", "movie.mib"):
         (tmp_path / name).touch()
@@ -166,8 +146,7 @@ def test_what_emdn_does_not_read_is_named(tmp_path, monkeypatch):
         ("empty.h5", "no HDF5 file|no H5 file"), ("empty.mrc", "no MRC file"),
     ):  # fmt: skip
         if name != "a.xyz" or importlib.util.find_spec("rsciio"):
-            with pytest.raises(FormatError, match=f"{name}: .*{said}"):
-                open_frames(tmp_path / name)
+            refuses(tmp_path / name, f"{name}: .*{said}")
     monkeypatch.setitem(sys.modules, "rsciio", None)
     with pytest.raises(MissingExtraError, match=r"pip install \"\.\[rsciio\]\""):
         open_frames(tmp_path / "movie.mib")
@@ -183,46 +162,43 @@ def test_what_emdn_does_not_read_is_named(tmp_path, monkeypatch):
         ((9, 64, 48, 2), "--axes tyx0 .*--axes tyxu"),
     ],
 )
-def test_frames_or_channels_last_are_not_taken_for_pixels(tmp_path, shape, said):
+def test_frames_or_channels_last_are_not_taken_for_pixels(tmp_path, reads, refuses, shape, said):
     path, stored = tmp_path / "a.npy", np.arange(np.prod(shape)).reshape(shape)
     np.save(path, stored)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["a"] = stored
     for one in (path, tmp_path / "a.h5"):
-        with pytest.raises(FormatError, match=said):
-            open_frames(one)
+        refuses(one, said)
     if len(shape) == 3:
-        expect(path, np.moveaxis(stored, 2, 0), Choice(axes="yxt"))
-        expect(path, stored, Choice(axes="tyx"))
+        reads(path, np.moveaxis(stored, 2, 0), Choice(axes="yxt"))
+        reads(path, stored, Choice(axes="tyx"))
     else:
-        expect(path, stored[..., 1], Choice(axes="tyx1"))
+        reads(path, stored[..., 1], Choice(axes="tyx1"))
 
 
 @pytest.mark.parametrize("shape", [(16, 24, 1), (5, 16, 24, 1), (2, 5, 16, 24, 1), (1, 16, 24)])
-def test_a_last_axis_of_one_is_a_channel(tmp_path, shape):
+def test_a_last_axis_of_one_is_a_channel(tmp_path, reads, shape):
     stored = np.arange(np.prod(shape)).reshape(shape)
     np.save(tmp_path / "a.npy", stored)
-    expect(tmp_path / "a.npy", stored.reshape(-1, 16, 24))
+    reads(tmp_path / "a.npy", stored.reshape(-1, 16, 24))
 
 
-def test_a_digit_takes_one_index_of_an_axis(tmp_path):
+def test_a_digit_takes_one_index_of_an_axis(tmp_path, reads, refuses):
     stored = np.arange(4 * 2 * 9 * 12).reshape(4, 2, 9, 12)
     np.save(tmp_path / "a.npy", stored)
-    expect(tmp_path / "a.npy", stored[:, 1], Choice(axes="t1yx"))
-    expect(tmp_path / "a.npy", stored[3], Choice(axes="3tyx"))
-    expect(tmp_path / "a.npy", stored[3:, 1], Choice(axes="31yx"))
-    with pytest.raises(FormatError, match="axes 't2yx' do not fit shape"):
-        open_frames(tmp_path / "a.npy", Choice(axes="t2yx"))
-    with pytest.raises(FormatError, match=r"has 2 channels .*--axes t0yx or t1yx, .*--axes tuyx"):
-        open_frames(tmp_path / "a.npy", Choice(axes="tcyx"))
+    reads(tmp_path / "a.npy", stored[:, 1], Choice(axes="t1yx"))
+    reads(tmp_path / "a.npy", stored[3], Choice(axes="3tyx"))
+    reads(tmp_path / "a.npy", stored[3:, 1], Choice(axes="31yx"))
+    refuses(tmp_path / "a.npy", "axes 't2yx' do not fit shape", Choice(axes="t2yx"))
+    refuses(tmp_path / "a.npy", "has 2 channels .*--axes t0yx or t1yx", Choice(axes="tcyx"))
 
 
 @pytest.mark.parametrize("dtype", ["<u2", ">f4"])
-def test_arrays_of_fortran(tmp_path, monkeypatch, dtype):
+def test_arrays_of_fortran(tmp_path, reads, monkeypatch, dtype):
     array = np.arange(5 * 16 * 24).reshape(5, 16, 24).astype(dtype, order="F")
     np.save(tmp_path / "a.npy", array)
-    expect(tmp_path / "a.npy", array)
-    expect(tmp_path / "a.npy", array[..., None, 3].transpose(2, 0, 1), Choice(axes="yx3"))
+    reads(tmp_path / "a.npy", array)
+    reads(tmp_path / "a.npy", array[..., None, 3].transpose(2, 0, 1), Choice(axes="yx3"))
     monkeypatch.setattr(frames, "LIMIT", 2000)
     np.save(tmp_path / "a.npy", np.asfortranarray(np.tile(array, (4, 1, 1))))
-    expect(tmp_path / "a.npy", np.tile(array, (4, 1, 1)))
+    reads(tmp_path / "a.npy", np.tile(array, (4, 1, 1)))

@@ -9,7 +9,6 @@ import pytest
 
 from emdn_deploy import Denoiser
 from emdn_deploy.readers import Choice, open_frames
-from emdn_models.errors import FormatError
 
 FRAMES = np.random.default_rng(0).poisson(20, (12, 16, 24)).astype(np.uint16)
 
@@ -34,7 +33,7 @@ def master(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_parts_are_one_stack_in_order(master):
+def test_the_parts_are_one_stack_in_order(reads, master):
     for choice in (Choice(), Choice(dataset="/entry/data")):
         with open_frames(master, choice) as frames:
             assert frames.dataset == "/entry/data/data_000001"
@@ -44,30 +43,24 @@ def test_the_parts_are_one_stack_in_order(master):
                 np.testing.assert_array_equal(frames.read(start, stop), FRAMES[start:stop])
     with h5py.File(master, "r+") as file:
         del file["entry/data"].attrs["signal"]
-    with open_frames(master) as frames:
-        np.testing.assert_array_equal(frames.read(0, 12), FRAMES)
+    reads(master, FRAMES)
     with open_frames(master, Choice(dataset="/entry/data/data_000003")) as frames:
         assert frames.parts == ()
         np.testing.assert_array_equal(frames.read(0, 2), FRAMES[10:])
 
 
-@pytest.mark.parametrize("missing", [1, 2, 3])
-def test_a_missing_part_is_named(master, missing):
-    (master.parent / f"run_data_{missing:06}.h5").unlink()
-    with pytest.raises(FormatError, match=rf"leads to run_data_00000{missing}\.h5, which is miss"):
-        open_frames(master)
-    with open_frames(master, Choice(dataset=f"/entry/data/data_{missing % 3 + 1:06}")) as frames:
-        assert frames.shape[0] in (5, 2)
+def test_a_missing_part_is_named(reads, refuses, master):
+    (master.parent / "run_data_000002.h5").unlink()
+    refuses(master, r"leads to run_data_000002\.h5, which is miss")
+    reads(master, FRAMES[10:], Choice("/entry/data/data_000003"))
 
 
 @pytest.mark.parametrize("odd", [FRAMES[:2, :8], FRAMES[:2].astype(np.uint32), FRAMES[0]])
-def test_parts_that_do_not_fit_are_named(master, odd):
+def test_parts_that_do_not_fit_are_named(refuses, master, odd):
     with h5py.File(master.parent / "run_data_000002.h5", "w") as file:
         file["entry/data/data"] = odd
-    with pytest.raises(FormatError, match=r"data_000002 has shape .*one size and type"):
-        open_frames(master)
-    with pytest.raises(FormatError, match=r"axes yxt, .*the frames first"):
-        open_frames(master, Choice(axes="yxt"))
+    refuses(master, r"data_000002 has shape .*one size and type")
+    refuses(master, r"axes yxt, .*the frames first", Choice(axes="yxt"))
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def denoise(run) -> Callable[..., Path]:
     return lambda source, **options: run(source, gain=1.0, offset=0.0, **options).output
 
 
-def test_the_output_has_the_whole_stack_in_one_dataset(master, denoise, clean):
+def test_the_output_has_the_whole_stack_in_one_dataset(reads, master, denoise, clean):
     before = {path: path.read_bytes() for path in master.parent.iterdir()}
     target = denoise(master, compress=True, batch=3)
     with h5py.File(target) as file:
@@ -88,12 +81,10 @@ def test_the_output_has_the_whole_stack_in_one_dataset(master, denoise, clean):
         assert isinstance(file["entry/data"].get("data_000001", getlink=True), h5py.HardLink)
         data = file["entry/data/data_000001"]
         np.testing.assert_array_equal(data[()], clean(FRAMES))
-        assert (data.attrs["image_nr_low"], data.attrs["image_nr_high"]) == (1, 12)
         assert file["entry/data"].attrs["signal"] == "data_000001"
         assert file["entry/instrument/detector/count_time"][()] == 0.25
     assert all(path.read_bytes() == content for path, content in before.items())
-    with open_frames(denoise(master, frames="3:11:2")) as frames:
-        np.testing.assert_array_equal(frames.read(0, 4), clean(FRAMES[3:11:2]))
+    reads(denoise(master, frames="3:11:2"), clean(FRAMES[3:11:2]))
 
 
 def test_one_chosen_part_leaves_the_others_linked(master, denoise, clean):

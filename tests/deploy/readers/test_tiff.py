@@ -1,7 +1,6 @@
 """TIFF as programs and microscopes write it: series, sizes, and files that are cut short."""
 
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -62,32 +61,28 @@ def test_imagej_keeps_time_slices_and_units_of_each_axis(tmp_path):
     }  # fmt: skip
 
 
-def test_detectors_beside_each_other_are_not_one_stack(tmp_path):
+def test_detectors_beside_each_other_are_not_one_stack(tmp_path, refuses):
     """tifffile#50, ilastik#887: HAADF and BF have scales of their own."""
     both = STACK.reshape(10, 2, 24, 32)
     for name, options in (("a.tif", {"imagej": True}), ("a.ome.tif", {"ome": True})):
         path = write(tmp_path / name, both, metadata={"axes": "TCYX"}, **options)
-        with pytest.raises(FormatError, match=r"has 2 channels .*axes tcyx.* --axes t0yx or t1yx"):
-            open_frames(path)
+        refuses(path, r"has 2 channels .*axes tcyx.* --axes t0yx or t1yx")
         with open_frames(path, Choice(axes="tuyx")) as frames:
             assert frames.shape == (20, 24, 32)
     composite = write(tmp_path / "b.tif", STACK[:2], imagej=True,
                       metadata={"axes": "CYX", "mode": "composite"})  # fmt: skip
-    with pytest.raises(FormatError, match="has 2 channels"):
-        open_frames(composite)
+    refuses(composite, "has 2 channels")
 
 
-def test_frames_that_a_library_took_for_colours(tmp_path):
+def test_frames_that_a_library_took_for_colours(tmp_path, reads, refuses):
     """brainglobe-utils#45: three pages, written by a default as RGB."""
     path = tmp_path / "three.tif"
     tifffile.imwrite(path, STACK[:3], photometric="rgb", planarconfig="separate")
-    with pytest.raises(FormatError, match=r"3 channels \(colours .* --axes tyx$"):
-        open_frames(path)
-    with open_frames(path, Choice(axes="tyx")) as frames:
-        np.testing.assert_array_equal(frames.read(0, 3), STACK[:3])
+    refuses(path, r"3 channels \(colours .* --axes tyx$")
+    reads(path, STACK[:3], Choice(axes="tyx"))
 
 
-def test_frames_that_were_written_one_by_one(tmp_path):
+def test_frames_that_were_written_one_by_one(tmp_path, reads, refuses):
     """One series a frame, as tifffile's `write` makes them when called for each."""
     path = tmp_path / "single.tif"
     with tifffile.TiffWriter(path) as file:
@@ -96,46 +91,38 @@ def test_frames_that_were_written_one_by_one(tmp_path):
     with open_frames(path) as frames:
         assert "all 20 series" in frames.notes[0]
         np.testing.assert_array_equal(frames.read(0, 20), STACK)
-    with open_frames(path, Choice("3")) as frames:
-        np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[3])
+    reads(path, STACK[3], Choice("3"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    with pytest.raises(FormatError, match="is cut short"):
-        open_frames(path)
+    refuses(path, "is cut short")
     with tifffile.TiffWriter(path) as file:
         file.write(STACK[0])
         file.write(STACK[1].astype(np.uint8))
-    with pytest.raises(FormatError, match=r"holds 2 series: .*--dataset NAME"):
-        open_frames(path)
+    refuses(path, r"holds 2 series: .*--dataset NAME")
 
 
-def test_a_palette_is_said(tmp_path):
+def test_a_palette_is_said(tmp_path, reads):
     """Zeiss's SEM files: greys, with some entries for what is written on top."""
     frame, ramp = STACK[0].astype(np.uint8), np.arange(256, dtype=np.uint16) * 257
     palette = np.stack([ramp] * 3)
     tifffile.imwrite(tmp_path / "a.tif", frame, photometric="palette", colormap=palette)
-    with open_frames(tmp_path / "a.tif") as frames:
-        np.testing.assert_array_equal(frames.read(0, 1)[0], frame)
-        assert "has a palette" in frames.notes[0]
+    frames = reads(tmp_path / "a.tif", frame)
+    assert "has a palette" in frames.notes[0]
 
 
-def test_colours_and_series_are_refused_or_left_out(tmp_path):
+def test_colours_and_series_are_refused_or_left_out(tmp_path, reads, refuses):
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:
         file.write(np.zeros((24, 32, 3), np.uint8), photometric="rgb", metadata=None)
         file.write(STACK[0], photometric="minisblack", metadata=None)
-    with open_frames(path) as frames:
-        np.testing.assert_array_equal(frames.read(0, 1), STACK[:1])
-        assert frames.why == "the only one of 2 series that holds frames"
+    frames = reads(path, STACK[:1])
+    assert frames.why == "the only one of 2 series that holds frames"
     tifffile.imwrite(path, np.zeros((16, 16, 3), np.uint8), photometric="rgb")
-    with pytest.raises(FormatError, match="colour"):
-        open_frames(path)
+    refuses(path, "colour")
     with tifffile.TiffWriter(path) as file:
         file.write(STACK[0], photometric="minisblack", metadata=None)
         file.write(STACK[0, :, :20], photometric="minisblack", metadata=None)
-    with pytest.raises(FormatError, match=r"2 series: .*--dataset NAME"):
-        open_frames(path)
-    with open_frames(path, Choice("1")) as frames:
-        np.testing.assert_array_equal(frames.read(0, 1)[0], STACK[0, :, :20])
+    refuses(path, r"2 series: .*--dataset NAME")
+    reads(path, STACK[0, :, :20], Choice("1"))
 
 
 def test_what_needs_imagecodecs_says_so(tmp_path, monkeypatch):
@@ -144,17 +131,12 @@ def test_what_needs_imagecodecs_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", missing)
     path = write(tmp_path / "a.tif", compression="zlib")
-    said = r"pip install \"\.\[filters\]\""
-    with open_frames(path) as frames, pytest.raises(MissingExtraError, match=said):
+    with open_frames(path) as frames, pytest.raises(MissingExtraError, match=r"\[filters\]"):
         frames.read(0, 1)
-    path.write_bytes(b"plain text, no TIFF")
-    with pytest.raises(FormatError, match="no TIF file"):
-        open_frames(path)
 
 
 def zeiss() -> bytes:
-    lines = ["0", "0", "0", "5.8e-09", "50000.0", "6", "AP_ACTUALKV", "EHT = 5.00 kV"]
-    return "\r\n".join(lines).encode() + b"\r\n"
+    return b"\r\n".join([b"0", b"0", b"0", b"5.8e-09", b"50000.0", b"6", b""])
 
 
 JEOL = """<?xml version="1.0"?><TemReporter><ElectronGun><AccelerationVoltage>200000
@@ -201,47 +183,27 @@ def test_microscopes_write_sizes_into_tags_of_their_own(tmp_path, options, steps
             assert axis.units == unit
 
 
-def test_olympus_writes_a_structure(tmp_path):
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, STACK[0], metadata=None, extratags=[(33560, "I", 1, 0, True)])
-    content = bytearray(path.read_bytes())
-    start = len(content)
-    general = struct.pack("<10xhdd8xd2x34s32s", -12, 23.9, 24.1, 1e5, b"Quemesa", b"")
-    head = struct.pack("<4s6xhhhhh6x32sH", b"SIS0", 0, 0, 1, 1, 100, b"", 1)
-    content += head + struct.pack("<hhI", 1, 1, start + 68) + general
-    place = content.index(struct.pack("<HHI", 33560, 4, 1)) + 8
-    content[place : place + 4] = struct.pack("<I", start)
-    path.write_bytes(content)
-    found = sizes(path)
-    assert found["x"] == (pytest.approx(2.39e-11), "m")
-    assert found["y"] == (pytest.approx(2.41e-11), "m")
-
-
-def test_electron_events_are_named(tmp_path):
+def test_electron_events_are_named(tmp_path, refuses):
     path = write(tmp_path / "a.tif", STACK[0].astype(np.uint8), metadata=None)
     with tifffile.TiffFile(path) as file:
         place = file.pages.first.tags["Compression"].valueoffset
     content = bytearray(path.read_bytes())
     content[place : place + 2] = (65001).to_bytes(2, "little")
     (tmp_path / "a.eer").write_bytes(content)
-    with pytest.raises(FormatError, match=r"a\.eer: holds electron events \(EER\).*sum them"):
-        open_frames(tmp_path / "a.eer")
+    refuses(tmp_path / "a.eer", r"a\.eer: holds electron events \(EER\).*sum them")
 
 
 KINDS: list[dict[str, Any]] = [
-    {}, {"metadata": None}, {"imagej": True}, {"ome": True}, {"bigtiff": True},
-    {"compression": "zlib"}, {"compression": "zlib", "metadata": None}, {"tile": (16, 16)},
-    {"compression": "zlib", "predictor": True}, {"byteorder": ">"},
-    {"compression": "zlib", "ome": True, "bigtiff": True}, {"pages": True},
-    {"byteorder": ">", "pages": True},
+    {}, {"metadata": None}, {"imagej": True}, {"ome": True}, {"tile": (16, 16)}, {"pages": True},
+    {"compression": "zlib", "predictor": True}, {"byteorder": ">", "pages": True},
+    {"compression": "zlib", "ome": True, "bigtiff": True},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", KINDS)
-def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(tmp_path, options):
+def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(tmp_path, reads, options):
     content = write(tmp_path / "a.tif", **options).read_bytes()
-    with open_frames(tmp_path / "a.tif") as frames:
-        np.testing.assert_array_equal(frames.read(0, 20), STACK)
+    reads(tmp_path / "a.tif", STACK)
     path = tmp_path / "cut.tif"
     places = np.random.default_rng(1).integers(1, len(content), 12)
     for place in (*places, int(0.5 * len(content)), len(content) - 1):
@@ -260,15 +222,7 @@ def test_a_file_cut_anywhere_is_complete_or_says_what_is_missing(tmp_path, optio
             np.testing.assert_array_equal(found, STACK)
 
 
-def test_a_cut_file_ends_a_run_before_it_starts(tmp_path, run):
-    path = write(tmp_path / "a.tif", np.tile(STACK, (3, 1, 1)))
-    path.write_bytes(path.read_bytes()[: -30 * 24 * 32 * 2])
-    with pytest.raises(FormatError, match=r"is cut short: .* frames are there.*--frames"):
-        run(path)
-    assert run(path, frames="0:20").frames == 20
-
-
-def test_an_ome_tiff_in_several_files(tmp_path):
+def test_an_ome_tiff_in_several_files(tmp_path, reads, refuses):
     write(tmp_path / "x.ome.tif", STACK[:3], ome=True, metadata={"axes": "TYX"})
     with tifffile.TiffFile(tmp_path / "x.ome.tif") as file:
         text = file.ome_metadata
@@ -283,8 +237,6 @@ def test_an_ome_tiff_in_several_files(tmp_path):
     for i in range(2):
         own = re.sub('UUID="[^"]*"', f'UUID="urn:uuid:{i}"', text, count=1)
         write(tmp_path / f"{i}.ome.tif", STACK[3 * i : 3 * i + 3], description=own, metadata=None)
-    with open_frames(tmp_path / "0.ome.tif") as frames:
-        np.testing.assert_array_equal(frames.read(0, 6), STACK[:6])
+    reads(tmp_path / "0.ome.tif", STACK[:6])
     (tmp_path / "1.ome.tif").unlink()
-    with pytest.raises(FormatError, match="3 of 6 frames"):
-        open_frames(tmp_path / "0.ome.tif")
+    refuses(tmp_path / "0.ome.tif", "3 of 6 frames")
