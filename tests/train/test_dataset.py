@@ -15,7 +15,7 @@ from emdn_models import FormatError
 from emdn_models.nets.scaling import middle
 from emdn_train import dataset
 from emdn_train.config import RECIPES
-from emdn_train.dataset import CleanFrames, Split, chance, clips, crops, moved, patches, record
+from emdn_train.dataset import CleanFrames, Source, Split, chance, crops, moved
 from emdn_train.noise import DQE0
 
 CPU = torch.device("cpu")
@@ -55,21 +55,18 @@ def test_reads_the_original_layout(tmp_path: Path, images: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("clean", "noisy", "message"),
+    ("clean", "noisy"),
     [
-        ((7, 20, 20, 1), (6, 20, 20, 1), "must come in pairs"),
-        ((7, 1, 20, 20), (7, 1, 20, 20), r"of shape \(N, H, W, 1\)"),
-        ((20, 20, 7), (20, 20, 7), r"of shape \(N, H, W, 1\)"),
-        ((0, 20, 20, 1), (0, 20, 20, 1), "N at least 1"),
+        ((7, 20, 20, 1), (6, 20, 20, 1)),
+        ((7, 1, 20, 20), (7, 1, 20, 20)),
+        ((20, 20, 7), (20, 20, 7)),
+        ((0, 20, 20, 1), (0, 20, 20, 1)),
     ],
 )
-def test_wrong_shapes_are_named(
-    tmp_path: Path, clean: tuple[int, ...], noisy: tuple[int, ...], message: str
-) -> None:
+def test_wrong_shapes_are_refused(tmp_path: Path, clean, noisy) -> None:
     folder = original(tmp_path, np.zeros(clean, "f4"), np.zeros(noisy, "f4"))
-    with pytest.raises(FormatError, match=message) as error:
+    with pytest.raises(FormatError, match=rf"{folder}.*\(N, H, W"):
         Split(folder, "train")
-    assert str(folder) in str(error.value)
 
 
 def test_missing_files_garbage_and_pixels_are_named(tmp_path: Path, images: np.ndarray) -> None:
@@ -161,8 +158,9 @@ def test_crops_are_parts_of_their_frames_in_eight_orientations():
 
 def test_recordings_have_the_dose_asked_for_and_fresh_poisson_noise(frames):
     indices, generator = torch.arange(32), chance(1)
-    arguments = frames, indices, frames.relative(indices)[:, None], torch.full((32,), 2.0)
-    batch, later, again = (record(*arguments, one) for one in (generator, generator, chance(1)))
+    clean, snr = frames.relative(indices)[:, None], torch.full((32,), 2.0)
+    draw = partial(Source(frames, QUIET, 64, CPU).record, indices, clean, snr, clean[:, 1:])
+    batch, later, again = (draw(one) for one in (generator, generator, chance(1)))
     assert not torch.equal(batch.noisy, later.noisy)
     assert torch.equal(batch.noisy, again.noisy)
     expected = (2.0 / frames.contrast) ** 2 * DQE0["counting"]
@@ -172,11 +170,12 @@ def test_recordings_have_the_dose_asked_for_and_fresh_poisson_noise(frames):
     assert float(chi.mean()) == pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize("draw", [patches, clips])
+@pytest.mark.parametrize("draw", [Source.patches, Source.clips])
 def test_defects_go_with_their_patches(frames, draw, monkeypatch):
     """A bright spot is put at the defect of each frame, and is found where its weight is."""
     # A turned contrast would leave nothing of the spot.
-    monkeypatch.setattr(dataset, "stretch", lambda clean, *_: (clean, torch.ones(len(clean))))
+    quiet = torch.full((16,), 400.0)
+    monkeypatch.setattr(dataset, "levelled", lambda _, clean, __: (clean, quiet))
     frames.split.table = pl.DataFrame({"pixel_size_nm": [0.06] * 32})
     frames.defects = [np.float32([[8 + number, 50 - number]]) for number in range(32)]
     near = frames.near_defects(torch.arange(32))
@@ -185,7 +184,7 @@ def test_defects_go_with_their_patches(frames, draw, monkeypatch):
     assert float(near[0, 50, 10]) == pytest.approx(np.exp(-0.5), abs=1e-5)  # 0.12 nm away
     frames.cached = 1 + 50 * near
     recipe = replace(QUIET, defects=3.0, augmented=0.5)
-    batch = draw(frames, recipe, 48, CPU, torch.arange(16), chance(3))
+    batch = draw(Source(frames, recipe, 48, CPU), torch.arange(16), chance(3))
     assert batch.defects.shape == (16, 1, 48, 48)
     centred = [one - one.mean((2, 3), keepdim=True) for one in (batch.target, batch.defects)]
     like = torch.nn.functional.cosine_similarity(*(one.flatten(1) for one in centred))
@@ -197,7 +196,7 @@ def test_defects_go_with_their_patches(frames, draw, monkeypatch):
 def test_clips_change_at_one_frame_and_the_middle_is_the_truth(frames, monkeypatch):
     for name in ("DRIFT", "JITTER", "TURN", "CUT"):
         monkeypatch.setattr(dataset, name, 0.0)
-    draw = partial(clips, frames, QUIET, 64, CPU, torch.arange(32))
+    draw = partial(Source(frames, QUIET, 64, CPU).clips, torch.arange(32))
     batch = draw(chance(1))
     assert batch.noisy.shape == (32, 5, 64, 64)
     assert batch.target.shape == (32, 1, 64, 64)

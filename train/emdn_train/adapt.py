@@ -11,7 +11,6 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -44,8 +43,6 @@ a tenth of the error that is left by a denoiser of 13 dB."""
 SIDE = 512
 """Frames are compared in their middle, up to this many pixels a side."""
 
-_ROUNDING = 1e-5  # of an error in float32
-
 Stack = NDArray[np.float64]
 
 
@@ -57,10 +54,10 @@ class Adapted:
     difference, far better known than either. It gained if that is more than its standard error.
     """
 
-    outcome: Literal["gained", "nothing gained", "diverged"]
+    gained: bool
     before: HeldOut
-    after: HeldOut | None  # None, as is what it fell by, if it diverged
-    fell: Estimate | None
+    after: HeldOut
+    fell: Estimate
     steps: int
 
     def __str__(self) -> str:
@@ -69,12 +66,10 @@ class Adapted:
             f"{name}  uMSE {one.error.value:.4g} +- {one.error.se:.2g} e^2/px on frames held out, "
             f"{one.gain_db.value:.2f} +- {one.gain_db.se:.2f} dB over raw"
             for name, one in (("start", self.before), ("tuned", self.after))
-            if one is not None
         ]
-        if self.fell is not None:
-            lines.append(f"fell   {self.fell.value:.3g} +- {self.fell.se:.2g} e^2/px")
-        start = "" if self.outcome == "gained" else ": the starting weights are saved"
-        return "\n".join([*lines, f"{self.outcome}{start} ({self.steps} steps)"])
+        lines.append(f"fell   {self.fell.value:.3g} +- {self.fell.se:.2g} e^2/px")
+        outcome = "gained" if self.gained else "nothing gained: the starting weights are saved"
+        return "\n".join([*lines, f"{outcome} ({self.steps} steps)"])
 
 
 def adapt(config: AdaptConfig) -> Adapted:
@@ -124,24 +119,20 @@ def adapt(config: AdaptConfig) -> Adapted:
             log.warning("%s: moves: details that move by a pixel or more a frame are learned "
                         "blurred; align the stack or record faster", config.stack)  # fmt: skip
         draw = partial(pairs, training, scale.scale, config.patch, device)
-        finite = train(t, fit, recipe, draw, len(training), {}, state)
-        after = fell = None
-        outcome: Literal["gained", "nothing gained", "diverged"] = "diverged"
-        t.status, t.mean_ratio = "fitted", 1.0
-        if finite:
-            second = denoised(t.average, noisy, scale.scale)
-            after = umse(noisy, second, valid=good)
-            fell = umse_difference(noisy, first, second, valid=good)
-            t.mean_ratio = float(second[:, good].mean() / noisy[:, good].mean())
-            better = fell.value > max(fell.se, _ROUNDING * before.error.value)
-            outcome = "gained" if better else "nothing gained"
-        if outcome != "gained":
+        if not train(t, fit, recipe, draw, len(training), {}, state):
             t.average.load_state_dict(start.state_dict())
-        adapted = Adapted(outcome, before, after, fell, t.step)
+        second = denoised(t.average, noisy, scale.scale)
+        after = umse(noisy, second, valid=good)
+        fell = umse_difference(noisy, first, second, valid=good)
+        gained = fell.value > max(fell.se, 1e-5 * before.error.value)  # more than by rounding
+        if not gained:
+            t.average.load_state_dict(start.state_dict())
+        t.status, t.mean_ratio = "fitted", float(second[:, good].mean() / noisy[:, good].mean())
+        adapted = Adapted(gained, before, after, fell, t.step)
         data = f"{len(training)} frames of {config.stack}, neighbours as each other's target"
         save_weights(out, t, fit, recipe, data, adapted=asdict(adapted) | facts)
         write_results(out, fit, [t], device)
-        state.remove()
+        state.path.unlink(missing_ok=True)
     return adapted
 
 

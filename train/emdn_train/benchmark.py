@@ -33,6 +33,7 @@ from emdn_train.simulate import SimulateConfig, simulate
 Frames = NDArray[np.float32]
 
 FILE_NAME = "record.json"
+NAME, PRESET = "unet", "paper"  # the net of the SciML-Bench benchmark
 FOLLOWED = {
     "defaults": "SciML-Bench's page on em_denoise: batch_size 128, epochs 2, lr 0.01",
     "differs": "noise drawn anew at every step; frames in units of their noise; gradients "
@@ -64,23 +65,22 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         patch, images = min(split.shape), len(split)
         described = {"what": str(split), "train": images, "fingerprint": split.fingerprint()}
     asked = FitConfig(
-        data=data, out=out, models=(config.model,), preset=config.preset, patch=patch,
+        data=data, out=out, models=(NAME,), preset=PRESET, patch=patch,
         epochs=config.epochs, batch_size=config.batch_size, lr=config.lr, device=config.device,
         seed=config.seed,
     )  # fmt: skip
     (fitted,) = fit(asked)
     if fitted.status == "diverged":
-        raise ModelError(f"{out}: {config.model} diverged, no record; give a smaller -b lr=...")
-    onnx, weights = out / f"{config.model}.onnx", checkpoint.load(out / checkpoint.FILE_NAME)
-    export_one(config.model, weights[fitted.name], onnx)
+        raise ModelError(f"{out}: the net diverged, no record; give a smaller -b lr=...")
+    onnx, weights = out / f"{NAME}.onnx", checkpoint.load(out / checkpoint.FILE_NAME)
+    export_one(NAME, weights[NAME], onnx)
     denoiser = Denoiser(onnx, config.device)
     recipe = asdict(RECIPES[asked.recipe])
-    preset = MODELS[config.model].presets[config.preset]
     found = {
         "format": "emdn-record", "format_version": 3, "benchmark": "em_denoise",
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "seed": config.seed,
         "model": {
-            "name": config.model, "preset": config.preset, "parameters": preset.parameters
+            "name": NAME, "preset": PRESET, "parameters": MODELS[NAME].presets[PRESET].parameters
         },
         "data": described | {"inference": len(raw)},
         "training": {

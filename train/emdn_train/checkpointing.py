@@ -188,10 +188,6 @@ class StateFile:
         checkpoint.save(self.path, groups)
         self._saved = time.perf_counter()
 
-    def remove(self) -> None:
-        """Delete the file: the run is complete, and the same command starts a new one."""
-        self.path.unlink(missing_ok=True)
-
 
 def save_weights(
     out: Path, t: Training, config: FitConfig, recipe: Recipe, data: str, **facts: Any
@@ -202,18 +198,14 @@ def save_weights(
     the folder's checkpoint stay in it.
     """
     best = t.status == "best kept"
-    trained = {
-        "recipe": config.recipe,
+    names = ("recipe", "epochs", "batch_size", "patch", "seed")
+    trained = {name: getattr(config, name) for name in names} | {
         "recipe_details": asdict(recipe),
         "data": data,
         "start": t.start,
-        "epochs": config.epochs,
         "steps": t.step,
         "kept_step": t.best_step if best else None,
-        "batch_size": config.batch_size,
-        "patch": config.patch,
         "warm_up_steps": 0 if recipe.warmup else WARM_UP,
-        "seed": config.seed,
         "minutes": round(t.elapsed / 60, 2),
         "hardware": hardware(next(t.net.parameters()).device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

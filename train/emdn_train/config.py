@@ -224,10 +224,6 @@ class AdaptConfig:
     seed: Seed = 0
     options: DenoiseOptions = field(default_factory=DenoiseOptions)
 
-    def __post_init__(self) -> None:
-        """Refuse a model that does not exist."""
-        spec_of(self.model)
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
@@ -240,17 +236,11 @@ class BenchmarkConfig:
         Path("outputs/record")
     )
     frames: Annotated[int, Option(min=16, help="Training pairs, if they are simulated.")] = 512
-    model: Annotated[str, Option(metavar="NAME", help="The net.")] = "unet"
-    preset: Annotated[str, Option(help="Its size; unet as paper is the benchmark's net.")] = "paper"
     epochs: Epochs = 2
     batch_size: BatchSize = 128
     lr: Rate = None
     device: On = "auto"
     seed: Seed = 0
-
-    def __post_init__(self) -> None:
-        """Refuse a model that does not exist before any data are simulated."""
-        spec_of(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

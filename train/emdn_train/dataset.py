@@ -15,6 +15,7 @@ step. All chance follows from the seed and the place in the run, so that a run c
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -221,84 +222,103 @@ class Batch(NamedTuple):
     defects: Tensor | None = None
 
 
-def patches(
-    frames: CleanFrames,
-    recipe: Recipe,
-    size: int,
-    device: torch.device,
-    indices: Tensor,
-    generator: torch.Generator,
-) -> Batch:
-    """Cut a patch of each of the frames ``indices``, (n,), and record it at a dose of its own.
+@dataclass(frozen=True)
+class Source:
+    """Draws patches of clean frames, recorded anew at every step, with noise drawn on ``device``.
 
-    ``size`` is a patch's side in pixels; the ``generator``, on the CPU, is the only source of
-    chance. Noise is drawn on ``device``, where the batch is.
+    Each takes the numbers of frames ``indices``, (n,), and a ``generator`` on the CPU, the only
+    source of chance, and gives a batch on the device.
     """
-    clean = frames.relative(indices)[:, None]
-    if recipe.defects:
-        clean = torch.cat([clean, frames.near_defects(indices)[:, None]], 1)
-    clean = crops(clean, size, generator, recipe.augmented)
-    clean, defects = clean[:, :1], clean[:, 1:]
-    clean, snr = _levelled(recipe, clean, generator)
-    batch = record(frames, indices, clean, snr, _on(device, generator), recipe.ccd)
-    return batch._replace(defects=defects.to(device) if recipe.defects else None)
 
+    frames: CleanFrames
+    recipe: Recipe
+    size: int  # side of a patch in pixels
+    device: torch.device
 
-def clips(
-    frames: CleanFrames,
-    recipe: Recipe,
-    size: int,
-    device: torch.device,
-    indices: Tensor,
-    generator: torch.Generator,
-) -> Batch:
-    """Record a clip of five frames of each frame's specimen, (n, 5, size, size); see `patches`.
+    def patches(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Cut a patch of each frame and record it at a dose of its own."""
+        clean = self.frames.relative(indices)[:, None]
+        if self.recipe.defects:
+            clean = torch.cat([clean, self.frames.near_defects(indices)[:, None]], 1)
+        clean = crops(clean, self.size, generator, self.recipe.augmented)
+        images, snr = levelled(self.recipe, clean[:, :1], generator)
+        return self.record(indices, images, snr, clean[:, 1:], generator)
 
-    Each has a drift of its own (steady, with jitter and a slow turn), one beam and one camera. In
-    some the specimen's defects change at one frame, to another of its states where the data set
-    has those (`emdn-train simulate --states`); a few are cut to another frame, and in some the
-    dose changes once.
-    """
-    n = len(indices)
+    def clips(self, indices: Tensor, generator: torch.Generator) -> Batch:
+        """Record a clip of five frames of each frame's specimen, (n, 5, size, size).
 
-    def share() -> Tensor:
-        return torch.rand(n, 1, generator=generator)
+        Each has a drift of its own (steady, with jitter and a slow turn), one beam and one camera.
+        In some the specimen's defects change at one frame, to another of its states where the data
+        set has those (`emdn-train simulate --states`); a few are cut to another frame, and in some
+        the dose changes once.
+        """
+        n = len(indices)
 
-    later, cut = frames.others[indices], share()[:, 0] < CUT
-    later[cut] = torch.randint(len(frames), (n,), generator=generator)[cut]
-    changed = share() < torch.where(cut, 1.0, CHANGE)[:, None]
-    event = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
-    after = changed & (torch.arange(COUNT) >= event)
-    sides = torch.stack([frames.relative(i) for i in (indices, later)], 1)
-    clean = sides[torch.arange(n)[:, None], after.long()]
-    if recipe.defects:
-        shown = torch.where(after[:, COUNT // 2], later, indices)
-        clean = torch.cat([clean, frames.near_defects(shown)[:, None]], 1)
-    clean = moved(clean, size, recipe.augmented, generator)
-    clean, defects = clean[:, :COUNT], clean[:, COUNT:]
-    clean, snr = _levelled(recipe, clean, generator)
-    dose = torch.exp(DOSE_STEP * torch.randn(n, 1, generator=generator))
-    step = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
-    dose = torch.where((share() < CUT) & (torch.arange(COUNT) >= step), dose, 1.0)
-    clean = clean * dose[..., None, None]
-    batch = record(frames, indices, clean, snr, _on(device, generator), recipe.ccd)
-    return batch._replace(
-        target=middle(batch.target), defects=defects.to(device) if recipe.defects else None
-    )
+        def share() -> Tensor:
+            return torch.rand(n, 1, generator=generator)
 
+        later, cut = self.frames.others[indices], share()[:, 0] < CUT
+        later[cut] = torch.randint(len(self.frames), (n,), generator=generator)[cut]
+        changed = share() < torch.where(cut, 1.0, CHANGE)[:, None]
+        event = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
+        after = changed & (torch.arange(COUNT) >= event)
+        sides = torch.stack([self.frames.relative(i) for i in (indices, later)], 1)
+        clean = sides[torch.arange(n)[:, None], after.long()]
+        if self.recipe.defects:
+            shown = torch.where(after[:, COUNT // 2], later, indices)
+            clean = torch.cat([clean, self.frames.near_defects(shown)[:, None]], 1)
+        clean = moved(clean, self.size, self.recipe.augmented, generator)
+        images, snr = levelled(self.recipe, clean[:, :COUNT], generator)
+        dose = torch.exp(DOSE_STEP * torch.randn(n, 1, generator=generator))
+        step = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
+        dose = torch.where((share() < CUT) & (torch.arange(COUNT) >= step), dose, 1.0)
+        images = images * dose[..., None, None]
+        return self.record(indices, images, snr, clean[:, COUNT:], generator)
 
-def _levelled(recipe: Recipe, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the signal to noise of each image, and for some another contrast."""
-    snr = log_uniform(recipe.snr, len(clean), generator)
-    if recipe.augmented:
-        clean, contrast = stretch(clean, recipe.augmented, generator)
-        snr = snr / contrast
-    return clean, snr
+    def record(
+        self,
+        indices: Tensor,
+        clean: Tensor,
+        snr: Tensor,
+        defects: Tensor,
+        generator: torch.Generator,
+    ) -> Batch:
+        """Record clean images (N, F, H, W) with fresh noise, each at its own signal to noise.
 
-
-def _on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """Draw the seed of a generator on another device."""
-    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        ``snr`` (N,) is contrast x sqrt(electrons per pixel), the contrast being the whole frame's;
+        ``defects`` (N, 0 or 1, H, W) go along. Some of the unscanned images (`Recipe.ccd`) are
+        recorded by a CCD, with correlated noise, in units of the gain that a deployment would find.
+        """
+        seed = int(torch.randint(2**62, (), generator=generator))
+        frames, device = self.frames, self.device
+        generator = torch.Generator(device).manual_seed(seed)
+        electrons = ((snr / frames.contrast[indices]) ** 2).clamp(*ELECTRONS)
+        noisy = torch.empty_like(clean, device=device)
+        target, scale = torch.empty_like(noisy), torch.empty(len(clean))
+        scanned = frames.scanned[indices]
+        smeared = torch.zeros_like(scanned)
+        if self.recipe.ccd:
+            share = torch.rand(len(clean), generator=generator, device=device)
+            smeared = ~scanned & (share.cpu() < self.recipe.ccd)
+        choices = {"stem": scanned, "ccd": smeared, "counting": ~scanned & ~smeared}
+        for detector, chosen in choices.items():
+            if not chosen.any():
+                continue
+            images, dose = clean[chosen].to(device), electrons[chosen]
+            side = max(frames.split.shape)
+            found, expected = noise.draw(images, dose.to(device), detector, generator, side)
+            level = dose * noise.DQE0[detector] * frames.mean[indices[chosen]]
+            gain = torch.ones(len(level), 1, 1, 1, device=device)
+            if detector == "ccd":
+                variance = (found - expected).square().mean((1, 2, 3), keepdim=True)
+                share = torch.rand(gain.shape, generator=generator, device=device)
+                gain = variance / level.view(-1, 1, 1, 1).to(device)
+                gain = gain * CCD_GAIN[0] * (CCD_GAIN[1] / CCD_GAIN[0]) ** share
+            noisy[chosen.to(device)] = found / gain
+            target[chosen.to(device)] = expected / gain
+            scale[chosen] = level / gain.view(-1).cpu()
+        near = defects.to(device) if self.recipe.defects else None
+        return Batch(noisy, middle(target), scale.view(-1, 1, 1, 1).to(device), near)
 
 
 def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -> Tensor:
@@ -376,65 +396,22 @@ def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float =
     return torch.stack(patches)
 
 
-def stretch(clean: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Change the contrast of a share of the patches, of every other one also its sign.
+def levelled(recipe: Recipe, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the signal to noise of images (N, F, H, W), and change the contrast of some.
 
-    Maps (N, F, H, W) relative images to such, not negative, and (N,) factors of contrast.
+    Of every other one of these also its sign. Returns images, not negative, and (N,).
     """
     count = len(clean)
+    snr = log_uniform(recipe.snr, count, generator)
+    if not recipe.augmented:
+        return clean, snr
     factor = log_uniform(CONTRAST, count, generator)
-    chosen = torch.rand(count, generator=generator) < share
+    chosen = torch.rand(count, generator=generator) < recipe.augmented
     factor[~chosen] = 1.0
     negative = chosen & (torch.rand(count, generator=generator) < 0.5)
     mean = clean.mean((1, 2, 3), keepdim=True)
     signed = torch.where(negative, -factor, factor).view(-1, 1, 1, 1)
-    return (mean + signed * (clean - mean)).clamp_min(0), factor
-
-
-def record(
-    frames: CleanFrames,
-    indices: Tensor,
-    clean: Tensor,
-    snr: Tensor,
-    generator: torch.Generator,
-    ccd: float = 0.0,
-) -> Batch:
-    """Record clean images (N, F, H, W) with fresh noise, each at its own signal to noise per pixel.
-
-    ``indices`` (N,) are the frames that they come from, ``snr`` (N,) contrast x sqrt(electrons per
-    pixel), the contrast being the whole frame's. The ``generator`` lives on the device of the
-    result. A share ``ccd`` of the unscanned images is recorded by a CCD, with correlated noise,
-    in units of the gain that a deployment would find (`CCD_GAIN`).
-    """
-    device = generator.device
-    electrons = ((snr / frames.contrast[indices]) ** 2).clamp(*ELECTRONS)
-    noisy = torch.empty_like(clean, device=device)
-    target = torch.empty_like(noisy)
-    scale = torch.empty(len(clean))
-    scanned = frames.scanned[indices]
-    smeared = torch.zeros_like(scanned)
-    if ccd:
-        share = torch.rand(len(clean), generator=generator, device=device)
-        smeared = ~scanned & (share.cpu() < ccd)
-    choices = {"stem": scanned, "ccd": smeared, "counting": ~scanned & ~smeared}
-    for detector, chosen in choices.items():
-        if not chosen.any():
-            continue
-        found, expected = noise.draw(
-            clean[chosen].to(device), electrons[chosen].to(device), detector, generator,
-            max(frames.split.shape),
-        )  # fmt: skip
-        level = electrons[chosen] * noise.DQE0[detector] * frames.mean[indices[chosen]]
-        gain = torch.ones(len(level), 1, 1, 1, device=device)
-        if detector == "ccd":
-            variance = (found - expected).square().mean((1, 2, 3), keepdim=True)
-            share = torch.rand(gain.shape, generator=generator, device=device)
-            gain = variance / level.view(-1, 1, 1, 1).to(device)
-            gain = gain * CCD_GAIN[0] * (CCD_GAIN[1] / CCD_GAIN[0]) ** share
-        noisy[chosen.to(device)] = found / gain
-        target[chosen.to(device)] = expected / gain
-        scale[chosen] = level / gain.view(-1).cpu()
-    return Batch(noisy, target, scale.view(-1, 1, 1, 1).to(device))
+    return (mean + signed * (clean - mean)).clamp_min(0), snr / factor
 
 
 def log_uniform(limits: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:

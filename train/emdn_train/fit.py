@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,26 +17,10 @@ from emdn_models.nets import build, load_state
 from emdn_models.nets.scaling import middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_models.spec import frames_of
-from emdn_train.checkpointing import (
-    Fitted,
-    StateFile,
-    Training,
-    mean,
-    save_weights,
-    write_results,
-)
+from emdn_train.checkpointing import Fitted, StateFile, Training, mean, save_weights, write_results
 from emdn_train.config import RECIPES, FitConfig, Recipe
-from emdn_train.dataset import Batch, CleanFrames, Split, chance, clips, patches
-from emdn_train.loss import (
-    evaluate,
-    follow,
-    hardware,
-    loss,
-    pick_device,
-    rate,
-    reduced,
-    validation,
-)
+from emdn_train.dataset import Batch, CleanFrames, Source, Split, chance
+from emdn_train.loss import evaluate, follow, hardware, loss, pick_device, rate, reduced, validation
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +53,8 @@ def fit(config: FitConfig) -> list[Fitted]:
             state = StateFile(out, identity(config, recipe, device) | data)
             seen = max(frames_of(name, config.preset) for name in config.models)
             frames = CleanFrames(split, recipe.defects > 0)
-            draw = partial(patches if seen == 1 else clips, frames, recipe, config.patch, device)
+            source = Source(frames, recipe, config.patch, device)
+            draw = source.clips if seen > 1 else source.patches
             batches = validation(CleanFrames(test), seen)
             for name in config.names:
                 if name in state.done:
@@ -92,7 +76,7 @@ def fit(config: FitConfig) -> list[Fitted]:
                 results = [Fitted(**known) for known in state.done.values()]
                 write_results(out, config, results, device)
                 state.save()
-            state.remove()
+            state.path.unlink()
     return results
 
 

@@ -13,7 +13,7 @@ from emdn_models import DeviceError
 from emdn_models.nets.scaling import denormalise, middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
 from emdn_train.config import RECIPES, WARM_UP, Recipe
-from emdn_train.dataset import Batch, CleanFrames, clips, patches
+from emdn_train.dataset import Batch, CleanFrames, Source
 
 LEVELS = (0.12, 0.4, 1.2)
 """Signal to noise per pixel at which a model is validated."""
@@ -128,13 +128,12 @@ def validation(frames: CleanFrames, seen: int = 1) -> dict[float, Batch]:
     """
     generator = torch.Generator().manual_seed(SEED)
     indices = torch.linspace(0, len(frames) - 1, min(16, len(frames))).long()
-    draw, plain = clips if seen > 1 else patches, RECIPES["benchmark"]
-    return {
-        level: draw(
-            frames, replace(plain, snr=(level, level)), 256, generator.device, indices, generator
-        )
-        for level in LEVELS
-    }
+    batches = {}
+    for level in LEVELS:
+        recipe = replace(RECIPES["benchmark"], snr=(level, level))
+        source = Source(frames, recipe, 256, generator.device)
+        batches[level] = (source.clips if seen > 1 else source.patches)(indices, generator)
+    return batches
 
 
 def evaluate(

@@ -18,13 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.frames import (
-    WHITE,
-    Axis,
-    Choice,
-    Frames,
-    select,
-)
+from emdn_deploy.readers.frames import WHITE, Axis, Choice, Frames, select
 from emdn_models.errors import EmdnError, FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
@@ -36,12 +30,12 @@ READERS: dict[str, tuple[str, ...]] = {
     "npy": (".npy",),
     "zarr": (".zarr",),
 }
-SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known}
-"""Kind of file by its suffix; files of one kind make a stack."""
+"""Suffixes by kind of file; files of one kind make a stack."""
 
-__all__ = ["READERS", "SUFFIXES", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "list_files"]
-__all__ += ["natural", "open_frames", "open_list", "open_selected", "split_pattern"]
+__all__ = ["READERS", "Axis", "Choice", "Frames", "is_hdf5", "is_pattern", "is_zarr", "list_files"]
+__all__ += ["open_frames", "open_list", "open_selected", "split_pattern"]
 
+_SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known}
 # Kinds that share a module with others.
 _MODULES = {"dm": "vendors", "ser": "vendors", "other": "vendors", "mrc": "plain", "npy": "plain"}
 _PACKED = (".gz", ".bz2", ".xz", ".zip", ".npz")
@@ -134,10 +128,10 @@ def _kind_of(path: Path) -> str:
             f"{path}: is packed; unpack it first, such as with gunzip, or save the frames of an "
             ".npz file alone by numpy.save"
         )
-    return SUFFIXES.get(suffix, "other")
+    return _SUFFIXES.get(suffix, "other")
 
 
-def natural(path: Path) -> list[tuple[int, int, str]]:
+def _natural(path: Path) -> list[tuple[int, int, str]]:
     """Sort numbers inside names by value: ``frame_9`` before ``frame_10``."""
     parts = re.split(r"(\d+)", str(path))
     # Superscripts are digits to str.isdigit, but no decimal numbers.
@@ -161,7 +155,7 @@ def list_files(source: Path) -> list[Path]:
     Hidden files, and maps of what emdn has not finished, are left out.
     """
     folder, pattern = (source, "**/*") if source.is_dir() else split_pattern(source)
-    named = {*SUFFIXES, Path(pattern).suffix.lower()}  # a pattern may ask for any
+    named = {*_SUFFIXES, Path(pattern).suffix.lower()}  # a pattern may ask for any
     return sorted(
         (
             path
@@ -170,7 +164,7 @@ def list_files(source: Path) -> list[Path]:
             and path.is_file()
             and not path.name.endswith(".partial.map")
         ),
-        key=natural,
+        key=_natural,
     )
 
 
@@ -191,7 +185,7 @@ def find(source: Path) -> list[Path]:
     if not paths:
         raise FormatError(f"{source}: holds no files of frames that emdn reads")
     kinds = Counter(path.suffix.lower() for path in paths)
-    if len({SUFFIXES.get(suffix, suffix) for suffix in kinds}) > 1:
+    if len({_SUFFIXES.get(suffix, suffix) for suffix in kinds}) > 1:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         raise FormatError(
             f"{source}: holds files of several kinds ({listed}); "

@@ -318,7 +318,7 @@ def _jeol(tags: Tags) -> Steps:
     # JEOL's XML is not always well-formed. In diffraction, or scanning, there is no magnification.
     found = re.search(r"<SelectorValue>\s*([^<]+)", text)
     factor = _number(found[1]) if found else None
-    if not factor or len(pixel) < 2 or "eosTEM" not in text or "DIFF" in text:
+    if not factor or len(pixel) < 2 or "eosTEM" not in text or "<ModeString>DIFF" in text:
         return {}
     return _pair(pixel["x"][0] / factor, pixel["y"][0] / factor, "m")
 

@@ -4,6 +4,7 @@ import os
 import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import mrcfile
@@ -17,26 +18,14 @@ from emdn_models.errors import FormatError
 FRAMES = np.arange(4 * 16 * 24, dtype=np.uint16).reshape(4, 16, 24)
 
 
-@pytest.mark.parametrize("options", [
-    {"compression": "gzip", "shuffle": True, "fletcher32": True}, {"compression": "lzf"},
-    {"scaleoffset": 0}, {"compression": "gzip", "scaleoffset": 0}, {"fletcher32": True},
-])  # fmt: skip
-def test_every_filter(tmp_path, reads, options):
+@pytest.mark.parametrize("codec", ["gzip", "lzf", "LZ4", "Bitshuffle", "Blosc", "Zstd"])
+def test_every_filter(tmp_path, reads, codec):
+    options: Any = {"compression": codec, "shuffle": True, "fletcher32": True}
+    if codec[0].isupper():
+        options = getattr(pytest.importorskip("hdf5plugin"), codec)()
     with h5py.File(tmp_path / "sound.h5", "w") as file:
         file.create_dataset("images", data=FRAMES, chunks=(3, 9, 24), **options)
-    reads(tmp_path / "sound.h5", FRAMES)
-
-
-@pytest.mark.parametrize("codec", ["LZ4", "Bitshuffle", "Blosc", "Zstd"])
-def test_every_filter_of_the_extra(tmp_path, codec):
-    test_every_filter(tmp_path, getattr(pytest.importorskip("hdf5plugin"), codec)())
-
-
-def virtual(path: Path, source: str, name: str) -> None:
-    layout = h5py.VirtualLayout(FRAMES.shape, "u2")
-    layout[:] = h5py.VirtualSource(source, name, FRAMES.shape)
-    with h5py.File(path, "w") as file:
-        file.create_virtual_dataset("images", layout)
+    assert reads(tmp_path / "sound.h5", FRAMES).compressed
 
 
 def test_links_in_circles(tmp_path, reads, refuses):
@@ -53,7 +42,7 @@ def test_links_in_circles(tmp_path, reads, refuses):
     reads(tmp_path / "c.nxs", FRAMES)
 
 
-def test_all_files_behind_a_dataset_are_inputs(tmp_path, monkeypatch):
+def test_all_files_behind_a_dataset_are_inputs(tmp_path, reads, monkeypatch):
     """So that none is written to, and a change in any is noticed."""
     monkeypatch.chdir(tmp_path)
     FRAMES.tofile("raw.dat")
@@ -61,26 +50,17 @@ def test_all_files_behind_a_dataset_are_inputs(tmp_path, monkeypatch):
         file.create_dataset("images", FRAMES.shape, "u2", external=[("raw.dat", 0, FRAMES.nbytes)])
     with h5py.File("links.h5", "w") as file:
         file["images"] = h5py.ExternalLink("last.h5", "images")
-    virtual(tmp_path / "outer.h5", "last.h5", "images")
+    layout = h5py.VirtualLayout(FRAMES.shape, "u2")
+    layout[:] = h5py.VirtualSource("last.h5", "images", FRAMES.shape)
+    with h5py.File("outer.h5", "w") as file:
+        file.create_virtual_dataset("images", layout)
     for name, behind in (("links.h5", ["last.h5", "raw.dat"]), ("outer.h5", ["last.h5"])):
-        with open_frames(tmp_path / name) as frames:
-            np.testing.assert_array_equal(frames.read(0, 4), FRAMES)
-            assert [path.name for path in frames.files] == [name, *behind]
-
-
-@pytest.mark.parametrize("shape", [
-    "(1000000000, 64, 64)", "(-1, 64, 64)", f"({2**33}, {2**33}, 2)", "(" + "1, " * 40 + "64, 64)",
-])  # fmt: skip
-@pytest.mark.parametrize("descr", ["<u2", "|O"])
-def test_npy_headers(tmp_path, refuses, shape, descr):
-    path = tmp_path / "claims.npy"
-    head = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    path.write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + bytes(8192))
-    refuses(path, "npy")
+        found = reads(tmp_path / name, FRAMES).files
+        assert [path.name for path in found] == [name, *behind]
 
 
 @pytest.mark.parametrize(("sizes", "extended"), [
-    ((10**6, 10**6, 4), 0), ((2**31 - 1,) * 3, 0), ((-64, 64, 1), 0), ((64, 64, 10**9), 0),
+    ((2**31 - 1,) * 3, 0), ((-64, 64, 1), 0), ((64, 64, 10**9), 0),
     ((0, 0, 0), 0), ((64, 64, 1), 2**28), ((64, 64, 1), -5),
 ])  # fmt: skip
 def test_mrc_headers(tmp_path, refuses, sizes, extended):
@@ -103,22 +83,23 @@ def test_what_is_no_file(tmp_path, refuses, name, make, said):
     refuses(tmp_path / name, said)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".tif", ".npy", ".mrc", ".dm4", ".ser"])
-def test_files_damaged_anywhere_are_an_error_or_are_read(tmp_path, dm_file, ser_file, suffix):
+def _gzip(path: Path, frames: np.ndarray) -> None:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("images", data=frames, chunks=(1, 16, 24), compression="gzip")
+
+
+def _tiff(path: Path, frames: np.ndarray) -> None:
+    tifffile.imwrite(path, frames, photometric="minisblack")
+
+
+@pytest.mark.parametrize(("suffix", "make"), [
+    (".h5", _gzip), (".tif", _tiff), (".npy", np.save), (".mrc", mrcfile.write),
+    (".dm4", None), (".ser", None),
+])  # fmt: skip
+def test_files_damaged_anywhere_are_an_error_or_are_read(tmp_path, dm_file, ser_file, suffix, make):
     """Cut files, and files with other bytes, near their start more often."""
     sound = tmp_path / f"sound{suffix}"
-    if suffix == ".h5":
-        with h5py.File(sound, "w") as file:
-            file.create_dataset("images", data=FRAMES, chunks=(1, 16, 24), compression="gzip")
-    else:
-        makers = {
-            ".tif": lambda path: tifffile.imwrite(path, FRAMES, photometric="minisblack"),
-            ".npy": lambda path: np.save(path, FRAMES),
-            ".mrc": lambda path: mrcfile.write(path, FRAMES),
-            ".dm4": lambda path: dm_file(path, FRAMES),
-            ".ser": lambda path: ser_file(path, FRAMES),
-        }
-        makers[suffix](sound)
+    (make or {".dm4": dm_file, ".ser": ser_file}[suffix])(sound, FRAMES)
     content, chance = sound.read_bytes(), np.random.default_rng(0)
     for number in range(24):
         damaged = bytearray(content)

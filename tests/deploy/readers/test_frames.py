@@ -62,14 +62,6 @@ def test_the_time_between_frames_survives(tmp_path, text, step, origin):
         assert (axis.step, axis.origin) == (step, origin)
 
 
-def test_any_axis_order_becomes_a_stack(tmp_path):
-    np.save(tmp_path / "a.npy", np.moveaxis(STACK, 0, 2))
-    with open_frames(tmp_path / "a.npy", Choice(axes="yxt")) as opened:
-        taken = select(opened, "1:4")
-        assert taken.stored_shape == (3, 8, 9)
-        np.testing.assert_array_equal(taken.read(0, 3), STACK[1:4])
-
-
 MOVIE = np.random.default_rng(0).poisson(20, (30, 21, 26)).astype(">u2")
 
 
