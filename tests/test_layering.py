@@ -51,7 +51,7 @@ def violations(package: str, folder: Path) -> list[str]:
 
 
 FLOORS = (
-    "config session dose noise_level noise_model bad_pixels",
+    "config session dose bad_pixels",
     "readers writers output preprocess batching uncertainty denoiser report "
     "figures evaluate check.residual check.quick",
     "denoise_file cluster watch check bench inspect",
