@@ -150,7 +150,7 @@ print(*(name for name in sys.modules if name.startswith("emdn_")))
     command = [sys.executable, "-c", code, str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     entered = done.stdout.splitlines()[-1].split()
-    assert len(entered) <= 27, entered
+    assert len(entered) <= 25, entered
 
 
 def test_every_public_name_is_used_outside_the_tests() -> None:
