@@ -70,10 +70,8 @@ def faults(raw: Stack, denoised: Stack, atom: Stack, seed: int) -> Iterator[tupl
     for width in (0.5, 1.0, 2.0):
         yield f"blur {width} px", ndimage.gaussian_filter(denoised, width, axes=(1, 2))
     for width in (1.0, 4.0):
-        yield (
-            f"Gaussian filter {width} px, no model",
-            ndimage.gaussian_filter(raw, width, axes=(1, 2)),
-        )
+        smooth = ndimage.gaussian_filter(raw, width, axes=(1, 2))
+        yield f"Gaussian filter {width} px, no model", smooth
     for share in (0.5, 1.0):
         yield f"filled vacancy {share} atoms", denoised + share * atom
     for share in (0.03, 0.1, 0.3):
