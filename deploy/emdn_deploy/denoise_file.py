@@ -355,12 +355,11 @@ def _draw(work: Work, report: Report) -> None:
         for name, path in report.pictures.items():
             place = stack.enter_context(renamed(path))
             if name == "preview":
-                # Pictures are drawn in a unit whose square float32 holds.
-                before, after = (one / np.float32(scale.unit) for one in both(count // 2))
+                before, after = both(count // 2)
                 title = f"{frames.path.name}, frame {count // 2} of {count}"
                 title += f", {report.record['model']}, {scale.scale:.3g} e/px"
                 kind = path.suffix[1:].lower()
-                figures.draw(place, before, after, scale.scaled(1 / scale.unit), axis, title, kind)
+                figures.draw(place, before, after, scale, axis, title, kind)
             elif name == "movie":
                 figures.movie(place, ready.read, shown, count, frames.time(), axis)
             else:

@@ -48,9 +48,9 @@ class Sums:
 
     ``pixels``: such as were denoised, not those in gaps, saturated areas and empty frames.
     ``clipped``: of the output, outside the range of its type. ``shift``, ``largest``: what was
-    added to frames for the sake of their means, in all and at most. ``saturated``, ``filled``,
-    ``missing``: pixels of the input that are saturated, such as were filled in in single frames,
-    and areas without a value in such. ``empty``: numbers of the frames without any value.
+    added to frames for the sake of their means, in all and at most. ``saturated``, ``filled``:
+    pixels of the input that are saturated, and such as have no value in single frames. ``empty``:
+    numbers of the frames without any value.
     """
 
     pixels: int = 0
@@ -64,7 +64,6 @@ class Sums:
     largest: float = 0.0
     saturated: int = 0
     filled: int = 0
-    missing: int = 0
     empty: list[int] = field(default_factory=list)
 
     @classmethod
@@ -99,7 +98,6 @@ class Sums:
         more = {
             "saturated_input_pixels": self.saturated,
             "filled_in_single_frames": self.filled,
-            "without_value_in_single_frames": self.missing,
             "frames_without_values": ", ".join(map(str, self.empty)),
         }
         return {
@@ -346,7 +344,6 @@ class Output:
             largest=float(np.abs(made.shifts).max()),
             saturated=part.saturated,
             filled=part.filled,
-            missing=part.missing,
             empty=(start + np.flatnonzero(part.empty)).tolist(),
         )
         self.done = start + len(made.frames)

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage, special
 
-from emdn_deploy import noise_model
 from emdn_deploy.check.residual import (
     RUNS,
     SCALES,
@@ -38,8 +37,7 @@ from emdn_deploy.check.residual import (
     measure,
     smoothed,
 )
-from emdn_deploy.noise_level import Sample
-from emdn_deploy.noise_model import OUTSIDE, NoiseModel
+from emdn_deploy.dose import NoiseModel
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames
 
@@ -167,15 +165,13 @@ class Thresholds:
         ready: Prepared,
         denoise: Callable[[Frame], Frame],
         seed: int,
-        offset: float | None = None,
     ) -> "Thresholds":
-        """Measure the noise of a stack, and draw and denoise replicates of some of its frames.
+        """Draw and denoise replicates of some frames of a stack.
 
-        ``denoise`` takes (k, H, W) and denoises as the result was denoised; ``offset`` is the
-        intensity of a pixel without electrons, where it is known.
+        ``denoise`` takes (k, H, W) and denoises as the result was denoised.
         """
         count, size, good = frames.shape[0], frames.shape[1:], ~ready.recipe.bad
-        noise = noise_model.estimate(Sample.of(ready.read, count, size), ready.recipe.bad, offset)
+        noise = ready.recipe.noise
         camera = Camera.of(noise, frames.dtype.kind in "iub")
         panels, chance = panels_of(*size), np.random.default_rng(seed)
         numbers = np.linspace(0, count - 1, min(BASES, count)).astype(int).tolist()
@@ -205,7 +201,7 @@ class Thresholds:
     @property
     def outside(self) -> tuple[str, ...]:
         """Return what the noise has that the models have not seen."""
-        return tuple(one for one in self.noise.findings if one.endswith(OUTSIDE))
+        return self.noise.findings
 
     @cached_property
     def limits(self) -> dict[str, Limits]:

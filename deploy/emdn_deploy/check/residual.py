@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from emdn_deploy.check.quick import in_sigma
-from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy.dose import NoiseModel
 from emdn_models.errors import EmdnError
 from emdn_models.metrics import mean_ratio
 

@@ -102,7 +102,7 @@ class CheckResult:
         kinds = Counter(one for words in flagged for one in words.split("; ") if one != OUTSIDE)
         named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
         words = f"{len(flagged)} of {self.table.height} frames flagged" + f" ({named})" * any(kinds)
-        if not self.thresholds.noise.in_training:
+        if self.thresholds.outside:
             words = f"the noise is not what the models were trained on; {words}"
         most = allowed(self.table.height, LEVEL)
         return f"{self.word}: {words}, up to {most} expected by chance"

@@ -12,6 +12,7 @@ import tifffile
 
 from emdn_deploy import Denoiser
 from emdn_deploy.readers import open_frames
+from emdn_models.errors import FormatError
 
 # What the peers warn of is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -199,28 +200,14 @@ def test_a_tiff_keeps_the_time_between_frames(tmp_path, denoise, options):
     assert steps(denoise(source, frames="::2", **options))[0] == ("t", 0.5, "ms")
 
 
-def test_min_is_white_stays_so(tmp_path, run):
-    """scikit-image#1940: the same numbers, shown in the same way; electrons count down."""
-    frames = np.random.default_rng(1).poisson(20, (4, 64, 64))
-    white = {"photometric": "miniswhite"}
-    tifffile.imwrite(tmp_path / "a.tif", (255 - frames).astype(np.uint8), **white)
-    np.save(tmp_path / "b.npy", frames.astype(np.uint8))
-    down, up = (run(tmp_path / name, sigma=True) for name in ("a.tif", "b.npy"))
-    assert (down.intensity.gain, down.intensity.offset) == (-1.0, 255.0)
-    assert down.intensity.scale == pytest.approx(up.intensity.scale, rel=1e-6)
-    assert "electrons are taken to count down from 255" in down.intensity.note
-    with tifffile.TiffFile(down.output) as file:
-        assert file.pages.first.photometric.name == "MINISWHITE"
-        np.testing.assert_allclose(255 - file.asarray(), np.load(up.output), atol=1e-3)
-    with tifffile.TiffFile(down.sigma) as file:
-        assert file.pages.first.photometric.name == "MINISBLACK"
-        np.testing.assert_allclose(file.asarray(), np.load(up.sigma), atol=1e-3)
-    (tmp_path / "run").mkdir()
-    for number, frame in enumerate((255 - frames).astype(np.uint8)):
-        tifffile.imwrite(tmp_path / f"run/{number}.tif", frame, **white)
-    report = run(tmp_path / "run", to="tif")
-    assert report.intensity.gain == -1
-    with tifffile.TiffFile(report.output) as file:
+def test_min_is_white_is_refused(tmp_path, run):
+    """Electrons would count down; what only looks inverted, as floats, stays so."""
+    frames, white = np.random.default_rng(1).poisson(20, (4, 64, 64)), "miniswhite"
+    tifffile.imwrite(tmp_path / "a.tif", (255 - frames).astype(np.uint8), photometric=white)
+    with pytest.raises(FormatError, match="is min-is-white"):
+        run(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", frames.astype(np.float32), photometric=white)
+    with tifffile.TiffFile(run(tmp_path / "b.tif").output) as file:
         assert file.pages.first.photometric.name == "MINISWHITE"
 
 
