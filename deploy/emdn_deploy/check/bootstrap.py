@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage, special
 
+from emdn_deploy.check.quick import in_sigma
 from emdn_deploy.check.residual import (
     RUNS,
     SCALES,
@@ -156,7 +157,6 @@ class Thresholds:
     camera: Camera
     model: Population  # replicates as the model leaves them
     perfect: Population  # as a perfect denoiser would
-    length: int  # frames of a run; 0 for no runs
 
     @classmethod
     def of(
@@ -196,7 +196,7 @@ class Thresholds:
             drawn, made = replicates(truth, DRAWS // len(numbers))
             model.add(drawn, made, camera, usable)
             perfect.add(drawn, [truth] * len(drawn), camera, usable)
-        return cls(good, panels, noise, camera, model, perfect, length)
+        return cls(good, panels, noise, camera, model, perfect)
 
     @property
     def outside(self) -> tuple[str, ...]:
@@ -213,7 +213,7 @@ class Thresholds:
         maxima = np.concatenate([self.model.maxima, self.perfect.maxima])
         z = float(maxima.mean() + maxima.std() * gumbel(chance / len(self.panels)))
         found = {}
-        for name in (*SINGLE, *RUNS) if self.length else SINGLE:
+        for name in (*SINGLE, *RUNS) if self.model.length else SINGLE:
             one, other = (
                 part.range_of(name, z, self.camera.uncertainty)
                 for part in (self.model, self.perfect)
@@ -242,9 +242,10 @@ class Thresholds:
         """
         if self.noise.correlated:
             return None
-        noise = self.camera.noise(denoised)
-        spread = smoothed((raw - denoised) / noise).std(axis=(1, 2))
-        level = float(np.quantile(noise, POWER))  # where the beam is bright, less is seen
+        gain, offset = self.camera.gain, self.camera.offset
+        spread = smoothed(in_sigma(raw, denoised, gain, offset)).std(axis=(1, 2))
+        bright = float(np.quantile(denoised, POWER))  # where the beam is bright, less is seen
+        level = sqrt(gain * max(bright - offset, 0.01 * gain))
         detail = denoised - ndimage.gaussian_filter(denoised, 0.1 * min(raw.shape))
         slopes = sum(float(one.var()) for one in np.gradient(detail))
         width = float(np.clip((detail.var() / max(slopes, 1e-30)) ** 0.5, 1, SCALES[-1]))
@@ -261,6 +262,6 @@ class Thresholds:
             return float(100 * level * norm / (sqrt(pi) * width * height))
 
         found = {"percent": percent(""), "width_px": width}
-        if self.length > 1:
-            found["run_percent"] = _CLIPPED * percent("run_") / sqrt(self.length)
+        if (length := self.model.length) > 1:
+            found["run_percent"] = _CLIPPED * percent("run_") / sqrt(length)
         return found

@@ -49,11 +49,6 @@ class Camera:
         error = noise.gain_error / noise.gain / 2 if known else _UNKNOWN
         return cls(noise.gain, noise.offset, error, integer)
 
-    def noise(self, expected: Frame) -> Frame:
-        """Return the noise's standard deviation at expected values, intensity units."""
-        electrons = np.maximum((expected - self.offset) / self.gain, 0.01)
-        return np.asarray(self.gain * np.sqrt(electrons), np.float32)
-
     def draw(self, truth: Frame, chance: np.random.Generator) -> Frame:
         """Draw a frame of which ``truth`` (H, W) is the expected value."""
         electrons = np.maximum((truth.astype(np.float64) - self.offset) / self.gain, 0)

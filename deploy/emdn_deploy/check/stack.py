@@ -233,7 +233,7 @@ def compare(
     other = denoiser.run(raw, scale)
     worse = umse_difference(raw, made, other, good, apart)
     own = umse(raw, other, good, apart)
-    noise = float(np.square(camera.noise(other)).mean(where=good))
+    noise = camera.gain * (float(other.mean(where=good)) - camera.offset)
     excess, drift = own.noise - noise, own.drift.value if own.drift else 0.0
     moving = own.moves or excess > noise * (_EVEN + 6 * camera.uncertainty)
     side = "above" if worse.value > 0 else "below"
