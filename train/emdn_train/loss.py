@@ -91,9 +91,8 @@ def follow(average: nn.Module, net: nn.Module, step: int, ema: float) -> None:
 def reduced(recipe: Recipe, device: torch.device, net: nn.Module) -> bool:
     """Say whether the net is computed in bfloat16: by recipes that ask for it, where it pays.
 
-    That is on GPUs and on processors that multiply bfloat16: with AMX about four times as
-    fast as float32, with AVX-512 1.6 to 1.9 times. Nets with dilated convolutions stay in float32
-    on CPUs: of some, with few channels, torch 2.13 makes gradients that are NaN.
+    That is on GPUs and processors with AMX (four times as fast) or AVX-512 BF16 (1.6 to 1.9 times).
+    Nets with dilated convolutions stay in float32 on CPUs: of some torch 2.13 makes NaN gradients.
     """
     if device.type == "cuda":
         return recipe.mixed
