@@ -52,11 +52,13 @@ def save(folder: Path, name: str, table: pl.DataFrame) -> str:
     from emdn_deploy import bench
 
     folder.mkdir(parents=True, exist_ok=True)
-    head = f"By `make bench`, with the shipped weights.\n\n{bench.machine_line(bench.machine())}"
+    machine = bench.machine_line(bench.machine("torch", "openvino"))
+    parts = ["By `make bench`, with the shipped weights.", machine]
     names, text = bench.cells(table.to_dicts())
     lines = [names, ["---:"] * len(names), *text]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    made = "\n\n".join([f"# {name}", head, *([NOTES[name]] if name in NOTES else []), body])
+    parts += [NOTES[name], body] if name in NOTES else [body]
+    made = "\n\n".join([f"# {name}", *parts])
     (folder / f"{name}.md").write_text(made + "\n", encoding="utf-8")
     table.write_csv(folder / f"{name}.csv")
     return made

@@ -38,7 +38,7 @@ class Tiny(nn.Module):
         return y
 '''
 SPEC = """
-    ModelSpec("tiny", "Tiny", "this test",
+    ModelSpec("tiny", "this test",
               {preset: Preset({}, 25, (5, 5), 1) for preset in ("paper", "shipped")}),
 )
 

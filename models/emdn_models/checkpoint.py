@@ -63,28 +63,18 @@ def load(path: str | PathLike[str]) -> dict[str, Weights]:
     if not os.path.isfile(path):
         raise CheckpointError(f"{text}: no such file; expected a checkpoint of emdn-train fit")
     try:
-        with open(path, "rb") as start:
-            if start.read(2).startswith((b"PK", b"\x80")):  # torch.save: a zip, once a pickle
-                raise CheckpointError(
-                    f"{text}: is a torch pickle, not HDF5; emdn never unpickles, "
-                    "use a checkpoint written by emdn-train fit"
-                )
         with h5py.File(path, "r") as file:
-            if (found := file.attrs.get("format")) != FORMAT:
+            found, version = file.attrs.get("format"), file.attrs.get("format_version", 1)
+            if found != FORMAT or version > FORMAT_VERSION:
                 raise CheckpointError(
-                    f"{text}: format is {found!r}, expected {FORMAT!r}; "
-                    "only checkpoints written by emdn-train fit can be used"
-                )
-            if (version := int(file.attrs["format_version"])) > FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{text}: format version {version} is newer than this emdn reads "
-                    f"({FORMAT_VERSION}); update emdn"
+                    f"{text}: is {found} of version {version}, expected {FORMAT} of version "
+                    f"{FORMAT_VERSION} or less; take one of emdn-train fit, or update emdn"
                 )
             return {name: _read(group) for name, group in file.items()}
     except _DAMAGE as error:
         raise CheckpointError(
-            f"{text}: is no checkpoint, or a damaged one ({error}); "
-            "copy it again, or write it again with emdn-train fit"
+            f"{text}: is no checkpoint, or a damaged one ({error}); emdn reads HDF5 and no torch "
+            "pickle: copy it again, or write it again with emdn-train fit"
         ) from error
 
 
@@ -103,11 +93,8 @@ def _read(group: h5py.Group) -> Weights:
         raise ValueError(f"{group.name} has no preset, or metadata that are no mapping")
     state = {}
     for name, tensor in group.items():
-        kind = tensor.dtype
-        if kind.kind not in "biuf" or kind.itemsize > 8:
-            raise ValueError(f"{tensor.name} holds {kind}, not numbers")
         # As emdn saves them: what is compressed, virtual or elsewhere may claim any size.
-        if tensor.id.get_storage_size() != tensor.nbytes:
-            raise ValueError(f"{tensor.name} claims {tensor.nbytes} bytes that are not there")
-        state[name] = tensor[()].astype(kind.newbyteorder("="), copy=False)
+        if tensor.dtype.kind not in "biuf" or tensor.id.get_storage_size() != tensor.nbytes:
+            raise ValueError(f"{tensor.name} holds no numbers, or fewer than it claims")
+        state[name] = tensor[()].astype(tensor.dtype.newbyteorder("="), copy=False)
     return Weights(preset, state, metadata)

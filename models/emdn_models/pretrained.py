@@ -1,9 +1,9 @@
-"""The shipped models: name to packaged ONNX file, checked against ``weights/index.json``.
+"""The shipped models, name to packaged ONNX file; and ``index.json``, which any export has.
 
 ``emdn-train export`` writes that index. It names the default model and, for each model, its file,
 sha256, preset, size, training, what the fit measured on its own test frames (``validation``), and
 its variants of other precisions; ``emdn-train quality`` adds the gain on the fixed test split
-(``quality``).
+(``quality``), ``calibrate`` the factors of standard deviations (``sigma``).
 """
 
 import hashlib
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from emdn_models.errors import ModelError
+from emdn_models.files import renamed
 
+INDEX = "index.json"
 WEIGHTS = Path(__file__).parent / "weights"
 CHECKPOINT = WEIGHTS / "em_denoise_model.h5"
 
@@ -21,7 +23,7 @@ CHECKPOINT = WEIGHTS / "em_denoise_model.h5"
 @cache
 def index() -> dict[str, Any]:
     """Read the index of shipped models: ``{"default": name, "models": {name: {...}}}``."""
-    return read_index(WEIGHTS / "index.json", "reinstall emdn")
+    return read_index(WEIGHTS / INDEX, "reinstall emdn")
 
 
 def read_index(path: Path, remedy: str = "write it with emdn-train export") -> dict[str, Any]:
@@ -39,6 +41,32 @@ def read_index(path: Path, remedy: str = "write it with emdn-train export") -> d
         words = f"{type(error).__name__}: {error}"
         raise ModelError(f"{path}: cannot be read ({words}); {remedy}") from error
     return data
+
+
+def write_index(path: Path, data: dict[str, Any]) -> None:
+    """Write an ``index.json``, whole or not at all."""
+    with renamed(path) as partial:
+        partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def entries_of(folder: Path, names: tuple[str, ...] | None) -> dict[str, dict[str, Any]]:
+    """Return what a folder's index says of some models, of all if None."""
+    models = read_index(folder / INDEX)["models"]
+    if missing := [name for name in names or () if name not in models]:
+        raise ModelError(
+            f"{folder / INDEX}: has no {', '.join(missing)}; it has {', '.join(models)}"
+        )
+    return {name: models[name] for name in names or models}
+
+
+def add_facts(folder: Path, name: str, sha256: str, facts: dict[str, Any]) -> None:
+    """Add facts to one model's entry; ``sha256`` is that of the file they were measured on."""
+    path = folder / INDEX
+    found = read_index(path)
+    if found["models"][name]["sha256"] != sha256:
+        raise ModelError(f"{path}: {name} was exported anew meanwhile; repeat this for it")
+    found["models"][name] |= facts
+    write_index(path, found)
 
 
 def default_model() -> str:
@@ -64,8 +92,10 @@ def onnx_path(name: str, precision: str = "fp32") -> Path:
             "(or give the path of an .onnx file)"
         )
     if precision not in precisions(name):
-        others = ", ".join(other for other in shipped if precision in precisions(other)) or "none"
-        raise ModelError(f"{name} has no {precision} variant; those that have one: {others}")
+        raise ModelError(
+            f"{name} has no {precision} variant; make one with emdn-train export shipped "
+            f"--models {name} --precision {precision}"
+        )
     entry = shipped[name] if precision == "fp32" else shipped[name]["variants"][precision]
     path = WEIGHTS / str(entry["file"])
     if not path.is_file() or sha256(path) != entry.get("sha256"):

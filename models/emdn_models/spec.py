@@ -1,6 +1,5 @@
 """The seven models by name: the one list that every command, test and export follows."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +33,6 @@ class ModelSpec:
     """What is known of a model without torch."""
 
     name: str  # key in ``MODELS`` and ``NETS``, and stem of the ONNX file
-    title: str  # the name that its authors use
     source: str  # the publication that defines the net
     # ``paper`` follows the publication; ``shipped`` is that of the packaged weights.
     presets: Mapping[str, Preset]
@@ -57,7 +55,6 @@ def _spectral(
 _SPECS = (
     ModelSpec(
         "cafcn",
-        "Class-aware fully convolutional network",
         "Remez, Litany, Giryes, Bronstein, IEEE TIP 2018, arXiv:1808.06562",
         {
             "paper": Preset({"features": 64, "depth": 20, "shuffle": 1}, 655_544, (41, 41), 1),
@@ -66,7 +63,6 @@ _SPECS = (
     ),
     ModelSpec(
         "dncnn",
-        "DnCNN",
         "Zhang, Zuo, Chen, Meng, Zhang, IEEE TIP 26(7), 2017, arXiv:1608.03981",
         {
             "paper": Preset({"features": 64, "depth": 17, "shuffle": 1}, 556_097, (35, 35), 1),
@@ -79,7 +75,6 @@ _SPECS = (
     ),
     ModelSpec(
         "ffdnet",
-        "FFDNet",
         "Zhang, Zuo, Zhang, IEEE TIP 27(9), 2018, arXiv:1710.04026",
         {
             "paper": Preset({"features": 64, "depth": 15}, 485_316, (62, 62), 2),
@@ -88,7 +83,6 @@ _SPECS = (
     ),
     ModelSpec(
         "unet",
-        "U-Net",
         "Ronneberger, Fischer, Brox, MICCAI 2015, arXiv:1505.04597; "
         "paper preset: the net of the SciML-Bench em_denoise benchmark",
         {
@@ -105,7 +99,6 @@ _SPECS = (
     ),
     ModelSpec(
         "rednet",
-        "Deep encoder-decoder with skip connections (RED-Net)",
         "Mao, Shen, Yang, NIPS 2016, arXiv:1603.09056",
         {
             "paper": Preset({"features": 64, "depth": 30, "shuffle": 1}, 1_035_201, (61, 61), 1),
@@ -114,7 +107,6 @@ _SPECS = (
     ),
     ModelSpec(
         "mcnn",
-        "Multiscale CNN",
         "Wang et al., arXiv:1810.12183 (identified by name and field: "
         "the benchmark gives no reference)",
         {
@@ -126,7 +118,6 @@ _SPECS = (
     ),
     ModelSpec(
         "msdnet",
-        "Mixed-scale dense network",
         "Pelt, Sethian, PNAS 115(2), 2018, doi:10.1073/pnas.1715832114",
         {
             "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),
@@ -141,12 +132,9 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def spec_of(name: str) -> ModelSpec:
-    """Return what is known of a model; ModelError if there is none.
-
-    ``MODEL@CLASS`` is a model fitted to a class of frames.
-    """
-    model, at, label = name.partition("@")
-    if model not in MODELS or (at and not re.fullmatch(r"[\w-]+", label)):
+    """Return what is known of a model, or of its ``MODEL@movie``; ModelError if there is none."""
+    model = name.partition("@")[0]
+    if model not in MODELS:
         raise ModelError(f"no model is called {name!r}; there are {', '.join(MODELS)}")
     return MODELS[model]
 

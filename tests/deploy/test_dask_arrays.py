@@ -1,15 +1,13 @@
-"""Lazy arrays, and the programs that have them: dask, HyperSpy, LiberTEM."""
+"""Lazy arrays, and a program that has them: dask, HyperSpy."""
 
 import pickle
 import re
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from emdn_deploy import Denoiser, denoise
-from emdn_deploy.preprocess import recipe_of_array
 
 da = pytest.importorskip("dask.array")
 README = Path(__file__).parents[2] / "deploy" / "README.md"
@@ -68,15 +66,6 @@ def test_a_denoiser_pickles(movie, box_model, monkeypatch) -> None:
     np.testing.assert_array_equal(copy.denoise(movie), model.denoise(movie))
 
 
-def example(name: str) -> str:
-    """Return the block of the README that has a word."""
-    (found,) = (
-        body for body in re.findall(r"^```py\n(.*?)^```$", README.read_text(), re.M | re.S)
-        if name in body
-    )  # fmt: skip
-    return found
-
-
 @pytest.mark.slow
 def test_hyperspy_as_in_the_readme(lattice, tmp_path, monkeypatch) -> None:
     hs = pytest.importorskip("hyperspy.api")
@@ -86,27 +75,10 @@ def test_hyperspy_as_in_the_readme(lattice, tmp_path, monkeypatch) -> None:
     signal.axes_manager[1].scale, signal.axes_manager[1].units = 0.02, "nm"
     monkeypatch.chdir(tmp_path)
     signal.save("movie.hspy", chunks=(2, 40, 44))
-    exec(example("hyperspy"), {})
+    (code,) = re.findall(r"^```py\n(.*?)^```$", README.read_text(), re.M | re.S)
+    exec(code, {})
     clean = hs.load("clean.hspy")
     np.testing.assert_array_equal(clean.data, denoise(frames))
     assert clean.metadata.General.title == "a movie"
     assert clean.axes_manager[1].scale == 0.02
     assert clean.axes_manager[1].units == "nm"
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_libertem_as_in_the_readme(lattice, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("libertem")
-    frames = lattice(20.0, (12, 40, 44)).astype("u2")
-    monkeypatch.chdir(tmp_path)
-    with h5py.File("scan.h5", "w") as file:
-        file["frames"] = frames.reshape(3, 4, 40, 44)
-    code = example("libertem")
-    assert len(code.splitlines()) < 40
-    # Processes of LiberTEM's own would take longer to start than this takes.
-    made = {"__name__": "__main__"}
-    exec(code.replace("lt.Context()", 'lt.Context.make_with("inline")'), made)
-    sample = recipe_of_array(frames[:4].astype("f4"), frames.dtype)
-    expected = Denoiser("unet").block(frames.astype("f4"), sample)[0].frames
-    np.testing.assert_array_equal(made["clean"].reshape(frames.shape), expected)

@@ -212,8 +212,8 @@ def test_a_variant_is_taken_by_name_or_file(shipped: Path, model: str | None) ->
 
 
 @pytest.mark.parametrize(("model", "precision", "match"), [
-    ("dncnn", "int8", "dncnn has no int8 variant; those that have one: unet"),
-    ("unet", "fp16", "unet has no fp16 variant; those that have one: none"),
+    ("dncnn", "int8", "dncnn has no int8 variant; make one with emdn-train"),
+    ("unet", "fp16", "unet has no fp16 variant; make one with emdn-train"),
     ("dncnn.onnx", "int8", r"dncnn\.onnx: is fp32, not int8"),
 ])  # fmt: skip
 def test_a_missing_variant_is_an_error(shipped: Path, model: str, precision, match: str) -> None:

@@ -1,6 +1,5 @@
 """What is shipped: complete, undamaged, made of the packaged checkpoint, and any good."""
 
-import json
 import re
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import pytest
 import torch
 
 from emdn_deploy import Denoiser
-from emdn_models import MODELS, ModelError, checkpoint, pretrained
+from emdn_deploy.session import open_session
+from emdn_models import MODELS, ModelError, checkpoint, metrics, pretrained
 from emdn_models.nets import build, load_state
+from emdn_models.nets.scaling import BLUR
 from emdn_models.spec import spec_of
-from emdn_train import noise
+from emdn_train.calibrate import denoise, recordings
 from emdn_train.export import weights_sha256
 from emdn_train.onnx_graph import Graph
-from emdn_train.simulate import SimulateConfig, simulate
 
 SHIPPED = list(pretrained.index()["models"])
 
@@ -48,72 +48,58 @@ def test_the_tables_have_the_gains_of_the_index(readme):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_onnx_and_checkpoint_are_the_same_model(name):
-    denoiser = Denoiser(name, threads=1)
+    session = open_session(name, "cpu", 1)
     weights = checkpoint.load(pretrained.CHECKPOINT)[name]
-    assert denoiser.session.info.text["weights_sha256"] == weights_sha256(weights.state)
+    assert session.info.text["weights_sha256"] == weights_sha256(weights.state)
+    preset = spec_of(name).presets[weights.preset]
+    assert session.info.receptive_field == preset.receptive_field[1] + BLUR - 1
+    assert (session.info.halo, session.info.multiple) == (preset.halo, preset.multiple)
     net = build(name, weights.preset)
     load_state(net, name, weights)
-    size = 2, denoiser.session.info.frames, 50, 67
+    size = 2, preset.frames, 50, 67
     frames = np.random.default_rng(0).poisson(30.0, size).astype(np.float32)
     column = [torch.full((2, 1, 1, 1), value) for value in (30.0, 0.0, 1.0)]
     with torch.no_grad():
         expected = Graph(net.eval())(torch.from_numpy(frames), *column)[:, 0].numpy()
-    found = denoiser.session.run(frames, 30.0, 0.0, 1.0)
+    found = session.run(frames, 30.0, 0.0, 1.0)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.ptp(frames))
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory):
-    """Frames of structures that no training saw: (noisy, expected), (4, H, W) in electrons."""
-    from emdn_train.dataset import Split
-
-    folder = tmp_path_factory.mktemp("unseen")
-    simulate(SimulateConfig(folder, frames=4, kind="mixed", size=128, seed=987_654_321))
-    with Split(folder, "test") as split:
-        clean = torch.from_numpy(split.relative(slice(0, 4)))[:, None]
-        contrast = torch.tensor(split.table["contrast"])
-    chance = torch.Generator().manual_seed(0)
-    electrons = ((0.4 / contrast) ** 2).float().view(-1, 1, 1, 1)
-    noisy, target = noise.record(electrons * clean, "counting", chance)
-    return noisy[:, 0].numpy(), target[:, 0].numpy()
+def unseen():
+    """Frames that no training saw, of all kinds of specimens and doses."""
+    return list(recordings(6, 128))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_shipped_models_denoise_what_they_never_saw(name, recordings):
-    noisy, expected = recordings
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_denoise_what_they_never_saw(name, unseen):
     denoiser = Denoiser(name, threads=1)
-    for frame, truth in zip(noisy, expected, strict=True):
-        denoised = denoiser.denoise(frame[None], gain=1.0, offset=0.0)[0]
-        gain = 10 * np.log10(np.square(frame - truth).mean() / np.square(denoised - truth).mean())
-        assert gain > 5
-        assert denoised.mean() == pytest.approx(frame.mean(), rel=0.01)
+    for one in unseen:
+        denoised, _ = denoise(denoiser, one.noisy, one.clean)
+        assert metrics.gain_db(one.noisy, denoised, one.clean, one.valid) > 5
+        assert denoised.mean() == pytest.approx(one.noisy.mean(), rel=0.01)
 
 
 def test_unknown_and_damaged_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="no shipped model is called 'resnet'"):
         pretrained.onnx_path("resnet")
     index = {"default": "unet", "models": {"unet": {"file": "unet.onnx", "sha256": "0" * 64}}}
-    (tmp_path / "index.json").write_text(json.dumps(index))
     (tmp_path / "unet.onnx").write_bytes(b"cut short")
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
-    pretrained.index.cache_clear()
-    try:
-        with pytest.raises(ModelError, match="missing or damaged; reinstall emdn"):
-            pretrained.onnx_path("unet")
-    finally:
-        pretrained.index.cache_clear()
+    monkeypatch.setattr(pretrained, "index", lambda: index)
+    with pytest.raises(ModelError, match="missing or damaged; reinstall emdn"):
+        pretrained.onnx_path("unet")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", '{"models": []}', '{"models": {"a": 3}}', '{"models": {"a": {"sha256": "0"}}}',
+        "", "[]", '{"models": []}', '{"models": {"a": {"sha256": "0"}}}',
         '{"models": {"a": {"file": "../a.onnx"}}}', "\udcff",
         '{"models": {"a": {"file": "a.onnx", "variants": {"int8": {}}}}}',
     ],
 )  # fmt: skip
 def test_damaged_indexes_are_one_line(tmp_path, text):
-    path = tmp_path / "index.json"
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    (tmp_path / pretrained.INDEX).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ModelError, match=r"index\.json: cannot be read .*emdn-train export$"):
-        pretrained.read_index(path)
+        pretrained.entries_of(tmp_path, None)

@@ -42,7 +42,7 @@ def _tiny_net(monkeypatch):
             preset: Preset({"batch_norm": norm}, 77, (5, 5), 1)
             for preset, norm in (("shipped", False), ("paper", True))
         }
-        spec = ModelSpec(name, "Tiny", "these tests", presets)
+        spec = ModelSpec(name, "these tests", presets)
         monkeypatch.setitem(MODELS, name, spec)
         monkeypatch.setitem(NETS, name, Tiny)
 

@@ -97,7 +97,6 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         "noisy": likeness(raw, truth),
         "data_range": "largest less smallest value of each true frame",
         "followed": FOLLOWED,
-        "git_revision": denoiser.session.info.text.get("git_revision"),
         "machine": bench.machine("torch", "onnx", "h5py"),
     }  # fmt: skip
     with renamed(out / FILE_NAME) as partial:

@@ -21,7 +21,7 @@ from emdn_deploy.bad_pixels import plan
 from emdn_deploy.dose import Intensity
 from emdn_deploy.noise_level import NoiseLevel, Sample
 from emdn_deploy.uncertainty import ensemble, variances
-from emdn_train.export import add_facts, entries_of
+from emdn_models.pretrained import add_facts, entries_of
 from emdn_train.simulate.dataset import one_thread
 from emdn_train.simulate.scene import LEAST_ELECTRONS, expose_shot, make_scene, shots
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from emdn_deploy.config import new_app, run_app, takes_options, text_table
+from emdn_models import ModelError
 from emdn_models.errors import library
 from emdn_train.config import AdaptConfig, BenchmarkConfig, FitConfig, QualityConfig, SimulateConfig
 
@@ -151,6 +152,7 @@ def export(
     library("torch", "train", "emdn-train")
     from emdn_models import pretrained
     from emdn_train import packages
+    from emdn_train.export import add_precision
     from emdn_train.export import export as run
 
     if bioimage_io:
@@ -158,24 +160,23 @@ def export(
     folder = out or checkpoint.parent / "onnx"
     if checkpoint == Path("shipped"):
         checkpoint = pretrained.CHECKPOINT
-    exported = run(checkpoint, folder, names_of(models), half=half)
-    for done in exported:
+    refused = False
+    for done in run(checkpoint, folder, names_of(models), half=half):
         print(
-            f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  {done.nodes} nodes  "
+            f"{done.path}  {done.path.stat().st_size / 1e6:.2f} MB  "
             f"{done.gflop_256:.2f} GFLOP  within {done.error:.1e} of torch"
         )
         if bioimage_io:
             print(f"saved {packages.bioimage_io(done.path)}")
         if triton is not None:
             print(f"saved {packages.triton(done.path, triton)}")
-    if precision is None:
-        return
-    from emdn_train.precision import add
-
-    made = [add(folder, done.name, precision) for done in exported]
-    for one in made:
-        print(one)
-    if any(one.refusal for one in made):
+        if precision is not None:
+            try:
+                print(f"saved {add_precision(done.path, precision)}")
+            except ModelError as error:
+                print(error)
+                refused = True
+    if refused:
         raise typer.Exit(1)
 
 

@@ -33,7 +33,6 @@ from emdn_train import hops
 from emdn_train.calibrate import coverage, denoise, mended
 from emdn_train.config import QualityConfig
 from emdn_train.dataset import STEM, Split
-from emdn_train.export import INDEX, add_facts
 from emdn_train.simulate.dataset import VERSION
 
 log = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
     changed = []
     for name, model in models_of(config).items():
         info, own = model.session.info, rows.filter(model=name)
-        path = info.path.parent / INDEX
+        path = info.path.parent / pretrained.INDEX
         models = pretrained.read_index(path)["models"] if path.exists() else {}
         listed = models.get(info.name, {}).get("sha256") == info.sha256
         if len(own) != FRAMES or not listed:
@@ -166,7 +165,7 @@ def note(rows: pl.DataFrame, config: QualityConfig) -> list[Path]:
             "test_split": VERSION,
             "weights_sha256": info.text["weights_sha256"],
         }
-        add_facts(path.parent, info.name, info.sha256, {"quality": quality})
+        pretrained.add_facts(path.parent, info.name, info.sha256, {"quality": quality})
         changed.append(path)
     return list(dict.fromkeys(changed))
 

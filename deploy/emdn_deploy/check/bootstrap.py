@@ -32,6 +32,7 @@ from emdn_deploy.check.residual import (
     Floats,
     Frame,
     Mask,
+    Reading,
     Readings,
     in_runs,
     measure,
@@ -229,6 +230,11 @@ class Thresholds:
     def names(self) -> list[str]:
         """Return the statistics that say something: of correlated noise only the intensity's."""
         return ["ratio"] if self.noise.correlated else list(self.limits)
+
+    def is_noise(self, name: str, reading: Reading) -> bool:
+        """Say if what residual and result share in a band is noise left in, which adds to both."""
+        parts = self.model.readings, self.perfect.readings
+        return all(reading.strength > np.mean([one[name].strength for one in p]) for p in parts)
 
     def smallest(self, raw: Frame, denoised: Frame) -> dict[str, float] | None:
         """Find the smallest false spot that is flagged in `POWER` of cases, in one frame (H, W).

@@ -104,6 +104,7 @@ class Reading(NamedTuple):
     value: float
     more: bool = False  # whether the denoised frame has more of it, or is brighter there
     place: tuple[float, float] = (0, 0)  # y, x: of a blob in pixels, of a peak in cycles/pixel
+    strength: float = 0.0  # of a likeness: amplitude of the denoised frame in the band
 
 
 Readings = dict[str, Reading]
@@ -221,7 +222,7 @@ def _compare(scaled: Frame, detail: Frame, own: Filters) -> Readings:
     )
     usual = np.clip(scatter / np.maximum(count, 1), 1e-12, 1)
     # Half a transform stands for all of it.
-    match = sums * np.sqrt(2 / (np.maximum(norms, 1e-12) * usual))
+    match, strength = sums * np.sqrt(2 / (np.maximum(norms, 1e-12) * usual)), np.sqrt(norms)
     # Of a strong peak a denoiser may take a little.
     alone = power * (own.far & (power > _SHARE**2 * np.square(np.abs(left + after))))
     y, x = np.unravel_index(alone.argmax(), power.shape)
@@ -231,7 +232,10 @@ def _compare(scaled: Frame, detail: Frame, own: Filters) -> Readings:
     height, width = scaled.shape
     place = float(np.fft.fftfreq(height)[y]), float(x / width)
     return {
-        **{f"match_{n}": Reading(float(value)) for n, value in enumerate(match, 1)},
+        **{
+            f"match_{n}": Reading(float(value), strength=float(strength[n - 1]))
+            for n, value in enumerate(match, 1)
+        },
         "peak": Reading(float(alone[y, x]), brighter, place),
         "lattice": Reading(float(more.max(initial=0.0))),
     }

@@ -209,8 +209,8 @@ def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:
         kinds[group] = STATISTICS[name].above
         if reading.value < limit.typical:
             kinds[group] = STATISTICS[name].below
-        elif group == "match" and readings["std"].value < own.limits["std"].typical:
-            kinds[group] = NOISE  # and not structure, which would add to the residual
+        elif group == "match" and own.is_noise(name, reading):
+            kinds[group] = NOISE
         elif reading.more:
             kinds[group] = ADDED
         words = said(name, reading.value, limit)

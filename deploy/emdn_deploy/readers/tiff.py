@@ -239,13 +239,13 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
     for source in sources:
         found = source | found
     return {
-        letter: Axis(letter, known_unit(unit), abs(float(step)))
+        letter: Axis(letter, _known_unit(unit), abs(float(step)))
         for letter, (step, unit) in found.items()
         if step and np.isfinite(step) and unit
     }
 
 
-def known_unit(text: str) -> str:
+def _known_unit(text: str) -> str:
     """Return a unit as the field writes it: ``micron`` and its like as µm."""
     text = text.strip("\0 ").replace("\\u00B5", "µ").replace("μ", "µ")
     known = {"micron": "µm", "microns": "µm", "um": "µm", "angstrom": "Å", "sec": "s"}

@@ -9,14 +9,32 @@ frame itself first. The papers' shuffle (but FFDNet's) and inputs are 1.
 Modules stand in the order of their paper, so that published weights can be loaded one by one.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import conv3x3, crop_to, initialise, pad_to_multiple, pass_through
+from emdn_models.nets.scaling import Error, crop_to, pad_to_multiple
+
+
+def conv3x3(inputs: int, outputs: int, *, bias: bool = True, dilation: int = 1) -> nn.Conv2d:
+    """Return a 3 x 3 convolution, zero-padded to the input's own size."""
+    return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation, bias=bias)
+
+
+def initialise(net: nn.Module, last: nn.Module | None = None) -> None:
+    """Draw weights for ReLU layers (He, Zhang, Ren, Sun, ICCV 2015, eq. 10), 0 for ``last``.
+
+    With a last layer of zeros, a net starts at the frame's mean, or at what it adds to.
+    """
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    if last is not None:
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
 
 class Net(nn.Module):
@@ -65,8 +83,6 @@ class CAFCN(Net):
         initialise(self)
         for layer in self.layers:
             nn.init.zeros_(layer.weight[: self.estimates])  # type: ignore[index]
-        if inputs == 1:
-            pass_through(list(self.layers), self.estimates, -10.0, first_output=self.estimates)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `Net.forward`."""
@@ -109,9 +125,7 @@ class DnCNN(Net):
     ) -> None:
         super().__init__(shuffle)
         self.layers = _chain(inputs * shuffle**2, features, shuffle**2, depth, batch_norm)
-        initialise(self, None if inputs == 1 else self.layers[-1])
-        if inputs == 1:
-            pass_through([m for m in self.layers if isinstance(m, nn.Conv2d)], shuffle**2, 1.0)
+        initialise(self, self.layers[-1])
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `Net.forward`."""
@@ -212,11 +226,7 @@ class REDNet(Net):
         self.decoder = nn.ModuleList(
             nn.ConvTranspose2d(features, width, 3, padding=1) for width in outputs
         )
-        initialise(self, None if inputs == 1 else self.decoder[-1])
-        # Every skip adds the input's features once more.
-        added = 1 + len(range(2, half, 2))
-        if inputs == 1:
-            pass_through([*self.encoder, *self.decoder], shuffle**2, -1 / added)
+        initialise(self, self.decoder[-1])
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `Net.forward`."""
@@ -226,12 +236,23 @@ class REDNet(Net):
             flow = torch.relu(layer(flow))
             skips.append(flow)
         for level, layer in zip(range(len(self.decoder) - 1, -1, -1), self.decoder, strict=True):
-            flow = layer(flow)
+            assert isinstance(layer, nn.ConvTranspose2d)
+            # Of stride 1, it is a convolution by the turned kernel, which is faster.
+            kernel = layer.weight.flip(-1, -2).transpose(0, 1)
+            flow = functional.conv2d(flow, kernel, layer.bias, padding=1)
             if level % 2 == 0:
                 flow = flow + skips[level]
             if level > 0:
                 flow = torch.relu(flow)
         return self.unpack(flow, x)
+
+
+# (a, tap of 3, tap of 4): output pixel 2 i + a reads copies of the pixels i - 1, i, i, i + 1 for
+# a = 0, and of i, i, i + 1, i + 1 for a = 1.
+_TAPS = (
+    ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+    ((0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0)),
+)
 
 
 class Up(nn.Module):
@@ -243,6 +264,15 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, 2 H, 2 W)."""
+        if torch.compiler.is_exporting():
+            # Taps that read copies of a pixel add up: 36 products a pixel instead of 64.
+            assert self.conv.bias is not None
+            taps = torch.tensor(_TAPS, dtype=x.dtype)
+            kernels = torch.einsum("ayk,bxl,oikl->oabiyx", taps, taps, self.conv.weight)
+            bias = self.conv.bias.repeat_interleave(4)
+            return functional.pixel_shuffle(
+                functional.conv2d(x, kernels.flatten(0, 2), bias, padding=1), 2
+            )
         x = functional.interpolate(x, scale_factor=2, mode="nearest")
         y: Tensor = self.conv(functional.pad(x, (1, 2, 1, 2)))
         return y
@@ -278,12 +308,7 @@ class MCNN(Net):
         return self.unpack(self.heads[0](self._features(x)[0]), x)
 
     def loss(
-        self,
-        x: Tensor,
-        y: Tensor,
-        noise: Tensor,
-        error: Callable[[Tensor, Tensor], Tensor],
-        added: Tensor | None = None,
+        self, x: Tensor, y: Tensor, noise: Tensor, error: Error, added: Tensor | None = None
     ) -> Tensor:
         """Judge the prediction at every scale, each a quarter as much as the next finer one.
 
@@ -321,14 +346,15 @@ class MSDNet(Net):
     """Every layer sees the input and all earlier maps, each at its own dilation (eqs. 3 and 5).
 
     Each adds ``width`` maps; layer i has dilation 1 + (i mod dilations). The paper reflects at the
-    edges; here they are padded with zeros, in training as in the exported graph.
+    edges; here they are padded with zeros. Layers are computed in blocks that hold every dilation
+    twice: longer ones copy more within a block, shorter ones read the stack more often.
     """
 
     def __init__(
         self, depth: int, width: int, shuffle: int, dilations: int = 10, inputs: int = 1
     ) -> None:
         super().__init__(shuffle)
-        packed = shuffle**2
+        packed, self.block = shuffle**2, 2 * dilations
         self.layers = nn.ModuleList(
             conv3x3(inputs * packed + width * number, width, dilation=1 + number % dilations)
             for number in range(depth)
@@ -339,6 +365,39 @@ class MSDNet(Net):
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """See `Net.forward`."""
         maps = self.pack(x)
-        for layer in self.layers:
-            maps = torch.cat([maps, torch.relu(layer(maps))], 1)
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+        for start in range(0, len(layers), self.block):
+            maps = torch.cat([maps, _new_maps(maps, layers[start : start + self.block])], 1)
         return self.unpack(self.last(maps), x)
+
+
+def _new_maps(maps: Tensor, layers: list[nn.Conv2d]) -> Tensor:
+    """Map what lies before some layers of an MSDNet, (N, C, H, W), to their own maps."""
+    # A layer's sum over all maps before it falls into that over ``maps``, which all layers of one
+    # dilation compute as one convolution, and that over the layers' own, which alone has to wait.
+    # So the long stack of maps is copied and read once a block and not once a layer.
+    before, width = maps.shape[1], layers[0].out_channels
+    together = dict[int, list[int]]()
+    for number, layer in enumerate(layers):
+        together.setdefault(layer.dilation[0], []).append(number)
+    sums = dict[int, Tensor]()
+    for dilation, numbers in together.items():
+        weight = torch.cat([layers[number].weight[:, :before] for number in numbers])
+        bias = torch.cat([one for number in numbers if (one := layers[number].bias) is not None])
+        found = _dilated(maps, weight, bias, dilation)
+        sums |= zip(numbers, found.split(width, 1), strict=True)
+    fresh = torch.relu(sums[0])
+    for number, layer in enumerate(layers[1:], 1):
+        late = _dilated(fresh, layer.weight[:, before:], None, layer.dilation[0])
+        fresh = torch.cat([fresh, torch.relu(sums[number] + late)], 1)
+    return fresh
+
+
+def _dilated(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """Convolve (N, C, H, W) by a 3 x 3 kernel of few outputs."""
+    # onnxruntime runs the transposed form, a product of (9 outputs, inputs) with (inputs, pixels)
+    # and a scatter, half again as fast.
+    if not torch.compiler.is_exporting():
+        return functional.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    turned = weight.flip(-1, -2).transpose(0, 1)
+    return functional.conv_transpose2d(x, turned, bias, padding=dilation, dilation=dilation)

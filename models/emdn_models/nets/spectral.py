@@ -5,23 +5,21 @@ the window averages the lattice over as many cells as it holds.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emdn_models.nets.blocks import crop_to, pad_to_multiple
-from emdn_models.nets.scaling import middle
+from emdn_models.nets.scaling import Error, crop_to, middle, pad_to_multiple
 
 
 class Garrote(nn.Module):
-    """Judge a coefficient by its own power: what needs no fitting.
+    """Judge a coefficient by its own power p, in units of the noise's: what needs no fitting.
 
-    One of power p, in units of the noise's, is multiplied by 1 - (t / p)**4, or by 0 where p is
-    less than t: a steep garrote (Gao, J. Comput. Graph. Stat. 7, 1998), without the jump of a hard
-    threshold. t is three quarters (measured: the best of 0.65 to 0.8) of ln(n) for the n complex
-    coefficients of a ``window`` (Donoho, Johnstone, Biometrika 81, 1994).
+    It is multiplied by 1 - (t / p)**4, or by 0 where p is less than t (a steep garrote: Gao, J.
+    Comput. Graph. Stat. 7, 1998). t is three quarters (measured: the best of 0.65 to 0.8) of ln(n)
+    for the n coefficients of a ``window`` (Donoho, Johnstone, Biometrika 81, 1994).
     """
 
     def __init__(self, window: int) -> None:
@@ -30,9 +28,7 @@ class Garrote(nn.Module):
 
     def forward(self, power: Tensor) -> Tensor:
         """Map powers of any shape to factors in [0, 1)."""
-        ratio = self.threshold / power.clamp_min(self.threshold)
-        squared = ratio * ratio
-        return 1 - squared * squared
+        return 1 - (self.threshold / power.clamp_min(self.threshold)) ** 4
 
 
 class FittedGain(nn.Module):
@@ -40,9 +36,8 @@ class FittedGain(nn.Module):
 
     A lattice goes on in the windows beside and spreads over neighbouring frequencies, as noise
     does not (as block thresholds use: Cai, Ann. Stat. 27, 1999). From the logarithms of the mean
-    powers there, the frequency and the power of the whole window, two small layers decide, the same
-    for every coefficient. Means are over those neighbours that there are: nothing depends on the
-    frame's size. It begins as a steep threshold on the mean over 3 x 3 windows.
+    powers there, the frequency and the power of the whole window, two small layers decide. Means
+    are over those neighbours that there are. It begins as a steep threshold on 3 x 3 windows.
     """
 
     radius: Tensor
@@ -254,13 +249,7 @@ class WithSpectrum(nn.Module):
         y: Tensor = self.net(joined, noise)
         return y if self.adds_to_input else y + joined[:, :1]
 
-    def loss(
-        self,
-        joined: Tensor,
-        y: Tensor,
-        noise: Tensor,
-        error: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
+    def loss(self, joined: Tensor, y: Tensor, noise: Tensor, error: Error) -> Tensor:
         """Judge what `corrected` gives of what `joined` gives, in the net's own way if it has one.
 
         ``error`` maps a prediction and its truth, (N, 1, H, W), to a number.

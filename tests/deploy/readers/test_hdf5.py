@@ -98,7 +98,7 @@ CONVENTIONS: list[tuple[Callable[[h5py.File], None], str, str, str, float | None
     (nexus, "/entry/frames/counts", "NeXus", "nm", 0.02),
     (emd, "/data/a/data", "EMD", "nm", 0.5),
     (emd_1, "/root/movie/data", "EMD", "nm", 0.5),
-    (benchmark, "/images", "benchmark", "", None),
+    (benchmark, "/images", "plain HDF5", "", None),
     (plain, "/some/where/frames", "plain HDF5", "", None),
 ]
 
