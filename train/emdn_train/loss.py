@@ -63,12 +63,10 @@ def rate(recipe: Recipe, progress: float, step: int) -> float:
     thousandth, by an equal factor a step: a first step of 0.01 in every weight would throw away
     a start that denoises by a spectrum already.
     """
-    if not recipe.warmup and step < WARM_UP:
-        return float(1e-3 ** (1 - step / WARM_UP))
+    if not recipe.warmup:
+        return float(1e-3 ** max(0.0, 1 - step / WARM_UP))
     if progress < recipe.warmup:
         return (progress + 1e-3) / (recipe.warmup + 1e-3)
-    if not recipe.cosine:
-        return 1.0
     along = (progress - recipe.warmup) / (1 - recipe.warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
 
