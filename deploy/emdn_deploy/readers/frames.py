@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 
 from emdn_models.errors import EmdnError, FormatError
 
-WHITE = "white"
-"""In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
-
 LIMIT = 2**29
 """Bytes of frames that are read at once where they are stored together, if over 8 frames."""
 

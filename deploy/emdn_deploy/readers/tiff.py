@@ -16,7 +16,6 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import (
-    WHITE,
     Axis,
     Choice,
     Frames,
@@ -99,8 +98,6 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         metadata["stored"] += f", {key.compression.name.lower()}"
     if key.photometric.name == "MINISWHITE":
         metadata["photometric"] = "miniswhite"
-        if np.dtype(key.dtype).kind == "u":
-            metadata[WHITE] = str(2**key.bitspersample - 1)
     if (turned := int(tags.get(274, 1))) != 1:
         metadata["orientation"] = str(turned)
     if _complaints.said and not missing:
