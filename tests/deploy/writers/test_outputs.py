@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy import Denoiser, denoise_file, inspect
+from emdn_deploy import Denoiser, denoise_file
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.readers import Choice, open_frames
-from emdn_deploy.report import Report
+from emdn_deploy.report import Report, describe
 from emdn_deploy.writers import recorded, storable
 from emdn_models.errors import OutputError
 
@@ -239,7 +239,7 @@ def test_a_file_that_may_not_become_so_large_is_one_error(
 def test_an_output_with_sigma_is_an_input_without_a_question(source, denoise, to):
     first = denoise(source, to=to, sigma=True)
     dataset = first.sigma.removesuffix("_sigma")
-    assert any(f"{dataset} (" in line for line in inspect.describe(first.output, Choice()))
+    assert any(f"{dataset} (" in line for line in describe(first.output, Choice()))
     for sigma in (False, True):
         again = denoise(first.output, sigma=sigma, suffix=f"_again_{sigma}")
         assert again.record["input_dataset"] == dataset
