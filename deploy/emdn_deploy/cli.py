@@ -51,8 +51,8 @@ def denoise(
     from emdn_deploy import denoise_file, report, writers
     from emdn_deploy.denoiser import Denoiser
 
-    drawn = (getattr(options, name) for name in report.PICTURES)
-    if len(sources) > 1 and (options.output or any(one and not one.is_dir() for one in drawn)):
+    wanted = (getattr(options, name) for name in report.PICTURES)
+    if len(sources) > 1 and (options.output or any(one and not one.is_dir() for one in wanted)):
         raise typer.BadParameter(
             "-o, --preview, --movie and --report take a single input; give folders for several: "
             "--out-dir, --preview, --movie, --report"
@@ -71,6 +71,8 @@ def denoise(
     for source, own in pairs:
         own = _in_folders(own, report.PICTURES)
         try:
+            drawn = {getattr(own, name): kinds for name, kinds in report.PICTURES.items()}
+            _check(drawn, [], own)
             if dry_run:
                 plan = denoise_file.plan(source, own)
                 print(report.as_json(plan) if as_json else report.planned(plan))

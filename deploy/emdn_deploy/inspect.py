@@ -70,10 +70,10 @@ def _measured(frames: Frames) -> Iterator[tuple[str, object]]:
     yield "intensity", intensity_words(ready.scale)
     if dose := frames.dose(ready.scale.scale):
         yield "dose", f"{dose:.4g} e/Å² a frame, if the gain is right"
-    yield "bad pixels", ready.bad_pixels
-    if ready.gap_pixels:
-        yield "gaps", f"{ready.gap_pixels} pixels flagged or without a value"
     flags = ready.recipe.flags
+    yield "bad pixels", int(ready.recipe.faulty.sum())
+    if gaps := int(flags.masked.sum()):
+        yield "gaps", f"{gaps} pixels flagged or without a value"
     if flags.limit:
         saturated = int(flags.saturated.sum())
         yield "saturated", f"{saturated} pixels at {flags.limit:g} or above in the frames looked at"

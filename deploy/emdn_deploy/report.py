@@ -61,7 +61,7 @@ def facts_of(
     frames, scale, info = ready.frames, ready.scale, denoiser.session.info
     optional: dict[str, Any] = {
         "input_notes": "; ".join(frames.notes),
-        "gap_pixels": ready.gap_pixels,
+        "gap_pixels": int(ready.recipe.flags.masked.sum()),
         "saturated_from": ready.recipe.flags.limit,
         "notes": "; ".join(ready.recipe.notes),
         **{name: path and str(path) for name in REFERENCES if (path := getattr(options, name))},
@@ -100,7 +100,7 @@ def facts_of(
         "offset": scale.offset,
         "intensity": scale.note,
         "frame_mean": "kept: each denoised frame was shifted to the mean of its input",
-        "bad_pixels": ready.bad_pixels,
+        "bad_pixels": int(ready.recipe.faulty.sum()),
         **{name: one for name, one in optional.items() if one},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -142,10 +142,8 @@ def findings(report: Report) -> dict[str, str]:
         )
     rows = {
         "filled": sums.filled
-        and f"{sums.filled} pixels were not finite in some frames; filled from their neighbours",
-        "missing": sums.missing
-        and f"{sums.missing} pixels have no value in some frames, over areas, and "
-        f"{'were filled in' if integers else 'stay so'}",
+        and f"{sums.filled} pixels were not finite in some frames; filled from neighbours"
+        f"{'' if integers else ' (areas stay so)'}",
         "empty": sums.empty
         and f"{len(sums.empty)} frames are blank or hold no value, and are left as they are "
         f"{'NaN as 0 ' * integers}({', '.join(spans(tuple(sums.empty)))})",

@@ -171,7 +171,7 @@ def test_any_axis_order(tmp_path, denoise, order):
             np.testing.assert_array_equal(found, np.rint(one) if whole else one)
 
 
-def test_what_hdf5_says_of_compression_and_sigma(source, denoise):
+def test_what_hdf5_and_tiff_say_of_compression_and_sigma(source, denoise):
     with h5py.File(denoise(source, compress=True, sigma=True).output) as file:
         data, sigma, record = file["set/frames"], file["set/frames_sigma"], file["emdn"].attrs
         assert (data.compression, data.shuffle, data.chunks) == ("gzip", True, (1, 24, 30))
@@ -182,10 +182,7 @@ def test_what_hdf5_says_of_compression_and_sigma(source, denoise):
         assert (record["output_compression"], record["frames"]) == ("zlib", "/set/frames")
         assert (record["ensemble"], record["intensity_ratio"]) == (8, pytest.approx(1, abs=0.01))
         assert "uncalibrated for box" in record["sigma"]
-
-
-def test_a_compressed_tiff_is_calibrated(source, run):
-    target = run(source, to="tif", compress=True).output
+    target = denoise(source, to="tif", compress=True).output
     with tifffile.TiffFile(target) as file:
         assert file.pages[0].compression.name == "ADOBE_DEFLATE"
     assert "intensity_ratio" in recorded(target)
@@ -248,7 +245,6 @@ def test_an_output_with_sigma_is_an_input_without_a_question(source, denoise, to
         assert again.record["input_dataset"] == dataset
         with h5py.File(again.output) as file:
             assert (first.sigma in file) == sigma
-            assert f"{dataset}_errors" not in file or sigma
         assert pixels(again.output).shape == (8, 24, 30)
 
 
@@ -266,14 +262,11 @@ def test_files_of_sigma_say_what_they_are(source, denoise):
     assert (facts["emdn"]["ensemble"], facts["axes"][1]["step"]) == (8, 0.02)
 
 
-def test_nothing_of_an_earlier_sigma_is_lost(source, denoise, caplog):
+def test_nothing_of_an_earlier_sigma_is_lost(source, denoise):
     """Neither a file of it, nor a dataset of this name that is somebody else's."""
-    report = denoise(source, to="tif", sigma=True)
-    report.output.unlink()
+    denoise(source, to="tif", sigma=True).output.unlink()
     with pytest.raises(OutputError, match=r"_sigma\.tif: exists already"):
         denoise(source, to="tif", sigma=True)
-    denoise(source, to="tif")
-    assert caplog.text.count("movie_denoised_sigma.tif: is of an earlier run") == 1
     denoise(source, to="tif", sigma=True, overwrite=True)
     with h5py.File(source, "r+") as file:
         file["set/frames_sigma"] = np.ones(3)
@@ -290,12 +283,8 @@ def test_the_command_tells_of_them(source, box_model, call, capsys):
         assert call(*given, *more) == 0
         return capsys.readouterr().out
 
-    count = json.loads(told("--dtype", "uint8", "--json"))["saturated_pixels"]
-    assert f"{count} pixels outside the range of uint8" in told("--dtype", "uint8")
-    assert json.loads(told("--dtype", "uint16", "--dry-run", "--json"))["size_bytes"] == 11520
+    assert " pixels outside the range of uint8" in told("--dtype", "uint8")
     planned = told("--sigma", "--dry-run")
     assert "standard deviations in /set/frames_sigma, at about eight times the time" in planned
-    said = "8 orientations, uncalibrated for box: the raw spread, smaller than the error"
-    assert f"sigma      {said}; in /set/frames_sigma" in told("--sigma", "--compress")
     facts = json.loads(told("--sigma", "--json", "--to", "tif"))
     assert facts["sigma_in"] == str(source.with_name("movie_denoised_sigma.tif"))
