@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from emdn_deploy.dose import Intensity
 from emdn_deploy.session import ModelInfo
@@ -71,11 +70,16 @@ def variances(mean: Stack, variance: Stack, scale: Intensity) -> tuple[Stack, St
     level = (mean - np.float32(scale.offset)) / np.float32(scale.gain * scale.scale)
     # Through scale.sigma, which is 0 where a stack shows no noise at all.
     noise = np.float32(scale.sigma**2) * np.maximum(level, np.float32(_LEAST_LEVEL))
-    # At the edges over what there is of a window.
-    window, wide = (1, WINDOW, WINDOW), variance.astype(np.float64)
-    sums = ndimage.uniform_filter(wide, window, mode="constant")
-    inside = ndimage.uniform_filter(np.ones_like(wide[:1]), window, mode="constant")
-    return np.asarray(np.maximum(sums, 0) / inside, np.float32), noise
+    return np.stack([_mean(_mean(one).T).T for one in variance], dtype=np.float32), noise
+
+
+def _mean(frame: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Average (H, W) along x over `WINDOW` pixels, at the edges over what there is."""
+    sums = np.pad(np.cumsum(frame, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+    place = np.arange(frame.shape[1])
+    start = np.maximum(place - WINDOW // 2, 0)
+    stop = np.minimum(place + WINDOW // 2 + 1, place.size)
+    return np.asarray(np.maximum(sums[:, stop] - sums[:, start], 0) / (stop - start))
 
 
 def estimate(
