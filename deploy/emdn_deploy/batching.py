@@ -166,7 +166,7 @@ class Batching:
 
         def run(part: Stack) -> Stack:
             try:
-                return self._session.run(part, *scale.numbers, alone=alone)
+                return self._session.run(part, scale.scale, scale.offset, scale.gain, alone=alone)
             except DeviceMemoryError:
                 self._shrink(len(part) * part.shape[-2] * part.shape[-1])
                 raise

@@ -51,8 +51,8 @@ def denoise(
     from emdn_deploy import denoise_file, report, writers
     from emdn_deploy.denoiser import Denoiser
 
-    drawn = (getattr(options, name) for name in report.PICTURES)
-    if len(sources) > 1 and (options.output or any(one and not one.is_dir() for one in drawn)):
+    wanted = (getattr(options, name) for name in report.PICTURES)
+    if len(sources) > 1 and (options.output or any(one and not one.is_dir() for one in wanted)):
         raise typer.BadParameter(
             "-o, --preview, --movie and --report take a single input; give folders for several: "
             "--out-dir, --preview, --movie, --report"
@@ -71,6 +71,8 @@ def denoise(
     for source, own in pairs:
         own = _in_folders(own, report.PICTURES)
         try:
+            drawn = {getattr(own, name): kinds for name, kinds in report.PICTURES.items()}
+            _check(drawn, [], own)
             if dry_run:
                 plan = denoise_file.plan(source, own)
                 print(report.as_json(plan) if as_json else report.planned(plan))
@@ -131,19 +133,19 @@ def watch(
 @app.command()
 def models() -> None:
     """List the shipped models: size, cost and measured quality."""
-    from emdn_deploy import inspect
+    from emdn_deploy import report
 
-    print(inspect.models())
+    print(report.shipped_models())
 
 
 @app.command()
 @takes_options("dataset", "axes")
 def inspect(file: Annotated[Path, typer.Argument(metavar="FILE")], options: DenoiseOptions) -> None:
     """Say what a file holds: a model, or frames and which would be taken."""
-    from emdn_deploy import inspect
+    from emdn_deploy import report
     from emdn_deploy.readers import Choice
 
-    for line in inspect.describe(file, Choice(options.dataset, options.axes)):
+    for line in report.describe(file, Choice(options.dataset, options.axes)):
         print(line)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emdn_deploy import preprocess, uncertainty, writers
+from emdn_deploy import preprocess, writers
 from emdn_deploy.batching import Block, blocks, reader, stream
 from emdn_deploy.check.quick import Quick
 from emdn_deploy.config import DenoiseOptions
@@ -18,15 +18,7 @@ from emdn_deploy.denoiser import MOVIE_FRAMES, Denoiser, is_movie
 from emdn_deploy.output import Output, Stamps, State, check_targets, claimed, key_of, stamps
 from emdn_deploy.preprocess import Answer, Prepared, Recipe, Stack
 from emdn_deploy.readers import Choice, Frames, open_frames, open_list, open_selected
-from emdn_deploy.report import (
-    PICTURES,
-    REFERENCES,
-    Report,
-    facts_of,
-    findings,
-    late_facts,
-    summary,
-)
+from emdn_deploy.report import PICTURES, REFERENCES, Report, facts_of, findings, late_facts, summary
 from emdn_deploy.writers import Layout, Provenance, Storage, partial_of
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, OutputError
@@ -53,10 +45,7 @@ class Work:
 
 
 def plan(source: Path, options: DenoiseOptions) -> dict[str, Any]:
-    """Say what `run` would do, and raise what it would raise before reading pixels.
-
-    ``size_bytes`` is that of all pixels before any compression.
-    """
+    """Say what `run` would do, and raise what it would raise before reading pixels."""
     target, module = writers.target_of(source, options)
     with open_selected(source, Choice(options.dataset, options.axes), options.frames) as frames:
         files = writers.files_of(target, module, sigma=options.sigma)
@@ -81,30 +70,17 @@ def _storage(module: str, frames: Frames, options: DenoiseOptions) -> Storage:
 
 
 def _pictures(options: DenoiseOptions) -> dict[str, Path]:
-    """Return what is to be drawn; OutputError if a name is of no picture."""
-    wanted = {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
-    for name, path in wanted.items():
-        if path.suffix.lower() not in PICTURES[name]:
-            raise OutputError(
-                f"{path}: unknown kind of file {path.suffix!r}; expected a name that ends in "
-                f"{' or '.join(PICTURES[name])}"
-            )
-    return wanted
-
-
-def _deciding(frames: Frames, options: DenoiseOptions) -> list[Path]:
-    """List every file that decides the pixels, but for the model."""
-    paths = list(frames.files) or [frames.path]
-    for path in filter(None, (getattr(options, name) for name in REFERENCES)):
-        with open_frames(path) as reference:
-            paths += list(reference.files) or [path]
-    return paths
+    return {name: path for name in PICTURES if (path := getattr(options, name)) is not None}
 
 
 def _inputs(frames: Frames, options: DenoiseOptions) -> list[Path]:
     """List every file that a run reads."""
-    model = [Path(options.model)] if options.model and Path(options.model).is_file() else []
-    return [frames.path, *_deciding(frames, options), *model]
+    paths = list(frames.files) or [frames.path]
+    for path in filter(None, (getattr(options, name) for name in REFERENCES)):
+        with open_frames(path) as reference:
+            paths += list(reference.files) or [path]
+    model = Path(options.model or "")
+    return [*paths, model] if model.is_file() else paths
 
 
 def run(
@@ -118,24 +94,21 @@ def run(
 ) -> Report:
     """Denoise a file of frames; EmdnError names the file and the remedy.
 
-    ``opened``: open models by name, to be used for several inputs; those that are missing are
-    added. ``recipe``: scale and corrections of a longer stack that this file is a part of; None to
-    find its own. ``elsewhere``: denoises in other processes. ``between``: files whose last frames
-    come before this one's, and whose first come after them, for models that see several frames;
-    those that do not fit are left out.
+    ``opened``: open models by name, to which missing ones are added. ``recipe``: scale and
+    corrections of a longer stack, if this is a part of one. ``elsewhere``: denoises in other
+    processes. ``between``: files whose last frames come before this one's, and whose first come
+    after them, for models that see several frames; those that do not fit are left out.
     """
     target, module = writers.target_of(source, options)
     with contextlib.ExitStack() as stack:
         frames = stack.enter_context(
             open_selected(source, Choice(options.dataset, options.axes), options.frames)
         )
-        given = stamps(_deciding(frames, options))
+        inputs = _inputs(frames, options)
+        given = stamps(inputs)
         files, pictures = writers.files_of(target, module, sigma=options.sigma), _pictures(options)
-        over, inputs = options.overwrite, _inputs(frames, options)
+        over = options.overwrite
         stack.enter_context(claimed(files, [*pictures.values()], inputs, overwrite=over))
-        beside = writers.sigma_file(target, module)
-        if beside and beside.exists() and not options.sigma:
-            _log.warning("warning: %s: is of an earlier run and will not fit", beside)
         storage = _storage(module, frames, options)
         options = replace(options, compress=storage.compress)
         for said in frames.notes:
@@ -147,9 +120,6 @@ def run(
         scale, batching = ready.scale, denoiser.batching
         if not scale.sigma:
             _log.warning("warning: %s: %s", source, scale.note)
-        if options.sigma and denoiser.calibration is None:
-            note = uncertainty.note(denoiser.session.info, None)
-            _log.warning("warning: %s: sigma is %s", source, note)
         _, batch = batching.plan(frames.shape[0], frames.shape[1:], options.batch)
         facts = facts_of(ready, options, denoiser, batch, seen)
         work = Work(target, module, options, ready, denoiser, facts, given)
@@ -157,7 +127,7 @@ def run(
             facts, storage = elsewhere.plan(work, storage)
         else:
             _log.info("%s: writes %s", target, writers.check_room(target, frames.shape, storage))
-        beside = beside if options.sigma else None
+        beside = writers.sigma_file(target, module) if options.sigma else None
 
         def make(partial: Path) -> Layout:
             own = partial_of(beside) if beside else None
@@ -226,21 +196,20 @@ def _amid(work: Work, between: tuple[list[Path], list[Path]]) -> Iterator[tuple[
     """Give a stack amid the files before and after it, and its place in that longer stack."""
     frames, half = work.ready.frames, work.denoiser.session.info.frames // 2
     choice = Choice(work.options.dataset, work.options.axes)
-    lengths: tuple[dict[Path, int], dict[Path, int]] = {}, {}
-    ends = slice(-half, None), slice(half)
-    for paths, found, end in zip(between, lengths, ends, strict=True):
+    before, after = dict[Path, int](), dict[Path, int]()
+    for paths, found, end in ((between[0], before, -half), (between[1], after, 0)):
         for path in paths if half else ():
             with contextlib.suppress(EmdnError), open_frames(path, choice) as other:
                 count, *size = other.shape
-                other.read(*end.indices(count)[:2])  # or it is damaged
-                alike = (count == 1) == (frames.shape[0] == 1)
-                if alike and size == list(frames.shape[1:]):
+                start = max(0, count + end) if end else 0
+                other.read(start, min(count, start + half))  # or it is damaged
+                if (count == 1, *size) == (frames.shape[0] == 1, *frames.shape[1:]):
                     found[path] = count
-    if not any(lengths):
+    first = sum(before.values())
+    if not (before or after):
         yield work, slice(None)
         return
-    files, first = [*lengths[0], frames.path, *lengths[1]], sum(lengths[0].values())
-    with open_list(frames.path, files, choice) as longer:
+    with open_list(frames.path, [*before, frames.path, *after], choice) as longer:
         ready = Prepared(longer, work.ready.recipe)
         yield replace(work, ready=ready), slice(first, first + frames.shape[0])
 
@@ -254,9 +223,8 @@ def choose(
 ) -> tuple[Denoiser, str]:
     """Open the model that was asked for; without one, a movie gets the model for movies.
 
-    That sees each frame with its neighbours, which helps where they show the same scene. Models
-    that ``opened`` lacks are added. ``beside``: whether other files hold neighbours. Returned is
-    also what the model sees of a stack and why, for people. Raises FormatError if frames along
+    Models that ``opened`` lacks are added. ``beside``: whether other files hold neighbours.
+    Returned is also what the model sees of a stack and why, for people. FormatError if frames along
     several axes, or a frame without neighbours, are to be denoised by a model that sees several.
     """
 
@@ -304,10 +272,7 @@ def denoise_frames(
     progress: Progress = lambda done, count: None,
     some: slice = slice(None),
 ) -> None:
-    """Denoise the frames of a stack, or ``some`` in a row, that are not done yet.
-
-    Output, quick check and progress count from the first of these on.
-    """
+    """Denoise those frames of a stack, or of ``some`` in a row, that are not done yet."""
     denoiser, ready, options = work.denoiser, work.ready, work.options
     total, *size = ready.frames.shape
     first, last, _ = some.indices(total)
@@ -355,12 +320,11 @@ def _draw(work: Work, report: Report) -> None:
         for name, path in report.pictures.items():
             place = stack.enter_context(renamed(path))
             if name == "preview":
-                # Pictures are drawn in a unit whose square float32 holds.
-                before, after = (one / np.float32(scale.unit) for one in both(count // 2))
+                before, after = both(count // 2)
                 title = f"{frames.path.name}, frame {count // 2} of {count}"
                 title += f", {report.record['model']}, {scale.scale:.3g} e/px"
                 kind = path.suffix[1:].lower()
-                figures.draw(place, before, after, scale.scaled(1 / scale.unit), axis, title, kind)
+                figures.draw(place, before, after, scale, axis, title, kind)
             elif name == "movie":
                 figures.movie(place, ready.read, shown, count, frames.time(), axis)
             else:

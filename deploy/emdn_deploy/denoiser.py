@@ -156,11 +156,8 @@ class Denoiser:
             if sigmas is None:
                 output[part] = denoised(given)
                 return
-            unit = np.float32(scale.unit)  # so that float32 holds squares, too
-            mean, variance = uncertainty.ensemble(lambda turned: denoised(turned) / unit, given)
-            known = scale.scaled(1 / scale.unit), self.calibration
-            sigmas[part] = unit * uncertainty.estimate(mean, variance, *known)
-            output[part] = unit * mean
+            output[part], variance = uncertainty.ensemble(denoised, given)
+            sigmas[part] = uncertainty.estimate(output[part], variance, scale, self.calibration)
 
         list(ordered(one, blocks(0, len(own), step), parallel))
         return Answer(output, shifts, sigmas)

@@ -117,12 +117,11 @@ def bar_of(width: int, axis: Axis) -> tuple[float, str] | None:
 def scale_bar(panel: "Axes", width: int, axis: Axis) -> None:
     """Draw a bar on a picture ``width`` pixels wide, if its axis is calibrated."""
     if bar := bar_of(width, axis):
-        (pixels, words), left, high = bar, 0.05 * width, panel.get_ylim()[0]
-        panel.plot(
-            (left, left + pixels), (0.93 * high,) * 2, color="white", lw=4, solid_capstyle="butt"
-        )
+        (pixels, words), left, place = bar, 0.05 * width, panel.get_xaxis_transform()
+        ends = left, left + pixels
+        panel.plot(ends, (0.07, 0.07), "w", lw=4, solid_capstyle="butt", transform=place)
         look = {"facecolor": "black", "alpha": 0.5, "pad": 1, "edgecolor": "none"}
-        panel.text(left, 0.9 * high, words, color="white", fontsize=9, bbox=look)
+        panel.text(left, 0.1, words, color="white", fontsize=9, bbox=look, transform=place)
 
 
 def readable(step: float, units: str, width: int) -> tuple[float, str]:

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -46,11 +45,10 @@ _log = logging.getLogger(__name__)
 class Sums:
     """What is summed up over some frames, for the record.
 
-    ``pixels``: such as were denoised, not those in gaps, saturated areas and empty frames.
-    ``clipped``: of the output, outside the range of its type. ``shift``, ``largest``: what was
-    added to frames for the sake of their means, in all and at most. ``saturated``, ``filled``,
-    ``missing``: pixels of the input that are saturated, such as were filled in in single frames,
-    and areas without a value in such. ``empty``: numbers of the frames without any value.
+    ``pixels``: denoised ones. ``clipped``: of these, outside the range of the output's type.
+    ``shift``, ``largest``: what was added to frames for the sake of their means, in all and at
+    most. ``saturated``, ``filled``: pixels of the input that are saturated, or have no value in
+    single frames. ``empty``: frames without any value.
     """
 
     pixels: int = 0
@@ -64,7 +62,6 @@ class Sums:
     largest: float = 0.0
     saturated: int = 0
     filled: int = 0
-    missing: int = 0
     empty: list[int] = field(default_factory=list)
 
     @classmethod
@@ -91,15 +88,14 @@ class Sums:
         """Return the statistics of the whole output, and what the means did.
 
         ``intensity_ratio`` is mean(out) / mean(in) of what is stored, ``net_intensity_ratio``
-        that of the net, before frames were shifted to their means, and ``largest_shift`` the
-        largest of these shifts, in units of mean(in).
+        that of the net, before frames were shifted to their means; ``largest_shift`` is in units
+        of mean(in).
         """
         pixels = max(1, self.pixels)
         mean, dark = self.after / pixels, self.before / pixels - offset
         more = {
             "saturated_input_pixels": self.saturated,
             "filled_in_single_frames": self.filled,
-            "without_value_in_single_frames": self.missing,
             "frames_without_values": ", ".join(map(str, self.empty)),
         }
         return {
@@ -119,9 +115,8 @@ class Sums:
 def check_targets(targets: list[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
     """Refuse outputs that would destroy something, or cannot be written.
 
-    Raises OutputError if an output, or its partial file, is one of ``inputs`` (under whatever
-    name), holds one, or is another output; exists already (without ``overwrite``); or its folder is
-    missing or not writable.
+    OutputError if an output, or its partial file, is one of ``inputs`` under whatever name, holds
+    one, is another output, or exists already, or if its folder is missing or not writable.
     """
     read = {(stat.st_dev, stat.st_ino): path for path in inputs if (stat := _stat(path))}
     for number, target in enumerate(targets):
@@ -157,9 +152,8 @@ def claimed(
 ) -> Iterator[None]:
     """Lock an output for this process, after `check_targets`.
 
-    ``files``: as `emdn_deploy.writers.files_of`. ``others``: what the run writes besides, such as
-    pictures. Raises OutputError: as `check_targets`; if another process is at work on it, or its
-    partial file is none that emdn has left there.
+    ``files``: as `emdn_deploy.writers.files_of`; ``others``: such as pictures. OutputError also if
+    another process is at work on it, or its partial file is none that emdn has left there.
     """
     check_targets([*files, *others], inputs, overwrite=True)
     with contextlib.ExitStack() as stack:
@@ -225,16 +219,6 @@ def stamps(paths: Iterable[Path]) -> Stamps:
     }
 
 
-def _check_unchanged(before: Stamps) -> None:
-    """Refuse files that are not what they were: frames may then be of two inputs (FormatError)."""
-    now = stamps(map(Path, before))
-    if changed := [name for name in before if before[name] != now[name]]:
-        raise FormatError(
-            f"{changed[0]}: was changed while it was denoised ({len(changed)} of {len(now)} files "
-            "were); wait until nothing writes to it any more, and begin anew"
-        )
-
-
 def key_of(facts: Provenance, inputs: Stamps) -> str:
     """Return what decides the pixels, as JSON: a partial file is continued only if all is equal."""
     # A copy that was put back has another inode.
@@ -249,25 +233,11 @@ def key_of(facts: Provenance, inputs: Stamps) -> str:
 class Output:
     """Fill ``NAME.partial`` frame by frame, then rename it to ``NAME``.
 
-    Any method raises OutputError when the disk refuses, and opening it also if the partial file
-    is another run's.
-
-    Parameters
-    ----------
-    files
-        Those of the output, `claimed` (see `emdn_deploy.writers.files_of`); the frames are last.
-    module
-        The format (see `emdn_deploy.writers`).
-    make
-        Writes everything but the pixels to a path and returns the layout.
-    key
-        Of `key_of`: a partial file is continued only where it is equal.
-    beside
-        The file of the standard deviations, where they have one of their own.
-    state
-        Gives what else a run that continues this one needs; `earlier` is what it gets.
-    overwrite
-        Whether a partial file of another key may be thrown away.
+    Any method raises OutputError when the disk refuses; opening it also if the partial file has
+    another ``key`` (see `key_of`), unless ``overwrite``. ``files``: those of the output, the frames
+    last, `claimed`. ``module``: its format. ``make`` writes all but the pixels to a path.
+    ``beside``: the file of the standard deviations, where they have their own. ``state`` gives what
+    else a run that continues this one needs; `earlier` is what it gets.
     """
 
     def __init__(
@@ -283,7 +253,7 @@ class Output:
     ) -> None:
         self.module, self.partial = module, partial_of(files[-1])
         self._files, self._beside, self._state, self._key = files, beside, state, key
-        self._synced, self._took = time.monotonic(), 0.0
+        self._synced = time.monotonic()
         self._stacks: dict[str, tuple[Layout, FileIO]] = {}
         self._finishing = self._complete = False
         self.sums, self._sigma_sums = Sums(), Sums()
@@ -295,13 +265,13 @@ class Output:
                 self.sums, self._sigma_sums = (Sums(**one) for one in saved["sums"])
                 # Of frames that wait beside it, an interruption leaves no more.
                 plain = [Layout(*one) for one in saved["layouts"]]
-                self._open(plain or _stacked(make(self.partial)))
+                self._open(*(plain or [make(self.partial)]))
                 return
             _discard(files)
             try:
                 # A kill before anything is done leaves a file that says whose it is.
                 _save_map(files[-1], {"key": key}, {})
-                self._open(_stacked(make(self.partial)))
+                self._open(make(self.partial))
                 self._save_map()
             except BaseException:
                 self._drop()
@@ -310,11 +280,10 @@ class Output:
     def _saved(self, *, overwrite: bool) -> tuple[dict[str, Any], State]:
         """Return the map of an interrupted run of this key; OutputError if it is another's."""
         saved, state = _load_map(self._files[-1])
-        if "done" not in saved or not all(partial_of(file).exists() for file in self._files):
+        there = "done" in saved and all(partial_of(file).exists() for file in self._files)
+        if not there or (overwrite and saved["key"] != self._key):
             return {}, {}
         if saved["key"] != self._key:
-            if overwrite:
-                return {}, {}
             old, new = json.loads(saved["key"]), json.loads(self._key)
             named = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
             raise OutputError(
@@ -325,8 +294,9 @@ class Output:
         damaged = saved["finishing"] and saved["layouts"] and self.module in writers.INSIDE
         return ({}, {}) if damaged else (saved, state)
 
-    def _open(self, layouts: list[Layout]) -> None:
+    def _open(self, frames: Layout, sigma: Layout | None = None) -> None:
         """Get ready to fill in what is laid out."""
+        layouts = filter(None, (frames, sigma or frames.sigma))
         files = self.partial, partial_of(self._beside or self._files[-1])
         for name, layout, file in zip(("frames", "sigma"), layouts, files, strict=False):
             place = Path(f"{self.partial}.{name}") if layout.fill else file / layout.inside
@@ -346,12 +316,10 @@ class Output:
             largest=float(np.abs(made.shifts).max()),
             saturated=part.saturated,
             filled=part.filled,
-            missing=part.missing,
             empty=(start + np.flatnonzero(part.empty)).tolist(),
         )
         self.done = start + len(made.frames)
-        # Of a very long stack it takes a while to save what is known: 5 % of the time.
-        if time.monotonic() - self._synced > max(SYNC_SECONDS, 20 * self._took):
+        if time.monotonic() - self._synced > SYNC_SECONDS:
             with disk(self.partial):
                 self._save_map()
 
@@ -370,11 +338,13 @@ class Output:
 
         Raises FormatError if files of ``given`` are not what they were; then nothing stays.
         """
-        try:
-            _check_unchanged(given or {})
-        except FormatError:
+        now = stamps(map(Path, given or {}))
+        if changed := [name for name, stamp in (given or {}).items() if stamp != now[name]]:
             self.done = 0
-            raise
+            raise FormatError(
+                f"{changed[0]}: was changed while it was denoised ({len(changed)} of {len(now)} "
+                "files were); wait until nothing writes to it any more, and begin anew"
+            )
         with disk(self.partial):
             self._save_map()
             for layout, waiting in self._stacks.values():
@@ -405,12 +375,7 @@ class Output:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or self._complete:
             return
         if not self.done:
@@ -420,19 +385,16 @@ class Output:
         with contextlib.suppress(OSError, ValueError):
             self._save_map()
         self._close()
-        if not self.partial.exists():
-            return
         words = (
             f"{self.done} frames are kept in {self.partial}: the same command goes on from there"
         )
-        if not isinstance(error, EmdnError):
-            _log.warning("%s", words)
-        elif "--overwrite" not in str(error):
+        if self.partial.exists() and isinstance(error, EmdnError):
             error.args = (f"{error}; {words}",)
+        elif self.partial.exists():
+            _log.warning("%s", words)
 
     def _save_map(self) -> None:
         """Make the frames durable, then say that they are done."""
-        began = time.monotonic()
         for _, file in self._stacks.values():
             os.fsync(file.fileno())
         layouts = [layout for layout, _ in self._stacks.values()]
@@ -443,7 +405,6 @@ class Output:
         }  # fmt: skip
         _save_map(self._files[-1], facts, self._state())
         self._synced = time.monotonic()
-        self._took = self._synced - began
 
     def _drop(self) -> None:
         self._close()
@@ -453,7 +414,3 @@ class Output:
     def _close(self) -> None:
         for _, file in self._stacks.values():
             file.close()
-
-
-def _stacked(layout: Layout) -> list[Layout]:
-    return [layout] if layout.sigma is None else [layout, layout.sigma]

@@ -1,4 +1,9 @@
-"""From what a file holds to frames that can be denoised: references, bad pixels, gaps, scale."""
+"""From what a file holds to frames that can be denoised: references, bad pixels, gaps, scale.
+
+Dead and hot pixels change from one acquisition to the next, so they are looked for in the frames
+themselves (`bad_pixels`). Gaps and saturated areas keep their value in the output; what stands in
+for them is what a network sees.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,21 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy import bad_pixels, dose, noise_model
-from emdn_deploy.bad_pixels import Fill, Flagged, Mask
+from emdn_deploy import bad_pixels, dose
+from emdn_deploy.bad_pixels import Fill, Flagged, Mask, each
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.dose import Intensity
-from emdn_deploy.noise_level import NoiseLevel, Sample, sample_starts
+from emdn_deploy.dose import Intensity, NoiseLevel, NoiseModel, sample
 from emdn_deploy.readers import Choice, Frames, open_frames
-from emdn_deploy.readers.frames import WHITE, Axis
+from emdn_deploy.readers.frames import Axis
 from emdn_models.errors import EmdnError, FormatError
 
 Stack = NDArray[np.float32]
 Read = Callable[[int, int], Stack]
 
 _RIM = 2  # pixels around gaps and saturated areas, of which a network saw one side only
-# Pixels that differ from most of a frame, for none to do so in another to be no chance.
-_EVENTS = 30
 _COMPLETE = 0.98  # of the most pixels with a value, for a frame to be as good as others
 
 
@@ -49,8 +51,7 @@ class Part:
     preserved: Mask | None = None
     values: Stack | None = None
     saturated: int = 0  # pixels
-    filled: int = 0  # pixels that were filled in in these frames only
-    missing: int = 0  # pixels that have no value in these frames only, in areas
+    filled: int = 0  # pixels without a value in these frames only, single ones and areas
 
     @property
     def empty(self) -> NDArray[np.bool_]:
@@ -97,7 +98,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done to every frame of a stack before it is denoised, and its scale.
+    """What is done to every frame of a stack before it is denoised, its scale and its noise.
 
     Frames become (frames - dark) * gain_map. All arrays are (H, W).
     """
@@ -109,20 +110,22 @@ class Recipe:
     bad: Mask  # all of these, and the rims of areas: the pixels that tell nothing of the noise
     fill: Fill  # fills in what is faulty, and what the network is not to see
     scale: Intensity
-    blank: bool = False  # whether frames of one value are no chance, and pass as they are
-    notes: tuple[str, ...] = ()  # what the frames show that denoising does not mend, for people
+    noise: NoiseModel
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what the noise has that denoising does not mend, for people."""
+        return self.noise.findings if self.scale.sigma else ()
 
     def apply(self, block: Stack) -> Part:
         """Correct frames (k, H, W), as the file holds them, in place and make them finite."""
         static = self.flags.masked | self.faulty
         lost, saturated = ~np.isfinite(block) & ~static, self.flags.saturated_in(block)
-        blank = _constant(block, ~static) & self.blank
+        blank = _constant(block, ~static)
         # Areas are preserved, and hidden from the network; single pixels are filled in.
-        hidden = saturated.copy()
-        for index in np.flatnonzero(lost.any(axis=(1, 2))):
-            hidden[index] |= bad_pixels.areas(lost[index])
+        hidden = saturated | each(bad_pixels.areas, lost)
         hidden[(hidden | lost | static).all(axis=(1, 2)) | blank] = True
-        single, preserved = lost & ~hidden, hidden | self.flags.masked
+        empty, preserved = np.asarray(hidden.all(axis=(1, 2))), hidden | self.flags.masked
         values = block.copy() if preserved.any() else None
         if self.dark is not None:
             block -= self.dark
@@ -131,16 +134,19 @@ class Recipe:
         if values is not None:  # a flag is no intensity, all else is corrected
             values[saturated], values[blank] = block[saturated], block[blank]
         self.fill.apply(block)
-        for frame, away, gone in zip(block, hidden, single, strict=True):
-            if away.all():
+        for frame, away, none in zip(block, hidden | lost, empty, strict=True):
+            if none:
                 frame[:] = self.scale.offset + self.scale.gain * self.scale.scale
             elif away.any():
-                bad_pixels.fill_nearest(frame, away, away | gone)
-            if gone.any():
-                bad_pixels.plan(gone).apply(frame[None])
-        area = lost & hidden & ~hidden.all(axis=(1, 2), keepdims=True)
-        counts = (int(np.count_nonzero(one)) for one in (saturated, single, area))
-        return Part(block, None if values is None else preserved, values, *counts)
+                bad_pixels.plan(away).apply(frame[None])
+        filled = int(np.count_nonzero(lost[~empty]))
+        return Part(
+            block,
+            None if values is None else preserved,
+            values,
+            int(np.count_nonzero(saturated)),
+            filled,
+        )
 
 
 @dataclass(frozen=True)
@@ -173,16 +179,6 @@ class Prepared:
         """Return the scale of the stack."""
         return self.recipe.scale
 
-    @property
-    def bad_pixels(self) -> int:
-        """Return how many pixels are filled in from their neighbours, in every frame."""
-        return int(self.recipe.faulty.sum())
-
-    @property
-    def gap_pixels(self) -> int:
-        """Return how many pixels of every frame lie in gaps, or are flagged, and preserved."""
-        return int(self.recipe.flags.gaps.sum())
-
 
 def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = None) -> Prepared:
     """Correct a stack by a recipe, or find one.
@@ -201,41 +197,45 @@ def prepare(frames: Frames, options: DenoiseOptions, recipe: Recipe | None = Non
 
 def find_recipe(frames: Frames, options: DenoiseOptions) -> Recipe:
     """Find gaps, saturated areas, bad pixels and the scale of a stack, from a sample read once."""
-    size = frames.shape[1:]
-    raw, blank = _sample(frames)
+    if frames.metadata.get("photometric") == "miniswhite" and frames.dtype.kind == "u":
+        raise FormatError(
+            f"{frames.path}: is min-is-white, expected electrons to be bright; "
+            "invert the frames and store them as min-is-black"
+        )
+    size, raw = frames.shape[1:], _sample(frames)
     dark, gain_map = (_reference(path, size) for path in (options.dark, options.gain_map))
     marked = _reference(options.defects, size)
-    flags = bad_pixels.find_flagged(raw.runs, frames.dtype)
+    flags = bad_pixels.find_flagged(raw, frames.dtype)
     faulty = np.zeros(size, bool) if marked is None else marked != 0
     if options.keep_bad_pixels:
         flags = flags._replace(masked=flags.masked | flags.single)
     else:
         faulty |= flags.single
+    hidden = flags.masked | flags.saturated
+    rims = bad_pixels.widened(hidden, _RIM) if hidden.any() else hidden
 
-    def measured(faulty: Mask, ignored: Mask) -> tuple[Recipe, Sample, NoiseLevel]:
-        hidden = flags.masked | flags.saturated
-        bad = faulty | ignored | (bad_pixels.widened(hidden, _RIM) if hidden.any() else hidden)
+    def measured(faulty: Mask, ignored: Mask) -> tuple[Recipe, list[Stack]]:
+        bad = faulty | ignored | rims
         if bad.all():
             bad = faulty | flags.masked
+        unknown = Intensity(1.0, 1.0, 0.0, 0.0, ""), NoiseModel(1, 0, 0, "", False, False, ())
         try:
             fill = bad_pixels.plan(faulty | flags.masked)
-        except ValueError as error:
-            raise FormatError(f"{frames.path}: {error} in any frame that was looked at") from error
-        unscaled = Intensity(1.0, 1.0, 0.0, 0.0, "")
-        recipe = Recipe(dark, gain_map, faulty, flags, bad, fill, unscaled, blank)
-        sample = Sample([recipe.apply(run.copy()).frames for run in raw.runs], raw.count)
-        scale, level = _measure(frames, sample, options, bad)
-        return replace(recipe, scale=scale), sample, level
+            recipe = Recipe(dark, gain_map, faulty, flags, bad, fill, *unknown)
+            runs = [recipe.apply(run.copy()).frames for run in raw]
+            level = NoiseLevel(runs, bad)
+            scale = dose.estimate(level, options.gain, options.offset)
+            noise = dose.noise_model(level, options.offset)
+        except EmdnError as error:
+            raise FormatError(f"{frames.path}: {error}") from error
+        return replace(recipe, scale=scale, noise=noise), runs
 
-    recipe, sample, level = measured(faulty, np.zeros(size, bool))
-    if not recipe.scale.sigma:
-        return recipe
-    found = bad_pixels.outliers(sample.runs, recipe.scale.gain, recipe.scale.offset) & ~recipe.bad
-    if found.any():  # those that stay as they are tell nothing of the noise either
-        keep = options.keep_bad_pixels
-        recipe, sample, level = measured(faulty if keep else faulty | found, found)
-    above = abs(recipe.scale.gain * recipe.scale.scale)
-    return replace(recipe, notes=tuple(noise_model.line_notes(level, above)))
+    recipe, runs = measured(faulty, np.zeros(size, bool))
+    if recipe.scale.sigma:
+        found = bad_pixels.outliers(runs, recipe.scale.gain, recipe.scale.offset) & ~recipe.bad
+        if found.any():  # those that stay as they are tell nothing of the noise either
+            recipe, _ = measured(faulty if options.keep_bad_pixels else faulty | found, found)
+    return recipe
 
 
 def recipe_of_array(
@@ -252,59 +252,29 @@ def recipe_of_array(
     return find_recipe(opened, DenoiseOptions(gain=gain, offset=offset))
 
 
-def _measure(
-    frames: Frames, sample: Sample, options: DenoiseOptions, bad: Mask
-) -> tuple[Intensity, NoiseLevel]:
-    white, offset = frames.metadata.get(WHITE), options.offset
-    if white is not None:
-        # Electrons count down from white: a gain below 0.
-        sample = Sample([float(white) - run for run in sample.runs], sample.count)
-        offset = None if offset is None else float(white) - offset
-    level = NoiseLevel(sample, bad)
-    try:
-        scale = dose.estimate(level, options.gain, offset)
-    except EmdnError as error:
-        raise FormatError(f"{frames.path}: {error}") from error
-    if white is not None:
-        note = f"{scale.note}; min-is-white: electrons are taken to count down from {white}"
-        offset = float(white) - scale.offset
-        scale = replace(scale, gain=-scale.gain, offset=offset, note=note)
-    return scale, level
+def _sample(frames: Frames) -> list[Stack]:
+    """Read the frames that are looked at, as the file holds them, in runs.
 
-
-def _sample(frames: Frames) -> tuple[Sample, bool]:
-    """Read the frames that are looked at, as the file holds them.
-
-    Runs with blank frames, or such with fewer values than others, as an acquisition may drop, are
-    left out; where all are, the other frames are taken together. Also returned is whether blank
-    ones are left out: there are others, and not sparse ones. FormatError if no frame has a value.
+    Blank frames, and those with fewer values than others, as an acquisition may drop, are left out,
+    unless all are blank. FormatError if no frame has a value.
     """
-    count, size = frames.shape[0], frames.shape[1:]
-    starts, length = sample_starts(count, size)
-    runs = [frames.read(start, start + length) for start in starts]
+    runs = sample(frames.read, frames.shape[0], frames.shape[1:])
     shares = [np.isfinite(run).mean(axis=(1, 2)) for run in runs]
     most = max(float(share.max()) for share in shares)
-    for blank in (True, False):
-        usable = [
-            (share > 0) & (share > _COMPLETE * most) & ~(blank & _constant(run, np.isfinite(run)))
-            for run, share in zip(runs, shares, strict=True)
-        ]
-        some = np.concatenate([run[one] for run, one in zip(runs, usable, strict=True)])[:length]
-        if not len(some):
-            continue
-        if blank and np.count_nonzero(some[0] != np.nanmedian(some[0])) < _EVENTS:
-            continue
-        whole = [run for run, one in zip(runs, usable, strict=True) if one.all()]
-        return Sample(whole or [some], count if whole else len(some)), blank
-    raise FormatError(
-        f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
-        "with --frames, or another --dataset"
-    )
+    if not most:
+        raise FormatError(
+            f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
+            "with --frames, or another --dataset"
+        )
+    full = [run[share > _COMPLETE * most] for run, share in zip(runs, shares, strict=True)]
+    full = [run for run in full if len(run)]
+    lit = [run[~_constant(run, np.isfinite(run))] for run in full]
+    return [run for run in lit if len(run)] or full
 
 
 def _constant(block: Stack, good: Mask) -> NDArray[np.bool_]:
     """Say which of (k, H, W) have one value in all good pixels, (H, W) or (k, H, W)."""
-    where = True if good.all() else np.broadcast_to(good, block.shape)
+    where = np.broadcast_to(good, block.shape)
     low = block.min(axis=(1, 2), initial=np.inf, where=where)
     return np.asarray(low == block.max(axis=(1, 2), initial=-np.inf, where=where))
 

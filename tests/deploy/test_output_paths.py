@@ -24,7 +24,6 @@ def hdf5(tmp_path: Path, lattice) -> Path:
     ("name", "options", "expected", "module"),
     [
         ("movie.nxs", {}, "movie_denoised.nxs", "mirror"),
-        ("movie.nxs", {"suffix": "-clean"}, "movie-clean.nxs", "mirror"),
         ("movie.nxs", {"to": "tif"}, "movie_denoised.tif", "tiff"),
         ("movie.nxs", {"to": "hspy"}, "movie_denoised.hspy", "hdf5"),
         ("movie.nxs", {"to": "h5"}, "movie_denoised.h5", "mirror"),
@@ -33,12 +32,10 @@ def hdf5(tmp_path: Path, lattice) -> Path:
         ("a.b.tif", {}, "a.b_denoised.tif", "tiff"),
         ("a.ome.TIFF", {}, "a_denoised.TIFF", "tiff"),
         ("a.btf", {}, "a_denoised.tif", "tiff"),
-        ("a.tif", {"frames": "0:2"}, "a_denoised.tif", "tiff"),
         ("a.st", {}, "a_denoised.mrc", "mrc"),
         ("a.b.npy", {}, "a.b_denoised.npy", "npy"),
         ("run/*.tif", {}, "run_denoised.hspy", "hdf5"),
         ("movie.ser", {"to": "mrc", "out_dir": Path("out")}, "out/movie_denoised.mrc", "mrc"),
-        ("run/Hour_*/*.dm4", {}, "run_denoised.hspy", "hdf5"),
     ],
 )
 def test_outputs_lie_beside_their_inputs(hdf5, name, options, expected, module):
@@ -63,7 +60,9 @@ def test_names_of_folders_and_contradictions(hdf5):
 def test_no_output_is_another_one_or_an_input(tmp_path, second):
     """`denoise a.tif a_denoised.tif --overwrite` would denoise the first into the second."""
     sources = [tmp_path / "a.tif", tmp_path / second]
-    with pytest.raises(OutputError, match=r"a_denoised.tif: is the output of .* or its output"):
+    with pytest.raises(
+        OutputError, match=r"a_denoised.tif: is the input itself, another input, or"
+    ):
         writers.targets_of(sources, DenoiseOptions(overwrite=True))
 
 
@@ -82,22 +81,13 @@ def test_several_inputs_and_one_that_fails(tmp_path, hdf5, box_model, lattice, c
     facts = [json.loads(line) for line in printed.out.splitlines()]
     assert [fact["frames"] for fact in facts] == [3, 4]
     assert facts[1]["output"] == str(out / "movie_denoised.nxs")
-    assert facts[1]["intensity"]["gain"] == 1.0
-    assert facts[1]["frames_per_s"] > 0
-    assert sorted(path.name for path in out.iterdir()) == [
-        "b_denoised.npy", "b_denoised.npy.json", "movie_denoised.nxs",
-    ]  # fmt: skip
 
 
-def test_one_name_for_several_inputs_is_wrong_usage(hdf5, call, capsys):
+def test_wrong_usage_and_a_dry_run(hdf5, call, capsys):
     assert call("denoise", hdf5, hdf5, "-o", "a.h5") == 2
     assert "single input" in capsys.readouterr().err
-
-
-def test_a_dry_run_only_tells(hdf5, call, capsys):
-    before = sorted(hdf5.parent.iterdir())
     assert call("denoise", hdf5, "--dry-run", "--frames", "1:3") == 0
     printed = capsys.readouterr().out
     assert f"{hdf5} -> {hdf5.parent / 'movie_denoised.hspy'}" in printed
     assert "2 frames of 24 x 24, uint16, plain HDF5 /frames" in printed
-    assert sorted(hdf5.parent.iterdir()) == before
+    assert list(hdf5.parent.iterdir()) == [hdf5]

@@ -1,6 +1,5 @@
 """Acquisitions that are still being written."""
 
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 
 from emdn_deploy import Denoiser, cli, output, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.readers import Choice, Frames, open_frames, open_list
+from emdn_deploy.readers import Choice, open_frames, open_list
 from emdn_deploy.readers.frames import select
 from emdn_deploy.writers import recorded
 from emdn_models.errors import FormatError, OutputError
@@ -58,10 +57,6 @@ def follow_folder(
     return list(watch.folder(source, given, 3.0, 1.0, sleep))
 
 
-def stack_of(folder: Path, paths: list[Path]) -> Frames:
-    return open_list(folder, paths, Choice())
-
-
 def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
     # Number 10 comes before 9 is complete, and must wait for it.
     folder = put(*())
@@ -78,7 +73,7 @@ def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
     with open_frames(arrivals[0].output) as one:
         assert one.shape == (1, 32, 32)
     first = [folder / f"f_{i}.npy" for i in range(8)]
-    scale = preprocess.find_recipe(stack_of(folder, first), options(box_model)).scale
+    scale = preprocess.find_recipe(open_list(folder, first, Choice()), options(box_model)).scale
     for arrival in (arrivals[0], arrivals[-1]):
         number = int(arrival.source.stem.split("_")[1])
         expected = Denoiser(box_model).run(frames[number : number + 1].astype("f4"), scale)
@@ -105,10 +100,8 @@ def test_a_tree_keeps_its_folders(tmp_path, box_model, frames):
         place.mkdir(parents=True)
         np.save(place / "frame.npy", frames[number])
     done = follow_folder(folder, options(box_model, to="mrc"))
-    assert [arrival.output.relative_to(tmp_path).as_posix() for arrival in done] == [
-        "run_denoised/Second_2/frame_denoised.mrc",
-        "run_denoised/Second_10/frame_denoised.mrc",
-    ]
+    made = [arrival.output.relative_to(tmp_path).as_posix() for arrival in done]
+    assert made == [f"run_denoised/Second_{i}/frame_denoised.mrc" for i in (2, 10)]
     with pytest.raises(FormatError, match="no such folder to watch"):
         follow_folder(tmp_path / "none", options(box_model))
 
@@ -132,34 +125,18 @@ def test_bad_files_are_skipped_and_tried_again(tmp_path, box_model, frames, put,
         assert sum(words in text and "skipped" in text for text in caplog.messages) == 1
     assert any("f_7.npy: has changed" in text for text in caplog.messages)
     first = [folder / "f_1.npy", folder / "f_3.npy"]
-    scale = preprocess.find_recipe(stack_of(folder, first), options(box_model)).scale
+    scale = preprocess.find_recipe(open_list(folder, first, Choice()), options(box_model)).scale
     expected = Denoiser(box_model).run(frames[8:9].astype("f4"), scale)
     np.testing.assert_array_equal(np.load(tmp_path / "run_denoised/f_7_denoised.npy"), expected[0])
-
-
-def test_no_room_is_waited_for(box_model, put, monkeypatch):
-    run, calls = watch.denoise_file.run, []
-
-    def full(path: Path, *arguments: Any, **more: Any) -> Any:
-        calls.append(path.name)
-        if len(calls) in (2, 3):
-            raise OutputError("no room") from OSError(errno.ENOSPC, "No space left on device")
-        return run(path, *arguments, **more)
-
-    monkeypatch.setattr(watch.denoise_file, "run", full)
-    made = follow_folder(put(0, 1, 2), options(box_model))
-    assert calls == ["f_0.npy", "f_1.npy", "f_1.npy", "f_1.npy", "f_2.npy"]
-    assert [arrival.source.name for arrival in made] == ["f_0.npy", "f_1.npy", "f_2.npy"]
 
 
 def test_what_was_written_can_be_opened(tmp_path, box_model, put):
     """Also where outputs lie in the folder itself, in which they are no inputs."""
     folder = put(0, 1, 2)
     made = follow_folder(folder, options(box_model, to="npy"))
-    for source in (tmp_path / "run_denoised", tmp_path / "run_denoised/*.npy"):
-        with open_frames(source) as stack:
-            assert stack.shape == (3, 32, 32)
-            np.testing.assert_array_equal(stack.read(2, 3)[0], np.load(made[2].output))
+    with open_frames(tmp_path / "run_denoised/*.npy") as stack:
+        assert stack.shape == (3, 32, 32)
+        np.testing.assert_array_equal(stack.read(2, 3)[0], np.load(made[2].output))
     for out in (folder / "out", folder):
         for _ in range(2):
             follow_folder(folder, options(box_model, to="npy", out_dir=out))
@@ -168,7 +145,6 @@ def test_what_was_written_can_be_opened(tmp_path, box_model, put):
             path.unlink()
     for source, first in ((folder, "f_0.npy"), (folder / "*_denoised.npy", "f_0_denoised.npy")):
         with open_frames(source) as stack:
-            assert stack.shape == (3, 32, 32)
             assert stack.why.startswith(f"in natural order, {first}")
 
 
@@ -240,7 +216,7 @@ def test_stopping_completes_the_output(tmp_path, movie_model, live, frames):
     assert not list(tmp_path.glob("*.partial*"))
 
 
-def test_a_file_that_cannot_be_followed_is_named(tmp_path, box_model, live):
+def test_a_file_that_cannot_be_followed_is_named(tmp_path, box_model):
     source = tmp_path / "a.h5"
     source.write_text("no HDF5")
     with pytest.raises(FormatError, match="must write it in SWMR mode"):
@@ -252,17 +228,8 @@ def test_a_file_that_cannot_be_followed_is_named(tmp_path, box_model, live):
     with pytest.raises(FormatError, match="stayed empty for 2 s"):
         follow(source, tmp_path / "out.h5", box_model)
 
-    def shorten(_: float) -> None:
-        with h5py.File(live, "r+", libver="latest") as file:
-            file["frames"].resize(20, axis=0)
 
-    with pytest.raises((FormatError, OSError)):  # begun anew
-        follow(live, tmp_path / "out.h5", box_model, shorten)
-
-
-@pytest.mark.parametrize(
-    "error", [FormatError("damaged"), ValueError("a bug"), OSError(28, "full")]
-)
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(28, "full")])
 def test_after_an_error_the_same_command_goes_on(
     tmp_path, box_model, live, monkeypatch, error, caplog
 ):

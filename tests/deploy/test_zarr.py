@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emdn_deploy import inspect
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models.errors import FormatError, MissingExtraError, OutputError
 
@@ -67,15 +66,12 @@ def test_plain_arrays_and_several_stacks(tmp_path):
         group.create_array(name, data=STACK)
     with pytest.raises(FormatError, match=r"holds 2 stacks \(Zarr\): .*deep/second \(7, 24, 40\)"):
         open_frames(tmp_path / "two.zarr")
-    assert any("--dataset first" in line or "deep/second" in line
-               for line in inspect.describe(tmp_path / "two.zarr", Choice()))  # fmt: skip
     with open_frames(tmp_path / "two.zarr", Choice("/deep/second")) as frames:
-        assert frames.why == "asked for by --dataset"
-    with pytest.raises(FormatError, match="called 'none'; it offers"):
-        open_frames(tmp_path / "two.zarr", Choice("none"))
-    zarr.create_group(tmp_path / "empty.zarr")
-    with pytest.raises(FormatError, match="holds no frames"):
-        open_frames(tmp_path / "empty.zarr")
+        np.testing.assert_array_equal(frames.read(0, 7), STACK)
+    for store, asked in (("two", "none"), ("empty", None)):
+        zarr.open_group(tmp_path / f"{store}.zarr", mode="a")
+        with pytest.raises(FormatError, match=r"it offers|holds no frames"):
+            open_frames(tmp_path / f"{store}.zarr", Choice(asked))
 
 
 def test_what_is_damaged_or_hostile_is_an_error_of_one_line(tmp_path, monkeypatch):
@@ -89,9 +85,6 @@ def test_what_is_damaged_or_hostile_is_an_error_of_one_line(tmp_path, monkeypatc
         known.write_text(json.dumps({**facts, **change}))
         with pytest.raises(FormatError, match="damaged or no ZARR file"):
             open_frames(path)
-    known.write_text(json.dumps({**facts, "dtype": "|O", "filters": [{"id": "pickle"}]}))
-    with pytest.raises(FormatError):
-        open_frames(path)
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(MissingExtraError, match=r"needs zarr; pip install .*\[zarr\]"):
         open_frames(path)
@@ -118,10 +111,6 @@ def test_scale_and_units_survive(tmp_path, run, version):
         assert again.axes == before.axes
         np.testing.assert_array_equal(again.read(0, 7), array[:])
         np.testing.assert_array_equal(array[4], again.read(4, 5)[0])
-    plain = run(source, gain=1.0, offset=0.0, to="npy")
-    np.testing.assert_array_equal(np.load(plain.output), array[:])
-    twice = run(report.output, gain=1.0, offset=0.0)
-    assert twice.output.name == "movie_denoised_denoised.zarr"
 
 
 def test_a_folder_is_replaced_only_if_it_is_a_store_and_asked_for(tmp_path, run):

@@ -18,8 +18,7 @@ from scipy import optimize
 
 from emdn_deploy import Denoiser, dose
 from emdn_deploy.bad_pixels import plan
-from emdn_deploy.dose import Intensity
-from emdn_deploy.noise_level import NoiseLevel, Sample
+from emdn_deploy.dose import Intensity, NoiseLevel, sample
 from emdn_deploy.uncertainty import ensemble, variances
 from emdn_models.pretrained import add_facts, entries_of
 from emdn_train.simulate.dataset import one_thread
@@ -108,8 +107,8 @@ def resting_movie(noisy: Frame, clean: Frame, count: int) -> Frame:
 
 def scale_of(stack: Frame) -> Intensity:
     """Measure scale, offset and gain of frames (n, H, W) as a deployment does."""
-    sample = Sample.of(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
-    return dose.estimate(NoiseLevel(sample))
+    runs = sample(lambda start, stop: stack[start:stop], len(stack), stack.shape[1:])
+    return dose.estimate(NoiseLevel(runs))
 
 
 def fit(errors: Frame, spread: Frame, noise: Frame) -> tuple[float, float]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage, special
 
-from emdn_deploy import noise_model
+from emdn_deploy.check.quick import in_sigma
 from emdn_deploy.check.residual import (
     RUNS,
     SCALES,
@@ -38,8 +38,7 @@ from emdn_deploy.check.residual import (
     measure,
     smoothed,
 )
-from emdn_deploy.noise_level import Sample
-from emdn_deploy.noise_model import OUTSIDE, NoiseModel
+from emdn_deploy.dose import NoiseModel
 from emdn_deploy.preprocess import Prepared
 from emdn_deploy.readers import Frames
 
@@ -158,7 +157,6 @@ class Thresholds:
     camera: Camera
     model: Population  # replicates as the model leaves them
     perfect: Population  # as a perfect denoiser would
-    length: int  # frames of a run; 0 for no runs
 
     @classmethod
     def of(
@@ -167,15 +165,13 @@ class Thresholds:
         ready: Prepared,
         denoise: Callable[[Frame], Frame],
         seed: int,
-        offset: float | None = None,
     ) -> "Thresholds":
-        """Measure the noise of a stack, and draw and denoise replicates of some of its frames.
+        """Draw and denoise replicates of some frames of a stack.
 
-        ``denoise`` takes (k, H, W) and denoises as the result was denoised; ``offset`` is the
-        intensity of a pixel without electrons, where it is known.
+        ``denoise`` takes (k, H, W) and denoises as the result was denoised.
         """
         count, size, good = frames.shape[0], frames.shape[1:], ~ready.recipe.bad
-        noise = noise_model.estimate(Sample.of(ready.read, count, size), ready.recipe.bad, offset)
+        noise = ready.recipe.noise
         camera = Camera.of(noise, frames.dtype.kind in "iub")
         panels, chance = panels_of(*size), np.random.default_rng(seed)
         numbers = np.linspace(0, count - 1, min(BASES, count)).astype(int).tolist()
@@ -200,12 +196,12 @@ class Thresholds:
             drawn, made = replicates(truth, DRAWS // len(numbers))
             model.add(drawn, made, camera, usable)
             perfect.add(drawn, [truth] * len(drawn), camera, usable)
-        return cls(good, panels, noise, camera, model, perfect, length)
+        return cls(good, panels, noise, camera, model, perfect)
 
     @property
     def outside(self) -> tuple[str, ...]:
         """Return what the noise has that the models have not seen."""
-        return tuple(one for one in self.noise.findings if one.endswith(OUTSIDE))
+        return self.noise.findings
 
     @cached_property
     def limits(self) -> dict[str, Limits]:
@@ -217,7 +213,7 @@ class Thresholds:
         maxima = np.concatenate([self.model.maxima, self.perfect.maxima])
         z = float(maxima.mean() + maxima.std() * gumbel(chance / len(self.panels)))
         found = {}
-        for name in (*SINGLE, *RUNS) if self.length else SINGLE:
+        for name in (*SINGLE, *RUNS) if self.model.length else SINGLE:
             one, other = (
                 part.range_of(name, z, self.camera.uncertainty)
                 for part in (self.model, self.perfect)
@@ -246,9 +242,10 @@ class Thresholds:
         """
         if self.noise.correlated:
             return None
-        noise = self.camera.noise(denoised)
-        spread = smoothed((raw - denoised) / noise).std(axis=(1, 2))
-        level = float(np.quantile(noise, POWER))  # where the beam is bright, less is seen
+        gain, offset = self.camera.gain, self.camera.offset
+        spread = smoothed(in_sigma(raw, denoised, gain, offset)).std(axis=(1, 2))
+        bright = float(np.quantile(denoised, POWER))  # where the beam is bright, less is seen
+        level = sqrt(gain * max(bright - offset, 0.01 * gain))
         detail = denoised - ndimage.gaussian_filter(denoised, 0.1 * min(raw.shape))
         slopes = sum(float(one.var()) for one in np.gradient(detail))
         width = float(np.clip((detail.var() / max(slopes, 1e-30)) ** 0.5, 1, SCALES[-1]))
@@ -265,6 +262,6 @@ class Thresholds:
             return float(100 * level * norm / (sqrt(pi) * width * height))
 
         found = {"percent": percent(""), "width_px": width}
-        if self.length > 1:
-            found["run_percent"] = _CLIPPED * percent("run_") / sqrt(self.length)
+        if (length := self.model.length) > 1:
+            found["run_percent"] = _CLIPPED * percent("run_") / sqrt(length)
         return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from emdn_deploy.check.quick import in_sigma
-from emdn_deploy.noise_model import NoiseModel
+from emdn_deploy.dose import NoiseModel
 from emdn_models.errors import EmdnError
 from emdn_models.metrics import mean_ratio
 
@@ -48,11 +48,6 @@ class Camera:
             return cls(1.0, 0.0, noise.gain_error / 2 if known else 0.0, integer)
         error = noise.gain_error / noise.gain / 2 if known else _UNKNOWN
         return cls(noise.gain, noise.offset, error, integer)
-
-    def noise(self, expected: Frame) -> Frame:
-        """Return the noise's standard deviation at expected values, intensity units."""
-        electrons = np.maximum((expected - self.offset) / self.gain, 0.01)
-        return np.asarray(self.gain * np.sqrt(electrons), np.float32)
 
     def draw(self, truth: Frame, chance: np.random.Generator) -> Frame:
         """Draw a frame of which ``truth`` (H, W) is the expected value."""

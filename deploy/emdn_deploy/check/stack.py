@@ -18,7 +18,7 @@ from emdn_deploy.denoiser import Denoiser
 from emdn_deploy.dose import Intensity
 from emdn_deploy.figures import RunPage
 from emdn_deploy.readers import Choice, open_frames, open_selected
-from emdn_deploy.readers.frames import WHITE, SeveralStacks
+from emdn_deploy.readers.frames import SeveralStacks
 from emdn_deploy.writers import recorded
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, ModelError
@@ -52,7 +52,7 @@ def check(
     with ExitStack() as opened:
         pair = _Pair(opened, Path(source), None if denoised is None else Path(denoised), options)
         frames, ready, session = pair.frames, pair.ready, pair.denoiser.session
-        own = Thresholds.of(frames, ready, pair.make, seed, pair.options.offset)
+        own = Thresholds.of(frames, ready, pair.make, seed)
         good, sums, sample = own.good, np.zeros(2), list[tuple[Frame, Frame]]()
         starts = [max(0, a - b) // 2 for a, b in zip(frames.shape, SAMPLE, strict=True)]
         middle, *part = (slice(a, a + b) for a, b in zip(starts, SAMPLE, strict=True))
@@ -61,7 +61,7 @@ def check(
         def passing() -> Iterator[tuple[int, Frame, Frame]]:
             for span in batching.blocks(0, frames.shape[0], batch):
                 for number, before, after in zip(range(*span), *pair.read(*span), strict=True):
-                    if ready.recipe.blank and before.min() == before.max():
+                    if before.min() == before.max():
                         continue  # blank, or without a value: not denoised
                     sums[:] += [one.mean(where=good) - own.camera.offset for one in (after, before)]
                     if middle.start <= number < middle.stop:
@@ -126,11 +126,10 @@ class _Pair:
                     "take the frames that were denoised with --frames"
                 )
             self.clean = clean
-        if min(frames.shape[1:]) < LEAST or WHITE in frames.metadata:
-            is_white = "min-is-white " * (WHITE in frames.metadata)
+        if min(frames.shape[1:]) < LEAST:
             raise FormatError(
-                f"{frames.path}: found {is_white}frames of {frames.shape[1]} x {frames.shape[2]}, "
-                f"expected {LEAST} x {LEAST} or more for a check, in which electrons are bright"
+                f"{frames.path}: found frames of {frames.shape[1]} x {frames.shape[2]}, "
+                f"expected {LEAST} x {LEAST} or more for a check"
             )
         self.ready = ready = preprocess.prepare(frames, options)
         if not ready.scale.sigma:
@@ -234,7 +233,7 @@ def compare(
     other = denoiser.run(raw, scale)
     worse = umse_difference(raw, made, other, good, apart)
     own = umse(raw, other, good, apart)
-    noise = float(np.square(camera.noise(other)).mean(where=good))
+    noise = camera.gain * (float(other.mean(where=good)) - camera.offset)
     excess, drift = own.noise - noise, own.drift.value if own.drift else 0.0
     moving = own.moves or excess > noise * (_EVEN + 6 * camera.uncertainty)
     side = "above" if worse.value > 0 else "below"

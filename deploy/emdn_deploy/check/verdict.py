@@ -102,7 +102,7 @@ class CheckResult:
         kinds = Counter(one for words in flagged for one in words.split("; ") if one != OUTSIDE)
         named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
         words = f"{len(flagged)} of {self.table.height} frames flagged" + f" ({named})" * any(kinds)
-        if not self.thresholds.noise.in_training:
+        if self.thresholds.outside:
             words = f"the noise is not what the models were trained on; {words}"
         most = allowed(self.table.height, LEVEL)
         return f"{self.word}: {words}, up to {most} expected by chance"
@@ -120,7 +120,7 @@ class CheckResult:
             words += " in one frame, {run_percent:.0f} % if it stays for {length} frames"
         if self.smallest["percent"] > 100:
             words += ": single vacancies can be filled unseen at this dose"
-        return words.format(**self.smallest, length=self.thresholds.length)
+        return words.format(**self.smallest, length=self.thresholds.model.length)
 
     def text(self) -> str:
         """Return what ``emdn-deploy check`` prints."""
@@ -175,7 +175,7 @@ class CheckResult:
 def judge_frames(frames: Iterable[tuple[int, Frame, Frame]], own: Thresholds) -> pl.DataFrame:
     """Judge frames, number, raw and denoised (H, W), and return the table of `CheckResult`."""
     rows, limits = [], own.limits
-    for number, panels in in_runs(frames, own.panels, own.camera, own.good, own.length):
+    for number, panels in in_runs(frames, own.panels, own.camera, own.good, own.model.length):
         readings = {}
         for name, limit in limits.items():
             at = int(limit.reach([one[name].value for one in panels]).argmax())
@@ -245,7 +245,7 @@ def judge_stack(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
     run_rate = LEVEL * len(RUNS) / len(own.limits)
     for what, of_runs, rate, step in (
         ("frames stand out, each for itself", False, LEVEL, 1),
-        ("averages over a run of frames stand out", True, run_rate, max(1, own.length)),
+        ("averages over a run of frames stand out", True, run_rate, max(1, own.model.length)),
     ):
         part = [one[::step] for name, one in reach.items() if (name in RUNS) is of_runs]
         count, most = len(table[::step]), allowed(len(table[::step]), rate)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emdn_deploy.readers.frames import WHITE, Axis, Choice, Frames, select
+from emdn_deploy.readers.frames import Axis, Choice, Frames, select
 from emdn_models.errors import EmdnError, FormatError
 
 READERS: dict[str, tuple[str, ...]] = {
@@ -201,7 +201,7 @@ def open_list(source: Path, paths: list[Path], choice: Choice) -> Frames:
     """
     with _open_file(paths[0], choice) as first:
         # What is known of the first file is taken to hold for all.
-        keys = (WHITE, "photometric", "orientation")
+        keys = ("photometric", "orientation")
         known = {key: first.metadata[key] for key in keys if key in first.metadata}
     counts, size = [first.shape[0]] * len(paths), first.shape[1:]
     if counts[0] > 1:

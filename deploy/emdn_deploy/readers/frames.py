@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 
 from emdn_models.errors import EmdnError, FormatError
 
-WHITE = "white"
-"""In `Frames.metadata`: the number of white, from which a min-is-white file counts down."""
-
 LIMIT = 2**29
 """Bytes of frames that are read at once where they are stored together, if over 8 frames."""
 
@@ -76,35 +73,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Frames:
-    """An open stack of N frames of H x W pixels.
+    """An open stack of N frames of H x W pixels, ``shape`` (N, H, W).
 
-    Attributes
-    ----------
-    shape
-        (N, H, W).
-    dtype
-        Data type in the file.
-    order
-        One letter per stored axis, as in `Choice.axes`.
-    stored_shape, axes
-        Lengths in the file and calibration, one per letter of ``order``.
-    read_block
-        ``read_block(start, stop)`` gives (stop - start, H, W) in the file's dtype.
-    dataset, why
-        Path inside the file, ``""`` for formats with one stack per file, and why it was taken.
-    metadata
-        Facts of the file worth showing or carrying over, as text.
-    parts
-        Paths of the datasets that together are the stack, the first of which is
-        ``dataset``; empty where it is one.
-    notes
-        What was assumed, left out or changed on reading, as the user must know it.
-    numbers
-        Which of the file's frames these are; None for all.
-    files
-        Every file that pixels come from; empty where that is ``path`` alone.
-    missing
-        Of `cut_short`, where the file promises more frames than these.
+    ``order``: one letter per stored axis, as in `Choice.axes`; ``stored_shape``, ``axes``: their
+    lengths in the file and calibration. ``read_block(start, stop)`` gives (stop - start, H, W) in
+    the file's ``dtype``. ``dataset``, ``why``: path inside the file, ``""`` for formats with one
+    stack a file, and why it was taken. ``metadata``: facts of the file worth showing or carrying
+    over, as text. ``parts``: paths of the datasets that together are the stack, ``dataset`` first;
+    empty where it is one. ``notes``: what was assumed, left out or changed, as the user must know
+    it. ``numbers``: which of the file's frames these are; None for all. ``files``: every file that
+    pixels come from; empty where that is ``path`` alone. ``missing``: of `cut_short`, where the
+    file promises more frames than these.
     """
 
     path: Path
@@ -195,22 +174,10 @@ def array_frames(
     shape = math.prod(lengths.values()), height, width
     read, slow = _together(_block_reader(array, given), array, given, shape)
     return Frames(
-        path=path,
-        format=name,
-        shape=shape,
-        dtype=array.dtype,
-        order=letters,
-        stored_shape=stored,
-        axes=tuple(axes[i] for i in left),
-        read_block=read,
-        release=release,
-        dataset=dataset,
-        why=why,
-        metadata=metadata or {},
-        notes=notes + slow,
-        compressed=compressed,
+        path, name, shape, array.dtype, letters, stored, tuple(axes[i] for i in left), read,
+        release, dataset, why, metadata or {}, notes=notes + slow, compressed=compressed,
         missing=missing,
-    )
+    )  # fmt: skip
 
 
 def default_order(shape: tuple[int, ...]) -> str:

@@ -112,6 +112,10 @@ def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]
         own = [replace(one, parts=()) for one in found if one.dataset == item]
         one = own[0] if own else _plain_candidate(f"/{choice.dataset.strip('/')}", item)
     else:
+        if not found and choice.dataset is None:
+            raise FormatError(
+                f"{path}: holds no frames, or only behind links; name them with --dataset PATH"
+            )
         offers = [Offer.of(one.path, one.dataset, one.label) for one in found]
         what = f"stacks ({found[0].convention})" if found else "stacks"
         index, why, notes = stacks.choose(path, what, offers, choice)
@@ -296,15 +300,6 @@ def emd(file: h5py.File) -> list[Candidate]:
     return found
 
 
-def benchmark(file: h5py.File) -> list[Candidate]:
-    """The em_denoise benchmark's data set: ``/images``, (N, H, W, 1)."""
-    data = file.get("images")
-    if not _is_image(data) or data.ndim not in (3, 4):
-        return []
-    order = "tyxc" if data.ndim == 4 else "tyx"
-    return [Candidate("/images", data, "em_denoise benchmark", (Axis(),) * data.ndim, order)]
-
-
 def plain(file: h5py.File) -> list[Candidate]:
     """Any HDF5: the numeric datasets of two or more axes."""
     images = [
@@ -326,7 +321,7 @@ def _plain_candidate(path: str, data: h5py.Dataset) -> Candidate:
 
 
 Finder = Callable[[h5py.File], list[Candidate]]
-CONVENTIONS: tuple[Finder, ...] = (velox, hyperspy, nexus, emd, benchmark, plain)
+CONVENTIONS: tuple[Finder, ...] = (velox, hyperspy, nexus, emd, plain)
 
 
 def _items(file: h5py.File, wanted: Callable[[Any], bool]) -> list[Any]:

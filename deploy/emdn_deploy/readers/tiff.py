@@ -16,7 +16,6 @@ import tifffile
 from numpy.typing import NDArray
 
 from emdn_deploy.readers.frames import (
-    WHITE,
     Axis,
     Choice,
     Frames,
@@ -99,8 +98,6 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         metadata["stored"] += f", {key.compression.name.lower()}"
     if key.photometric.name == "MINISWHITE":
         metadata["photometric"] = "miniswhite"
-        if np.dtype(key.dtype).kind == "u":
-            metadata[WHITE] = str(2**key.bitspersample - 1)
     if (turned := int(tags.get(274, 1))) != 1:
         metadata["orientation"] = str(turned)
     if _complaints.said and not missing:
@@ -239,13 +236,13 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
     for source in sources:
         found = source | found
     return {
-        letter: Axis(letter, known_unit(unit), abs(float(step)))
+        letter: Axis(letter, _known_unit(unit), abs(float(step)))
         for letter, (step, unit) in found.items()
         if step and np.isfinite(step) and unit
     }
 
 
-def known_unit(text: str) -> str:
+def _known_unit(text: str) -> str:
     """Return a unit as the field writes it: ``micron`` and its like as µm."""
     text = text.strip("\0 ").replace("\\u00B5", "µ").replace("μ", "µ")
     known = {"micron": "µm", "microns": "µm", "um": "µm", "angstrom": "Å", "sec": "s"}

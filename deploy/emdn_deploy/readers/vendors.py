@@ -148,10 +148,6 @@ def _open_ser(path: Path, choice: Choice) -> Frames:
 
     def frame(number: int) -> NDArray[Any]:
         pixels: NDArray[Any] = file.getDataset(number)[0]
-        if pixels.shape != first.shape:
-            raise FormatError(
-                f"{path}: frame {number} is {pixels.shape}, the first is {first.shape}"
-            )
         return pixels
 
     steps = {

@@ -12,6 +12,7 @@ import math
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,9 +67,8 @@ def partial_of(target: Path) -> Path:
 class Storage:
     """How the pixels of an output are stored.
 
-    ``sigma``: whether standard deviations are stored as well, always as float32. ``parts``: files
-    that hold the pixels instead, for HDF5: numbers of the first frame and of that after the last
-    one, path as seen from the output's folder, and dataset in it, of each.
+    ``sigma``: whether standard deviations are stored as well, as float32. ``parts``: files that
+    hold the pixels of an HDF5 output: first frame, frame after the last, path, and dataset.
     """
 
     dtype: str = "float32"
@@ -94,10 +94,9 @@ class Storage:
 class Layout:
     """How the pixels come into a file that is made but for them.
 
-    They lie one frame after the other from byte ``start`` on, in the file ``inside`` where the
-    output is a folder. That needs no library: it cannot corrupt the file, and can be continued. Or
-    ``fill`` puts all of them in at the end, where they are compressed, or stored in another order.
-    ``dtype``: of a pixel, with its endianness. ``sigma``: of the standard deviations, if any.
+    They lie one frame after the other from byte ``start`` on, in the file ``inside`` of an output
+    that is a folder. Or ``fill`` puts all of them in at the end, where they are compressed, or
+    stored in another order. ``sigma``: of the standard deviations, if any.
     """
 
     dtype: str
@@ -139,9 +138,9 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
     if not module or (options.to and _FORMATS[f".{options.to}"] != module):
         other = f"--to {options.to}" if options.to else "an output"
         raise OutputError(f"{target}: is no name for {other}; emdn writes {' '.join(_FORMATS)}")
-    held = options.dtype in _MRC_DTYPES or module != "mrc"
-    if not held or (options.compress and module not in COMPRESS):
-        what = "compressed frames" if held else options.dtype
+    fits = options.dtype in _MRC_DTYPES or module != "mrc"
+    if not fits or (options.compress and module not in COMPRESS):
+        what = "compressed frames" if fits else options.dtype
         raise OutputError(
             f"{target}: {module} files cannot hold {what}; choose another kind of file with --to"
         )
@@ -168,18 +167,17 @@ def _default(source: Path, options: DenoiseOptions, *, mirror: bool) -> Path:
 
 def targets_of(sources: list[Path], options: DenoiseOptions) -> list[tuple[Path, DenoiseOptions]]:
     """Pair every input with its options; OutputError if an output is another's, or an input."""
-    pairs, taken = [], {source.resolve(): source for source in sources}
-    for source in sources:
-        target, module = target_of(source, options)
-        for written in files_of(target, module, sigma=options.sigma):
-            other = taken.setdefault(written.resolve(), source)
-            if other != source:
-                raise OutputError(
-                    f"{written}: is the output of {source}, and {other} itself or its output; "
-                    "denoise them in two runs with different --out-dir or --suffix"
-                )
-        pairs.append((source, replace(options, output=target)))
-    return pairs
+    targets = [target_of(source, options)[0] for source in sources]
+    counts = Counter(path.resolve() for path in (*sources, *targets))
+    if twice := [target for target in targets if counts[target.resolve()] > 1]:
+        raise OutputError(
+            f"{twice[0]}: is the input itself, another input, or the output of two; denoise them "
+            "in two runs with different --out-dir or --suffix, or use -o"
+        )
+    return [
+        (source, replace(options, output=target))
+        for source, target in zip(sources, targets, strict=True)
+    ]
 
 
 def check_room(target: Path, shape: tuple[int, ...], storage: Storage) -> str:
@@ -258,8 +256,7 @@ def _writer(module: str) -> Any:
 def recorded(path: Path) -> dict[str, Any]:
     """Return the record of the run that made an output, empty where there is none.
 
-    Of an MRC file, the name of a shipped model is all that is known. What is wrong with a file
-    that cannot be read is for readers to say.
+    Of an MRC file, the name of a shipped model is all that is known.
     """
     suffix = path.suffix.lower()
     with contextlib.suppress(KeyError, OSError, ValueError), warnings.catch_warnings():

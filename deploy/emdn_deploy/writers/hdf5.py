@@ -1,17 +1,14 @@
 """HDF5: a new file for HyperSpy, NeXus and EMD readers, or the input's tree with other frames.
 
-In a new file ``/Experiments`` is a HyperSpy file's list of signals, an NXentry and an EMD 1.0 root
-at once; ``/Experiments/<title>`` is the signal, its NXdata and an EMD array. The vectors ``dim0``,
-``dim1``... serve both EMD and NeXus, the groups ``axis-0``... HyperSpy.
-
-HDF5 to HDF5 keeps every group, dataset, attribute and link of the input. A stack in several parts
-becomes one dataset under the name of the first. Standard deviations that an earlier run left are
-not those of the new frames and are left out.
+In a new file ``/Experiments/<title>`` is a HyperSpy signal, NXdata and an EMD 1.0 array at once:
+vectors ``dim0``, ``dim1``... serve both EMD and NeXus, groups ``axis-0``... HyperSpy. HDF5 to
+HDF5 keeps every group, dataset, attribute and link, but for standard deviations of an earlier run.
+A stack in several parts becomes one dataset, named as the first.
 """
 
 import os
+import re
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,8 +22,6 @@ from emdn_deploy.writers import SIGMA, Layout, Pixels, Provenance, Storage, plai
 from emdn_models.errors import FormatError, OutputError
 from emdn_models.files import opened
 
-# NXdata: FIELDNAME_errors are the standard deviations of FIELDNAME.
-_ERRORS = "_errors"
 # gzip's own default, 6, takes twice the time; of denoised float32 it makes 57 % instead of 60.
 _LEVEL = 1
 _ROOT = "Experiments"
@@ -58,8 +53,7 @@ def _new(target: Path, frames: Frames, provenance: Provenance, storage: Storage)
         )  # fmt: skip
         group.attrs["axes"] = [f"dim{i}" for i in range(len(shape))]
         layout = _create(target, group, "data", shape, order, storage)
-        for name in ("data", "data" + SIGMA)[: 1 + storage.sigma]:
-            group[name].attrs["units"] = ""
+        group["data"].attrs["units"] = ""
         for i, (axis, length) in enumerate(zip(axes, shape, strict=True)):
             _write_axis(group, i, axis, length, navigate=i < len(shape) - 2)
         _write_metadata(group, title, frames)
@@ -113,11 +107,7 @@ def _write_metadata(group: h5py.Group, title: str, frames: Frames) -> None:
 def _create(
     path: Path, parent: h5py.Group, name: str, shape: tuple[int, ...], order: str, storage: Storage
 ) -> Layout:
-    """Create the datasets of frames and of their standard deviations, and say how to fill them.
-
-    In an NXdata group the latter are also found under NeXus's name for uncertainties. ``order``:
-    one letter per axis of ``shape``, ``y`` and ``x`` the frame.
-    """
+    """Create the datasets of frames and of their standard deviations, and say how to fill them."""
     layout = _dataset(path, parent, name, shape, order, storage)
     if not storage.sigma:
         return layout
@@ -127,8 +117,6 @@ def _create(
     # By this readers tell it from the frames.
     parent[name + SIGMA].attrs[SIGMA_OF] = name
     parent[name + SIGMA].attrs["long_name"] = f"standard deviation of {name}"
-    if parent.attrs.get("NX_class") in ("NXdata", b"NXdata"):
-        parent[name + _ERRORS] = h5py.SoftLink(name + SIGMA)
     return replace(layout, sigma=sigma)
 
 
@@ -183,41 +171,33 @@ def _dataset(
     return Layout(kind.str, fill=fill)
 
 
-def _record_names(file: h5py.File) -> Iterator[str]:
-    """Yield the names of the records that are there, and the next free one."""
-    number, name = 1, "emdn"
-    while name in file:
-        yield name
-        number += 1
-        name = f"emdn_{number}"
-    yield name
+def _records(file: h5py.File) -> list[str]:
+    """Name the records of a file: ``emdn``, ``emdn_2`` of frames that are denoised twice..."""
+    names = (name for name in file if re.fullmatch(r"emdn(_\d+)?", name))
+    return sorted(names, key=lambda name: int(name[5:] or 1))
 
 
 def _record(file: h5py.File, frames: str, provenance: Provenance) -> None:
-    """Write the record; an earlier one, of frames that are denoised twice, stays."""
-    group = file.create_group(list(_record_names(file))[-1])
+    count = len(_records(file))
+    group = file.create_group(f"emdn_{count + 1}" if count else "emdn")
     group.attrs.update({"NX_class": "NXprocess", "frames": frames, **provenance})
 
 
 def finish(path: Path, late: Provenance) -> None:
     """Add to the newest record what is known at the end only."""
     with opened(path, "r+") as out:
-        out.file[list(_record_names(out.file))[-2]].attrs.update(late)
+        out.file[_records(out.file)[-1]].attrs.update(late)
 
 
 def recorded(path: Path) -> dict[str, Any]:
     """Return the newest record of a file, empty where there is none."""
     with h5py.File(path) as file:
-        names = list(_record_names(file))[:-1]
-        known = dict(file[names[-1]].attrs) if names else {}
+        known = dict(file[_records(file)[-1]].attrs) if _records(file) else {}
     return {name: one.item() if isinstance(one, np.generic) else one for name, one in known.items()}
 
 
 def _mirror(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
-    """Write the input's tree but for the frames' pixels.
-
-    FormatError if the input is damaged beside its frames.
-    """
+    """Write the input's tree but for the frames' pixels; FormatError if it is damaged there."""
     try:
         with open_file(frames.path) as source, opened(target, "w") as out:
             layout = _copy_tree(source, out.file, frames, target, storage)
@@ -230,8 +210,7 @@ def _mirror(target: Path, frames: Frames, provenance: Provenance, storage: Stora
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk
         raise FormatError(
-            f"{frames.path}: what it holds beside the frames is damaged and cannot be copied "
-            f"({error}); --to hspy writes the frames alone"
+            f"{frames.path}: is damaged beside its frames ({error}); take --to hspy"
         ) from error
     return layout
 
@@ -248,14 +227,14 @@ def _copy_tree(
     layouts: list[Layout] = []
     parent, _, leaf = frames.dataset.rpartition("/")
     beside = source[parent or "/"]
-    taken = [leaf + end for end in (SIGMA, _ERRORS) if leaf + end in beside]
-    ours = leaf + SIGMA in taken and SIGMA_OF in beside[leaf + SIGMA].attrs
+    taken = leaf + SIGMA in beside
+    ours = taken and SIGMA_OF in beside[leaf + SIGMA].attrs
     if storage.sigma and taken and not ours:
         raise OutputError(
-            f"{frames.path}: holds {parent}/{taken[0]} already, where the standard deviations "
+            f"{frames.path}: holds {frames.dataset}{SIGMA} already, where the standard deviations "
             "would be; choose --to hspy, or leave out --sigma"
         )
-    left = {*frames.parts[1:], *(f"{parent}/{name}" for name in taken if ours)}
+    left = {*frames.parts[1:], *([frames.dataset + SIGMA] if ours else [])}
     above_frames = {frames.dataset, *map(str, PurePosixPath(frames.dataset).parents)}
 
     def walk(group: h5py.Group, into: h5py.Group, above: str) -> None:
@@ -285,9 +264,8 @@ def _copy_tree(
         else:
             layouts.append(_create(target, into, name, frames.stored_shape, frames.order, storage))
             _copy_attributes(item, into[name])
-            if storage.sigma:
-                sigma = into[name + SIGMA]
-                _copy_attributes(into[name], sigma, leave=("signal", *sigma.attrs))
+            if storage.sigma and "units" in item.attrs:
+                into[name + SIGMA].attrs["units"] = item.attrs["units"]
 
     walk(source, copy, "")
     return layouts[0]
@@ -298,11 +276,11 @@ def _identity(item: h5py.HLObject) -> tuple[int, ...]:
     return int(info.fileno), int(info.addr)
 
 
-def _copy_attributes(item: h5py.HLObject, into: h5py.HLObject, leave: tuple[str, ...] = ()) -> None:
+def _copy_attributes(item: h5py.HLObject, into: h5py.HLObject) -> None:
     for name in item.attrs:
         low = item.attrs.get_id(name)
         kind = low.get_type()
-        if name not in leave and not kind.detect_class(h5py.h5t.REFERENCE):
+        if not kind.detect_class(h5py.h5t.REFERENCE):
             # The stored type, shape and bytes, not what numpy would make of the value.
             new = h5py.h5a.create(into.id, low.name, kind, low.get_space())
             if low.get_space().get_simple_extent_type() != h5py.h5s.NULL:
@@ -315,12 +293,10 @@ def _copy_references(source: h5py.File, copy: h5py.File) -> None:
     """Point dimension scales, and other references, at the copies."""
 
     def visit(name: str, item: h5py.HLObject) -> None:
-        twin = copy.get(name) if isinstance(name, str) else None
-        if twin is None:
-            return
-        if isinstance(item, h5py.Dataset) and twin.ndim == item.ndim:
+        twin = copy.get(name)
+        if isinstance(item, h5py.Dataset) and twin is not None and twin.ndim == item.ndim:
             _copy_dimensions(item, twin, copy)
-        for key in item.attrs:
+        for key in item.attrs if twin is not None else ():
             refers = item.attrs.get_id(key).get_type().detect_class(h5py.h5t.REFERENCE)
             value = item.attrs[key] if refers else None
             if isinstance(value, h5py.Reference) and value and source[value].name in copy:

@@ -73,12 +73,7 @@ def _npy(target: Path, frames: Frames, provenance: Provenance, storage: Storage)
 
 
 def _finish_npy(path: Path, late: Provenance) -> None:
-    """Complete the record."""
-    facts: dict[str, Any] = json.loads(_json(path).read_text(encoding="utf-8"))
-    facts["emdn"].update(late)
-    fresh = Path(f"{path}.new")
-    fresh.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    os.replace(fresh, _json(path))
+    _complete(_json(path), late)
 
 
 def _json(partial: Path) -> Path:
@@ -132,12 +127,16 @@ def _zarr(target: Path, frames: Frames, provenance: Provenance, storage: Storage
 
 
 def _finish_zarr(path: Path, late: Provenance) -> None:
-    """Complete the record."""
-    facts = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-    facts["attributes"]["emdn"].update(late)
-    fresh = path / "zarr.json.new"
+    _complete(path / "zarr.json", late)
+
+
+def _complete(place: Path, late: Provenance) -> None:
+    """Complete the record in a JSON file."""
+    facts: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    facts.get("attributes", facts)["emdn"].update(late)
+    fresh = Path(f"{place}.new")
     fresh.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    os.replace(fresh, path / "zarr.json")
+    os.replace(fresh, place)
 
 
 FORMATS = {

@@ -22,24 +22,22 @@ def lay_out(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     """Write the headers and the space for the pixels; compressed, pages are written at the end."""
     classic = storage.size(frames.shape) < _CLASSIC_BYTES
     x, y = (_nanometres(frames.axis(letter)) for letter in "xy")
-    lead = [i for i, letter in enumerate(frames.order) if letter not in "yxc"]
-    letters, counts = _lead(frames, lead)
+    lead = [frames.axes[i] for i, letter in enumerate(frames.order) if letter not in "yxc"]
+    along = lead[0] if len(lead) == 1 else Axis()
+    slices = _nanometres(along) if along.step_in("nm") else None
     own = "content" not in provenance and frames.metadata.get("photometric")
-    metadata: dict[str, Any] = {"axes": letters.upper() + "YX", "Info": json.dumps(provenance)}
+    metadata: dict[str, Any] = {"axes": "ZYX" if slices else "TYX", "Info": json.dumps(provenance)}
     options: dict[str, Any] = {
-        "shape": (*counts, *frames.shape[1:]), "dtype": np.dtype(storage.dtype),
+        "shape": frames.shape, "dtype": np.dtype(storage.dtype),
         "photometric": own or "minisblack", "extratags": [], "metadata": metadata,
     }  # fmt: skip
-    for letter, i in zip(letters, lead, strict=False):
-        axis = frames.axes[i]
-        if letter == "z" and axis.step:
-            slices = _nanometres(axis)
-            metadata |= {"spacing": slices.step, "zunit": slices.units}
-        elif letter == "t" and axis.step and axis.units.lower() in _TIMES:
-            metadata |= {"finterval": axis.step, "tunit": axis.units}
+    if slices:
+        metadata |= {"spacing": slices.step, "zunit": slices.units}
+    elif along.step and along.units.lower() in _TIMES:
+        metadata |= {"finterval": along.step, "tunit": along.units}
     if x.step and y.step:
         options["resolution"] = (1 / x.step, 1 / y.step)
-        options["extratags"] = _dm_tags(x, y, frames.axes[0] if len(letters) == 1 else Axis())
+        options["extratags"] = _dm_tags(x, y, along)
         metadata |= {"unit": x.units, **({"yunit": y.units} if y.units != x.units else {})}
     if "orientation" in frames.metadata:
         options["extratags"].append((274, "H", 1, int(frames.metadata["orientation"]), True))
@@ -85,16 +83,6 @@ def _nanometres(axis: Axis) -> Axis:
     """Return lengths in nm, which ImageJ shows as they are; others unchanged."""
     step = axis.step_in("nm")
     return axis if step is None else Axis(axis.name, "nm", step)
-
-
-def _lead(frames: Frames, lead: list[int]) -> tuple[str, tuple[int, ...]]:
-    """Return ImageJ's letters of the axes before the frame's own, and their lengths."""
-    letters = "".join(frames.axes[i].name.lower()[:1] or "-" for i in lead)
-    known = [letter for letter in "tzc" if letter in letters]
-    if len(lead) > 1 and letters == "".join(known):
-        return letters, tuple(frames.stored_shape[i] for i in lead)
-    slices = len(lead) == 1 and frames.axes[lead[0]].step_in("nm") is not None
-    return "z" if slices else "t", frames.shape[:1]
 
 
 def _dm_tags(x: Axis, y: Axis, along: Axis) -> list[tuple[int, str, int, Any, bool]]:

@@ -155,7 +155,7 @@ def test_refusals_name_the_remedy(stacks, saved, options: DenoiseOptions) -> Non
             check(*saved(*pair), options)
     path = saved(raw)[0].with_suffix(".tif")
     tifffile.imwrite(path, raw, photometric="miniswhite")
-    with pytest.raises(FormatError, match="found min-is-white frames"):
+    with pytest.raises(FormatError, match="is min-is-white"):
         check(path, None, options)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from emdn_deploy.readers import open_frames
+from emdn_deploy.readers import Choice, open_frames
 from emdn_models.errors import FormatError
 
 FRAMES = np.arange(4 * 16 * 24, dtype=np.uint16).reshape(4, 16, 24)
@@ -55,7 +55,7 @@ def test_all_files_behind_a_dataset_are_inputs(tmp_path, reads, monkeypatch):
     with h5py.File("outer.h5", "w") as file:
         file.create_virtual_dataset("images", layout)
     for name, behind in (("links.h5", ["last.h5", "raw.dat"]), ("outer.h5", ["last.h5"])):
-        found = reads(tmp_path / name, FRAMES).files
+        found = reads(tmp_path / name, FRAMES, Choice("images")).files
         assert [path.name for path in found] == [name, *behind]
 
 

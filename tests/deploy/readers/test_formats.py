@@ -1,7 +1,6 @@
 """What all formats share: the same frames and axes, folders and patterns, and errors."""
 
 import importlib.util
-import os
 import sys
 
 import h5py
@@ -123,14 +122,6 @@ def test_any_name_of_a_folder_is_taken_as_it_is(tmp_path, reads, folder, pattern
     target, _ = target_of(place / pattern, DenoiseOptions())
     assert target.parent == place.parent
     assert target.stem == f"{place.name}_denoised"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there")
-def test_names_need_not_be_utf_8(tmp_path, run):
-    path = tmp_path / os.fsdecode(b"fr\xe9.npy")
-    np.save(path, STACK)
-    with open_frames(run(path).output) as frames:
-        assert frames.shape == STACK.shape
 
 
 def test_what_emdn_does_not_read_is_named(tmp_path, refuses, monkeypatch):

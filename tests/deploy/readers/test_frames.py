@@ -84,18 +84,6 @@ def test_frames_are_the_same_whatever_the_chunks(tmp_path, monkeypatch, order, c
         assert opened.stored_shape == tuple(MOVIE.shape[place] for place in places)
 
 
-@pytest.mark.parametrize("axes", ["u1yx", "utyx", "1tyx"])
-@pytest.mark.parametrize("limit", [2000, 2**29])
-def test_one_index_of_an_axis(tmp_path, axes, limit, monkeypatch):
-    monkeypatch.setattr(frames, "LIMIT", limit)
-    stored = np.stack([MOVIE, MOVIE + 1], 1)
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("a", data=stored, chunks=(30, 2, 8, 8), compression="gzip")
-    expected = {"u1yx": stored[:, 1], "utyx": stored.reshape(-1, 21, 26), "1tyx": stored[1]}[axes]
-    with open_frames(tmp_path / "a.h5", Choice(axes=axes)) as opened:
-        np.testing.assert_array_equal(opened.read(0, len(expected)), expected)
-
-
 @pytest.mark.parametrize(("chunk", "reads"), [((30, 8, 8), 1), ((7, 8, 8), 5), ((1, 21, 26), 30)])
 def test_each_chunk_is_decoded_once(tmp_path, monkeypatch, chunk, reads):
     with h5py.File(tmp_path / "a.h5", "w") as file:

@@ -138,24 +138,10 @@ JEOL = """<?xml version="1.0"?><TemReporter><ElectronGun><AccelerationVoltage>20
 FEI = b"[Beam]\r\nHV=5000\r\n[Scan]\r\nPixelWidth=3.4e-09\r\nPixelHeight=3.6e-09\r\n"
 
 
-def tvips() -> bytes:
-    """The header of EM-MENU: only the version, pixel sizes and high tension are not zero."""
-    parts = []
-    for names in (tifffile.TIFF.TVIPS_HEADER_V1, tifffile.TIFF.TVIPS_HEADER_V2):
-        header = np.zeros(1, np.dtype(names))
-        for name, value in {"Version": 2, "Magic": 0xAAAAAAAA, "PixelSizeX": 1.42,
-                            "PixelSizeY": 1.43, "TemHighTension": 99000}.items():  # fmt: skip
-            if name in header.dtype.names:
-                header[name] = value
-        parts.append(header.tobytes())
-    return b"".join(parts)
-
-
 @pytest.mark.parametrize(
     ("options", "steps", "unit"),
     [
         ({"extratags": [(34682, 2, None, FEI, True)]}, (3.4e-9, 3.6e-9), "m"),
-        ({"extratags": [(37706, 7, None, tvips(), True)]}, (1.42, 1.43), "nm"),
         ({"extratags": [(34118, 7, None, zeiss(), True)]}, (1.856e-7,) * 2, "m"),
         ({"description": JEOL.format("eosTEM", "MAG", "150000")}, (1.82079e-9,) * 2, "m"),
         ({"description": JEOL.format("eosTEM", "DIFF", "400")}, (None, None), ""),
@@ -174,16 +160,6 @@ def test_microscopes_write_sizes_into_tags_of_their_own(tmp_path, options, steps
             axis = frames.axis(letter)
             assert axis.step == (step if step is None else pytest.approx(step, rel=1e-5))
             assert axis.units == unit
-
-
-def test_electron_events_are_named(tmp_path, refuses):
-    path = write(tmp_path / "a.tif", STACK[0].astype(np.uint8), metadata=None)
-    with tifffile.TiffFile(path) as file:
-        place = file.pages.first.tags["Compression"].valueoffset
-    content = bytearray(path.read_bytes())
-    content[place : place + 2] = (65001).to_bytes(2, "little")
-    (tmp_path / "a.eer").write_bytes(content)
-    refuses(tmp_path / "a.eer", r"a\.eer: holds electron events \(EER\).*sum them")
 
 
 KINDS: list[dict[str, Any]] = [

