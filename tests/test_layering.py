@@ -54,7 +54,7 @@ FLOORS = (
     "config session dose bad_pixels",
     "readers writers output preprocess batching uncertainty denoiser report "
     "figures evaluate check.residual check.quick",
-    "denoise_file cluster watch check bench inspect",
+    "denoise_file cluster watch check bench",
     "napari cli __init__ __main__",
 )
 """Of emdn_deploy, from the lowest: base, parts, whole jobs, commands."""

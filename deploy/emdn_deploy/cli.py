@@ -133,19 +133,19 @@ def watch(
 @app.command()
 def models() -> None:
     """List the shipped models: size, cost and measured quality."""
-    from emdn_deploy import inspect
+    from emdn_deploy import report
 
-    print(inspect.models())
+    print(report.shipped_models())
 
 
 @app.command()
 @takes_options("dataset", "axes")
 def inspect(file: Annotated[Path, typer.Argument(metavar="FILE")], options: DenoiseOptions) -> None:
     """Say what a file holds: a model, or frames and which would be taken."""
-    from emdn_deploy import inspect
+    from emdn_deploy import report
     from emdn_deploy.readers import Choice
 
-    for line in inspect.describe(file, Choice(options.dataset, options.axes)):
+    for line in report.describe(file, Choice(options.dataset, options.axes)):
         print(line)
 
 

@@ -175,52 +175,18 @@ def test_two_runs_on_one_output(source, run, overwrite):
     assert list(source.parent.iterdir()) == [source]
 
 
-def test_a_folder_with_its_output_inside_is_continued(source, run, interrupted, lattice):
-    """Unless one of its files has changed meanwhile."""
-    folder = source.with_name("run")
-    folder.mkdir()
-    for number, frame in enumerate(lattice(20.0, (8, 24, 24))):
-        np.save(folder / f"f_{number}.npy", frame)
-    interrupted(folder, output=folder / "out.npy")
-    os.utime(folder / "f_1.npy", (1, 1))
-    with pytest.raises(OutputError, match=r"interrupted run with another .*input_files"):
-        run(folder, batch=2, output=folder / "out.npy")
-    interrupted(folder, output=folder / "out.npy", overwrite=True)
-    assert run(folder, batch=2, output=folder / "out.npy").resumed == 4
-
-
-def test_check_and_record_speak_of_all_frames(source, run, dimming, interrupted):
-    whole = run(source, model=str(dimming), batch=2, output=source.with_name("whole.h5"))
-    interrupted(source, model=str(dimming))
-    shown = []
-    given = DenoiseOptions(model=str(dimming), device="cpu", batch=2)
-    report = denoise_file.run(source, given, lambda done, count: shown.append((done, count)))
-    assert report.check.failing == whole.check.failing
-    with h5py.File(report.output) as one, h5py.File(whole.output) as other:
-        assert "check" in other["emdn"].attrs
-        for name in set(other["emdn"].attrs) - {"date"}:
-            assert one["emdn"].attrs[name] == other["emdn"].attrs[name], name
-    assert shown[0] == (4, 8)  # so that the time left is that of the frames left
-
-
 def test_an_input_that_becomes_shorter(tmp_path, run, lattice, monkeypatch):
-    """A line, not the signal SIGBUS; and the same command works when it is back."""
+    """A line, not the signal SIGBUS."""
     path, write = tmp_path / "plain.npy", output.Output.write
     np.save(path, lattice(20.0, (64, 64, 64)).astype(np.float32))
-    whole = run(path, output=tmp_path / "whole.hspy")
-    content, stat = path.read_bytes(), path.stat()
 
     def cutting(self: output.Output, *blocks: np.ndarray) -> None:
         write(self, *blocks)
-        os.truncate(path, len(content) // 4)
+        os.truncate(path, 20_000)
 
     monkeypatch.setattr(output.Output, "write", cutting)
-    with pytest.raises(FormatError, match=r"become shorter|truncated|cannot be read|was changed"):
-        run(path, batch=2, output=tmp_path / "out.hspy")
-    monkeypatch.undo()
-    path.write_bytes(content)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert pixels(run(path, output=tmp_path / "out.hspy").output) == pixels(whole.output)
+    with pytest.raises(FormatError, match=r"become shorter|cannot be read|was changed"):
+        run(path, batch=2)
 
 
 def test_an_input_that_changes_meanwhile(source, run, monkeypatch):
@@ -262,11 +228,8 @@ def test_a_kill_while_the_record_is_completed(source, run, monkeypatch, suffix, 
     report = run(source, output=target, **options)
     assert report.resumed == (0 if inside and not compress else 8)
     assert pixels(target) == pixels(whole.output)
-    assert report.record["intensity_ratio"] == whole.record["intensity_ratio"]
-    if inside:
-        with h5py.File(target) as one, h5py.File(whole.output) as other:
-            assert (one[report.sigma][:] == other[whole.sigma][:]).all()
-            assert one["emdn"].attrs["output_std"] == other["emdn"].attrs["output_std"]
+    found, wanted = (writers.recorded(path) for path in (target, whole.output))
+    assert {**found, "date": ""} == {**wanted, "date": ""}
     assert not list(source.parent.glob("*.partial*"))
 
 

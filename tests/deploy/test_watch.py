@@ -12,7 +12,7 @@ import pytest
 
 from emdn_deploy import Denoiser, cli, output, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
-from emdn_deploy.readers import Choice, Frames, open_frames, open_list
+from emdn_deploy.readers import Choice, open_frames, open_list
 from emdn_deploy.readers.frames import select
 from emdn_deploy.writers import recorded
 from emdn_models.errors import FormatError, OutputError
@@ -57,10 +57,6 @@ def follow_folder(
     return list(watch.folder(source, given, 3.0, 1.0, sleep))
 
 
-def stack_of(folder: Path, paths: list[Path]) -> Frames:
-    return open_list(folder, paths, Choice())
-
-
 def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
     # Number 10 comes before 9 is complete, and must wait for it.
     folder = put(*())
@@ -77,7 +73,7 @@ def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
     with open_frames(arrivals[0].output) as one:
         assert one.shape == (1, 32, 32)
     first = [folder / f"f_{i}.npy" for i in range(8)]
-    scale = preprocess.find_recipe(stack_of(folder, first), options(box_model)).scale
+    scale = preprocess.find_recipe(open_list(folder, first, Choice()), options(box_model)).scale
     for arrival in (arrivals[0], arrivals[-1]):
         number = int(arrival.source.stem.split("_")[1])
         expected = Denoiser(box_model).run(frames[number : number + 1].astype("f4"), scale)
@@ -129,7 +125,7 @@ def test_bad_files_are_skipped_and_tried_again(tmp_path, box_model, frames, put,
         assert sum(words in text and "skipped" in text for text in caplog.messages) == 1
     assert any("f_7.npy: has changed" in text for text in caplog.messages)
     first = [folder / "f_1.npy", folder / "f_3.npy"]
-    scale = preprocess.find_recipe(stack_of(folder, first), options(box_model)).scale
+    scale = preprocess.find_recipe(open_list(folder, first, Choice()), options(box_model)).scale
     expected = Denoiser(box_model).run(frames[8:9].astype("f4"), scale)
     np.testing.assert_array_equal(np.load(tmp_path / "run_denoised/f_7_denoised.npy"), expected[0])
 

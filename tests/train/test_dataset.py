@@ -70,13 +70,13 @@ def test_wrong_shapes_are_refused(tmp_path: Path, clean, noisy) -> None:
 
 
 def test_missing_files_garbage_and_pixels_are_named(tmp_path: Path, images: np.ndarray) -> None:
-    with pytest.raises(FormatError, match="not found"):
+    with pytest.raises(FormatError, match="No such file"):
         Split(tmp_path, "test")
     write(tmp_path, "clean", images, key="frames")
-    with pytest.raises(FormatError, match="its dataset 'images' is None; expected numbers"):
+    with pytest.raises(FormatError, match="dataset 'images' has numbers"):
         Split(tmp_path, "train")
     (tmp_path / "train" / "graphene_img_clean.h5").write_bytes(b"no HDF5")
-    with pytest.raises(FormatError, match="cannot be read as HDF5"):
+    with pytest.raises(FormatError, match="file signature not found"):
         Split(tmp_path, "train")
     images[3, 2, 1] = np.nan
     with Split(original(tmp_path, images, images), "train") as split:

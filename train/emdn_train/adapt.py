@@ -36,10 +36,6 @@ log = logging.getLogger(__name__)
 LEAST = 6
 """Of the last frames, 15 %, on which the result is judged, at least so many."""
 
-MOTION = 0.005
-"""What motion may add to the difference of neighbours, as a share of the noise's variance:
-a tenth of the error that is left by a denoiser of 13 dB."""
-
 SIDE = 512
 """Frames are compared in their middle, up to this many pixels a side."""
 
@@ -113,9 +109,7 @@ def adapt(config: AdaptConfig) -> Adapted:
         state.restore(t)
         first = denoised(start, noisy, scale.scale)
         before = umse(noisy, first, valid=good)
-        # Steady motion: neighbours differ by a third of it (`emdn_models.metrics.umse`).
-        share = before.drift.value / 3 / scale.scale if before.drift is not None else 0.0
-        if before.moves and share >= MOTION:
+        if before.moves:
             log.warning("%s: moves: details that move by a pixel or more a frame are learned "
                         "blurred; align the stack or record faster", config.stack)  # fmt: skip
         draw = partial(pairs, training, scale.scale, config.patch, device)

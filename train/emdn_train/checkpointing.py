@@ -1,9 +1,8 @@
 """What a fit leaves behind: the state that it is resumed from, weights and metrics.
 
-``fit_state.h5`` holds what a stopped run needs to go on, as `emdn_models.checkpoint` writes it: the
-groups net, average, best and optimizer.N of tensors, and text, JSON of what must stay the same,
-results so far and counters. No generator is saved: all chance follows from the seed and the step
-(`emdn_train.dataset.chance`).
+``fit_state.h5`` is written by `emdn_models.checkpoint`: groups of tensors net, average, best and
+optimizer.N, and text, JSON of what must stay the same, results so far and counters. No generator is
+saved: all chance follows from the seed and the step (`emdn_train.dataset.chance`).
 """
 
 import json

@@ -41,8 +41,8 @@ class Recipe:
     # MSE over the batch, or the mean over patches of log(MSE + 1e-3): proportional to the mean
     # improvement in dB, so that no bright or dim frame dominates.
     loss: Literal["mse", "log-mse"] = "mse"
-    warmup: float = 0.0  # share of the run over which the learning rate rises
-    cosine: bool = False  # whether it then falls to nearly zero along a half cosine
+    # Share of the run over which the learning rate rises, then to fall along a half cosine.
+    warmup: float = 0.0
     ema: float = 0.0  # decay of the exponential moving average of the weights; 0 for none
     snr: tuple[float, float] = (0.05, 3.0)  # signal to noise per pixel, drawn log-uniformly
     augmented: float = 0.0  # share of patches that are magnified, and whose contrast is changed
@@ -60,7 +60,6 @@ RECIPES: dict[str, Recipe] = {
         weight_decay=1e-4,
         loss="log-mse",
         warmup=0.03,
-        cosine=True,
         ema=0.999,
         augmented=0.3,
         ccd=0.12,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -430,18 +430,16 @@ def chance(seed: int, *place: int) -> torch.Generator:
 
 
 def _open(path: Path) -> h5py.Dataset:
+    images: Any
     try:
         images = h5py.File(path, "r").get("images")
     except OSError as error:
-        raise FormatError(
-            f"{path}: not found, or cannot be read as HDF5 ({error}); expected {STEM}_clean.h5 and "
-            f"{STEM}_noise.h5 in train/ and test/"
-        ) from error
-    shape: tuple[int, ...] = images.shape if isinstance(images, h5py.Dataset) else ()
+        images = error
+    shape = getattr(images, "shape", ())
     if 0 in shape or shape[3:] != (1,) or images.dtype.kind not in "fiu":
         raise FormatError(
-            f"{path}: its dataset 'images' is {images}; expected numbers of shape (N, H, W, 1), "
-            "one channel last, N at least 1"
+            f"{path}: found {images}; expected, in train/ and test/, HDF5 files whose dataset "
+            "'images' has numbers of shape (N, H, W, 1), one channel last, N at least 1"
         )
     return images
 

@@ -41,7 +41,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         )
     data = Plain(path, start, (there, rows, columns), dtype)
     # A section's distance means something in a volume only; these are frames.
-    axes = Axis("frame"), _axis(header, "y"), _axis(header, "x")
+    axes = Axis("frame"), _axis(header, "y", "mapr"), _axis(header, "x", "mapc")
     return array_frames(
         path, "MRC", data, choice, axes=axes, metadata={"mode": reading}, notes=notes,
         missing=missing,
@@ -89,7 +89,9 @@ def _dtype(path: Path, header: Any) -> tuple[np.dtype[Any], str]:
     return dtype, "0, bytes read as signed"
 
 
-def _axis(header: Any, name: str) -> Axis:
-    length, count = float(header.cella[name]), int(header[f"m{name}"])
+def _axis(header: Any, name: str, along: str) -> Axis:
+    """Describe rows or columns, which run ``along`` an axis of the cell: 1, 2, 3 for x, y, z."""
+    stored = "xyz"[number - 1] if 1 <= (number := int(header[along])) <= 3 else name
+    length, count = float(header.cella[stored]), int(header[f"m{stored}"])
     step = abs(length / count) if count and math.isfinite(length) else 0.0
     return Axis(name, "Å", step) if step else Axis(name)

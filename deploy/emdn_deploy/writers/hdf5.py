@@ -2,8 +2,8 @@
 
 In a new file ``/Experiments/<title>`` is a HyperSpy signal, NXdata and an EMD 1.0 array at once:
 vectors ``dim0``, ``dim1``... serve both EMD and NeXus, groups ``axis-0``... HyperSpy. HDF5 to
-HDF5 keeps every group, dataset, attribute and link, but for references in attributes and standard
-deviations of an earlier run. A stack in several parts becomes one dataset, named as the first.
+HDF5 keeps every group, dataset, attribute and link, but for standard deviations of an earlier run.
+A stack in several parts becomes one dataset, named as the first.
 """
 
 import os
@@ -201,7 +201,7 @@ def _mirror(target: Path, frames: Frames, provenance: Provenance, storage: Stora
     try:
         with open_file(frames.path) as source, opened(target, "w") as out:
             layout = _copy_tree(source, out.file, frames, target, storage)
-            _copy_scales(source, out.file)
+            _copy_references(source, out.file)
             if storage.sigma:
                 new = out.file[frames.dataset + SIGMA]
                 _copy_dimensions(out.file[frames.dataset], new, out.file)
@@ -289,13 +289,18 @@ def _copy_attributes(item: h5py.HLObject, into: h5py.HLObject) -> None:
                 new.write(buffer, mtype=kind)
 
 
-def _copy_scales(source: h5py.File, copy: h5py.File) -> None:
-    """Point dimension scales at the copies; other references are left out."""
+def _copy_references(source: h5py.File, copy: h5py.File) -> None:
+    """Point dimension scales, and other references, at the copies."""
 
     def visit(name: str, item: h5py.HLObject) -> None:
         twin = copy.get(name)
         if isinstance(item, h5py.Dataset) and twin is not None and twin.ndim == item.ndim:
             _copy_dimensions(item, twin, copy)
+        for key in item.attrs if twin is not None else ():
+            refers = item.attrs.get_id(key).get_type().detect_class(h5py.h5t.REFERENCE)
+            value = item.attrs[key] if refers else None
+            if isinstance(value, h5py.Reference) and value and source[value].name in copy:
+                twin.attrs[key] = copy[source[value].name].ref
 
     source.visititems(visit)
 

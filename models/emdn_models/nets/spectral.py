@@ -225,24 +225,17 @@ class WithSpectrum(nn.Module):
         """Map noisy (N, F, H, W) to the middle frame clean, (N, 1, H, W); see `joined`."""
         return self.corrected(self.joined(x, noise), noise)
 
-    def joined(
-        self, x: Tensor, noise: Tensor | None = None, spectra: Tensor | None = None
-    ) -> Tensor:
+    def joined(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map a frame with its neighbours, (N, F, H, W), to what the net sees.
 
         That is (N, windows + F, H, W): the largest window's estimate, the middle frame, the other
         windows' estimates, the frames before and those after. ``noise`` is the standard deviation
-        of the middle frame's noise, (N, 1, H, W), 1 if not given; ``spectra`` what `spectra` gives
-        of that frame, if it is known.
+        of the middle frame's noise, (N, 1, H, W), 1 if not given.
         """
         frame, half = middle(x), x.shape[1] // 2
-        planes = self.spectra(frame, noise) if spectra is None else spectra
+        planes = shrunk(self.shrinkages, frame, noise)  # type: ignore[arg-type]
         around = [x[:, :half], x[:, -half:]] if half else []
         return torch.cat([planes[:, :1], frame, planes[:, 1:], *around], 1)
-
-    def spectra(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Map (N, 1, H, W) to the windows' estimates, (N, windows, H, W)."""
-        return shrunk(self.shrinkages, x, noise)  # type: ignore[arg-type]
 
     def corrected(self, joined: Tensor, noise: Tensor | None = None) -> Tensor:
         """Map what `joined` gives to (N, 1, H, W) clean."""

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy import inspect
+from emdn_deploy import report
 from emdn_deploy.readers import Choice, open_frames
 from emdn_models.errors import MissingExtraError
 
@@ -216,7 +216,7 @@ def test_velox_detectors_have_names(tmp_path, reads, refuses):
         assert frames.metadata["detector"] == "HAADF"
     reads(path, STACK, Choice(dataset="0abc"))
     refuses(path, r"called 'DF4'; it offers .*\(BF\), .*\(HAADF\)", Choice(dataset="DF4"))
-    assert "--dataset BF" in list(inspect.describe(path, Choice()))[-1]
+    assert "--dataset BF" in list(report.describe(path, Choice()))[-1]
 
 
 def test_dimension_scales_name_the_axes(tmp_path, reads):

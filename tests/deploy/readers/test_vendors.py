@@ -32,6 +32,8 @@ def write(path: Path, frames: np.ndarray = STACK, **header: float) -> Path:
         ({"mx": 0, "my": 0, "mz": 0}, (None, None)),  # python-mrcz#13
         ({"mx": -32, "cella": (64, -48, 1)}, (2, 2)),
         ({"cella": (np.nan, np.inf, 0)}, (None, None)),
+        # Rows run along x, columns along y.
+        ({"mapc": 2, "mapr": 1, "mx": 24, "my": 32, "cella": (72, 64, 1)}, (3, 2)),
     ],
 )
 def test_odd_voxels_of_mrc(tmp_path, recwarn, header, steps):
