@@ -175,20 +175,6 @@ def test_two_runs_on_one_output(source, run, overwrite):
     assert list(source.parent.iterdir()) == [source]
 
 
-def test_check_and_record_speak_of_all_frames(source, run, dimming, interrupted):
-    whole = run(source, model=str(dimming), batch=2, output=source.with_name("whole.h5"))
-    interrupted(source, model=str(dimming))
-    shown = []
-    given = DenoiseOptions(model=str(dimming), device="cpu", batch=2)
-    report = denoise_file.run(source, given, lambda done, count: shown.append((done, count)))
-    assert report.check.failing == whole.check.failing
-    with h5py.File(report.output) as one, h5py.File(whole.output) as other:
-        assert "check" in other["emdn"].attrs
-        for name in set(other["emdn"].attrs) - {"date"}:
-            assert one["emdn"].attrs[name] == other["emdn"].attrs[name], name
-    assert shown[0] == (4, 8)  # so that the time left is that of the frames left
-
-
 def test_an_input_that_becomes_shorter(tmp_path, run, lattice, monkeypatch):
     """A line, not the signal SIGBUS."""
     path, write = tmp_path / "plain.npy", output.Output.write
@@ -242,11 +228,8 @@ def test_a_kill_while_the_record_is_completed(source, run, monkeypatch, suffix, 
     report = run(source, output=target, **options)
     assert report.resumed == (0 if inside and not compress else 8)
     assert pixels(target) == pixels(whole.output)
-    assert report.record["intensity_ratio"] == whole.record["intensity_ratio"]
-    if inside:
-        with h5py.File(target) as one, h5py.File(whole.output) as other:
-            assert (one[report.sigma][:] == other[whole.sigma][:]).all()
-            assert one["emdn"].attrs["output_std"] == other["emdn"].attrs["output_std"]
+    found, wanted = (writers.recorded(path) for path in (target, whole.output))
+    assert {**found, "date": ""} == {**wanted, "date": ""}
     assert not list(source.parent.glob("*.partial*"))
 
 

@@ -138,9 +138,9 @@ def target_of(source: Path, options: DenoiseOptions) -> tuple[Path, str]:
     if not module or (options.to and _FORMATS[f".{options.to}"] != module):
         other = f"--to {options.to}" if options.to else "an output"
         raise OutputError(f"{target}: is no name for {other}; emdn writes {' '.join(_FORMATS)}")
-    held = options.dtype in _MRC_DTYPES or module != "mrc"
-    if not held or (options.compress and module not in COMPRESS):
-        what = "compressed frames" if held else options.dtype
+    fits = options.dtype in _MRC_DTYPES or module != "mrc"
+    if not fits or (options.compress and module not in COMPRESS):
+        what = "compressed frames" if fits else options.dtype
         raise OutputError(
             f"{target}: {module} files cannot hold {what}; choose another kind of file with --to"
         )

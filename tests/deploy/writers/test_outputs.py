@@ -133,11 +133,8 @@ def test_an_interrupted_run_is_continued(source, denoise, interrupted, to, optio
         denoise(source, output=target, **{**options, "gain": 2.0})
     report = denoise(source, output=target, **options)
     assert report.resumed == 4
-    for name in ("saturated_pixels", "check", "output_std"):
-        assert report.record[name] == whole.record[name]
-    assert report.record["intensity_ratio"] == pytest.approx(
-        whole.record["intensity_ratio"], rel=1e-12
-    )
+    assert {**report.record, "date": ""} == {**whole.record, "date": ""}
+    assert report.check == whole.check
     for found, wanted in zip(both(report), both(whole), strict=True):
         np.testing.assert_array_equal(found, wanted)
     assert not list(source.parent.glob("*.partial*"))
