@@ -67,13 +67,11 @@ def faults(raw: Stack, denoised: Stack, atom: Stack, seed: int) -> Iterator[tupl
     lattice = np.cos(2 * np.pi * (0.8 * x + 0.6 * y) / 7.3) * 2**0.5
     stripes = chance.standard_normal(SIZE)
 
-    def smoothed(frames: Stack, width: float) -> Stack:
-        return ndimage.gaussian_filter(frames, (0, width, width))
-
     for width in (0.5, 1.0, 2.0):
-        yield f"blur {width} px", smoothed(denoised, width)
+        yield f"blur {width} px", ndimage.gaussian_filter(denoised, width, axes=(1, 2))
     for width in (1.0, 4.0):
-        yield f"Gaussian filter {width} px, no model", smoothed(raw, width)
+        smooth = ndimage.gaussian_filter(raw, width, axes=(1, 2))
+        yield f"Gaussian filter {width} px, no model", smooth
     for share in (0.5, 1.0):
         yield f"filled vacancy {share} atoms", denoised + share * atom
     for share in (0.03, 0.1, 0.3):

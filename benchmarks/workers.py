@@ -55,7 +55,7 @@ def main() -> None:
     one, many = np.array(rounds).swapaxes(0, 1)
     measured = {**dict(zip(ways, (one, many), strict=True)), "one process / workers": one / many}
     rows = [[name, *np.median(each, axis=0)] for name, each in measured.items()]
-    table = pl.DataFrame(rows, ["", "seconds", "of processors"], orient="row")
+    table = pl.DataFrame(rows, ["run", "seconds", "of processors"], orient="row")
     head = f"`python -m benchmarks.workers FOLDER --rounds {given.rounds} --frames {given.frames}`"
     text = f"{head}: {cores} cores, load {os.getloadavg()[0]:.1f} when it ended; `unet`, frames of "
     text += f"{SIDE} x {SIDE}, medians of rounds in turn. On a busy machine, read ratios.\n\n"

@@ -1,7 +1,7 @@
 """How well a defect is seen to move: simulated movies in which a vacancy hops once.
 
-A movie drifts; at one frame its vacancy hops to a neighbouring site. Models denoise the whole
-movie, as a user would. They stand beside the raw frames and beside averages of k raw frames along
+A movie drifts; at one frame its vacancy hops to a neighbouring site. Models denoise the
+movie as a user would. They stand beside the raw frames and beside averages of k raw frames along
 the true drift, which nobody has: what they tell of the vacancy is what the electrons hold.
 """
 

@@ -198,11 +198,6 @@ class Thresholds:
             perfect.add(drawn, [truth] * len(drawn), camera, usable)
         return cls(good, panels, noise, camera, model, perfect)
 
-    @property
-    def outside(self) -> tuple[str, ...]:
-        """Return what the noise has that the models have not seen."""
-        return self.noise.findings
-
     @cached_property
     def limits(self) -> dict[str, Limits]:
         """Return the range of every statistic of a frame, by name."""

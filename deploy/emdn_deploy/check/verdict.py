@@ -102,7 +102,7 @@ class CheckResult:
         kinds = Counter(one for words in flagged for one in words.split("; ") if one != OUTSIDE)
         named = ", ".join(f"{number} {name}" for name, number in kinds.most_common())
         words = f"{len(flagged)} of {self.table.height} frames flagged" + f" ({named})" * any(kinds)
-        if self.thresholds.outside:
+        if self.thresholds.noise.findings:
             words = f"the noise is not what the models were trained on; {words}"
         most = allowed(self.table.height, LEVEL)
         return f"{self.word}: {words}, up to {most} expected by chance"
@@ -225,9 +225,9 @@ def verdict_of(readings: Readings, own: Thresholds) -> tuple[str, str]:
     vague = [one for one in ("std", "radial") if kinds.get(one) in structure]
     clear = [kind for one, kind in kinds.items() if one not in vague and kind in structure]
     kinds |= dict.fromkeys(vague, clear[0]) if clear else {}
-    verdicts = list(dict.fromkeys(kinds.values())) + ([OUTSIDE] if own.outside else [])
+    verdicts = list(dict.fromkeys(kinds.values())) + ([OUTSIDE] if own.noise.findings else [])
     # What the noise has is said of the stack, once, where a frame has more to say.
-    return "; ".join(verdicts) or PASSED, "; ".join(evidence[:_MOST] or own.outside)
+    return "; ".join(verdicts) or PASSED, "; ".join(evidence[:_MOST] or own.noise.findings)
 
 
 def judge_stack(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ def judge_stack(table: pl.DataFrame, own: Thresholds) -> tuple[str, ...]:
     for noise that no model has seen.
     """
     found = []
-    if own.outside:
+    if own.noise.findings:
         found.append("the noise is not what the models were trained on: nothing can be vouched for")
     reach = {name: own.limits[name].reach(table[name].to_numpy()) for name in own.names}
     run_rate = LEVEL * len(RUNS) / len(own.limits)

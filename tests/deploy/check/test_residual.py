@@ -83,7 +83,7 @@ def test_the_farthest_of_all_statistics_has_the_chance_that_is_asked_for() -> No
 
 def own_of(limits, far=None, outside=(), correlated=False) -> Any:
     return SimpleNamespace(
-        limits=limits, within=lambda chance: far or limits, outside=outside,
+        limits=limits, within=lambda chance: far or limits, noise=SimpleNamespace(findings=outside),
         model=Population(8),
         names=["ratio"] if correlated else list(limits),
     )  # fmt: skip
