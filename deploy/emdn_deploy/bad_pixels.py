@@ -46,33 +46,34 @@ _AROUND = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 class Fill(NamedTuple):
     """How to replace the bad pixels of a frame, by flat positions.
 
-    ``bad``: (B,); ``sources``: (8, B), the good pixels nearest to the neighbours of each.
+    ``bad``: (B,); ``sources``: (B, 8), the neighbours of each, or the good pixels nearest to them;
+    ``counted``: (B, 8), the good neighbours, or all where none is good.
     """
 
     bad: NDArray[np.intp]
     sources: NDArray[np.intp]
+    counted: Mask
 
     def apply(self, frames: Stack) -> None:
         """Replace, in place, each bad pixel of (k, H, W) by the mean of its sources."""
-        flat = frames.reshape(len(frames), -1)
-        if self.bad.size:
-            flat[:, self.bad] = sum(flat[:, near] for near in self.sources) / np.float32(8)
+        for frame in frames.reshape(len(frames), -1):
+            near = np.where(self.counted, frame[self.sources], np.float32(0))
+            frame[self.bad] = near.sum(axis=1) / self.counted.sum(axis=1)
 
 
 def plan(mask: Mask) -> Fill:
     """Find what stands in for the bad pixels of (H, W); EmdnError if no pixel is good."""
     if mask.all():
         raise EmdnError("no pixel has a value in any frame that was looked at")
-    at = np.argwhere(mask)
-    if not at.size:
-        return Fill(*np.zeros((2, 0), np.intp))
+    around = np.argwhere(mask)[:, None] + np.argwhere(_AROUND) - 1  # (B, 8, 2)
+    inside = around.clip(0, np.array(mask.shape) - 1)
+    places = inside[..., 0], inside[..., 1]
+    good = (inside == around).all(axis=2) & ~mask[places]
+    flat = np.arange(mask.size).reshape(mask.shape)
+    if not (alone := ~good.any(axis=1, keepdims=True)).any():  # none lies inside an area
+        return Fill(np.flatnonzero(mask), flat[places], good)
     nearest = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
-    flat = np.ravel_multi_index(tuple(nearest), mask.shape)
-    around = (at + step for step in np.argwhere(_AROUND) - 1)
-    last = np.array(mask.shape) - 1
-    return Fill(
-        np.flatnonzero(mask), np.stack([flat[tuple(one.clip(0, last).T)] for one in around])
-    )
+    return Fill(np.flatnonzero(mask), flat[tuple(nearest)][places], good | alone)
 
 
 def each(work: Callable[[Mask], Mask], masks: Mask) -> Mask:

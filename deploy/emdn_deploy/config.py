@@ -198,6 +198,10 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(args=None if argv is None else list(argv))
+    except SystemExit as end:
+        if end.code == 130:
+            typer.echo("interrupted; run the same command to go on", err=True)
+        raise
     except (EmdnError, OSError, MemoryError) as error:
         if _log.isEnabledFor(logging.DEBUG):
             traceback.print_exc()

@@ -95,8 +95,8 @@ class NoiseLevel:
     """Statistics of sampled runs of finite frames (k, H, W); ``bad`` pixels (H, W) do not count.
 
     ``level`` and ``low``: mean intensity of all pixels, and their 0.1 % quantile; ``integers``:
-    whether all are whole numbers; ``blocks``: of another part of each run; ``whiteness``: None
-    where there are no differences, and for small frames.
+    whether all are whole numbers; ``blocks``: of another part of each run; ``measured``: the mean
+    of these parts; ``whiteness``: None where there are no differences, and for small frames.
     """
 
     def __init__(self, runs: Sequence[Stack], bad: Mask | None = None) -> None:
@@ -110,15 +110,18 @@ class NoiseLevel:
         self.level = float(np.mean([one.mean(dtype=np.float64) for one in pixels]))
         self.low = float(np.median([np.quantile(one, 0.001) for one in pixels]))
         self.integers = all(np.array_equal(one, np.rint(one)) for one in pixels)
-        measured, changes = list[Blocks](), list[tuple[Array, Mask]]()
+        measured, changes, means = list[Blocks](), list[tuple[Array, Mask]](), list[float]()
         for number, frames in enumerate(runs):
             top = round((size[0] - height) * ((0.5 + number * _SPREAD[0]) % 1))
             left = round((size[1] - width) * ((0.5 + number * _SPREAD[1]) % 1))
             part = slice(top, top + height), slice(left, left + width)
             found, differences = blocks(frames[:, *part].astype(np.float64), good[part])
             measured.append(found)
+            if good[part].any():
+                means.append(frames[:, *part].mean(where=good[part], dtype=np.float64))
             changes += [(one, good[part]) for one in differences]
         self.blocks = Blocks(*map(np.concatenate, zip(*measured, strict=True)))
+        self.measured = float(np.mean(means)) if means else self.level
         self.whiteness = None
         if changes and min(height, width) >= SMALLEST:
             rank = len(changes) * (_RANK if len(runs[0]) > 2 else 1.0)
@@ -162,15 +165,14 @@ def _exceeds(values: Array, others: Array, factor: float) -> bool:
 def blocks(frames: Array, good: Mask) -> tuple[Blocks, list[Array]]:
     """Measure a run of frames (k, h, w) in blocks, of which a quarter or more is good.
 
-    Returned are the differences of neighbouring frames, too, in which white noise has the variance
-    that it has in a frame. The mean of each frame, which a beam may change, is taken out before.
+    Returned are the differences of neighbouring frames, too.
     """
     inner = ndimage.binary_erosion(good, np.ones((3, 3)))  # where the filter's window is good
     used = _block_means(inner if inner.any() else good) > 0.25
     if len(frames) < 2 or not used.any():
         return Blocks(*np.zeros((4, 0))), []
     centred = (frames - frames.mean(axis=(1, 2), where=good, keepdims=True)) * good
-    changes = list(np.diff(centred, axis=0) / 2**0.5)
+    changes = [_difference(*pair, used) for pair in pairwise(centred)]
     high = [ndimage.convolve(one, _HIGH_PASS) for one in changes] if inner.any() else []
 
     def means(images: Iterable[Array], where: Mask) -> Array:
@@ -178,13 +180,28 @@ def blocks(frames: Array, good: Mask) -> tuple[Blocks, list[Array]]:
         found = [_block_means(image * where)[used] / share for image in images]
         return np.concatenate([np.zeros(0), *found])
 
+    lagged = [_difference(centred[0], centred[2], used)] if len(frames) > 2 else []
     found = Blocks(
         means((frames[1:] + frames[:-1]) / 2, good),
         means((one * one for one in changes), good),
         means((one * one for one in high), inner),
-        means((centred[2:] - centred[:-2]) ** 2 / 2, good),
+        means((one * one for one in lagged), good),
     )
     return found, changes
+
+
+def _difference(before: Array, after: Array, used: Mask) -> Array:
+    """Subtract centred frames (h, w) so that white noise keeps its variance.
+
+    A beam that has changed in between is taken out: the contrast, by regression on the sum of both
+    in the blocks that are ``used``; but not where a few pixels that flare up decide on it.
+    """
+    plain, both = (after - before) / 2**0.5, (before + after) / 2
+    if not (weight := _block_means(both * both)[used].sum()) > 0:
+        return plain
+    steady = plain - both * (_block_means(plain * both)[used].sum() / weight)
+    left, had = (np.quantile(_block_means(one * one)[used], 0.5) for one in (steady, plain))
+    return steady if left < had else plain
 
 
 def _block_means(image: NDArray[np.generic]) -> Array:
@@ -433,7 +450,7 @@ def noise(level: NoiseLevel) -> Noise:
         variance, mean, spread = level.single
         shared = "" if spread == 1 else ", its large scales (the noise is correlated)"
         return Noise(variance, mean, "the spectrum of the frame" + shared, spread)
-    mean, variance = trimmed_mean(blocks.mean), trimmed_mean(blocks.temporal)
+    mean, variance = level.measured, trimmed_mean(blocks.temporal)
     method = "differences of neighbouring frames"
     rough = level.moves or _exceeds(blocks.temporal, blocks.high, 1.01)
     if not white or not blocks.high.size or not (rough or white.uneven):

@@ -44,7 +44,7 @@ def read_index(path: Path, remedy: str = "write it with emdn-train export") -> d
 
 
 def write_index(path: Path, data: dict[str, Any]) -> None:
-    """Write an ``index.json``, whole or not at all."""
+    """Write an ``index.json`` in one step."""
     with renamed(path) as partial:
         partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from emdn_models.errors import ModelError
 
@@ -41,16 +42,8 @@ class ModelSpec:
 _UNET = {"features": 32, "levels": 4, "shuffle": 2, "benchmark": False}
 
 
-def _spectral(
-    options: Mapping[str, int | bool | str],
-    parameters: int,
-    receptive_field: tuple[int, int],
-    halo: int = 320,
-    frames: int = 1,
-) -> Preset:
-    """A net behind the spectral front end; its cells are the hop of the largest window."""
-    return Preset(options, parameters, receptive_field, 64, (128, 64), frames, halo)
-
+# A net behind the spectral front end; its cells are the hop of the largest window.
+_spectral = partial(Preset, multiple=64, windows=(128, 64), halo=320)
 
 _SPECS = (
     ModelSpec(
@@ -93,8 +86,8 @@ _SPECS = (
                 8,
                 whole_frame="upsampling by align_corners places pixels by the frame's size",
             ),
-            "shipped": _spectral(_UNET, 1_950_886, (576, 640), 384),
-            "movie": _spectral(_UNET, 1_955_494, (576, 640), 384, frames=5),
+            "shipped": _spectral(_UNET, 1_950_886, (576, 640), halo=384),
+            "movie": _spectral(_UNET, 1_955_494, (576, 640), halo=384, frames=5),
         },
     ),
     ModelSpec(
@@ -112,7 +105,7 @@ _SPECS = (
         {
             "paper": Preset({"features": 64, "levels": 7}, 41_880_966, (638, 766), 128),
             "shipped": _spectral(
-                {"features": 16, "levels": 5, "widest": 4}, 457_670, (576, 640), 384
+                {"features": 16, "levels": 5, "widest": 4}, 457_670, (576, 640), halo=384
             ),
         },
     ),
@@ -122,7 +115,10 @@ _SPECS = (
         {
             "paper": Preset({"depth": 100, "width": 1, "shuffle": 1}, 45_652, (1101, 1101), 1),
             "shipped": _spectral(
-                {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2}, 37_462, (896, 960), 512
+                {"depth": 40, "width": 2, "dilations": 5, "shuffle": 2},
+                37_462,
+                (896, 960),
+                halo=512,
             ),
         },
     ),

@@ -7,22 +7,22 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import conftest, peers
-from benchmarks.peers import Case
+from benchmarks import conftest, test_speed
+from benchmarks.test_speed import Case
 from emdn_deploy.bench import noisy
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(peers.eager, marks=pytest.mark.slow),
-        pytest.param(peers.openvino, marks=pytest.mark.skipif(
+        pytest.param(test_speed.eager, marks=pytest.mark.slow),
+        pytest.param(test_speed.openvino, marks=pytest.mark.skipif(
             find_spec("openvino") is None, reason="is in the extra bench-peers only")),
     ],
 )  # fmt: skip
 def test_a_peer_gives_what_is_shipped(make) -> None:
     frames = noisy(1, 256, 256)
-    expected = peers.bare(Case("dncnn", "fp32", "cpu").open(1).session)(frames)
+    expected = test_speed.bare(Case("dncnn", "fp32", "cpu").open(1).session)(frames)
     found = make("dncnn", "cpu", 1)(frames)
     assert np.abs(found - expected).max() / np.ptp(expected) < 1e-4
 

@@ -32,7 +32,7 @@ def test_models_are_timed_as_text_and_json(box_model, capsys, monkeypatch) -> No
 
 
 def test_peak_memory_of_the_command_does_not_grow_with_the_stack(box_model, tmp_path) -> None:
-    from benchmarks.peers import peak_mb  # torch
+    from benchmarks.test_speed import peak_mb  # torch
 
     peaks = []
     for count in (40, 400):

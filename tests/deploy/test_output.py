@@ -175,20 +175,6 @@ def test_two_runs_on_one_output(source, run, overwrite):
     assert list(source.parent.iterdir()) == [source]
 
 
-def test_an_input_that_becomes_shorter(tmp_path, run, lattice, monkeypatch):
-    """A line, not the signal SIGBUS."""
-    path, write = tmp_path / "plain.npy", output.Output.write
-    np.save(path, lattice(20.0, (64, 64, 64)).astype(np.float32))
-
-    def cutting(self: output.Output, *blocks: np.ndarray) -> None:
-        write(self, *blocks)
-        os.truncate(path, 20_000)
-
-    monkeypatch.setattr(output.Output, "write", cutting)
-    with pytest.raises(FormatError, match=r"become shorter|cannot be read|was changed"):
-        run(path, batch=2)
-
-
 def test_an_input_that_changes_meanwhile(source, run, monkeypatch):
     write = output.Output.write
 

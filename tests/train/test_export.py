@@ -61,9 +61,9 @@ def assert_computes(path: Path, net: nn.Module, size=(4, 1, 71, 130)) -> np.ndar
 def tiny(monkeypatch):
     """An eighth model, which exports in a second."""
 
-    def declare(field: int) -> None:
+    def declare(field: int, whole_frame: str = "") -> None:
         options = {"features": 4, "depth": 3, "shuffle": 1, "batch_norm": False}
-        preset = Preset(options, 228, (field, field), 1)
+        preset = Preset(options, 228, (field, field), 1, whole_frame=whole_frame)
         spec = ModelSpec("tiny", "this test", {"shipped": preset})
         monkeypatch.setitem(MODELS, "tiny", spec)
 
@@ -145,6 +145,9 @@ def test_a_wrong_graph_field_or_checkpoint_is_refused(tiny, tmp_path, monkeypatc
     tiny(3)
     with pytest.raises(ModelError, match=r"^tiny: a frame in tiles with a border of 2 "):
         export(source, folder)
+    tiny(3, "its author says so")
+    export(source, tmp_path / "untiled")
+    assert "tiny: not for tiles: its author says so" in caplog.text
     source = saved(tmp_path, "tiny", status="diverged")
     with pytest.raises(ModelError, match="no model to export"):
         export(source, folder)
@@ -233,15 +236,6 @@ def test_tiles_that_differ_from_the_frame_are_refused(tmp_path: Path) -> None:
     for wrong in ({"halo": 0}, {"multiple": 1, "receptive_field": 12, "halo": 7}):
         with pytest.raises(ModelError, match=r"^eighth: a frame in tiles .*, multiple or halo"):
             check_field(parsed(path, text, **known | wrong))
-
-
-def test_what_sees_the_whole_frame_is_refused_or_says_so(tmp_path: Path, caplog) -> None:
-    text = GRAPH.replace("BODY", "m = ReduceMean(y, axes)  denoised = Sub(y, m)")
-    with pytest.raises(ModelError, match=r"^eighth: a frame in tiles .* or give it whole_frame$"):
-        check_field(parsed(tmp_path / "eighth.onnx", text))
-    told = {"tiling_exact": "false", "whole_frame": "it has a mean"}
-    check_field(parsed(tmp_path / "eighth.onnx", text, **told))
-    assert "eighth: not for tiles: it has a mean" in caplog.text
 
 
 # Four smoothings; what lies between them is never negative.

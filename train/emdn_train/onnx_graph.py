@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,6 @@ for converter in ("torch.onnx", "onnxscript"):
 
 OPSET = 18
 INPUTS = ("frames", "scale", "offset", "gain")
-_ANY = 2**30  # numbers of a constant
 _PACKED = 1024  # numbers of a constant from which on it is worth a Cast
 
 TOLERANCE = 1e-5
@@ -81,15 +80,15 @@ def to_onnx(graph: Graph, frames: int = 1) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    # Kernels that a net derives from its weights, however large.
-    fold_constants(
-        program.model,
-        output_size_limit=_ANY,
-        should_fold=lambda node: len(node.outputs[0].shape or ()) > 2 or None,
-    )
-    remove_unused_nodes(program.model)
-    model: onnx.ModelProto = program.model_proto
-    return model
+    # Kernels that a net derives from its weights, but no matrices: they would double the file.
+    return folded(program.model, lambda node: len(node.outputs[0].shape or ()) > 2 or None)
+
+
+def folded(model: ir.Model, chosen: Callable[[ir.Node], bool | None]) -> onnx.ModelProto:
+    """Compute what chosen nodes make of constants, of any size, and store that."""
+    fold_constants(model, output_size_limit=2**30, should_fold=chosen)
+    remove_unused_nodes(model)
+    return ir.to_proto(model)
 
 
 def pack(model: onnx.ModelProto) -> None:
@@ -115,16 +114,7 @@ def pack(model: onnx.ModelProto) -> None:
 
 def unpacked(path: Path) -> onnx.ModelProto:
     """Read a model, with float32 constants in place of what `pack` has stored."""
-    return folded(ir.load(path), ("Cast",))
-
-
-def folded(model: ir.Model, operators: Collection[str]) -> onnx.ModelProto:
-    """Compute what some operators make of constants, however large, and store that."""
-    fold_constants(
-        model, output_size_limit=_ANY, should_fold=lambda node: node.op_type in operators
-    )
-    remove_unused_nodes(model)
-    return ir.to_proto(model)
+    return folded(ir.load(path), lambda node: node.op_type == "Cast")
 
 
 def describe(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, no_type_check
 
 import numpy as np
 import onnx
+import tifffile
 from onnx import GraphProto, ModelProto, TensorProto, compose, helper, numpy_helper
 from onnxruntime import InferenceSession
 from onnxscript import FLOAT, optimizer, script
@@ -163,6 +164,7 @@ def bioimage_io(source: Path) -> Path:
         denoised = runner.run(None, {"frames": frames})[0]
         for name, array in (("input", frames), ("output", denoised)):
             np.save(folder / f"{name}.npy", array)
+            tifffile.imwrite(folder / f"{name}.tif", array.squeeze(), photometric="minisblack")
         content = _described(session, folder, spec.ModelDescr.implemented_format_version)
         described = spec.build_description(content, context=spec.ValidationContext(root=folder))
         if not isinstance(described, spec.ModelDescr):
@@ -214,8 +216,9 @@ def _tensor(name: str, channels: list[str], sizes: dict[str, Any]) -> dict[str, 
     """Describe a tensor, (n, channels, y, x)."""
     axes: list[dict[str, Any]] = [{"type": "batch"}, {"type": "channel", "channel_names": channels}]
     axes += [{"type": "space", "id": axis, "size": size} for axis, size in sizes.items()]
-    test = {"source": f"{name}.npy"}
-    return {"id": name, "axes": axes, "data": {"type": "float32"}, "test_tensor": test}
+    files = {f"{kind}_tensor": {"source": f"{name}.{end}"}
+             for kind, end in (("test", "npy"), ("sample", "tif"))}  # fmt: skip
+    return {"id": name, "axes": axes, "data": {"type": "float32"}, **files}
 
 
 def triton(source: Path, repository: Path) -> Path:
