@@ -127,6 +127,23 @@ def test_the_command_line_starts_without_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_run_of_denoise_enters_few_files(tmp_path: Path) -> None:
+    code = """
+import sys
+from emdn_deploy import cli
+try:
+    cli.main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code
+print(*(name for name in sys.modules if name.startswith("emdn_")))
+"""
+    given = ["denoise", ROOT / "deploy/examples/frames.h5", "-o", tmp_path / "a.tif"]
+    command = [sys.executable, "-c", code, *map(str, given), "--device", "cpu", "--frames", "0:6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    entered = done.stdout.splitlines()[-1].split()
+    assert 10 < len(entered) <= 25, entered
+
+
 def test_every_public_name_is_used_outside_the_tests() -> None:
     sources = [path for package in PACKAGES.values() for path in package.rglob("*.py")]
     texts = [*sources, *(ROOT / "benchmarks").glob("*.py"), *ROOT.glob("*/README.md")]
