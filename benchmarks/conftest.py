@@ -15,7 +15,7 @@ import pytest
 RESULTS = Path(__file__).parent / "results"
 NOTES = {
     "ratios": "Times slower than the shipped model by session.run, batch 1, median of rounds in "
-    "turn and quartiles. roofline: share of the GFLOP/s of a product of matrices in the same "
+    "turn and quartiles. matmul: relative to the GFLOP/s of a product of matrices in the same "
     "rounds.",
     "inference": "single-stream and offline: session.run, of one frame and of 16; array: "
     "Denoiser.denoise; file: emdn-deploy denoise, but for opening the model.",

@@ -206,7 +206,7 @@ def test_peers(benchmark, ring, case):
         "GFLOP": round(case.gflop, 2),
         "ms": bench.digits(1e3 * float(np.median(own))),
         "GFLOP/s": bench.digits(case.gflop / float(np.median(own))),
-        "roofline": ratio(case.gflop / own * np.array(times["product"]) / PRODUCT_GFLOP),
+        "matmul": ratio(case.gflop / own * np.array(times["product"]) / PRODUCT_GFLOP),
         **{name: ratio(np.array(times[name]) / own) for name in others},
         "rounds": len(own),
     }
