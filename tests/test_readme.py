@@ -16,7 +16,6 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import h5py
 import pytest
 import tifffile
@@ -93,15 +92,9 @@ def test_a_command_is_spelled_right(line: str) -> None:
         command = typer.main.get_command(deploy.app if program == "emdn-deploy" else train.app)
         group = command.make_context(program, list(words))
         _, chosen, rest = command.resolve_command(group, words)
-        try:
-            chosen.make_context(words[0], rest, group)
-        except click.UsageError as error:
-            pytest.fail(error.format_message())
+        chosen.make_context(words[0], rest, group)
     elif program == "make":
-        done = subprocess.run(
-            ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        subprocess.run(["make", "-n", *words], cwd=ROOT, check=True)
     elif program == "pip":
         extras = re.findall(r"\[(.*?)\]", line)
         known = (ROOT / "pyproject.toml").read_text(encoding="utf-8")

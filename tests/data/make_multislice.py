@@ -38,9 +38,8 @@ def graphene_atoms(rng: np.random.Generator, side: float) -> tuple[Atoms, list]:
     structure = graphene(rng, side, SIZE * 0.05, PointDefects(0.01, rng))
     inside = np.abs(structure.positions[:, :2]).max(1) < side / 2
     atoms = Atoms(structure.numbers[inside], positions=structure.positions[inside])
-    return atoms, [
-        (name, *place) for name, place in zip(structure.names, structure.places, strict=True)
-    ]
+    named = zip(structure.names, structure.places, strict=True)
+    return atoms, [(name, *place) for name, place in named]
 
 
 def mos2_atoms(rng: np.random.Generator, side: float) -> tuple[Atoms, list]:
@@ -122,24 +121,12 @@ def main(path: Path) -> None:
             seen = (np.abs(xy - (SIZE - 1) / 2) <= SIZE / 2).all(1)
             places.append((xy[seen], atoms.numbers[seen], defects, pixel_a, offset))
             frames.append(np.rint(frame * SCALE).astype(np.uint16))
-            rows.append(
-                {
-                    "material": material,
-                    "pixel_size_nm": pixel_a / 10,
-                    "contrast": float(frame.std() / frame.mean()),
-                    **vars(optics),
-                }
-            )
+            scene = {"material": material, "pixel_size_nm": pixel_a / 10}
+            rows.append({**scene, "contrast": float(frame.std() / frame.mean()), **vars(optics)})
     with h5py.File(path, "w") as file:
         file.attrs["made_with"] = f"abTEM {abtem.__version__}, tests/data/make_multislice.py"
-        images = file.create_dataset(
-            "images",
-            data=np.stack(frames),
-            chunks=(1, SIZE, SIZE),
-            compression="gzip",
-            compression_opts=9,
-            shuffle=True,
-        )
+        packed = {"chunks": (1, SIZE, SIZE), "compression": "gzip", "compression_opts": 9}
+        images = file.create_dataset("images", data=np.stack(frames), shuffle=True, **packed)
         images.attrs["scale"] = SCALE
         file["rows"] = json.dumps(rows)
         for index, (xy, numbers, defects, pixel_a, offset) in enumerate(places):

@@ -148,22 +148,6 @@ def dimming(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def child() -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
-    """Start processes that end with the test, however that ends."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(code: str, *arguments: object) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
 def lattice() -> Callable[..., np.ndarray[Any, Any]]:
     """Make electrons (N, H, W): a hexagonal lattice with counting noise."""
 

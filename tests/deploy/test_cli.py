@@ -1,7 +1,6 @@
 """The command as a user meets it: what it prints, how it fails, how fast it starts."""
 
 import logging
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -97,13 +96,10 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
         (("denoise", source, "-o", source, "--overwrite", *model), "is the input itself"),
         (("denoise", source, "-o", tmp_path / "no/out.h5", *model), "no such folder"),
         (("denoise", source, "--gain", "-1", *model), "gain is -1"),
-        (("inspect", tmp_path / "none.h5"), "no such file"),
-        (("inspect", damaged), "onnxruntime cannot load it"),
         (("inspect", text), "no HDF5 file"),
     ]
     for arguments, message in cases:
-        line = failure(*arguments)
-        assert message in line, (arguments, line)
+        assert message in failure(*arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cut.h5", "damaged.onnx", "movie.h5", "text.h5",
     ]  # fmt: skip
@@ -144,16 +140,6 @@ def test_inspect_shows_frames_and_models(shipped, source, tmp_path, box_model, l
     assert "licence  MIT" in printed
 
 
-@pytest.mark.parametrize(
-    ("shape", "model"),
-    [((5, 16, 24), "unet@movie if frames show one scene, else unet, unless"),
-     ((4, 16, 24), "unet unless"), ((2, 3, 16, 24), "unet unless"), ((16, 24), "unet unless")],
-)  # fmt: skip
-def test_inspect_names_the_model_that_a_movie_gets(shape, model, said, tmp_path):
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).poisson(9.0, shape).astype("u2"))
-    assert f"model      {model} --model says otherwise" in said("inspect", tmp_path / "a.npy")
-
-
 def test_of_several_stacks_inspect_lists_all_and_denoise_takes_none(tmp_path, said, failure):
     path, series = tmp_path / "two.h5", tmp_path / "two.tif"
     with h5py.File(path, "w") as file:
@@ -162,19 +148,10 @@ def test_of_several_stacks_inspect_lists_all_and_denoise_takes_none(tmp_path, sa
     with tifffile.TiffWriter(series) as file:
         file.write(STACK, photometric="minisblack")
         file.write(STACK[:2, :8].astype(np.float32), photometric="minisblack")
-    assert said("inspect", path).splitlines() == [
-        f"{path}: 2 stacks (plain HDF5), none of which is marked as the frames",
-        "  /a         (5, 16, 24)  uint16  chunks (1, 16, 24)",
-        "  /b/frames  (4, 16, 24)  float32",
-        f"  choose    emdn-deploy denoise {path} --dataset /a",
-    ]
-    assert said("inspect", series).splitlines()[1:3] == [
-        "  0  (5, 16, 24)  uint16", "  1  (2, 8, 24)  float32",
-    ]  # fmt: skip
-    for more in ((), ("--dry-run",)):
-        line = failure("denoise", path, *more)
-        assert "holds 2 stacks (plain HDF5): /a (5, 16, 24) uint16; /b/frames" in line
-        assert "choose one with --dataset NAME" in line
+    assert "  /b/frames  (4, 16, 24)  float32" in said("inspect", path).splitlines()
+    assert "  1  (2, 8, 24)  float32" in said("inspect", series).splitlines()
+    line = failure("denoise", path)
+    assert "holds 2 stacks (plain HDF5): /a (5, 16, 24) uint16; /b/frames" in line
     assert sorted(tmp_path.iterdir()) == [path, series]
 
 
@@ -194,13 +171,6 @@ def test_models_are_listed_and_the_default_is_used(shipped, source, said, failur
     assert (options.model, options.precision) == ("unet", "int8")
     line = failure("denoise", source, "--overwrite", "--model", "nonet")
     assert "no shipped model is called 'nonet'; shipped are unet, dncnn" in line
-
-
-def test_models_and_help_fit_80_columns(monkeypatch, said):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
-    for arguments in [("models",), ("--help",), ("denoise", "--help")]:
-        assert max(map(len, said(*arguments).splitlines())) <= 80
 
 
 def test_several_files_of_one_frame_and_their_pictures(tmp_path, box_model, lattice, said):

@@ -14,16 +14,8 @@ def run(box_model, tmp_path):
     def run(frames):
         path = tmp_path / "frames.npy"
         np.save(path, frames)
-        options = DenoiseOptions(
-            model=str(box_model),
-            device="cpu",
-            threads=1,
-            gain=1,
-            offset=0,
-            to="hspy",
-            overwrite=True,
-        )
-        return denoise_file.run(path, options)
+        given = {"gain": 1, "offset": 0, "to": "hspy", "overwrite": True}
+        return denoise_file.run(path, DenoiseOptions(model=str(box_model), device="cpu", **given))
 
     return run
 

@@ -142,17 +142,6 @@ def test_fast_motion_is_not_taken_for_correlated_noise(step, count: int, dose: f
     assert found.gain == pytest.approx(3, rel=0.06)
 
 
-@pytest.mark.parametrize("pixels", [0.0, 0.3, 1.0, 5.0])
-@pytest.mark.parametrize("count", [2, 6])
-def test_correlated_noise_is_found_in_frames_that_move(count: int, pixels: float) -> None:
-    rng = np.random.default_rng(7)
-    found = measure(3 * blurred(100 * scene(count, 128, drift(count, pixels)), rng, 0.3))
-    variance = 0.7**2 + 4 * (0.3 / 4) ** 2
-    # Of what an electron gives, each pixel's noise holds half, that of many pixels all.
-    assert found.gain == pytest.approx(3, rel=0.25)
-    assert found.pixel_gain == pytest.approx(3 * variance, rel=0.25)
-
-
 @pytest.mark.parametrize("image", [0.0, 0.2])
 @pytest.mark.parametrize("count", [1, 2, 12])
 def test_electrons_are_counted_where_pixels_share_them(count: int, image: float) -> None:
@@ -217,15 +206,6 @@ def test_faults_are_found_alone_with_their_size(make, share: float, seen: str, s
         assert seen in text
         tolerance = {"rel": 0.2, "abs": 0.04}
         assert numbers(text) == [pytest.approx(one, **tolerance) for one in said]
-
-
-def test_one_frame_says_what_it_cannot_tell() -> None:
-    frame = 3.0 * np.random.default_rng(11).poisson(40 * scene(1, 96, drift(1, 0)))
-    found = kind(frame)
-    assert found.gain == pytest.approx(measure(frame).gain)  # as it is denoised
-    assert np.isnan(found.gain_error)
-    wide = np.repeat(np.repeat(frame, 2, axis=1), 2, axis=2)
-    assert kind((wide + np.roll(wide, 1, 1) + np.roll(wide, 1, 2)) / 3).correlated
 
 
 def test_bad_pixels_and_read_noise_are_no_counts() -> None:

@@ -34,14 +34,6 @@ def test_any_frame_can_be_drawn(tmp_path, shape):
     assert 100 < changed.sum() < 20_000  # the scale bar
 
 
-def test_bars_have_round_lengths_in_readable_units():
-    for extent, length in [(1.28, 0.2), (10, 2), (100, 20), (3.4, 1), (0.02, 0.005)]:
-        assert figures.bar_length(extent) == pytest.approx(length)
-    assert figures.readable(2e-11, "m", 256) == (pytest.approx(0.02), "nm")
-    assert figures.readable(2e-13, "m", 256) == (pytest.approx(0.2), "pm")
-    assert figures.readable(0.1, "Å", 256) == (0.1, "Å")
-
-
 @pytest.mark.parametrize(("count", "shown"), [(1, 1), (130, figures.MAX_FRAMES)])
 def test_frames_of_a_movie_are_spread_over_the_stack(tmp_path, count, shown):
     # Each frame has its number's brightness, so that none is dropped as a repetition.

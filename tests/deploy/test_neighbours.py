@@ -14,7 +14,7 @@ from emdn_deploy import Denoiser, batching, denoise_file, preprocess, watch
 from emdn_deploy.config import DenoiseOptions
 from emdn_deploy.dose import Intensity
 from emdn_deploy.preprocess import Recipe
-from emdn_deploy.readers import Choice, open_frames, open_list
+from emdn_deploy.readers import open_frames
 from emdn_deploy.readers.frames import select
 from emdn_models import pretrained
 from emdn_models.errors import FormatError
@@ -173,34 +173,6 @@ def test_a_movie_gets_the_model_for_movies_and_other_stacks_the_one_for_single_f
     assert why in report.record["neighbours"]
     facts = read(report.output)[1]
     assert (facts["model"], facts["neighbours"]) == (model, report.record["neighbours"])
-
-
-def test_files_of_one_frame_each_are_seen_amid_the_files_beside(
-    movie_model: Path, stack: NDArray[np.float32], tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for number, frame in enumerate(stack[:9]):
-        np.save(folder / f"f_{number}.npy", frame)
-    waiting = []
-
-    def arrive(_: float) -> None:
-        if len(waiting) == 3:
-            for number, frame in enumerate(stack[9:], 9):
-                np.save(folder / f"f_{number}.npy", frame)
-        if len(waiting) == 8:
-            raise KeyboardInterrupt
-        waiting.append(len(list((tmp_path / "run_denoised").glob("*.npy"))))
-
-    given = options(movie_model, to="npy")
-    with pytest.raises(KeyboardInterrupt):
-        list(watch.folder(folder, given, 1e9, 1.0, arrive))
-    assert {7, 11} <= set(waiting)  # the last two wait for others
-    with open_list(folder, [folder / f"f_{n}.npy" for n in range(9)], Choice()) as first:
-        recipe = preprocess.find_recipe(first, given)
-    expected = Denoiser(movie_model).answer(stack, recipe.scale).frames
-    made = [np.load(tmp_path / "run_denoised" / f"f_{n}_denoised.npy") for n in range(13)]
-    np.testing.assert_allclose(np.array(made).reshape(13, 64, 72), expected, rtol=1e-6)
 
 
 def test_what_is_no_movie_is_refused(

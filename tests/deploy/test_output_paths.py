@@ -23,6 +23,7 @@ def hdf5(tmp_path: Path, lattice) -> Path:
 @pytest.mark.parametrize(
     ("name", "options", "expected", "module"),
     [
+        ("run.1", {}, "run.1_denoised.hspy", "hdf5"),
         ("movie.nxs", {}, "movie_denoised.nxs", "mirror"),
         ("movie.nxs", {"to": "tif"}, "movie_denoised.tif", "tiff"),
         ("movie.nxs", {"to": "hspy"}, "movie_denoised.hspy", "hdf5"),
@@ -39,18 +40,13 @@ def hdf5(tmp_path: Path, lattice) -> Path:
     ],
 )
 def test_outputs_lie_beside_their_inputs(hdf5, name, options, expected, module):
-    target, writer = writers.target_of(hdf5.parent / name, DenoiseOptions(**options))
-    if "out_dir" not in options:
-        assert target == hdf5.parent / expected
-    else:
-        assert target == Path(expected)
-    assert writer == module
-
-
-def test_names_of_folders_and_contradictions(hdf5):
     (hdf5.parent / "run.1").mkdir()
-    target, _ = writers.target_of(hdf5.parent / "run.1", DenoiseOptions())
-    assert target == hdf5.parent / "run.1_denoised.hspy"
+    target, writer = writers.target_of(hdf5.parent / name, DenoiseOptions(**options))
+    folder = Path() if "out_dir" in options else hdf5.parent
+    assert (target, writer) == (folder / expected, module)
+
+
+def test_a_name_that_contradicts_the_format_is_refused(hdf5):
     options = DenoiseOptions(output=hdf5.parent / "out.tif", to="mrc")
     with pytest.raises(OutputError, match=r"out\.tif: is no name for --to mrc"):
         writers.target_of(hdf5, options)

@@ -1,19 +1,14 @@
-import ctypes
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
 from emdn_deploy import Denoiser, session
 from emdn_deploy.dose import Intensity
-from emdn_deploy.session import CPU, CUDA, cuda_obstacle, open_session
-from emdn_models import MODELS, pretrained
+from emdn_deploy.session import cuda_obstacle, open_session
+from emdn_models import MODELS
 from emdn_models.errors import DeviceError, DeviceMemoryError, ModelError
 
 needs_gpu = pytest.mark.skipif(bool(cuda_obstacle()), reason="needs a CUDA device")
@@ -56,28 +51,24 @@ def test_threads_follow_the_affinity_mask(
 @pytest.mark.parametrize(
     ("group", "files", "expected"),
     [
-        ("0::/\n", {"cpu.max": "max 100000\n"}, 64),
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
-        ("0::/\n", {"cpu.max": "10000 100000\n"}, 1),
         # The strictest of all that a group lies in.
         ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
         # Seen from a container: the path is the host's, the tree is the container's own.
         ("0::/docker/123\n", {"cpu.max": "400000 100000"}, 4),
         ("3:cpuset:/\n1:cpu,cpuacct:/job\n", {}, 64),
-        (None, {}, 64),
     ],
 )
 def test_threads_follow_the_quota(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, group: str | None, files, expected: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, group: str, files, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     for name, text in files.items():
         path = tmp_path / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    if group is not None:
-        (tmp_path / "proc/self").mkdir(parents=True)
-        (tmp_path / "proc/self/cgroup").write_text(group)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(group)
     quotas = session._quotas
     monkeypatch.setattr(session, "_quotas", lambda: quotas(tmp_path))
     assert session.usable_cpus() == expected
@@ -114,30 +105,6 @@ def test_auto_takes_a_gpu_and_stays_on_the_cpu_where_it_fails(
         open_session(box_model, "tpu")  # type: ignore[arg-type]
 
 
-def test_what_cuda_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wheel without CUDA, libraries that are not there, a GPU that does not answer."""
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
-    assert "no CUDA provider" in cuda_obstacle()
-    missing = {"cudnn"}
-
-    def load(name: str, **_: object) -> None:
-        if any(one in name for one in missing):
-            raise OSError(f"{name}: cannot open shared object file")
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected\nmore")
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", lambda *_: None)
-    assert "cudnn" in cuda_obstacle().partition(" cannot be loaded; pip install")[0]
-    missing.clear()
-    assert cuda_obstacle() == ""
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", fails)
-    assert "(CUDA failure 100: no CUDA-capable device is detected)" in cuda_obstacle()
-
-
 @pytest.mark.skipif(not cuda_obstacle(), reason="there is a GPU")
 def test_a_silent_fallback_is_refused(box_model: Path) -> None:
     # onnxruntime itself opens a session here, on the CPU.
@@ -145,25 +112,11 @@ def test_a_silent_fallback_is_refused(box_model: Path) -> None:
         session._open(box_model, "cuda", 1)
 
 
-def test_convolutions_on_the_cpu_are_refused_under_another_name() -> None:
-    parts = [
-        SimpleNamespace(ep_name=one, get_nodes=lambda kind=kind: [SimpleNamespace(op_type=kind)])
-        for one, kind in ((CUDA, "Add"), (CPU, "FusedConv"), (CPU, "Conv"), (CPU, "Shape"))
-    ]
-    handle = SimpleNamespace(
-        get_providers=lambda: [CUDA, CPU], get_provider_graph_assignment_info=lambda: parts
-    )
-    with pytest.raises(DeviceError, match=r"would run 2 convolutions of a\.onnx on another device"):
-        session._check_cuda(handle, "a.onnx")
-
-
 @pytest.mark.parametrize(("text", "expected"), [
     ("bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal Failed to allocate "
      "memory for requested buffer of size 324000000", DeviceMemoryError),
     ("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0", DeviceMemoryError),
     ("CUDNN failure 3: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", DeviceMemoryError),
-    ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", DeviceMemoryError),
-    ("CUDA failure 2: out of memory ; GPU=0 ; hostname=here", DeviceMemoryError),
     ("CUDA error cudaErrorMemoryAllocation:out of memory", DeviceMemoryError),
     ("std::bad_alloc", DeviceMemoryError),
     ("CUDNN failure 3: CUDNN_STATUS_BAD_PARAM", DeviceError),
@@ -228,47 +181,22 @@ def test_int8_stays_on_the_cpu(shipped: Path, pretended: list[object]) -> None:
         open_session("unet", "cuda", precision="int8")
 
 
-def refused(path: Path, match: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "size", "match"),
+    [
+        ({"emdn_schema": None}, None, "emdn_schema None, expected frames, scale, offset, gain"),
+        ({"emdn_schema": "2"}, None, "found inputs frames, scale, offset, gain and emdn_schema 2"),
+        ({"recipe": None, "multiple": None}, None, "incomplete or damaged"),
+        ({"quality": "{"}, None, "incomplete or damaged"),
+        ({"receptive_field": "x"}, None, "incomplete or damaged"),
+        ({}, 0, "onnxruntime cannot load it|found inputs"),
+        ({}, 400, "onnxruntime cannot load it|found inputs"),
+    ],
+)
+def test_files_that_no_export_writes(make_model, tmp_path: Path, changes, size, match: str) -> None:
+    path = make_model(tmp_path / "model.onnx", **changes)
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ModelError, match=match) as caught:
         open_session(path, "cpu", 1)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("name", pretrained.index()["models"])
-def test_shipped_models_read_as_onnx_reads_them(name: str) -> None:
-    known = onnx.load(pretrained.onnx_path(name)).metadata_props
-    info = open_session(name, "cpu", 1).info
-    assert info.text == {one.key: one.value for one in known}
-    entry = pretrained.index()["models"][name]
-    assert (info.name, info.sha256) == (name, entry["sha256"])
-    assert info.path == pretrained.WEIGHTS / entry["file"]
-
-
-@pytest.mark.parametrize(("changes", "match"), [
-    ({"emdn_schema": None}, "emdn_schema None, expected frames, scale, offset, gain and 1"),
-    ({"emdn_schema": "2"}, "found inputs frames, scale, offset, gain and emdn_schema 2"),
-    ({"recipe": None, "multiple": None}, "incomplete or damaged"),
-    ({"quality": "{"}, "incomplete or damaged"),
-    ({"receptive_field": "x"}, "incomplete or damaged"),
-])  # fmt: skip
-def test_metadata_that_no_export_writes(
-    make_model: Callable[..., Path], tmp_path: Path, changes: dict[str, str | None], match: str
-) -> None:
-    refused(make_model(tmp_path / "model.onnx", **changes), match)
-
-
-@pytest.mark.parametrize("content", [b"", b"no ONNX", None])
-def test_files_that_are_no_models(box_model: Path, tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(box_model.read_bytes()[:400] if content is None else content)
-    refused(path, "onnxruntime cannot load it|found inputs")
-
-
-@pytest.mark.parametrize(
-    ("field", "multiple", "expected"), [(41, 1, 21), (50, 2, 26), (82, 2, 42), (158, 32, 96)]
-)
-def test_the_halo_covers_the_field(make_model, tmp_path, field, multiple, expected) -> None:
-    facts = {"receptive_field": str(field), "multiple": str(multiple)}
-    model = make_model(tmp_path / "model.onnx", **facts)
-    assert open_session(model, "cpu", 1).info.halo == expected

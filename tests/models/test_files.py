@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from emdn_models import OutputError, files
+from emdn_models import OutputError
 from emdn_models.files import locked, written
 
 HOLD = """
@@ -18,17 +18,6 @@ with locked(Path(sys.argv[1]), "out"):
     print("held", flush=True)
     sys.stdin.read()
 """
-
-
-def test_the_second_is_refused(tmp_path):
-    path = tmp_path / "fit.lock"
-    with (
-        locked(path, "out"),
-        pytest.raises(OutputError, match="out: another process"),
-        locked(path, "out"),
-    ):
-        pass
-    assert not path.exists()
 
 
 def test_the_lock_of_a_killed_process_is_gone(tmp_path):
@@ -46,14 +35,6 @@ def test_the_lock_of_a_killed_process_is_gone(tmp_path):
     with pytest.raises(ZeroDivisionError), locked(path, "out"):
         raise ZeroDivisionError
     assert not path.exists()
-
-
-def test_without_locks_a_warning_is_given(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(files, "fcntl", None)
-    with locked(tmp_path / "fit.lock", "out"):
-        pass
-    assert "fit.lock: not locked (this system has no flock)" in caplog.text
-    assert not list(tmp_path.iterdir())
 
 
 def fill(path, check):

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from emdn_models import MODELS, ModelError
+from emdn_models import MODELS
 from emdn_models.nets import NETS, build
 from emdn_models.nets.architectures import MCNN, MSDNet, REDNet
 from emdn_models.nets.scaling import (
@@ -125,34 +124,6 @@ def test_padding_is_numpys_mirror_however_short_the_side(size, multiple, margin)
     ends = [(margin, -length % multiple + margin) for length in size]
     expected = np.pad(x.numpy(), [(0, 0), (0, 0), *ends], mode="symmetric")
     assert np.array_equal(pad_to_multiple(x, multiple, margin).numpy(), expected)
-
-
-def test_mcnn_is_judged_at_every_scale_by_what_it_gives():
-    net, x, judged = build("mcnn"), torch.randn(1, 1, 64, 128), []
-    nn.init.normal_(net.net.heads[0].conv.weight, std=0.1)
-
-    def error(*pair):
-        judged.append(pair)
-        return torch.tensor(1.0)
-
-    with torch.no_grad():
-        joined = net.joined(x)
-        assert net.loss(joined, x, x, error) == 1 + 1 / 4 + 1 / 16 + 1 / 64
-        torch.testing.assert_close(judged[0][0], net(x))
-        for scale, (prediction, truth) in enumerate(judged):
-            torch.testing.assert_close(truth, functional.avg_pool2d(x, 2**scale))
-            if scale:  # new heads correct nothing
-                estimate = functional.avg_pool2d(joined[:, :1], 2**scale)
-                torch.testing.assert_close(prediction, estimate)
-        odd = joined[..., :31], x[..., :31]
-        assert net.loss(*odd, x, error) == 1  # no multiple: the finest alone
-
-
-def test_unknown_names_are_told():
-    with pytest.raises(ModelError, match="cafcn, dncnn"):
-        build("resnet")
-    with pytest.raises(ModelError, match="paper, shipped"):
-        build("unet", "huge")
 
 
 @pytest.mark.parametrize("dose", [0.5, 8.0, 900.0])

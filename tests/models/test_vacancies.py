@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from emdn_models import EmdnError
 from emdn_models.vacancies import roc, simulated_sites, site_scores
 
 PIXEL_NM = 0.02
@@ -107,8 +106,3 @@ def test_a_divacancy_empties_two_sites_and_an_adatom_hides_one():
         assert np.hypot(*(empty - place).T).min() < 0.5
     hidden = np.isnan(sites.amplitudes)
     assert np.hypot(*(sites.places[hidden][:, ::-1] - sheet[other]).T).min() < 0.5
-
-
-def test_a_field_without_atoms_is_an_error():
-    with pytest.raises(EmdnError, match="found none"):
-        simulated_sites(np.empty((0, 2)), [], np.empty((1, 2)), ["V1"], 0.02)

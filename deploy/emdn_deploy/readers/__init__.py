@@ -37,7 +37,10 @@ __all__ += ["open_frames", "open_list", "open_selected", "split_pattern"]
 
 _SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known}
 # Kinds that share a module with others.
-_MODULES = {"dm": "vendors", "ser": "vendors", "other": "vendors", "mrc": "plain", "npy": "plain"}
+_MODULES = {
+    **dict.fromkeys(("dm", "ser", "other"), "vendors"),
+    **dict.fromkeys(("mrc", "npy", "zarr"), "plain"),
+}
 _PACKED = (".gz", ".bz2", ".xz", ".zip", ".npz")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ZARR = (".zarray", ".zgroup", "zarr.json")

@@ -1,26 +1,45 @@
-"""MRC2014 with its relatives, and NumPy's ``.npy``: a header, then pixels as they are."""
+"""MRC2014 with its relatives, NumPy's ``.npy``, and Zarr stores of version 2 and 3."""
 
 import math
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mrcfile
 import numpy as np
 
-from emdn_deploy.readers.frames import Axis, Choice, Frames, Plain, array_frames, cut_short
-from emdn_models.errors import FormatError
+from emdn_deploy.readers.frames import (
+    Axis,
+    Choice,
+    Frames,
+    Offer,
+    Plain,
+    array_frames,
+    choose,
+    cut_short,
+)
+from emdn_models.errors import FormatError, library
 
 _IMOD_STAMP = 1146047817
 _HEADER = 1024
+UNITS = {
+    "picometer": "pm", "angstrom": "Å", "nanometer": "nm", "micrometer": "µm", "millimeter": "mm",
+    "meter": "m", "microsecond": "µs", "millisecond": "ms", "second": "s",
+}  # fmt: skip
+"""The short names of OME's units."""
 
 
 def open_frames(path: Path, choice: Choice) -> Frames:
-    """Open an array of NumPy, or an MRC stack, whose sections are the frames.
+    """Open an array of NumPy or of a Zarr store, or an MRC stack, whose sections are the frames.
 
     An MRC file that holds more than its header promises gives all. Raises FormatError or ValueError
-    if the file is damaged, or holds transforms, objects or numbers of 4 bits.
+    if the file is damaged, or holds transforms, objects or numbers of 4 bits, or if a store holds
+    no frames, or several stacks and ``choice`` does not say which; MissingExtraError without zarr.
     """
+    if path.is_dir():
+        return _open_zarr(path, choice)
     if path.suffix.lower() == ".npy":
         return _open_npy(path, choice)
     header = _header(path)
@@ -95,3 +114,47 @@ def _axis(header: Any, name: str, along: str) -> Axis:
     length, count = float(header.cella[stored]), int(header[f"m{stored}"])
     step = abs(length / count) if count and math.isfinite(length) else 0.0
     return Axis(name, "Å", step) if step else Axis(name)
+
+
+def _open_zarr(path: Path, choice: Choice) -> Frames:
+    """Open an array of a store; of a multiscale image its first level, which has all pixels."""
+    root = library("zarr", "zarr", path).open(path, mode="r")
+    nodes = [root]
+    if hasattr(root, "members"):
+        nodes += [node for _, node in root.members(max_depth=None)]
+    found = [one for node in nodes if hasattr(node, "members") for one in _images(node)]
+    found = found or [(node, ()) for node in nodes if getattr(node, "ndim", 0) > 1]
+    offers = [Offer.of(array.path, array) for array, _ in found]
+    index, why, notes = choose(path, "stacks (Zarr)", offers, choice)
+    array, axes = found[index]
+    letters = [axis.name[:1].lower() for axis in axes]
+    order = "".join(letters) if len({*letters}) == array.ndim == len(letters) else None
+    if missing := array.nchunks - array.nchunks_initialized:
+        notes += (f"{missing} of {array.nchunks} chunks are missing, read as {array.fill_value}",)
+    frames = array_frames(
+        path, f"Zarr {array.metadata.zarr_format}", array, choice, order=order, axes=axes,
+        dataset=array.path, why=why, notes=notes, compressed=bool(array.compressors),
+    )  # fmt: skip
+    stored = sorted(one for one in (path / array.path).rglob("*") if one.is_file())
+    return replace(frames, files=tuple(stored))
+
+
+def _images(group: Any) -> Iterator[tuple[Any, tuple[Axis, ...]]]:
+    """Yield the first level of each multiscale image of a group, and its axes."""
+    known = group.attrs.asdict()
+    known = known.get("ome", known)  # from OME-Zarr 0.5 on
+    for image in known.get("multiscales", []) if "image-label" not in known else []:
+        level = image["datasets"][0]
+        array = group[level["path"]]
+        steps, origins = np.ones(array.ndim), np.zeros(array.ndim)
+        for place in (level, image):
+            for change in place.get("coordinateTransformations", []):
+                factor = change.get("scale", 1.0)
+                steps, origins = steps * factor, origins * factor + change.get("translation", 0.0)
+        axes = []
+        for one, step, origin in zip(image.get("axes", []), steps, origins, strict=False):
+            axis = one if isinstance(one, dict) else {"name": one}  # version 0.3
+            unit = UNITS.get(unit := str(axis.get("unit", "")), unit)
+            size = float(step) if unit or step != 1 else None
+            axes.append(Axis(str(axis["name"]), unit, size, float(origin)))
+        yield array, tuple(axes)

@@ -132,15 +132,6 @@ def test_an_mrc_file_brings_the_name_of_its_model(stacks, saved, tmp_path: Path)
     assert "too few frames" in result.comparison.words  # none is far enough away
 
 
-def test_integers_give_the_same(stacks, saved, options: DenoiseOptions) -> None:
-    raw, clean = stacks()
-    source, target = saved(raw, np.rint(clean).astype(np.uint16))
-    here, there = check(source, None, options), check(source, target, options)
-    assert len(there.failing) <= 1
-    for name in ("std", "ratio"):
-        np.testing.assert_allclose(here.table[name], there.table[name], rtol=2e-2)
-
-
 def test_refusals_name_the_remedy(stacks, saved, options: DenoiseOptions) -> None:
     raw, clean = stacks(3)
     flat, spoilt = np.full((2, 32, 32), 7.0), np.where(clean == clean[1, 2, 3], np.nan, clean)

@@ -32,18 +32,11 @@ def files(tmp_path_factory, stacks, scene, atom) -> Path:
 def test_check_passes_or_names_the_frames(
     files: Path, box_model: Path, tmp_path: Path, call, capsys
 ) -> None:
-    own = ("--model", box_model, *FAST)
+    own, table = ("--model", box_model, *FAST), tmp_path / "table.parquet"
     assert call("check", files / "raw.tif", files / "clean.h5", *own) in (0, 3)
-    printed = capsys.readouterr().out
-    # The box is sound, and some dB behind the default on waves that are so long.
-    assert re.search(r"verdict    (WARN|FAIL): \d of 8 frames flagged", printed)
-    assert re.search(r"(warns|fails)      squared error .* that of unet \(the default\)", printed)
-    assert "thresholds parametric bootstrap by box, 32 replicates (seed 0)" in printed
-    table = tmp_path / "table.parquet"
+    assert re.search(r"verdict +(WARN|FAIL): \d of 8 frames flagged", capsys.readouterr().out)
     assert call("check", files / "raw.tif", files / "bright.h5", *own, "--table", table) == 3
-    printed = capsys.readouterr().out
-    assert "verdict    FAIL: 8 of 8 frames flagged (8 " in printed
-    assert "frame 7: intensity changed (mean out / mean in: 1.03, expected at most 1.00" in printed
+    assert "FAIL: 8 of 8 frames flagged" in capsys.readouterr().out
     rows = pl.read_parquet(table)
     assert rows.height == 8
     assert (rows["ratio"] > rows["ratio_high"]).all()
@@ -62,19 +55,13 @@ def test_the_page_and_the_line_of_json_name_the_frame(
     facts = json.loads(line)
     assert facts["passed"] == (status == 0)
     assert facts["verdict"] == "FAIL"
-    assert "unet (the default)" in facts["comparison"]["words"]
     assert facts["smallest"]["percent"] > 0
-    assert facts["model"] == "box"
-    assert facts["heldout"]["comparisons"] == 7
+    assert (facts["model"], facts["heldout"]["comparisons"]) == ("box", 7)
     assert facts["flagged"]["5"].startswith("structure added")
     assert precious.read_text() == "frames"  # not written through a link
     text = page.read_text(encoding="utf-8")
-    assert '<div class="verdict fail">FAIL: ' in text
-    assert facts["unseen"] in text
     data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
-    shown = {one["number"]: one for one in data["frames"]}
-    assert set(shown) == set(range(8))
-    assert [n for n, one in shown.items() if one["flagged"]] == facts["failing"]
+    assert [one["number"] for one in data["frames"] if one["flagged"]] == facts["failing"]
 
 
 def test_errors_and_usage_have_their_own_status(files: Path, call, capsys) -> None:

@@ -84,12 +84,7 @@ def write_dm(
 ) -> Path:
     """Write (H, W) or (N, H, W) as DM3 or DM4, by the suffix.
 
-    Parameters
-    ----------
-    more
-        Further images, in front of the frames where they are of int32 (RGB, as of a thumbnail).
-    tags
-        Of the frames' image, ``Group.Name``.
+    ``more`` images go in front of the frames where they are of int32 (RGB, as of a thumbnail).
     """
     dm = _Dm(int(path.suffix[-1]))
     images = [_image(dm, frames, step_nm, kind, tags)]

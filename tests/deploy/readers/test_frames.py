@@ -1,16 +1,12 @@
 """``--frames``, detectors on one scale, and many frames at a time where chunks span many."""
 
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import tracemalloc
 
 import h5py
 import numpy as np
 import pytest
 
-from emdn_deploy.readers import Axis, Choice, frames, open_frames
+from emdn_deploy.readers import Choice, frames, open_frames
 from emdn_deploy.readers.frames import select
 from emdn_models.errors import FormatError
 
@@ -51,17 +47,6 @@ def test_nonsense_is_named(tmp_path, texts, said):
                 select(opened, text)
 
 
-@pytest.mark.parametrize(
-    ("text", "step", "origin"), [("2:8:3", 1.5, 1.0), ("4", 0.5, 2.0), ("0:3,5:8", None, 0.0)]
-)
-def test_the_time_between_frames_survives(tmp_path, text, step, origin):
-    np.save(tmp_path / "a.npy", STACK)
-    with open_frames(tmp_path / "a.npy") as opened:
-        timed = replace(opened, axes=(Axis("time", "s", 0.5), *opened.axes[1:]))
-        axis = select(timed, text).axes[0]
-        assert (axis.step, axis.origin) == (step, origin)
-
-
 MOVIE = np.random.default_rng(0).poisson(20, (30, 21, 26)).astype(">u2")
 
 
@@ -84,47 +69,19 @@ def test_frames_are_the_same_whatever_the_chunks(tmp_path, monkeypatch, order, c
         assert opened.stored_shape == tuple(MOVIE.shape[place] for place in places)
 
 
-@pytest.mark.parametrize(("chunk", "reads"), [((30, 8, 8), 1), ((7, 8, 8), 5), ((1, 21, 26), 30)])
-def test_each_chunk_is_decoded_once(tmp_path, monkeypatch, chunk, reads):
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("a", data=MOVIE, chunks=chunk, compression="lzf")
-    read, seen = h5py.Dataset.__getitem__, []
-
-    def noting(self: h5py.Dataset, where: Any) -> Any:
-        seen.append(where)
-        return read(self, where)
-
-    with open_frames(tmp_path / "a.h5") as opened:
-        monkeypatch.setattr(h5py.Dataset, "__getitem__", noting)
-        for start in range(30):
-            opened.read(start, start + 1)
-    assert len(seen) == reads
-
-
-_MEASURED = """
-import sys
-from emdn_deploy.readers import open_frames, frames
-frames.LIMIT = 2**24
-with open_frames(sys.argv[1]) as opened:
-    for start in range(0, opened.shape[0], 8):
-        opened.read(start, start + 8)
-print(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts it")
 @pytest.mark.parametrize("suffix", [".h5", ".npy"])
-def test_memory_does_not_grow_with_the_stack(tmp_path, suffix):
-    peaks = []
-    for count in (8, 160):
-        path, movie = tmp_path / f"{count}{suffix}", np.zeros((count, 512, 512), np.uint16)
-        if suffix == ".npy":
-            np.save(path, movie)
-        else:
-            with h5py.File(path, "w") as file:
-                file.create_dataset("a", data=movie, chunks=(count, 32, 32), compression="lzf")
-        made = subprocess.run(
-            [sys.executable, "-c", _MEASURED, path], capture_output=True, text=True, check=True
-        )
-        peaks.append(int(made.stdout) / 1024)
-    assert peaks[1] - peaks[0] < 60  # the stack is 84 MB
+def test_memory_does_not_grow_with_the_stack(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(frames, "LIMIT", 2**22)
+    path, movie = tmp_path / f"a{suffix}", np.zeros((160, 256, 256), np.uint16)
+    if suffix == ".npy":
+        np.save(path, movie)
+    else:
+        with h5py.File(path, "w") as file:
+            file.create_dataset("a", data=movie, chunks=(160, 32, 32), compression="lzf")
+    tracemalloc.start()
+    with open_frames(path) as opened:
+        for start in range(0, 160, 8):
+            opened.read(start, start + 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < movie.nbytes / 2

@@ -1,7 +1,6 @@
 """Which dataset is taken from each HDF5 convention, and what is refused."""
 
 import json
-import sys
 from collections.abc import Callable
 
 import h5py
@@ -10,7 +9,6 @@ import pytest
 
 from emdn_deploy import report
 from emdn_deploy.readers import Choice, open_frames
-from emdn_models.errors import MissingExtraError
 
 STACK = np.arange(5 * 16 * 24, dtype=np.uint16).reshape(5, 16, 24)
 Axes = list[tuple[str, str]]
@@ -243,15 +241,3 @@ def test_chunks_that_were_never_written_are_counted(tmp_path):
         data[:5] = STACK
     with open_frames(tmp_path / "a.h5") as frames:
         assert frames.notes[0].startswith("7 of 12 chunks were never written and read as 0")
-
-
-def test_a_filter_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    hdf5plugin = pytest.importorskip("hdf5plugin")
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset(
-            "frames", data=np.ones((3, 16, 16), "u2"), compression=hdf5plugin.Bitshuffle()
-        )
-    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code < 32_000)
-    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
-    with pytest.raises(MissingExtraError, match=r"/frames: needs hdf5plugin; .*\[filters\]"):
-        open_frames(tmp_path / "a.h5")

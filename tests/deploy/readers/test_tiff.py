@@ -94,15 +94,6 @@ def test_frames_that_were_written_one_by_one(tmp_path, reads, refuses):
     refuses(path, "is cut short")
 
 
-def test_a_palette_is_said(tmp_path, reads):
-    """Zeiss's SEM files: greys, with some entries for what is written on top."""
-    frame, ramp = STACK[0].astype(np.uint8), np.arange(256, dtype=np.uint16) * 257
-    palette = np.stack([ramp] * 3)
-    tifffile.imwrite(tmp_path / "a.tif", frame, photometric="palette", colormap=palette)
-    frames = reads(tmp_path / "a.tif", frame)
-    assert "has a palette" in frames.notes[0]
-
-
 def test_colours_and_series_are_refused_or_left_out(tmp_path, reads, refuses):
     path, colours = tmp_path / "a.tif", np.zeros((24, 32, 3), np.uint8)
     with tifffile.TiffWriter(path) as file:
@@ -111,6 +102,10 @@ def test_colours_and_series_are_refused_or_left_out(tmp_path, reads, refuses):
     assert reads(path, STACK[0]).why == "the only one of 2 series that holds frames"
     tifffile.imwrite(path, colours, photometric="rgb")
     refuses(path, "colour")
+    # Zeiss's SEM files: greys, with some entries of a palette for what is written on top.
+    palette = np.stack([np.arange(256, dtype=np.uint16) * 257] * 3)
+    tifffile.imwrite(path, STACK[0].astype(np.uint8), photometric="palette", colormap=palette)
+    assert reads(path, STACK[0]).notes
     with tifffile.TiffWriter(path) as file:
         file.write(STACK[0], photometric="minisblack", metadata=None)
         file.write(STACK[0, :, :20], photometric="minisblack", metadata=None)

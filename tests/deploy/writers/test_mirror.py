@@ -89,16 +89,3 @@ def test_everything_beside_the_frames_is_kept(source, denoise, box_model):
     assert facts["intensity_ratio"] == pytest.approx(1, abs=1e-6)
     with h5py.File(denoise(output)) as twice:
         assert {"emdn", "emdn_2"} <= set(twice)
-
-
-def test_frames_behind_an_external_link_come_inside(tmp_path, denoise, lattice):
-    with h5py.File(tmp_path / "data_000001.h5", "w") as file:
-        file["entry/data/data"] = lattice(20.0, (3, 24, 24)).astype(np.uint16)
-    with h5py.File(tmp_path / "master.h5", "w") as file:
-        group = file.create_group("entry/data")
-        group.attrs.update({"NX_class": "NXdata", "signal": "data_000001"})
-        group["data_000001"] = h5py.ExternalLink("data_000001.h5", "/entry/data/data")
-    with h5py.File(denoise(tmp_path / "master.h5")) as file:
-        link = file["entry/data"].get("data_000001", getlink=True)
-        assert isinstance(link, h5py.HardLink)
-        assert file["entry/data/data_000001"].dtype == np.float32

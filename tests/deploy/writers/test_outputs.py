@@ -1,6 +1,5 @@
 """Every kind of output: compressed, of whole numbers, with standard deviations, and continued."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -264,16 +263,3 @@ def test_nothing_of_an_earlier_sigma_is_lost(source, denoise):
     assert denoise(source, to="hspy", sigma=True).sigma == "/Experiments/movie/data_sigma"
     with h5py.File(denoise(source).output) as file:
         assert file["set/frames_sigma"].shape == (3,)
-
-
-def test_the_command_tells_of_them(source, box_model, call, capsys):
-    def told(*more: object) -> str:
-        given = ("denoise", source, "--model", box_model, "--device", "cpu", "--overwrite")
-        assert call(*given, *more) == 0
-        return capsys.readouterr().out
-
-    assert " pixels outside the range of uint8" in told("--dtype", "uint8")
-    planned = told("--sigma", "--dry-run")
-    assert "standard deviations in /set/frames_sigma, at about eight times the time" in planned
-    facts = json.loads(told("--sigma", "--json", "--to", "tif"))
-    assert facts["sigma_in"] == str(source.with_name("movie_denoised_sigma.tif"))
