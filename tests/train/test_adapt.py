@@ -69,19 +69,16 @@ def tuned(stack, drawn, tmp_path_factory):
 def test_pairs_are_neighbours_at_the_same_place():
     y, x = torch.meshgrid(torch.arange(40.0), torch.arange(48.0), indexing="ij")
     frames = 1e4 * torch.arange(7)[:, None, None] + 100 * y + x  # whose pixels tell frame and place
-    seen, places = set(), set()
+    indices, places = torch.arange(7), set()
     for seed in range(8):
-        indices = torch.randperm(7, generator=chance(seed))
         batch = pairs(frames, 5.0, 16, CPU, indices, chance(seed))
         assert batch.noisy.shape == batch.target.shape == (7, 1, 16, 16)
-        assert batch.scale.flatten().tolist() == [5.0] * 7
+        assert (batch.scale == 5.0).all()
         step = (batch.target - batch.noisy) / 1e4
         assert (step == step[:, :, :1, :1]).all()  # the same place in the same orientation
         assert set(step.flatten().tolist()) == {-1.0, 1.0}
         assert torch.equal((batch.noisy[:, 0, 0, 0] // 1e4).long(), indices)
-        seen |= set((batch.target // 1e4).flatten().tolist())
         places |= set((batch.noisy[:, 0, 0, 0] % 1e4).tolist())
-    assert seen == set(range(7))
     assert len(places) > 40
 
 

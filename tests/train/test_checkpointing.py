@@ -129,14 +129,12 @@ def test_a_run_of_other_options_or_a_damaged_one_is_refused(config, tmp_path, mo
     before = state.read_bytes()
     with pytest.raises(CheckpointError, match=r"has lr 0.001 and not 0.5, seed 0 and not 3; rep"):
         fit(config(lr=0.5, seed=3))
-    for owner, name, other, message in (
-        (dataset.Split, "fingerprint", lambda _: "0123", "training data '.*' and not '0123', test"),
-        (torch, "__version__", "9.9", "torch .* and not '9.9'"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, other)
-            with pytest.raises(CheckpointError, match=message):
-                fit(config())
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.Split, "fingerprint", lambda _: "0123")
+        patch.setattr(torch, "__version__", "9.9")
+        with pytest.raises(CheckpointError, match="and not '0123'") as refused:
+            fit(config())
+    assert "and not '9.9'" in str(refused.value)
     assert state.read_bytes() == before
     state.write_bytes(before[:3000])
     with pytest.raises(CheckpointError, match=r"fit_state.h5: no run .* delete it to start over"):

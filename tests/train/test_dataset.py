@@ -15,7 +15,7 @@ from emdn_models import FormatError
 from emdn_models.nets.scaling import middle
 from emdn_train import dataset
 from emdn_train.config import RECIPES
-from emdn_train.dataset import CleanFrames, Source, Split, chance, crops, moved
+from emdn_train.dataset import CleanFrames, Source, Split, chance, moved
 from emdn_train.noise import DQE0
 
 CPU = torch.device("cpu")
@@ -54,24 +54,14 @@ def test_reads_the_original_layout(tmp_path: Path, images: np.ndarray) -> None:
             split.clean([7])
 
 
-@pytest.mark.parametrize(
-    ("clean", "noisy"),
-    [
-        ((7, 20, 20, 1), (6, 20, 20, 1)),
-        ((7, 1, 20, 20), (7, 1, 20, 20)),
-        ((20, 20, 7), (20, 20, 7)),
-        ((0, 20, 20, 1), (0, 20, 20, 1)),
-    ],
-)
-def test_wrong_shapes_are_refused(tmp_path: Path, clean, noisy) -> None:
-    folder = original(tmp_path, np.zeros(clean, "f4"), np.zeros(noisy, "f4"))
-    with pytest.raises(FormatError, match=rf"{folder}.*\(N, H, W"):
-        Split(folder, "train")
-
-
-def test_missing_files_garbage_and_pixels_are_named(tmp_path: Path, images: np.ndarray) -> None:
+def test_what_is_no_data_set_is_refused(tmp_path: Path, images: np.ndarray) -> None:
     with pytest.raises(FormatError, match="No such file"):
         Split(tmp_path, "test")
+    wrong = [(one, one) for one in ((7, 1, 20, 20), (20, 20, 7), (0, 20, 20, 1))]
+    for clean, noisy in [((7, 20, 20, 1), (6, 20, 20, 1)), *wrong]:
+        folder = original(tmp_path / str(clean), np.zeros(clean, "f4"), np.zeros(noisy, "f4"))
+        with pytest.raises(FormatError, match=r"\(N, H, W"):
+            Split(folder, "train")
     write(tmp_path, "clean", images, key="frames")
     with pytest.raises(FormatError, match="dataset 'images' has numbers"):
         Split(tmp_path, "train")
@@ -79,12 +69,9 @@ def test_missing_files_garbage_and_pixels_are_named(tmp_path: Path, images: np.n
     with pytest.raises(FormatError, match="file signature not found"):
         Split(tmp_path, "train")
     images[3, 2, 1] = np.nan
-    with Split(original(tmp_path, images, images), "train") as split:
-        split.clean([0, 1])
-        with pytest.raises(FormatError, match="frame 3 has pixels that are not finite"):
-            split.clean([1, 3])
-        with pytest.raises(FormatError, match="does not say where defects are"):
-            split.defects()
+    split = Split(original(tmp_path, images, images), "train")
+    with split, pytest.raises(FormatError, match="frame 3 has pixels that are not finite"):
+        split.clean([1, 3])
 
 
 def test_data_are_known_by_their_frames(gratings: Path, tmp_path: Path) -> None:
@@ -144,16 +131,6 @@ def frames(gratings):
         found = CleanFrames(split)
         found.others = torch.arange(32) ^ 1
         yield found
-
-
-def test_crops_are_parts_of_their_frames_in_eight_orientations():
-    frames = torch.arange(64.0 * 50).reshape(1, 1, 50, 64).repeat(400, 1, 1, 1)
-    found = crops(frames, 8, chance(0))
-    assert found.shape == (400, 1, 8, 8)
-    steps = {(float(p[0, 0, 1] - p[0, 0, 0]), float(p[0, 1, 0] - p[0, 0, 0])) for p in found}
-    assert steps == {(a, b) for s in (1, -1) for t in (64, -64) for a, b in ((s, t), (t, s))}
-    assert len(found.amin((1, 2, 3)).unique()) > 300
-    assert crops(frames, 100, chance(0)).shape[-2:] == (50, 50)
 
 
 def test_recordings_have_the_dose_asked_for_and_fresh_poisson_noise(frames):

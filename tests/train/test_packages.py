@@ -53,7 +53,7 @@ def test_counts_give_the_frames_of_emdn(graph) -> None:
     assert_same(run(frames), denoiser, frames)
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(28.0, 0.0), (0.01, 0.0), (1e-20, 0.0), (3.0, -200)])
+@pytest.mark.parametrize(("gain", "offset"), [(1e-20, 0.0), (3.0, -200)])
 def test_other_units_are_measured(graph, gain: float, offset: float) -> None:
     """Within a fifth of the noise that is left: scale is measured on one frame, not given."""
     denoiser, run = graph
