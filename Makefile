@@ -70,7 +70,7 @@ example: $(VENV)/.train  ## Simulate deploy/examples/frames.h5 and its truth.h5 
 	cp data/example/movie.h5 deploy/examples/frames.h5
 	$(BIN)/python deploy/examples/make_truth.py data/example/movie_truth.h5 deploy/examples/truth.h5
 
-bench: $(VENV)/.dev  ## Time every shipped model, beside others and the machine's limit; tables in benchmarks/results
+bench: $(VENV)/.dev  ## Time every shipped model, beside others; tables in benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)
 
 record: $(VENV)/.train  ## Run the em_denoise benchmark: one line, and OUT/record/record.json, to compare machines by

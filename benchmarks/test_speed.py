@@ -138,7 +138,7 @@ PRODUCT_GFLOP = 2 * SIDE**3 / 1e9
 
 
 def product(device: Device, threads: int) -> Callable[[], float]:
-    """Give the product of two matrices in float32 by torch: the machine's limit."""
+    """Give the product of two matrices in float32, by torch."""
     matrix = torch.rand(SIDE, SIDE, device=device)
 
     def run() -> float:
@@ -226,12 +226,14 @@ def test_inference(benchmark, ring, tmp_path, case, scenario):
     denoiser, count = case.open(), SCENARIOS[scenario]
     session, frames = denoiser.session, itertools.cycle(ring)
     source = written(tmp_path, np.resize(ring, (count, *SIZE)))
-    options = DenoiseOptions(tmp_path / "out.h5", device=case.device, overwrite=True)
+    options = DenoiseOptions(
+        tmp_path / "out.h5", model=case.model, device=case.device, overwrite=True
+    )
     call = {
         "single-stream": lambda: session.run(next(frames)[None], *NUMBERS),
         "offline": lambda: session.run(ring, *NUMBERS),
         "array": functools.partial(denoiser.denoise, np.resize(ring, (count, *SIZE))),
-        "file": lambda: denoise_file.run(source, options, opened={options.model: denoiser}),
+        "file": lambda: denoise_file.run(source, options, opened={case.model: denoiser}),
     }[scenario]
     warm(call, 0.5)
     # 100 rounds one by one, so that a p99 can be said.
