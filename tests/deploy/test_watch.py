@@ -59,7 +59,7 @@ def follow_folder(
     return list(watch.folder(source, given, 3.0, 1.0, sleep))
 
 
-def test_new_files_are_denoised_in_order(tmp_path, box_model, frames, put):
+def test_new_files_are_denoised_in_order(box_model, frames, put):
     # Number 10 comes before 9 is complete, and must wait for it.
     folder = put(*())
     half = folder / "f_9.npy"

@@ -151,7 +151,7 @@ def record(signal: Tensor, detector: str, generator: torch.Generator) -> tuple[T
 
 
 def draw_defects(
-    n: int, shape: tuple[int, int], generator: torch.Generator, device: torch.device | str = "cpu"
+    n: int, shape: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw maps of faulty pixels: (N, 1, H, W) bool, and what they read in units of the mean.
 
@@ -159,15 +159,15 @@ def draw_defects(
     times the frame's mean, a tenth of all 2 x 2, a bad row or column in a share of
     ``BAD_LINES`` of the frames.
     """
-    r = torch.rand(n, 7, generator=generator, device=device)
+    r = torch.rand(n, 7, generator=generator)
     dead = (1e-5 * 100 ** r[:, 0]).view(-1, 1, 1, 1)
     hot = (1e-5 * 10 ** r[:, 1]).view(-1, 1, 1, 1)
     # A tenth of the faults cover four pixels: 1.3 pixels a fault on average.
-    chance = torch.rand(n, 1, *shape, generator=generator, device=device)
+    chance = torch.rand(n, 1, *shape, generator=generator)
     faulty = chance < (dead + hot) / 1.3
-    level = torch.zeros(n, 1, *shape, device=device)
+    level = torch.zeros(n, 1, *shape)
     frame, _, row, column = faulty.nonzero(as_tuple=True)
-    kind = torch.rand(3, len(frame), generator=generator, device=device)
+    kind = torch.rand(3, len(frame), generator=generator)
     value = 2.0 * 10 ** kind[0] * (1.3 * chance[frame, 0, row, column] < hot[frame, 0, 0, 0])
     level[frame, 0, row, column] = value
     large = kind[1] < 0.1

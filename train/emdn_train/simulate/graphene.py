@@ -324,14 +324,14 @@ def _neighbours(points: Points) -> tuple[NDArray[np.int64], ...]:
     return degree, np.repeat(np.arange(len(points)), degree), after
 
 
-def _evened(centres: Points, line: Line, rounds: int = 10) -> Points:
+def _evened(centres: Points, line: Line) -> Points:
     """Move the rings near the line to the middle of their neighbours (Lloyd, in a band)."""
     result = centres.copy()
     distance = np.abs(centres[:, 1] - line(centres[:, 0]))
     band = np.flatnonzero(distance < 4 * _RING_A)
     inner = distance[band] < 2 * _RING_A
     points = result[band]
-    for index in range(rounds):
+    for index in range(10):
         if index % 2 == 0:
             degree, owner, after = _neighbours(points)
         total = np.stack([np.bincount(owner, points[after, k], len(points)) for k in (0, 1)], 1)
