@@ -1,4 +1,4 @@
-"""The command ``emdn-deploy``: it only wires."""
+"""The commands of ``emdn-deploy``: their options, and what they print."""
 
 import json
 import logging
@@ -38,13 +38,13 @@ def denoise(
     ] = False,
     as_json: Json = False,
     scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Of dask, whose workers denoise.")
+        str | None, typer.Option(metavar="ADDRESS", help="Use the workers of this dask scheduler.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Denoise by so many processes of this machine.")
+        int | None, typer.Option(min=1, help="Use this many processes on this machine.")
     ] = None,
     join: Annotated[
-        bool, typer.Option("--join", help="Join what workers make into one plain file.")
+        bool, typer.Option("--join", help="Join the workers' parts into one plain file.")
     ] = False,
 ) -> None:
     """Denoise files of frames into files of the same shape and units."""
@@ -106,10 +106,10 @@ def watch(
     ],
     options: DenoiseOptions,
     idle: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Stop when nothing came for so long.")
+        float, typer.Option(min=0, metavar="SECONDS", help="Stop after so long without new frames.")
     ] = 60.0,
     poll: Annotated[
-        float, typer.Option(min=0.01, metavar="SECONDS", help="Time between two looks.")
+        float, typer.Option(min=0.01, metavar="SECONDS", help="Look for new frames this often.")
     ] = 0.5,
 ) -> None:
     """Denoise frames while an acquisition writes them; Ctrl-C, or --idle, ends it."""
@@ -162,7 +162,7 @@ def bench(
     size: Annotated[int, typer.Option(min=8, help="Side of a frame in pixels.")] = 256,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="FRAMES_PER_S", help="Of a camera: which models keep up?"),
+        typer.Option(min=0.01, metavar="FRAMES_PER_S", help="Say which models keep up with it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -179,14 +179,14 @@ def bench(
 @takes_options("dataset", "axes", "overwrite")
 def evaluate(
     denoised: Annotated[Path, typer.Argument(metavar="DENOISED")],
-    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="One frame, or as many.")],
+    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="True frames: one, or as many.")],
     options: DenoiseOptions,
     noisy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The frames before, for the gain.")
+        Path | None, typer.Option(metavar="FILE", help="Noisy frames, for the gain.")
     ] = None,
     data_range: Annotated[
         float | None,
-        typer.Option("--range", help="Of PSNR and SSIM; default: that of each frame of TRUTH."),
+        typer.Option("--range", help="Data range of PSNR and SSIM; default: each true frame's."),
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one row a frame.")] = None,
 ) -> None:
@@ -209,15 +209,15 @@ def evaluate(
     "gain_map", "defects", "overwrite",
 )  # fmt: skip
 def check(
-    stack: Annotated[Path, typer.Argument(metavar="STACK", help="The frames before.")],
+    stack: Annotated[Path, typer.Argument(metavar="STACK", help="Noisy frames.")],
     denoised: Annotated[
         Path | None,
-        typer.Argument(metavar="DENOISED", help="The frames after; made here if not given."),
+        typer.Argument(metavar="DENOISED", help="Denoised frames; made here if not given."),
     ] = None,
     options: DenoiseOptions = DenoiseOptions(),
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap's noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap's noise.")] = 0,
     table: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="All numbers, .csv or .parquet.")
+        Path | None, typer.Option(metavar="FILE", help="Write all numbers, .csv or .parquet.")
     ] = None,
     report: Annotated[
         Path | None,

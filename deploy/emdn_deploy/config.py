@@ -52,7 +52,7 @@ class DenoiseOptions:
         bool | None,
         typer.Option(
             "--compress/--no-compress",
-            help="Without loss: gzip in HDF5, zlib in TIFF. Default: if the input is.",
+            help="Compress without loss (HDF5: gzip, TIFF: zlib); default: as the input.",
         ),
     ] = None
     sigma: Annotated[
@@ -66,12 +66,12 @@ class DenoiseOptions:
         str | None,
         typer.Option(
             metavar="NAME|FILE.onnx",
-            help="Chosen by the frames if not given; see: emdn-deploy models.",
+            help="Default: chosen by the frames; emdn-deploy models lists them.",
         ),
     ] = None
     device: On = "auto"
     precision: Annotated[
-        Precision, typer.Option(help="Which variant of the model; see: emdn-deploy models.")
+        Precision, typer.Option(help="Variant of the model; emdn-deploy models lists them.")
     ] = "fp32"
     batch: Annotated[
         int | None, typer.Option(min=1, help="Frames per run; chosen if not given.")
@@ -85,7 +85,7 @@ class DenoiseOptions:
     ] = None
     axes: Annotated[
         str | None,
-        typer.Option(metavar="LETTERS", help="One letter per stored axis, y and x the frame: tyx."),
+        typer.Option(metavar="LETTERS", help="A letter a stored axis, y and x for the frame: tyx."),
     ] = None
     frames: Annotated[
         str | None, typer.Option(metavar="A:B:STEP,...", help="Only these frames, counted from 0.")
@@ -171,14 +171,14 @@ def _version(wanted: bool) -> None:
 def _every(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option("--verbose", "-v", help="Where an error arose, for a report of a fault."),
+        typer.Option("--verbose", "-v", help="Show where an error arose, for a bug report."),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results and warnings.")
+        bool, typer.Option("--quiet", "-q", help="Show only results and warnings.")
     ] = False,
 ) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO

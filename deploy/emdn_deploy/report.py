@@ -1,4 +1,4 @@
-"""Words for people, and JSON: what a run would do and did, what a file holds, what is shipped."""
+"""Reports, in words and JSON: what a run would do or did, what a file holds, what is shipped."""
 
 import json
 import shlex

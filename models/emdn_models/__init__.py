@@ -1,4 +1,4 @@
-"""The contract that training and deployment share; torch-free but for ``nets``."""
+"""What training and deployment share: networks, weights, metrics; torch only in ``nets``."""
 
 from importlib.metadata import version
 

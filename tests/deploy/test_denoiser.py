@@ -1,3 +1,5 @@
+"""Arrays: units, shapes and means are kept, and what is no stack is refused."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Sessions: devices, threads, variants, and files that are no model of emdn."""
+
 import logging
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``python -m emdn_train``."""
+"""``python -m emdn_train`` is ``emdn-train``."""
 
 from emdn_train.cli import main
 

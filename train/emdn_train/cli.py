@@ -1,4 +1,4 @@
-"""The command ``emdn-train``: it only wires."""
+"""The commands of ``emdn-train``: their options, and what they print."""
 
 import functools
 import inspect
@@ -129,7 +129,7 @@ def export(
     ] = Path("outputs/em_denoise_model.h5"),
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Default: onnx/ beside the checkpoint, or here."),
+        typer.Option(metavar="DIR", help="Default: onnx/ beside the checkpoint; here for shipped."),
     ] = None,
     models: Models = "all",
     half: Annotated[
@@ -145,7 +145,7 @@ def export(
     ] = False,
     triton: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Add them to the model repository of a Triton server."),
+        typer.Option(metavar="DIR", help="Add them to a Triton server's model repository."),
     ] = None,
 ) -> None:
     """Convert fitted models to ONNX and prove that they compute the same."""
@@ -197,7 +197,7 @@ def adapt(config: AdaptConfig) -> None:
 def calibrate(
     folder: Annotated[
         Path | None,
-        typer.Argument(metavar="DIR", help="What export has written; default: what is shipped."),
+        typer.Argument(metavar="DIR", help="Folder that export wrote; default: shipped models."),
     ] = None,
     models: Models = "all",
     frames: Annotated[int, typer.Option(min=8, help="Simulated frames to measure on.")] = 64,

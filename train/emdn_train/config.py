@@ -1,4 +1,4 @@
-"""What each command is asked for: the fields are its options, and hold its only defaults."""
+"""Options of the commands of ``emdn-train``, with their defaults, and recipes of training."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -24,7 +24,7 @@ Out = Annotated[Path, Option(metavar="DIR", help="Folder for the results.")]
 Epochs = Annotated[int, Option(min=1, help="Passes over the data.")]
 BatchSize = Annotated[int, Option(min=1, help="Patches a step.")]
 Patch = Annotated[int, Option(min=8, help="Side of a patch in pixels.")]
-Seed = Annotated[int, Option(help="Start of every random number.")]
+Seed = Annotated[int, Option(help="Seed of all random numbers.")]
 Rate = Annotated[float | None, Option(min=0, help="Learning rate; the recipe's own if not given.")]
 
 
@@ -106,8 +106,8 @@ class SimulateConfig:
     states: Annotated[
         int, Option(min=1, help="Arrangements of the defects that each specimen is seen in.")
     ] = 1
-    seed: Annotated[int, Option(min=0, help="The data set follows from it.")] = 0
-    workers: Annotated[int, Option(min=1, help="Processes; the result is the same.")] = 1
+    seed: Annotated[int, Option(min=0, help="Seed; the data set follows from it.")] = 0
+    workers: Annotated[int, Option(min=1, help="Processes; they do not change the result.")] = 1
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no data set."""
@@ -170,16 +170,10 @@ class FitConfig:
     device: On = "auto"
     seed: Seed = 0
     start: Annotated[
-        Path | None,
-        Option(
-            "--from",
-            metavar="FILE",
-            help="Start from the model's weights there; shipped: the package's.",
-        ),
+        Path | None, Option("--from", metavar="FILE", help="Checkpoint to start from, or shipped.")
     ] = None
     max_minutes: Annotated[
-        float,
-        Option(min=0, help="Time a model, all parts of a run, schedule completed; 0: no limit."),
+        float, Option(min=0, help="Time limit a model, resumed parts included; 0: none.")
     ] = 0.0
 
     def __post_init__(self) -> None:
@@ -208,10 +202,10 @@ class AdaptConfig:
     out: Out = Path("outputs")
     model: Annotated[str, Option(metavar="NAME", help="Model to fine-tune.")] = "unet"
     start: Annotated[
-        Path, Option("--from", metavar="FILE", help="Checkpoint; shipped: the package's.")
+        Path, Option("--from", metavar="FILE", help="Checkpoint to start from, or shipped.")
     ] = Path("shipped")
     max_minutes: Annotated[
-        float, Option(min=0, help="Time, all parts of a run; 0: as the epochs take.")
+        float, Option(min=0, help="Time limit, resumed parts included; 0: --epochs alone.")
     ] = 10.0
     epochs: Annotated[
         int, Option(min=1, help="Passes over the stack.", show_default="as time allows")
@@ -246,7 +240,7 @@ class BenchmarkConfig:
 class QualityConfig:
     """What to measure; ``models`` of None are all that is shipped."""
 
-    testset: Annotated[Path, Argument(metavar="DIR", help="What emdn-train testset has written.")]
+    testset: Annotated[Path, Argument(metavar="DIR", help="Folder written by emdn-train testset.")]
     models: Annotated[
         tuple[str, ...] | None,
         Option(metavar="NAME,NAME,...", help="Shipped names or .onnx files, or all shipped."),
