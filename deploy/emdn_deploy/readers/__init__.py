@@ -39,7 +39,7 @@ _SUFFIXES = {suffix: kind for kind, known in READERS.items() for suffix in known
 # Kinds that share a module with others.
 _MODULES = {
     **dict.fromkeys(("dm", "ser", "other"), "vendors"),
-    **dict.fromkeys(("mrc", "npy", "zarr"), "plain"),
+    **dict.fromkeys(("mrc", "npy", "zarr"), "mrc_npy_zarr"),
 }
 _PACKED = (".gz", ".bz2", ".xz", ".zip", ".npz")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -37,7 +37,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
 _FORMATS = {suffix: name for name, suffixes in WRITERS.items() for suffix in suffixes}
 # The files of this folder that formats are in, where these have another name. HDF5 to HDF5 is
 # special: the input's tree is written again.
-_FILES = {"mirror": "hdf5", "mrc": "plain", "npy": "plain", "zarr": "plain"}
+_FILES = {"mirror": "hdf5", **dict.fromkeys(("mrc", "npy", "zarr"), "mrc_npy_zarr")}
 # Formats that compress, and that hold standard deviations beside the frames.
 COMPRESS = ("hdf5", "mirror", "tiff")
 INSIDE = ("hdf5", "mirror")

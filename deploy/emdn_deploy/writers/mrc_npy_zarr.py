@@ -88,7 +88,7 @@ def _zarr(target: Path, frames: Frames, provenance: Provenance, storage: Storage
     zarr = library("zarr", "zarr", target)
     from google_crc32c import value as crc32c  # which zarr brings
 
-    from emdn_deploy.readers.plain import UNITS
+    from emdn_deploy.readers.mrc_npy_zarr import UNITS
     from emdn_deploy.writers.hdf5 import stacked
 
     shape, axes = stacked(frames)
