@@ -263,8 +263,8 @@ def _sample(frames: Frames) -> list[Stack]:
     most = max(float(share.max()) for share in shares)
     if not most:
         raise FormatError(
-            f"{frames.path}: no frame has a finite pixel, expected numbers; take other frames "
-            "with --frames, or another --dataset"
+            f"{frames.path}: no frame has a pixel that is finite in float32, expected numbers; "
+            "take other frames with --frames, or another --dataset"
         )
     full = [run[share > _COMPLETE * most] for run, share in zip(runs, shares, strict=True)]
     full = [run for run in full if len(run)]

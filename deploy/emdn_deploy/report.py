@@ -152,8 +152,8 @@ def findings(report: Report) -> dict[str, str]:
         and f"{sums.filled} pixels were not finite in some frames; filled from neighbours"
         f"{'' if integers else ' (areas stay so)'}",
         "empty": sums.empty
-        and f"{len(sums.empty)} frames are blank or hold no value, and are left as they are "
-        f"{'NaN as 0 ' * integers}({', '.join(spans(tuple(sums.empty)))})",
+        and f"{len(sums.empty)} frames are blank or hold no value; they stay as they are"
+        f"{', NaN as 0' * integers} ({', '.join(spans(tuple(sums.empty)))})",
         "note": "; ".join(report.notes),
         "changed": changed,
     }
@@ -163,6 +163,7 @@ def findings(report: Report) -> dict[str, str]:
 def summary(report: Report) -> str:
     """Return what is printed after a run."""
     known, sums = report.record, report.sums
+    integers = np.dtype(known["output_dtype"]).kind != "f"
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
     model = known["model"] + ("" if known["precision"] == "fp32" else f" in {known['precision']}")
     seen = known["neighbours"]
@@ -180,12 +181,12 @@ def summary(report: Report) -> str:
         "bad": known["bad_pixels"] and f"{known['bad_pixels']} pixels filled from their neighbours",
         "gaps": "gap_pixels" in known
         and f"{known['gap_pixels']} pixels of every frame are flagged or without a value, and "
-        "keep it",
+        f"keep it{', but for NaN, in whose place integers hold filled values' * integers}",
         "saturated": sums.saturated
         and f"{sums.saturated / max(1, report.frames):.6g} pixels a frame, at "
         f"{known['saturated_from']:g} or above, keep their value",
         **findings(report),
-        "clipped": np.dtype(known["output_dtype"]).kind != "f"
+        "clipped": integers
         and f"{sums.clipped} pixels outside the range of {known['output_dtype']}",
         "sigma": report.sigma and f"{known['sigma']}; in {report.sigma}",
         "output": report.output,

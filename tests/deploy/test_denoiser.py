@@ -72,7 +72,7 @@ def test_neither_batch_nor_threads_matter(box_model: Path, lattice, threads, bat
         (np.zeros((16, 16, 2)), r"numpy\.moveaxis\(frames, -1, 0\) if it counts frames"),
         (np.zeros((0, 4, 4)), r"shape \(0, 4, 4\)"),
         (np.zeros((2, 4, 4), complex), r"complex128, expected \(\.\.\., H, W\) real"),
-        (np.full((2, 4, 4), np.nan), "no frame has a finite pixel"),
+        (np.full((2, 4, 4), np.nan), "no frame has a pixel that is finite"),
     ],
 )
 def test_what_cannot_be_denoised_names_the_remedy(box_model: Path, frames, message: str) -> None:

@@ -299,7 +299,7 @@ def test_blank_stacks_come_back_and_those_without_a_value_are_refused(
     np.testing.assert_array_equal(made, value)
     assert "no noise found" in caplog.text
     assert counts(report) == (0, 0, 0)
-    with pytest.raises(FormatError, match="no frame has a finite pixel"):
+    with pytest.raises(FormatError, match="no frame has a pixel that is finite"):
         run(np.full(shape, np.nan, "f4"), "none")
 
 

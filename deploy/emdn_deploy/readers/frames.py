@@ -163,6 +163,8 @@ def array_frames(
     ``name``: of the format, for the user. ``order``, ``axes``: the format's own axis order, None
     where it has none, and the calibration.
     """
+    if len(array.shape) < 2:
+        raise FormatError(f"{path}: has shape {array.shape}, expected frames: two axes or more")
     said = choice.axes or order
     given = said or default_order(array.shape)
     _check(f"{path}: {dataset}" if dataset else str(path), array, given, guessed=not said)

@@ -40,6 +40,10 @@ def open_frames(path: Path, choice: Choice) -> Frames:
     """
     if path.is_dir():
         return _open_zarr(path, choice)
+    if choice.dataset is not None:
+        raise FormatError(
+            f"{path}: holds one array, found --dataset {choice.dataset}; leave it out"
+        )
     if path.suffix.lower() == ".npy":
         return _open_npy(path, choice)
     header = _header(path)
@@ -58,6 +62,8 @@ def open_frames(path: Path, choice: Choice) -> Frames:
             f"the header promises {promised} frames, the file holds {there}, which are taken; "
             f"--frames 0:{promised} takes those of the header",
         )
+    if min(*header.cella.tolist()[:2], header.mx, header.my) < 0:
+        notes += ("its pixel size is negative: the absolute value is taken",)
     data = Plain(path, start, (there, rows, columns), dtype)
     # A section's distance means something in a volume only; these are frames.
     axes = Axis("frame"), _axis(header, "y", "mapr"), _axis(header, "x", "mapc")

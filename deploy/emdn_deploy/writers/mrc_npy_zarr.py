@@ -22,8 +22,8 @@ def _mrc(target: Path, frames: Frames, provenance: Provenance, storage: Storage)
     with mrcfile.new_mmap(target, frames.shape, mrc_mode=mode, overwrite=True) as file:
         file.set_image_stack()
         steps = [frames.axis(letter).step_in("Å") for letter in "xy"]
-        if steps[0] and steps[1]:
-            file.voxel_size = (steps[0], steps[1], steps[0])
+        if any(steps):  # 0: not known
+            file.voxel_size = (steps[0] or 0, steps[1] or 0, steps[0] or steps[1])
         what = provenance.get("content", f"denoised by {provenance['model']}")
         file.add_label(f"emdn {provenance['version']}: {what}"[:80])
         # What the input says of each frame, such as tilts, where all frames are taken.

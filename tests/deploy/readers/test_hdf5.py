@@ -149,7 +149,7 @@ def test_any_axis_order_reads_the_same_frames(tmp_path, reads, order):
         (STACK, Choice(dataset="nothing"), "called 'nothing'; it offers /data"),
         (np.zeros((0, 16, 16)), Choice(dataset="data"), "is empty"),
         (np.arange(10), Choice(), "holds no frames"),
-        (np.arange(10), Choice(dataset="data"), "do not fit shape"),
+        (np.arange(10), Choice(dataset="data"), "two axes or more"),
     ],
 )
 def test_what_is_not_frames_is_refused(tmp_path, refuses, value, choice, message):

@@ -43,6 +43,16 @@ def test_odd_voxels_of_mrc(tmp_path, recwarn, header, steps):
     assert not recwarn.list
 
 
+def test_an_mrc_file_of_one_known_size(tmp_path, run):
+    path = write(tmp_path / "a.mrc", cella=(-64, np.nan, 1))
+    with open_frames(path) as frames:
+        assert "absolute value" in frames.notes[0]
+    with mrcfile.open(run(path, to="mrc", gain=1.0).output, header_only=True) as file:
+        assert (file.voxel_size.x, file.voxel_size.y) == (2, 0)
+    with pytest.raises(FormatError, match="one array, found --dataset 1"):
+        open_frames(path, Choice(dataset="1"))
+
+
 @pytest.mark.parametrize("promised", [0, 3])
 def test_frames_beyond_what_the_header_promises(tmp_path, reads, promised):
     """As of a recording that was stopped: none is lost, and it is said."""
