@@ -113,6 +113,11 @@ def run(
         options = replace(options, compress=storage.compress)
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
+        long = [n for letter, n in zip(frames.order, frames.stored_shape, strict=True)
+                if letter not in "yx" and n > 1]  # fmt: skip
+        if module in ("tiff", "mrc") and len(long) > 1:
+            said = f"its {' x '.join(map(str, long))} frames become one row; --to h5 keeps the axes"
+            _log.warning("warning: %s: %s", source, said)
         ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(
             ready, options, {} if opened is None else opened, beside=any(between)

@@ -263,3 +263,11 @@ def test_nothing_of_an_earlier_sigma_is_lost(source, denoise):
     assert denoise(source, to="hspy", sigma=True).sigma == "/Experiments/movie/data_sigma"
     with h5py.File(denoise(source).output) as file:
         assert file["set/frames_sigma"].shape == (3,)
+
+
+def test_a_scan_that_becomes_one_row_of_frames_is_named(tmp_path, run, caplog):
+    np.save(tmp_path / "scan.npy", np.random.default_rng(0).poisson(20, (2, 3, 32, 40)))
+    for to, said in (("tif", True), ("mrc", True), ("h5", False)):
+        caplog.clear()
+        run(tmp_path / "scan.npy", to=to, gain=1.0)
+        assert ("its 2 x 3 frames become one row" in caplog.text) is said
