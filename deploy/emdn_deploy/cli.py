@@ -140,7 +140,12 @@ def models() -> None:
 
 @app.command()
 @takes_options("dataset", "axes")
-def inspect(file: Annotated[Path, typer.Argument(metavar="FILE")], options: DenoiseOptions) -> None:
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A model, or frames: also a folder or a pattern.")
+    ],
+    options: DenoiseOptions,
+) -> None:
     """Say what a file holds: a model, or frames and which would be taken."""
     from emdn_deploy import report
     from emdn_deploy.readers import Choice
@@ -178,7 +183,7 @@ def bench(
 @app.command()
 @takes_options("dataset", "axes", "overwrite")
 def evaluate(
-    denoised: Annotated[Path, typer.Argument(metavar="DENOISED")],
+    denoised: Annotated[Path, typer.Argument(metavar="DENOISED", help="Frames to judge.")],
     truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="True frames: one, or as many.")],
     options: DenoiseOptions,
     noisy: Annotated[

@@ -85,7 +85,7 @@ class DenoiseOptions:
     ] = None
     axes: Annotated[
         str | None,
-        typer.Option(metavar="LETTERS", help="A letter a stored axis, y and x for the frame: tyx."),
+        typer.Option(metavar="LETTERS", help="One letter for each stored axis, such as tyx."),
     ] = None
     frames: Annotated[
         str | None, typer.Option(metavar="A:B:STEP,...", help="Only these frames, counted from 0.")

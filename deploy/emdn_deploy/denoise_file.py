@@ -113,10 +113,9 @@ def run(
         options = replace(options, compress=storage.compress)
         for said in frames.notes:
             _log.warning("warning: %s: %s", source, said)
-        long = [n for letter, n in zip(frames.order, frames.stored_shape, strict=True)
-                if letter not in "yx" and n > 1]  # fmt: skip
-        if module in ("tiff", "mrc") and len(long) > 1:
-            said = f"its {' x '.join(map(str, long))} frames become one row; --to h5 keeps the axes"
+        if module in ("tiff", "mrc") and len(frames.lead) > 1:
+            grid = " x ".join(map(str, frames.lead))
+            said = f"its {grid} frames become one row; --to h5 keeps the axes"
             _log.warning("warning: %s: %s", source, said)
         ready = preprocess.prepare(frames, options, recipe)
         denoiser, seen = choose(
@@ -241,8 +240,7 @@ def choose(
         return opened[name], f"{how} ({why})" if why else how
 
     frames, movie = ready.frames, pretrained.movie_model(options.precision)
-    axes = zip(frames.order, frames.stored_shape, strict=True)
-    lead = sum(letter not in "yx" and length > 1 for letter, length in axes)
+    lead = len(frames.lead)
     if options.model is not None:
         asked = seen(options.model, "")
         if asked[0].session.info.frames > 1 and (lead > 1 or (lead == 0 and not beside)):

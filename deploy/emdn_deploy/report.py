@@ -280,7 +280,7 @@ def _measured(frames: Frames) -> Iterator[tuple[str, object]]:
     count, height, width = frames.shape
     size = "uncut frames" if height * width <= TILE_PIXELS else "by tiles"
     model, movie = pretrained.default_model(), pretrained.movie_model()
-    if movie and max(frames.stored_shape[:-2], default=1) == count >= MOVIE_FRAMES:
+    if movie and len(frames.lead) == 1 and count >= MOVIE_FRAMES:
         model = f"{movie} if frames show one scene, else {model},"
     yield "model", f"{model} unless --model says otherwise, {size}"
 

@@ -121,6 +121,12 @@ class Frames:
             ) from error
         return np.require(block, np.float32, ["C", "W"])
 
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Lengths of the axes along which frames lie, but for those of one frame."""
+        axes = zip(self.order, self.stored_shape, strict=True)
+        return tuple(length for letter, length in axes if letter not in "yx" and length > 1)
+
     def axis(self, letter: str) -> Axis:
         """Return the calibration of the ``y`` or ``x`` axis."""
         return self.axes[self.order.index(letter)]

@@ -84,6 +84,28 @@ def test_hyperspy_shows_the_same_axes_after_mirroring(tmp_path, denoise, lattice
     assert after.metadata.as_dictionary() == before.metadata.as_dictionary()
 
 
+def test_hyperspy_opens_a_mirrored_velox_file(tmp_path, denoise, lattice):
+    hyperspy, counts = pytest.importorskip("hyperspy.api"), lattice(20.0, (3, 30, 44))
+    facts = {
+        "BinaryResult": {"PixelSize": {"width": "2e-11", "height": "3e-11"}, "PixelUnitX": "m",
+                         "Offset": {"x": "0", "y": "0"}, "DetectorIndex": "0"},
+        "Detectors": {"Detector-0": {"DetectorName": "HAADF"}}, "Scan": {"FrameTime": "0.5"},
+        "Acquisition": {"AcquisitionStartDatetime": {"DateTime": "1500000000"}},
+    }  # fmt: skip
+    text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    with h5py.File(tmp_path / "movie.emd", "w") as file:
+        file["Version"] = [json.dumps({"format": "Velox", "version": "11"})]
+        file["Data/Image/0123abcd/Data"] = np.moveaxis(counts.astype(np.uint16), 0, 2)
+        file["Data/Image/0123abcd/Metadata"] = np.repeat(text[:, None], 3, axis=1)
+    before, after = (
+        hyperspy.load(path) for path in (tmp_path / "movie.emd", denoise(tmp_path / "movie.emd"))
+    )
+    assert repr(after.axes_manager) == repr(before.axes_manager)
+    with open_frames(tmp_path / "movie_denoised.emd") as frames:
+        np.testing.assert_array_equal(after.data, frames.read(0, 3))
+    assert before.metadata.General.title == after.metadata.General.title == "HAADF"
+
+
 def test_tifffile_and_imagej_open_the_tiff(movie, denoise, expected):
     target = denoise(movie, to="tif")
     with tifffile.TiffFile(target) as file:
