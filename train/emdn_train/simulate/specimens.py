@@ -273,12 +273,12 @@ RECIPES: Mapping[str, Recipe] = {
 SHARES: Mapping[str, Mapping[str, float]] = {
     "graphene": {"graphene": 1.0},
     "mixed": {
-        "graphene": 0.4,
-        "dichalcogenide": 0.2,
-        "particle": 0.12,
-        "strontium titanate": 0.06,
-        "amorphous carbon": 0.06,
-        "random lattice": 0.16,
+        "graphene": 0.34,
+        "dichalcogenide": 0.26,
+        "particle": 0.1,
+        "strontium titanate": 0.12,
+        "amorphous carbon": 0.05,
+        "random lattice": 0.13,
     },
     "stem": {"graphene": 0.5, "dichalcogenide": 0.3, "particle": 0.1, "random lattice": 0.1},
 }
