@@ -36,10 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "128": {"windows": (128,)},
     "64": {"windows": (64,)},
     "none": {"windows": ()},
-    "3 frames": {"frames": 3},
-    "5 frames": {"frames": 5},
-    "7 frames": {"frames": 7},
-    "9 frames": {"frames": 9},
+    **{f"{frames} frames": {"frames": frames} for frames in (3, 5, 7, 9)},
 }
 
 

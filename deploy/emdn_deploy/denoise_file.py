@@ -107,8 +107,8 @@ def run(
         inputs = _inputs(frames, options)
         given = stamps(inputs)
         files, pictures = writers.files_of(target, module, sigma=options.sigma), _pictures(options)
-        over = options.overwrite
-        stack.enter_context(claimed(files, [*pictures.values()], inputs, overwrite=over))
+        others = [*pictures.values()]
+        stack.enter_context(claimed(files, others, inputs, overwrite=options.overwrite))
         storage = _storage(module, frames, options)
         options = replace(options, compress=storage.compress)
         for said in frames.notes:
@@ -137,9 +137,7 @@ def run(
             own = partial_of(beside) if beside else None
             return writers.lay_out(module, partial, frames, facts, storage, own)
 
-        with open_output(
-            work, files, make, key_of(facts, given), beside=beside, overwrite=over
-        ) as (output, quick):
+        with open_output(work, files, make, key_of(facts, given), beside=beside) as (output, quick):
             resumed = output.done
             if resumed:
                 _log.info("%s: continuing after frame %d", output.partial, resumed - 1)
@@ -177,7 +175,6 @@ def open_output(
     key: str,
     *,
     beside: Path | None = None,
-    overwrite: bool = False,
 ) -> Iterator[tuple[Output, Quick]]:
     """Open an output, begun or continued, and the quick check of its frames (see `Output`)."""
     ready, batching = work.ready, work.denoiser.batching
@@ -186,8 +183,9 @@ def open_output(
     def state() -> State:
         return {**quick.state(), "note": np.array(batching.note)}
 
+    over = work.options.overwrite
     with Output(
-        files, work.module, make, key, beside=beside, state=state, overwrite=overwrite
+        files, work.module, make, key, beside=beside, state=state, overwrite=over
     ) as output:
         if (earlier := output.earlier) and output.done:
             quick.restore(earlier, ready.frames.shape[1] * ready.frames.shape[2])

@@ -127,12 +127,10 @@ class Denoiser:
         """
         first, stop = around[0], len(frames) - around[1]
         own = frames[first:stop]
+        output, shifts = own.astype(np.float32), np.zeros(len(own))
+        sigmas = np.zeros(own.shape, np.float32) if with_sigma else None
         if not scale.sigma:
-            return Answer(
-                own.copy(), np.zeros(len(own)), np.zeros_like(own) if with_sigma else None
-            )
-        output, shifts = np.empty(own.shape, np.float32), np.zeros(len(own))
-        sigmas = np.empty(own.shape, np.float32) if with_sigma else None
+            return Answer(output, shifts, sigmas)
         seen, size = self.session.info.frames, own.shape[1:]
         numbers = beside(first, stop, len(frames), seen, usable)
         parallel, step = self.batching.plan(len(own), size, batch)

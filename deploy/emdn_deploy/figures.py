@@ -224,25 +224,17 @@ class RunPage:
             if number == first:
                 at = tuple(slice(max(0, n - MAX_SIDE) // 2, (n + MAX_SIDE) // 2)
                            for n in (height, width))  # fmt: skip
-                file, electrons = BytesIO(), replace(scale, gain=1.0, offset=0.0)
+                known = replace(scale, gain=1.0, offset=0.0), frames.axis("x")
                 title = f"frame {number}, its middle, in electrons"
-                draw(file, pair[0][at], pair[1][at], electrons, frames.axis("x"), title)
-                self._spectra = _text(file)
+                self._spectra = _text(draw, *(one[at] for one in pair), *known, title)
 
     def _drawn(self, before: NDArray[Any], after: NDArray[Any]) -> list[str]:
         """Draw a binned frame before and after, and their difference over the expected noise."""
         spread = self._scale.pixel_gain / self._scale.gain / self._step**2
         noise = np.sqrt(spread * np.maximum(after, 0.01 * self._scale.scale))
-        files = []
-        for values, (low, high) in (
-            (before, contrast(before)),
-            (after, contrast(after)),
-            ((before - after) / noise, (-4.0, 4.0)),
-        ):
-            file = BytesIO()
-            _grey(values, low, high).save(file, "PNG")
-            files.append(_text(file))
-        return files
+        pictures = [_grey(one, *contrast(one)) for one in (before, after)]
+        pictures.append(_grey((before - after) / noise, -4.0, 4.0))
+        return [_text(picture.save, "PNG") for picture in pictures]
 
     def html(self, title: str, headline: str, summary: str = "") -> str:
         """Return the page.
@@ -309,12 +301,12 @@ class RunPage:
             panel.imshow(rows, cmap="gray", vmin=low, vmax=high, aspect="auto", extent=ends)
             panel.set(title=f"middle row over time, {name}", ylabel=time.units, xticks=[])
             scale_bar(panel, width, self._frames.axis("x"))
-        file = BytesIO()
-        figure.savefig(file, dpi=100)
-        return _text(file)
+        return _text(figure.savefig, dpi=100)
 
 
-def _text(file: BytesIO) -> str:
+def _text(save: Callable[..., object], *given: Any, **options: Any) -> str:
+    """Return as text what ``save`` writes to a file."""
+    save(file := BytesIO(), *given, **options)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -275,9 +275,7 @@ def dataset(
             return Layout(Storage().kind.str, fill=fill)
 
         output, quick = stack.enter_context(
-            denoise_file.open_output(
-                work, files, make, key_of(facts, {}), overwrite=options.overwrite
-            )
+            denoise_file.open_output(work, files, make, key_of(facts, {}))
         )
 
         def denoise(there: int, stop: int) -> Iterator[Arrival]:

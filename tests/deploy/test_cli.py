@@ -88,7 +88,7 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
     model = ("--model", box_model, "--device", "cpu")
     cases = [
         (("denoise", tmp_path / "none.h5", *model), "no such file"),
-        (("denoise", text, *model), "no HDF5 file"),
+        (("denoise", text, *model), "no H5 file"),
         (("denoise", cut, *model), "truncated"),
         (("denoise", source, "--dataset", "/nothing", *model), "'/nothing'; it offers /frames"),
         (("denoise", source, "--model", damaged), "onnxruntime cannot load it"),
@@ -96,7 +96,7 @@ def test_errors_are_one_line(source, box_model, tmp_path, failure):
         (("denoise", source, "-o", source, "--overwrite", *model), "is the input itself"),
         (("denoise", source, "-o", tmp_path / "no/out.h5", *model), "no such folder"),
         (("denoise", source, "--gain", "-1", *model), "gain is -1"),
-        (("inspect", text), "no HDF5 file"),
+        (("inspect", text), "no H5 file"),
     ]
     for arguments, message in cases:
         assert message in failure(*arguments)

@@ -64,11 +64,6 @@ class QuickResult(NamedTuple):
     flagged: dict[int, str]  # frames that stand out, and their numbers in words
     line: str  # for people: PASS, or FAIL if a frame is far out or more stand out than by chance
 
-    @property
-    def failing(self) -> tuple[int, ...]:
-        """Return the frames that stand out."""
-        return tuple(self.flagged)
-
 
 class Quick:
     """Takes in a stack block by block, from several threads.

@@ -19,7 +19,7 @@ from emdn_deploy.dose import Intensity
 from emdn_deploy.figures import RunPage
 from emdn_deploy.readers import Choice, open_frames, open_selected
 from emdn_deploy.readers.frames import SeveralStacks
-from emdn_deploy.writers import recorded
+from emdn_deploy.writers import recorded, storable
 from emdn_models import pretrained
 from emdn_models.errors import EmdnError, FormatError, ModelError
 from emdn_models.files import renamed
@@ -152,8 +152,7 @@ class _Pair:
         wide = np.ascontiguousarray(frames, dtype=np.float32)
         made = self.denoiser.answer(wide, self.scale, with_sigma="ensemble" in self.facts).frames
         if self.clean is not None and self.clean.dtype.kind in "iu":
-            ends = np.iinfo(self.clean.dtype)
-            made = np.clip(np.rint(made), ends.min, ends.max).astype(np.float32)
+            made = storable(made, self.clean.dtype)[0].astype(np.float32)
         return made
 
     def read(self, start: int, stop: int) -> tuple[Frame, Frame]:

@@ -269,8 +269,7 @@ def _block_reader(array: Any, order: str) -> Read:
         where = fixed.copy()
         for axis, index in zip(lead, np.unravel_index(number, lead_shape), strict=True):
             where[axis] = int(index)
-        frame: NDArray[Any] = array[tuple(where)]
-        return frame
+        return np.asarray(array[tuple(where)])
 
     def read(start: int, stop: int) -> NDArray[Any]:
         if len(long) == 1:  # a single selection reads the whole block
@@ -372,8 +371,16 @@ class Pages:
         numbers = np.asarray(np.arange(math.prod(lead)).reshape(lead)[where[: self._lead]])
         pages = np.stack([self._page(int(number)) for number in numbers.flat])
         stack = pages.reshape(*numbers.shape, *self.shape[self._lead :])
-        inner: NDArray[Any] = stack[(..., *where[self._lead :])]
-        return inner
+        return np.asarray(stack[(..., *where[self._lead :])])
+
+
+def number_of(value: Any) -> float | None:
+    """Return a fact of a file as a finite number, None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def cut_short(there: int, promised: object) -> str:
@@ -466,11 +473,6 @@ class Offer:
         """Return path and label."""
         return f"{self.dataset} ({self.label})" if self.label else self.dataset
 
-    @property
-    def count(self) -> int:
-        """Return the number of frames."""
-        return math.prod(self.shape[:-2])
-
 
 class SeveralStacks(FormatError):
     """A file that holds several stacks and does not say which are the frames.
@@ -517,15 +519,12 @@ def choose(
     if not frames:
         raise FormatError(f"{path}: holds no frames ({len(offers)} {what}, none of two axes)")
     largest = sorted(frames, key=lambda one: math.prod(one.shape))
-    stacks = [one for one in frames if one.count > 1]
+    stacks = [one for one in frames if math.prod(one.shape[:-2]) > 1]
     if len(offers) == 1:
         return 0, "the only one in the file", ()
     if len(frames) == 1:
-        return (
-            offers.index(frames[0]),
-            f"the only one of {len(offers)} {what} that holds frames",
-            (),
-        )
+        why = f"the only one of {len(offers)} {what} that holds frames"
+        return offers.index(frames[0]), why, ()
     if len(stacks) == 1:
         taken, why = stacks[0], "the only stack of several frames"
     elif math.prod(largest[-1].shape) >= 8 * math.prod(largest[-2].shape):

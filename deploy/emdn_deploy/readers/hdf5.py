@@ -26,6 +26,7 @@ from emdn_deploy.readers.frames import (
     Pages,
     array_frames,
     default_order,
+    number_of,
 )
 from emdn_models.errors import FormatError, library
 from emdn_models.files import CHECKPOINT
@@ -78,26 +79,16 @@ class Candidate:
 def open_frames(path: Path, choice: Choice) -> Frames:
     """Open the frames of an HDF5 file.
 
-    Raises FormatError if the file is damaged, holds no frames, or holds several stacks and
+    Raises OSError if the file is damaged, FormatError if it holds no frames, or several stacks and
     ``choice`` does not say which.
     """
-    file = open_file(path)
+    file = h5py.File(path, "r")
     try:
         candidate, why = choose(path, file, choice)
         return frames_of(path, file, candidate, choice, why)
     except BaseException:
         file.close()
         raise
-
-
-def open_file(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading; FormatError if it is none, or is damaged."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise FormatError(
-            f"{path}: is cut short, damaged or no HDF5 file ({error}); copy it again"
-        ) from error
 
 
 def choose(path: Path, file: h5py.File, choice: Choice) -> tuple[Candidate, str]:
@@ -207,8 +198,7 @@ def _joined(
 
     def page(number: int) -> NDArray[Any]:
         part = int(np.searchsorted(ends, number, side="right"))
-        frame: NDArray[Any] = datasets[part][number - ends[part]]  # counted from its end
-        return frame
+        return np.asarray(datasets[part][number - ends[part]])  # counted from its end
 
     return datasets, Pages((ends[-1], *first.shape[1:]), first.dtype, 2, page)
 
@@ -246,8 +236,8 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
             Axis(
                 text_of(note.get("name")),
                 text_of(note.get("units")),
-                _number(note.get("scale")),
-                _number(note.get("offset")) or 0.0,
+                number_of(note.get("scale")),
+                number_of(note.get("offset")) or 0.0,
             )
             for note in notes
         )
@@ -354,13 +344,6 @@ def _signals(group: h5py.Group) -> list[str]:
         return [signal]
     every = re.compile(re.escape(part.group(1)) + r"\d{6}")
     return sorted(name for name in group if every.fullmatch(name))
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def _order_of(axes: tuple[Axis, ...], *, reverse: bool = False) -> str | None:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def open_frames(path: Path, choice: Choice) -> Frames:
         )
     if path.suffix.lower() == ".npy":
         return _open_npy(path, choice)
-    header = _header(path)
+    with opened_header(path) as opened:
+        header = opened.header
     dtype, reading = _dtype(path, header)
     columns, rows, promised = (int(header[name]) for name in ("nx", "ny", "nz"))
     if min(columns, rows) < 1:
@@ -83,12 +85,14 @@ def _open_npy(path: Path, choice: Choice) -> Frames:
     return array_frames(path, "NumPy array", plain, choice, notes=notes)
 
 
-def _header(path: Path) -> Any:
-    # Many programs write headers with small faults; the data are read all the same.
+@contextmanager
+def opened_header(path: Path) -> Iterator[Any]:
+    """Open an MRC file for its header; small faults, which many programs write, do not matter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with mrcfile.open(path, permissive=True, header_only=True) as opened:
-            return opened.header
+        opened = mrcfile.open(path, permissive=True, header_only=True)
+    with opened:
+        yield opened
 
 
 def _dtype(path: Path, header: Any) -> tuple[np.dtype[Any], str]:

@@ -6,6 +6,7 @@ Sizes and times come from the tags and texts of each program's own way.
 import logging
 import math
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from emdn_deploy.readers.frames import (
     choose,
     cut_short,
     free,
+    number_of,
 )
 from emdn_models.errors import FormatError, MissingExtraError, install
 
@@ -33,22 +35,17 @@ Tags = Mapping[int, Any]
 Steps = dict[str, tuple[float, str]]
 
 
-class _Complaints(logging.Handler):
-    """What tifffile logs of a damaged file, for a line of our own."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a message."""
-        self.said.append(record.getMessage())
+_complaints = list[str]()
 
 
-_complaints = _Complaints()
+def _take(record: logging.LogRecord) -> bool:
+    """Take what tifffile logs of a damaged file, for a line of our own; nothing else shows it."""
+    _complaints.append(record.getMessage())
+    return False
+
+
 tifffile.logger().setLevel(logging.ERROR)
-tifffile.logger().propagate = False
-tifffile.logger().addHandler(_complaints)
+tifffile.logger().addFilter(_take)
 
 _COLOURS = ("RGB", "YCBCR", "CMYK", "CIELAB")
 _EER = (65000, 65001, 65002)
@@ -63,7 +60,7 @@ def open_frames(path: Path, choice: Choice) -> Frames:
 
     Raises FormatError if it is damaged, holds colours or electron events, or holds several series.
     """
-    _complaints.said.clear()
+    _complaints.clear()
     file = tifffile.TiffFile(path)
     try:
         return _open(path, file, choice)
@@ -100,8 +97,8 @@ def _open(path: Path, file: tifffile.TiffFile, choice: Choice) -> Frames:
         metadata["photometric"] = "miniswhite"
     if (turned := int(tags.get(274, 1))) != 1:
         metadata["orientation"] = str(turned)
-    if _complaints.said and not missing:
-        notes += (f"some of what it says is damaged, and lost ({_complaints.said[0][:200]})",)
+    if _complaints and not missing:
+        notes += (f"some of what it says is damaged, and lost ({_complaints[0][:200]})",)
     steps = _steps(file, key, tags, number)
     lead = [letter for letter in order if letter not in "yx"]
     if len(lead) == 1 and "t" in steps:
@@ -166,7 +163,7 @@ def _stored(path: Path, file: tifffile.TiffFile, series: Any, order: str) -> tup
         gone = (number for number, page in enumerate(pages) if not _is_there(page, size))
         there = next(gone, len(pages))
     missing = cut_short(there, count) if there < count else ""
-    lost = [one for one in _complaints.said if "TiffPages" in one or "series" in one]
+    lost = [one for one in _complaints if "TiffPages" in one or "series" in one]
     if lost and not missing:
         missing = cut_short(there, f"more ({lost[0][:200]})")
     if not there:
@@ -176,10 +173,9 @@ def _stored(path: Path, file: tifffile.TiffFile, series: Any, order: str) -> tup
     if start is not None:
         return Plain(path, start, (*lead, *key.shape), kind), order, missing
 
-    def page(number: int) -> NDArray[Any]:
-        return _decoded(pages[number], path)
-
-    return Pages((*lead, *key.shape), series.dtype, key.ndim, page), order, missing
+    shape = *lead, *key.shape
+    stored = Pages(shape, series.dtype, key.ndim, lambda number: _decoded(pages[number], path))
+    return stored, order, missing
 
 
 def _is_there(page: Any, size: int) -> bool:
@@ -197,9 +193,8 @@ def _decoded(page: Any, path: Path) -> NDArray[Any]:
     # Of several files of an OME-TIFF, one is open at a time.
     other = handle.closed
     try:
-        if other:
-            handle.open()
-        pixels: NDArray[Any] = page.asarray()
+        handle.open()
+        return np.asarray(page.asarray())
     except (ImportError, ValueError, RuntimeError) as error:
         if "imagecodecs" in str(error):
             raise MissingExtraError(
@@ -209,7 +204,6 @@ def _decoded(page: Any, path: Path) -> NDArray[Any]:
     finally:
         if other:
             handle.close()
-    return pixels
 
 
 def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
@@ -232,12 +226,9 @@ def _steps(file: Any, key: Any, tags: Tags, number: int) -> dict[str, Axis]:
         # The common tags only where they cannot be a printer's.
         {} if any(step > _LARGEST_M for step, _ in printed.values()) else printed,
     )
-    found: Steps = {}
-    for source in sources:
-        found = source | found
     return {
         letter: Axis(letter, _known_unit(unit), abs(float(step)))
-        for letter, (step, unit) in found.items()
+        for letter, (step, unit) in ChainMap(*sources).items()
         if step and np.isfinite(step) and unit
     }
 
@@ -252,7 +243,7 @@ def _known_unit(text: str) -> str:
 def _digital_micrograph(tags: Tags) -> Steps:
     found = {}
     for letter, code in _DM.items():
-        if step := _number(tags.get(code + 6)):
+        if step := number_of(tags.get(code + 6)):
             found[letter] = step, str(tags.get(code, "")).strip("\0 ")
     # Some write the unit of x only.
     if "x" in found:
@@ -278,7 +269,7 @@ def _ome(file: Any, key: Any, number: int) -> Steps:
     return {
         letter: (step, own.get(f"{name}Unit", unit))
         for letter, (name, unit) in names.items()
-        if (step := _number(own.get(name)))
+        if (step := number_of(own.get(name)))
     }
 
 
@@ -294,9 +285,9 @@ def _imagej(file: Any, key: Any, tags: Tags) -> Steps:
             over, under = tags.get(code, (0, 1))
             if over:
                 found[letter] = under / over, str(known.get(f"{letter}unit", unit))
-        if step := _number(known.get("spacing")):
+        if step := number_of(known.get("spacing")):
             found["z"] = step, str(known.get("zunit", unit))
-    if step := _number(known.get("finterval")):
+    if step := number_of(known.get("finterval")):
         found["t"] = step, str(known.get("tunit", "s"))
     return found
 
@@ -304,8 +295,8 @@ def _imagej(file: Any, key: Any, tags: Tags) -> Steps:
 def _zeiss(tags: Tags) -> Steps:
     """Read the fourth unnamed value: metres a pixel of the 1024 that the screen is wide."""
     known = _mapping(tags, 34118).get("")
-    width = _number(tags.get(256))
-    step = _number(known[3]) if isinstance(known, tuple) and len(known) > 3 else None
+    width = number_of(tags.get(256))
+    step = number_of(known[3]) if isinstance(known, tuple) and len(known) > 3 else None
     return _pair(step * 1024 / width, None, "m") if step and width else {}
 
 
@@ -314,7 +305,7 @@ def _jeol(tags: Tags) -> Steps:
     text, pixel = str(tags.get(270, "")), _printed(tags)
     # JEOL's XML is not always well-formed. In diffraction, or scanning, there is no magnification.
     found = re.search(r"<SelectorValue>\s*([^<]+)", text)
-    factor = _number(found[1]) if found else None
+    factor = number_of(found[1]) if found else None
     if not factor or len(pixel) < 2 or "eosTEM" not in text or "<ModeString>DIFF" in text:
         return {}
     return _pair(pixel["x"][0] / factor, pixel["y"][0] / factor, "m")
@@ -331,19 +322,11 @@ def _printed(tags: Tags) -> Steps:
 
 
 def _pair(x: Any, y: Any, unit: str) -> Steps:
-    x = _number(x)
-    y = _number(y) or x
+    x = number_of(x)
+    y = number_of(y) or x
     return {"x": (x, unit), "y": (y, unit)} if x and y else {}
 
 
 def _mapping(known: Any, name: Any) -> Mapping[Any, Any]:
     value = known.get(name) if isinstance(known, Mapping) else None
     return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None

@@ -25,6 +25,7 @@ from emdn_deploy.readers.frames import (
     cut_short,
     default_order,
 )
+from emdn_deploy.readers.hdf5 import text_of
 from emdn_models.errors import FormatError, MissingExtraError, install
 
 # Tags of DM that go along as text.
@@ -145,11 +146,7 @@ def _open_ser(path: Path, choice: Choice) -> Frames:
     missing = cut_short(there, count) if there < count else ""
     if not there:
         raise FormatError(f"{path}: {missing}")
-
-    def frame(number: int) -> NDArray[Any]:
-        pixels: NDArray[Any] = file.getDataset(number)[0]
-        return pixels
-
+    stack = Pages((there, *first.shape), first.dtype, 2, lambda number: file.getDataset(number)[0])
     steps = {
         name: (float(one["CalibrationDelta"]), float(one["CalibrationOffset"]))
         for name, one in zip("xy", note["Calibration"], strict=True)
@@ -158,9 +155,8 @@ def _open_ser(path: Path, choice: Choice) -> Frames:
     if abs(step := steps["x"][0]) >= _LONGEST_M and step != 1:
         notes = (f"{step:g} a pixel cannot be metres; taken as 1/m, of a diffraction pattern",)
     return array_frames(
-        path, "TIA series", Pages((there, *first.shape), first.dtype, 2, frame), choice,
-        order="tyx", axes=(Axis("frame"), *(_ser_axis(name, *steps[name]) for name in "yx")),
-        notes=notes, missing=missing,
+        path, "TIA series", stack, choice, order="tyx", notes=notes, missing=missing,
+        axes=(Axis("frame"), *(_ser_axis(name, *steps[name]) for name in "yx")),
     )  # fmt: skip
 
 
@@ -214,15 +210,11 @@ def _choose_signal(path: Path, name: str, signals: list[dict[str, Any]], choice:
     offers = [Offer.of(str(number), one["data"]) for number, one in enumerate(found)]
     number, why, said = choose(path, f"stacks of frames ({name})", offers, choice)
     signal = found[number]
-
-    def text(value: Any) -> str:
-        return value if isinstance(value, str) else ""
-
     notes = sorted(signal["axes"], key=lambda axis: int(axis["index_in_array"]))
     lead, frame = iter(default_order((2,) * len(notes))), iter("yx")
     order = "".join(next(lead) if axis["navigate"] else next(frame) for axis in notes)
     axes = tuple(
-        Axis(text(axis.get("name")), text(axis.get("units")), axis.get("scale"),
+        Axis(text_of(axis.get("name")), text_of(axis.get("units")), axis.get("scale"),
              float(axis.get("offset") or 0.0))
         for axis in notes
     )  # fmt: skip

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -259,14 +258,13 @@ def recorded(path: Path) -> dict[str, Any]:
     Of an MRC file, the name of a shipped model is all that is known.
     """
     suffix = path.suffix.lower()
-    with contextlib.suppress(KeyError, OSError, ValueError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with contextlib.suppress(KeyError, OSError, ValueError):
         if path.is_file() and is_hdf5(path):
             facts: dict[str, Any] = _writer("hdf5").recorded(path)
         elif suffix in WRITERS["mrc"]:
-            import mrcfile
+            from emdn_deploy.readers.mrc_npy_zarr import opened_header
 
-            with mrcfile.open(path, permissive=True, header_only=True) as file:
+            with opened_header(path) as file:
                 found = re.search(r"emdn \S+: denoised by (\S+)", " ".join(file.get_labels()))
             name = found[1] if found else ""
             preset = pretrained.index()["models"][name]["preset"]

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from emdn_deploy.readers.frames import Axis, Frames
-from emdn_deploy.readers.hdf5 import SIGMA_OF, open_file
+from emdn_deploy.readers.hdf5 import SIGMA_OF
 from emdn_deploy.writers import SIGMA, Layout, Pixels, Provenance, Storage, plain_text
 from emdn_models.errors import FormatError, OutputError
 from emdn_models.files import opened
@@ -199,7 +199,7 @@ def recorded(path: Path) -> dict[str, Any]:
 def _mirror(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write the input's tree but for the frames' pixels; FormatError if it is damaged there."""
     try:
-        with open_file(frames.path) as source, opened(target, "w") as out:
+        with h5py.File(frames.path) as source, opened(target, "w") as out:
             layout = _copy_tree(source, out.file, frames, target, storage)
             _copy_references(source, out.file)
             if storage.sigma:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ def _mrc(target: Path, frames: Frames, provenance: Provenance, storage: Storage)
     """Lay out MRC2014, mode 2 unless integers are asked for, voxel size in angstrom."""
     import mrcfile
 
+    from emdn_deploy.readers.mrc_npy_zarr import opened_header
+
     mode = mrcfile.utils.mode_from_dtype(np.dtype(storage.dtype))
     with mrcfile.new_mmap(target, frames.shape, mrc_mode=mode, overwrite=True) as file:
         file.set_image_stack()
@@ -28,10 +29,7 @@ def _mrc(target: Path, frames: Frames, provenance: Provenance, storage: Storage)
         file.add_label(f"emdn {provenance['version']}: {what}"[:80])
         # What the input says of each frame, such as tilts, where all frames are taken.
         if frames.path.suffix.lower() in READERS["mrc"] and frames.path.is_file():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the reader has said it
-                original = mrcfile.open(frames.path, permissive=True, header_only=True)
-            with original:
+            with opened_header(frames.path) as original:
                 extended = original.extended_header
                 if extended is not None and extended.nbytes and frames.numbers is None:
                     file.set_extended_header(extended.copy())
@@ -70,10 +68,6 @@ def _npy(target: Path, frames: Frames, provenance: Provenance, storage: Storage)
     facts = {"axes": axes, "emdn": dict(provenance)}
     _json(target).write_text(json.dumps(facts), encoding="utf-8")
     return Layout(storage.kind.str, int(array.offset))
-
-
-def _finish_npy(path: Path, late: Provenance) -> None:
-    _complete(_json(path), late)
 
 
 def _json(partial: Path) -> Path:
@@ -126,12 +120,9 @@ def _zarr(target: Path, frames: Frames, provenance: Provenance, storage: Storage
     return Layout(storage.kind.str, inside=str(shard))
 
 
-def _finish_zarr(path: Path, late: Provenance) -> None:
-    _complete(path / "zarr.json", late)
-
-
-def _complete(place: Path, late: Provenance) -> None:
-    """Complete the record in a JSON file."""
+def _finish_json(path: Path, late: Provenance) -> None:
+    """Complete the record in a JSON file: in a Zarr store, or beside an array of NumPy."""
+    place = path / "zarr.json" if path.is_dir() else _json(path)
     facts: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
     facts.get("attributes", facts)["emdn"].update(late)
     fresh = Path(f"{place}.new")
@@ -139,8 +130,4 @@ def _complete(place: Path, late: Provenance) -> None:
     os.replace(fresh, place)
 
 
-FORMATS = {
-    "mrc": (_mrc, _finish_mrc),
-    "npy": (_npy, _finish_npy),
-    "zarr": (_zarr, _finish_zarr),
-}
+FORMATS = {"mrc": (_mrc, _finish_mrc), "npy": (_npy, _finish_json), "zarr": (_zarr, _finish_json)}

@@ -56,7 +56,7 @@ def test_faults_stand_out(fault: str, stacks, scene) -> None:
     for start in (0, 6):
         quick.add(start, raw[start : start + 6], clean[start : start + 6])
     result = quick.result()
-    assert result.failing == (() if fault == "none" else (4,))
+    assert list(result.flagged) == ([] if fault == "none" else [4])
     assert fault == "none" or "1 of 12 frames flagged (4)" in result.line
 
 
