@@ -115,12 +115,14 @@ def test_simulated_frames_have_detectors_states_and_defects(gratings, tmp_path) 
         for number in range(8):
             for state, name in enumerate((f"{number}", f"{number}-1")):
                 file[f"{name}/defects"] = np.full((1, 2), number + 10 * state)
+                file[f"{name}/atoms"], file[f"{name}/numbers"] = np.zeros((0, 2)), np.zeros(0)
+                file[f"{name}/names"] = ["V1"]
     with Split(tmp_path, "train") as split:
         frames = CleanFrames(split, defects=True)
         assert str(split) == "32 frames of 64 x 64, simulated (grating)"
     assert frames.scanned.tolist() == [True, False] * 16
     assert frames.others[:6].tolist() == [2, 3, 0, 1, 6, 7]
-    assert [int(one[0, 0]) for one in frames.defects[:6]] == [0, 0, 10, 10, 1, 1]
+    assert [int(one[0, 0]) for _, _, one, _ in frames.structures[:6]] == [0, 0, 10, 10, 1, 1]
     torch.testing.assert_close(frames.mean, torch.ones(32), atol=0.02, rtol=0)
 
 
@@ -154,20 +156,43 @@ def test_defects_go_with_their_patches(frames, draw, monkeypatch):
     quiet = torch.full((16,), 400.0)
     monkeypatch.setattr(dataset, "levelled", lambda _, clean, __: (clean, quiet))
     frames.split.table = pl.DataFrame({"pixel_size_nm": [0.06] * 32})
-    frames.defects = [np.float32([[8 + number, 50 - number]]) for number in range(32)]
-    near = frames.near_defects(torch.arange(32))
+    nothing = np.zeros((0, 2)), np.zeros(0)
+    frames.structures = [(*nothing, [[8 + number, 50 - number]], ["V1"]) for number in range(32)]
+    near = frames.marks(torch.arange(32))[:, 0]
     assert [int(one.argmax()) for one in near] == [64 * (50 - n) + 8 + n for n in range(32)]
     assert near[0, 50, 8] == 1
     assert float(near[0, 50, 10]) == pytest.approx(np.exp(-0.5), abs=1e-5)  # 0.12 nm away
     frames.cached = 1 + 50 * near
     recipe = replace(QUIET, defects=3.0, augmented=0.5)
     batch = draw(Source(frames, recipe, 48, CPU), torch.arange(16), chance(3))
-    assert batch.defects.shape == (16, 1, 48, 48)
-    centred = [one - one.mean((2, 3), keepdim=True) for one in (batch.target, batch.defects)]
+    assert batch.marks.shape == (16, 3, 48, 48)
+    weight = batch.marks[:, :1]
+    centred = [one - one.mean((2, 3), keepdim=True) for one in (batch.target, weight)]
     like = torch.nn.functional.cosine_similarity(*(one.flatten(1) for one in centred))
-    seen = batch.defects.amax((1, 2, 3)) > 0.5
+    seen = weight.amax((1, 2, 3)) > 0.5
     assert seen.sum() > 5
     assert (like[seen] > 0.8).all()
+
+
+def test_sites_go_with_their_patches(frames, monkeypatch):
+    frames.split.table = pl.DataFrame({"pixel_size_nm": [0.05] * 32})
+    lattice = 4.0 + 8 * np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2)
+    lost = (lattice == [20, 36]).all(1)  # and what is near the edge is not judged
+    frames.structures = [(lattice[~lost], np.full(63, 6), lattice[lost], ["V1"])] * 32
+    inner = torch.arange(12, 60, 8)
+    expected = torch.zeros(64, 64)
+    expected[inner[:, None], inner], expected[36, 20] = 1, 11
+    sites = frames.marks(torch.arange(32))[:, 1]
+    assert (sites == expected).all()
+    monkeypatch.setattr(dataset, "levelled", lambda _, clean, __: (clean, torch.full((16,), 4e2)))
+    frames.cached = 1 + 1000 * sites
+    draw = Source(frames, replace(QUIET, defects=3.0, augmented=0.5), 64, CPU)
+    batch = draw.patches(torch.arange(16), chance(3))
+    sites = batch.marks[:, 1]
+    assert {0, 35 + 11} == set(sites.sum((1, 2)).int().tolist())  # none where it is magnified
+    for place, image in zip(sites > 0, batch.target[:, 0], strict=True):
+        assert not place.any() or image[place].min() > image[~place].mean()
+    assert not draw.clips(torch.arange(16), chance(3)).marks[:, 1].any()
 
 
 def test_clips_change_at_one_frame_and_the_middle_is_the_truth(frames, monkeypatch):

@@ -16,7 +16,7 @@ from emdn_train import fit as fitting
 from emdn_train.config import RECIPES
 from emdn_train.dataset import CleanFrames, Split
 from emdn_train.fit import FitConfig, begin, fit, judge
-from emdn_train.loss import evaluate, loss, rate, reduced, validation
+from emdn_train.loss import _smooth, evaluate, loss, ranking, rate, reduced, validation
 
 CPU = torch.device("cpu")
 BENCHMARK, QUALITY = RECIPES["benchmark"], RECIPES["quality"]
@@ -157,17 +157,33 @@ def test_pixels_at_defects_count_more():
     net, x, noise = build("unet"), torch.randn(1, 1, 64, 64), torch.ones(1, 1, 64, 64)
     with torch.no_grad():
         clean = net(x, noise)
-    near = torch.zeros_like(x)
-    near[..., :32] = 1.0
-    left, right = (clean.where((near == 1) == side, clean + 1) for side in (False, True))
+    near = torch.zeros(1, 3, 64, 64)
+    near[:, 0, :, :32], near[:, 2] = 1.0, 0.02
+    left, right = (clean.where((near[:, :1] == 1) == side, clean + 1) for side in (False, True))
     recipe = replace(QUALITY, loss="mse", defects=9.0)
-    for defects, share in ((None, 1.0), (near, 10.0)):
+    for marks, share in ((None, 1.0), (near, 10.0)):
         found = [
-            loss(recipe, net, x, y, noise, defects=defects).item() - base
+            loss(recipe, net, x, y, noise, marks=marks).item() - base
             for y, base in ((left, 0.0), (right, 0.0))
         ]
         assert found[0] / found[1] == pytest.approx(share, rel=1e-3)
         assert sum(found) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_ranking_falls_as_vacancies_stand_out():
+    torch.manual_seed(0)
+    places, lost = torch.arange(16, 256, 24), torch.arange(40, 256, 72)
+    marks, spots = torch.zeros(2, 3, 256, 256), torch.zeros(2, 1, 256, 256)
+    marks[:, 2], marks[:, 1, places[:, None], places] = 0.015, 1.0
+    spots[:, 0, places[:, None], places] = 50.0
+    full = _smooth(spots, 3.0)
+    marks[:, 1, lost[:, None], lost], spots[:, 0, lost[:, None], lost] = 11.0, 0.0
+    truth, noise = _smooth(spots, 3.0), 0.5 * torch.randn_like(full)
+    seen = [full + share * (truth - full) + noise for share in (-0.1, 0.0, 0.1, 9.0)]
+    wrong, chance, weak, clear = (ranking(one, truth, marks).item() for one in seen)
+    assert wrong > chance > weak > 0.1 > clear
+    assert chance == pytest.approx(1.15, abs=0.2)  # mean of log(1 + exp(1.7 (a - b))) of noise
+    assert ranking(truth, truth, marks % 10) == 0  # nothing to find
 
 
 @pytest.mark.parametrize("name", ["unet", "msdnet"])

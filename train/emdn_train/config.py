@@ -162,7 +162,7 @@ class FitConfig:
         float | None,
         Option(
             min=0,
-            help="How much more of the loss a pixel at a point defect counts; simulated data only.",
+            help="How much more pixels at point defects count; also ranks sites; simulated data.",
             show_default="the recipe's own",
         ),
     ] = None

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from emdn_models.errors import FormatError
 from emdn_models.nets.scaling import middle
+from emdn_models.vacancies import simulated_sites
 from emdn_train import noise
 from emdn_train.config import Recipe
 
@@ -44,6 +45,7 @@ CACHE_BYTES = 4 << 30
 DEFECT_NM = 0.12
 """Standard deviation of the Gaussian around a point defect in which a loss may weigh more."""
 
+MARGIN_NM = 0.25  # sites nearer to the edge are not judged
 ELECTRONS = (0.05, 1e5)  # least and most incident per pixel, whatever the contrast
 ZOOM = (0.75, 1.35)  # range of the magnification of augmented patches
 CONTRAST = (0.6, 1.5)  # range of the contrast of augmented patches, as a factor
@@ -125,20 +127,22 @@ class Split:
         scale = rows["electrons_per_pixel"].to_numpy() * dqe
         return np.asarray(frames / (beam[:, 0].numpy() * scale[:, None, None]), np.float32)
 
-    def defects(self) -> list[Frames]:
-        """Read where the point defects of each frame are, (d, 2) x and y in pixels."""
+    def structures(self) -> list[tuple[Any, ...]]:
+        """Read each frame's atoms (n, 2), their numbers, defects (d, 2) and their names.
+
+        Places are x and y in pixels.
+        """
         path = self.path / f"{STEM}_structures.h5"
         if self.table is None or "state" not in self.table.columns or not path.exists():
             raise FormatError(
                 f"{self.path}: does not say where defects are; simulate a data set with "
                 "emdn-train simulate, or give no weight to defects"
             )
+        rows = self.table.select("structure", "state").rows()
         with h5py.File(path, "r") as file:
-            return [
-                np.float32(file[f"{structure}-{state}" if state else f"{structure}"]["defects"][()])
-                .reshape(-1, 2)
-                for structure, state in self.table.select("structure", "state").rows()
-            ]  # fmt: skip
+            groups = (file[f"{one}-{state}" if state else f"{one}"] for one, state in rows)
+            keys = ("atoms", "numbers", "defects")
+            return [(*(one[key][()] for key in keys), one["names"].asstr()[()]) for one in groups]
 
     def fingerprint(self) -> str:
         """Return a short digest: of the shape and of sixteen of the clean frames."""
@@ -160,8 +164,8 @@ class CleanFrames:
 
     ``contrast`` (standard deviation over mean) and ``mean`` of each relative frame, (N,), set the
     dose; ``scanned``, (N,) bool, are those of a scanned probe; ``others``, (N,), have the number of
-    a frame of the same image in another state of its defects, or its own. ``defects`` are read if
-    asked for, (d, 2) x and y in pixels of each frame.
+    a frame of the same image in another state of its defects, or its own. ``structures`` are read
+    if ``defects`` are asked for.
     """
 
     def __init__(self, split: Split, defects: bool = False) -> None:
@@ -176,7 +180,8 @@ class CleanFrames:
             if self.cached is not None:
                 self.cached[part] = block
         self.contrast = (deviation / self.mean).clamp_min(1e-3)
-        self.defects = split.defects() if defects else []
+        self.structures = split.structures() if defects else []
+        self._sites: dict[int, Tensor] = {}
         self.scanned = torch.zeros(count, dtype=torch.bool)
         self.others = torch.arange(count)
         if split.table is not None:
@@ -197,19 +202,45 @@ class CleanFrames:
             return self.cached[indices]
         return torch.from_numpy(self.split.relative(np.asarray(indices)))
 
-    def near_defects(self, indices: Tensor) -> Tensor:
-        """Give 1 at the point defects of the frames, falling to 0 around them, (n, H, W)."""
+    def marks(self, indices: Tensor) -> Tensor:
+        """Map where the frames' point defects and sites are, (n, 3, H, W).
+
+        The planes are 1 at defects, falling to 0 around them; the number of the site in a pixel
+        (`sites`), 0 of none; and the size of a pixel in nm.
+        """
         assert self.split.table is not None
         height, width = self.split.shape
-        near = torch.zeros(len(indices), height, width)
-        sizes = self.split.table["pixel_size_nm"]
-        for map_, index in zip(near, indices.tolist(), strict=True):
-            spread = DEFECT_NM / sizes[index]
-            for x, y in self.defects[index]:
+        marks = torch.zeros(len(indices), 3, height, width)
+        for (near, sites, size), index in zip(marks, indices.tolist(), strict=True):
+            size.fill_(self.split.table["pixel_size_nm"][index])
+            spread = DEFECT_NM / float(size[0, 0])
+            for x, y in self.structures[index][2]:
                 across = torch.exp(-0.5 * ((torch.arange(width) - float(x)) / spread) ** 2)
                 down = torch.exp(-0.5 * ((torch.arange(height) - float(y)) / spread) ** 2)
-                torch.maximum(map_, down[:, None] * across, out=map_)
-        return near
+                torch.maximum(near, down[:, None] * across, out=near)
+            if index not in self._sites:
+                self._sites[index] = self.sites(index)
+            rows, columns, numbers = self._sites[index].unbind(1)
+            sites[rows, columns] = numbers.float()
+        return marks
+
+    def sites(self, index: int) -> Tensor:
+        """Find a frame's sites, (n, 3): row, column and a number.
+
+        That is the site's kind, from 1, and 10 more where it is vacant or another element is there.
+        """
+        assert self.split.table is not None
+        atoms, numbers, defects, names = self.structures[index]
+        if not len(atoms):
+            return torch.zeros(0, 3, dtype=torch.long)
+        size = self.split.table["pixel_size_nm"][index]
+        found = simulated_sites(atoms, numbers, defects, names, size)
+        changed = found.vacant | found.foreign
+        places, end = np.rint(found.places), np.array(self.split.shape) - 1
+        inside = ((places >= MARGIN_NM / size) & (places <= end - MARGIN_NM / size)).all(1)
+        chosen = inside & (found.full | changed) & np.isfinite(found.amplitudes)
+        rows = np.column_stack([places, 1 + found.kinds + 10 * changed])[chosen]
+        return torch.from_numpy(rows.astype(np.int64))
 
 
 class Batch(NamedTuple):
@@ -218,8 +249,7 @@ class Batch(NamedTuple):
     noisy: Tensor  # (N, 1, H, W), or (N, F, H, W): a frame with its neighbours
     target: Tensor  # (N, 1, H, W), expected counts of the middle frame
     scale: Tensor  # (N, 1, 1, 1), expected mean of the frame that a patch comes from
-    # (N, 1, H, W), 1 at point defects, falling to 0 around them, where a loss weighs them.
-    defects: Tensor | None = None
+    marks: Tensor | None = None  # (N, 3, H, W), `CleanFrames.marks`, where a loss weighs defects
 
 
 @dataclass(frozen=True)
@@ -239,7 +269,7 @@ class Source:
         """Cut a patch of each frame and record it at a dose of its own."""
         clean = self.frames.relative(indices)[:, None]
         if self.recipe.defects:
-            clean = torch.cat([clean, self.frames.near_defects(indices)[:, None]], 1)
+            clean = torch.cat([clean, self.frames.marks(indices)], 1)
         clean = crops(clean, self.size, generator, self.recipe.augmented)
         images, snr = levelled(self.recipe, clean[:, :1], generator)
         return self.record(indices, images, snr, clean[:, 1:], generator)
@@ -266,8 +296,9 @@ class Source:
         clean = sides[torch.arange(n)[:, None], after.long()]
         if self.recipe.defects:
             shown = torch.where(after[:, COUNT // 2], later, indices)
-            clean = torch.cat([clean, self.frames.near_defects(shown)[:, None]], 1)
+            clean = torch.cat([clean, self.frames.marks(shown)], 1)
         clean = moved(clean, self.size, self.recipe.augmented, generator)
+        clean[:, COUNT + 1 : COUNT + 2] = 0  # between pixels, sites are lost
         images, snr = levelled(self.recipe, clean[:, :COUNT], generator)
         dose = torch.exp(DOSE_STEP * torch.randn(n, 1, generator=generator))
         step = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
@@ -280,13 +311,13 @@ class Source:
         indices: Tensor,
         clean: Tensor,
         snr: Tensor,
-        defects: Tensor,
+        marks: Tensor,
         generator: torch.Generator,
     ) -> Batch:
         """Record clean images (N, F, H, W) with fresh noise, each at its own signal to noise.
 
         ``snr`` (N,) is contrast x sqrt(electrons per pixel), the contrast being the whole frame's;
-        ``defects`` (N, 0 or 1, H, W) go along. Some of the unscanned images (`Recipe.ccd`) are
+        ``marks`` (N, 0 or 3, H, W) go along. Some of the unscanned images (`Recipe.ccd`) are
         recorded by a CCD, with correlated noise, in units of the gain that a deployment would find.
         """
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -317,8 +348,8 @@ class Source:
             noisy[chosen.to(device)] = found / gain
             target[chosen.to(device)] = expected / gain
             scale[chosen] = level / gain.view(-1).cpu()
-        near = defects.to(device) if self.recipe.defects else None
-        return Batch(noisy, middle(target), scale.view(-1, 1, 1, 1).to(device), near)
+        beside = marks.to(device) if self.recipe.defects else None
+        return Batch(noisy, middle(target), scale.view(-1, 1, 1, 1).to(device), beside)
 
 
 def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -> Tensor:
@@ -369,8 +400,8 @@ def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -
 def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float = 0.0) -> Tensor:
     """Cut one square patch from each image (N, C, H, W), in one of the eight orientations.
 
-    A share ``zoomed`` is magnified by a factor drawn from ``ZOOM``. Patches are (N, C, size,
-    size), smaller where the frames are.
+    A share ``zoomed`` is magnified by a factor drawn from ``ZOOM``; the third channel, of sites, is
+    empty then. Patches are (N, C, size, size), smaller where the frames are.
     """
     height, width = frames.shape[-2:]
     size = min(size, height, width)
@@ -391,6 +422,7 @@ def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float =
             patch = functional.interpolate(
                 patch[None], (size, size), mode="bicubic", antialias=side > size
             )[0].clamp_min(0)
+            patch[2:3] = 0  # between pixels, sites are lost
         patch = patch.rot90(orientation % 4, (1, 2))
         patches.append(patch.flip(-1) if orientation >= 4 else patch)
     return torch.stack(patches)

@@ -160,12 +160,12 @@ def train(
             indices = batch[first : first + micro]
             generator = chance(config.seed, t.step, first)
             torch.manual_seed(generator.initial_seed())  # for nets that draw, as in dropout
-            noisy, target, scale, defects = draw(indices, generator)
+            noisy, target, scale, marks = draw(indices, generator)
             # A user's dose is never exactly known: the map is off by up to 10 %.
             off = 0.9 + 0.2 * torch.rand(scale.shape, generator=generator).to(device)
             x, y = normalise(noisy, scale), normalise(target, scale)
             noise = noise_map(middle(noisy), scale) * off
-            part = loss(recipe, t.net, x, y, noise, half, defects)
+            part = loss(recipe, t.net, x, y, noise, half, marks)
             part = part * (len(indices) / len(batch))
             part.backward()
             summed += part.detach()

@@ -17,6 +17,10 @@ from emdn_train.dataset import Batch, CleanFrames, Source
 
 LEVELS = (0.12, 0.4, 1.2)
 """Signal to noise per pixel at which a model is validated."""
+RANKING = 3.0
+WIDTHS_NM = (0.03, 0.045, 0.065)  # of the Gaussian weights of sites in `ranking`
+AROUND_NM = 0.25  # how far around a site others are compared with it
+SITES, FEWEST = 1000, 12  # in a patch, at most; of a kind, at least
 SEED = 41
 """Of the frames' noise, whatever a run's seed: figures of two runs on the same data compare."""
 
@@ -28,25 +32,28 @@ def loss(
     y: Tensor,
     noise: Tensor,
     half: bool = False,
-    defects: Tensor | None = None,
+    marks: Tensor | None = None,
 ) -> Tensor:
     """Return the mean loss over patches, each (N, 1, H, W) in noise units, ``x`` (N, F, H, W).
 
     It is the net's own ``loss`` where it has one. With ``half`` the net computes in bfloat16,
-    spectra and loss in float32 all the same. Pixels where ``defects`` is 1 count
-    ``1 + recipe.defects`` times.
+    spectra and loss in float32 all the same. With ``marks`` (`CleanFrames.marks`) pixels at defects
+    count ``1 + recipe.defects`` times, and `ranking` is added ``RANKING`` times.
     """
 
     def error(prediction: Tensor, truth: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             squared = (prediction.float() - truth).square()
-            if defects is not None:
+            if marks is not None:
                 height, width = squared.shape[2:]
-                near = functional.adaptive_avg_pool2d(defects, (height, width))
+                near = functional.adaptive_avg_pool2d(marks[:, :1], (height, width))
                 weight = 1 + recipe.defects * near
                 squared = squared * weight / weight.mean((1, 2, 3), keepdim=True)
             squared = squared.mean((1, 2, 3))
-            return (torch.log(squared + 1e-3) if recipe.loss == "log-mse" else squared).mean()
+            found = (torch.log(squared + 1e-3) if recipe.loss == "log-mse" else squared).mean()
+            if marks is not None and prediction.shape[2:] == marks.shape[2:]:
+                found = found + RANKING * ranking(prediction.float(), truth, marks)
+            return found
 
     if isinstance(net, WithSpectrum):
         x = net.joined(x, noise)
@@ -54,6 +61,53 @@ def loss(
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
         found: Tensor = error(net(x, noise), y) if own is None else own(x, y, noise, error)
     return found
+
+
+def ranking(prediction: Tensor, truth: Tensor, marks: Tensor) -> Tensor:
+    """Return how little defects stand out from full sites in patches (N, 1, H, W): a number.
+
+    The squared error of a rare vacancy is small, whether it is seen or not. Here each site that a
+    defect changes is compared with each full one of its kind, as `emdn_models.vacancies` scores
+    them: by the Gaussian-weighted intensity, less that of the sites around. The difference, in
+    spreads of full sites, goes through a logistic function: the area under the receiver operating
+    characteristic, made smooth (Yan et al., ICML 2003). Of full sites the truth is taken off
+    before, lest edges and strain be flattened. ``marks`` are of `CleanFrames.marks`.
+    """
+    total = prediction.new_zeros(())
+    for pair, (_, sites, size) in zip(torch.cat([prediction, truth], 1), marks, strict=True):
+        places = sites.nonzero()
+        places = places[torch.randperm(len(places))[:SITES].to(places.device)]
+        numbers, width = sites[places.unbind(1)], WIDTHS_NM[int(torch.randint(len(WIDTHS_NM), ()))]
+        scores = _smooth(pair[:, None], width / float(size[0, 0]))[:, 0][:, *places.unbind(1)]
+        found: list[Tensor] = []
+        for kind in (numbers % 10).unique():
+            own = numbers % 10 == kind
+            full, place = numbers[own] < 10, places[own] * size[0, 0]
+            if full.all() or full.sum() < FEWEST:
+                continue
+            apart = torch.cdist(place, place[full])
+            near = torch.exp(-0.5 * (apart / AROUND_NM) ** 2) * (apart > 0)
+            near = near / near.sum(1, keepdim=True).clamp_min(1e-6)
+            seen, true = scores[:, own] - scores[:, own][:, full] @ near.T
+            limit = 3 * 1.4826 * true[full].abs().median() + 1e-6
+            usual, changed = full & (true.abs() < limit), ~full & (true.abs() > limit)
+            if not changed.any() or usual.sum() < FEWEST:
+                continue
+            off = seen[usual] - true[usual]
+            stands_out = true[changed].sign()[:, None] * (seen[changed][:, None] - off)
+            found.append(functional.softplus(-1.7 * stands_out / (off.std() + 1e-6)).mean(1))
+        if found:
+            total = total + torch.cat(found).mean() / len(prediction)
+    return total
+
+
+def _smooth(x: Tensor, width: float) -> Tensor:
+    """Blur (N, 1, H, W) by a Gaussian whose standard deviation is ``width`` pixels."""
+    reach = math.ceil(3 * width)
+    places = torch.arange(-reach, reach + 1, device=x.device)
+    line = torch.softmax(-0.5 * (places / width) ** 2, 0)
+    x = functional.conv2d(x, line.view(1, 1, -1, 1), padding=(reach, 0))
+    return functional.conv2d(x, line.view(1, 1, 1, -1), padding=(0, reach))
 
 
 def rate(recipe: Recipe, progress: float, step: int) -> float:
