@@ -93,9 +93,8 @@ def times(models: Sequence[str]) -> dict[str, float]:
 def draw(table: pl.DataFrame, path: Path) -> None:
     """Draw gain against time: a point a net."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for place, (name, gain, time) in enumerate(
-        table.select("model", "mean", "time / unet").sort("time / unet").rows()
-    ):
+    points = table.select("model", "mean", "time / unet").sort("time / unet").rows()
+    for place, (name, gain, time) in enumerate(points):
         axes.plot(time, gain, "o", color="C1" if name in VARIANTS else "C0")
         at = (0, 9 if place % 2 else -15)
         axes.annotate(name, (time, gain), at, textcoords="offset points", fontsize=8, ha="center")
@@ -118,9 +117,8 @@ def main() -> None:
     presets: Any = MODELS["unet"].presets
     for name, change in VARIANTS.items():
         presets[name] = replace(SHIPPED, **change)
-    fits = {
-        name: fitted(asked.out, asked.data, name, asked.minutes) for name in asked.only or VARIANTS
-    }
+    names = asked.only or VARIANTS
+    fits = {name: fitted(asked.out, asked.data, name, asked.minutes) for name in names}
     if asked.only:
         return
     files = tuple(file for file, _ in fits.values())

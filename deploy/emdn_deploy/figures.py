@@ -58,9 +58,8 @@ def draw(
 
     noise = np.sqrt(np.maximum((after - scale.offset) / scale.gain, 1)) * abs(scale.gain)
     reach = "to 0.5 / pixel"
-    if axis.step and axis.step > 0 and axis.units:
-        step, units = readable(axis.step, axis.units, before.shape[1])
-        reach = f"to {0.5 / step:.3g} / {units}"
+    if known := readable(axis, before.shape[1]):
+        reach = f"to {0.5 / known[0]:.3g} / {known[1]}"
     low, high = np.quantile(log_power(before), (0.01, 0.9999))
     limits = low, max(high, low + 1e-6)
     panels = [
@@ -107,9 +106,9 @@ def bar_length(extent: float) -> float:
 
 def bar_of(width: int, axis: Axis) -> tuple[float, str] | None:
     """Return pixels and words of a bar for a picture ``width`` wide, None without calibration."""
-    if not axis.step or axis.step <= 0 or not axis.units:
+    if not (known := readable(axis, width)):
         return None
-    step, units = readable(axis.step, axis.units, width)
+    step, units = known
     length = bar_length(width * step)
     return length / step, f"{length:g} {units}"
 
@@ -124,14 +123,15 @@ def scale_bar(panel: "Axes", width: int, axis: Axis) -> None:
         panel.text(left, 0.1, words, color="white", fontsize=9, bbox=look, transform=place)
 
 
-def readable(step: float, units: str, width: int) -> tuple[float, str]:
-    """Turn metres into a unit that makes the bar a small number."""
-    if units != "m":
-        return step, units
-    for factor, name in ((1e12, "pm"), (1e9, "nm"), (1e6, "µm"), (1e3, "mm")):
-        if bar_length(width * step * factor) < 500:
-            return step * factor, name
-    return step, units
+def readable(axis: Axis, width: int) -> tuple[float, str] | None:
+    """Return step and units, of metres those that make the bar a small number, if there are any."""
+    if not axis.step or axis.step <= 0 or not axis.units:
+        return None
+    metres = ((1e12, "pm"), (1e9, "nm"), (1e6, "µm"), (1e3, "mm"))
+    for factor, name in metres if axis.units == "m" else ():
+        if bar_length(width * axis.step * factor) < 500:
+            return axis.step * factor, name
+    return axis.step, axis.units
 
 
 def movie(

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -232,21 +232,19 @@ def hyperspy(file: h5py.File) -> list[Candidate]:
         signal = [i for i, note in enumerate(notes) if not bool(note.get("navigate", False))]
         if len(signal) not in (2, data.ndim):
             continue  # spectra
-        axes = tuple(
-            Axis(
-                text_of(note.get("name")),
-                text_of(note.get("units")),
-                number_of(note.get("scale")),
-                number_of(note.get("offset")) or 0.0,
-            )
-            for note in notes
-        )
+        axes = tuple(map(hyperspy_axis, notes))
         # A BaseSignal does not tell frames from time.
         order = _order_of(axes)
         if len(signal) == 2:
             order = _with_channels(_lettered(data.ndim, *signal), axes)
         found.append(Candidate(f"/Experiments/{title}/data", data, "HyperSpy", axes, order))
     return found
+
+
+def hyperspy_axis(note: Mapping[str, Any]) -> Axis:
+    """Read what HyperSpy's files, and RosettaSciIO, say of an axis."""
+    name, units = (text_of(note.get(key)) for key in ("name", "units"))
+    return Axis(name, units, number_of(note.get("scale")), number_of(note.get("offset")) or 0.0)
 
 
 def nexus(file: h5py.File) -> list[Candidate]:

@@ -25,7 +25,7 @@ from emdn_deploy.readers.frames import (
     cut_short,
     default_order,
 )
-from emdn_deploy.readers.hdf5 import text_of
+from emdn_deploy.readers.hdf5 import hyperspy_axis
 from emdn_models.errors import FormatError, MissingExtraError, install
 
 # Tags of DM that go along as text.
@@ -213,12 +213,7 @@ def _choose_signal(path: Path, name: str, signals: list[dict[str, Any]], choice:
     notes = sorted(signal["axes"], key=lambda axis: int(axis["index_in_array"]))
     lead, frame = iter(default_order((2,) * len(notes))), iter("yx")
     order = "".join(next(lead) if axis["navigate"] else next(frame) for axis in notes)
-    axes = tuple(
-        Axis(text_of(axis.get("name")), text_of(axis.get("units")), axis.get("scale"),
-             float(axis.get("offset") or 0.0))
-        for axis in notes
-    )  # fmt: skip
     return array_frames(
-        path, f"{name} (RosettaSciIO)", _Lazy(signal["data"]), choice, order=order, axes=axes,
-        why=why, notes=said,
+        path, f"{name} (RosettaSciIO)", _Lazy(signal["data"]), choice, order=order,
+        axes=tuple(map(hyperspy_axis, notes)), why=why, notes=said,
     )  # fmt: skip
