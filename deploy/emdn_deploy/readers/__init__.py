@@ -108,7 +108,7 @@ def _open_file(path: Path, choice: Choice, *, cut: bool = False) -> Frames:
         raise
     except Exception as error:  # parsers stumble over damage in ways of their own
         raise FormatError(
-            f"{path}: is cut short, damaged or no {path.suffix[1:].upper()} file "
+            f"{path}: is cut short, damaged or no {(path.suffix[1:] or kind).upper()} file "
             f"({type(error).__name__}: {error}); copy it again"
         ) from error
     if frames.missing and not cut:
