@@ -27,8 +27,8 @@ _WIDTHS_NM = (0.02, 0.03, 0.045, 0.065, 0.09)
 _FALSE_SITES = (0.1, 1.0)
 _BOND_NM = 0.142
 _MERGE_NM = 0.05
-_MARGIN_NM = 0.25
-_FEWEST = 12  # sites of a kind
+MARGIN_NM = 0.25  # sites nearer to a frame's edge are not judged
+FEWEST = 12  # sites of a kind
 _NEIGHBOURS = 12
 _VACANT = 0.6  # of a column's atoms
 
@@ -105,7 +105,7 @@ def simulated_sites(
             foreign[near], heaviest[near] = True, 6
     kinds, amplitudes = np.zeros(count, np.int64), np.full(count, np.nan)
     elements, counts = np.unique(heaviest, return_counts=True)
-    common = elements[np.argsort(-counts, kind="stable")][np.sort(counts)[::-1] >= _FEWEST]
+    common = elements[np.argsort(-counts, kind="stable")][np.sort(counts)[::-1] >= FEWEST]
     for kind, one in enumerate(common):
         own = heaviest == one
         most = max(float(np.median(size[own])), 1.0)
@@ -143,7 +143,7 @@ def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
     edge than 0.25 nm and for kinds of few sites.
     """
     (image,) = as_frames(frame=frame)
-    margin = _MARGIN_NM / pixel_size_nm
+    margin = MARGIN_NM / pixel_size_nm
     inside = (sites.places >= margin) & (sites.places <= np.array(image.shape[-2:]) - 1 - margin)
     judged = inside.all(1) & np.isfinite(sites.amplitudes)
     scores = np.full((len(_WIDTHS_NM), len(judged)), np.nan)
@@ -151,7 +151,7 @@ def site_scores(frame: ArrayLike, sites: Sites, pixel_size_nm: float) -> Floats:
         smooth = ndimage.gaussian_filter(image, width / pixel_size_nm, mode="reflect")
         for kind in range(len(sites.names)):
             own = np.flatnonzero(judged & (sites.kinds == kind))
-            if len(own) < _FEWEST:
+            if len(own) < FEWEST:
                 continue
             places = sites.places[own]
             value = ndimage.map_coordinates(smooth, places.T, order=1)

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from emdn_models.errors import FormatError
 from emdn_models.nets.scaling import middle
-from emdn_models.vacancies import simulated_sites
+from emdn_models.vacancies import MARGIN_NM, simulated_sites
 from emdn_train import noise
 from emdn_train.config import Recipe
 
@@ -45,7 +45,6 @@ CACHE_BYTES = 4 << 30
 DEFECT_NM = 0.12
 """Standard deviation of the Gaussian around a point defect in which a loss may weigh more."""
 
-MARGIN_NM = 0.25  # sites nearer to the edge are not judged
 ELECTRONS = (0.05, 1e5)  # least and most incident per pixel, whatever the contrast
 ZOOM = (0.75, 1.35)  # range of the magnification of augmented patches
 CONTRAST = (0.6, 1.5)  # range of the contrast of augmented patches, as a factor

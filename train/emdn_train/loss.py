@@ -12,15 +12,16 @@ from emdn_deploy.config import Device
 from emdn_models import DeviceError
 from emdn_models.nets.scaling import denormalise, middle, noise_map, normalise
 from emdn_models.nets.spectral import WithSpectrum
+from emdn_models.vacancies import FEWEST
 from emdn_train.config import RECIPES, WARM_UP, Recipe
 from emdn_train.dataset import Batch, CleanFrames, Source
 
 LEVELS = (0.12, 0.4, 1.2)
 """Signal to noise per pixel at which a model is validated."""
-RANKING = 3.0
+RANKING = 3.0  # how often `ranking` counts beside the squared error
 WIDTHS_NM = (0.03, 0.045, 0.065)  # of the Gaussian weights of sites in `ranking`
 AROUND_NM = 0.25  # how far around a site others are compared with it
-SITES, FEWEST = 1000, 12  # in a patch, at most; of a kind, at least
+SITES = 1000  # of a patch that are compared, at most
 SEED = 41
 """Of the frames' noise, whatever a run's seed: figures of two runs on the same data compare."""
 

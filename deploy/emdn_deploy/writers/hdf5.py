@@ -199,7 +199,7 @@ def recorded(path: Path) -> dict[str, Any]:
 def _mirror(target: Path, frames: Frames, provenance: Provenance, storage: Storage) -> Layout:
     """Write the input's tree but for the frames' pixels; FormatError if it is damaged there."""
     try:
-        with h5py.File(frames.path) as source, opened(target, "w") as out:
+        with h5py.File(frames.path, "r") as source, opened(target, "w") as out:
             layout = _copy_tree(source, out.file, frames, target, storage)
             _copy_references(source, out.file)
             if storage.sigma:
