@@ -174,7 +174,8 @@ def test_defects_go_with_their_patches(frames, draw, monkeypatch):
     assert (like[seen] > 0.8).all()
 
 
-def test_sites_go_with_their_patches(frames, monkeypatch):
+@pytest.mark.parametrize("draw", [Source.patches, Source.clips])
+def test_sites_go_with_their_patches(frames, draw, monkeypatch):
     frames.split.table = pl.DataFrame({"pixel_size_nm": [0.05] * 32})
     lattice = 4.0 + 8 * np.stack(np.meshgrid(np.arange(8), np.arange(8)), -1).reshape(-1, 2)
     lost = (lattice == [20, 36]).all(1)  # and what is near the edge is not judged
@@ -186,13 +187,12 @@ def test_sites_go_with_their_patches(frames, monkeypatch):
     assert (sites == expected).all()
     monkeypatch.setattr(dataset, "levelled", lambda _, clean, __: (clean, torch.full((16,), 4e2)))
     frames.cached = 1 + 1000 * sites
-    draw = Source(frames, replace(QUIET, defects=3.0, augmented=0.5), 64, CPU)
-    batch = draw.patches(torch.arange(16), chance(3))
+    recipe = replace(QUIET, defects=3.0, augmented=0.5)
+    batch = draw(Source(frames, recipe, 64, CPU), torch.arange(16), chance(3))
     sites = batch.marks[:, 1]
     assert {0, 35 + 11} == set(sites.sum((1, 2)).int().tolist())  # none where it is magnified
     for place, image in zip(sites > 0, batch.target[:, 0], strict=True):
         assert not place.any() or image[place].min() > image[~place].mean()
-    assert not draw.clips(torch.arange(16), chance(3)).marks[:, 1].any()
 
 
 def test_clips_change_at_one_frame_and_the_middle_is_the_truth(frames, monkeypatch):

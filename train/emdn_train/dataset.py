@@ -297,7 +297,6 @@ class Source:
             shown = torch.where(after[:, COUNT // 2], later, indices)
             clean = torch.cat([clean, self.frames.marks(shown)], 1)
         clean = moved(clean, self.size, self.recipe.augmented, generator)
-        clean[:, COUNT + 1 : COUNT + 2] = 0  # between pixels, sites are lost
         images, snr = levelled(self.recipe, clean[:, :COUNT], generator)
         dose = torch.exp(DOSE_STEP * torch.randn(n, 1, generator=generator))
         step = 1 + torch.randint(COUNT - 1, (n, 1), generator=generator)
@@ -356,7 +355,8 @@ def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -
 
     Maps (N, F, H, W), a specimen at rest, to (N, F, size, size), not negative; beyond the frames'
     edges they are mirrored. A share ``zoomed`` is magnified, by up to ``ZOOM[1]``, and turned.
-    The first ``COUNT`` of F are frames; what is beyond goes with the middle one of them.
+    The first ``COUNT`` of F are frames; what is beyond goes with the middle one of them, which does
+    not drift: sites (`CleanFrames.marks`) stay on pixels, and are lost where it is magnified.
     """
     n, planes, height, width = clean.shape
     size = min(size, height, width)
@@ -370,12 +370,13 @@ def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -
     jitter = (JITTER * uniform(0, 1, 1))[..., None] * torch.randn(n, COUNT, 2, generator=generator)
     path = torch.stack([course.cos(), course.sin()], -1) * (speed * time)[..., None] + jitter
     path = path * (uniform(0, 1, 1, 1) >= RESTING / 2)
+    path = path - path[:, COUNT // 2, None]
     special = uniform(0, 1, 1) < zoomed
     zoom = torch.where(special, uniform(1.0, ZOOM[1], 1), 1.0)
     angle = torch.where(special, uniform(0, 2 * math.pi, 1), 0.0)
     turn = angle + TURN * uniform(-1, 1, 1) * time
     free = torch.tensor([width - size, height - size]) / 2
-    corner = (uniform(-1, 1, 1, 2) * free).round()
+    corner = (uniform(0, 2, 1, 2) * free).round() - free
     # Rows of pixels are y, columns x; grid_sample counts from -1 to 1 over the frame.
     cos, sin = turn.cos() / zoom, turn.sin() / zoom
     side = torch.arange(size) - (size - 1) / 2
@@ -385,15 +386,12 @@ def moved(clean: Tensor, size: int, zoomed: float, generator: torch.Generator) -
     place = torch.stack([u, v], -1) + (corner + path)[:, :, None, None]
     grid = 2 * place / torch.tensor([width, height])
     further = grid[:, COUNT // 2, None].expand(n, planes - COUNT, *grid.shape[2:])
-    grid = torch.cat([grid, further], 1)
-    sampled = functional.grid_sample(
-        clean.flatten(0, 1)[:, None],
-        grid.flatten(0, 1),
-        mode="bicubic",
-        padding_mode="reflection",
-        align_corners=False,
-    )
-    return sampled.view(n, planes, size, size).clamp_min(0)
+    images, grid = clean.flatten(0, 1)[:, None], torch.cat([grid, further], 1).flatten(0, 1)
+    sampled = functional.grid_sample(images, grid, "bicubic", "reflection", align_corners=False)
+    sampled = sampled.view(n, planes, size, size).clamp_min(0)
+    sites = sampled[:, COUNT + 1 : COUNT + 2]
+    sites.copy_(torch.where(special[..., None, None], 0.0, sites.round()))
+    return sampled
 
 
 def crops(frames: Tensor, size: int, generator: torch.Generator, zoomed: float = 0.0) -> Tensor:
