@@ -187,7 +187,7 @@ def test_the_gain_is_entered_into_the_index_of_the_full_split_only(
     written = tmp_path / "index.json"
     written.write_text(json.dumps({"default": "ffdnet", "models": {"ffdnet": entry}}))
     config = QualityConfig(testset=tmp_path, models=(str(own),))
-    levels = [0.12, 0.4, 1.2] * 66
+    levels = [0.12, 0.4, 1.2] * 132
     gains = [10 * level + n % 2 for n, level in enumerate(levels)]
     found = pl.DataFrame({"model": str(own.with_suffix("")), "level": levels, "gain_db": gains})
     assert quality.note(found[:100], config) == []

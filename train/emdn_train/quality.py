@@ -37,7 +37,7 @@ from emdn_train.simulate.dataset import VERSION
 
 log = logging.getLogger(__name__)
 
-FRAMES = 198
+FRAMES = 396
 """Of the fixed test split with its multislice part."""
 
 _SITE: Any = pl.Struct({"kind": pl.String, "what": pl.String, "scores": pl.List(pl.Float64)})
